@@ -1,0 +1,765 @@
+/* eplb: expert parallelism load balancer for mixture-of-experts inference.
+ *
+ * Generated from src/ffi by `make header`; do not edit.
+ *
+ * In three steps: count which experts the router chooses and dump the counts (collect), turn the dump into a
+ * configuration file that says which expert each slot holds (generate), load that file and route by it (run).
+ *
+ * API conventions
+ *
+ * Status      Every call that can fail returns an eplb_status. eplb_last_error_message() then says, for the calling
+ *             thread, what went wrong, where, and what to do. Results are written only on success.
+ * Handles     eplb_<object> is opaque. A handle comes from _create, _load or eplb_solve() and goes back once, by its
+ *             _destroy, which takes NULL. Calls on a const handle may run on several threads at once; calls on another
+ *             handle are yours to serialise. What a handle lends lives until it is destroyed.
+ * Pointers    are yours and are used only until the call returns, unless it says otherwise. NULL where a value is
+ *             needed, a number out of range and an unknown constant are errors, never crashes.
+ * Structs     that begin with struct_size are initialised with their _INIT, so that a program and a library of
+ *             different minor versions fit together: fields are only ever appended, and zero is their default.
+ * Names       Expert, slot, rank, layer as everywhere in the field. Ranks are those of the expert-parallel group. Layers
+ *             are listed by the model's own numbers. S slots are split evenly over R ranks: rank r owns the slots
+ *             r * S/R .. (r + 1) * S/R.
+ * Strings     are UTF-8 and end in NUL.
+ * State       There is none outside handles, but for the log callback and each thread's last error message. No call
+ *             ends the process, and no panic or exception leaves the library.
+ */
+#ifndef EPLB_H
+#define EPLB_H
+
+#include <stddef.h>
+#include <stdint.h>
+
+#ifndef EPLB_API
+#if defined(__GNUC__)
+#define EPLB_API __attribute__((visibility("default")))
+#else
+#define EPLB_API
+#endif
+#endif
+
+
+/* ----------------------------------------------------------------------------------------------------
+ * Library: statuses, messages, versions, log
+ * ---------------------------------------------------------------------------------------------------- */
+
+/**
+ * The version of the interface that this header describes. It changes only when a program compiled with an older
+ * header would no longer work; compare with eplb_abi_version().
+ */
+#define EPLB_ABI_VERSION 1
+
+/** How a call ended. Numbers keep their meaning for ever; new ones may come. */
+enum eplb_status
+#if defined(__cplusplus) || __STDC_VERSION__ >= 202311L
+  : int32_t
+#endif // defined(__cplusplus) || __STDC_VERSION__ >= 202311L
+ {
+  /** Done. */
+  EPLB_STATUS_OK = 0,
+  /** An argument is wrong by itself: NULL, out of range, an unknown layer, a struct without its _INIT. */
+  EPLB_STATUS_INVALID_ARGUMENT = 1,
+  /** The progress callback asked to stop. */
+  EPLB_STATUS_CANCELLED = 2,
+  /** Memory could not be had. */
+  EPLB_STATUS_OUT_OF_MEMORY = 3,
+  /** The operating system refused something other than a file, such as a thread. */
+  EPLB_STATUS_SYSTEM = 4,
+  /** A defect of eplb, caught. Please report it; other calls work on. */
+  EPLB_STATUS_INTERNAL = 5,
+  /** A file could not be read. */
+  EPLB_STATUS_READ_FAILED = 10,
+  /** A file could not be written. What was there before is untouched. */
+  EPLB_STATUS_WRITE_FAILED = 11,
+  /** A statistic dump is damaged or contradicts itself. */
+  EPLB_STATUS_INVALID_DUMP = 20,
+  /** Ranks, iterations or layers are missing from a statistic dump. */
+  EPLB_STATUS_INCOMPLETE_DUMP = 21,
+  /** Experts, slots and ranks do not fit together; the message names the nearest valid numbers of slots. */
+  EPLB_STATUS_INVALID_SHAPE = 30,
+  /** A load is not a finite, non-negative number. */
+  EPLB_STATUS_INVALID_LOADS = 31,
+  /** A placement or its configuration file cannot be served. */
+  EPLB_STATUS_INVALID_PLACEMENT = 40,
+};
+#ifndef __cplusplus
+#if __STDC_VERSION__ >= 202311L
+typedef enum eplb_status eplb_status;
+#else
+typedef int32_t eplb_status;
+#endif // __STDC_VERSION__ >= 202311L
+#endif // __cplusplus
+
+/** How serious a log message is. */
+enum eplb_log_level
+#if defined(__cplusplus) || __STDC_VERSION__ >= 202311L
+  : int32_t
+#endif // defined(__cplusplus) || __STDC_VERSION__ >= 202311L
+ {
+  /** Something failed that no status could tell. */
+  EPLB_LOG_LEVEL_ERROR = 1,
+  /** Something was accepted that the operator should know of, such as missing ranks. */
+  EPLB_LOG_LEVEL_WARNING = 2,
+  /** What was done. */
+  EPLB_LOG_LEVEL_INFO = 3,
+};
+#ifndef __cplusplus
+#if __STDC_VERSION__ >= 202311L
+typedef enum eplb_log_level eplb_log_level;
+#else
+typedef int32_t eplb_log_level;
+#endif // __STDC_VERSION__ >= 202311L
+#endif // __cplusplus
+
+/**
+ * Receives log messages. May be called by several threads at once; must not throw, and must not call
+ * eplb_set_log_callback().
+ *
+ * \param message  UTF-8, lives until the callback returns
+ */
+typedef void (*eplb_log_callback)(void *user_data,
+                                  eplb_log_level level,
+                                  const char *message);
+
+#ifdef __cplusplus
+extern "C" {
+#endif // __cplusplus
+
+/**
+ * The version of the interface that the loaded library has. A program whose EPLB_ABI_VERSION is another one must not
+ * call anything else.
+ */
+EPLB_API
+uint32_t eplb_abi_version(void);
+
+/** The version of the library, such as "0.1.0". The string lives for ever. */
+EPLB_API
+const char *eplb_version_string(void);
+
+/**
+ * The name of a status, such as "EPLB_STATUS_INVALID_DUMP"; "unknown status" for a number that is none. The string
+ * lives for ever.
+ */
+EPLB_API
+const char *eplb_status_string(int32_t status);
+
+/**
+ * What went wrong in this thread's last call that failed: what, where (file, rank, iteration, layer, slot) and what to
+ * do about it. Empty before the first failure; a call that succeeds leaves it as it is.
+ *
+ * \return a string that lives until this thread's next failing call; never NULL
+ */
+EPLB_API
+const char *eplb_last_error_message(void);
+
+/**
+ * Sends the library's log messages to `callback`, or nowhere with NULL, as it is from the start. This is the one thing
+ * that all handles of a process share. After it returns, a thread already in the old callback may still finish there.
+ *
+ * \param user_data  handed to each call of `callback`
+ */
+EPLB_API
+eplb_status eplb_set_log_callback(eplb_log_callback callback,
+                                  void *user_data);
+
+#ifdef __cplusplus
+}  // extern "C"
+#endif  // __cplusplus
+
+/* ----------------------------------------------------------------------------------------------------
+ * Statistics: what was counted (step 1 leaves it, step 2 reads it)
+ * ---------------------------------------------------------------------------------------------------- */
+
+/** What the ids of a dump are. */
+enum eplb_counted
+#if defined(__cplusplus) || __STDC_VERSION__ >= 202311L
+  : int32_t
+#endif // defined(__cplusplus) || __STDC_VERSION__ >= 202311L
+ {
+  /** Experts, as the router chose them. */
+  EPLB_COUNTED_EXPERTS = 0,
+  /** Slots: a placement was in force while counting. */
+  EPLB_COUNTED_SLOTS = 1,
+};
+#ifndef __cplusplus
+#if __STDC_VERSION__ >= 202311L
+typedef enum eplb_counted eplb_counted;
+#else
+typedef int32_t eplb_counted;
+#endif // __STDC_VERSION__ >= 202311L
+#endif // __cplusplus
+
+/** The counts of a dump, summed over ranks. Immutable: any number of threads may use it at once. */
+typedef struct eplb_stats eplb_stats;
+
+/** What to read of a dump. Initialise with EPLB_STATS_OPTIONS_INIT; zero is every field's default. */
+typedef struct eplb_stats_options {
+  /** sizeof(eplb_stats_options) */
+  size_t struct_size;
+  /** First iteration to use; 0: from the start of the dump. */
+  int64_t iter_start;
+  /** First iteration not to use any more; 0: to the end of the dump. */
+  int64_t iter_stop;
+  /** Not 0: take a dump in which the files of some ranks are missing. eplb_stats_info lists them. */
+  uint32_t allow_missing_ranks;
+  /** Threads that read; 0: one a core, at most 8. Results do not depend on it. */
+  uint32_t num_threads;
+} eplb_stats_options;
+/** An eplb_stats_options with every default. */
+#define EPLB_STATS_OPTIONS_INIT { sizeof(eplb_stats_options), 0, 0, 0, 0 }
+
+/** What a dump holds. Initialise with EPLB_STATS_INFO_INIT. Arrays belong to the handle and live as long as it does. */
+typedef struct eplb_stats_info {
+  /** sizeof(eplb_stats_info) */
+  size_t struct_size;
+  /** Experts of a layer, or slots where `counted` says so. */
+  uint32_t num_experts;
+  /** Experts that each token chooses. */
+  uint32_t experts_per_token;
+  /** Ranks of the run that dumped, the missing ones included. */
+  uint32_t num_ranks;
+  /** Whether experts or slots were counted: an eplb_counted. */
+  int32_t counted;
+  /** First iteration of the counts. */
+  int64_t iter_start;
+  /** The one after the last. */
+  int64_t iter_stop;
+  /** The layers' numbers, ascending: int32 [num_layers]. */
+  const int32_t *layer_ids;
+  /** Layers that were counted. */
+  size_t num_layers;
+  /** Ranks whose file is missing, ascending: int32 [num_missing_ranks]. */
+  const int32_t *missing_ranks;
+  /** Always 0 unless allow_missing_ranks was set. */
+  size_t num_missing_ranks;
+} eplb_stats_info;
+/** An eplb_stats_info with every default. */
+#define EPLB_STATS_INFO_INIT { sizeof(eplb_stats_info), 0, 0, 0, 0, 0, 0, NULL, 0, NULL, 0 }
+
+#ifdef __cplusplus
+extern "C" {
+#endif // __cplusplus
+
+/**
+ * Reads the dump in a directory: meta_info.json and one rank<R>.safetensors a rank, summed over ranks.
+ *
+ * \param path     the directory, UTF-8
+ * \param options  may be NULL: all iterations, all ranks present
+ * \param stats    receives the handle, which goes back by eplb_stats_destroy()
+ * \return EPLB_STATUS_OK; EPLB_STATUS_INVALID_DUMP or EPLB_STATUS_INCOMPLETE_DUMP with a message naming file,
+ *         iteration and layer; EPLB_STATUS_READ_FAILED; EPLB_STATUS_INVALID_ARGUMENT, also for iterations that the dump
+ *         does not have
+ */
+EPLB_API
+eplb_status eplb_stats_load(const char *path,
+                            const eplb_stats_options *options,
+                            eplb_stats **stats);
+
+/**
+ * Tells what the dump held.
+ *
+ * \param info  from EPLB_STATS_INFO_INIT
+ */
+EPLB_API
+eplb_status eplb_stats_get_info(const eplb_stats *stats,
+                                eplb_stats_info *info);
+
+/**
+ * Copies the loads of one layer, in the form that eplb_solve() takes: (token, choice) pairs by expert.
+ *
+ * \param layer        the layer's number
+ * \param num_samples  1: summed over the iterations; iter_stop - iter_start: one row an iteration
+ * \param num_experts  that of the dump, as a check
+ * \param loads        receives [num_samples][num_experts]
+ */
+EPLB_API
+eplb_status eplb_stats_layer_loads(const eplb_stats *stats,
+                                   int32_t layer,
+                                   size_t num_samples,
+                                   size_t num_experts,
+                                   double *loads);
+
+/** Gives the handle back. NULL is allowed. */
+EPLB_API
+void eplb_stats_destroy(eplb_stats *stats);
+
+#ifdef __cplusplus
+}  // extern "C"
+#endif  // __cplusplus
+
+/* ----------------------------------------------------------------------------------------------------
+ * Placement: which expert each slot holds
+ * ---------------------------------------------------------------------------------------------------- */
+
+/** What is wrong with a slot. */
+enum eplb_issue_kind
+#if defined(__cplusplus) || __STDC_VERSION__ >= 202311L
+  : int32_t
+#endif // defined(__cplusplus) || __STDC_VERSION__ >= 202311L
+ {
+  /**
+   * The slot repeats an expert that another slot of its rank holds already. It is served, but one of the two is
+   * wasted.
+   */
+  EPLB_ISSUE_KIND_DUPLICATE_ON_RANK = 1,
+};
+#ifndef __cplusplus
+#if __STDC_VERSION__ >= 202311L
+typedef enum eplb_issue_kind eplb_issue_kind;
+#else
+typedef int32_t eplb_issue_kind;
+#endif // __STDC_VERSION__ >= 202311L
+#endif // __cplusplus
+
+/**
+ * The expert of every slot of every layer. Rank r owns the consecutive slots r * S/R .. (r + 1) * S/R. Immutable, and
+ * always servable: each slot holds an expert that exists and each expert has a slot. Any number of threads may use it
+ * at once.
+ */
+typedef struct eplb_placement eplb_placement;
+
+/** The sizes of a placement made from arrays. Initialise with EPLB_PLACEMENT_CONFIG_INIT. */
+typedef struct eplb_placement_config {
+  /** sizeof(eplb_placement_config) */
+  size_t struct_size;
+  /** Experts of a layer. Must be given. */
+  uint32_t num_experts;
+  /** Ranks of the expert-parallel group. Must be given. */
+  uint32_t num_ranks;
+  /** Slots of all ranks together; 0: one an expert. */
+  uint32_t num_slots;
+  /** Layers that an engine with an online balancer moves an iteration; eplb_placement_save() writes it. */
+  uint32_t layer_updates_per_iter;
+} eplb_placement_config;
+/** An eplb_placement_config with every default. */
+#define EPLB_PLACEMENT_CONFIG_INIT { sizeof(eplb_placement_config), 0, 0, 0, 0 }
+
+/**
+ * What the reader of a configuration file knows of its model. Initialise with EPLB_PLACEMENT_LOAD_OPTIONS_INIT; give
+ * all that is known, so that a file for another model is refused here rather than at the first token.
+ */
+typedef struct eplb_placement_load_options {
+  /** sizeof(eplb_placement_load_options) */
+  size_t struct_size;
+  /** Experts of a layer; 0: as many as the file names. */
+  uint32_t num_experts;
+  /** Ranks of the expert-parallel group; 0: the file's ep_size, which most files do not have. */
+  uint32_t num_ranks;
+  /**
+   * Layers that must be there: int32 [num_layers]. Further layers of the file are kept, so that all pipeline stages
+   * have one placement and one hash. NULL: the layers of the file.
+   */
+  const int32_t *layer_ids;
+  /** Length of layer_ids. */
+  size_t num_layers;
+} eplb_placement_load_options;
+/** An eplb_placement_load_options with every default. */
+#define EPLB_PLACEMENT_LOAD_OPTIONS_INIT { sizeof(eplb_placement_load_options), 0, 0, NULL, 0 }
+
+/** One thing that is wrong with a placement, and its place. */
+typedef struct eplb_placement_issue {
+  /** An eplb_issue_kind. */
+  int32_t kind;
+  /** The layer's number. */
+  int32_t layer;
+  /** The rank that owns the slot. */
+  int32_t rank;
+  /** The slot, counted over all ranks. */
+  int32_t slot;
+  /** The expert that the slot holds. */
+  int32_t expert;
+  /** The first slot of the rank with that expert. */
+  int32_t other_slot;
+} eplb_placement_issue;
+
+/**
+ * The sizes of a placement. Initialise with EPLB_PLACEMENT_INFO_INIT. Arrays belong to the handle and live as long as
+ * it does.
+ */
+typedef struct eplb_placement_info {
+  /** sizeof(eplb_placement_info) */
+  size_t struct_size;
+  /** Experts of a layer. */
+  uint32_t num_experts;
+  /** Ranks. */
+  uint32_t num_ranks;
+  /** Slots of all ranks together. */
+  uint32_t num_slots;
+  /** Slots of one rank. */
+  uint32_t slots_per_rank;
+  /** The layers' numbers, ascending: int32 [num_layers]. */
+  const int32_t *layer_ids;
+  /** Layers. */
+  size_t num_layers;
+  /** The largest number of slots that an expert has in any layer. */
+  uint32_t max_replicas;
+  /** Layers that an engine with an online balancer moves an iteration. */
+  uint32_t layer_updates_per_iter;
+  /** Slots that repeat an expert of their own rank, over all layers; see eplb_placement_validate(). */
+  uint64_t num_duplicates;
+} eplb_placement_info;
+/** An eplb_placement_info with every default. */
+#define EPLB_PLACEMENT_INFO_INIT { sizeof(eplb_placement_info), 0, 0, 0, 0, NULL, 0, 0, 0, 0 }
+
+/**
+ * How evenly a placement loads the ranks in one layer. Initialise with EPLB_PLACEMENT_EVALUATION_INIT. Figures are
+ * taken per sample and averaged over samples; an expert's load is split evenly over its replicas.
+ */
+typedef struct eplb_placement_evaluation {
+  /** sizeof(eplb_placement_evaluation) */
+  size_t struct_size;
+  /** Mean load of a rank. */
+  double mean_load;
+  /** Load of the most loaded rank. */
+  double max_load;
+  /** (max - mean) / mean: 0 is even. NaN where a sample has no load. */
+  double imbalance_ratio;
+  /** mean / max: 1 is even. NaN where a sample has no load. */
+  double balancedness;
+  /** The rank with the largest load over all samples. */
+  uint32_t worst_rank;
+  /** The largest number of slots that an expert has. */
+  uint32_t max_replicas;
+  /** Slots that repeat an expert of their own rank. */
+  uint64_t num_duplicates;
+} eplb_placement_evaluation;
+/** An eplb_placement_evaluation with every default. */
+#define EPLB_PLACEMENT_EVALUATION_INIT { sizeof(eplb_placement_evaluation), 0, 0, 0, 0, 0, 0, 0 }
+
+#ifdef __cplusplus
+extern "C" {
+#endif // __cplusplus
+
+/**
+ * Makes a placement from arrays.
+ *
+ * \param layer_ids     int32 [num_layers], the model's own layer numbers, each once
+ * \param slot_experts  int32 [num_layers][num_slots]: the expert of each slot, rows in the order of layer_ids
+ * \param placement     receives the handle, which goes back by eplb_placement_destroy()
+ * \return EPLB_STATUS_OK; EPLB_STATUS_INVALID_SHAPE; EPLB_STATUS_INVALID_PLACEMENT naming layer, rank and slot
+ */
+EPLB_API
+eplb_status eplb_placement_create(const eplb_placement_config *config,
+                                  const int32_t *layer_ids,
+                                  size_t num_layers,
+                                  const int32_t *slot_experts,
+                                  eplb_placement **placement);
+
+/**
+ * Reads a configuration file (moe_load_balancer.yaml).
+ *
+ * \param path       the file, UTF-8
+ * \param options    what is known of the model; NULL where the file says it all
+ * \param placement  receives the handle, which goes back by eplb_placement_destroy()
+ * \return EPLB_STATUS_OK; EPLB_STATUS_INVALID_PLACEMENT naming the key, or layer, rank and slot; EPLB_STATUS_INVALID_SHAPE;
+ *         EPLB_STATUS_INVALID_ARGUMENT where something is needed that the file does not say; EPLB_STATUS_READ_FAILED
+ */
+EPLB_API
+eplb_status eplb_placement_load(const char *path,
+                                const eplb_placement_load_options *options,
+                                eplb_placement **placement);
+
+/**
+ * Writes the configuration file, to the byte as TensorRT-LLM's own script does.
+ *
+ * \param path  the file, UTF-8; an existing one is replaced in one step: whenever the process dies, the old or the new
+ *              file is there, whole
+ */
+EPLB_API
+eplb_status eplb_placement_save(const eplb_placement *placement,
+                                const char *path);
+
+/**
+ * Lists what is wrong with a placement, by layer and slot. What would make it unusable (an expert that does not exist or
+ * has no slot) was refused, with its place in the message, when the placement was made or loaded; what is listed here is
+ * served, at a cost.
+ *
+ * \param issues      receives the first `capacity` issues; may be NULL when capacity is 0
+ * \param num_issues  receives how many there are, which may be more than capacity
+ */
+EPLB_API
+eplb_status eplb_placement_validate(const eplb_placement *placement,
+                                    eplb_placement_issue *issues,
+                                    size_t capacity,
+                                    size_t *num_issues);
+
+/**
+ * Tells the sizes of a placement.
+ *
+ * \param info  from EPLB_PLACEMENT_INFO_INIT
+ */
+EPLB_API
+eplb_status eplb_placement_get_info(const eplb_placement *placement,
+                                    eplb_placement_info *info);
+
+/**
+ * Lends the expert of each slot of a layer.
+ *
+ * \param layer      the layer's number
+ * \param experts    receives int32 [num_slots], the handle's own
+ * \param num_slots  receives the length; may be NULL
+ */
+EPLB_API
+eplb_status eplb_placement_layer_experts(const eplb_placement *placement,
+                                         int32_t layer,
+                                         const int32_t **experts,
+                                         size_t *num_slots);
+
+/**
+ * Lends the experts whose weights a rank must hold in a layer, in the order of its slots. An expert that stands twice
+ * needs one copy of its weights only where the engine can serve two slots from it.
+ *
+ * \param layer           the layer's number
+ * \param experts         receives int32 [slots_per_rank], the handle's own
+ * \param slots_per_rank  receives the length; may be NULL
+ */
+EPLB_API
+eplb_status eplb_placement_rank_experts(const eplb_placement *placement,
+                                        int32_t layer,
+                                        uint32_t rank,
+                                        const int32_t **experts,
+                                        size_t *slots_per_rank);
+
+/**
+ * A fingerprint of a placement that is equal on every rank and architecture; compare it over all ranks before the first
+ * token. It is FNV-1a (64 bits) over little-endian 32-bit words: the numbers of experts, slots, ranks and layers, then
+ * each layer's number and the experts of its slots.
+ */
+EPLB_API
+eplb_status eplb_placement_hash(const eplb_placement *placement,
+                                uint64_t *hash);
+
+/**
+ * Tells how evenly a placement would load the ranks in one layer.
+ *
+ * \param loads        [num_samples][num_experts], finite and not negative, in any unit
+ * \param num_experts  that of the placement, as a check
+ * \param evaluation   from EPLB_PLACEMENT_EVALUATION_INIT
+ */
+EPLB_API
+eplb_status eplb_placement_evaluate(const eplb_placement *placement,
+                                    const double *loads,
+                                    int32_t layer,
+                                    size_t num_samples,
+                                    size_t num_experts,
+                                    eplb_placement_evaluation *evaluation);
+
+/** Gives the handle back. NULL is allowed. */
+EPLB_API
+void eplb_placement_destroy(eplb_placement *placement);
+
+#ifdef __cplusplus
+}  // extern "C"
+#endif  // __cplusplus
+
+/* ----------------------------------------------------------------------------------------------------
+ * Solving: loads to placement
+ * ---------------------------------------------------------------------------------------------------- */
+
+/** A rule for placing experts. */
+enum eplb_policy
+#if defined(__cplusplus) || __STDC_VERSION__ >= 202311L
+  : int32_t
+#endif // defined(__cplusplus) || __STDC_VERSION__ >= 202311L
+ {
+  /**
+   * The best that the library has: today EPLB_POLICY_TRTLLM. Name a policy where results must not change with a
+   * later library.
+   */
+  EPLB_POLICY_DEFAULT = 0,
+  /**
+   * TensorRT-LLM's greedy, bit for bit. Each spare slot goes to the expert with the largest load per replica, ties to
+   * the higher expert; then each replica, heaviest first, ties by expert, to the least loaded rank that has a free
+   * slot, ties to the lower rank. Samples are added up and rounded to float32. It may put an expert twice on a rank.
+   */
+  EPLB_POLICY_TRTLLM = 1,
+};
+#ifndef __cplusplus
+#if __STDC_VERSION__ >= 202311L
+typedef enum eplb_policy eplb_policy;
+#else
+typedef int32_t eplb_policy;
+#endif // __STDC_VERSION__ >= 202311L
+#endif // __cplusplus
+
+/** How to solve. Initialise with EPLB_SOLVE_CONFIG_INIT; zero is a field's default where it has one. */
+typedef struct eplb_solve_config {
+  /** sizeof(eplb_solve_config) */
+  size_t struct_size;
+  /** An eplb_policy. */
+  int32_t policy;
+  /** Ranks of the expert-parallel group. Must be given. */
+  uint32_t num_ranks;
+  /** Slots of all ranks together, a multiple of the ranks and not below the experts; 0: one an expert. */
+  uint32_t num_slots;
+  /** Threads that solve, layers in parallel; 0: one a core, at most 8. Results do not depend on it. */
+  uint32_t num_threads;
+} eplb_solve_config;
+/** An eplb_solve_config with every default. */
+#define EPLB_SOLVE_CONFIG_INIT { sizeof(eplb_solve_config), 0, 0, 0, 0 }
+
+#ifdef __cplusplus
+extern "C" {
+#endif // __cplusplus
+
+/**
+ * Decides which expert each slot holds, so that the ranks carry equal load.
+ *
+ * \param loads        [num_layers][num_samples][num_experts], finite and not negative, in any unit. A sample is one
+ *                     situation that the placement should be good for: an iteration, or a workload; 1 will do
+ * \param layer_ids    int32 [num_layers], the model's own layer numbers, each once
+ * \param placement    receives the handle, which goes back by eplb_placement_destroy()
+ * \return EPLB_STATUS_OK; EPLB_STATUS_INVALID_SHAPE with the nearest valid numbers of slots in the message;
+ *         EPLB_STATUS_INVALID_LOADS naming layer, sample and expert; EPLB_STATUS_INVALID_ARGUMENT
+ */
+EPLB_API
+eplb_status eplb_solve(const eplb_solve_config *config,
+                       const double *loads,
+                       const int32_t *layer_ids,
+                       size_t num_layers,
+                       size_t num_samples,
+                       size_t num_experts,
+                       eplb_placement **placement);
+
+/**
+ * Finds the valid numbers of slots nearest to a wanted one: multiples of the ranks that are not below the experts.
+ *
+ * \param below  receives the largest valid number that is not above num_slots, 0 where there is none
+ * \param above  receives the smallest valid number that is not below num_slots, 0 where there is none within the
+ *               library's limit of 1,048,576; equal to below where num_slots is valid itself
+ * \return EPLB_STATUS_OK; EPLB_STATUS_INVALID_ARGUMENT for no experts or no ranks
+ */
+EPLB_API
+eplb_status eplb_suggest_num_slots(uint32_t num_experts,
+                                   uint32_t num_ranks,
+                                   uint32_t num_slots,
+                                   uint32_t *below,
+                                   uint32_t *above);
+
+#ifdef __cplusplus
+}  // extern "C"
+#endif  // __cplusplus
+
+/* ----------------------------------------------------------------------------------------------------
+ * Generating: a dump directory to a configuration file (step 2 as a whole)
+ * ---------------------------------------------------------------------------------------------------- */
+
+/** What eplb_generate() is doing. */
+enum eplb_phase
+#if defined(__cplusplus) || __STDC_VERSION__ >= 202311L
+  : int32_t
+#endif // defined(__cplusplus) || __STDC_VERSION__ >= 202311L
+ {
+  /** Reading the dump; counted in bytes. */
+  EPLB_PHASE_READ = 0,
+  /** Placing experts; counted in layers. */
+  EPLB_PHASE_SOLVE = 1,
+  /** Writing the configuration file; counted in files. */
+  EPLB_PHASE_WRITE = 2,
+};
+#ifndef __cplusplus
+#if __STDC_VERSION__ >= 202311L
+typedef enum eplb_phase eplb_phase;
+#else
+typedef int32_t eplb_phase;
+#endif // __STDC_VERSION__ >= 202311L
+#endif // __cplusplus
+
+/**
+ * Hears how far eplb_generate() is, on the thread that called it. Must not throw.
+ *
+ * \param done   what is done of the phase, out of `total`
+ * \return 0 to go on; anything else cancels, which leaves an existing configuration file as it is
+ */
+typedef int32_t (*eplb_progress_callback)(void *user_data,
+                                          eplb_phase phase,
+                                          uint64_t done,
+                                          uint64_t total);
+
+/**
+ * What to generate. Initialise with EPLB_GENERATE_CONFIG_INIT; zero is a field's default where it has one. Defaults are
+ * those of TensorRT-LLM's script.
+ */
+typedef struct eplb_generate_config {
+  /** sizeof(eplb_generate_config) */
+  size_t struct_size;
+  /** Directory of the dump, UTF-8. Must be given. */
+  const char *expert_statistic_path;
+  /** Configuration file to write, UTF-8. Must be given. An existing file is replaced in one step. */
+  const char *output_path;
+  /** Ranks to place the experts on (the EP size); 0: as many as dumped. */
+  uint32_t num_ranks;
+  /** Slots of all ranks together, a multiple of the ranks and not below the experts; 0: one an expert. */
+  uint32_t num_slots;
+  /** First iteration to use; 0: from the start of the dump. */
+  int64_t iter_start;
+  /** First iteration not to use any more; 0: to the end of the dump. */
+  int64_t iter_stop;
+  /** An eplb_policy. */
+  int32_t policy;
+  /** Layers that an engine with an online balancer moves an iteration; written to the file as it is. */
+  uint32_t layer_updates_per_iter;
+  /** Not 0: take a dump in which the files of some ranks are missing. */
+  uint32_t allow_missing_ranks;
+  /** Threads to use; 0: one a core, at most 8. Results do not depend on it. */
+  uint32_t num_threads;
+  /** Hears how far the work is; may be NULL. */
+  eplb_progress_callback progress;
+  /** Handed to each call of `progress`. */
+  void *user_data;
+} eplb_generate_config;
+/** An eplb_generate_config with every default. */
+#define EPLB_GENERATE_CONFIG_INIT { sizeof(eplb_generate_config), NULL, NULL, 0, 0, 0, 0, 0, 0, 0, 0, NULL, NULL }
+
+/** What eplb_generate() made. Initialise with EPLB_GENERATE_REPORT_INIT. */
+typedef struct eplb_generate_report {
+  /** sizeof(eplb_generate_report) */
+  size_t struct_size;
+  /** Ranks placed for. */
+  uint32_t num_ranks;
+  /** Slots of all ranks together. */
+  uint32_t num_slots;
+  /** Experts of a layer. */
+  uint32_t num_experts;
+  /** Layers placed. */
+  uint32_t num_layers;
+  /** First iteration used. */
+  int64_t iter_start;
+  /** The one after the last. */
+  int64_t iter_stop;
+  /** Ranks of the dump whose file is missing. */
+  uint32_t num_missing_ranks;
+  /** Slots that repeat an expert of their own rank. */
+  uint32_t num_duplicates;
+  /**
+   * (max - mean) / mean of the ranks' tokens without a load balancer: taken per layer and iteration, averaged over
+   * iterations, then over layers. NaN where no layer has tokens in every iteration.
+   */
+  double imbalance_before;
+  /** The same with the placement, an expert's tokens split evenly over its replicas. */
+  double imbalance_after;
+  /** eplb_placement_hash() of the placement. */
+  uint64_t hash;
+} eplb_generate_report;
+/** An eplb_generate_report with every default. */
+#define EPLB_GENERATE_REPORT_INIT { sizeof(eplb_generate_report), 0, 0, 0, 0, 0, 0, 0, 0, 0, 0, 0 }
+
+#ifdef __cplusplus
+extern "C" {
+#endif // __cplusplus
+
+/**
+ * Reads a dump, places its experts and writes the configuration file: step 2 as a whole.
+ *
+ * \param report  from EPLB_GENERATE_REPORT_INIT; may be NULL
+ * \return EPLB_STATUS_OK, and the file is there, whole and synced to disk; otherwise a file of that name is as it was:
+ *         what eplb_stats_load() and eplb_solve() return, EPLB_STATUS_WRITE_FAILED or EPLB_STATUS_CANCELLED
+ */
+EPLB_API
+eplb_status eplb_generate(const eplb_generate_config *config,
+                          eplb_generate_report *report);
+
+#ifdef __cplusplus
+}  // extern "C"
+#endif  // __cplusplus
+
+#endif /* EPLB_H */

@@ -1,0 +1,169 @@
+//! `eplb generate`: a dump becomes a configuration file.
+
+use std::fmt::Write;
+use std::path::PathBuf;
+
+use clap::builder::{PossibleValuesParser, TypedValueParser};
+use comfy_table::{Cell, CellAlignment, Table, TableComponent, presets};
+use eplb::Result;
+use eplb::generate::{GenerateConfig, Generated, LayerChange, Phase, generate};
+use eplb::solve::Policy;
+use eplb::stats::LoadOptions;
+use indicatif::{ProgressBar, ProgressStyle};
+
+/// Turn a statistic dump into a configuration file (step 2)
+///
+/// Reads the counts that every rank dumped, decides how many slots each expert gets and on which ranks, writes the
+/// configuration file, and prints how uneven the ranks are before and after.
+#[derive(clap::Args)]
+#[command(after_help = "\
+Example (a recording that ships with eplb):
+  eplb generate --expert_statistic_path data/dumps/dsv2lite-translation \\
+      --ep_size 8 --num_slots 72 --output_path moe_load_balancer.yaml
+
+Flags may be written with hyphens too: --ep-size, --num-slots.")]
+pub struct Args {
+    /// Directory of the dump: meta_info.json and one rank<R>.safetensors a rank
+    #[arg(long = "expert_statistic_path", alias = "expert-statistic-path", value_name = "DIR")]
+    expert_statistic_path: PathBuf,
+
+    /// Configuration file to write; an existing one is replaced in one step
+    #[arg(long = "output_path", alias = "output-path", value_name = "FILE")]
+    output_path: PathBuf,
+
+    /// Ranks to place the experts on [default: the number of rank files]
+    #[arg(long = "ep_size", alias = "ep-size", value_name = "RANKS")]
+    ep_size: Option<usize>,
+
+    /// Slots of all ranks together, a multiple of the ranks; those beyond the experts hold copies of hot experts
+    /// [default: the number of experts]
+    #[arg(long = "num_slots", alias = "num-slots", value_name = "SLOTS")]
+    num_slots: Option<usize>,
+
+    /// First iteration to use [default: the dump's first]
+    #[arg(long = "iter_start", alias = "iter-start", value_name = "ITER")]
+    iter_start: Option<u64>,
+
+    /// First iteration not to use any more [default: the dump's end]
+    #[arg(long = "iter_stop", alias = "iter-stop", value_name = "ITER")]
+    iter_stop: Option<u64>,
+
+    /// Layers that an engine with an online balancer moves an iteration, written to the file as it is
+    #[arg(
+        long = "layer_updates_per_iter",
+        alias = "layer-updates-per-iter",
+        value_name = "LAYERS",
+        default_value_t = 0
+    )]
+    layer_updates_per_iter: u32,
+
+    /// Rule for placing experts; trtllm is TensorRT-LLM's, bit for bit
+    #[arg(long, default_value = Policy::default().name(), value_parser = policies())]
+    policy: Policy,
+
+    /// Take a dump from which the files of some ranks are missing
+    #[arg(long = "allow_missing_ranks", alias = "allow-missing-ranks")]
+    allow_missing_ranks: bool,
+
+    /// Threads to use [default: one a core, at most 8]; the result is the same with any number
+    #[arg(long, default_value_t = 0, hide_default_value = true)]
+    threads: usize,
+
+    /// Do not print the table
+    #[arg(short, long)]
+    quiet: bool,
+}
+
+fn policies() -> impl TypedValueParser<Value = Policy> {
+    PossibleValuesParser::new(Policy::ALL.map(Policy::name)).try_map(|name| name.parse::<Policy>())
+}
+
+/// Generates, and returns what to print.
+pub fn run(args: &Args) -> Result<String> {
+    let config = GenerateConfig {
+        expert_statistic_path: &args.expert_statistic_path,
+        output_path: &args.output_path,
+        options: LoadOptions {
+            iter_start: args.iter_start,
+            iter_stop: args.iter_stop,
+            allow_missing_ranks: args.allow_missing_ranks,
+            threads: args.threads,
+        },
+        num_ranks: args.ep_size,
+        num_slots: args.num_slots,
+        layer_updates_per_iter: args.layer_updates_per_iter,
+        policy: args.policy,
+    };
+    let bar = reading_bar();
+    let generated = generate(&config, &mut |phase, done, total| {
+        if phase == Phase::Read {
+            bar.set_length(total);
+            bar.set_position(done);
+        }
+        Ok(())
+    });
+    bar.finish_and_clear();
+    let generated = generated?;
+    Ok(if args.quiet { String::new() } else { describe(args, &generated) })
+}
+
+/// A bar on standard error, drawn only on a terminal.
+pub fn reading_bar() -> ProgressBar {
+    let style = ProgressStyle::with_template("reading {bar:40} {bytes}/{total_bytes} {bytes_per_sec} {eta}");
+    ProgressBar::new(0).with_style(style.unwrap_or_else(|_| ProgressStyle::default_bar()))
+}
+
+fn describe(args: &Args, generated: &Generated) -> String {
+    let Generated { summary, placement, .. } = generated;
+    let shape = placement.shape();
+    let mut text = String::new();
+    let _ = writeln!(
+        text,
+        "{}: {} experts, {} layers, iterations {}, {} ranks\n{}: {} slots on {} ranks, {} each\n\n\
+         Imbalance ratio, (max - mean) / mean of the ranks' tokens: 0 is even",
+        args.expert_statistic_path.display(),
+        summary.num_experts,
+        summary.layers.len(),
+        summary.iterations,
+        summary.num_ranks,
+        args.policy,
+        shape.num_slots(),
+        shape.num_ranks(),
+        shape.slots_per_rank(),
+    );
+    let _ = writeln!(text, "{}\n", table(generated));
+    let duplicates = placement.duplicates();
+    if !duplicates.is_empty() {
+        let _ = writeln!(
+            text,
+            "{} slots repeat an expert of their own rank, which is how {} places them",
+            duplicates.len(),
+            args.policy
+        );
+    }
+    let _ = writeln!(text, "wrote {} (placement hash {:016x})", args.output_path.display(), placement.hash());
+    text
+}
+
+fn table(generated: &Generated) -> Table {
+    let mut table = Table::new();
+    table.load_preset(presets::UTF8_HORIZONTAL_ONLY).remove_style(TableComponent::HorizontalLines);
+    table.set_header(["layer", "before", "after", "worst rank after"].map(right));
+    let ratio = |ratio: Option<f64>| ratio.map_or("-".to_owned(), |ratio| format!("{ratio:.4}"));
+    for LayerChange { layer, before, after } in &generated.layers {
+        let cells = [
+            layer.to_string(),
+            ratio(before.imbalance_ratio),
+            ratio(after.imbalance_ratio),
+            after.worst_rank.to_string(),
+        ];
+        table.add_row(cells.map(right));
+    }
+    let (before, after) = (generated.imbalance_before(), generated.imbalance_after());
+    table.add_row(["average".to_owned(), ratio(before), ratio(after), String::new()].map(right));
+    table
+}
+
+fn right(text: impl ToString) -> Cell {
+    Cell::new(text).set_alignment(CellAlignment::Right)
+}

@@ -1,0 +1,155 @@
+//! `eplb inspect`: what a dump, a rank's file or a configuration file is.
+
+use std::fmt::{Display, Write};
+use std::path::{Path, PathBuf};
+
+use eplb::Result;
+use eplb::placement::{ConfigFile, Expected};
+use eplb::report::replica_counts;
+use eplb::stats::{Counted, Dump, LoadOptions, RankFile};
+
+use crate::generate::reading_bar;
+
+/// Say what a dump, a rank's file or a configuration file is, and whether it is sound
+#[derive(clap::Args)]
+#[command(after_help = "\
+Examples (files that ship with eplb):
+  eplb inspect data/dumps/dsv2lite-translation
+  eplb inspect data/dumps/dsv2lite-translation/rank3.safetensors
+  eplb inspect data/expected/dsv2lite-translation.ep8.slots72.yaml --ep_size 8")]
+pub struct Args {
+    /// A dump directory, a rank<R>.safetensors, or a configuration file
+    #[arg(value_name = "DUMP|CONFIG")]
+    path: PathBuf,
+
+    /// Ranks of the configuration file, which it seldom says itself
+    #[arg(long = "ep_size", alias = "ep-size", value_name = "RANKS")]
+    ep_size: Option<usize>,
+
+    /// Experts of the model of a configuration file [default: as many as the file names]
+    #[arg(long = "num_experts", alias = "num-experts", value_name = "EXPERTS")]
+    num_experts: Option<usize>,
+}
+
+/// Inspects, and returns what to print.
+pub fn run(args: &Args) -> Result<String> {
+    let mut text = String::new();
+    if args.path.is_dir() {
+        dump(&args.path, &mut text)?;
+    } else if args.path.extension().is_some_and(|extension| extension == "safetensors") {
+        rank_file(&args.path, &mut text)?;
+    } else {
+        config_file(args, &mut text)?;
+    }
+    Ok(text)
+}
+
+fn line(text: &mut String, name: &str, value: impl Display) {
+    let _ = writeln!(text, "  {name:<18} {value}");
+}
+
+/// `26: 1..27` for consecutive layers, else all of them.
+fn layer_list(layers: &[u32]) -> String {
+    match (layers.first(), layers.last()) {
+        (Some(first), Some(last)) if (last - first) as usize + 1 == layers.len() => {
+            format!("{} ({first} to {last})", layers.len())
+        }
+        _ => format!("{} {layers:?}", layers.len()),
+    }
+}
+
+fn dump(path: &Path, text: &mut String) -> Result<()> {
+    let bar = reading_bar();
+    let stats = Dump::open(path, &LoadOptions { allow_missing_ranks: true, ..Default::default() })?.read(
+        &mut |done, total| {
+            bar.set_length(total);
+            bar.set_position(done);
+            Ok(())
+        },
+    )?;
+    bar.finish_and_clear();
+    let summary = stats.summary();
+    let _ = writeln!(text, "{}: statistic dump", path.display());
+    line(text, "ranks", summary.num_ranks);
+    if !summary.missing_ranks.is_empty() {
+        line(text, "missing ranks", format!("{:?}", summary.missing_ranks));
+    }
+    let counted = match summary.counted {
+        Counted::Experts => "experts",
+        Counted::Slots => "slots",
+    };
+    line(text, counted, format!("{}, {} a token", summary.num_experts, summary.experts_per_token));
+    line(text, "layers", layer_list(&summary.layers));
+    line(text, "iterations", format!("{} ({})", summary.iterations.len(), summary.iterations));
+    let totals = summary.layers.iter().map(|&layer| Ok(stats.layer_totals(layer)?.iter().sum::<u64>()));
+    let totals = totals.collect::<Result<Vec<u64>>>()?;
+    let choices = totals.iter().copied().max().unwrap_or(0);
+    line(text, "tokens a layer", choices / summary.experts_per_token as u64);
+    match totals.iter().filter(|&&total| total == 0).count() {
+        0 => {}
+        idle => line(text, "layers not counted", idle),
+    }
+    Ok(())
+}
+
+fn rank_file(path: &Path, text: &mut String) -> Result<()> {
+    let file = RankFile::open(path, None)?;
+    let _ = writeln!(text, "{}: one rank's file of a statistic dump", path.display());
+    line(text, "experts", file.num_experts);
+    line(text, "layers", layer_list(&file.layers));
+    line(text, "iterations", format!("{} ({})", file.iterations.len(), file.iterations));
+    match &file.run {
+        None => line(text, "written by", "another program than eplb"),
+        Some(run) => {
+            line(text, "written by", "eplb");
+            line(text, "rank", format!("{} of {}", run.rank, run.num_ranks));
+            line(text, "run", run.run_id.as_deref().unwrap_or("-"));
+        }
+    }
+    Ok(())
+}
+
+fn config_file(args: &Args, text: &mut String) -> Result<()> {
+    let path = &args.path;
+    let config = ConfigFile::read(path)?;
+    let _ = writeln!(text, "{}: load balancer configuration", path.display());
+    match config.num_slots {
+        Some(slots) => line(text, "slots", slots),
+        None => line(text, "slots", "one an expert"),
+    }
+    line(text, "layer updates", format!("{} an iteration", config.layer_updates_per_iter));
+    let Some(assignments) = &config.assignments else {
+        line(text, "assignments", "none: experts are spread in order");
+        return Ok(());
+    };
+    let layers: Vec<u32> = assignments.keys().copied().collect();
+    line(text, "layers", layer_list(&layers));
+
+    // Without the EP size the file is still checked, as if one rank held all slots.
+    let num_ranks = args.ep_size.or(config.ep_size);
+    let expected = Expected { num_experts: args.num_experts, num_ranks: num_ranks.or(Some(1)), layers: None };
+    let placement = config.placement(expected).map_err(|e| e.in_file(path))?;
+    let shape = placement.shape();
+    line(text, "experts", shape.num_experts());
+    let most = placement.iter().flat_map(|(_, experts)| replica_counts(shape, experts)).max().unwrap_or(0);
+    line(text, "replicas", format!("1 to {most} an expert"));
+    let Some(num_ranks) = num_ranks else {
+        line(text, "ranks", "not in the file; give --ep_size to check what depends on it");
+        return Ok(());
+    };
+    line(text, "ranks", format!("{num_ranks}, {} slots each", shape.slots_per_rank()));
+    line(text, "hash", format!("{:016x}", placement.hash()));
+    let duplicates = placement.duplicates();
+    line(text, "duplicates", format!("{} slots repeat an expert of their own rank", duplicates.len()));
+    for duplicate in duplicates.iter().take(5) {
+        let _ = writeln!(
+            text,
+            "    layer {}, rank {}: slot {} repeats expert {} of slot {}",
+            duplicate.layer, duplicate.rank, duplicate.slot, duplicate.expert, duplicate.first_slot
+        );
+    }
+    if duplicates.len() > 5 {
+        let _ = writeln!(text, "    ... and {} more", duplicates.len() - 5);
+    }
+    Ok(())
+}

@@ -1,0 +1,99 @@
+//! The command line of eplb: parsing and printing over the library.
+
+mod generate;
+mod inspect;
+
+use std::io::{self, IsTerminal, Write};
+use std::process::ExitCode;
+
+use clap::{Parser, Subcommand};
+use eplb::Error;
+
+/// Balances the experts of a mixture-of-experts model over the ranks of expert parallelism.
+///
+/// An engine counts which experts its router chooses and dumps the counts; `eplb generate` turns the dump into a
+/// configuration file that says which expert each slot holds; the engine loads that file and routes by it.
+#[derive(Parser)]
+#[command(
+    name = "eplb",
+    version,
+    after_help = "\
+Exit codes:
+  0  done
+  1  out of memory, or a defect of eplb
+  2  usage: flags that are wrong by themselves or do not fit the dump
+  3  input: a file is missing, damaged or incomplete
+  4  output: the result could not be written; what was there before is untouched"
+)]
+struct Cli {
+    #[command(subcommand)]
+    command: Command,
+}
+
+#[derive(Subcommand)]
+enum Command {
+    Generate(generate::Args),
+    Inspect(inspect::Args),
+}
+
+fn main() -> ExitCode {
+    // Fails only where a logger is set already; this process has just begun.
+    let _ = log::set_logger(&Warnings).map(|()| log::set_max_level(log::LevelFilter::Warn));
+    let done = match Cli::parse().command {
+        Command::Generate(args) => generate::run(&args),
+        Command::Inspect(args) => inspect::run(&args),
+    };
+    match done.map(print) {
+        Ok(code) => code,
+        Err(error) => {
+            eprintln!("{}: {error}", red("error"));
+            ExitCode::from(exit_code(&error))
+        }
+    }
+}
+
+/// What is wrong decides the code, so that scripts can tell a mistyped flag from a broken dump.
+fn exit_code(error: &Error) -> u8 {
+    match error {
+        Error::InvalidArgument(_) | Error::InvalidShape(_) => 2,
+        Error::Read { .. }
+        | Error::InvalidDump(_)
+        | Error::IncompleteDump(_)
+        | Error::InvalidLoads(_)
+        | Error::InvalidPlacement(_) => 3,
+        Error::Write { .. } => 4,
+        _ => 1,
+    }
+}
+
+/// Prints a command's result. A reader that has closed the pipe (`| head`) has seen enough; another failure has lost it.
+fn print(text: String) -> ExitCode {
+    match io::stdout().write_all(text.as_bytes()) {
+        Err(e) if e.kind() != io::ErrorKind::BrokenPipe => {
+            eprintln!("{}: cannot write to standard output: {e}", red("error"));
+            ExitCode::from(4)
+        }
+        _ => ExitCode::SUCCESS,
+    }
+}
+
+fn red(text: &str) -> String {
+    if io::stderr().is_terminal() { format!("\x1b[1;31m{text}\x1b[0m") } else { text.to_owned() }
+}
+
+/// Prints the library's warnings.
+struct Warnings;
+
+impl log::Log for Warnings {
+    fn enabled(&self, metadata: &log::Metadata) -> bool {
+        metadata.level() <= log::Level::Warn
+    }
+
+    fn log(&self, record: &log::Record) {
+        if self.enabled(record.metadata()) {
+            eprintln!("warning: {}", record.args());
+        }
+    }
+
+    fn flush(&self) {}
+}

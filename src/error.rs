@@ -1,0 +1,115 @@
+//! What can go wrong. Each variant is one status of the C interface.
+
+use std::fmt;
+use std::io;
+use std::path::{Path, PathBuf};
+
+/// The result of every call that can fail.
+pub type Result<T> = std::result::Result<T, Error>;
+
+/// What went wrong, where (file, rank, iteration, layer, slot) and what to do about it.
+///
+/// The variant says which kind of input is at fault; the text is for the person who must mend it.
+#[derive(Debug)]
+#[non_exhaustive]
+pub enum Error {
+    /// An argument that is wrong by itself: NULL, out of range, an unknown layer.
+    InvalidArgument(String),
+    /// The caller's callback asked to stop.
+    Cancelled,
+    /// Memory for a table could not be had.
+    OutOfMemory {
+        /// What the memory was for.
+        what: &'static str,
+        /// How much was asked for.
+        bytes: usize,
+    },
+    /// The operating system refused something other than a file.
+    System(String),
+    /// A defect of this library, caught at the boundary.
+    Internal(String),
+    /// A file could not be read.
+    Read {
+        /// The file.
+        path: PathBuf,
+        /// Why.
+        source: io::Error,
+    },
+    /// A file could not be written; what was there before is untouched.
+    Write {
+        /// The file.
+        path: PathBuf,
+        /// Why.
+        source: io::Error,
+    },
+    /// A statistic dump that is damaged or contradicts itself.
+    InvalidDump(String),
+    /// A statistic dump in which ranks, iterations or layers are missing.
+    IncompleteDump(String),
+    /// Experts, slots and ranks that do not fit together.
+    InvalidShape(String),
+    /// Loads that are not finite and non-negative.
+    InvalidLoads(String),
+    /// A placement or its configuration file that cannot be served.
+    InvalidPlacement(String),
+}
+
+impl Error {
+    pub(crate) fn read(path: &Path, source: io::Error) -> Self {
+        Error::Read { path: path.to_owned(), source }
+    }
+
+    /// The same error about what is in a file, naming the file.
+    pub fn in_file(self, path: &Path) -> Self {
+        let named = |message: String| format!("{}: {message}", path.display());
+        match self {
+            Error::InvalidDump(message) => Error::InvalidDump(named(message)),
+            Error::IncompleteDump(message) => Error::IncompleteDump(named(message)),
+            Error::InvalidShape(message) => Error::InvalidShape(named(message)),
+            Error::InvalidPlacement(message) => Error::InvalidPlacement(named(message)),
+            other => other,
+        }
+    }
+
+    pub(crate) fn write(path: &Path, source: io::Error) -> Self {
+        Error::Write { path: path.to_owned(), source }
+    }
+}
+
+impl fmt::Display for Error {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        match self {
+            Error::InvalidArgument(message)
+            | Error::System(message)
+            | Error::InvalidDump(message)
+            | Error::IncompleteDump(message)
+            | Error::InvalidShape(message)
+            | Error::InvalidLoads(message)
+            | Error::InvalidPlacement(message) => f.write_str(message),
+            Error::Cancelled => f.write_str("cancelled by the progress callback"),
+            Error::OutOfMemory { what, bytes } => write!(f, "out of memory: {bytes} bytes for {what}"),
+            Error::Internal(message) => write!(f, "internal error, please report it: {message}"),
+            Error::Read { path, source } => write!(f, "cannot read {}: {source}", path.display()),
+            Error::Write { path, source } => write!(f, "cannot write {}: {source}", path.display()),
+        }
+    }
+}
+
+impl std::error::Error for Error {
+    fn source(&self) -> Option<&(dyn std::error::Error + 'static)> {
+        match self {
+            Error::Read { source, .. } | Error::Write { source, .. } => Some(source),
+            _ => None,
+        }
+    }
+}
+
+/// `count` zeros, or [`Error::OutOfMemory`] where `vec!` would abort the host.
+pub(crate) fn try_zeroed<T: Copy + Default>(count: Option<usize>, what: &'static str) -> Result<Vec<T>> {
+    let bytes = count.and_then(|n| n.checked_mul(size_of::<T>())).unwrap_or(usize::MAX);
+    let count = count.unwrap_or(usize::MAX);
+    let mut values = Vec::new();
+    values.try_reserve_exact(count).map_err(|_| Error::OutOfMemory { what, bytes })?;
+    values.resize(count, T::default());
+    Ok(values)
+}

@@ -1,0 +1,125 @@
+//! Step 2 as a whole: a dump directory becomes a configuration file.
+
+use std::path::Path;
+
+use crate::atomic_file;
+use crate::error::{Error, Result};
+use crate::placement::{Placement, Shape};
+use crate::report::{Balance, average};
+use crate::solve::{Loads, Policy, solve};
+use crate::stats::{Counted, Dump, LoadOptions, Summary};
+
+/// What to generate. Each `None` has the default of TensorRT-LLM's script.
+#[derive(Debug, Clone, Copy)]
+pub struct GenerateConfig<'a> {
+    /// The dump directory.
+    pub expert_statistic_path: &'a Path,
+    /// The configuration file to write.
+    pub output_path: &'a Path,
+    /// Which iterations to use, missing ranks, threads.
+    pub options: LoadOptions,
+    /// Ranks to place for (the EP size); `None` for as many as dumped.
+    pub num_ranks: Option<usize>,
+    /// Slots of all ranks together; `None` for one an expert.
+    pub num_slots: Option<usize>,
+    /// Written to the file; see [`Placement::with_layer_updates_per_iter`].
+    pub layer_updates_per_iter: u32,
+    /// The rule.
+    pub policy: Policy,
+}
+
+/// What [`generate`] is doing.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Phase {
+    /// Reading the dump; counted in bytes.
+    Read,
+    /// Placing experts; counted in layers.
+    Solve,
+    /// Writing the configuration file; counted in files.
+    Write,
+}
+
+/// What [`generate`] made.
+#[derive(Debug, Clone)]
+pub struct Generated {
+    /// What the dump held.
+    pub summary: Summary,
+    /// The placement written.
+    pub placement: Placement,
+    /// Each layer of the dump before and after, in the order of [`Summary::layers`].
+    pub layers: Vec<LayerChange>,
+}
+
+impl Generated {
+    /// The imbalance ratio without a load balancer, averaged over layers.
+    pub fn imbalance_before(&self) -> Option<f64> {
+        average(self.layers.iter().map(|layer| layer.before.imbalance_ratio))
+    }
+
+    /// The imbalance ratio with the placement, averaged over layers.
+    pub fn imbalance_after(&self) -> Option<f64> {
+        average(self.layers.iter().map(|layer| layer.after.imbalance_ratio))
+    }
+}
+
+/// What a placement does for a layer, over the iterations it was made from.
+#[derive(Debug, Clone, Copy, PartialEq)]
+pub struct LayerChange {
+    /// The layer's number.
+    pub layer: u32,
+    /// On as many ranks without a load balancer.
+    pub before: Balance,
+    /// With the placement, each expert's tokens split evenly over its replicas.
+    pub after: Balance,
+}
+
+/// Reads the dump, places its experts and writes the configuration file, whole or not at all.
+///
+/// `progress` is called on this thread with the phase, what is done of it and what there is to do; its error stops the
+/// work and is returned.
+pub fn generate(
+    config: &GenerateConfig<'_>,
+    progress: &mut dyn FnMut(Phase, u64, u64) -> Result<()>,
+) -> Result<Generated> {
+    let dump = Dump::open(config.expert_statistic_path, &config.options)?;
+    let Summary { num_experts, num_ranks, counted, .. } = *dump.summary();
+    let num_ranks = config.num_ranks.unwrap_or(num_ranks);
+    let shape = Shape::new(num_experts, config.num_slots.unwrap_or(num_experts), num_ranks)?;
+    atomic_file::check_target(config.output_path)?;
+    if counted == Counted::Slots {
+        let message = "it counts slots, not experts; count with the placement off, or with experts counted";
+        return Err(Error::InvalidDump(message.into()).in_file(config.expert_statistic_path));
+    }
+
+    let stats = dump.read(&mut |done, total| progress(Phase::Read, done, total))?;
+    let layers = &stats.summary().layers;
+    let num_layers = layers.len() as u64;
+    progress(Phase::Solve, 0, num_layers)?;
+    let loads = stats.total_loads()?;
+    let loads = Loads::new(&loads, layers, 1, num_experts)?;
+    let placement = solve(config.policy, shape.num_slots(), num_ranks, &loads, config.options.threads)?
+        .with_layer_updates_per_iter(config.layer_updates_per_iter);
+    let mut changes = Vec::with_capacity(layers.len());
+    for (layer, slot_experts) in placement.iter() {
+        let loads: Vec<f64> = stats.layer_counts(layer)?.iter().map(|&count| count as f64).collect();
+        let iterations = loads.chunks_exact(num_experts);
+        let before = Balance::unbalanced(num_ranks, iterations.clone());
+        let after = Balance::projected(shape, slot_experts, iterations);
+        changes.push(LayerChange { layer, before, after });
+    }
+    progress(Phase::Solve, num_layers, num_layers)?;
+
+    progress(Phase::Write, 0, 1)?;
+    placement.save(config.output_path)?;
+    let summary = stats.summary().clone();
+    let generated = Generated { summary, placement, layers: changes };
+    log::info!(
+        "{}: {} slots on {num_ranks} ranks for {num_layers} layers by policy {}",
+        config.output_path.display(),
+        shape.num_slots(),
+        config.policy
+    );
+    // The file is there: too late to cancel.
+    let _ = progress(Phase::Write, 1, 1);
+    Ok(generated)
+}

@@ -1,0 +1,22 @@
+//! Expert parallelism load balancer (EPLB) for mixture-of-experts inference.
+//!
+//! The C interface is `include/eplb.h`; this is the same library for Rust, and the map of its rooms:
+//!
+//! - [`stats`]: what was counted: the dump files and their counts
+//! - [`solve`]: loads to placement: the policies
+//! - [`placement`]: which expert each slot holds: the plan, its checks, its configuration file
+//! - [`report`]: how balanced a placement makes the ranks
+//! - [`mod@generate`]: the whole of step 2, a dump directory to a configuration file
+//! - [`ffi`]: the C boundary
+
+mod atomic_file;
+pub mod error;
+pub mod ffi;
+pub mod generate;
+pub mod placement;
+pub mod report;
+pub mod solve;
+pub mod stats;
+mod threads;
+
+pub use error::{Error, Result};

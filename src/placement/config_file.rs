@@ -1,0 +1,429 @@
+//! The configuration file `moe_load_balancer.yaml`, in the format of TensorRT-LLM's offline EP load balancer.
+
+use std::collections::BTreeMap;
+use std::fmt::{self, Write as _};
+use std::fs::File;
+use std::io::Read;
+use std::path::Path;
+
+use serde::de::{self, DeserializeSeed, Deserializer, MapAccess, SeqAccess, Visitor};
+
+use super::{Placement, Shape};
+use crate::atomic_file;
+use crate::error::{Error, Result};
+
+/// No real file comes near it: 100 layers of 8,192 slots take 4 MB.
+const MAX_FILE_BYTES: u64 = 64 << 20;
+
+const ASSIGNMENTS: &str = "initial_global_assignments";
+const UPDATES: &str = "layer_updates_per_iter";
+const NUM_SLOTS: &str = "num_slots";
+const EP_SIZE: &str = "ep_size";
+
+/// What a configuration file says, before anything is known of the model it is for.
+#[derive(Debug, Clone, Default, PartialEq, Eq)]
+pub struct ConfigFile {
+    /// The expert of each slot by layer; `None` leaves the experts spread in order.
+    pub assignments: Option<BTreeMap<u32, Vec<u32>>>,
+    /// Layers that an online balancer moves an iteration; 0 in a file for offline balancing.
+    pub layer_updates_per_iter: u32,
+    /// Slots of all ranks together; `None` means one per expert.
+    pub num_slots: Option<usize>,
+    /// Ranks, which only some versions write.
+    pub ep_size: Option<usize>,
+}
+
+/// What the reader of a configuration file knows of the model. Each `None` is taken from the file.
+#[derive(Debug, Clone, Copy, Default)]
+pub struct Expected<'a> {
+    /// Experts of a layer; otherwise the highest expert of the file and those below it.
+    pub num_experts: Option<usize>,
+    /// Ranks (the EP size); files seldom say it.
+    pub num_ranks: Option<usize>,
+    /// Layers that must be there. Further layers of the file are kept.
+    pub layers: Option<&'a [u32]>,
+}
+
+impl ConfigFile {
+    /// Reads and checks a file as far as that is possible without knowing the model.
+    pub fn read(path: &Path) -> Result<Self> {
+        let mut text = String::new();
+        let file = File::open(path).map_err(|e| Error::read(path, e))?;
+        file.take(MAX_FILE_BYTES + 1).read_to_string(&mut text).map_err(|e| Error::read(path, e))?;
+        if text.len() as u64 > MAX_FILE_BYTES {
+            let message = format!("more than {MAX_FILE_BYTES} bytes, no configuration file is so large");
+            return Err(Error::InvalidPlacement(message).in_file(path));
+        }
+        Self::parse(&text).map_err(|e| e.in_file(path))
+    }
+
+    /// Parses a file's text. Unknown and repeated keys are errors.
+    pub fn parse(text: &str) -> Result<Self> {
+        let invalid = |e: serde_yaml::Error| Error::InvalidPlacement(e.to_string());
+        let mut documents = serde_yaml::Deserializer::from_str(text);
+        let document = documents.next().ok_or_else(|| Error::InvalidPlacement("the file is empty".into()))?;
+        let config = document.deserialize_map(FileVisitor).map_err(invalid)?;
+        match documents.next() {
+            None => Ok(config),
+            Some(_) => Err(Error::InvalidPlacement("more than one YAML document in the file".into())),
+        }
+    }
+
+    /// The placement that this file means for a model.
+    ///
+    /// Fails with [`Error::InvalidPlacement`] naming layer and slot, or [`Error::InvalidShape`].
+    pub fn placement(&self, expected: Expected<'_>) -> Result<Placement> {
+        let num_ranks = match (expected.num_ranks, self.ep_size) {
+            (Some(wanted), Some(written)) if wanted != written => {
+                return Err(Error::InvalidPlacement(format!(
+                    "{EP_SIZE} is {written}, {wanted} ranks expected"
+                )));
+            }
+            (Some(n), _) | (None, Some(n)) => n,
+            (None, None) => {
+                return Err(Error::InvalidArgument(
+                    "the file does not say the EP size: give the number of ranks".into(),
+                ));
+            }
+        };
+        let highest = self.assignments.iter().flat_map(BTreeMap::values).flatten().max();
+        let num_experts =
+            expected.num_experts.or(highest.map(|&expert| expert as usize + 1)).ok_or_else(|| {
+                Error::InvalidArgument(format!("the file has no {ASSIGNMENTS}: give the number of experts"))
+            })?;
+        let shape = Shape::new(num_experts, self.num_slots.unwrap_or(num_experts), num_ranks)?;
+        let placement = match &self.assignments {
+            Some(assignments) => Self::assigned(shape, assignments, expected.layers.unwrap_or_default())?,
+            None => {
+                let layers = expected.layers.ok_or_else(|| {
+                    Error::InvalidArgument(format!("the file has no {ASSIGNMENTS}: give the layers"))
+                })?;
+                Placement::new(shape, layers, &spread_in_order(shape).repeat(layers.len()))?
+            }
+        };
+        Ok(placement.with_layer_updates_per_iter(self.layer_updates_per_iter))
+    }
+
+    fn assigned(shape: Shape, assignments: &BTreeMap<u32, Vec<u32>>, needed: &[u32]) -> Result<Placement> {
+        if let Some(layer) = needed.iter().find(|layer| !assignments.contains_key(layer)) {
+            return Err(Error::InvalidPlacement(format!("layer {layer} is missing from {ASSIGNMENTS}")));
+        }
+        for (layer, experts) in assignments {
+            if experts.len() != shape.num_slots() {
+                return Err(Error::InvalidPlacement(format!(
+                    "layer {layer} lists {} slots, {NUM_SLOTS} is {}",
+                    experts.len(),
+                    shape.num_slots()
+                )));
+            }
+        }
+        let layers: Vec<u32> = assignments.keys().copied().collect();
+        let slot_experts: Vec<u32> = assignments.values().flatten().copied().collect();
+        Placement::new(shape, &layers, &slot_experts)
+    }
+}
+
+/// TensorRT-LLM's placement where a file has no assignments: slot `i` of rank `r` holds `(r * E / R + i) % E`.
+pub(crate) fn spread_in_order(shape: Shape) -> Vec<u32> {
+    let (num_experts, num_ranks) = (shape.num_experts(), shape.num_ranks());
+    (0..num_ranks)
+        .flat_map(|rank| (0..shape.slots_per_rank()).map(move |i| rank * num_experts / num_ranks + i))
+        .map(|expert| (expert % num_experts) as u32)
+        .collect()
+}
+
+impl Placement {
+    /// Reads a configuration file; see [`ConfigFile::placement`].
+    pub fn load(path: &Path, expected: Expected<'_>) -> Result<Self> {
+        ConfigFile::read(path)?.placement(expected).map_err(|e| e.in_file(path))
+    }
+
+    /// Writes the configuration file, to the byte as PyYAML writes TensorRT-LLM's. A file of that name is replaced
+    /// in one step: whenever the process dies, the old or the new one is there, whole.
+    pub fn save(&self, path: &Path) -> Result<()> {
+        atomic_file::write(path, |file| file.write_all(self.to_yaml().as_bytes()))
+    }
+
+    /// The text of the configuration file.
+    pub fn to_yaml(&self) -> String {
+        let mut yaml = format!("{ASSIGNMENTS}:\n");
+        for (layer, experts) in self.iter() {
+            let mut separator = "[";
+            let _ = write!(yaml, "  {layer}: ");
+            for expert in experts {
+                let _ = write!(yaml, "{separator}{expert}");
+                separator = ", ";
+            }
+            yaml.push_str("]\n");
+        }
+        let _ = write!(
+            yaml,
+            "{UPDATES}: {}\n{NUM_SLOTS}: {}\n",
+            self.layer_updates_per_iter(),
+            self.shape().num_slots()
+        );
+        yaml
+    }
+}
+
+struct FileVisitor;
+
+impl<'de> Visitor<'de> for FileVisitor {
+    type Value = ConfigFile;
+
+    fn expecting(&self, f: &mut fmt::Formatter) -> fmt::Result {
+        write!(f, "a configuration file with {ASSIGNMENTS} and {NUM_SLOTS}")
+    }
+
+    fn visit_map<A: MapAccess<'de>>(self, mut map: A) -> std::result::Result<ConfigFile, A::Error> {
+        let mut config = ConfigFile::default();
+        let mut seen = Vec::new();
+        while let Some(key) = map.next_key::<String>()? {
+            match key.as_str() {
+                ASSIGNMENTS => config.assignments = map.next_value_seed(AssignmentsSeed)?,
+                UPDATES => config.layer_updates_per_iter = map.next_value()?,
+                NUM_SLOTS => config.num_slots = map.next_value()?,
+                EP_SIZE => config.ep_size = map.next_value()?,
+                unknown => return Err(de::Error::custom(unknown_key(unknown))),
+            }
+            if seen.contains(&key) {
+                return Err(de::Error::custom(format!("the key \"{key}\" stands twice")));
+            }
+            seen.push(key);
+        }
+        if seen.is_empty() {
+            return Err(de::Error::custom("the file is empty"));
+        }
+        Ok(config)
+    }
+}
+
+fn unknown_key(key: &str) -> String {
+    let known = [ASSIGNMENTS, UPDATES, NUM_SLOTS, EP_SIZE];
+    let nearest = known.into_iter().min_by_key(|known| strsim::damerau_levenshtein(key, known));
+    match nearest.filter(|nearest| strsim::normalized_damerau_levenshtein(key, nearest) > 0.5) {
+        Some(nearest) => format!("unknown key \"{key}\"; did you mean \"{nearest}\"?"),
+        None => format!("unknown key \"{key}\"; the keys are {}", known.join(", ")),
+    }
+}
+
+/// `{layer: [expert, ...], ...}` or null.
+struct AssignmentsSeed;
+
+impl<'de> DeserializeSeed<'de> for AssignmentsSeed {
+    type Value = Option<BTreeMap<u32, Vec<u32>>>;
+
+    fn deserialize<D: Deserializer<'de>>(
+        self,
+        deserializer: D,
+    ) -> std::result::Result<Self::Value, D::Error> {
+        deserializer.deserialize_option(self)
+    }
+}
+
+impl<'de> Visitor<'de> for AssignmentsSeed {
+    type Value = Option<BTreeMap<u32, Vec<u32>>>;
+
+    fn expecting(&self, f: &mut fmt::Formatter) -> fmt::Result {
+        write!(f, "a map from layer to list of experts")
+    }
+
+    fn visit_none<E>(self) -> std::result::Result<Self::Value, E> {
+        Ok(None)
+    }
+
+    fn visit_unit<E>(self) -> std::result::Result<Self::Value, E> {
+        Ok(None)
+    }
+
+    fn visit_some<D: Deserializer<'de>>(self, deserializer: D) -> std::result::Result<Self::Value, D::Error> {
+        deserializer.deserialize_map(self)
+    }
+
+    fn visit_map<A: MapAccess<'de>>(self, mut map: A) -> std::result::Result<Self::Value, A::Error> {
+        let mut assignments = BTreeMap::new();
+        while let Some(layer) = map.next_key::<u32>()? {
+            if assignments.insert(layer, map.next_value_seed(LayerSeed(layer))?).is_some() {
+                return Err(de::Error::custom(format!("layer {layer} stands twice in {ASSIGNMENTS}")));
+            }
+        }
+        Ok(Some(assignments))
+    }
+}
+
+/// The list of one layer; errors name the layer and the slot.
+struct LayerSeed(u32);
+
+impl<'de> DeserializeSeed<'de> for LayerSeed {
+    type Value = Vec<u32>;
+
+    fn deserialize<D: Deserializer<'de>>(self, deserializer: D) -> std::result::Result<Vec<u32>, D::Error> {
+        deserializer.deserialize_seq(self)
+    }
+}
+
+impl<'de> Visitor<'de> for LayerSeed {
+    type Value = Vec<u32>;
+
+    fn expecting(&self, f: &mut fmt::Formatter) -> fmt::Result {
+        write!(f, "the list of experts of layer {}", self.0)
+    }
+
+    fn visit_seq<A: SeqAccess<'de>>(self, mut seq: A) -> std::result::Result<Vec<u32>, A::Error> {
+        let mut experts = Vec::new();
+        while let Some(expert) = seq.next_element_seed(ExpertSeed { layer: self.0, slot: experts.len() })? {
+            experts.push(expert);
+        }
+        Ok(experts)
+    }
+}
+
+/// The expert of one slot.
+struct ExpertSeed {
+    layer: u32,
+    slot: usize,
+}
+
+impl<'de> DeserializeSeed<'de> for ExpertSeed {
+    type Value = u32;
+
+    fn deserialize<D: Deserializer<'de>>(self, deserializer: D) -> std::result::Result<u32, D::Error> {
+        deserializer.deserialize_u32(self)
+    }
+}
+
+impl Visitor<'_> for ExpertSeed {
+    type Value = u32;
+
+    fn expecting(&self, f: &mut fmt::Formatter) -> fmt::Result {
+        write!(f, "the expert of layer {}, slot {}", self.layer, self.slot)
+    }
+
+    fn visit_u64<E: de::Error>(self, expert: u64) -> std::result::Result<u32, E> {
+        u32::try_from(expert).map_err(|_| E::invalid_value(de::Unexpected::Unsigned(expert), &self))
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    const FILE: &str = "initial_global_assignments:\n  3: [0, 1, 2, 2]\n  10: [2, 0, 1, 0]\n\
+                        layer_updates_per_iter: 0\nnum_slots: 4\n";
+
+    fn placement(text: &str, expected: Expected) -> Result<Placement> {
+        ConfigFile::parse(text)?.placement(expected)
+    }
+
+    fn on_two_ranks(text: &str) -> String {
+        placement(text, Expected { num_ranks: Some(2), ..Default::default() }).unwrap_err().to_string()
+    }
+
+    #[test]
+    fn a_file_read_and_written_again_is_the_same_to_the_byte() {
+        let expected = Expected { num_ranks: Some(2), num_experts: Some(3), layers: Some(&[10]) };
+        let read = placement(FILE, expected).unwrap();
+        assert_eq!(read.layers(), [3, 10]);
+        assert_eq!(read.rank_experts(10, 0).unwrap(), [2, 0]);
+        assert_eq!(read.to_yaml(), FILE);
+        let updating = FILE.replace("iter: 0", "iter: 2");
+        assert_eq!(placement(&updating, expected).unwrap().to_yaml(), updating);
+    }
+
+    #[test]
+    fn ep_size_is_read_and_never_written() {
+        let with_ep_size = format!("ep_size: 2\n{FILE}");
+        assert_eq!(placement(&with_ep_size, Expected::default()).unwrap().to_yaml(), FILE);
+        let four = Expected { num_ranks: Some(4), ..Default::default() };
+        assert_eq!(placement(&with_ep_size, four).unwrap_err().to_string(), "ep_size is 2, 4 ranks expected");
+        assert_eq!(
+            placement(FILE, Expected::default()).unwrap_err().to_string(),
+            "the file does not say the EP size: give the number of ranks"
+        );
+    }
+
+    #[test]
+    fn null_slots_mean_one_an_expert_and_no_assignments_the_order_of_the_experts() {
+        let null = "initial_global_assignments:\n  0: [1, 0]\nnum_slots: null\n";
+        let expected = Expected { num_ranks: Some(2), num_experts: None, layers: None };
+        assert_eq!(placement(null, expected).unwrap().shape().num_slots(), 2);
+
+        // 5 experts, 3 ranks, 9 slots: ranks start at expert 0, floor(5/3) = 1 and floor(10/3) = 3.
+        let expected = Expected { num_ranks: Some(3), num_experts: Some(5), layers: Some(&[4, 8]) };
+        let spread = placement("num_slots: 9\n", expected).unwrap();
+        assert_eq!(spread.layers(), [4, 8]);
+        assert_eq!(spread.layer_experts(8).unwrap(), [0, 1, 2, 1, 2, 3, 3, 4, 0]);
+        assert_eq!(
+            on_two_ranks("num_slots: 9\n"),
+            "the file has no initial_global_assignments: give the number of experts"
+        );
+    }
+
+    #[test]
+    fn an_unknown_key_is_refused_with_the_nearest_known_one() {
+        assert_eq!(
+            on_two_ranks(&FILE.replace("num_slots", "num_slot")),
+            "unknown key \"num_slot\"; did you mean \"num_slots\"?"
+        );
+        let message = on_two_ranks(&format!("{FILE}colour: red\n"));
+        assert!(
+            message.starts_with("unknown key \"colour\"; the keys are initial_global_assignments,"),
+            "{message}"
+        );
+        assert!(
+            on_two_ranks(&format!("{FILE}num_slots: 4\n")).starts_with("the key \"num_slots\" stands twice")
+        );
+    }
+
+    #[test]
+    fn wrong_lengths_ids_and_missing_layers_name_their_place() {
+        for (was, is, message) in [
+            ("[0, 1, 2, 2]", "[0, 1, 2]", "layer 3 lists 3 slots, num_slots is 4"),
+            ("[0, 1, 2, 2]", "[0, 1, 0, 1]", "layer 3: expert 2 has no slot; every expert needs one"),
+            ("num_slots: 4", "num_slots: 5", "5 slots cannot be split evenly over 2 ranks"),
+            (
+                "[2, 0, 1, 0]",
+                "[2, 0, x, 0]",
+                "invalid type: string \"x\", expected the expert of layer 10, slot 2 at line 3",
+            ),
+            (
+                "[2, 0, 1, 0]",
+                "[2, 0, -1, 0]",
+                "integer `-1`, expected the expert of layer 10, slot 2 at line 3",
+            ),
+            (
+                "[2, 0, 1, 0]",
+                "[2, 0, 1.5, 0]",
+                "floating point `1.5`, expected the expert of layer 10, slot 2 at line 3",
+            ),
+            ("[2, 0, 1, 0]", "7", "invalid type: integer `7`, expected the list of experts of layer 10"),
+            ("  10:", "  3:", "layer 3 stands twice in initial_global_assignments"),
+            ("  10:", "  ten:", "invalid type: string \"ten\""),
+        ] {
+            let said = on_two_ranks(&FILE.replace(was, is));
+            assert!(said.contains(message), "{said}");
+        }
+        let expected = Expected { num_ranks: Some(2), num_experts: Some(3), layers: Some(&[3, 4]) };
+        assert_eq!(
+            placement(FILE, expected).unwrap_err().to_string(),
+            "layer 4 is missing from initial_global_assignments"
+        );
+        let two_experts = Expected { num_ranks: Some(2), num_experts: Some(2), layers: None };
+        assert_eq!(
+            placement(FILE, two_experts).unwrap_err().to_string(),
+            "layer 3, rank 1, slot 2: expert 2 does not exist; experts are 0 to 1"
+        );
+    }
+
+    #[test]
+    fn what_is_not_a_configuration_file_says_so() {
+        assert_eq!(on_two_ranks(""), "the file is empty");
+        assert!(on_two_ranks("- 1\n- 2\n").contains("expected a configuration file with"));
+        assert!(on_two_ranks("num_slots: 4\n}").contains("line 2"));
+        assert_eq!(
+            on_two_ranks("num_slots: 1\n---\nnum_slots: 2\n"),
+            "more than one YAML document in the file"
+        );
+        assert!(on_two_ranks("num_slots: &a [*a, *a]\n").contains("invalid type"));
+    }
+}

@@ -1,0 +1,243 @@
+//! Which expert each slot holds: the plan, its checks and its file.
+
+mod config_file;
+mod shape;
+
+pub use config_file::{ConfigFile, Expected};
+pub use shape::{MAX_COUNT, Shape, suggest_num_slots};
+
+use crate::error::{Error, Result};
+
+/// The expert of every slot of every layer, checked: each slot holds an expert that exists, each expert has a slot.
+///
+/// Layers are the model's own numbers, ascending. An expert may hold several slots, even of one rank (see
+/// [`Placement::duplicates`]). A placement never changes, so threads may share it.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct Placement {
+    shape: Shape,
+    layers: Vec<u32>,
+    /// `[layers][slots]`
+    slot_experts: Vec<u32>,
+    layer_updates_per_iter: u32,
+}
+
+/// A slot that holds an expert which another slot of the same rank holds too: one of the two is wasted.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub struct Duplicate {
+    /// The layer's number.
+    pub layer: u32,
+    /// The rank that owns both slots.
+    pub rank: usize,
+    /// The later slot.
+    pub slot: usize,
+    /// The first slot of this rank with the same expert.
+    pub first_slot: usize,
+    /// The expert.
+    pub expert: u32,
+}
+
+impl Placement {
+    /// A placement from `slot_experts`, `[layers][num_slots]`, rows in the order of `layers`.
+    ///
+    /// Fails with [`Error::InvalidPlacement`] naming layer, rank and slot.
+    pub fn new(shape: Shape, layers: &[u32], slot_experts: &[u32]) -> Result<Self> {
+        let num_slots = shape.num_slots();
+        if layers.is_empty() {
+            return Err(Error::InvalidPlacement("a placement needs at least one layer".into()));
+        }
+        if layers.len().checked_mul(num_slots) != Some(slot_experts.len()) {
+            return Err(Error::InvalidPlacement(format!(
+                "{} slots for {} layers of {num_slots} slots",
+                slot_experts.len(),
+                layers.len()
+            )));
+        }
+        let mut rows: Vec<_> = layers.iter().copied().zip(slot_experts.chunks_exact(num_slots)).collect();
+        rows.sort_by_key(|&(layer, _)| layer);
+        if let Some(pair) = rows.windows(2).find(|pair| pair[0].0 == pair[1].0) {
+            return Err(Error::InvalidPlacement(format!("layer {} is given twice", pair[0].0)));
+        }
+        for &(layer, experts) in &rows {
+            check_layer(shape, layer, experts)?;
+        }
+        Ok(Placement {
+            shape,
+            layers: rows.iter().map(|&(layer, _)| layer).collect(),
+            slot_experts: rows.iter().flat_map(|&(_, experts)| experts).copied().collect(),
+            layer_updates_per_iter: 0,
+        })
+    }
+
+    /// The same with another `layer_updates_per_iter`: how many layers an engine with an online balancer moves an
+    /// iteration. Not used here, only carried to and from the configuration file.
+    pub fn with_layer_updates_per_iter(self, layer_updates_per_iter: u32) -> Self {
+        Placement { layer_updates_per_iter, ..self }
+    }
+
+    /// See [`Placement::with_layer_updates_per_iter`].
+    pub fn layer_updates_per_iter(&self) -> u32 {
+        self.layer_updates_per_iter
+    }
+
+    /// Experts, slots and ranks.
+    pub fn shape(&self) -> Shape {
+        self.shape
+    }
+
+    /// The layers' numbers, ascending.
+    pub fn layers(&self) -> &[u32] {
+        &self.layers
+    }
+
+    /// Each layer's number with the experts of its slots.
+    pub fn iter(&self) -> impl Iterator<Item = (u32, &[u32])> {
+        self.layers.iter().copied().zip(self.slot_experts.chunks_exact(self.shape.num_slots()))
+    }
+
+    /// The expert of each slot of `layer`.
+    pub fn layer_experts(&self, layer: u32) -> Result<&[u32]> {
+        let index = self.layers.binary_search(&layer).map_err(|_| {
+            let (first, last) = (self.layers[0], self.layers[self.layers.len() - 1]);
+            Error::InvalidArgument(format!(
+                "layer {layer} is not in this placement of {} layers from {first} to {last}",
+                self.layers.len()
+            ))
+        })?;
+        let num_slots = self.shape.num_slots();
+        Ok(&self.slot_experts[index * num_slots..][..num_slots])
+    }
+
+    /// The experts that `rank` must hold in `layer`, in the order of its slots.
+    pub fn rank_experts(&self, layer: u32, rank: usize) -> Result<&[u32]> {
+        let (num_ranks, width) = (self.shape.num_ranks(), self.shape.slots_per_rank());
+        if rank >= num_ranks {
+            return Err(Error::InvalidArgument(format!("rank {rank} is not one of {num_ranks} ranks")));
+        }
+        Ok(&self.layer_experts(layer)?[rank * width..][..width])
+    }
+
+    /// Every slot that repeats an expert of its own rank, by layer and slot.
+    pub fn duplicates(&self) -> Vec<Duplicate> {
+        self.iter().flat_map(|(layer, experts)| duplicates_in(self.shape, layer, experts)).collect()
+    }
+
+    /// A fingerprint that is the same on every rank and machine: two placements with the same experts, ranks, slots,
+    /// layers and assignments have the same one. It is FNV-1a (64 bits) over little-endian 32-bit words: the numbers
+    /// of experts, slots, ranks and layers, then each layer's number and the experts of its slots.
+    pub fn hash(&self) -> u64 {
+        let counts =
+            [self.shape.num_experts(), self.shape.num_slots(), self.shape.num_ranks(), self.layers.len()];
+        let rows =
+            self.iter().flat_map(|(layer, experts)| std::iter::once(layer).chain(experts.iter().copied()));
+        let bytes = counts.into_iter().map(|n| n as u32).chain(rows).flat_map(u32::to_le_bytes);
+        bytes.fold(0xcbf2_9ce4_8422_2325, |hash, byte| (hash ^ u64::from(byte)).wrapping_mul(0x100_0000_01b3))
+    }
+}
+
+/// Every slot of a layer that repeats an expert of its own rank.
+pub(crate) fn duplicates_in(shape: Shape, layer: u32, experts: &[u32]) -> Vec<Duplicate> {
+    let mut duplicates = Vec::new();
+    // For each expert, the last rank that held it and the slot where it did so first.
+    let mut held = vec![(usize::MAX, 0); shape.num_experts()];
+    for (slot, &expert) in experts.iter().enumerate() {
+        let rank = shape.rank_of(slot);
+        match held[expert as usize] {
+            (holder, first_slot) if holder == rank => {
+                duplicates.push(Duplicate { layer, rank, slot, first_slot, expert });
+            }
+            _ => held[expert as usize] = (rank, slot),
+        }
+    }
+    duplicates
+}
+
+fn check_layer(shape: Shape, layer: u32, experts: &[u32]) -> Result<()> {
+    let num_experts = shape.num_experts();
+    let mut has_slot = vec![false; num_experts];
+    for (slot, &expert) in experts.iter().enumerate() {
+        match has_slot.get_mut(expert as usize) {
+            Some(seen) => *seen = true,
+            None => {
+                return Err(Error::InvalidPlacement(format!(
+                    "layer {layer}, rank {}, slot {slot}: expert {expert} does not exist; experts are 0 to {}",
+                    shape.rank_of(slot),
+                    num_experts - 1
+                )));
+            }
+        }
+    }
+    let mut missing = (0..num_experts).filter(|&expert| !has_slot[expert]);
+    match (missing.next(), missing.count()) {
+        (None, _) => Ok(()),
+        (Some(expert), 0) => Err(Error::InvalidPlacement(format!(
+            "layer {layer}: expert {expert} has no slot; every expert needs one"
+        ))),
+        (Some(expert), more) => Err(Error::InvalidPlacement(format!(
+            "layer {layer}: expert {expert} and {more} more have no slot; every expert needs one"
+        ))),
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn shape(num_experts: usize, num_slots: usize, num_ranks: usize) -> Shape {
+        Shape::new(num_experts, num_slots, num_ranks).unwrap()
+    }
+
+    fn message(layers: &[u32], slot_experts: &[u32]) -> String {
+        Placement::new(shape(4, 6, 2), layers, slot_experts).unwrap_err().to_string()
+    }
+
+    #[test]
+    fn what_is_wrong_is_named_by_layer_rank_and_slot() {
+        assert_eq!(
+            message(&[3], &[0, 1, 2, 3, 4, 0]),
+            "layer 3, rank 1, slot 4: expert 4 does not exist; experts are 0 to 3"
+        );
+        assert_eq!(
+            message(&[3], &[0, 1, 2, 0, 1, 2]),
+            "layer 3: expert 3 has no slot; every expert needs one"
+        );
+        assert_eq!(
+            message(&[3], &[0, 0, 2, 0, 0, 2]),
+            "layer 3: expert 1 and 1 more have no slot; every expert needs one"
+        );
+        assert_eq!(message(&[3], &[0, 1, 2, 3, 0]), "5 slots for 1 layers of 6 slots");
+        assert_eq!(message(&[3, 3], &[0, 1, 2, 3, 0, 1, 0, 1, 2, 3, 0, 1]), "layer 3 is given twice");
+        assert_eq!(message(&[], &[]), "a placement needs at least one layer");
+    }
+
+    #[test]
+    fn ranks_own_consecutive_slots_and_layers_are_sorted_by_number() {
+        let placement =
+            Placement::new(shape(4, 6, 2), &[7, 3], &[0, 1, 2, 3, 0, 1, 3, 3, 2, 1, 0, 0]).unwrap();
+        assert_eq!(placement.layers(), [3, 7]);
+        assert_eq!(placement.layer_experts(3).unwrap(), [3, 3, 2, 1, 0, 0]);
+        assert_eq!(placement.rank_experts(7, 1).unwrap(), [3, 0, 1]);
+        assert_eq!(
+            placement.layer_experts(5).unwrap_err().to_string(),
+            "layer 5 is not in this placement of 2 layers from 3 to 7"
+        );
+        assert_eq!(placement.rank_experts(7, 2).unwrap_err().to_string(), "rank 2 is not one of 2 ranks");
+    }
+
+    #[test]
+    fn a_second_copy_on_a_rank_is_a_duplicate_and_one_on_another_rank_is_not() {
+        let placement =
+            Placement::new(shape(4, 6, 2), &[3, 7], &[0, 1, 2, 3, 0, 1, 3, 3, 3, 2, 1, 0]).unwrap();
+        let duplicate = |slot| Duplicate { layer: 7, rank: 0, slot, first_slot: 0, expert: 3 };
+        assert_eq!(placement.duplicates(), [duplicate(1), duplicate(2)]);
+    }
+
+    #[test]
+    fn the_hash_is_fnv_1a_of_the_documented_words() {
+        // Python: h = 0xcbf29ce484222325
+        //         for b in struct.pack("<7I", 2, 2, 1, 1, 5, 0, 1): h = ((h ^ b) * 0x100000001b3) % 2**64
+        let placement = Placement::new(shape(2, 2, 1), &[5], &[0, 1]).unwrap();
+        assert_eq!(placement.hash(), 0xba86_ebeb_946c_e781);
+        assert_ne!(placement.hash(), Placement::new(shape(2, 2, 2), &[5], &[0, 1]).unwrap().hash());
+        assert_eq!(placement.hash(), placement.clone().with_layer_updates_per_iter(4).hash());
+    }
+}

@@ -1,0 +1,76 @@
+//! Loads to placement: which expert each slot should hold.
+//!
+//! A policy is a rule for one layer: the loads of its experts in, the expert of each slot out. Layers are independent
+//! and solved in parallel; results do not depend on the number of threads.
+
+mod loads;
+mod trtllm;
+
+use std::fmt;
+use std::str::FromStr;
+
+pub use loads::Loads;
+
+use crate::error::{Error, Result, try_zeroed};
+use crate::placement::{Placement, Shape};
+use crate::threads;
+
+/// A rule for placing experts.
+#[derive(Debug, Clone, Copy, Default, PartialEq, Eq)]
+#[non_exhaustive]
+pub enum Policy {
+    /// TensorRT-LLM's greedy, bit for bit: replicas go one by one to the expert with the largest load per replica,
+    /// then each replica, heaviest first, to the rank with the smallest load that has a free slot. Samples are added up.
+    #[default]
+    Trtllm,
+}
+
+impl Policy {
+    /// All policies.
+    pub const ALL: [Policy; 1] = [Policy::Trtllm];
+
+    /// The name on the command line.
+    pub fn name(self) -> &'static str {
+        match self {
+            Policy::Trtllm => "trtllm",
+        }
+    }
+}
+
+impl fmt::Display for Policy {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.write_str(self.name())
+    }
+}
+
+impl FromStr for Policy {
+    type Err = Error;
+
+    fn from_str(name: &str) -> Result<Self> {
+        Policy::ALL.into_iter().find(|policy| policy.name() == name).ok_or_else(|| {
+            let names: Vec<&str> = Policy::ALL.into_iter().map(Policy::name).collect();
+            Error::InvalidArgument(format!("unknown policy \"{name}\"; there is {}", names.join(", ")))
+        })
+    }
+}
+
+/// Places the experts of every layer of `loads` into `num_slots` slots on `num_ranks` ranks.
+///
+/// `threads` 0 means one a core, at most 8. The shape is checked first: see [`Shape::new`].
+pub fn solve(
+    policy: Policy,
+    num_slots: usize,
+    num_ranks: usize,
+    loads: &Loads<'_>,
+    threads: usize,
+) -> Result<Placement> {
+    let shape = Shape::new(loads.num_experts(), num_slots, num_ranks)?;
+    let mut slot_experts = try_zeroed(loads.layers().len().checked_mul(num_slots), "the placement")?;
+    let rows = threads::map(loads.layers().len(), threads::resolve(threads), |layer| match policy {
+        Policy::Trtllm => trtllm::place(&loads.layer_sums_f32(layer)?, shape),
+    })?;
+    for (slots, row) in slot_experts.chunks_exact_mut(num_slots).zip(rows) {
+        slots.copy_from_slice(&row);
+    }
+    Placement::new(shape, loads.layers(), &slot_experts)
+}

@@ -1,0 +1,124 @@
+//! `meta_info.json` of a dump.
+
+use std::fs::File;
+use std::io::Read;
+use std::path::Path;
+
+use serde::{Deserialize, Serialize};
+
+use super::IterationRange;
+use crate::error::{Error, Result};
+
+/// A meta file holds two numbers and a list of layers.
+const MAX_FILE_BYTES: u64 = 1 << 20;
+
+/// What the ids of a dump are.
+#[derive(Debug, Clone, Copy, Default, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "lowercase")]
+pub enum Counted {
+    /// Experts, as the router chose them.
+    #[default]
+    Experts,
+    /// Slots: a placement was in force while counting.
+    Slots,
+}
+
+/// The meta file: TensorRT-LLM's two numbers, and what eplb adds.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+pub struct MetaInfo {
+    /// Experts of a layer; the number of slots where slots were counted.
+    pub num_experts: usize,
+    /// Experts that each token chooses.
+    pub num_experts_per_token: usize,
+    /// Only in dumps of eplb.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub eplb: Option<DumpInfo>,
+}
+
+/// What a complete dump consists of, so that a partial one is recognised.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+pub struct DumpInfo {
+    /// The library that wrote it.
+    pub version: String,
+    /// Ranks that counted; each has a file.
+    pub num_ranks: usize,
+    /// The first iteration counted.
+    pub iter_start: u64,
+    /// The one after the last.
+    pub iter_stop: u64,
+    /// Layers that rank 0 counted.
+    pub layers: Vec<u32>,
+    /// Experts or slots.
+    pub counts: Counted,
+}
+
+impl DumpInfo {
+    /// The iterations of the complete dump.
+    pub fn iterations(&self) -> IterationRange {
+        IterationRange { start: self.iter_start, stop: self.iter_stop }
+    }
+}
+
+impl MetaInfo {
+    /// The file's name in a dump directory.
+    pub const FILE_NAME: &'static str = "meta_info.json";
+
+    /// Reads the meta file of the dump in `directory`.
+    pub fn read(directory: &Path) -> Result<Self> {
+        let path = directory.join(Self::FILE_NAME);
+        let mut text = Vec::new();
+        let file = File::open(&path).map_err(|e| Error::read(&path, e))?;
+        file.take(MAX_FILE_BYTES + 1).read_to_end(&mut text).map_err(|e| Error::read(&path, e))?;
+        if text.len() as u64 > MAX_FILE_BYTES {
+            return Err(Error::InvalidDump(format!("more than {MAX_FILE_BYTES} bytes")).in_file(&path));
+        }
+        Self::parse(&text).map_err(|e| e.in_file(&path))
+    }
+
+    /// Parses the text of a meta file. Keys of other programs are tolerated.
+    pub fn parse(text: &[u8]) -> Result<Self> {
+        let meta: MetaInfo =
+            serde_json::from_slice(text).map_err(|e| Error::InvalidDump(format!("bad JSON: {e}")))?;
+        let (experts, chosen) = (meta.num_experts, meta.num_experts_per_token);
+        if experts == 0 || chosen == 0 || chosen > experts {
+            return Err(Error::InvalidDump(format!(
+                "num_experts is {experts} and num_experts_per_token {chosen}; a token chooses 1 to num_experts experts"
+            )));
+        }
+        if meta.eplb.as_ref().is_some_and(|info| info.iterations().is_empty() || info.num_ranks == 0) {
+            return Err(Error::InvalidDump(
+                "eplb: num_ranks and the iteration range must not be empty".into(),
+            ));
+        }
+        Ok(meta)
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn message(text: &str) -> String {
+        MetaInfo::parse(text.as_bytes()).unwrap_err().to_string()
+    }
+
+    #[test]
+    fn a_foreign_meta_file_is_two_numbers_and_keys_we_do_not_know() {
+        let meta = MetaInfo::parse(br#"{"num_experts": 64, "num_experts_per_token": 6, "model": {"a": []}}"#);
+        assert_eq!(meta.unwrap(), MetaInfo { num_experts: 64, num_experts_per_token: 6, eplb: None });
+    }
+
+    #[test]
+    fn damage_names_the_key() {
+        assert_eq!(
+            message(r#"{"num_experts": 64}"#),
+            "bad JSON: missing field `num_experts_per_token` at line 1 column 19"
+        );
+        assert!(message(r#"{"num_experts": -64, "num_experts_per_token": 6}"#).contains("integer `-64`"));
+        assert!(message(r#"{"num_experts": 64, "num_experts_per_"#).contains("EOF while parsing"));
+        assert_eq!(
+            message(r#"{"num_experts": 4, "num_experts_per_token": 6}"#),
+            "num_experts is 4 and num_experts_per_token 6; a token chooses 1 to num_experts experts"
+        );
+    }
+}

@@ -1,0 +1,142 @@
+//! What was counted: how many tokens chose each expert, per layer and iteration, summed over ranks, and the dump
+//! directories that hold it.
+
+mod dump;
+mod meta;
+mod rank_file;
+mod sum;
+mod write;
+
+pub use dump::{Dump, LoadOptions};
+pub use meta::{Counted, DumpInfo, MetaInfo};
+pub use rank_file::RankFile;
+pub use write::RankDump;
+
+use std::fmt;
+
+use crate::error::{Error, Result};
+
+/// Iterations `start <= i < stop`.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub struct IterationRange {
+    /// The first iteration.
+    pub start: u64,
+    /// The one after the last.
+    pub stop: u64,
+}
+
+impl IterationRange {
+    /// The number of iterations.
+    pub fn len(&self) -> u64 {
+        self.stop.saturating_sub(self.start)
+    }
+
+    /// Whether there is none.
+    pub fn is_empty(&self) -> bool {
+        self.len() == 0
+    }
+
+    /// Whether `iteration` is one of them.
+    pub fn contains(&self, iteration: u64) -> bool {
+        (self.start..self.stop).contains(&iteration)
+    }
+}
+
+impl fmt::Display for IterationRange {
+    /// `100..131`: from 100 to 130.
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        write!(f, "{}..{}", self.start, self.stop)
+    }
+}
+
+/// What was counted, known from the headers of a dump.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct Summary {
+    /// Experts of a layer, or slots where [`Summary::counted`] says so.
+    pub num_experts: usize,
+    /// Experts that each token chooses (the router's top-k).
+    pub experts_per_token: usize,
+    /// Ranks of the run that dumped, the missing ones included.
+    pub num_ranks: usize,
+    /// Ranks whose file is not there; always empty unless [`LoadOptions::allow_missing_ranks`] was set.
+    pub missing_ranks: Vec<u32>,
+    /// Whether experts or slots were counted.
+    pub counted: Counted,
+    /// The layers' numbers, ascending.
+    pub layers: Vec<u32>,
+    /// The iterations chosen of the dump.
+    pub iterations: IterationRange,
+}
+
+/// The counts of a dump: `(token, choice)` pairs by layer, iteration and expert, summed over ranks.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct Stats {
+    summary: Summary,
+    /// `[layers][iterations][experts]`, each below 2^63.
+    counts: Vec<u64>,
+}
+
+impl Stats {
+    /// What the counts are of.
+    pub fn summary(&self) -> &Summary {
+        &self.summary
+    }
+
+    /// The counts of `layer`, `[iterations][experts]`.
+    pub fn layer_counts(&self, layer: u32) -> Result<&[u64]> {
+        let layers = &self.summary.layers;
+        let index = layers.binary_search(&layer).map_err(|_| {
+            let (first, last) = (layers[0], layers[layers.len() - 1]);
+            let message = format!(
+                "layer {layer} is not in this dump of {} layers from {first} to {last}",
+                layers.len()
+            );
+            Error::InvalidArgument(message)
+        })?;
+        let row = self.counts.len() / layers.len();
+        Ok(&self.counts[index * row..][..row])
+    }
+
+    /// The counts of `layer` summed over the iterations, `[experts]`.
+    pub fn layer_totals(&self, layer: u32) -> Result<Vec<u64>> {
+        let mut totals = vec![0u64; self.summary.num_experts];
+        for iteration in self.layer_counts(layer)?.chunks_exact(self.summary.num_experts) {
+            for (expert, (total, count)) in totals.iter_mut().zip(iteration).enumerate() {
+                *total = total.checked_add(*count).ok_or_else(|| {
+                    Error::InvalidDump(format!(
+                        "layer {layer}, expert {expert}: the sum over iterations {} overflows 64 bits",
+                        self.summary.iterations
+                    ))
+                })?;
+            }
+        }
+        Ok(totals)
+    }
+
+    /// Loads of `layer` for a solver: summed over the iterations when `num_samples` is 1, else one row an iteration,
+    /// `[num_samples][num_experts]`. The number of experts is the caller's, as a check.
+    pub fn layer_samples(&self, layer: u32, num_samples: usize, num_experts: usize) -> Result<Vec<f64>> {
+        if num_experts != self.summary.num_experts {
+            let held = self.summary.num_experts;
+            return Err(Error::InvalidArgument(format!("num_experts is {num_experts}, the dump has {held}")));
+        }
+        let as_loads = |counts: &[u64]| counts.iter().map(|&count| count as f64).collect();
+        match num_samples {
+            1 => Ok(as_loads(&self.layer_totals(layer)?)),
+            n if n as u64 == self.summary.iterations.len() => Ok(as_loads(self.layer_counts(layer)?)),
+            n => Err(Error::InvalidArgument(format!(
+                "{n} samples asked for; 1 is the sum over iterations {}, {} one an iteration",
+                self.summary.iterations,
+                self.summary.iterations.len()
+            ))),
+        }
+    }
+
+    /// Loads of all layers for a solver, `[layers][1][experts]`: the counts summed over the iterations. Counts above
+    /// 2^53 are rounded to the nearest double.
+    pub fn total_loads(&self) -> Result<Vec<f64>> {
+        let totals = self.summary.layers.iter().map(|&layer| self.layer_totals(layer));
+        let totals = totals.collect::<Result<Vec<_>>>()?;
+        Ok(totals.into_iter().flatten().map(|count| count as f64).collect())
+    }
+}

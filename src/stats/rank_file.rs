@@ -1,0 +1,420 @@
+//! One rank's file of a dump: a safetensors file with one tensor of counts per iteration and layer.
+//!
+//! Format: <https://github.com/huggingface/safetensors#format>. A little-endian u64 gives the length of a JSON
+//! header; the tensors' bytes follow it without gaps.
+
+use std::borrow::Cow;
+use std::collections::BTreeMap;
+use std::fmt;
+use std::fs::{File, Metadata};
+use std::io::Read;
+use std::os::unix::fs::MetadataExt;
+use std::path::{Path, PathBuf};
+
+use serde::Deserialize;
+use serde::de::{Deserializer, MapAccess, Visitor};
+
+use super::{Counted, IterationRange};
+use crate::error::{Error, Result, try_zeroed};
+
+/// The limit of the safetensors format.
+const MAX_HEADER_BYTES: u64 = 100_000_000;
+
+/// The index of a rank's file: what it holds and where, checked against the file's size before any count is read.
+#[derive(Debug)]
+pub struct RankFile {
+    /// Where it is.
+    pub path: PathBuf,
+    /// Experts (or slots) of each tensor.
+    pub num_experts: usize,
+    /// Iterations; each layer has all of them.
+    pub iterations: IterationRange,
+    /// Layers, ascending.
+    pub layers: Vec<u32>,
+    /// What eplb's own files say of themselves.
+    pub run: Option<RunInfo>,
+    /// In the order of the file, from `data_start` on.
+    pub(super) tensors: Vec<Tensor>,
+    pub(super) data_start: u64,
+    /// The file as it was indexed.
+    pub(super) version: FileVersion,
+}
+
+/// The metadata of a rank file of eplb.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct RunInfo {
+    /// The rank that counted.
+    pub rank: u32,
+    /// Ranks of its group.
+    pub num_ranks: usize,
+    /// Layers that this rank counted.
+    pub layers: Vec<u32>,
+    /// Iterations that this rank was to count.
+    pub iterations: IterationRange,
+    /// What tells one run from another, where the host gave it.
+    pub run_id: Option<String>,
+    /// Experts or slots.
+    pub counted: Counted,
+}
+
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(super) struct Tensor {
+    pub iteration: u64,
+    pub layer: u32,
+    pub dtype: Dtype,
+}
+
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(super) enum Dtype {
+    I64,
+    I32,
+}
+
+impl Dtype {
+    pub fn size(self) -> usize {
+        match self {
+            Dtype::I64 => 8,
+            Dtype::I32 => 4,
+        }
+    }
+}
+
+/// Tells whether a file is still the one that was looked at before.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(super) struct FileVersion {
+    device: u64,
+    inode: u64,
+    len: u64,
+    modified: (i64, i64),
+}
+
+impl FileVersion {
+    pub fn of(metadata: &Metadata) -> Self {
+        FileVersion {
+            device: metadata.dev(),
+            inode: metadata.ino(),
+            len: metadata.len(),
+            modified: (metadata.mtime(), metadata.mtime_nsec()),
+        }
+    }
+}
+
+impl RankFile {
+    /// Reads and checks the header of the file at `path`. `num_experts` is what the meta file says; without it, it is
+    /// what the first tensor says.
+    pub fn open(path: &Path, num_experts: Option<usize>) -> Result<Self> {
+        let read_error = |e| Error::read(path, e);
+        let damaged = |message: String| Error::InvalidDump(message).in_file(path);
+
+        let mut file = File::open(path).map_err(read_error)?;
+        let version = FileVersion::of(&file.metadata().map_err(read_error)?);
+        let cut =
+            || damaged(format!("{} bytes, too short for a safetensors file: it is cut off", version.len));
+
+        let mut length = [0; 8];
+        if version.len < 8 {
+            return Err(cut());
+        }
+        file.read_exact(&mut length).map_err(read_error)?;
+        let header_len = u64::from_le_bytes(length);
+        if header_len > MAX_HEADER_BYTES {
+            return Err(damaged(format!(
+                "not a safetensors file: it announces a header of {header_len} bytes, {MAX_HEADER_BYTES} are allowed"
+            )));
+        }
+        if header_len > version.len - 8 {
+            return Err(damaged(format!(
+                "it announces a header of {header_len} bytes and ends after {}: it is cut off",
+                version.len - 8
+            )));
+        }
+        let mut header = try_zeroed::<u8>(Some(header_len as usize), "a safetensors header")?;
+        file.read_exact(&mut header).map_err(read_error)?;
+
+        let data_len = version.len - 8 - header_len;
+        let index = Index::parse(&header, data_len, num_experts).map_err(|e| e.in_file(path))?;
+        Ok(RankFile {
+            path: path.to_owned(),
+            num_experts: index.num_experts,
+            iterations: index.iterations,
+            layers: index.layers,
+            run: index.run,
+            tensors: index.tensors,
+            data_start: 8 + header_len,
+            version,
+        })
+    }
+
+    pub(super) fn tensor_bytes(&self, tensor: &Tensor) -> usize {
+        self.num_experts * tensor.dtype.size()
+    }
+}
+
+/// What a header says, checked.
+struct Index {
+    num_experts: usize,
+    iterations: IterationRange,
+    layers: Vec<u32>,
+    run: Option<RunInfo>,
+    tensors: Vec<Tensor>,
+}
+
+impl Index {
+    fn parse(header: &[u8], data_len: u64, num_experts: Option<usize>) -> Result<Self> {
+        let header: Header = serde_json::from_slice(header)
+            .map_err(|e| Error::InvalidDump(format!("bad JSON in the header: {e}")))?;
+        let run = header.metadata.as_ref().map(RunInfo::parse).transpose()?.flatten();
+
+        let mut entries = header.tensors;
+        entries.sort_by_key(|(_, entry)| entry.data_offsets);
+        let Some((_, first)) = entries.first() else {
+            return Err(Error::InvalidDump("it holds no tensors".into()));
+        };
+        let num_experts = num_experts.unwrap_or(first.shape.first().copied().unwrap_or(0) as usize);
+
+        let mut tensors = Vec::with_capacity(entries.len());
+        let mut expected_start = 0;
+        for (name, entry) in &entries {
+            tensors.push(entry.tensor(name, num_experts, expected_start)?);
+            expected_start = entry.data_offsets[1];
+        }
+        if expected_start > data_len {
+            return Err(Error::InvalidDump(format!(
+                "its tensors take {expected_start} bytes and {data_len} are there: it is cut off, copy it again"
+            )));
+        }
+        if expected_start < data_len {
+            return Err(Error::InvalidDump(format!(
+                "{} bytes after its last tensor belong to none",
+                data_len - expected_start
+            )));
+        }
+        let (iterations, layers) = check_complete(&tensors)?;
+        Ok(Index { num_experts, iterations, layers, run, tensors })
+    }
+}
+
+/// The iterations and layers of a file, provided that every layer has every iteration once.
+fn check_complete(tensors: &[Tensor]) -> Result<(IterationRange, Vec<u32>)> {
+    let mut cells: Vec<(u32, u64)> = tensors.iter().map(|t| (t.layer, t.iteration)).collect();
+    cells.sort_unstable();
+    if let Some(pair) = cells.windows(2).find(|pair| pair[0] == pair[1]) {
+        let (layer, iteration) = pair[0];
+        return Err(Error::InvalidDump(format!("iteration {iteration} of layer {layer} is there twice")));
+    }
+    let mut layers: Vec<u32> = cells.iter().map(|&(layer, _)| layer).collect();
+    layers.dedup();
+    let start = cells.iter().map(|&(_, iteration)| iteration).min().unwrap_or(0);
+    let last = cells.iter().map(|&(_, iteration)| iteration).max().unwrap_or(0);
+    let iterations = IterationRange { start, stop: last + 1 };
+
+    let wanted = layers.iter().flat_map(|&layer| (start..iterations.stop).map(move |i| (layer, i)));
+    let mut found = cells.iter();
+    for (layer, iteration) in wanted {
+        if found.next() != Some(&(layer, iteration)) {
+            return Err(Error::IncompleteDump(format!(
+                "iteration {iteration} of layer {layer} is missing (the file has iterations {iterations})"
+            )));
+        }
+    }
+    Ok((iterations, layers))
+}
+
+impl RunInfo {
+    /// What `__metadata__` says if it is eplb's; other programs write keys of their own there.
+    fn parse(metadata: &BTreeMap<String, String>) -> Result<Option<Self>> {
+        if !metadata.contains_key("num_ranks") {
+            return Ok(None);
+        }
+        let text = |key: &str| {
+            metadata
+                .get(key)
+                .ok_or_else(|| Error::InvalidDump(format!("its __metadata__ has no \"{key}\"; dump again")))
+        };
+        let bad =
+            |key: &str, value: &str| Error::InvalidDump(format!("its __metadata__ says {key}: \"{value}\""));
+        let number =
+            |key: &str| text(key).and_then(|value| value.parse::<u64>().map_err(|_| bad(key, value)));
+
+        let counted = match text("counts")?.as_str() {
+            "experts" => Counted::Experts,
+            "slots" => Counted::Slots,
+            other => return Err(bad("counts", other)),
+        };
+        let rank = u32::try_from(number("rank")?).map_err(|_| bad("rank", &metadata["rank"]))?;
+        let mut layers = text("layers")?
+            .split(',')
+            .map(|layer| layer.parse().map_err(|_| bad("layers", &metadata["layers"])))
+            .collect::<Result<Vec<u32>>>()?;
+        layers.sort_unstable();
+        Ok(Some(RunInfo {
+            rank,
+            num_ranks: number("num_ranks")? as usize,
+            layers,
+            iterations: IterationRange { start: number("iter_start")?, stop: number("iter_stop")? },
+            run_id: metadata.get("run_id").cloned(),
+            counted,
+        }))
+    }
+}
+
+struct Header<'a> {
+    metadata: Option<BTreeMap<String, String>>,
+    tensors: Vec<(Cow<'a, str>, Entry<'a>)>,
+}
+
+#[derive(Deserialize)]
+#[serde(deny_unknown_fields)]
+struct Entry<'a> {
+    #[serde(borrow)]
+    dtype: Cow<'a, str>,
+    shape: Vec<u64>,
+    data_offsets: [u64; 2],
+}
+
+impl Entry<'_> {
+    /// The tensor named `name`, which must start where the one before it ends.
+    fn tensor(&self, name: &str, num_experts: usize, expected_start: u64) -> Result<Tensor> {
+        let damaged = |what: String| Error::InvalidDump(format!("tensor \"{name}\" {what}"));
+        let (iteration, layer) =
+            parse_name(name).ok_or_else(|| damaged("is not named <iteration>_<layer>".to_owned()))?;
+        let dtype = match &*self.dtype {
+            "I64" => Dtype::I64,
+            "I32" => Dtype::I32,
+            other => return Err(damaged(format!("has dtype {other}, I64 or I32 expected"))),
+        };
+        match self.shape[..] {
+            [length] if length == num_experts as u64 && length > 0 => {}
+            [length] => return Err(damaged(format!("has {length} values, {num_experts} experts expected"))),
+            _ => return Err(damaged(format!("has shape {:?}, [{num_experts}] expected", self.shape))),
+        }
+        let [start, stop] = self.data_offsets;
+        if start != expected_start {
+            return Err(damaged(format!(
+                "starts at byte {start}, the one before it ends at {expected_start}"
+            )));
+        }
+        let bytes = (num_experts as u64).saturating_mul(dtype.size() as u64);
+        if stop.checked_sub(start) != Some(bytes) {
+            return Err(damaged(format!("stands at bytes {start}..{stop}, {bytes} bytes expected")));
+        }
+        Ok(Tensor { iteration, layer, dtype })
+    }
+}
+
+/// `<iteration>_<layer>`, both in plain decimal; the layer must fit the C interface's int32.
+fn parse_name(name: &str) -> Option<(u64, u32)> {
+    let (iteration, layer) = name.split_once('_')?;
+    let plain = |digits: &str| {
+        !digits.is_empty()
+            && digits.bytes().all(|b| b.is_ascii_digit())
+            && (digits == "0" || !digits.starts_with('0'))
+    };
+    if !plain(iteration) || !plain(layer) {
+        return None;
+    }
+    let iteration = iteration.parse::<i64>().ok().filter(|&i| i < i64::MAX)?;
+    let layer = layer.parse::<i32>().ok()?;
+    Some((iteration as u64, layer as u32))
+}
+
+impl<'de> Deserialize<'de> for Header<'de> {
+    fn deserialize<D: Deserializer<'de>>(deserializer: D) -> std::result::Result<Self, D::Error> {
+        deserializer.deserialize_map(HeaderVisitor)
+    }
+}
+
+/// Keeps repeated names, which a map would swallow.
+struct HeaderVisitor;
+
+impl<'de> Visitor<'de> for HeaderVisitor {
+    type Value = Header<'de>;
+
+    fn expecting(&self, f: &mut fmt::Formatter) -> fmt::Result {
+        f.write_str("a map from tensor name to tensor")
+    }
+
+    fn visit_map<A: MapAccess<'de>>(self, mut map: A) -> std::result::Result<Self::Value, A::Error> {
+        let mut header = Header { metadata: None, tensors: Vec::new() };
+        while let Some(name) = map.next_key::<Name<'de>>()? {
+            match &*name.0 {
+                "__metadata__" => header.metadata = Some(map.next_value()?),
+                _ => header.tensors.push((name.0, map.next_value()?)),
+            }
+        }
+        Ok(header)
+    }
+}
+
+/// A string that borrows from the header wherever it has no escapes.
+#[derive(Deserialize)]
+struct Name<'a>(#[serde(borrow)] Cow<'a, str>);
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    /// Parses a header for 2 experts and `data_len` bytes of data.
+    fn message(header: &str, data_len: u64) -> String {
+        match Index::parse(header.as_bytes(), data_len, Some(2)) {
+            Ok(_) => "accepted".to_owned(),
+            Err(e) => e.to_string(),
+        }
+    }
+
+    fn tensor(name: &str, start: u64, stop: u64) -> String {
+        format!(r#""{name}":{{"dtype":"I64","shape":[2],"data_offsets":[{start},{stop}]}}"#)
+    }
+
+    #[test]
+    fn every_kind_of_damage_in_a_header_has_its_own_message() {
+        let good = format!("{{{},{}}}", tensor("100_3", 0, 16), tensor("101_3", 16, 32));
+        assert_eq!(message(&good, 32), "accepted");
+        for (was, is, expected) in [
+            ("I64", "F32", "tensor \"100_3\" has dtype F32, I64 or I32 expected"),
+            ("[2]", "[3]", "tensor \"100_3\" has 3 values, 2 experts expected"),
+            ("[2]", "[1,2]", "tensor \"100_3\" has shape [1, 2], [2] expected"),
+            ("[2]", "[]", "tensor \"100_3\" has shape [], [2] expected"),
+            ("[0,16]", "[0,15]", "tensor \"100_3\" stands at bytes 0..15, 16 bytes expected"),
+            ("[16,32]", "[8,24]", "tensor \"101_3\" starts at byte 8, the one before it ends at 16"),
+            ("[16,32]", "[24,40]", "tensor \"101_3\" starts at byte 24, the one before it ends at 16"),
+            ("[16,32]", "[16,0]", "tensor \"101_3\" stands at bytes 16..0, 16 bytes expected"),
+            ("101_3", "100_3", "iteration 100 of layer 3 is there twice"),
+            ("101_3", "102_3", "iteration 101 of layer 3 is missing (the file has iterations 100..103)"),
+            ("101_3", "101_4", "iteration 101 of layer 3 is missing (the file has iterations 100..102)"),
+            ("101_3", "101-3", "tensor \"101-3\" is not named <iteration>_<layer>"),
+            ("101_3", "101_-3", "tensor \"101_-3\" is not named <iteration>_<layer>"),
+            ("101_3", "0101_3", "tensor \"0101_3\" is not named <iteration>_<layer>"),
+            ("101_3", "101_3_0", "tensor \"101_3_0\" is not named <iteration>_<layer>"),
+            ("101_3", "101_4294967296", "tensor \"101_4294967296\" is not named <iteration>_<layer>"),
+            (
+                "101_3",
+                "9223372036854775807_3",
+                "tensor \"9223372036854775807_3\" is not named <iteration>_<layer>",
+            ),
+        ] {
+            assert_eq!(message(&good.replacen(was, is, 1), 32), expected);
+        }
+        assert_eq!(
+            message(&good, 31),
+            "its tensors take 32 bytes and 31 are there: it is cut off, copy it again"
+        );
+        assert_eq!(message(&good, 40), "8 bytes after its last tensor belong to none");
+        assert_eq!(message("{}", 0), "it holds no tensors");
+        assert!(message(&good[..40], 32).starts_with("bad JSON in the header: EOF"));
+        assert!(message(r#"{"0_0":{"dtype":"I64"}}"#, 0).contains("missing field `shape`"));
+        assert!(message(r#"{"0_0":{"dtype":"I64","shape":[2],"data_offsets":[0,-1]}}"#, 0).contains("`-1`"));
+    }
+
+    #[test]
+    fn metadata_of_other_programs_is_left_alone_and_ours_must_be_whole() {
+        let tensor = tensor("5_1", 0, 16);
+        let with = |metadata: &str| message(&format!("{{\"__metadata__\":{metadata},{tensor}}}"), 16);
+        assert_eq!(with(r#"{"format":"pt"}"#), "accepted");
+        let ours = r#"{"rank":"0","num_ranks":"2","layers":"1","iter_start":"5","iter_stop":"6","counts":"experts"}"#;
+        assert_eq!(with(ours), "accepted");
+        assert_eq!(with(&ours.replace("\"5\"", "\"five\"")), "its __metadata__ says iter_start: \"five\"");
+        assert_eq!(with(&ours.replace("\"1\"", "\"1,,2\"")), "its __metadata__ says layers: \"1,,2\"");
+        assert_eq!(with(r#"{"num_ranks":"2"}"#), "its __metadata__ has no \"counts\"; dump again");
+    }
+}

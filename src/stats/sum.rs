@@ -1,0 +1,154 @@
+//! Reading the counts of a dump and adding them up, in bounded pieces on several threads.
+
+use std::fs::File;
+use std::io::ErrorKind;
+use std::os::unix::fs::FileExt;
+use std::sync::mpsc::SyncSender;
+use std::sync::{Mutex, PoisonError};
+
+use super::rank_file::{Dtype, FileVersion, Tensor};
+use super::{IterationRange, RankFile};
+use crate::error::{Error, Result, try_zeroed};
+use crate::threads;
+
+/// Read at once: large enough that system calls cost nothing, small enough to stay in a core's own cache.
+const CHUNK_BYTES: usize = 256 << 10;
+
+/// The counts of `files` in the chosen layers and iterations, `[layers][iterations][experts]`, each below 2^63.
+pub(super) fn sum(
+    files: &[RankFile],
+    layers: &[u32],
+    iterations: IterationRange,
+    threads: usize,
+    progress: &mut dyn FnMut(u64, u64) -> Result<()>,
+) -> Result<Vec<u64>> {
+    let num_experts = files[0].num_experts;
+    let num_cells = usize::try_from(iterations.len()).ok().and_then(|n| n.checked_mul(layers.len()));
+    let mut counts = try_zeroed(num_cells.and_then(|n| n.checked_mul(num_experts)), "the counts")?;
+    // A lock a cell: threads in different files seldom meet in one.
+    let cells: Vec<Mutex<&mut [u64]>> = counts.chunks_exact_mut(num_experts).map(Mutex::new).collect();
+    let cell_of = |tensor: &Tensor| {
+        let layer = layers.binary_search(&tensor.layer).ok()?;
+        let iteration = iterations.contains(tensor.iteration).then(|| tensor.iteration - iterations.start)?;
+        Some(layer * iterations.len() as usize + iteration as usize)
+    };
+    let wanted = |tensor: &&Tensor| cell_of(tensor).is_some();
+    let bytes_of = |file: &RankFile| -> u64 {
+        file.tensors.iter().filter(wanted).map(|tensor| file.tensor_bytes(tensor) as u64).sum()
+    };
+    let total = files.iter().map(bytes_of).sum();
+
+    let add_file = |index: usize, sender: &SyncSender<u64>| {
+        let file = &files[index];
+        read_tensors(
+            file,
+            |tensor| cell_of(tensor).is_some(),
+            sender,
+            |tensor, bytes| {
+                let Some(cell) = cell_of(tensor) else { return Ok(()) };
+                let mut counts = cells[cell].lock().unwrap_or_else(PoisonError::into_inner);
+                add(&mut counts, tensor, bytes).map_err(|e| e.in_file(&file.path))
+            },
+        )
+    };
+    let mut done = 0;
+    threads::map_watched(files.len(), threads, add_file, |bytes| {
+        done += bytes;
+        progress(done, total)
+    })?;
+    drop(cells);
+    Ok(counts)
+}
+
+/// Hands the bytes of each wanted tensor to `take`, in the order of the file, and reports how many were read.
+fn read_tensors(
+    file: &RankFile,
+    wanted: impl Fn(&Tensor) -> bool,
+    sender: &SyncSender<u64>,
+    mut take: impl FnMut(&Tensor, &[u8]) -> Result<()>,
+) -> Result<()> {
+    let handle = File::open(&file.path).map_err(|e| Error::read(&file.path, e))?;
+    let mut buffer = Vec::new();
+    let mut offset = file.data_start;
+    let mut rest = &file.tensors[..];
+    check_unchanged(file, &handle)?;
+    while let Some(first) = rest.first() {
+        if !wanted(first) {
+            offset += file.tensor_bytes(first) as u64;
+            rest = &rest[1..];
+            continue;
+        }
+        // As many wanted tensors in a row as fit a chunk, but at least one.
+        let (mut bytes, mut taken) = (0, 0);
+        for tensor in rest.iter().take_while(|tensor| wanted(tensor)) {
+            let size = file.tensor_bytes(tensor);
+            if taken > 0 && bytes + size > CHUNK_BYTES {
+                break;
+            }
+            (bytes, taken) = (bytes + size, taken + 1);
+        }
+        if buffer.len() < bytes {
+            buffer = try_zeroed(Some(bytes), "a read buffer")?;
+        }
+        handle.read_exact_at(&mut buffer[..bytes], offset).map_err(|e| match e.kind() {
+            ErrorKind::UnexpectedEof => changed(file),
+            _ => Error::read(&file.path, e),
+        })?;
+        let mut unread = &buffer[..bytes];
+        for tensor in &rest[..taken] {
+            let (this, next) = unread.split_at(file.tensor_bytes(tensor));
+            take(tensor, this)?;
+            unread = next;
+        }
+        offset += bytes as u64;
+        rest = &rest[taken..];
+        sender.send(bytes as u64).map_err(|_| Error::Cancelled)?;
+    }
+    check_unchanged(file, &handle)
+}
+
+fn check_unchanged(file: &RankFile, handle: &File) -> Result<()> {
+    let now = handle.metadata().map_err(|e| Error::read(&file.path, e))?;
+    if FileVersion::of(&now) == file.version { Ok(()) } else { Err(changed(file)) }
+}
+
+fn changed(file: &RankFile) -> Error {
+    let message = "it was changed or cut off while it was read; read it again when the run is over";
+    Error::InvalidDump(message.into()).in_file(&file.path)
+}
+
+/// Adds one tensor to its cell.
+fn add(cell: &mut [u64], tensor: &Tensor, bytes: &[u8]) -> Result<()> {
+    let whole = match tensor.dtype {
+        Dtype::I64 => add_counts(cell, bytes.as_chunks().0, i64::from_le_bytes),
+        Dtype::I32 => add_counts(cell, bytes.as_chunks().0, |count| i64::from(i32::from_le_bytes(count))),
+    };
+    if whole { Ok(()) } else { Err(wrong_count(tensor, bytes)) }
+}
+
+/// Adds `counts` to `cell`; false when a count is negative or a sum leaves 63 bits. Sums are below 2^63 before, so one
+/// sign bit tells either, and the loop has no branch.
+fn add_counts<const N: usize>(cell: &mut [u64], counts: &[[u8; N]], decode: impl Fn([u8; N]) -> i64) -> bool {
+    let mut signs = 0;
+    for (sum, &count) in cell.iter_mut().zip(counts) {
+        let count = decode(count) as u64;
+        *sum = sum.wrapping_add(count);
+        signs |= *sum | count;
+    }
+    signs >> 63 == 0
+}
+
+#[cold]
+fn wrong_count(tensor: &Tensor, bytes: &[u8]) -> Error {
+    let Tensor { iteration, layer, dtype } = *tensor;
+    let counts: Vec<i64> = match dtype {
+        Dtype::I64 => bytes.as_chunks().0.iter().copied().map(i64::from_le_bytes).collect(),
+        Dtype::I32 => bytes.as_chunks().0.iter().copied().map(i32::from_le_bytes).map(i64::from).collect(),
+    };
+    Error::InvalidDump(match counts.iter().position(|&count| count < 0) {
+        Some(expert) => {
+            format!("tensor \"{iteration}_{layer}\" has the count {} for expert {expert}", counts[expert])
+        }
+        None => format!("the sum over ranks for iteration {iteration} of layer {layer} overflows 63 bits"),
+    })
+}

@@ -1,0 +1,145 @@
+//! Work shared by a few threads of our own, started for one call and joined before it returns: a host's
+//! pools and a global pool stay out of it. Results never depend on the number of threads.
+
+use std::sync::atomic::{AtomicBool, AtomicUsize, Ordering};
+use std::sync::mpsc::{SyncSender, sync_channel};
+use std::sync::{Mutex, PoisonError};
+use std::thread;
+
+use crate::error::{Error, Result};
+
+/// More threads than this gain little on what we do and would surprise a host.
+const MAX_DEFAULT_THREADS: usize = 8;
+
+/// The number of threads to use when `asked` of them are wanted; 0 leaves it to us.
+pub fn resolve(asked: usize) -> usize {
+    match asked {
+        0 => thread::available_parallelism().map_or(1, |cores| cores.get().min(MAX_DEFAULT_THREADS)),
+        n => n,
+    }
+}
+
+/// `work(0)` to `work(count - 1)` in order of index, computed by up to `threads` threads of which the calling
+/// one is the first. Where several fail, the error is that of the lowest index.
+pub fn map<T: Send>(
+    count: usize,
+    threads: usize,
+    work: impl Fn(usize) -> Result<T> + Sync,
+) -> Result<Vec<T>> {
+    let tasks = Tasks::new(count);
+    thread::scope(|scope| {
+        for _ in 1..threads.min(count) {
+            // Fewer threads are slower, never wrong: the calling one takes what is left.
+            if thread::Builder::new().name("eplb".into()).spawn_scoped(scope, || tasks.run(&work)).is_err() {
+                break;
+            }
+        }
+        tasks.run(&work);
+    });
+    tasks.into_results()
+}
+
+/// As [`map`], but the calling thread does none of the work: it hands each message that the work sends to
+/// `watch`. Once `watch` fails, senders find the channel closed, and its error is the result.
+pub fn map_watched<T: Send, M: Send>(
+    count: usize,
+    threads: usize,
+    work: impl Fn(usize, &SyncSender<M>) -> Result<T> + Sync,
+    mut watch: impl FnMut(M) -> Result<()>,
+) -> Result<Vec<T>> {
+    let tasks = Tasks::new(count);
+    thread::scope(|scope| {
+        // A short queue keeps the work within sight of the watcher, who may stop it.
+        let (sender, receiver) = sync_channel(4);
+        let (tasks, work) = (&tasks, &work);
+        for started in 0..threads.min(count) {
+            let sender = sender.clone();
+            let run = move || tasks.run(|index| work(index, &sender));
+            match thread::Builder::new().name("eplb".into()).spawn_scoped(scope, run) {
+                Err(e) if started == 0 => return Err(Error::System(format!("cannot start a thread: {e}"))),
+                Err(_) => break,
+                Ok(_) => {}
+            }
+        }
+        drop(sender);
+        for message in receiver {
+            watch(message)?;
+        }
+        Ok(())
+    })?;
+    tasks.into_results()
+}
+
+/// Indices handed out in order, until one fails, and what became of them.
+struct Tasks<T> {
+    count: usize,
+    next: AtomicUsize,
+    failed: AtomicBool,
+    results: Mutex<Vec<(usize, Result<T>)>>,
+}
+
+impl<T> Tasks<T> {
+    fn new(count: usize) -> Self {
+        let results = Mutex::new(Vec::with_capacity(count));
+        Tasks { count, next: AtomicUsize::new(0), failed: AtomicBool::new(false), results }
+    }
+
+    fn run(&self, work: impl Fn(usize) -> Result<T>) {
+        while !self.failed.load(Ordering::Relaxed) {
+            let index = self.next.fetch_add(1, Ordering::Relaxed);
+            if index >= self.count {
+                break;
+            }
+            let result = work(index);
+            self.failed.fetch_or(result.is_err(), Ordering::Relaxed);
+            self.results.lock().unwrap_or_else(PoisonError::into_inner).push((index, result));
+        }
+    }
+
+    /// Every index below the lowest that failed was handed out before it, so that error is always the same one.
+    fn into_results(self) -> Result<Vec<T>> {
+        let mut results = self.results.into_inner().unwrap_or_else(PoisonError::into_inner);
+        results.sort_unstable_by_key(|&(index, _)| index);
+        results.into_iter().map(|(_, result)| result).collect()
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn results_are_in_order_whatever_the_number_of_threads() {
+        for threads in [1, 2, 8, 100] {
+            let squares = map(50, threads, |i| Ok(i * i)).unwrap();
+            assert_eq!(squares, (0..50).map(|i| i * i).collect::<Vec<_>>());
+        }
+    }
+
+    #[test]
+    fn the_error_of_the_lowest_index_wins() {
+        for threads in [1, 2, 8] {
+            let error = map(50, threads, |i| match i {
+                20 | 30 => Err(Error::System(i.to_string())),
+                _ => Ok(()),
+            });
+            assert_eq!(error.unwrap_err().to_string(), "20");
+        }
+    }
+
+    #[test]
+    fn a_watcher_sees_every_message_on_its_own_thread_and_may_stop_the_work() {
+        let (mut sum, caller) = (0, thread::current().id());
+        let work = |i: usize, sender: &SyncSender<usize>| sender.send(i).map_err(|_| Error::Cancelled);
+        map_watched(10, 3, work, |i| {
+            assert_eq!(thread::current().id(), caller);
+            sum += i;
+            Ok(())
+        })
+        .unwrap();
+        assert_eq!(sum, 45);
+
+        let stopped = map_watched(1000, 2, work, |_| Err(Error::InvalidArgument("enough".into())));
+        assert_eq!(stopped.unwrap_err().to_string(), "enough");
+    }
+}

@@ -1,0 +1,179 @@
+//! The dumps and results under `data/`, which another program computed, against the library.
+//!
+//! `EPLB_EXTRA_DATA` may name a further folder of the same layout (recordings that may not be shipped, say).
+
+use std::collections::BTreeMap;
+use std::path::{Path, PathBuf};
+use std::{env, fs};
+
+use eplb::generate::{GenerateConfig, generate};
+use eplb::placement::{Expected, Placement};
+use eplb::report::Balance;
+use eplb::solve::Policy;
+use eplb::stats::{Dump, LoadOptions, RankFile, Stats};
+
+fn data_dirs() -> Vec<PathBuf> {
+    let shipped = Path::new(env!("CARGO_MANIFEST_DIR")).join("data");
+    [Some(shipped), env::var_os("EPLB_EXTRA_DATA").map(PathBuf::from)].into_iter().flatten().collect()
+}
+
+/// The files of `data/expected` that end in `suffix`, with the dump that each is for.
+fn expected_files(suffix: &str) -> Vec<(PathBuf, PathBuf, String)> {
+    let mut files = Vec::new();
+    for dir in data_dirs() {
+        for entry in fs::read_dir(dir.join("expected")).unwrap() {
+            let path = entry.unwrap().path();
+            let name = path.file_name().unwrap().to_str().unwrap().to_owned();
+            if let Some(case) = name.strip_suffix(suffix) {
+                let dump = dir.join("dumps").join(case.split('.').next().unwrap());
+                files.push((path.clone(), dump, case.to_owned()));
+            }
+        }
+    }
+    assert!(files.len() >= 6, "{files:?}");
+    files
+}
+
+/// `<dump>.ep<R>.slots<S>[.iters<A>-<B>]`
+fn parse_case(case: &str) -> (Option<usize>, Option<usize>, Option<(u64, u64)>) {
+    let part =
+        |prefix: &str| case.split('.').find_map(|part| part.strip_prefix(prefix).map(ToOwned::to_owned));
+    let iters = part("iters").map(|range| {
+        let (start, stop) = range.split_once('-').unwrap();
+        (start.parse().unwrap(), stop.parse().unwrap())
+    });
+    (part("ep").map(|n| n.parse().unwrap()), part("slots").map(|n| n.parse().unwrap()), iters)
+}
+
+#[test]
+fn policy_trtllm_gives_the_expected_configuration_files_to_the_byte() {
+    let out = tempfile::tempdir().unwrap();
+    let output_path = &out.path().join("config.yaml");
+    for (expected, dump, case) in expected_files(".yaml") {
+        let (num_ranks, num_slots, iters) = parse_case(&case);
+        for threads in [1, 2, 8] {
+            let config = GenerateConfig {
+                expert_statistic_path: &dump,
+                output_path,
+                options: LoadOptions {
+                    iter_start: iters.map(|(start, _)| start),
+                    iter_stop: iters.map(|(_, stop)| stop),
+                    threads,
+                    ..Default::default()
+                },
+                num_ranks,
+                num_slots,
+                layer_updates_per_iter: 0,
+                policy: Policy::Trtllm,
+            };
+            let generated = generate(&config, &mut |_, _, _| Ok(())).unwrap();
+            assert!(
+                fs::read(output_path).unwrap() == fs::read(&expected).unwrap(),
+                "{case}, {threads} threads"
+            );
+
+            let loaded = Placement::load(output_path, Expected { num_ranks, ..Default::default() }).unwrap();
+            assert_eq!(loaded.hash(), generated.placement.hash(), "{case}");
+        }
+    }
+}
+
+fn load(dump: &Path) -> Stats {
+    let dump = Dump::open(dump, &LoadOptions::default()).unwrap();
+    dump.read(&mut |_, _| Ok(())).unwrap()
+}
+
+/// The balance of each layer over the iterations of `stats`.
+fn balances(stats: &Stats, balance: impl Fn(u32, &[Vec<f64>]) -> Balance) -> BTreeMap<u32, Balance> {
+    let layer = |&layer: &u32| {
+        let counts = stats.layer_counts(layer).unwrap();
+        let rows = counts.chunks_exact(stats.summary().num_experts);
+        let samples: Vec<Vec<f64>> =
+            rows.map(|row| row.iter().map(|&count| count as f64).collect()).collect();
+        (layer, balance(layer, &samples))
+    };
+    stats.summary().layers.iter().map(layer).collect()
+}
+
+fn assert_report(path: &Path, kind: &str, found: &BTreeMap<u32, Balance>) {
+    let report: serde_json::Value = serde_json::from_str(&fs::read_to_string(path).unwrap()).unwrap();
+    let layers = report[kind].as_object().unwrap();
+    assert_eq!(layers.len(), found.len(), "{}", path.display());
+    for (layer, expected) in layers {
+        let balance = &found[&layer.parse().unwrap()];
+        // A ratio is 1e-16-exact relative to max / mean, not to the small difference of that from 1.
+        let close = |a: f64, b: f64| (a - b).abs() <= 1e-12 * b.abs().max(1.0);
+        assert!(close(balance.mean, expected["mean"].as_f64().unwrap()), "{}: layer {layer}", path.display());
+        match (balance.imbalance_ratio, expected["imbalance_ratio"].as_f64()) {
+            (Some(a), Some(b)) => assert!(close(a, b), "{}: layer {layer}: {a} {b}", path.display()),
+            (a, b) => assert_eq!(a, b, "{}: layer {layer}", path.display()),
+        }
+    }
+}
+
+#[test]
+fn balances_agree_with_the_expected_load_reports() {
+    for (path, dump, case) in expected_files(".report.json") {
+        let stats = load(&dump);
+        let samples = |rows: &[Vec<f64>]| rows.to_vec();
+        let (num_ranks, num_slots, _) = parse_case(&case);
+        if num_slots.is_some() {
+            let config = path.to_str().unwrap().replace(".report.json", ".yaml");
+            let placement = Placement::load(Path::new(&config), Expected { num_ranks, ..Default::default() });
+            let placement = placement.unwrap();
+            let found = balances(&stats, |layer, rows| {
+                let experts = placement.layer_experts(layer).unwrap();
+                Balance::projected(placement.shape(), experts, samples(rows).iter().map(|row| &row[..]))
+            });
+            assert_report(&path, "projected", &found);
+        } else {
+            let found = balances(&stats, |_, rows| {
+                Balance::unbalanced(stats.summary().num_ranks, samples(rows).iter().map(|row| &row[..]))
+            });
+            assert_report(&path, "measured", &found);
+        }
+    }
+}
+
+#[test]
+fn counts_agree_with_another_reader_of_safetensors() {
+    for name in ["dsv2lite-translation", "dsr1-extreme"] {
+        let directory = data_dirs()[0].join("dumps").join(name);
+        let stats = load(&directory);
+        let summary = stats.summary();
+        let mut sums: BTreeMap<(u32, u64), Vec<u64>> = BTreeMap::new();
+        for rank in 0..summary.num_ranks {
+            let bytes = fs::read(directory.join(format!("rank{rank}.safetensors"))).unwrap();
+            for (name, tensor) in safetensors::SafeTensors::deserialize(&bytes).unwrap().tensors() {
+                let (iteration, layer) = name.split_once('_').unwrap();
+                let sum = sums.entry((layer.parse().unwrap(), iteration.parse().unwrap())).or_default();
+                sum.resize(summary.num_experts, 0);
+                for (sum, count) in sum.iter_mut().zip(tensor.data().chunks_exact(8)) {
+                    *sum += u64::from_le_bytes(count.try_into().unwrap());
+                }
+            }
+        }
+        let found = summary.layers.iter().flat_map(|&layer| stats.layer_counts(layer).unwrap()).copied();
+        assert!(found.eq(sums.into_values().flatten()), "{name}");
+    }
+}
+
+#[test]
+fn every_token_of_a_recording_chose_six_experts() {
+    // data/README.md: 8 ranks x 31 iterations x 32 tokens, top-6, in each layer.
+    let stats = load(&data_dirs()[0].join("dumps/dsv2lite-law"));
+    assert_eq!(stats.summary().experts_per_token, 6);
+    for &layer in &stats.summary().layers {
+        assert_eq!(stats.layer_totals(layer).unwrap().iter().sum::<u64>(), 8 * 31 * 32 * 6);
+    }
+}
+
+#[test]
+fn one_rank_file_says_what_it_holds() {
+    let path = data_dirs()[0].join("dumps/dsv2lite-law/rank3.safetensors");
+    let file = RankFile::open(&path, None).unwrap();
+    assert_eq!(
+        (file.num_experts, file.layers.len(), file.iterations.to_string()),
+        (64, 26, "100..131".into())
+    );
+}
