@@ -1,1 +1,42 @@
-fn main() {}
+//! Policies on the shape of DeepSeek-V3: 58 layers x 256 experts. `cargo bench --bench solve`
+
+use std::hint::black_box;
+
+use criterion::{Criterion, criterion_group, criterion_main};
+use eplb::solve::{Loads, Policy, solve};
+
+const LAYERS: u32 = 58;
+const EXPERTS: usize = 256;
+
+/// Loads that fall off like `1 / rank^exponent`, the experts of each layer in an order of their own: a Fisher-Yates
+/// shuffle driven by the generator of Numerical Recipes, seeded with the layer's number.
+fn zipf(exponent: f64) -> Vec<f64> {
+    (0..LAYERS)
+        .flat_map(|layer| {
+            let mut loads: Vec<f64> =
+                (1..=EXPERTS).map(|rank| (1e6 / (rank as f64).powf(exponent)).round()).collect();
+            let mut state = u64::from(layer);
+            for i in (1..EXPERTS).rev() {
+                state = state.wrapping_mul(6_364_136_223_846_793_005).wrapping_add(1_442_695_040_888_963_407);
+                loads.swap(i, (state >> 33) as usize % (i + 1));
+            }
+            loads
+        })
+        .collect()
+}
+
+fn policies(c: &mut Criterion) {
+    let layers: Vec<u32> = (3..3 + LAYERS).collect();
+    for (name, exponent) in [("zipf 0.6", 0.6), ("zipf 1.0", 1.0), ("equal", 0.0)] {
+        let values = zipf(exponent);
+        let loads = Loads::new(&values, &layers, 1, EXPERTS).unwrap();
+        for (slots, ranks) in [(288, 32), (288, 72), (320, 8)] {
+            c.bench_function(&format!("trtllm/{name}/{slots} slots on {ranks} ranks/1 thread"), |b| {
+                b.iter(|| solve(Policy::Trtllm, slots, ranks, black_box(&loads), 1).unwrap());
+            });
+        }
+    }
+}
+
+criterion_group!(benches, policies);
+criterion_main!(benches);

@@ -1,0 +1,307 @@
+//! The program as a user meets it: messages, exit codes, and files that are whole whenever it dies.
+#![cfg(feature = "cli")]
+
+use std::fs::{self, OpenOptions};
+use std::path::{Path, PathBuf};
+use std::process::{Command, Output, Stdio};
+use std::thread::sleep;
+use std::time::Instant;
+
+use tempfile::TempDir;
+
+fn eplb(args: &str) -> Output {
+    let mut command = Command::new(env!("CARGO_BIN_EXE_eplb"));
+    command.current_dir(env!("CARGO_MANIFEST_DIR")).args(args.split_whitespace()).output().unwrap()
+}
+
+/// The one line of an error without "error: ", and the exit code.
+fn failure(args: &str) -> (String, i32) {
+    let output = eplb(args);
+    assert_eq!(String::from_utf8(output.stdout).unwrap(), "", "{args}");
+    let stderr = String::from_utf8(output.stderr).unwrap();
+    let line = stderr.strip_prefix("error: ").and_then(|line| line.strip_suffix('\n')).unwrap();
+    assert!(!line.contains('\n'), "{line}");
+    (line.to_owned(), output.status.code().unwrap())
+}
+
+fn dump(name: &str) -> String {
+    format!("data/dumps/{name}")
+}
+
+fn copy_of_dump(name: &str) -> TempDir {
+    let dir = tempfile::tempdir().unwrap();
+    for entry in fs::read_dir(Path::new(env!("CARGO_MANIFEST_DIR")).join(dump(name))).unwrap() {
+        let entry = entry.unwrap();
+        fs::copy(entry.path(), dir.path().join(entry.file_name())).unwrap();
+    }
+    dir
+}
+
+#[test]
+fn generate_writes_the_expected_bytes_with_underscores_and_with_hyphens() {
+    let dir = tempfile::tempdir().unwrap();
+    let out = dir.path().join("config.yaml");
+    let expected = |name: &str| fs::read(Path::new("data/expected").join(name)).unwrap();
+    for (from, to) in [("_", "_"), ("_", "-")] {
+        let flags =
+            "--expert_statistic_path FROM --output_path TO --ep_size 8 --num_slots 80 --iter_start 110 \
+                     --iter_stop 120 --policy trtllm"
+                .replace(from, to);
+        let paths = |text: String| {
+            text.replace("FROM", &dump("dsv2lite-translation")).replace("TO", out.to_str().unwrap())
+        };
+        let output = eplb(&paths(format!("generate {flags}")));
+        assert!(output.status.success(), "{output:?}");
+        assert!(fs::read(&out).unwrap() == expected("dsv2lite-translation.ep8.slots80.iters110-120.yaml"));
+        fs::remove_file(&out).unwrap();
+    }
+}
+
+#[test]
+fn defaults_are_those_of_the_reference_script() {
+    // 8 rank files, 64 experts, all iterations.
+    let dir = tempfile::tempdir().unwrap();
+    let out = dir.path().join("config.yaml");
+    let from = dump("dsv2lite-translation");
+    let output = eplb(&format!("generate --expert_statistic_path {from} --output_path {}", out.display()));
+    assert!(output.status.success(), "{output:?}");
+    let expected = fs::read("data/expected/dsv2lite-translation.ep8.slots64.yaml").unwrap();
+    assert!(fs::read(&out).unwrap() == expected);
+}
+
+#[test]
+fn the_table_shows_each_layer_and_the_average() {
+    let dir = tempfile::tempdir().unwrap();
+    let out = dir.path().join("config.yaml");
+    let args = format!(
+        "generate --expert_statistic_path {} --output_path {} --ep_size 8 --num_slots 72",
+        dump("dsv2lite-translation"),
+        out.display()
+    );
+    let text = String::from_utf8(eplb(&args).stdout).unwrap();
+    // Layer 26 from the two load reports under data/expected: 0.72816 measured, 0.15894 projected.
+    let row = |name: &str| text.lines().find(|line| line.trim_start().starts_with(name)).unwrap();
+    assert_eq!(row("26 ").split_whitespace().collect::<Vec<_>>()[..3], ["26", "0.7282", "0.1589"]);
+    assert_eq!(row("average").split_whitespace().count(), 3);
+    assert!(text.contains("9 slots repeat an expert of their own rank"), "{text}");
+    assert_eq!(String::from_utf8(eplb(&format!("{args} --quiet")).stdout).unwrap(), "");
+}
+
+#[test]
+fn five_mistakes_get_five_messages_that_say_what_to_do() {
+    let dir = tempfile::tempdir().unwrap();
+    let out = dir.path().join("config.yaml");
+    let empty = tempfile::tempdir().unwrap();
+    let cut = copy_of_dump("dsv2lite-law");
+    let half = cut.path().join("rank3.safetensors");
+    let len = fs::metadata(&half).unwrap().len() / 2;
+    OpenOptions::new().write(true).open(&half).unwrap().set_len(len).unwrap();
+
+    let generate = |from: &str, flags: &str| {
+        failure(&format!("generate --expert_statistic_path {from} --output_path {} {flags}", out.display()))
+    };
+    let extreme = dump("dsr1-extreme");
+    assert_eq!(
+        generate(&extreme, "--ep_size 36 --num_slots 290"),
+        (
+            "290 slots cannot be split evenly over 36 ranks; for 256 experts the nearest valid numbers of slots are \
+             288 and 324"
+                .into(),
+            2
+        )
+    );
+    assert_eq!(
+        generate(&extreme, "--ep_size 8 --num_slots 100"),
+        ("100 slots cannot hold 256 experts; for 8 ranks the nearest valid number of slots is 256".into(), 2)
+    );
+    assert_eq!(generate(&extreme, "--ep_size 0"), ("0 ranks: there must be 1 to 1048576".into(), 2));
+    assert_eq!(
+        generate(empty.path().to_str().unwrap(), ""),
+        (
+            format!(
+                "{}: no rank<R>.safetensors here; give the directory that EXPERT_STATISTIC_PATH named when counting",
+                empty.path().display()
+            ),
+            3
+        )
+    );
+    assert_eq!(
+        generate(cut.path().to_str().unwrap(), ""),
+        (
+            format!(
+                "{}: its tensors take 412672 bytes and {} are there: it is cut off, copy it again",
+                half.display(),
+                len - 8 - 54904
+            ),
+            3
+        )
+    );
+    assert!(!out.exists());
+}
+
+#[test]
+fn output_errors_have_a_code_of_their_own_and_come_before_the_work() {
+    let from = dump("dsr1-extreme");
+    let (message, code) =
+        failure(&format!("generate --expert_statistic_path {from} --output_path /no/such/place/config.yaml"));
+    assert_eq!(
+        (&message[..], code),
+        ("cannot write /no/such/place/config.yaml: there is no directory /no/such/place; create it first", 4)
+    );
+    let (message, code) =
+        failure(&format!("generate --expert_statistic_path {from} --output_path /dev/null"));
+    assert_eq!((&message[..], code), ("cannot write /dev/null: it exists and is not a regular file", 4));
+}
+
+#[test]
+fn usage_errors_exit_with_2() {
+    for args in ["generate", "frobnicate", "generate --ep_size x", "generate --policy magic"] {
+        assert_eq!(eplb(args).status.code(), Some(2), "{args}");
+    }
+}
+
+#[test]
+fn missing_ranks_are_an_error_unless_allowed_and_then_a_warning() {
+    let partial = copy_of_dump("dsv2lite-law");
+    fs::remove_file(partial.path().join("rank5.safetensors")).unwrap();
+    let out = partial.path().join("config.yaml");
+    let args = format!(
+        "generate --expert_statistic_path {} --output_path {}",
+        partial.path().display(),
+        out.display()
+    );
+    let (message, code) = failure(&args);
+    assert!(message.contains("1 of 8 ranks have no file (rank 5)"), "{message}");
+    assert_eq!(code, 3);
+
+    let output = eplb(&format!("{args} --allow_missing_ranks"));
+    assert!(output.status.success());
+    let warning = String::from_utf8(output.stderr).unwrap();
+    assert!(warning.starts_with("warning: ") && warning.contains("1 of 8 ranks are missing"), "{warning}");
+    // The EP size stays that of the run, not the number of files that were found.
+    let ranks = String::from_utf8(output.stdout).unwrap();
+    assert!(ranks.contains("64 slots on 8 ranks"), "{ranks}");
+}
+
+#[test]
+fn the_examples_of_the_help_work_as_written() {
+    let dir = tempfile::tempdir().unwrap();
+    let mut run = 0;
+    for command in ["generate", "inspect"] {
+        let help = String::from_utf8(eplb(&format!("{command} --help")).stdout).unwrap().replace("\\\n", " ");
+        for example in help.lines().filter_map(|line| line.strip_prefix("  eplb ")) {
+            let out = dir.path().join("moe_load_balancer.yaml");
+            let output = eplb(&example.replace("moe_load_balancer.yaml", out.to_str().unwrap()));
+            assert!(output.status.success(), "{example}: {output:?}");
+            run += 1;
+        }
+    }
+    assert_eq!(run, 4);
+}
+
+#[test]
+fn inspect_says_what_a_file_is() {
+    let says = |args: &str| {
+        let output = eplb(&format!("inspect {args}"));
+        assert!(output.status.success(), "{output:?}");
+        let text = String::from_utf8(output.stdout).unwrap();
+        text.lines().map(|line| line.split_whitespace().collect::<Vec<_>>().join(" ")).collect::<Vec<_>>()
+    };
+    let law = says("data/dumps/dsv2lite-law");
+    assert_eq!(law[0], "data/dumps/dsv2lite-law: statistic dump");
+    assert_eq!(
+        law[1..],
+        [
+            "ranks 8",
+            "experts 64, 6 a token",
+            "layers 26 (1 to 26)",
+            "iterations 31 (100..131)",
+            // data/README.md: 8 ranks x 31 iterations x 32 tokens.
+            "tokens a layer 7936",
+        ]
+    );
+    assert!(says("data/dumps/dsr1-all-zero").contains(&"layers not counted 58".to_owned()));
+
+    let config = says("data/expected/dsv2lite-translation.ep8.slots72.yaml --ep_size 8");
+    for line in ["slots 72", "experts 64", "replicas 1 to 3 an expert", "ranks 8, 9 slots each"] {
+        assert!(config.contains(&line.to_owned()), "{line}: {config:?}");
+    }
+    assert!(
+        says("data/expected/dsv2lite-translation.ep8.slots72.yaml")[6].starts_with("ranks not in the file")
+    );
+
+    let (message, code) = failure("inspect Cargo.toml");
+    assert!(message.starts_with("Cargo.toml: "), "{message}");
+    assert_eq!(code, 3);
+    assert_eq!(failure("inspect no-such-file").1, 3);
+}
+
+#[test]
+fn a_reader_that_closes_the_pipe_is_no_error() {
+    let mut child = Command::new(env!("CARGO_BIN_EXE_eplb"))
+        .args(["inspect", "data/dumps/dsv2lite-law"])
+        .current_dir(env!("CARGO_MANIFEST_DIR"))
+        .stdout(Stdio::piped())
+        .stderr(Stdio::piped())
+        .spawn()
+        .unwrap();
+    drop(child.stdout.take());
+    let output = child.wait_with_output().unwrap();
+    assert!(output.status.success() && output.stderr.is_empty(), "{output:?}");
+}
+
+#[test]
+fn killed_at_any_moment_it_leaves_the_old_file_or_the_new_one() {
+    let dir = tempfile::tempdir().unwrap();
+    let out: PathBuf = dir.path().join("config.yaml");
+    let from = dump("dsr1-extreme");
+    let flags = |slots: u32| {
+        let out = out.display();
+        format!(
+            "generate --quiet --expert_statistic_path {from} --output_path {out} --ep_size 8 --num_slots {slots}"
+        )
+    };
+    let contents: Vec<Vec<u8>> = [264, 512]
+        .map(|slots| {
+            assert!(eplb(&flags(slots)).status.success());
+            fs::read(&out).unwrap()
+        })
+        .into();
+    // Kills fall anywhere in a run, however long one takes here, and every other one into the writing of the file.
+    let start = Instant::now();
+    assert!(eplb(&flags(512)).status.success());
+    let whole = start.elapsed();
+    let partial = dir.path().join(".config.yaml.partial");
+    let (mut killed, mut killed_writing, mut seen) = (0, 0, [0, 0]);
+    let mut state = 1u64;
+    for run in 0.. {
+        if killed >= 100 && killed_writing >= 20 && seen.iter().all(|&times| times >= 10) {
+            break;
+        }
+        assert!(run < 3000, "{killed} killed, {killed_writing} of them writing, {seen:?} seen");
+        state = state.wrapping_mul(6_364_136_223_846_793_005).wrapping_add(1_442_695_040_888_963_407);
+        let delay = whole.mul_f64((state >> 33) as f64 / (1u64 << 31) as f64 * 2.0);
+        let _ = fs::remove_file(&partial);
+        let mut child = Command::new(env!("CARGO_BIN_EXE_eplb"))
+            .args(flags([264, 512][run % 2]).split_whitespace())
+            .current_dir(env!("CARGO_MANIFEST_DIR"))
+            .spawn()
+            .unwrap();
+        if run % 4 < 2 {
+            sleep(delay);
+        } else {
+            while !partial.exists() && child.try_wait().unwrap().is_none() {}
+        }
+        child.kill().unwrap();
+        let died = child.wait().unwrap().code().is_none();
+        killed += i32::from(died);
+        killed_writing += i32::from(died && partial.exists());
+        let left = fs::read(&out).unwrap();
+        let which = contents.iter().position(|content| *content == left);
+        seen[which.expect("a file that is neither the old nor the new one")] += 1;
+    }
+
+    // What the killed ones left behind does not stop the next one, and goes with it.
+    assert!(eplb(&flags(264)).status.success());
+    assert_eq!(fs::read_dir(dir.path()).unwrap().count(), 1);
+}

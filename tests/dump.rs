@@ -1,0 +1,531 @@
+//! Dumps that are whole, foreign, partial or damaged. Files are written with the safetensors crate, the way TensorRT-LLM
+//! writes them, then broken in one way each.
+
+use std::collections::HashMap;
+use std::fs::{self, OpenOptions};
+use std::path::Path;
+
+use eplb::stats::{Counted, Dump, IterationRange, LoadOptions, MetaInfo, RankDump, Stats};
+use eplb::{Error, Result};
+use safetensors::tensor::{Dtype, TensorView};
+use tempfile::TempDir;
+
+const EXPERTS: usize = 4;
+
+/// A count that differs between any two cells.
+fn count(rank: u32, iteration: u64, layer: u32, expert: usize) -> i64 {
+    i64::from(rank) * 100_000 + iteration as i64 * 1000 + i64::from(layer) * 10 + expert as i64
+}
+
+/// Writes one rank's file; `tensors` gives name, dtype and counts.
+fn write_tensors(path: &Path, tensors: &[(String, Dtype, Vec<i64>)]) {
+    let bytes: Vec<Vec<u8>> = tensors
+        .iter()
+        .map(|(_, dtype, counts)| match dtype {
+            Dtype::I64 => counts.iter().flat_map(|count| count.to_le_bytes()).collect(),
+            Dtype::I32 => counts.iter().flat_map(|&count| (count as i32).to_le_bytes()).collect(),
+            _ => counts.iter().flat_map(|&count| (count as f32).to_le_bytes()).collect(),
+        })
+        .collect();
+    let views = tensors.iter().zip(&bytes).map(|((name, dtype, counts), bytes)| {
+        (name.as_str(), TensorView::new(*dtype, vec![counts.len()], bytes).unwrap())
+    });
+    safetensors::serialize_to_file(views, None, path).unwrap();
+}
+
+fn rank_path(dir: &TempDir, rank: u32) -> std::path::PathBuf {
+    dir.path().join(format!("rank{rank}.safetensors"))
+}
+
+fn write_meta(dir: &TempDir) {
+    let meta = format!("{{\"num_experts\": {EXPERTS}, \"num_experts_per_token\": 2}}");
+    fs::write(dir.path().join("meta_info.json"), meta).unwrap();
+}
+
+fn write_rank(dir: &TempDir, rank: u32, layers: &[u32], iterations: std::ops::Range<u64>) {
+    let mut tensors = Vec::new();
+    for iteration in iterations {
+        for &layer in layers {
+            let counts = (0..EXPERTS).map(|expert| count(rank, iteration, layer, expert)).collect();
+            let dtype = if layer % 2 == 0 { Dtype::I32 } else { Dtype::I64 };
+            tensors.push((format!("{iteration}_{layer}"), dtype, counts));
+        }
+    }
+    write_tensors(&rank_path(dir, rank), &tensors);
+}
+
+/// A foreign dump: 3 ranks, layers 3 (I64), 4 (I32) and 10 (I32), iterations 7 to 11.
+fn foreign() -> TempDir {
+    let dir = tempfile::tempdir().unwrap();
+    write_meta(&dir);
+    for rank in 0..3 {
+        write_rank(&dir, rank, &[3, 4, 10], 7..12);
+    }
+    dir
+}
+
+/// A dump of eplb: 2 ranks, layers 1 and 2, iterations 5 and 6, `edit` changing each rank's part.
+fn ours(edit: impl Fn(&mut RankDump)) -> TempDir {
+    let dir = tempfile::tempdir().unwrap();
+    for rank in 0..2 {
+        let layers = [1, 2, 3];
+        let counts: Vec<u64> = (0..3 * 3 * EXPERTS as u64).collect();
+        let mut dump = RankDump {
+            rank,
+            num_ranks: 2,
+            num_experts: EXPERTS,
+            experts_per_token: 2,
+            counted: Counted::Experts,
+            iterations: IterationRange { start: 5, stop: 7 },
+            layers: &layers[..2],
+            counts: &[],
+            run_id: Some("run \"7\""),
+        };
+        edit(&mut dump);
+        dump.counts = &counts[..dump.iterations.len() as usize * dump.layers.len() * EXPERTS];
+        dump.write(dir.path()).unwrap();
+    }
+    dir
+}
+
+fn load_with(dir: &TempDir, options: LoadOptions) -> Result<Stats> {
+    Dump::open(dir.path(), &options)?.read(&mut |_, _| Ok(()))
+}
+
+fn load(dir: &TempDir) -> Result<Stats> {
+    load_with(dir, LoadOptions::default())
+}
+
+/// The message, with the directory's own name taken out.
+fn message(dir: &TempDir, result: Result<Stats>) -> String {
+    let error = result.map(|stats| stats.summary().clone()).unwrap_err().to_string();
+    error.replace(&format!("{}/", dir.path().display()), "").replace(&dir.path().display().to_string(), "DIR")
+}
+
+#[test]
+fn a_foreign_dump_is_summed_over_ranks_for_any_iterations_and_threads() {
+    let dir = foreign();
+    for threads in [1, 2, 8] {
+        for (iter_start, iter_stop) in [(None, None), (Some(8), Some(10)), (None, Some(8)), (Some(11), None)]
+        {
+            let options = LoadOptions { iter_start, iter_stop, threads, ..Default::default() };
+            let stats = load_with(&dir, options).unwrap();
+            let range = iter_start.unwrap_or(7)..iter_stop.unwrap_or(12);
+            assert_eq!(stats.summary().layers, [3, 4, 10]);
+            assert_eq!(stats.summary().num_ranks, 3);
+            for layer in [3, 4, 10] {
+                let sum = |i, expert| (0..3).map(|rank| count(rank, i, layer, expert) as u64).sum::<u64>();
+                let expected: Vec<u64> =
+                    range.clone().flat_map(|i| (0..EXPERTS).map(move |expert| sum(i, expert))).collect();
+                assert_eq!(stats.layer_counts(layer).unwrap(), expected);
+                let totals: Vec<u64> =
+                    (0..EXPERTS).map(|expert| range.clone().map(|i| sum(i, expert)).sum()).collect();
+                assert_eq!(stats.layer_totals(layer).unwrap(), totals);
+            }
+        }
+    }
+}
+
+#[test]
+fn raw_ids_and_other_files_beside_the_ranks_are_skipped() {
+    let dir = foreign();
+    for name in
+        ["rank0_raw.safetensors", "cooccurrence_rank0.safetensors", ".rank1.safetensors.partial", "notes"]
+    {
+        fs::write(dir.path().join(name), "not a tensor").unwrap();
+    }
+    assert_eq!(load(&dir).unwrap().summary().num_ranks, 3);
+}
+
+#[test]
+fn pipeline_stages_hold_different_layers() {
+    let dir = tempfile::tempdir().unwrap();
+    write_meta(&dir);
+    for (rank, layers) in [(0, [3, 4]), (1, [3, 4]), (2, [5, 6]), (3, [5, 6])] {
+        write_rank(&dir, rank, &layers, 0..2);
+    }
+    let stats = load(&dir).unwrap();
+    assert_eq!(stats.summary().layers, [3, 4, 5, 6]);
+    let ranks_2_and_3 = (count(2, 0, 5, 0) + count(3, 0, 5, 0)) as u64;
+    assert_eq!(stats.layer_counts(5).unwrap()[0], ranks_2_and_3);
+}
+
+#[test]
+fn what_is_missing_is_named() {
+    let dir = tempfile::tempdir().unwrap();
+    assert_eq!(
+        message(&dir, load(&dir)),
+        "DIR: no rank<R>.safetensors here; give the directory that EXPERT_STATISTIC_PATH named when counting"
+    );
+
+    let dir = foreign();
+    fs::remove_file(dir.path().join("meta_info.json")).unwrap();
+    assert_eq!(
+        message(&dir, load(&dir)),
+        "meta_info.json: missing beside the rank files; rank 0 writes it, copy it here"
+    );
+
+    let dir = foreign();
+    fs::remove_file(rank_path(&dir, 1)).unwrap();
+    assert_eq!(
+        message(&dir, load(&dir)),
+        "DIR: 1 of 3 ranks have no file (rank 1); copy them here, or allow missing ranks"
+    );
+    let stats = load_with(&dir, LoadOptions { allow_missing_ranks: true, ..Default::default() }).unwrap();
+    assert_eq!((stats.summary().num_ranks, &stats.summary().missing_ranks[..]), (3, &[1][..]));
+    assert_eq!(stats.layer_counts(3).unwrap()[0], (count(0, 7, 3, 0) + count(2, 7, 3, 0)) as u64);
+
+    let dir = foreign();
+    write_rank(&dir, 1, &[3, 4, 10], 7..11);
+    assert_eq!(
+        message(&dir, load(&dir)),
+        "rank1.safetensors: iteration 11 is missing, it has 7..11 of 7..12; choose iterations that all ranks have"
+    );
+    assert!(load_with(&dir, LoadOptions { iter_stop: Some(11), ..Default::default() }).is_ok());
+
+    let dir = foreign();
+    write_rank(&dir, 2, &[3, 10], 7..12);
+    assert_eq!(
+        message(&dir, load(&dir)),
+        "DIR: layer 4 is missing from rank2.safetensors, which has other layers of the same pipeline stage"
+    );
+    write_rank(&dir, 2, &[3, 4, 5, 10], 7..12);
+    assert_eq!(
+        message(&dir, load(&dir)),
+        "DIR: layer 5 is missing from rank0.safetensors, which has other layers of the same pipeline stage"
+    );
+}
+
+#[test]
+fn iterations_that_the_dump_does_not_have_are_refused() {
+    let dir = foreign();
+    for (start, stop, asked) in [(6, 9, "6..9"), (7, 13, "7..13"), (9, 9, "9..9"), (10, 8, "10..8")] {
+        let options = LoadOptions { iter_start: Some(start), iter_stop: Some(stop), ..Default::default() };
+        assert_eq!(
+            message(&dir, load_with(&dir, options)),
+            format!("iterations {asked} asked for (stop excluded), the dump has 7..12")
+        );
+    }
+}
+
+#[test]
+fn damaged_files_are_named_with_what_is_wrong() {
+    let dir = foreign();
+    fs::write(dir.path().join("rank01.safetensors"), "").unwrap();
+    assert!(message(&dir, load(&dir)).starts_with("rank1.safetensors: rank 1 is there twice, "));
+    fs::remove_file(rank_path(&dir, 1)).unwrap();
+    assert_eq!(
+        message(&dir, load(&dir)),
+        "rank01.safetensors: 0 bytes, too short for a safetensors file: it is cut off"
+    );
+
+    for name in ["rank.safetensors", "rankx.safetensors", "rank-1.safetensors", "rank99999999999.safetensors"]
+    {
+        let dir = foreign();
+        fs::write(dir.path().join(name), "").unwrap();
+        let expected = "the name does not parse, rank<R>.safetensors expected with R the rank";
+        assert_eq!(message(&dir, load(&dir)), format!("{name}: {expected}"));
+    }
+
+    let dir = foreign();
+    let len = fs::metadata(rank_path(&dir, 2)).unwrap().len();
+    let cut = |len| OpenOptions::new().write(true).open(rank_path(&dir, 2)).unwrap().set_len(len).unwrap();
+    cut(len - 1);
+    assert_eq!(
+        message(&dir, load(&dir)),
+        "rank2.safetensors: its tensors take 320 bytes and 319 are there: it is cut off, copy it again"
+    );
+    cut(100);
+    let said = message(&dir, load(&dir));
+    assert!(said.starts_with("rank2.safetensors: it announces a header of "), "{said}");
+    assert!(said.ends_with("and ends after 92: it is cut off"), "{said}");
+    cut(5);
+    assert_eq!(
+        message(&dir, load(&dir)),
+        "rank2.safetensors: 5 bytes, too short for a safetensors file: it is cut off"
+    );
+
+    let dir = foreign();
+    fs::write(rank_path(&dir, 0), "this is no safetensors file at all").unwrap();
+    let said = message(&dir, load(&dir));
+    assert!(
+        said.starts_with("rank0.safetensors: not a safetensors file: it announces a header of"),
+        "{said}"
+    );
+
+    let dir = foreign();
+    let zeros = vec![0; EXPERTS];
+    write_tensors(&rank_path(&dir, 0), &[("7_3".into(), Dtype::F32, zeros.clone())]);
+    assert_eq!(
+        message(&dir, load(&dir)),
+        "rank0.safetensors: tensor \"7_3\" has dtype F32, I64 or I32 expected"
+    );
+    write_tensors(&rank_path(&dir, 0), &[("7_3".into(), Dtype::I64, vec![0; EXPERTS - 1])]);
+    assert_eq!(
+        message(&dir, load(&dir)),
+        "rank0.safetensors: tensor \"7_3\" has 3 values, 4 experts expected"
+    );
+
+    fs::write(dir.path().join("meta_info.json"), "{\"num_experts\": 4,").unwrap();
+    let said = message(&dir, load(&dir));
+    assert!(said.starts_with("meta_info.json: bad JSON: EOF while parsing"), "{said}");
+}
+
+#[test]
+fn counts_that_cannot_be_are_refused() {
+    let tensor = |counts: [i64; EXPERTS]| vec![("7_3".to_owned(), Dtype::I64, counts.to_vec())];
+    let dir_of_two = |first: [i64; EXPERTS], second: [i64; EXPERTS]| {
+        let dir = tempfile::tempdir().unwrap();
+        write_meta(&dir);
+        write_tensors(&rank_path(&dir, 0), &tensor(first));
+        write_tensors(&rank_path(&dir, 1), &tensor(second));
+        dir
+    };
+    let dir = dir_of_two([1, 2, 3, 4], [1, 2, -3, 4]);
+    assert_eq!(message(&dir, load(&dir)), "rank1.safetensors: tensor \"7_3\" has the count -3 for expert 2");
+    let dir = dir_of_two([i64::MAX, 0, 0, 0], [1, 0, 0, 0]);
+    assert!(
+        message(&dir, load(&dir))
+            .ends_with("the sum over ranks for iteration 7 of layer 3 overflows 63 bits")
+    );
+    let dir = dir_of_two([i64::MAX - 1, 0, 0, 0], [1, 0, 0, 0]);
+    assert_eq!(load(&dir).unwrap().layer_counts(3).unwrap()[0], i64::MAX as u64);
+
+    let dir = tempfile::tempdir().unwrap();
+    write_meta(&dir);
+    let tensors: Vec<_> = (0..3).map(|i| (format!("{i}_3"), Dtype::I64, vec![0, i64::MAX, 0, 0])).collect();
+    write_tensors(&rank_path(&dir, 0), &tensors);
+    assert_eq!(
+        load(&dir).unwrap().layer_totals(3).unwrap_err().to_string(),
+        "layer 3, expert 1: the sum over iterations 0..3 overflows 64 bits"
+    );
+}
+
+#[test]
+fn a_file_cut_off_while_it_is_read_is_an_error() {
+    // 2 files of 64 MB: after the first pieces have been reported, most of each is still unread.
+    let dir = tempfile::tempdir().unwrap();
+    let (num_experts, layers) = (1 << 16, [0, 1, 2, 3]);
+    let counts = vec![1; 32 * layers.len() * num_experts];
+    for rank in 0..2 {
+        let iterations = IterationRange { start: 0, stop: 32 };
+        let dump = RankDump {
+            rank,
+            num_ranks: 2,
+            num_experts,
+            experts_per_token: 2,
+            counted: Counted::Experts,
+            iterations,
+            layers: &layers,
+            counts: &counts,
+            run_id: None,
+        };
+        dump.write(dir.path()).unwrap();
+    }
+    let read_while = |disturb: &dyn Fn()| {
+        let dump = Dump::open(dir.path(), &LoadOptions { threads: 2, ..Default::default() }).unwrap();
+        let mut disturbed = false;
+        dump.read(&mut |_, _| {
+            if !std::mem::replace(&mut disturbed, true) {
+                disturb();
+            }
+            Ok(())
+        })
+    };
+    assert!(read_while(&|| ()).is_ok());
+    let expected =
+        "rank1.safetensors: it was changed or cut off while it was read; read it again when the run is over";
+    let file = || OpenOptions::new().write(true).open(rank_path(&dir, 1)).unwrap();
+
+    // The same size with other counts.
+    use std::os::unix::fs::FileExt;
+    let len = file().metadata().unwrap().len();
+    assert_eq!(message(&dir, read_while(&|| file().write_all_at(&[7], len - 8).unwrap())), expected);
+    assert_eq!(message(&dir, read_while(&|| file().set_len(1 << 20).unwrap())), expected);
+}
+
+#[test]
+fn a_reader_is_stopped_by_its_progress_callback() {
+    let dir = foreign();
+    for threads in [1, 2] {
+        let dump = Dump::open(dir.path(), &LoadOptions { threads, ..Default::default() }).unwrap();
+        let stopped = dump.read(&mut |_, _| Err(Error::Cancelled));
+        assert!(matches!(stopped, Err(Error::Cancelled)));
+    }
+}
+
+#[test]
+fn progress_ends_at_the_bytes_of_the_chosen_iterations() {
+    // 3 ranks x 2 iterations x (4 x 8 bytes for layer 3, 4 x 4 bytes for layers 4 and 10).
+    let dir = foreign();
+    let options = LoadOptions { iter_start: Some(8), iter_stop: Some(10), ..Default::default() };
+    let mut last = (0, 0);
+    let dump = Dump::open(dir.path(), &options).unwrap();
+    dump.read(&mut |done, total| {
+        assert!(done > last.0 && done <= total);
+        last = (done, total);
+        Ok(())
+    })
+    .unwrap();
+    assert_eq!(last, (384, 384));
+}
+
+#[test]
+fn our_dumps_are_read_back_by_us_and_by_the_safetensors_crate() {
+    let dir = ours(|_| ());
+    let stats = load(&dir).unwrap();
+    let summary = stats.summary();
+    assert_eq!(
+        (summary.num_ranks, &summary.layers[..], summary.iterations.to_string()),
+        (2, &[1, 2][..], "5..7".into())
+    );
+    // Both ranks counted 0, 1, 2, ... in the order [iterations][layers][experts].
+    assert_eq!(stats.layer_counts(2).unwrap(), [8, 10, 12, 14, 24, 26, 28, 30]);
+
+    let bytes = fs::read(rank_path(&dir, 1)).unwrap();
+    let (_, header) = safetensors::SafeTensors::read_metadata(&bytes).unwrap();
+    let metadata: &HashMap<String, String> = header.metadata().as_ref().unwrap();
+    let entries = [
+        ("rank", "1"),
+        ("num_ranks", "2"),
+        ("layers", "1,2"),
+        ("iter_start", "5"),
+        ("iter_stop", "7"),
+        ("counts", "experts"),
+        ("run_id", "run \"7\""),
+    ];
+    assert_eq!(*metadata, entries.into_iter().map(|(k, v)| (k.to_owned(), v.to_owned())).collect());
+    let tensors = safetensors::SafeTensors::deserialize(&bytes).unwrap();
+    let tensor = tensors.tensor("6_2").unwrap();
+    let counts: Vec<u8> = [12u64, 13, 14, 15].iter().flat_map(|count| count.to_le_bytes()).collect();
+    assert_eq!((tensor.dtype(), tensor.shape(), tensor.data()), (Dtype::I64, &[4][..], &counts[..]));
+
+    let meta: serde_json::Value =
+        serde_json::from_slice(&fs::read(dir.path().join("meta_info.json")).unwrap()).unwrap();
+    assert_eq!(
+        meta,
+        serde_json::json!({
+            "num_experts": 4, "num_experts_per_token": 2,
+            "eplb": {"version": env!("CARGO_PKG_VERSION"), "num_ranks": 2, "iter_start": 5, "iter_stop": 7,
+                     "layers": [1, 2], "counts": "experts"}
+        })
+    );
+}
+
+#[test]
+fn a_partial_dump_of_ours_is_recognised() {
+    let dir = ours(|_| ());
+    fs::remove_file(rank_path(&dir, 1)).unwrap();
+    assert_eq!(
+        message(&dir, load(&dir)),
+        "DIR: 1 of 2 ranks have no file (rank 1); copy them here, or allow missing ranks"
+    );
+
+    // The meta file promises iterations and layers that the files do not hold.
+    let dir = ours(|_| ());
+    let meta = dir.path().join("meta_info.json");
+    let edit =
+        |was: &str, is: &str| fs::write(&meta, fs::read_to_string(&meta).unwrap().replace(was, is)).unwrap();
+    edit("\"layers\":[1,2]", "\"layers\":[1,2,9]");
+    assert_eq!(message(&dir, load(&dir)), "DIR: no rank has layer 9, which meta_info.json lists");
+    edit("\"iter_stop\":7", "\"iter_stop\":8");
+    assert_eq!(
+        message(&dir, load(&dir)),
+        "rank0.safetensors: it counted Experts of iterations 5..7 on 2 ranks, meta_info.json says Experts of \
+         iterations 5..8 on 2: the files are of different runs"
+    );
+
+    // Metadata that promises more than the file holds.
+    let edit_rank = |dir: &TempDir, was: &[u8], is: &[u8]| {
+        let mut bytes = fs::read(rank_path(dir, 1)).unwrap();
+        let at = bytes.windows(was.len()).position(|window| window == was).unwrap();
+        bytes[at..at + was.len()].copy_from_slice(is);
+        fs::write(rank_path(dir, 1), bytes).unwrap();
+    };
+    let dir = ours(|_| ());
+    edit_rank(&dir, b"\"layers\":\"1,2\"", b"\"layers\":\"1,3\"");
+    assert_eq!(message(&dir, load(&dir)), "rank1.safetensors: layer 3 is missing");
+    let dir = ours(|_| ());
+    edit_rank(&dir, b"\"rank\":\"1\"", b"\"rank\":\"0\"");
+    assert_eq!(message(&dir, load(&dir)), "rank1.safetensors: it says that it is of rank 0");
+}
+
+#[test]
+fn files_of_different_runs_are_refused() {
+    let mixed = |edit: fn(&mut RankDump)| {
+        let dir = ours(|dump| {
+            if dump.rank == 1 {
+                edit(dump);
+            }
+        });
+        message(&dir, load(&dir))
+    };
+    assert_eq!(
+        mixed(|dump| dump.run_id = Some("8")).replace("/rank0", "rank0"),
+        "rank1.safetensors: its run_id is \"8\", rank0.safetensors has \"run \"7\"\": the files are of different runs"
+    );
+    assert!(mixed(|dump| dump.run_id = None).contains("its run_id is none"));
+    assert!(mixed(|dump| dump.num_ranks = 3).ends_with("the files are of different runs"));
+    assert!(mixed(|dump| dump.iterations.stop = 8).ends_with("the files are of different runs"));
+    assert!(mixed(|dump| dump.counted = Counted::Slots).ends_with("the files are of different runs"));
+
+    let dir = ours(|_| ());
+    write_rank(&dir, 1, &[1, 2], 5..7);
+    assert_eq!(
+        message(&dir, load(&dir)),
+        "rank1.safetensors: not written by eplb and meta_info.json is: the files are of different runs"
+    );
+    let dir = ours(|_| ());
+    write_meta(&dir);
+    assert_eq!(
+        message(&dir, load(&dir)),
+        "rank0.safetensors: written by eplb and meta_info.json is not: the files are of different runs"
+    );
+}
+
+#[test]
+fn a_rank_beyond_those_that_counted_is_refused() {
+    let dir = ours(|dump| dump.num_ranks = 1 + dump.rank as usize);
+    let said = message(&dir, load(&dir));
+    assert_eq!(said, "DIR: rank 1 has a file, but meta_info.json says num_ranks: 1");
+
+    // A stray file name must not cost four billion steps, or as much memory.
+    let dir = foreign();
+    fs::copy(rank_path(&dir, 0), dir.path().join("rank4294967295.safetensors")).unwrap();
+    let said =
+        message(&dir, load_with(&dir, LoadOptions { allow_missing_ranks: true, ..Default::default() }));
+    assert!(said.starts_with("DIR: 4294967292 of 4294967296 ranks have no file (rank 3, 4, 5"), "{said}");
+}
+
+#[test]
+fn the_meta_file_of_a_dump_says_what_was_counted() {
+    let dir = ours(|dump| dump.counted = Counted::Slots);
+    assert_eq!(MetaInfo::read(dir.path()).unwrap().eplb.unwrap().counts, Counted::Slots);
+    assert_eq!(load(&dir).unwrap().summary().counted, Counted::Slots);
+}
+
+#[test]
+fn a_dump_that_could_not_be_read_back_is_not_written() {
+    let dir = tempfile::tempdir().unwrap();
+    let dump = RankDump {
+        rank: 0,
+        num_ranks: 1,
+        num_experts: 2,
+        experts_per_token: 1,
+        counted: Counted::Experts,
+        iterations: IterationRange { start: 0, stop: 1 },
+        layers: &[3],
+        counts: &[1, 2],
+        run_id: None,
+    };
+    let refused = |dump: RankDump| dump.write(dir.path()).unwrap_err().to_string();
+    assert_eq!(
+        refused(RankDump { counts: &[1], ..dump }),
+        "1 counts for iterations 0..1, 1 layers and 2 experts"
+    );
+    assert_eq!(
+        refused(RankDump { counts: &[1, 1 << 63], ..dump }),
+        "count 9223372036854775808 overflows int64"
+    );
+    assert_eq!(fs::read_dir(dir.path()).unwrap().count(), 0);
+}
