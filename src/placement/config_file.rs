@@ -300,7 +300,8 @@ impl Visitor<'_> for ExpertSeed {
     }
 
     fn visit_u64<E: de::Error>(self, expert: u64) -> std::result::Result<u32, E> {
-        u32::try_from(expert).map_err(|_| E::invalid_value(de::Unexpected::Unsigned(expert), &self))
+        let fits = i32::try_from(expert).is_ok();
+        fits.then_some(expert as u32).ok_or_else(|| E::invalid_value(de::Unexpected::Unsigned(expert), &self))
     }
 }
 

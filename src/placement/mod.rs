@@ -58,6 +58,9 @@ impl Placement {
             return Err(Error::InvalidPlacement(format!("layer {} is given twice", pair[0].0)));
         }
         for &(layer, experts) in &rows {
+            if i32::try_from(layer).is_err() {
+                return Err(Error::InvalidPlacement(format!("layer {layer} is beyond {}", i32::MAX)));
+            }
             check_layer(shape, layer, experts)?;
         }
         Ok(Placement {
@@ -158,6 +161,8 @@ fn check_layer(shape: Shape, layer: u32, experts: &[u32]) -> Result<()> {
         match has_slot.get_mut(expert as usize) {
             Some(seen) => *seen = true,
             None => {
+                // Signed, as C callers and files write it: -1 is the usual mistake.
+                let expert = expert as i32;
                 return Err(Error::InvalidPlacement(format!(
                     "layer {layer}, rank {}, slot {slot}: expert {expert} does not exist; experts are 0 to {}",
                     shape.rank_of(slot),

@@ -1,0 +1,39 @@
+// Files for the tests: the recordings that ship with eplb, and a directory of one's own.
+#ifndef EPLB_TESTS_FILES_H
+#define EPLB_TESTS_FILES_H
+
+#include <cstdlib>
+#include <filesystem>
+#include <fstream>
+#include <iterator>
+#include <string>
+
+inline std::string data(const std::string &name) { return std::string(EPLB_DATA) + "/" + name; }
+
+inline std::string read_file(const std::filesystem::path &path) {
+    std::ifstream file(path, std::ios::binary);
+    return {std::istreambuf_iterator<char>(file), {}};
+}
+
+inline void write_file(const std::filesystem::path &path, const std::string &text) {
+    std::ofstream(path, std::ios::binary) << text;
+}
+
+/// A new directory, removed with its contents at the end.
+class temporary_directory {
+  public:
+    temporary_directory() {
+        std::string pattern = (std::filesystem::temp_directory_path() / "eplb-XXXXXX").string();
+        path_ = mkdtemp(pattern.data());
+    }
+    ~temporary_directory() { std::filesystem::remove_all(path_); }
+    temporary_directory(const temporary_directory &) = delete;
+    temporary_directory &operator=(const temporary_directory &) = delete;
+
+    std::string operator/(const std::string &name) const { return (path_ / name).string(); }
+
+  private:
+    std::filesystem::path path_;
+};
+
+#endif

@@ -1,0 +1,137 @@
+// eplb_generate: a dump directory to a configuration file.
+#include <gtest/gtest.h>
+
+#include <eplb.hpp>
+#include <regex>
+
+#include "files.h"
+
+namespace {
+
+const std::string translation = data("dumps/dsv2lite-translation");
+
+eplb_generate_config config_for(const std::string &from, const std::string &to) {
+    eplb_generate_config config = EPLB_GENERATE_CONFIG_INIT;
+    config.expert_statistic_path = from.c_str();
+    config.output_path = to.c_str();
+    return config;
+}
+
+} // namespace
+
+TEST(Generate, GivesTheExpectedFilesToTheByte) {
+    temporary_directory dir;
+    const std::string output = dir / "moe_load_balancer.yaml";
+    const std::regex name(R"((.*)\.ep(\d+)\.slots(\d+)(\.iters(\d+)-(\d+))?\.yaml)");
+    int cases = 0;
+    for (const auto &entry : std::filesystem::directory_iterator(data("expected"))) {
+        std::smatch match;
+        const std::string file = entry.path().filename();
+        if (!std::regex_match(file, match, name)) {
+            continue;
+        }
+        const std::string dump = data("dumps/" + match[1].str());
+        auto config = config_for(dump, output);
+        config.num_ranks = std::stoul(match[2]);
+        config.num_slots = std::stoul(match[3]);
+        config.iter_start = match[5].matched ? std::stol(match[5]) : 0;
+        config.iter_stop = match[6].matched ? std::stol(match[6]) : 0;
+        config.policy = EPLB_POLICY_TRTLLM;
+        const eplb_generate_report report = eplb::generate(config);
+        EXPECT_TRUE(read_file(output) == read_file(entry.path())) << file;
+        EXPECT_EQ(report.num_ranks, config.num_ranks);
+        EXPECT_EQ(report.num_slots, config.num_slots);
+
+        eplb_placement_load_options options = EPLB_PLACEMENT_LOAD_OPTIONS_INIT;
+        options.num_ranks = config.num_ranks;
+        const auto placement = eplb::placement::load(output, options);
+        EXPECT_EQ(placement.hash(), report.hash);
+        EXPECT_EQ(placement.info().num_duplicates, report.num_duplicates);
+        cases++;
+    }
+    EXPECT_EQ(cases, 6);
+}
+
+TEST(Generate, DefaultsAreThoseOfTheReferenceScript) {
+    temporary_directory dir;
+    const std::string output = dir / "config.yaml";
+    const auto report = eplb::generate(config_for(translation, output));
+    EXPECT_EQ(report.num_ranks, 8u) << "the number of rank files";
+    EXPECT_EQ(report.num_slots, 64u) << "the number of experts";
+    EXPECT_EQ(report.num_layers, 26u);
+    EXPECT_EQ(report.iter_start, 100);
+    EXPECT_EQ(report.iter_stop, 131);
+    EXPECT_LT(report.imbalance_after, report.imbalance_before);
+    EXPECT_TRUE(read_file(output) == read_file(data("expected/dsv2lite-translation.ep8.slots64.yaml")));
+}
+
+TEST(Generate, ProgressGoesThroughThePhasesOnThisThread) {
+    temporary_directory dir;
+    const std::string output = dir / "config.yaml";
+    std::vector<eplb_phase> phases;
+    std::pair<uint64_t, uint64_t> read;
+    eplb::generate(config_for(translation, output), [&](eplb_phase phase, uint64_t done, uint64_t total) {
+        EXPECT_LE(done, total);
+        if (phases.empty() || phases.back() != phase) {
+            phases.push_back(phase);
+        }
+        if (phase == EPLB_PHASE_READ) {
+            read = {done, total};
+        }
+        return true;
+    });
+    EXPECT_EQ(phases, (std::vector<eplb_phase>{EPLB_PHASE_READ, EPLB_PHASE_SOLVE, EPLB_PHASE_WRITE}));
+    // 8 ranks x 31 iterations x 26 layers x 64 experts x 8 bytes.
+    EXPECT_EQ(read.first, 8u * 31 * 26 * 64 * 8);
+    EXPECT_EQ(read.second, read.first);
+}
+
+TEST(Generate, CancelledOrThrownOutOfItLeavesTheOldFile) {
+    temporary_directory dir;
+    const std::string output = dir / "config.yaml";
+    write_file(output, "old");
+    const auto config = config_for(translation, output);
+    for (const eplb_phase when : {EPLB_PHASE_READ, EPLB_PHASE_SOLVE, EPLB_PHASE_WRITE}) {
+        try {
+            eplb::generate(config, [&](eplb_phase phase, uint64_t, uint64_t) { return phase != when; });
+            FAIL();
+        } catch (const eplb::error &e) {
+            EXPECT_EQ(e.status(), EPLB_STATUS_CANCELLED);
+        }
+        EXPECT_THROW(eplb::generate(config,
+                                    [&](eplb_phase phase, uint64_t, uint64_t) -> bool {
+                                        return phase == when ? throw std::logic_error("mine") : true;
+                                    }),
+                     std::logic_error);
+        EXPECT_EQ(read_file(output), "old");
+    }
+    EXPECT_EQ(std::distance(std::filesystem::directory_iterator(dir / ""), {}), 1);
+}
+
+TEST(Generate, MistakesAreStatuses) {
+    temporary_directory dir;
+    const std::string output = dir / "config.yaml", nowhere = dir / "no/such/config.yaml", empty = dir / "";
+    auto config = config_for(translation, output);
+    const auto status = [&] { return eplb_generate(&config, nullptr); };
+    EXPECT_EQ(eplb_generate(nullptr, nullptr), EPLB_STATUS_INVALID_ARGUMENT);
+    config.expert_statistic_path = nullptr;
+    EXPECT_EQ(status(), EPLB_STATUS_INVALID_ARGUMENT);
+    EXPECT_STREQ(eplb_last_error_message(), "config->expert_statistic_path is NULL");
+    config.expert_statistic_path = empty.c_str();
+    EXPECT_EQ(status(), EPLB_STATUS_INCOMPLETE_DUMP);
+    config.expert_statistic_path = translation.c_str();
+    config.num_slots = 65;
+    EXPECT_EQ(status(), EPLB_STATUS_INVALID_SHAPE);
+    config.num_slots = 0;
+    config.policy = -1;
+    EXPECT_EQ(status(), EPLB_STATUS_INVALID_ARGUMENT);
+    config.policy = 0;
+    config.output_path = nowhere.c_str();
+    EXPECT_EQ(status(), EPLB_STATUS_WRITE_FAILED);
+    config.output_path = output.c_str();
+    eplb_generate_report report = EPLB_GENERATE_REPORT_INIT;
+    report.struct_size = 1;
+    EXPECT_EQ(eplb_generate(&config, &report), EPLB_STATUS_INVALID_ARGUMENT);
+    EXPECT_FALSE(std::filesystem::exists(output)) << "refused before the work";
+    EXPECT_EQ(status(), EPLB_STATUS_OK) << "no report asked for";
+}

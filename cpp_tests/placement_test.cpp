@@ -1,0 +1,226 @@
+// eplb_placement: checks, file, hash, evaluation.
+#include <gtest/gtest.h>
+
+#include <cmath>
+#include <eplb.hpp>
+
+#include "files.h"
+
+namespace {
+
+// 4 experts on 2 ranks x 3 slots, layers 7 and 3. Rank 0 holds expert 3 twice in layer 3.
+const std::vector<int32_t> layers = {7, 3};
+const std::vector<int32_t> slots = {0, 1, 2, 3, 0, 1, 3, 3, 2, 1, 0, 0};
+
+eplb_placement_config sizes() {
+    eplb_placement_config config = EPLB_PLACEMENT_CONFIG_INIT;
+    config.num_experts = 4;
+    config.num_ranks = 2;
+    config.num_slots = 6;
+    return config;
+}
+
+std::string refused(const eplb_placement_config &config, const std::vector<int32_t> &slot_experts,
+                    eplb_status expected) {
+    eplb_placement *placement = nullptr;
+    EXPECT_EQ(eplb_placement_create(&config, layers.data(), layers.size(), slot_experts.data(), &placement),
+              expected);
+    EXPECT_EQ(placement, nullptr);
+    return eplb_last_error_message();
+}
+
+template <class T> std::vector<T> list(eplb::view<T> values) { return {values.begin(), values.end()}; }
+
+} // namespace
+
+TEST(Placement, SlotsBelongToRanksInOrderAndLayersAreSorted) {
+    const auto placement = eplb::placement::create(sizes(), layers, slots);
+    EXPECT_EQ(list(placement.layer_ids()), (std::vector<int32_t>{3, 7}));
+    EXPECT_EQ(list(placement.layer_experts(7)), (std::vector<int32_t>{0, 1, 2, 3, 0, 1}));
+    EXPECT_EQ(list(placement.rank_experts(3, 1)), (std::vector<int32_t>{1, 0, 0}));
+    const eplb_placement_info info = placement.info();
+    EXPECT_EQ(info.num_experts, 4u);
+    EXPECT_EQ(info.num_ranks, 2u);
+    EXPECT_EQ(info.num_slots, 6u);
+    EXPECT_EQ(info.slots_per_rank, 3u);
+    EXPECT_EQ(info.max_replicas, 2u);
+    EXPECT_EQ(info.num_duplicates, 2u);
+}
+
+TEST(Placement, DuplicatesAreListedWithTheirPlace) {
+    const auto placement = eplb::placement::create(sizes(), layers, slots);
+    const auto issues = placement.issues();
+    ASSERT_EQ(issues.size(), 2u);
+    const auto place = [](const eplb_placement_issue &issue) {
+        return std::vector<int32_t>{issue.kind, issue.layer,  issue.rank,
+                                    issue.slot, issue.expert, issue.other_slot};
+    };
+    EXPECT_EQ(place(issues[0]), (std::vector<int32_t>{EPLB_ISSUE_KIND_DUPLICATE_ON_RANK, 3, 0, 1, 3, 0}));
+    EXPECT_EQ(place(issues[1]), (std::vector<int32_t>{EPLB_ISSUE_KIND_DUPLICATE_ON_RANK, 3, 1, 5, 0, 4}));
+
+    // Room for one of two.
+    eplb_placement_issue one = {};
+    size_t found = 0;
+    EXPECT_EQ(eplb_placement_validate(placement.get(), &one, 1, &found), EPLB_STATUS_OK);
+    EXPECT_EQ(found, 2u);
+    EXPECT_EQ(one.slot, 1);
+}
+
+TEST(Placement, WhatCannotBeServedIsRefusedByItsPlace) {
+    auto wrong = slots;
+    wrong[4] = 4;
+    EXPECT_EQ(refused(sizes(), wrong, EPLB_STATUS_INVALID_PLACEMENT),
+              "layer 7, rank 1, slot 4: expert 4 does not exist; experts are 0 to 3");
+    wrong[4] = -1;
+    EXPECT_EQ(refused(sizes(), wrong, EPLB_STATUS_INVALID_PLACEMENT),
+              "layer 7, rank 1, slot 4: expert -1 does not exist; experts are 0 to 3");
+    wrong = slots;
+    wrong[2] = 0;
+    EXPECT_EQ(refused(sizes(), wrong, EPLB_STATUS_INVALID_PLACEMENT),
+              "layer 7: expert 2 has no slot; every expert needs one");
+    auto config = sizes();
+    config.num_slots = 5;
+    EXPECT_EQ(
+        refused(config, slots, EPLB_STATUS_INVALID_SHAPE),
+        "5 slots cannot be split evenly over 2 ranks; for 4 experts the nearest valid numbers of slots are "
+        "4 and 6");
+    config.num_slots = UINT32_MAX;
+    refused(config, slots, EPLB_STATUS_INVALID_SHAPE);
+    config = sizes();
+    config.struct_size += 8; // What lies behind is not zero, so a newer header's field would be set.
+    struct {
+        eplb_placement_config config;
+        uint64_t beyond;
+    } newer = {config, 1};
+    EXPECT_EQ(refused(newer.config, slots, EPLB_STATUS_INVALID_ARGUMENT),
+              "config sets fields that eplb 0.1.0 does not know; the header is newer than the library");
+}
+
+TEST(Placement, SavedAndLoadedItIsTheSame) {
+    temporary_directory dir;
+    auto config = sizes();
+    config.layer_updates_per_iter = 2;
+    const auto placement = eplb::placement::create(config, layers, slots);
+    const std::string path = dir / "moe_load_balancer.yaml";
+    placement.save(path);
+    EXPECT_EQ(read_file(path), "initial_global_assignments:\n"
+                               "  3: [3, 3, 2, 1, 0, 0]\n"
+                               "  7: [0, 1, 2, 3, 0, 1]\n"
+                               "layer_updates_per_iter: 2\n"
+                               "num_slots: 6\n");
+
+    eplb_placement_load_options options = EPLB_PLACEMENT_LOAD_OPTIONS_INIT;
+    options.num_ranks = 2;
+    const auto loaded = eplb::placement::load(path, options);
+    EXPECT_EQ(loaded.hash(), placement.hash());
+    EXPECT_EQ(loaded.info().layer_updates_per_iter, 2u);
+
+    options.num_ranks = 3;
+    EXPECT_NE(eplb::placement::load(path, options).hash(), placement.hash())
+        << "other ranks, other placement";
+}
+
+TEST(Placement, AFileForAnotherModelIsRefusedWhenLoaded) {
+    const std::string path = data("expected/dsv2lite-translation.ep8.slots72.yaml");
+    const auto load = [&](const eplb_placement_load_options &options) {
+        eplb_placement *placement = nullptr;
+        const eplb_status status = eplb_placement_load(path.c_str(), &options, &placement);
+        EXPECT_EQ(placement != nullptr, status == EPLB_STATUS_OK);
+        eplb_placement_destroy(placement);
+        return status;
+    };
+    const int32_t needed[] = {1, 26, 27};
+    eplb_placement_load_options options = EPLB_PLACEMENT_LOAD_OPTIONS_INIT;
+    EXPECT_EQ(load(options), EPLB_STATUS_INVALID_ARGUMENT);
+    EXPECT_EQ(eplb_last_error_message(),
+              std::string("the file does not say the EP size: give the number of ranks"));
+    options.num_ranks = 8;
+    options.num_experts = 64;
+    options.layer_ids = needed;
+    options.num_layers = 2;
+    EXPECT_EQ(load(options), EPLB_STATUS_OK);
+    options.num_layers = 3;
+    EXPECT_EQ(load(options), EPLB_STATUS_INVALID_PLACEMENT);
+    EXPECT_EQ(eplb_last_error_message(), path + ": layer 27 is missing from initial_global_assignments");
+    options.num_layers = 0;
+    options.num_experts = 63;
+    EXPECT_EQ(load(options), EPLB_STATUS_INVALID_PLACEMENT);
+    options.num_experts = 65;
+    EXPECT_EQ(load(options), EPLB_STATUS_INVALID_PLACEMENT);
+    EXPECT_EQ(eplb_last_error_message(), path + ": layer 1: expert 64 has no slot; every expert needs one");
+    options.num_experts = 64;
+    options.num_ranks = 7;
+    EXPECT_EQ(load(options), EPLB_STATUS_INVALID_SHAPE);
+}
+
+TEST(Placement, EvaluationSplitsAnExpertEvenlyAndAveragesSamples) {
+    // Layer 7: rank 0 holds 0 1 2, rank 1 holds 3 0 1. Loads 4 2 1 6: ranks 2 + 1 + 1 and 6 + 2 + 1,
+    // mean 6.5. Loads 2 2 3 2: ranks 1 + 1 + 3 and 2 + 1 + 1, mean 4.5.
+    const auto placement = eplb::placement::create(sizes(), layers, slots);
+    const auto one = placement.evaluate(7, std::vector<double>{4, 2, 1, 6});
+    EXPECT_DOUBLE_EQ(one.mean_load, 6.5);
+    EXPECT_DOUBLE_EQ(one.max_load, 9.0);
+    EXPECT_DOUBLE_EQ(one.imbalance_ratio, 2.5 / 6.5);
+    EXPECT_DOUBLE_EQ(one.balancedness, 6.5 / 9.0);
+    EXPECT_EQ(one.worst_rank, 1u);
+    EXPECT_EQ(one.max_replicas, 2u);
+    EXPECT_EQ(one.num_duplicates, 0u);
+    const auto two = placement.evaluate(7, std::vector<double>{4, 2, 1, 6, 2, 2, 3, 2});
+    EXPECT_DOUBLE_EQ(two.imbalance_ratio, (2.5 / 6.5 + 0.5 / 4.5) / 2);
+    EXPECT_EQ(placement.evaluate(3, std::vector<double>{1, 1, 1, 1}).num_duplicates, 2u);
+    EXPECT_TRUE(std::isnan(placement.evaluate(7, std::vector<double>{0, 0, 0, 0}).imbalance_ratio));
+    try {
+        placement.evaluate(7, std::vector<double>{1, 1, NAN, 1});
+        FAIL();
+    } catch (const eplb::error &e) {
+        EXPECT_EQ(e.status(), EPLB_STATUS_INVALID_LOADS);
+        EXPECT_STREQ(e.what(), "layer 7, sample 0, expert 2: load NaN must be finite and not negative");
+    }
+}
+
+TEST(Placement, NullAndUnknownNumbersAreErrors) {
+    const auto placement = eplb::placement::create(sizes(), layers, slots);
+    const auto config = sizes();
+    eplb_placement *made = nullptr;
+    eplb_placement_info info = EPLB_PLACEMENT_INFO_INIT;
+    const int32_t *experts = nullptr;
+    uint64_t hash = 0;
+    size_t count = 0;
+    const double loads[4] = {1, 1, 1, 1};
+    eplb_placement_evaluation evaluation = EPLB_PLACEMENT_EVALUATION_INIT;
+    for (const eplb_status status : {
+             eplb_placement_create(nullptr, layers.data(), 2, slots.data(), &made),
+             eplb_placement_create(&config, nullptr, 2, slots.data(), &made),
+             eplb_placement_create(&config, layers.data(), 2, nullptr, &made),
+             eplb_placement_create(&config, layers.data(), 2, slots.data(), nullptr),
+             eplb_placement_create(&config, layers.data(), SIZE_MAX, slots.data(), &made),
+             eplb_placement_load(nullptr, nullptr, &made),
+             eplb_placement_load("x", nullptr, nullptr),
+             eplb_placement_save(nullptr, "x"),
+             eplb_placement_save(placement.get(), nullptr),
+             eplb_placement_validate(nullptr, nullptr, 0, &count),
+             eplb_placement_validate(placement.get(), nullptr, 1, &count),
+             eplb_placement_validate(placement.get(), nullptr, 0, nullptr),
+             eplb_placement_get_info(nullptr, &info),
+             eplb_placement_get_info(placement.get(), nullptr),
+             eplb_placement_layer_experts(placement.get(), 4, &experts, nullptr),
+             eplb_placement_layer_experts(placement.get(), -3, &experts, nullptr),
+             eplb_placement_layer_experts(placement.get(), 3, nullptr, nullptr),
+             eplb_placement_rank_experts(nullptr, 3, 0, &experts, nullptr),
+             eplb_placement_rank_experts(placement.get(), 3, 2, &experts, nullptr),
+             eplb_placement_hash(placement.get(), nullptr),
+             eplb_placement_hash(nullptr, &hash),
+             eplb_placement_evaluate(placement.get(), nullptr, 3, 1, 4, &evaluation),
+             eplb_placement_evaluate(placement.get(), loads, 3, 1, 4, nullptr),
+             eplb_placement_evaluate(placement.get(), loads, 3, 0, 4, &evaluation),
+             eplb_placement_evaluate(placement.get(), loads, 3, SIZE_MAX, 4, &evaluation),
+             eplb_placement_evaluate(placement.get(), loads, 3, 1, 3, &evaluation),
+             eplb_placement_evaluate(nullptr, loads, 3, 1, 4, &evaluation),
+         }) {
+        EXPECT_EQ(status, EPLB_STATUS_INVALID_ARGUMENT);
+    }
+    EXPECT_EQ(made, nullptr);
+    EXPECT_EQ(eplb_placement_create(&config, layers.data(), 0, slots.data(), &made),
+              EPLB_STATUS_INVALID_PLACEMENT);
+    eplb_placement_destroy(nullptr);
+}

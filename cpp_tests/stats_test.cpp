@@ -1,0 +1,137 @@
+// eplb_stats: reading dumps.
+#include <gtest/gtest.h>
+
+#include <eplb.hpp>
+#include <numeric>
+
+#include "files.h"
+
+namespace {
+
+// data/README.md: 8 ranks x 31 iterations (100 to 130) x 26 layers (1 to 26) x 64 experts, top-6, 32 tokens.
+const std::string law = data("dumps/dsv2lite-law");
+
+eplb_status load(const char *path, const eplb_stats_options *options) {
+    eplb_stats *stats = nullptr;
+    const eplb_status status = eplb_stats_load(path, options, &stats);
+    EXPECT_EQ(stats != nullptr, status == EPLB_STATUS_OK);
+    eplb_stats_destroy(stats);
+    return status;
+}
+
+} // namespace
+
+TEST(Stats, InfoSaysWhatWasCounted) {
+    const auto stats = eplb::stats::load(law);
+    const eplb_stats_info info = stats.info();
+    EXPECT_EQ(info.num_experts, 64u);
+    EXPECT_EQ(info.experts_per_token, 6u);
+    EXPECT_EQ(info.num_ranks, 8u);
+    EXPECT_EQ(info.counted, EPLB_COUNTED_EXPERTS);
+    EXPECT_EQ(info.iter_start, 100);
+    EXPECT_EQ(info.iter_stop, 131);
+    EXPECT_EQ(info.num_missing_ranks, 0u);
+    std::vector<int32_t> layers(26);
+    std::iota(layers.begin(), layers.end(), 1);
+    EXPECT_EQ(std::vector<int32_t>(stats.layer_ids().begin(), stats.layer_ids().end()), layers);
+}
+
+TEST(Stats, EveryTokenOfEveryIterationChoseSixExperts) {
+    const auto stats = eplb::stats::load(law);
+    for (const int32_t layer : stats.layer_ids()) {
+        const std::vector<double> total = stats.layer_loads(layer);
+        EXPECT_EQ(std::accumulate(total.begin(), total.end(), 0.0), 8 * 31 * 32 * 6);
+        const std::vector<double> iterations = stats.layer_loads(layer, 31);
+        for (int i = 0; i < 31; i++) {
+            const auto row = iterations.begin() + i * 64;
+            EXPECT_EQ(std::accumulate(row, row + 64, 0.0), 8 * 32 * 6) << "layer " << layer << ", row " << i;
+        }
+    }
+}
+
+TEST(Stats, IterationsMayBeChosen) {
+    eplb_stats_options options = EPLB_STATS_OPTIONS_INIT;
+    options.iter_start = 110;
+    options.iter_stop = 112;
+    const auto part = eplb::stats::load(law, options);
+    const auto whole = eplb::stats::load(law);
+    const std::vector<double> all = whole.layer_loads(7, 31), two = part.layer_loads(7, 2);
+    EXPECT_EQ(std::vector<double>(all.begin() + 10 * 64, all.begin() + 12 * 64), two);
+
+    options.iter_stop = 132;
+    EXPECT_EQ(load(law.c_str(), &options), EPLB_STATUS_INVALID_ARGUMENT);
+    EXPECT_STREQ(eplb_last_error_message(),
+                 "iterations 110..132 asked for (stop excluded), the dump has 100..131");
+    options.iter_start = -1;
+    EXPECT_EQ(load(law.c_str(), &options), EPLB_STATUS_INVALID_ARGUMENT);
+    EXPECT_STREQ(eplb_last_error_message(), "iter_start is -1");
+}
+
+TEST(Stats, AMissingRankIsAcceptedOnlyWhenAskedFor) {
+    temporary_directory dir;
+    const std::string dump = dir / "dump";
+    std::filesystem::copy(law, dump);
+    std::filesystem::remove(dump + "/rank2.safetensors");
+    EXPECT_EQ(load(dump.c_str(), nullptr), EPLB_STATUS_INCOMPLETE_DUMP);
+    EXPECT_EQ(eplb_last_error_message(),
+              dump + ": 1 of 8 ranks have no file (rank 2); copy them here, or allow missing ranks");
+
+    eplb_stats_options options = EPLB_STATS_OPTIONS_INIT;
+    options.allow_missing_ranks = 1;
+    const auto stats = eplb::stats::load(dump, options);
+    const eplb_stats_info info = stats.info();
+    EXPECT_EQ(info.num_ranks, 8u);
+    ASSERT_EQ(info.num_missing_ranks, 1u);
+    EXPECT_EQ(info.missing_ranks[0], 2);
+}
+
+TEST(Stats, DamageIsAStatusWithTheFilesName) {
+    temporary_directory dir;
+    const std::string dump = dir / "dump";
+    std::filesystem::copy(law, dump);
+    std::filesystem::resize_file(dump + "/rank7.safetensors", 60000);
+    EXPECT_EQ(load(dump.c_str(), nullptr), EPLB_STATUS_INVALID_DUMP);
+    EXPECT_EQ(std::string(eplb_last_error_message()).rfind(dump + "/rank7.safetensors: its tensors take", 0),
+              0u);
+    EXPECT_EQ(load("/no/such/dump", nullptr), EPLB_STATUS_READ_FAILED);
+    EXPECT_EQ(load("", nullptr), EPLB_STATUS_INVALID_ARGUMENT);
+    EXPECT_EQ(load("\xff", nullptr), EPLB_STATUS_INVALID_ARGUMENT);
+    EXPECT_STREQ(eplb_last_error_message(), "path is not UTF-8");
+}
+
+TEST(Stats, NullAndWrongArgumentsAreErrorsAndWriteNothing) {
+    const auto stats = eplb::stats::load(law);
+    eplb_stats_info info = EPLB_STATS_INFO_INIT;
+    double loads[64] = {-1.0};
+    EXPECT_EQ(load(nullptr, nullptr), EPLB_STATUS_INVALID_ARGUMENT);
+    EXPECT_EQ(eplb_stats_load(law.c_str(), nullptr, nullptr), EPLB_STATUS_INVALID_ARGUMENT);
+    EXPECT_EQ(eplb_stats_get_info(nullptr, &info), EPLB_STATUS_INVALID_ARGUMENT);
+    EXPECT_EQ(eplb_stats_get_info(stats.get(), nullptr), EPLB_STATUS_INVALID_ARGUMENT);
+    info.struct_size = 0;
+    EXPECT_EQ(eplb_stats_get_info(stats.get(), &info), EPLB_STATUS_INVALID_ARGUMENT);
+    EXPECT_EQ(eplb_stats_layer_loads(nullptr, 1, 1, 64, loads), EPLB_STATUS_INVALID_ARGUMENT);
+    EXPECT_EQ(eplb_stats_layer_loads(stats.get(), 1, 1, 64, nullptr), EPLB_STATUS_INVALID_ARGUMENT);
+    for (const auto &[layer, samples, experts] :
+         {std::tuple(0, 1, 64), {27, 1, 64}, {-1, 1, 64}, {1, 0, 64}, {1, 2, 64}, {1, 1, 63}}) {
+        EXPECT_EQ(eplb_stats_layer_loads(stats.get(), layer, samples, experts, loads),
+                  EPLB_STATUS_INVALID_ARGUMENT);
+    }
+    EXPECT_EQ(loads[0], -1.0);
+    eplb_stats_destroy(nullptr);
+}
+
+TEST(Stats, AnOlderCallersStructsWork) {
+    // As if the header ended after iter_stop of the options and num_ranks of the info.
+    eplb_stats_options options = EPLB_STATS_OPTIONS_INIT;
+    options.struct_size = offsetof(eplb_stats_options, allow_missing_ranks);
+    options.num_threads = 0xdeadbeef;
+    eplb_stats *handle = nullptr;
+    ASSERT_EQ(eplb_stats_load(law.c_str(), &options, &handle), EPLB_STATUS_OK);
+    eplb_stats_info info = EPLB_STATS_INFO_INIT;
+    info.struct_size = offsetof(eplb_stats_info, counted);
+    info.iter_start = 12345;
+    ASSERT_EQ(eplb_stats_get_info(handle, &info), EPLB_STATUS_OK);
+    EXPECT_EQ(info.num_ranks, 8u);
+    EXPECT_EQ(info.iter_start, 12345);
+    eplb_stats_destroy(handle);
+}
