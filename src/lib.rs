@@ -7,11 +7,11 @@
 //! - [`placement`]: which expert each slot holds: the plan, its checks, its configuration file
 //! - [`report`]: how balanced a placement makes the ranks
 //! - [`mod@generate`]: the whole of step 2, a dump directory to a configuration file
-//! - [`ffi`]: the C boundary
+//! - `ffi`: the C boundary
 
 mod atomic_file;
 pub mod error;
-pub mod ffi;
+mod ffi;
 pub mod generate;
 pub mod placement;
 pub mod report;

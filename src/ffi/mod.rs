@@ -15,9 +15,3 @@ mod library;
 mod placement;
 mod solve;
 mod stats;
-
-pub use generate::*;
-pub use library::*;
-pub use placement::*;
-pub use solve::*;
-pub use stats::*;

@@ -147,7 +147,10 @@ fn describe(args: &Args, generated: &Generated) -> String {
 
 fn table(generated: &Generated) -> Table {
     let mut table = Table::new();
-    table.load_preset(presets::UTF8_HORIZONTAL_ONLY).remove_style(TableComponent::HorizontalLines);
+    table.load_preset(presets::NOTHING);
+    table
+        .set_style(TableComponent::HeaderLines, '─')
+        .set_style(TableComponent::MiddleHeaderIntersections, '─');
     table.set_header(["layer", "before", "after", "worst rank after"].map(right));
     let ratio = |ratio: Option<f64>| ratio.map_or("-".to_owned(), |ratio| format!("{ratio:.4}"));
     for LayerChange { layer, before, after } in &generated.layers {

@@ -1,0 +1,52 @@
+# make help lists the targets.
+
+CARGO := cargo
+PROGRAM := target/release/eplb
+CPP_SOURCES := $(wildcard include/*.hpp cpp_tests/*.cpp cpp_tests/*.h examples/*/*.c)
+DUMP := data/dumps/dsv2lite-translation
+CONFIG := build/demo/moe_load_balancer.yaml
+
+.PHONY: build demo test bench header format check clean help
+
+build: ## the library (target/release/libeplb.so and .a) and the program eplb
+	@scripts/need.sh
+	$(CARGO) build --locked --release --features cli
+
+demo: build ## step 2 on recorded loads of DeepSeek-V2-Lite: 64 experts, 72 slots on 8 ranks
+	@mkdir -p build/demo
+	$(PROGRAM) inspect $(DUMP)
+	$(PROGRAM) generate --expert_statistic_path $(DUMP) --ep_size 8 --num_slots 72 --output_path $(CONFIG)
+	$(PROGRAM) inspect $(CONFIG) --ep_size 8
+
+test: ## all tests: Rust, then C and C++ also under valgrind
+	@scripts/need.sh cmake:cmake g++:g++ libgtest-dev:/usr/include/gtest/gtest.h valgrind:valgrind
+	$(CARGO) test --locked --features cli
+	cmake -S cpp_tests -B build/cpp_tests -Wno-dev >/dev/null
+	cmake --build build/cpp_tests -j 2
+	ctest --test-dir build/cpp_tests -j 2 --output-on-failure
+
+bench: ## the figures of docs/benchmarks.md
+	@scripts/need.sh
+	$(CARGO) bench --locked --features cli --bench solve --bench generate
+
+header: ## writes include/eplb.h anew from src/ffi
+	EPLB_WRITE_HEADER=1 $(CARGO) test --locked --quiet --test header
+
+format: ## formats Rust, C and C++
+	@scripts/need.sh clang-format:clang-format
+	$(CARGO) fmt
+	clang-format -i $(CPP_SOURCES)
+
+check: ## formatting, lints and documentation, warnings as errors
+	@scripts/need.sh clang-format:clang-format
+	$(CARGO) fmt --check
+	clang-format --dry-run -Werror $(CPP_SOURCES)
+	$(CARGO) clippy --locked --all-targets -- -D warnings
+	$(CARGO) clippy --locked --all-targets --features cli -- -D warnings
+	RUSTDOCFLAGS="-D warnings" $(CARGO) doc --locked --no-deps --lib
+
+clean: ## everything built
+	rm -rf build target
+
+help:
+	@grep -E '^[a-z]+:.*##' $(MAKEFILE_LIST) | sed -E 's/:.*## /\t/' | expand -t 10
