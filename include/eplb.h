@@ -39,7 +39,7 @@
 
 
 /* ----------------------------------------------------------------------------------------------------
- * Library: statuses, messages, versions, log
+ * Library: versions, statuses, messages, log
  * ---------------------------------------------------------------------------------------------------- */
 
 /**
@@ -125,6 +125,13 @@ extern "C" {
 #endif // __cplusplus
 
 /**
+ * The name of a status, such as "EPLB_STATUS_INVALID_DUMP"; "unknown status" for a number that is none. The string
+ * lives for ever.
+ */
+EPLB_API
+const char *eplb_status_string(int32_t status);
+
+/**
  * The version of the interface that the loaded library has. A program whose EPLB_ABI_VERSION is another one must not
  * call anything else.
  */
@@ -134,13 +141,6 @@ uint32_t eplb_abi_version(void);
 /** The version of the library, such as "0.1.0". The string lives for ever. */
 EPLB_API
 const char *eplb_version_string(void);
-
-/**
- * The name of a status, such as "EPLB_STATUS_INVALID_DUMP"; "unknown status" for a number that is none. The string
- * lives for ever.
- */
-EPLB_API
-const char *eplb_status_string(int32_t status);
 
 /**
  * What went wrong in this thread's last call that failed: what, where (file, rank, iteration, layer, slot) and what to

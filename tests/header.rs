@@ -4,13 +4,13 @@ use std::fmt::Write;
 use std::path::Path;
 use std::{env, fs};
 
-/// The sections of the header, in the order in which an engine developer meets them.
-const SECTIONS: [(&str, &str); 5] = [
-    ("Library: statuses, messages, versions, log", "library"),
-    ("Statistics: what was counted (step 1 leaves it, step 2 reads it)", "stats"),
-    ("Placement: which expert each slot holds", "placement"),
-    ("Solving: loads to placement", "solve"),
-    ("Generating: a dump directory to a configuration file (step 2 as a whole)", "generate"),
+/// The sections of the header, in the order in which an engine developer meets them, and the files of src/ffi for each.
+const SECTIONS: [(&str, &[&str]); 5] = [
+    ("Library: versions, statuses, messages, log", &["status", "library"]),
+    ("Statistics: what was counted (step 1 leaves it, step 2 reads it)", &["stats"]),
+    ("Placement: which expert each slot holds", &["placement"]),
+    ("Solving: loads to placement", &["solve"]),
+    ("Generating: a dump directory to a configuration file (step 2 as a whole)", &["generate"]),
 ];
 
 const START: &str = r#"/* eplb: expert parallelism load balancer for mixture-of-experts inference.
@@ -60,10 +60,12 @@ fn generate() -> String {
     let root = Path::new(env!("CARGO_MANIFEST_DIR"));
     let config = cbindgen::Config::from_file(root.join("cbindgen.toml")).unwrap();
     let mut header = START.to_owned();
-    for (title, file) in SECTIONS {
-        let source = root.join(format!("src/ffi/{file}.rs"));
-        let bindings =
-            cbindgen::Builder::new().with_config(config.clone()).with_src(source).generate().unwrap();
+    for (title, files) in SECTIONS {
+        let builder = cbindgen::Builder::new().with_config(config.clone());
+        let with_file = |builder: cbindgen::Builder, file: &&str| {
+            builder.with_src(root.join(format!("src/ffi/{file}.rs")))
+        };
+        let bindings = files.iter().fold(builder, with_file).generate().unwrap();
         let mut section = Vec::new();
         bindings.write(&mut section);
         let rule = "-".repeat(100);

@@ -7,7 +7,7 @@ use std::panic::{AssertUnwindSafe, catch_unwind};
 use std::path::Path;
 use std::slice;
 
-use super::library::eplb_status;
+use super::status::eplb_status;
 use crate::error::{Error, Result};
 
 /// No struct of ours comes near it; a larger `struct_size` is memory that was never initialised.
@@ -245,6 +245,11 @@ fn checked_len<T>(len: Option<usize>, name: &str) -> Result<usize> {
 /// `value` of the caller's type in ours.
 pub(super) fn number<A: Copy + std::fmt::Display, B: TryFrom<A>>(value: A, name: &str) -> Result<B> {
     B::try_from(value).map_err(|_| Error::InvalidArgument(format!("{name} is {value}")))
+}
+
+/// The layers' numbers as the library has them.
+pub(super) fn layer_numbers(layer_ids: &[i32]) -> Result<Vec<u32>> {
+    layer_ids.iter().map(|&layer| number(layer, "a layer id")).collect()
 }
 
 /// A count of which 0 means the default.

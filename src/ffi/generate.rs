@@ -3,9 +3,9 @@
 use std::ffi::{c_char, c_void};
 
 use super::boundary::{Growing, boundary, config, growing_out, number, or_default, path};
-use super::library::eplb_status;
 use super::solve::policy;
 use super::stats::load_options;
+use super::status::eplb_status;
 use crate::error::{Error, Result};
 use crate::generate::{GenerateConfig, Generated, Phase, generate};
 

@@ -15,3 +15,4 @@ mod library;
 mod placement;
 mod solve;
 mod stats;
+mod status;

@@ -3,11 +3,10 @@
 use std::ffi::c_char;
 
 use super::boundary::{
-    Growing, array, borrowed, boundary, config, copy_out, destroy, growing_out, number, optional_config,
-    or_default, out, path,
+    Growing, array, borrowed, boundary, config, copy_out, destroy, growing_out, layer_numbers, number,
+    optional_config, or_default, out, path,
 };
-use super::library::eplb_status;
-use super::solve::layer_numbers;
+use super::status::eplb_status;
 use crate::error::Result;
 use crate::placement::{Duplicate, Expected, Placement, Shape};
 use crate::report::{evaluate, replica_counts};

@@ -1,8 +1,8 @@
 //! Solving: loads to placement.
 
-use super::boundary::{Growing, array, boundary, config, number, or_default, out};
-use super::library::eplb_status;
+use super::boundary::{Growing, array, boundary, config, layer_numbers, or_default, out};
 use super::placement::eplb_placement;
+use super::status::eplb_status;
 use crate::error::{Error, Result};
 use crate::placement::suggest_num_slots;
 use crate::solve::{Loads, Policy, solve};
@@ -88,11 +88,6 @@ pub unsafe extern "C" fn eplb_solve(
         placement.give(eplb_placement(solve(policy(config.policy)?, num_slots, num_ranks, &loads, threads)?));
         Ok(())
     })
-}
-
-/// The layers' numbers as the library has them.
-pub(super) fn layer_numbers(layer_ids: &[i32]) -> Result<Vec<u32>> {
-    layer_ids.iter().map(|&layer| number(layer, "a layer id")).collect()
 }
 
 /// Finds the valid numbers of slots nearest to a wanted one: multiples of the ranks that are not below the experts.

@@ -5,7 +5,7 @@ use std::ffi::c_char;
 use super::boundary::{
     Growing, borrowed, boundary, copy_out, destroy, growing_out, number, optional_config, out, path,
 };
-use super::library::eplb_status;
+use super::status::eplb_status;
 use crate::error::Result;
 use crate::stats::{Counted, Dump, LoadOptions, Stats};
 

@@ -1,0 +1,204 @@
+//! Files that somebody broke, or made up: any bytes give a result or an error, never a panic, and never memory or time out
+//! of proportion to the file.
+
+use std::fs;
+use std::path::Path;
+
+use eplb::placement::{ConfigFile, Expected};
+use eplb::stats::{Dump, LoadOptions, MetaInfo, RankFile};
+use proptest::prelude::*;
+use proptest::sample::Index;
+
+/// One change to a file.
+#[derive(Debug, Clone)]
+enum Damage {
+    Flip(Index, u8),
+    Cut(Index),
+    Insert(Index, Vec<u8>),
+    Remove(Index, usize),
+    Repeat(Index, usize),
+}
+
+fn damage() -> impl Strategy<Value = Damage> {
+    let words: [&[u8]; 15] = [
+        b"18446744073709551615",
+        b"-1",
+        b"9223372036854775807",
+        b"1e999",
+        b"null",
+        b"\"__metadata__\"",
+        b"[[[[[[[[",
+        b"\\ud800",
+        b"\0",
+        b"\xff\xff\xff\xff\xff\xff\xff\x7f",
+        b"*a",
+        b"&a ",
+        b"<<: ",
+        b"!!str ",
+        b"\n",
+    ];
+    prop_oneof![
+        (any::<Index>(), any::<u8>()).prop_map(|(at, bits)| Damage::Flip(at, bits)),
+        any::<Index>().prop_map(Damage::Cut),
+        (any::<Index>(), proptest::sample::select(words.to_vec()))
+            .prop_map(|(at, word)| Damage::Insert(at, word.to_vec())),
+        (any::<Index>(), 1usize..30).prop_map(|(at, len)| Damage::Remove(at, len)),
+        (any::<Index>(), 1usize..200).prop_map(|(at, len)| Damage::Repeat(at, len)),
+    ]
+}
+
+fn damaged(bytes: &[u8], damages: &[Damage]) -> Vec<u8> {
+    let mut bytes = bytes.to_vec();
+    for damage in damages {
+        let place = |at: &Index, bytes: &[u8]| at.index(bytes.len() + 1);
+        match damage {
+            Damage::Flip(at, bits) if !bytes.is_empty() => {
+                let at = at.index(bytes.len());
+                bytes[at] ^= bits;
+            }
+            Damage::Flip(..) => {}
+            Damage::Cut(at) => bytes.truncate(place(at, &bytes)),
+            Damage::Insert(at, word) => {
+                let at = place(at, &bytes);
+                bytes.splice(at..at, word.iter().copied());
+            }
+            Damage::Remove(at, len) => {
+                let at = place(at, &bytes);
+                bytes.drain(at..(at + len).min(bytes.len()));
+            }
+            Damage::Repeat(at, len) => {
+                let at = place(at, &bytes);
+                let again = bytes[at..(at + len).min(bytes.len())].to_vec();
+                bytes.splice(at..at, again);
+            }
+        }
+    }
+    bytes
+}
+
+/// A rank file of 2 experts, 2 iterations and 2 layers, small enough that most damage falls into its header.
+fn rank_file() -> Vec<u8> {
+    let mut header = r#"{"__metadata__":{"rank":"0","num_ranks":"1","layers":"1,2","iter_start":"5","iter_stop":"7","counts":"experts"}"#.to_owned();
+    for (i, name) in ["5_1", "5_2", "6_1", "6_2"].iter().enumerate() {
+        let (start, stop) = (16 * i, 16 * i + 16);
+        header += &format!(r#","{name}":{{"dtype":"I64","shape":[2],"data_offsets":[{start},{stop}]}}"#);
+    }
+    header.push('}');
+    let mut bytes = (header.len() as u64).to_le_bytes().to_vec();
+    bytes.extend(header.bytes());
+    bytes.extend((0..8u64).flat_map(u64::to_le_bytes));
+    bytes
+}
+
+const META: &str = r#"{"num_experts":2,"num_experts_per_token":1,"eplb":{"version":"0","num_ranks":1,"iter_start":5,"iter_stop":7,"layers":[1,2],"counts":"experts"}}"#;
+
+const CONFIG: &str = "ep_size: 2\ninitial_global_assignments:\n  3: [0, 1, 2, 2]\n  10: [2, 0, 1, 0]\n\
+                      layer_updates_per_iter: 0\nnum_slots: 4\n";
+
+fn read_dump(directory: &Path) -> eplb::Result<u64> {
+    let stats =
+        Dump::open(directory, &LoadOptions { threads: 1, allow_missing_ranks: true, ..Default::default() })?
+            .read(&mut |_, _| Ok(()))?;
+    let layers = stats.summary().layers.clone();
+    layers
+        .iter()
+        .map(|&layer| Ok(stats.layer_totals(layer)?.iter().fold(0, |a: u64, b| a.wrapping_add(*b))))
+        .sum()
+}
+
+proptest! {
+    #![proptest_config(ProptestConfig { cases: 4000, failure_persistence: None, ..Default::default() })]
+
+    #[test]
+    fn a_damaged_rank_file_is_read_or_refused(damages in proptest::collection::vec(damage(), 1..4)) {
+        let dir = tempfile::tempdir().unwrap();
+        fs::write(dir.path().join("meta_info.json"), META).unwrap();
+        let path = dir.path().join("rank0.safetensors");
+        fs::write(&path, damaged(&rank_file(), &damages)).unwrap();
+        if let Err(error) = read_dump(dir.path()) {
+            prop_assert!(error.to_string().contains(dir.path().to_str().unwrap()), "{}", error);
+        }
+        let _ = RankFile::open(&path, None);
+    }
+
+    #[test]
+    fn a_damaged_meta_file_is_read_or_refused(damages in proptest::collection::vec(damage(), 1..4)) {
+        let text = damaged(META.as_bytes(), &damages);
+        let _ = MetaInfo::parse(&text);
+        let dir = tempfile::tempdir().unwrap();
+        fs::write(dir.path().join("meta_info.json"), text).unwrap();
+        fs::write(dir.path().join("rank0.safetensors"), rank_file()).unwrap();
+        if let Err(error) = read_dump(dir.path()) {
+            prop_assert!(error.to_string().contains(dir.path().to_str().unwrap()), "{}", error);
+        }
+    }
+
+    #[test]
+    fn a_damaged_configuration_file_is_read_or_refused(damages in proptest::collection::vec(damage(), 1..4)) {
+        let text = damaged(CONFIG.as_bytes(), &damages);
+        if let Ok(config) = ConfigFile::parse(&String::from_utf8_lossy(&text)) {
+            for num_experts in [None, Some(3)] {
+                let expected = Expected { num_experts, num_ranks: Some(2), layers: Some(&[3]) };
+                if let Ok(placement) = config.placement(expected) {
+                    // What is accepted is written in the one form, and means the same.
+                    let again = ConfigFile::parse(&placement.to_yaml()).unwrap().placement(expected).unwrap();
+                    prop_assert_eq!(&again, &placement);
+                }
+            }
+        }
+    }
+}
+
+#[test]
+fn undamaged_they_are_read() {
+    let dir = tempfile::tempdir().unwrap();
+    fs::write(dir.path().join("meta_info.json"), META).unwrap();
+    fs::write(dir.path().join("rank0.safetensors"), rank_file()).unwrap();
+    assert_eq!(read_dump(dir.path()).unwrap(), (0..8).sum::<u64>());
+    assert!(ConfigFile::parse(CONFIG).unwrap().placement(Expected::default()).is_ok());
+}
+
+#[test]
+fn aliases_that_multiply_are_refused() {
+    // Nine levels of nine aliases each: 3 * 9^9 experts, if it were expanded.
+    let mut bomb = "initial_global_assignments:\n  0: &a0 [0, 0, 0]\n".to_owned();
+    for level in 1..10 {
+        let aliases = vec![format!("*a{}", level - 1); 9].join(", ");
+        bomb += &format!("  {level}: &a{level} [{aliases}]\n");
+    }
+    assert!(ConfigFile::parse(&bomb).is_err());
+}
+
+#[test]
+fn a_header_larger_than_its_file_costs_no_memory() {
+    let dir = tempfile::tempdir().unwrap();
+    let path = dir.path().join("rank0.safetensors");
+    fs::write(&path, [&99_000_000u64.to_le_bytes()[..], b"{}"].concat()).unwrap();
+    let message = RankFile::open(&path, None).unwrap_err().to_string();
+    assert!(
+        message.ends_with("announces a header of 99000000 bytes and ends after 2: it is cut off"),
+        "{message}"
+    );
+}
+
+#[test]
+fn sizes_that_no_memory_holds_are_an_error() {
+    // A sparse file of 2^41 bytes that says it holds one tensor of 2^38 counts.
+    let dir = tempfile::tempdir().unwrap();
+    let experts = 1u64 << 38;
+    let header =
+        format!(r#"{{"0_0":{{"dtype":"I64","shape":[{experts}],"data_offsets":[0,{}]}}}}"#, experts * 8);
+    let path = dir.path().join("rank0.safetensors");
+    fs::write(&path, [&(header.len() as u64).to_le_bytes()[..], header.as_bytes()].concat()).unwrap();
+    let file = fs::OpenOptions::new().write(true).open(&path).unwrap();
+    if file.set_len(8 + header.len() as u64 + experts * 8).is_err() {
+        return; // A file system without files of that size has no such danger.
+    }
+    fs::write(
+        dir.path().join("meta_info.json"),
+        format!(r#"{{"num_experts":{experts},"num_experts_per_token":1}}"#),
+    )
+    .unwrap();
+    let error = read_dump(dir.path()).unwrap_err();
+    assert!(matches!(error, eplb::Error::OutOfMemory { .. } | eplb::Error::InvalidDump(_)), "{error}");
+}
