@@ -9,7 +9,7 @@ CONFIG := build/demo/moe_load_balancer.yaml
 .PHONY: build demo test bench header format check clean help
 
 build: ## the library (target/release/libeplb.so and .a) and the program eplb
-	@scripts/need.sh
+	@scripts/need.sh gcc:cc
 	$(CARGO) build --locked --release --features cli
 
 demo: build ## step 2 on recorded loads of DeepSeek-V2-Lite: 64 experts, 72 slots on 8 ranks
@@ -26,7 +26,7 @@ test: ## all tests: Rust, then C and C++ also under valgrind
 	ctest --test-dir build/cpp_tests -j 2 --output-on-failure
 
 bench: ## the figures of docs/benchmarks.md
-	@scripts/need.sh
+	@scripts/need.sh gcc:cc
 	$(CARGO) bench --locked --features cli --bench solve --bench generate
 
 header: ## writes include/eplb.h anew from src/ffi

@@ -3,6 +3,7 @@
 use std::hint::black_box;
 
 use criterion::{Criterion, criterion_group, criterion_main};
+use eplb::placement::Shape;
 use eplb::solve::{Loads, Policy, solve};
 
 const LAYERS: u32 = 58;
@@ -32,7 +33,8 @@ fn policies(c: &mut Criterion) {
         let loads = Loads::new(&values, &layers, 1, EXPERTS).unwrap();
         for (slots, ranks) in [(288, 32), (288, 72), (320, 8)] {
             c.bench_function(&format!("trtllm/{name}/{slots} slots on {ranks} ranks/1 thread"), |b| {
-                b.iter(|| solve(Policy::Trtllm, slots, ranks, black_box(&loads), 1).unwrap());
+                let shape = Shape::new(EXPERTS, slots, ranks).unwrap();
+                b.iter(|| solve(Policy::Trtllm, shape, black_box(&loads), 1).unwrap());
             });
         }
     }

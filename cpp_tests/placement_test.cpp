@@ -133,7 +133,7 @@ TEST(Placement, AFileForAnotherModelIsRefusedWhenLoaded) {
     eplb_placement_load_options options = EPLB_PLACEMENT_LOAD_OPTIONS_INIT;
     EXPECT_EQ(load(options), EPLB_STATUS_INVALID_ARGUMENT);
     EXPECT_EQ(eplb_last_error_message(),
-              std::string("the file does not say the EP size: give the number of ranks"));
+              path + ": the file does not say the EP size: give the number of ranks");
     options.num_ranks = 8;
     options.num_experts = 64;
     options.layer_ids = needed;

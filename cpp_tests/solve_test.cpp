@@ -100,7 +100,6 @@ TEST(Solve, NullWildAndHugeArgumentsAreErrors) {
              eplb_solve(&config, loads, &layer, 1, 1, 4, nullptr),
              eplb_solve(&config, loads, &layer, 0, 1, 4, &placement),
              eplb_solve(&config, loads, &layer, 1, 0, 4, &placement),
-             eplb_solve(&config, loads, &layer, 1, 1, 0, &placement),
              eplb_solve(&config, loads, &layer, SIZE_MAX, 1, 4, &placement),
              eplb_solve(&config, loads, &layer, 1, SIZE_MAX, 4, &placement),
              eplb_solve(&config, loads, &layer, 1, 1, SIZE_MAX, &placement),
@@ -111,6 +110,7 @@ TEST(Solve, NullWildAndHugeArgumentsAreErrors) {
     }
     EXPECT_STREQ(eplb_last_error_message(),
                  "policy is 77; EPLB_POLICY_DEFAULT is 0 and EPLB_POLICY_TRTLLM 1");
+    EXPECT_EQ(eplb_solve(&config, loads, &layer, 1, 1, 0, &placement), EPLB_STATUS_INVALID_SHAPE);
     EXPECT_EQ(placement, nullptr);
     const int32_t twice[] = {5, 5};
     const double loads_of_two[8] = {};

@@ -60,8 +60,13 @@ TEST(Stats, IterationsMayBeChosen) {
 
     options.iter_stop = 132;
     EXPECT_EQ(load(law.c_str(), &options), EPLB_STATUS_INVALID_ARGUMENT);
-    EXPECT_STREQ(eplb_last_error_message(),
-                 "iterations 110..132 asked for (stop excluded), the dump has 100..131");
+    EXPECT_EQ(eplb_last_error_message(),
+              law + ": iterations 110..132 asked for (stop excluded), the dump has 100..131");
+    options.iter_stop = 131;
+    options.expected_ranks = 9;
+    EXPECT_EQ(load(law.c_str(), &options), EPLB_STATUS_INCOMPLETE_DUMP);
+    EXPECT_EQ(eplb_last_error_message(),
+              law + ": 1 of 9 ranks have no file (rank 8); copy them here, or allow missing ranks");
     options.iter_start = -1;
     EXPECT_EQ(load(law.c_str(), &options), EPLB_STATUS_INVALID_ARGUMENT);
     EXPECT_STREQ(eplb_last_error_message(), "iter_start is -1");

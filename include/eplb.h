@@ -20,8 +20,9 @@
  *             are listed by the model's own numbers. S slots are split evenly over R ranks: rank r owns the slots
  *             r * S/R .. (r + 1) * S/R.
  * Strings     are UTF-8 and end in NUL.
- * State       There is none outside handles, but for the log callback and each thread's last error message. No call
- *             ends the process, and no panic or exception leaves the library.
+ * State       There is none outside handles, but for the log callback and each thread's last error message. No panic
+ *             or exception leaves the library, and no call ends the process: memory for what a file or an argument asks
+ *             for is a status when it cannot be had. Only where the system refuses even small allocations, Rust ends it.
  */
 #ifndef EPLB_H
 #define EPLB_H
@@ -95,12 +96,10 @@ enum eplb_log_level
   : int32_t
 #endif // defined(__cplusplus) || __STDC_VERSION__ >= 202311L
  {
-  /** Something failed that no status could tell. */
-  EPLB_LOG_LEVEL_ERROR = 1,
   /** Something was accepted that the operator should know of, such as missing ranks. */
-  EPLB_LOG_LEVEL_WARNING = 2,
+  EPLB_LOG_LEVEL_WARNING = 1,
   /** What was done. */
-  EPLB_LOG_LEVEL_INFO = 3,
+  EPLB_LOG_LEVEL_INFO = 2,
 };
 #ifndef __cplusplus
 #if __STDC_VERSION__ >= 202311L
@@ -203,9 +202,14 @@ typedef struct eplb_stats_options {
   uint32_t allow_missing_ranks;
   /** Threads that read; 0: one a core, at most 8. Results do not depend on it. */
   uint32_t num_threads;
+  /**
+   * Ranks that the run had, so that a loss of any is noticed; 0: what the dump says. TensorRT-LLM's dumps do not say
+   * it: of theirs, a loss of the highest ranks goes unnoticed with 0.
+   */
+  size_t expected_ranks;
 } eplb_stats_options;
 /** An eplb_stats_options with every default. */
-#define EPLB_STATS_OPTIONS_INIT { sizeof(eplb_stats_options), 0, 0, 0, 0 }
+#define EPLB_STATS_OPTIONS_INIT { sizeof(eplb_stats_options), 0, 0, 0, 0, 0 }
 
 /** What a dump holds. Initialise with EPLB_STATS_INFO_INIT. Arrays belong to the handle and live as long as it does. */
 typedef struct eplb_stats_info {
@@ -702,13 +706,18 @@ typedef struct eplb_generate_config {
   uint32_t allow_missing_ranks;
   /** Threads to use; 0: one a core, at most 8. Results do not depend on it. */
   uint32_t num_threads;
+  /**
+   * Ranks that the run had, so that a loss of any is noticed; 0: what the dump says. TensorRT-LLM's dumps do not say
+   * it: of theirs, a loss of the highest ranks goes unnoticed with 0.
+   */
+  size_t expected_ranks;
   /** Hears how far the work is; may be NULL. */
   eplb_progress_callback progress;
   /** Handed to each call of `progress`. */
   void *user_data;
 } eplb_generate_config;
 /** An eplb_generate_config with every default. */
-#define EPLB_GENERATE_CONFIG_INIT { sizeof(eplb_generate_config), NULL, NULL, 0, 0, 0, 0, 0, 0, 0, 0, NULL, NULL }
+#define EPLB_GENERATE_CONFIG_INIT { sizeof(eplb_generate_config), NULL, NULL, 0, 0, 0, 0, 0, 0, 0, 0, 0, NULL, NULL }
 
 /** What eplb_generate() made. Initialise with EPLB_GENERATE_REPORT_INIT. */
 typedef struct eplb_generate_report {

@@ -239,7 +239,7 @@ template <class Progress> eplb_generate_report generate(eplb_generate_config con
         }
     };
     try {
-        return generate(const_cast<const eplb_generate_config &>(config));
+        return generate(std::as_const(config));
     } catch (const error &) {
         if (state.thrown) {
             std::rethrow_exception(state.thrown);
@@ -251,6 +251,7 @@ template <class Progress> eplb_generate_report generate(eplb_generate_config con
 /// The valid numbers of slots nearest to a wanted one, below and above; 0 where there is none.
 inline std::pair<std::uint32_t, std::uint32_t>
 suggest_num_slots(std::uint32_t num_experts, std::uint32_t num_ranks, std::uint32_t num_slots) {
+    check_abi();
     std::pair<std::uint32_t, std::uint32_t> nearest;
     check(eplb_suggest_num_slots(num_experts, num_ranks, num_slots, &nearest.first, &nearest.second));
     return nearest;

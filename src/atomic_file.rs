@@ -4,22 +4,88 @@
 //! Whenever the process dies, the target is the old file or the new one. The partial file is locked while it is
 //! written, so that two writers of one target cannot mix; one left by a dead process is taken over.
 
+use std::ffi::OsString;
 use std::fs::{self, File, OpenOptions, TryLockError};
 use std::io::{self, BufWriter, ErrorKind, Write};
-use std::os::unix::fs::MetadataExt;
+use std::os::unix::fs::{MetadataExt, OpenOptionsExt};
 use std::path::{Path, PathBuf};
 
 use crate::error::{Error, Result};
 
-/// Checks what can be checked before the work that leads to [`write`] is done: that `path` may name a regular
-/// file in an existing directory. Returns the file that will be replaced, symbolic links followed.
-pub fn check_target(path: &Path) -> Result<PathBuf> {
+/// A file about to be replaced: its partial file is there, locked and empty. Dropped without [`AtomicFile::replace`], it
+/// leaves no trace.
+#[derive(Debug)]
+pub struct AtomicFile {
+    /// As the caller named it, for messages.
+    path: PathBuf,
+    /// The same with links followed.
+    target: PathBuf,
+    partial: PathBuf,
+    file: File,
+    replaced: bool,
+}
+
+impl AtomicFile {
+    /// Begins to replace `path`, or to create it. Fails where that could not succeed, before any work is done for it.
+    pub fn create(path: &Path) -> Result<Self> {
+        let attempt = || {
+            let target = target_of(path)?;
+            let mut name = OsString::from(".");
+            name.push(target.file_name().unwrap_or_default());
+            name.push(".partial");
+            let partial = target.with_file_name(name);
+            let file = open_locked(&partial)?;
+            Ok(AtomicFile { path: path.to_owned(), target, partial, file, replaced: false })
+        };
+        attempt().map_err(|e| Error::write(path, e))
+    }
+
+    /// Replaces the file by what `fill` writes, or leaves it untouched and fails.
+    pub fn replace(mut self, fill: impl FnOnce(&mut dyn Write) -> io::Result<()>) -> Result<()> {
+        let old = fs::metadata(&self.target).ok();
+        let attempt = || {
+            let mut writer = BufWriter::with_capacity(1 << 18, &self.file);
+            fill(&mut writer)?;
+            writer.into_inner().map_err(io::IntoInnerError::into_error)?;
+            self.file.sync_all()?;
+            fs::rename(&self.partial, &self.target)
+        };
+        attempt().map_err(|e| Error::write(&self.path, e))?;
+        self.replaced = true;
+
+        // The new file is in place; what may still fail does not make it another one.
+        let directory = directory_of(&self.target);
+        let synced = File::open(directory).and_then(|directory| directory.sync_all());
+        let allowed = old.map_or(Ok(()), |old| self.file.set_permissions(old.permissions()));
+        for (done, what) in [(synced, "sync its directory"), (allowed, "keep its permissions")] {
+            if let Err(e) = done {
+                log::warn!("{}: written, but could not {what}: {e}", self.path.display());
+            }
+        }
+        Ok(())
+    }
+}
+
+impl Drop for AtomicFile {
+    fn drop(&mut self) {
+        if !self.replaced {
+            // Ours: it is locked. A failure leaves it to the next writer, who takes it over.
+            let _ = fs::remove_file(&self.partial);
+        }
+    }
+}
+
+/// The regular file that `path` names or would name, symbolic links followed.
+fn target_of(path: &Path) -> io::Result<PathBuf> {
+    let refuse = |why: String| Err(io::Error::new(ErrorKind::InvalidInput, why));
     let target = match fs::canonicalize(path) {
         Ok(target) => target,
-        Err(e) if e.kind() == ErrorKind::NotFound => path.to_owned(),
-        Err(e) => return Err(Error::write(path, e)),
+        Err(e) if e.kind() == ErrorKind::NotFound && !path.is_symlink() => path.to_owned(),
+        Err(e) if e.kind() == ErrorKind::NotFound => {
+            return refuse("it is a symbolic link to nothing; remove it".to_owned());
+        }
+        Err(e) => return Err(e),
     };
-    let refuse = |why| Err(Error::write(path, io::Error::new(ErrorKind::InvalidInput, why)));
     if target.file_name().is_none() {
         return refuse("it does not name a file".to_owned());
     }
@@ -34,32 +100,6 @@ pub fn check_target(path: &Path) -> Result<PathBuf> {
     Ok(target)
 }
 
-/// Replaces `path` by what `fill` writes, or leaves it untouched and fails.
-pub fn write(path: &Path, fill: impl FnOnce(&mut dyn Write) -> io::Result<()>) -> Result<()> {
-    let target = check_target(path)?;
-    let partial = partial_path(&target);
-    let attempt = || -> io::Result<()> {
-        let file = open_locked(&partial)?;
-        let written = (|| {
-            let mut writer = BufWriter::with_capacity(1 << 18, &file);
-            fill(&mut writer)?;
-            writer.into_inner().map_err(|e| e.into_error())?;
-            if let Ok(old) = fs::metadata(&target) {
-                file.set_permissions(old.permissions())?;
-            }
-            file.sync_all()?;
-            fs::rename(&partial, &target)
-        })();
-        if written.is_err() {
-            let _ = fs::remove_file(&partial);
-        }
-        written?;
-        // Without this the rename itself may be lost in a power cut.
-        File::open(directory_of(&target))?.sync_all()
-    };
-    attempt().map_err(|e| Error::write(path, e))
-}
-
 fn directory_of(target: &Path) -> &Path {
     match target.parent() {
         Some(parent) if parent != Path::new("") => parent,
@@ -67,21 +107,25 @@ fn directory_of(target: &Path) -> &Path {
     }
 }
 
-fn partial_path(target: &Path) -> PathBuf {
-    let mut name = std::ffi::OsString::from(".");
-    name.push(target.file_name().unwrap_or_default());
-    name.push(".partial");
-    target.with_file_name(name)
-}
-
 fn open_locked(partial: &Path) -> io::Result<File> {
+    let in_the_way =
+        |e: io::Error| io::Error::new(e.kind(), format!("cannot open {} beside it: {e}", partial.display()));
     loop {
-        let file = OpenOptions::new().write(true).create(true).truncate(false).open(partial)?;
+        // Nothing that somebody put there instead of a partial file is followed, waited for or written to.
+        let flags = libc::O_NOFOLLOW | libc::O_NONBLOCK;
+        let options = OpenOptions::new().write(true).create(true).truncate(false).custom_flags(flags).clone();
+        let file = options.open(partial).map_err(in_the_way)?;
+        let held = file.metadata()?;
+        if !held.is_file() || held.nlink() > 1 {
+            let not_ours = io::Error::new(ErrorKind::AlreadyExists, "it is not a partial file; remove it");
+            return Err(in_the_way(not_ours));
+        }
         match file.try_lock() {
             Ok(()) => {}
             // Some cluster file systems have no locks; the rename alone still keeps the target whole.
-            Err(TryLockError::Error(e)) if e.kind() == ErrorKind::Unsupported => {}
-            Err(TryLockError::Error(e)) => return Err(e),
+            Err(TryLockError::Error(e))
+                if e.kind() == ErrorKind::Unsupported || e.raw_os_error() == Some(libc::ENOLCK) => {}
+            Err(TryLockError::Error(e)) => return Err(in_the_way(e)),
             Err(TryLockError::WouldBlock) => {
                 return Err(io::Error::new(
                     ErrorKind::ResourceBusy,
@@ -90,8 +134,9 @@ fn open_locked(partial: &Path) -> io::Result<File> {
             }
         }
         // The writer before us may have renamed its partial file between our open and our lock.
-        let held = file.metadata()?;
-        if fs::metadata(partial).is_ok_and(|named| (named.dev(), named.ino()) == (held.dev(), held.ino())) {
+        if fs::symlink_metadata(partial)
+            .is_ok_and(|named| (named.dev(), named.ino()) == (held.dev(), held.ino()))
+        {
             file.set_len(0)?;
             return Ok(file);
         }
@@ -104,6 +149,10 @@ mod tests {
 
     fn read(path: &Path) -> String {
         fs::read_to_string(path).unwrap()
+    }
+
+    fn write(path: &Path, fill: impl FnOnce(&mut dyn Write) -> io::Result<()>) -> Result<()> {
+        AtomicFile::create(path)?.replace(fill)
     }
 
     #[test]
@@ -155,5 +204,45 @@ mod tests {
 
         let message = write(Path::new("/dev/null"), |_| Ok(())).unwrap_err().to_string();
         assert_eq!(message, "cannot write /dev/null: it exists and is not a regular file");
+
+        fs::remove_file(&path).unwrap();
+        let message = write(&link, |_| Ok(())).unwrap_err().to_string();
+        assert!(message.ends_with("current.yaml: it is a symbolic link to nothing; remove it"), "{message}");
+    }
+
+    #[test]
+    fn what_somebody_put_in_the_place_of_a_partial_file_is_left_alone() {
+        let dir = tempfile::tempdir().unwrap();
+        let (path, partial) = (dir.path().join("config.yaml"), dir.path().join(".config.yaml.partial"));
+        let important = dir.path().join("important");
+        fs::write(&important, "precious").unwrap();
+        let refused = || write(&path, |w| w.write_all(b"new")).unwrap_err().to_string();
+
+        std::os::unix::fs::symlink(&important, &partial).unwrap();
+        assert!(refused().contains(".config.yaml.partial beside it: "));
+        fs::remove_file(&partial).unwrap();
+        fs::hard_link(&important, &partial).unwrap();
+        assert!(refused().ends_with(".config.yaml.partial beside it: it is not a partial file; remove it"));
+        fs::remove_file(&partial).unwrap();
+        fs::create_dir(&partial).unwrap();
+        assert!(refused().contains(".config.yaml.partial beside it: "));
+        assert_eq!(read(&important), "precious");
+        assert!(!path.exists());
+    }
+
+    #[test]
+    fn permissions_are_kept_and_an_unfinished_file_leaves_no_trace() {
+        use std::os::unix::fs::PermissionsExt;
+        let dir = tempfile::tempdir().unwrap();
+        let path = dir.path().join("config.yaml");
+        fs::write(&path, "old").unwrap();
+        fs::set_permissions(&path, fs::Permissions::from_mode(0o440)).unwrap();
+        write(&path, |w| w.write_all(b"new")).unwrap();
+        assert_eq!(read(&path), "new");
+        assert_eq!(fs::metadata(&path).unwrap().permissions().mode() & 0o777, 0o440);
+
+        drop(AtomicFile::create(&path).unwrap());
+        assert_eq!(read(&path), "new");
+        assert_eq!(fs::read_dir(dir.path()).unwrap().count(), 1);
     }
 }

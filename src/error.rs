@@ -1,5 +1,6 @@
 //! What can go wrong. Each variant is one status of the C interface.
 
+use std::any::Any;
 use std::fmt;
 use std::io;
 use std::path::{Path, PathBuf};
@@ -59,10 +60,18 @@ impl Error {
         Error::Read { path: path.to_owned(), source }
     }
 
+    /// What a caught panic said.
+    pub(crate) fn of_panic(panic: &(dyn Any + Send)) -> Self {
+        let text = panic.downcast_ref::<&str>().copied();
+        let text = text.or_else(|| panic.downcast_ref::<String>().map(String::as_str));
+        Error::Internal(text.unwrap_or("a panic without a message").to_owned())
+    }
+
     /// The same error about what is in a file, naming the file.
     pub fn in_file(self, path: &Path) -> Self {
         let named = |message: String| format!("{}: {message}", path.display());
         match self {
+            Error::InvalidArgument(message) => Error::InvalidArgument(named(message)),
             Error::InvalidDump(message) => Error::InvalidDump(named(message)),
             Error::IncompleteDump(message) => Error::IncompleteDump(named(message)),
             Error::InvalidShape(message) => Error::InvalidShape(named(message)),
@@ -101,6 +110,15 @@ impl std::error::Error for Error {
             Error::Read { source, .. } | Error::Write { source, .. } => Some(source),
             _ => None,
         }
+    }
+}
+
+/// `text` as far as a reader of a message needs it: what a file says may be megabytes long.
+pub(crate) fn shortened(text: &str) -> String {
+    const LONGEST: usize = 200;
+    match text.char_indices().nth(LONGEST) {
+        None => text.to_owned(),
+        Some((end, _)) => format!("{}...", &text[..end]),
     }
 }
 

@@ -2,7 +2,7 @@
 
 use std::path::Path;
 
-use crate::atomic_file;
+use crate::atomic_file::AtomicFile;
 use crate::error::{Error, Result};
 use crate::placement::{Placement, Shape};
 use crate::report::{Balance, average};
@@ -85,7 +85,7 @@ pub fn generate(
     let Summary { num_experts, num_ranks, counted, .. } = *dump.summary();
     let num_ranks = config.num_ranks.unwrap_or(num_ranks);
     let shape = Shape::new(num_experts, config.num_slots.unwrap_or(num_experts), num_ranks)?;
-    atomic_file::check_target(config.output_path)?;
+    let output = AtomicFile::create(config.output_path)?;
     if counted == Counted::Slots {
         let message = "it counts slots, not experts; count with the placement off, or with experts counted";
         return Err(Error::InvalidDump(message.into()).in_file(config.expert_statistic_path));
@@ -97,11 +97,11 @@ pub fn generate(
     progress(Phase::Solve, 0, num_layers)?;
     let loads = stats.total_loads()?;
     let loads = Loads::new(&loads, layers, 1, num_experts)?;
-    let placement = solve(config.policy, shape.num_slots(), num_ranks, &loads, config.options.threads)?
+    let placement = solve(config.policy, shape, &loads, config.options.threads)?
         .with_layer_updates_per_iter(config.layer_updates_per_iter);
     let mut changes = Vec::with_capacity(layers.len());
     for (layer, slot_experts) in placement.iter() {
-        let loads: Vec<f64> = stats.layer_counts(layer)?.iter().map(|&count| count as f64).collect();
+        let loads = stats.layer_samples(layer, stats.summary().iterations.len() as usize, num_experts)?;
         let iterations = loads.chunks_exact(num_experts);
         let before = Balance::unbalanced(num_ranks, iterations.clone());
         let after = Balance::projected(shape, slot_experts, iterations);
@@ -110,7 +110,7 @@ pub fn generate(
     progress(Phase::Solve, num_layers, num_layers)?;
 
     progress(Phase::Write, 0, 1)?;
-    placement.save(config.output_path)?;
+    placement.save_to(output)?;
     let summary = stats.summary().clone();
     let generated = Generated { summary, placement, layers: changes };
     log::info!(

@@ -1,6 +1,7 @@
 //! Work shared by a few threads of our own, started for one call and joined before it returns: a host's
 //! pools and a global pool stay out of it. Results never depend on the number of threads.
 
+use std::panic::{AssertUnwindSafe, catch_unwind};
 use std::sync::atomic::{AtomicBool, AtomicUsize, Ordering};
 use std::sync::mpsc::{SyncSender, sync_channel};
 use std::sync::{Mutex, PoisonError};
@@ -11,11 +12,14 @@ use crate::error::{Error, Result};
 /// More threads than this gain little on what we do and would surprise a host.
 const MAX_DEFAULT_THREADS: usize = 8;
 
+/// More threads than this are a mistake in a number.
+const MAX_THREADS: usize = 256;
+
 /// The number of threads to use when `asked` of them are wanted; 0 leaves it to us.
 pub fn resolve(asked: usize) -> usize {
     match asked {
         0 => thread::available_parallelism().map_or(1, |cores| cores.get().min(MAX_DEFAULT_THREADS)),
-        n => n,
+        n => n.min(MAX_THREADS),
     }
 }
 
@@ -90,7 +94,8 @@ impl<T> Tasks<T> {
             if index >= self.count {
                 break;
             }
-            let result = work(index);
+            let result =
+                catch_unwind(AssertUnwindSafe(|| work(index))).unwrap_or_else(|p| Err(Error::of_panic(&*p)));
             self.failed.fetch_or(result.is_err(), Ordering::Relaxed);
             self.results.lock().unwrap_or_else(PoisonError::into_inner).push((index, result));
         }
@@ -124,6 +129,14 @@ mod tests {
                 _ => Ok(()),
             });
             assert_eq!(error.unwrap_err().to_string(), "20");
+        }
+    }
+
+    #[test]
+    fn a_panic_in_the_work_is_an_error_with_its_text() {
+        for threads in [1, 4] {
+            let panicked = map(10, threads, |i| if i == 3 { panic!("slot {i} on fire") } else { Ok(i) });
+            assert!(matches!(panicked, Err(Error::Internal(text)) if text == "slot 3 on fire"));
         }
     }
 

@@ -285,6 +285,7 @@ fn killed_at_any_moment_it_leaves_the_old_file_or_the_new_one() {
     assert!(eplb(&flags(512)).status.success());
     let whole = start.elapsed();
     let partial = dir.path().join(".config.yaml.partial");
+    let half_written = || fs::metadata(&partial).is_ok_and(|partial| partial.len() > 0);
     let (mut killed, mut killed_writing, mut seen) = (0, 0, [0, 0]);
     let mut state = 1u64;
     for run in 0.. {
@@ -303,12 +304,12 @@ fn killed_at_any_moment_it_leaves_the_old_file_or_the_new_one() {
         if run % 4 < 2 {
             sleep(delay);
         } else {
-            while !partial.exists() && child.try_wait().unwrap().is_none() {}
+            while !half_written() && child.try_wait().unwrap().is_none() {}
         }
         child.kill().unwrap();
         let died = child.wait().unwrap().code().is_none();
         killed += i32::from(died);
-        killed_writing += i32::from(died && partial.exists());
+        killed_writing += i32::from(died && half_written());
         let left = fs::read(&out).unwrap();
         let which = contents.iter().position(|content| *content == left);
         seen[which.expect("a file that is neither the old nor the new one")] += 1;

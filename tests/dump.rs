@@ -179,7 +179,7 @@ fn what_is_missing_is_named() {
     write_rank(&dir, 1, &[3, 4, 10], 7..11);
     assert_eq!(
         message(&dir, load(&dir)),
-        "rank1.safetensors: iteration 11 is missing, it has 7..11 of 7..12; choose iterations that all ranks have"
+        "DIR: rank1.safetensors: iteration 11 is missing, it has 7..11 of 7..12; choose iterations that all ranks have"
     );
     assert!(load_with(&dir, LoadOptions { iter_stop: Some(11), ..Default::default() }).is_ok());
 
@@ -203,7 +203,7 @@ fn iterations_that_the_dump_does_not_have_are_refused() {
         let options = LoadOptions { iter_start: Some(start), iter_stop: Some(stop), ..Default::default() };
         assert_eq!(
             message(&dir, load_with(&dir, options)),
-            format!("iterations {asked} asked for (stop excluded), the dump has 7..12")
+            format!("DIR: iterations {asked} asked for (stop excluded), the dump has 7..12")
         );
     }
 }
@@ -284,10 +284,7 @@ fn counts_that_cannot_be_are_refused() {
     let dir = dir_of_two([1, 2, 3, 4], [1, 2, -3, 4]);
     assert_eq!(message(&dir, load(&dir)), "rank1.safetensors: tensor \"7_3\" has the count -3 for expert 2");
     let dir = dir_of_two([i64::MAX, 0, 0, 0], [1, 0, 0, 0]);
-    assert!(
-        message(&dir, load(&dir))
-            .ends_with("the sum over ranks for iteration 7 of layer 3 overflows 63 bits")
-    );
+    assert!(message(&dir, load(&dir)) == "DIR: iteration 7 of layer 3: the sum over ranks overflows 63 bits");
     let dir = dir_of_two([i64::MAX - 1, 0, 0, 0], [1, 0, 0, 0]);
     assert_eq!(load(&dir).unwrap().layer_counts(3).unwrap()[0], i64::MAX as u64);
 
@@ -297,7 +294,7 @@ fn counts_that_cannot_be_are_refused() {
     write_tensors(&rank_path(&dir, 0), &tensors);
     assert_eq!(
         load(&dir).unwrap().layer_totals(3).unwrap_err().to_string(),
-        "layer 3, expert 1: the sum over iterations 0..3 overflows 64 bits"
+        "layer 3, expert 1: the sum over iterations 0..3 overflows 64 bits; choose fewer"
     );
 }
 
@@ -461,8 +458,8 @@ fn files_of_different_runs_are_refused() {
         message(&dir, load(&dir))
     };
     assert_eq!(
-        mixed(|dump| dump.run_id = Some("8")).replace("/rank0", "rank0"),
-        "rank1.safetensors: its run_id is \"8\", rank0.safetensors has \"run \"7\"\": the files are of different runs"
+        mixed(|dump| dump.run_id = Some("8")),
+        "rank1.safetensors: its run_id is \"8\", that of rank0.safetensors \"run \"7\"\": the files are of different runs"
     );
     assert!(mixed(|dump| dump.run_id = None).contains("its run_id is none"));
     assert!(mixed(|dump| dump.num_ranks = 3).ends_with("the files are of different runs"));
@@ -487,7 +484,7 @@ fn files_of_different_runs_are_refused() {
 fn a_rank_beyond_those_that_counted_is_refused() {
     let dir = ours(|dump| dump.num_ranks = 1 + dump.rank as usize);
     let said = message(&dir, load(&dir));
-    assert_eq!(said, "DIR: rank 1 has a file, but meta_info.json says num_ranks: 1");
+    assert_eq!(said, "DIR: rank 1 has a file, but the run had 1 ranks");
 
     // A stray file name must not cost four billion steps, or as much memory.
     let dir = foreign();
@@ -519,13 +516,100 @@ fn a_dump_that_could_not_be_read_back_is_not_written() {
         run_id: None,
     };
     let refused = |dump: RankDump| dump.write(dir.path()).unwrap_err().to_string();
-    assert_eq!(
-        refused(RankDump { counts: &[1], ..dump }),
-        "1 counts for iterations 0..1, 1 layers and 2 experts"
-    );
-    assert_eq!(
-        refused(RankDump { counts: &[1, 1 << 63], ..dump }),
-        "count 9223372036854775808 overflows int64"
-    );
+    for (dump, message) in [
+        (RankDump { counts: &[1], ..dump }, "1 counts for iterations 0..1, 1 layers and 2 experts"),
+        (
+            RankDump { counts: &[], layers: &[], ..dump },
+            "0 counts for iterations 0..1, 0 layers and 2 experts",
+        ),
+        (RankDump { counts: &[1, 1 << 63], ..dump }, "count 9223372036854775808 does not fit int64"),
+        (RankDump { num_ranks: 0, ..dump }, "rank 0 of 0 ranks"),
+        (RankDump { rank: 1, ..dump }, "rank 1 of 1 ranks"),
+        (RankDump { experts_per_token: 0, ..dump }, "0 of 2 experts a token"),
+        (RankDump { experts_per_token: 3, ..dump }, "3 of 2 experts a token"),
+        (RankDump { num_experts: 1 << 21, ..dump }, "1 of 2097152 experts a token"),
+        (
+            RankDump { layers: &[3, 3], counts: &[0; 4], ..dump },
+            "layers [3, 3]: each must be there once and fit int32",
+        ),
+        (
+            RankDump { layers: &[u32::MAX], ..dump },
+            "layers [4294967295]: each must be there once and fit int32",
+        ),
+        (
+            RankDump { iterations: IterationRange { start: u64::MAX - 1, stop: u64::MAX }, ..dump },
+            "iterations 18446744073709551614..18446744073709551615 must fit int64",
+        ),
+    ] {
+        assert_eq!(refused(dump), message);
+    }
     assert_eq!(fs::read_dir(dir.path()).unwrap().count(), 0);
+    dump.write(dir.path()).unwrap();
+    assert!(load(&dir).is_ok());
+}
+
+#[test]
+fn ranks_that_were_expected_and_are_not_there_are_noticed() {
+    let expecting = |ranks| LoadOptions { expected_ranks: Some(ranks), ..Default::default() };
+    let dir = foreign();
+    assert!(load_with(&dir, expecting(3)).is_ok());
+    assert_eq!(
+        message(&dir, load_with(&dir, expecting(4))),
+        "DIR: 1 of 4 ranks have no file (rank 3); copy them here, or allow missing ranks"
+    );
+    assert_eq!(
+        message(&dir, load_with(&dir, expecting(2))),
+        "DIR: rank 2 has a file, but the run had 2 ranks"
+    );
+    let dir = ours(|_| ());
+    assert_eq!(
+        message(&dir, load_with(&dir, expecting(4))),
+        "DIR: 4 ranks expected, meta_info.json says num_ranks: 2"
+    );
+}
+
+#[test]
+fn a_wrong_count_is_blamed_on_its_own_file_with_any_number_of_threads() {
+    // Rank 2's first count is negative. The others, which may be read after it, are sound.
+    let dir = foreign();
+    let mut bytes = fs::read(rank_path(&dir, 2)).unwrap();
+    let data = 8 + u64::from_le_bytes(bytes[..8].try_into().unwrap()) as usize;
+    let last = bytes.len() - 4;
+    assert!(data < last);
+    bytes[last..].copy_from_slice(&(-5i32).to_le_bytes());
+    fs::write(rank_path(&dir, 2), bytes).unwrap();
+    for threads in [1, 2, 3] {
+        for _ in 0..50 {
+            let said = message(&dir, load_with(&dir, LoadOptions { threads, ..Default::default() }));
+            assert!(
+                said.starts_with("rank2.safetensors: tensor ") && said.contains("has the count -5"),
+                "{said}"
+            );
+        }
+    }
+}
+
+#[test]
+fn a_pipe_in_the_place_of_a_file_is_refused() {
+    for name in ["rank1.safetensors", "meta_info.json"] {
+        let dir = foreign();
+        let path = dir.path().join(name);
+        fs::remove_file(&path).unwrap();
+        let made = std::process::Command::new("mkfifo").arg(&path).status().unwrap();
+        assert!(made.success());
+        assert_eq!(message(&dir, load(&dir)), format!("{name}: it is not a regular file"));
+    }
+}
+
+#[test]
+fn counts_that_no_double_can_say_are_no_loads() {
+    let dir = tempfile::tempdir().unwrap();
+    write_meta(&dir);
+    write_tensors(&rank_path(&dir, 0), &[("0_3".into(), Dtype::I64, vec![1 << 53, 0, 0, 0])]);
+    assert_eq!(load(&dir).unwrap().total_loads().unwrap()[0], 9_007_199_254_740_992.0);
+    write_tensors(&rank_path(&dir, 0), &[("0_3".into(), Dtype::I64, vec![0, (1 << 53) + 1, 0, 0])]);
+    assert_eq!(
+        load(&dir).unwrap().total_loads().unwrap_err().to_string(),
+        "layer 3, expert 1: 9007199254740993 tokens are more than a load can say exactly; choose fewer iterations"
+    );
 }

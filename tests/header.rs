@@ -35,8 +35,9 @@ const START: &str = r#"/* eplb: expert parallelism load balancer for mixture-of-
  *             are listed by the model's own numbers. S slots are split evenly over R ranks: rank r owns the slots
  *             r * S/R .. (r + 1) * S/R.
  * Strings     are UTF-8 and end in NUL.
- * State       There is none outside handles, but for the log callback and each thread's last error message. No call
- *             ends the process, and no panic or exception leaves the library.
+ * State       There is none outside handles, but for the log callback and each thread's last error message. No panic
+ *             or exception leaves the library, and no call ends the process: memory for what a file or an argument asks
+ *             for is a status when it cannot be had. Only where the system refuses even small allocations, Rust ends it.
  */
 #ifndef EPLB_H
 #define EPLB_H

@@ -82,7 +82,7 @@ proptest! {
         let shape = Shape::new(num_experts, num_slots, num_ranks).unwrap();
         let expected = Placement::new(shape, &layers, &expected).unwrap();
         for threads in [1, 2, 8] {
-            prop_assert_eq!(&solve(Policy::Trtllm, num_slots, num_ranks, &checked, threads).unwrap(), &expected);
+            prop_assert_eq!(&solve(Policy::Trtllm, shape, &checked, threads).unwrap(), &expected);
         }
     }
 }
@@ -98,7 +98,8 @@ fn models_of_the_field_on_1_to_72_ranks() {
             let num_slots = (num_experts + num_ranks).next_multiple_of(num_ranks);
             let layers = [3];
             let checked = Loads::new(&loads, &layers, 1, num_experts).unwrap();
-            let placement = solve(Policy::Trtllm, num_slots, num_ranks, &checked, 1).unwrap();
+            let shape = Shape::new(num_experts, num_slots, num_ranks).unwrap();
+            let placement = solve(Policy::Trtllm, shape, &checked, 1).unwrap();
             let expected = as_specified(&loads, num_slots, num_ranks);
             assert_eq!(
                 placement.layer_experts(3).unwrap(),
@@ -115,6 +116,6 @@ fn samples_are_added_up() {
     let loads = [5.0, 4.0, 0.0, 0.0, 4.0, 5.0];
     let layers = [0];
     let checked = Loads::new(&loads, &layers, 2, 3).unwrap();
-    let placement = solve(Policy::Trtllm, 4, 2, &checked, 1).unwrap();
+    let placement = solve(Policy::Trtllm, Shape::new(3, 4, 2).unwrap(), &checked, 1).unwrap();
     assert_eq!(placement.layer_experts(0).unwrap().iter().filter(|&&expert| expert == 1).count(), 2);
 }

@@ -1,6 +1,5 @@
 //! Crossing the boundary: panics and errors become statuses, pointers become references.
 
-use std::any::Any;
 use std::cell::RefCell;
 use std::ffi::{CStr, CString, c_char};
 use std::panic::{AssertUnwindSafe, catch_unwind};
@@ -23,17 +22,12 @@ pub(super) fn boundary(body: impl FnOnce() -> Result<()>) -> eplb_status {
     let error = match catch_unwind(AssertUnwindSafe(body)) {
         Ok(Ok(())) => return eplb_status::Ok,
         Ok(Err(error)) => error,
-        Err(panic) => Error::Internal(panic_message(&*panic).to_owned()),
+        Err(panic) => Error::of_panic(&*panic),
     };
     let text = error.to_string().replace('\0', "\u{fffd}");
     // A thread that is being torn down has nobody left to read the message.
     let _ = LAST_ERROR.try_with(|last| *last.borrow_mut() = CString::new(text).unwrap_or_default());
     eplb_status::of(&error)
-}
-
-fn panic_message(panic: &(dyn Any + Send)) -> &str {
-    let text = panic.downcast_ref::<&str>().copied();
-    text.or_else(|| panic.downcast_ref::<String>().map(String::as_str)).unwrap_or("a panic without a message")
 }
 
 /// This thread's last error message; never NULL.

@@ -4,7 +4,7 @@ use std::ffi::{c_char, c_void};
 
 use super::boundary::{Growing, boundary, config, growing_out, number, or_default, path};
 use super::solve::policy;
-use super::stats::load_options;
+use super::stats::eplb_stats_options;
 use super::status::eplb_status;
 use crate::error::{Error, Result};
 use crate::generate::{GenerateConfig, Generated, Phase, generate};
@@ -55,6 +55,9 @@ pub struct eplb_generate_config {
     pub allow_missing_ranks: u32,
     /// Threads to use; 0: one a core, at most 8. Results do not depend on it.
     pub num_threads: u32,
+    /// Ranks that the run had, so that a loss of any is noticed; 0: what the dump says. TensorRT-LLM's dumps do not say
+    /// it: of theirs, a loss of the highest ranks goes unnoticed with 0.
+    pub expected_ranks: usize,
     /// Hears how far the work is; may be NULL.
     pub progress: eplb_progress_callback,
     /// Handed to each call of `progress`.
@@ -133,11 +136,18 @@ unsafe fn generate_config(config: &eplb_generate_config) -> Result<GenerateConfi
         let from = path(config.expert_statistic_path, "config->expert_statistic_path")?;
         (from, path(config.output_path, "config->output_path")?)
     };
-    let eplb_generate_config { iter_start, iter_stop, allow_missing_ranks, num_threads, .. } = *config;
+    let options = eplb_stats_options {
+        struct_size: size_of::<eplb_stats_options>(),
+        iter_start: config.iter_start,
+        iter_stop: config.iter_stop,
+        allow_missing_ranks: config.allow_missing_ranks,
+        num_threads: config.num_threads,
+        expected_ranks: config.expected_ranks,
+    };
     Ok(GenerateConfig {
         expert_statistic_path,
         output_path,
-        options: load_options(iter_start, iter_stop, allow_missing_ranks, num_threads)?,
+        options: options.checked()?,
         num_ranks: or_default(config.num_ranks),
         num_slots: or_default(config.num_slots),
         layer_updates_per_iter: config.layer_updates_per_iter,

@@ -37,12 +37,10 @@ pub extern "C" fn eplb_last_error_message() -> *const c_char {
 #[repr(i32)]
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub enum eplb_log_level {
-    /// Something failed that no status could tell.
-    Error = 1,
     /// Something was accepted that the operator should know of, such as missing ranks.
-    Warning = 2,
+    Warning = 1,
     /// What was done.
-    Info = 3,
+    Info = 2,
 }
 
 /// Receives log messages. May be called by several threads at once; must not throw, and must not call
@@ -95,8 +93,7 @@ impl log::Log for LogToHost {
         let sink = *SINK.read().unwrap_or_else(PoisonError::into_inner);
         let Some(Sink { callback, user_data }) = sink else { return };
         let level = match record.level() {
-            log::Level::Error => eplb_log_level::Error,
-            log::Level::Warn => eplb_log_level::Warning,
+            log::Level::Error | log::Level::Warn => eplb_log_level::Warning,
             _ => eplb_log_level::Info,
         };
         let text = record.args().to_string().replace('\0', "\u{fffd}");

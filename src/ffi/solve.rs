@@ -4,7 +4,7 @@ use super::boundary::{Growing, array, boundary, config, layer_numbers, or_defaul
 use super::placement::eplb_placement;
 use super::status::eplb_status;
 use crate::error::{Error, Result};
-use crate::placement::suggest_num_slots;
+use crate::placement::{Shape, suggest_num_slots};
 use crate::solve::{Loads, Policy, solve};
 
 /// A rule for placing experts.
@@ -81,11 +81,11 @@ pub unsafe extern "C" fn eplb_solve(
                 out(placement, "placement")?,
             )
         };
-        let layers = layer_numbers(layer_ids)?;
-        let loads = Loads::new(loads, &layers, num_samples, num_experts)?;
+        let (policy, layers) = (policy(config.policy)?, layer_numbers(layer_ids)?);
         let num_slots = or_default(config.num_slots).unwrap_or(num_experts);
-        let (num_ranks, threads) = (config.num_ranks as usize, config.num_threads as usize);
-        placement.give(eplb_placement(solve(policy(config.policy)?, num_slots, num_ranks, &loads, threads)?));
+        let shape = Shape::new(num_experts, num_slots, config.num_ranks as usize)?;
+        let loads = Loads::new(loads, &layers, num_samples, num_experts)?;
+        placement.give(eplb_placement(solve(policy, shape, &loads, config.num_threads as usize)?));
         Ok(())
     })
 }

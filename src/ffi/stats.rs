@@ -26,6 +26,9 @@ pub struct eplb_stats_options {
     pub allow_missing_ranks: u32,
     /// Threads that read; 0: one a core, at most 8. Results do not depend on it.
     pub num_threads: u32,
+    /// Ranks that the run had, so that a loss of any is noticed; 0: what the dump says. TensorRT-LLM's dumps do not say
+    /// it: of theirs, a loss of the highest ranks goes unnoticed with 0.
+    pub expected_ranks: usize,
 }
 
 // SAFETY: `repr(C)`, `struct_size` first, integers only.
@@ -72,19 +75,17 @@ pub struct eplb_stats_info {
 // SAFETY: `repr(C)`, `struct_size` first, integers and pointers only.
 unsafe impl Growing for eplb_stats_info {}
 
-/// Iterations as C gives them: zero is the default, and none is negative.
-pub(super) fn load_options(
-    iter_start: i64,
-    iter_stop: i64,
-    allow_missing_ranks: u32,
-    num_threads: u32,
-) -> Result<LoadOptions> {
-    Ok(LoadOptions {
-        iter_start: Some(number(iter_start, "iter_start")?).filter(|&start| start != 0),
-        iter_stop: Some(number(iter_stop, "iter_stop")?).filter(|&stop| stop != 0),
-        allow_missing_ranks: allow_missing_ranks != 0,
-        threads: num_threads as usize,
-    })
+impl eplb_stats_options {
+    /// Zero is the default of each, and no iteration is negative.
+    pub(super) fn checked(&self) -> Result<LoadOptions> {
+        Ok(LoadOptions {
+            iter_start: Some(number(self.iter_start, "iter_start")?).filter(|&start| start != 0),
+            iter_stop: Some(number(self.iter_stop, "iter_stop")?).filter(|&stop| stop != 0),
+            expected_ranks: Some(self.expected_ranks).filter(|&ranks| ranks != 0),
+            allow_missing_ranks: self.allow_missing_ranks != 0,
+            threads: self.num_threads as usize,
+        })
+    }
 }
 
 /// Reads the dump in a directory: meta_info.json and one rank<R>.safetensors a rank, summed over ranks.
@@ -104,11 +105,14 @@ pub unsafe extern "C" fn eplb_stats_load(
     boundary(|| {
         // SAFETY: the caller's promises for each pointer.
         let (directory, options, stats) = unsafe {
-            (self::path(path, "path")?, optional_config(options, "options")?, out(stats, "stats")?)
+            (
+                self::path(path, "path")?,
+                optional_config::<eplb_stats_options>(options, "options")?,
+                out(stats, "stats")?,
+            )
         };
-        let eplb_stats_options { iter_start, iter_stop, allow_missing_ranks, num_threads, .. } = options;
-        let options = load_options(iter_start, iter_stop, allow_missing_ranks, num_threads)?;
-        stats.give(eplb_stats(Dump::open(directory, &options)?.read(&mut |_, _| Ok(()))?));
+        let dump = Dump::open(directory, &options.checked()?)?;
+        stats.give(eplb_stats(dump.read(&mut |_, _| Ok(()))?));
         Ok(())
     })
 }

@@ -9,11 +9,16 @@ use std::path::Path;
 use serde::de::{self, DeserializeSeed, Deserializer, MapAccess, SeqAccess, Visitor};
 
 use super::{Placement, Shape};
-use crate::atomic_file;
-use crate::error::{Error, Result};
+use crate::atomic_file::AtomicFile;
+use crate::error::{Error, Result, shortened};
 
-/// No real file comes near it: 100 layers of 8,192 slots take 4 MB.
-const MAX_FILE_BYTES: u64 = 64 << 20;
+/// The largest models published stay well below these: 100 layers of 8,192 slots take 5 MB. A YAML parser needs some 70
+/// times a file's size in memory, and aliases (`*a`) make a small file say much.
+const MAX_FILE_BYTES: u64 = 8 << 20;
+const MAX_SLOTS_OF_ALL_LAYERS: usize = 4 << 20;
+
+/// The assignments are two deep. Deeper nesting is no configuration, and costs the parser time beyond all proportion.
+const MAX_NESTING: usize = 4;
 
 const ASSIGNMENTS: &str = "initial_global_assignments";
 const UPDATES: &str = "layer_updates_per_iter";
@@ -47,19 +52,25 @@ pub struct Expected<'a> {
 impl ConfigFile {
     /// Reads and checks a file as far as that is possible without knowing the model.
     pub fn read(path: &Path) -> Result<Self> {
-        let mut text = String::new();
+        let mut text = Vec::new();
         let file = File::open(path).map_err(|e| Error::read(path, e))?;
-        file.take(MAX_FILE_BYTES + 1).read_to_string(&mut text).map_err(|e| Error::read(path, e))?;
+        file.take(MAX_FILE_BYTES + 1).read_to_end(&mut text).map_err(|e| Error::read(path, e))?;
+        let refuse = |message: &str| Err(Error::InvalidPlacement(message.to_owned()).in_file(path));
         if text.len() as u64 > MAX_FILE_BYTES {
-            let message = format!("more than {MAX_FILE_BYTES} bytes, no configuration file is so large");
-            return Err(Error::InvalidPlacement(message).in_file(path));
+            return refuse(&format!("more than {MAX_FILE_BYTES} bytes, no configuration file is so large"));
         }
-        Self::parse(&text).map_err(|e| e.in_file(path))
+        match str::from_utf8(&text) {
+            Ok(text) => Self::parse(text).map_err(|e| e.in_file(path)),
+            Err(_) => refuse("it is not UTF-8 text, so no configuration file"),
+        }
     }
 
     /// Parses a file's text. Unknown and repeated keys are errors.
     pub fn parse(text: &str) -> Result<Self> {
-        let invalid = |e: serde_yaml::Error| Error::InvalidPlacement(e.to_string());
+        let invalid = |e: serde_yaml::Error| Error::InvalidPlacement(shortened(&e.to_string()));
+        if nesting(text) > MAX_NESTING {
+            return Err(Error::InvalidPlacement("lists within lists, no configuration file has them".into()));
+        }
         let mut documents = serde_yaml::Deserializer::from_str(text);
         let document = documents.next().ok_or_else(|| Error::InvalidPlacement("the file is empty".into()))?;
         let config = document.deserialize_map(FileVisitor).map_err(invalid)?;
@@ -86,6 +97,9 @@ impl ConfigFile {
                 ));
             }
         };
+        if self.assignments.as_ref().is_some_and(BTreeMap::is_empty) {
+            return Err(Error::InvalidPlacement(format!("{ASSIGNMENTS} lists no layer")));
+        }
         let highest = self.assignments.iter().flat_map(BTreeMap::values).flatten().max();
         let num_experts =
             expected.num_experts.or(highest.map(|&expert| expert as usize + 1)).ok_or_else(|| {
@@ -123,6 +137,22 @@ impl ConfigFile {
     }
 }
 
+/// How deep brackets and braces nest, comments left out.
+fn nesting(text: &str) -> usize {
+    let (mut depth, mut deepest) = (0usize, 0);
+    for line in text.lines() {
+        for byte in line.split('#').next().unwrap_or_default().bytes() {
+            match byte {
+                b'[' | b'{' => depth += 1,
+                b']' | b'}' => depth = depth.saturating_sub(1),
+                _ => {}
+            }
+            deepest = deepest.max(depth);
+        }
+    }
+    deepest
+}
+
 /// TensorRT-LLM's placement where a file has no assignments: slot `i` of rank `r` holds `(r * E / R + i) % E`.
 pub(crate) fn spread_in_order(shape: Shape) -> Vec<u32> {
     let (num_experts, num_ranks) = (shape.num_experts(), shape.num_ranks());
@@ -141,7 +171,12 @@ impl Placement {
     /// Writes the configuration file, to the byte as PyYAML writes TensorRT-LLM's. A file of that name is replaced
     /// in one step: whenever the process dies, the old or the new one is there, whole.
     pub fn save(&self, path: &Path) -> Result<()> {
-        atomic_file::write(path, |file| file.write_all(self.to_yaml().as_bytes()))
+        self.save_to(AtomicFile::create(path)?)
+    }
+
+    /// As [`Placement::save`], to a file begun before.
+    pub(crate) fn save_to(&self, file: AtomicFile) -> Result<()> {
+        file.replace(|file| file.write_all(self.to_yaml().as_bytes()))
     }
 
     /// The text of the configuration file.
@@ -184,7 +219,7 @@ impl<'de> Visitor<'de> for FileVisitor {
                 UPDATES => config.layer_updates_per_iter = map.next_value()?,
                 NUM_SLOTS => config.num_slots = map.next_value()?,
                 EP_SIZE => config.ep_size = map.next_value()?,
-                unknown => return Err(de::Error::custom(unknown_key(unknown))),
+                unknown => return Err(de::Error::custom(unknown_key(&shortened(unknown)))),
             }
             if seen.contains(&key) {
                 return Err(de::Error::custom(format!("the key \"{key}\" stands twice")));
@@ -242,8 +277,11 @@ impl<'de> Visitor<'de> for AssignmentsSeed {
 
     fn visit_map<A: MapAccess<'de>>(self, mut map: A) -> std::result::Result<Self::Value, A::Error> {
         let mut assignments = BTreeMap::new();
+        let mut room = MAX_SLOTS_OF_ALL_LAYERS;
         while let Some(layer) = map.next_key::<u32>()? {
-            if assignments.insert(layer, map.next_value_seed(LayerSeed(layer))?).is_some() {
+            let experts = map.next_value_seed(LayerSeed { layer, room })?;
+            room -= experts.len();
+            if assignments.insert(layer, experts).is_some() {
                 return Err(de::Error::custom(format!("layer {layer} stands twice in {ASSIGNMENTS}")));
             }
         }
@@ -251,8 +289,11 @@ impl<'de> Visitor<'de> for AssignmentsSeed {
     }
 }
 
-/// The list of one layer; errors name the layer and the slot.
-struct LayerSeed(u32);
+/// The list of one layer, of at most `room` slots; errors name the layer and the slot.
+struct LayerSeed {
+    layer: u32,
+    room: usize,
+}
 
 impl<'de> DeserializeSeed<'de> for LayerSeed {
     type Value = Vec<u32>;
@@ -266,12 +307,19 @@ impl<'de> Visitor<'de> for LayerSeed {
     type Value = Vec<u32>;
 
     fn expecting(&self, f: &mut fmt::Formatter) -> fmt::Result {
-        write!(f, "the list of experts of layer {}", self.0)
+        write!(f, "the list of experts of layer {}", self.layer)
     }
 
     fn visit_seq<A: SeqAccess<'de>>(self, mut seq: A) -> std::result::Result<Vec<u32>, A::Error> {
         let mut experts = Vec::new();
-        while let Some(expert) = seq.next_element_seed(ExpertSeed { layer: self.0, slot: experts.len() })? {
+        while let Some(expert) =
+            seq.next_element_seed(ExpertSeed { layer: self.layer, slot: experts.len() })?
+        {
+            if experts.len() == self.room {
+                return Err(de::Error::custom(format!(
+                    "more than {MAX_SLOTS_OF_ALL_LAYERS} slots in all layers"
+                )));
+            }
             experts.push(expert);
         }
         Ok(experts)

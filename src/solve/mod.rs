@@ -54,17 +54,18 @@ impl FromStr for Policy {
     }
 }
 
-/// Places the experts of every layer of `loads` into `num_slots` slots on `num_ranks` ranks.
+/// Places the experts of every layer of `loads`.
 ///
-/// `threads` 0 means one a core, at most 8. The shape is checked first: see [`Shape::new`].
-pub fn solve(
-    policy: Policy,
-    num_slots: usize,
-    num_ranks: usize,
-    loads: &Loads<'_>,
-    threads: usize,
-) -> Result<Placement> {
-    let shape = Shape::new(loads.num_experts(), num_slots, num_ranks)?;
+/// `threads` 0 means one a core, at most 8.
+pub fn solve(policy: Policy, shape: Shape, loads: &Loads<'_>, threads: usize) -> Result<Placement> {
+    if loads.num_experts() != shape.num_experts() {
+        return Err(Error::InvalidArgument(format!(
+            "loads of {} experts for a shape of {}",
+            loads.num_experts(),
+            shape.num_experts()
+        )));
+    }
+    let num_slots = shape.num_slots();
     let mut slot_experts = try_zeroed(loads.layers().len().checked_mul(num_slots), "the placement")?;
     let rows = threads::map(loads.layers().len(), threads::resolve(threads), |layer| match policy {
         Policy::Trtllm => trtllm::place(&loads.layer_sums_f32(layer)?, shape),

@@ -6,7 +6,7 @@ use std::io::ErrorKind;
 use std::path::{Path, PathBuf};
 
 use super::{IterationRange, MetaInfo, RankFile, Stats, Summary, sum};
-use crate::error::{Error, Result};
+use crate::error::{Error, Result, shortened};
 use crate::threads;
 
 /// What to read of a dump, and how.
@@ -16,6 +16,9 @@ pub struct LoadOptions {
     pub iter_start: Option<u64>,
     /// The one after the last; `None` for the dump's end.
     pub iter_stop: Option<u64>,
+    /// Ranks that the run had; a dump of fewer or more is refused. `None` takes what the dump says: TensorRT-LLM's says
+    /// nothing, so that a loss of its highest ranks goes unnoticed.
+    pub expected_ranks: Option<usize>,
     /// Take a dump in which ranks' files are missing; [`Summary::missing_ranks`] lists them.
     pub allow_missing_ranks: bool,
     /// Threads that read; 0 for one a core, at most 8.
@@ -42,9 +45,15 @@ impl Dump {
         let ranks: Vec<u32> = paths.keys().copied().collect();
         let paths: Vec<PathBuf> = paths.into_values().collect();
 
-        let num_ranks = match &meta.eplb {
-            Some(info) => info.num_ranks,
-            None => ranks[ranks.len() - 1] as usize + 1,
+        let declared_ranks = meta.eplb.as_ref().map(|info| info.num_ranks);
+        let num_ranks = match (options.expected_ranks, declared_ranks) {
+            (Some(expected), Some(declared)) if expected != declared => {
+                let message =
+                    format!("{expected} ranks expected, {} says num_ranks: {declared}", MetaInfo::FILE_NAME);
+                return Err(Error::InvalidDump(message).in_file(directory));
+            }
+            (Some(n), _) | (None, Some(n)) => n,
+            (None, None) => ranks[ranks.len() - 1] as usize + 1,
         };
         let missing_ranks = missing(directory, &ranks, num_ranks, options.allow_missing_ranks)?;
         let files =
@@ -52,7 +61,7 @@ impl Dump {
         for (file, &rank) in files.iter().zip(&ranks) {
             check_run(file, rank, &meta, &files[0]).map_err(|e| e.in_file(&file.path))?;
         }
-        let iterations = choose_iterations(&files, &meta, options)?;
+        let iterations = choose_iterations(&files, &meta, options).map_err(|e| e.in_file(directory))?;
         let layers =
             check_layers(&files, &meta, !missing_ranks.is_empty()).map_err(|e| e.in_file(directory))?;
         if !missing_ranks.is_empty() {
@@ -141,8 +150,7 @@ fn read_meta(directory: &Path) -> Result<MetaInfo> {
 
 fn missing(directory: &Path, ranks: &[u32], num_ranks: usize, allowed: bool) -> Result<Vec<u32>> {
     if let Some(rank) = ranks.iter().find(|&&rank| rank as usize >= num_ranks) {
-        let message =
-            format!("rank {rank} has a file, but {} says num_ranks: {num_ranks}", MetaInfo::FILE_NAME);
+        let message = format!("rank {rank} has a file, but the run had {num_ranks} ranks");
         return Err(Error::InvalidDump(message).in_file(directory));
     }
     // Names are only names: a stray rank4000000000.safetensors must not cost four billion steps.
@@ -173,9 +181,11 @@ fn check_run(file: &RankFile, rank: u32, meta: &MetaInfo, first: &RankFile) -> R
         return Err(Error::InvalidDump(format!("it says that it is of rank {}", run.rank)));
     }
     if let Some(first_run) = first.run.as_ref().filter(|first_run| first_run.run_id != run.run_id) {
-        let name = |id: &Option<String>| id.as_ref().map_or("none".to_owned(), |id| format!("\"{id}\""));
+        let name = |id: &Option<String>| {
+            id.as_ref().map_or("none".to_owned(), |id| format!("\"{}\"", shortened(id)))
+        };
         let (ours, theirs) = (name(&run.run_id), name(&first_run.run_id));
-        return mixed(format!("its run_id is {ours}, {} has {theirs}", first.path.display()));
+        return mixed(format!("its run_id is {ours}, that of {} {theirs}", file_name(first)));
     }
     if run.num_ranks != info.num_ranks || run.iterations != info.iterations() || run.counted != info.counts {
         return mixed(format!(
@@ -230,7 +240,7 @@ fn choose_iterations(files: &[RankFile], meta: &MetaInfo, options: &LoadOptions)
             let absent = if chosen.start < found.start { chosen.start } else { found.stop };
             return Err(Error::IncompleteDump(format!(
                 "{}: iteration {absent} is missing, it has {found} of {chosen}; choose iterations that all ranks have",
-                file.path.display()
+                file_name(file)
             )));
         }
     }
@@ -241,22 +251,17 @@ fn choose_iterations(files: &[RankFile], meta: &MetaInfo, options: &LoadOptions)
 /// anything between means that a rank has lost some.
 fn check_layers(files: &[RankFile], meta: &MetaInfo, ranks_missing: bool) -> Result<Vec<u32>> {
     let mut holder: BTreeMap<u32, &RankFile> = BTreeMap::new();
+    let mut stages: Vec<&RankFile> = Vec::new();
     for file in files {
+        if stages.iter().any(|stage| stage.layers == file.layers) {
+            continue;
+        }
+        stages.push(file);
         for &layer in &file.layers {
             let first = *holder.entry(layer).or_insert(file);
             // Our own files say which layers they should have, and have been held to it.
-            if first.layers != file.layers && file.run.is_none() {
-                let (lacks, has) = match file.layers.iter().find(|layer| !first.layers.contains(layer)) {
-                    Some(layer) => (first, layer),
-                    None => (
-                        file,
-                        first.layers.iter().find(|layer| !file.layers.contains(layer)).unwrap_or(&layer),
-                    ),
-                };
-                return Err(Error::IncompleteDump(format!(
-                    "layer {has} is missing from {}, which has other layers of the same pipeline stage",
-                    lacks.path.file_name().unwrap_or_default().display()
-                )));
+            if !std::ptr::eq(first, file) && file.run.is_none() {
+                return Err(lost_layer(first, file));
             }
         }
     }
@@ -268,4 +273,24 @@ fn check_layers(files: &[RankFile], meta: &MetaInfo, ranks_missing: bool) -> Res
         )));
     }
     Ok(holder.into_keys().collect())
+}
+
+/// Two files that have some layers in common and not all.
+fn lost_layer(first: &RankFile, second: &RankFile) -> Error {
+    let lost_by = |one: &RankFile, other: &RankFile| {
+        other.layers.iter().copied().find(|layer| one.layers.binary_search(layer).is_err())
+    };
+    let (loser, layer) = match lost_by(first, second) {
+        Some(layer) => (first, Some(layer)),
+        None => (second, lost_by(second, first)),
+    };
+    Error::IncompleteDump(format!(
+        "layer {} is missing from {}, which has other layers of the same pipeline stage",
+        layer.unwrap_or_default(),
+        file_name(loser)
+    ))
+}
+
+fn file_name(file: &RankFile) -> std::path::Display<'_> {
+    Path::new(file.path.file_name().unwrap_or_default()).display()
 }

@@ -1,13 +1,14 @@
 //! `meta_info.json` of a dump.
 
-use std::fs::File;
 use std::io::Read;
 use std::path::Path;
 
 use serde::{Deserialize, Serialize};
 
 use super::IterationRange;
-use crate::error::{Error, Result};
+use super::rank_file::open_regular;
+use crate::error::{Error, Result, shortened};
+use crate::placement::MAX_COUNT;
 
 /// A meta file holds two numbers and a list of layers.
 const MAX_FILE_BYTES: u64 = 1 << 20;
@@ -67,7 +68,7 @@ impl MetaInfo {
     pub fn read(directory: &Path) -> Result<Self> {
         let path = directory.join(Self::FILE_NAME);
         let mut text = Vec::new();
-        let file = File::open(&path).map_err(|e| Error::read(&path, e))?;
+        let file = open_regular(&path)?;
         file.take(MAX_FILE_BYTES + 1).read_to_end(&mut text).map_err(|e| Error::read(&path, e))?;
         if text.len() as u64 > MAX_FILE_BYTES {
             return Err(Error::InvalidDump(format!("more than {MAX_FILE_BYTES} bytes")).in_file(&path));
@@ -77,9 +78,14 @@ impl MetaInfo {
 
     /// Parses the text of a meta file. Keys of other programs are tolerated.
     pub fn parse(text: &[u8]) -> Result<Self> {
-        let meta: MetaInfo =
-            serde_json::from_slice(text).map_err(|e| Error::InvalidDump(format!("bad JSON: {e}")))?;
+        let meta: MetaInfo = serde_json::from_slice(text)
+            .map_err(|e| Error::InvalidDump(shortened(&format!("bad JSON: {e}"))))?;
         let (experts, chosen) = (meta.num_experts, meta.num_experts_per_token);
+        if experts > MAX_COUNT {
+            return Err(Error::InvalidDump(format!(
+                "num_experts is {experts}, at most {MAX_COUNT} are read"
+            )));
+        }
         if experts == 0 || chosen == 0 || chosen > experts {
             return Err(Error::InvalidDump(format!(
                 "num_experts is {experts} and num_experts_per_token {chosen}; a token chooses 1 to num_experts experts"

@@ -104,7 +104,7 @@ impl Stats {
             for (expert, (total, count)) in totals.iter_mut().zip(iteration).enumerate() {
                 *total = total.checked_add(*count).ok_or_else(|| {
                     Error::InvalidDump(format!(
-                        "layer {layer}, expert {expert}: the sum over iterations {} overflows 64 bits",
+                        "layer {layer}, expert {expert}: the sum over iterations {} overflows 64 bits; choose fewer",
                         self.summary.iterations
                     ))
                 })?;
@@ -120,10 +120,9 @@ impl Stats {
             let held = self.summary.num_experts;
             return Err(Error::InvalidArgument(format!("num_experts is {num_experts}, the dump has {held}")));
         }
-        let as_loads = |counts: &[u64]| counts.iter().map(|&count| count as f64).collect();
         match num_samples {
-            1 => Ok(as_loads(&self.layer_totals(layer)?)),
-            n if n as u64 == self.summary.iterations.len() => Ok(as_loads(self.layer_counts(layer)?)),
+            1 => self.loads_of(layer, &self.layer_totals(layer)?),
+            n if n as u64 == self.summary.iterations.len() => self.loads_of(layer, self.layer_counts(layer)?),
             n => Err(Error::InvalidArgument(format!(
                 "{n} samples asked for; 1 is the sum over iterations {}, {} one an iteration",
                 self.summary.iterations,
@@ -132,11 +131,24 @@ impl Stats {
         }
     }
 
-    /// Loads of all layers for a solver, `[layers][1][experts]`: the counts summed over the iterations. Counts above
-    /// 2^53 are rounded to the nearest double.
+    /// Loads of all layers for a solver, `[layers][1][experts]`: the counts summed over the iterations.
     pub fn total_loads(&self) -> Result<Vec<f64>> {
-        let totals = self.summary.layers.iter().map(|&layer| self.layer_totals(layer));
-        let totals = totals.collect::<Result<Vec<_>>>()?;
-        Ok(totals.into_iter().flatten().map(|count| count as f64).collect())
+        let mut loads = Vec::new();
+        for &layer in &self.summary.layers {
+            loads.extend(self.loads_of(layer, &self.layer_totals(layer)?)?);
+        }
+        Ok(loads)
+    }
+
+    /// Counts as loads, which are doubles: those beyond 2^53 would be others than were counted.
+    fn loads_of(&self, layer: u32, counts: &[u64]) -> Result<Vec<f64>> {
+        if let Some(index) = counts.iter().position(|&count| count > 1 << f64::MANTISSA_DIGITS) {
+            return Err(Error::InvalidDump(format!(
+                "layer {layer}, expert {}: {} tokens are more than a load can say exactly; choose fewer iterations",
+                index % self.summary.num_experts,
+                counts[index]
+            )));
+        }
+        Ok(counts.iter().map(|&count| count as f64).collect())
     }
 }

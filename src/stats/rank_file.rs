@@ -6,16 +6,17 @@
 use std::borrow::Cow;
 use std::collections::BTreeMap;
 use std::fmt;
-use std::fs::{File, Metadata};
+use std::fs::{self, File, Metadata};
 use std::io::Read;
 use std::os::unix::fs::MetadataExt;
 use std::path::{Path, PathBuf};
 
 use serde::Deserialize;
-use serde::de::{Deserializer, MapAccess, Visitor};
+use serde::de::{self, Deserializer, MapAccess, SeqAccess, Visitor};
 
 use super::{Counted, IterationRange};
-use crate::error::{Error, Result, try_zeroed};
+use crate::error::{Error, Result, shortened, try_zeroed};
+use crate::placement::MAX_COUNT;
 
 /// The limit of the safetensors format.
 const MAX_HEADER_BYTES: u64 = 100_000_000;
@@ -106,7 +107,7 @@ impl RankFile {
         let read_error = |e| Error::read(path, e);
         let damaged = |message: String| Error::InvalidDump(message).in_file(path);
 
-        let mut file = File::open(path).map_err(read_error)?;
+        let mut file = open_regular(path)?;
         let version = FileVersion::of(&file.metadata().map_err(read_error)?);
         let cut =
             || damaged(format!("{} bytes, too short for a safetensors file: it is cut off", version.len));
@@ -150,6 +151,15 @@ impl RankFile {
     }
 }
 
+/// Opens a file of a dump. A pipe of that name would make the reader wait for ever.
+pub(super) fn open_regular(path: &Path) -> Result<File> {
+    let metadata = fs::metadata(path).map_err(|e| Error::read(path, e))?;
+    if !metadata.is_file() {
+        return Err(Error::InvalidDump("it is not a regular file".into()).in_file(path));
+    }
+    File::open(path).map_err(|e| Error::read(path, e))
+}
+
 /// What a header says, checked.
 struct Index {
     num_experts: usize,
@@ -170,7 +180,12 @@ impl Index {
         let Some((_, first)) = entries.first() else {
             return Err(Error::InvalidDump("it holds no tensors".into()));
         };
-        let num_experts = num_experts.unwrap_or(first.shape.first().copied().unwrap_or(0) as usize);
+        let num_experts = num_experts.unwrap_or(first.shape.first as usize);
+        if num_experts > MAX_COUNT {
+            return Err(Error::InvalidDump(format!(
+                "its tensors have {num_experts} values, at most {MAX_COUNT} are read"
+            )));
+        }
 
         let mut tensors = Vec::with_capacity(entries.len());
         let mut expected_start = 0;
@@ -231,8 +246,9 @@ impl RunInfo {
                 .get(key)
                 .ok_or_else(|| Error::InvalidDump(format!("its __metadata__ has no \"{key}\"; dump again")))
         };
-        let bad =
-            |key: &str, value: &str| Error::InvalidDump(format!("its __metadata__ says {key}: \"{value}\""));
+        let bad = |key: &str, value: &str| {
+            Error::InvalidDump(format!("its __metadata__ says {key}: \"{}\"", shortened(value)))
+        };
         let number =
             |key: &str| text(key).and_then(|value| value.parse::<u64>().map_err(|_| bad(key, value)));
 
@@ -268,25 +284,65 @@ struct Header<'a> {
 struct Entry<'a> {
     #[serde(borrow)]
     dtype: Cow<'a, str>,
-    shape: Vec<u64>,
+    shape: TensorShape,
     data_offsets: [u64; 2],
+}
+
+/// As much of a shape as is needed to tell whether it is right, however long it claims to be.
+#[derive(Default)]
+struct TensorShape {
+    dimensions: usize,
+    first: u64,
+}
+
+impl<'de> Deserialize<'de> for TensorShape {
+    fn deserialize<D: Deserializer<'de>>(deserializer: D) -> std::result::Result<Self, D::Error> {
+        deserializer.deserialize_seq(ShapeVisitor)
+    }
+}
+
+struct ShapeVisitor;
+
+impl<'de> Visitor<'de> for ShapeVisitor {
+    type Value = TensorShape;
+
+    fn expecting(&self, f: &mut fmt::Formatter) -> fmt::Result {
+        f.write_str("a shape")
+    }
+
+    fn visit_seq<A: SeqAccess<'de>>(self, mut seq: A) -> std::result::Result<TensorShape, A::Error> {
+        let mut shape = TensorShape::default();
+        while let Some(size) = seq.next_element::<u64>()? {
+            if shape.dimensions == 0 {
+                shape.first = size;
+            }
+            shape.dimensions += 1;
+        }
+        Ok(shape)
+    }
 }
 
 impl Entry<'_> {
     /// The tensor named `name`, which must start where the one before it ends.
     fn tensor(&self, name: &str, num_experts: usize, expected_start: u64) -> Result<Tensor> {
-        let damaged = |what: String| Error::InvalidDump(format!("tensor \"{name}\" {what}"));
+        let damaged = |what: String| Error::InvalidDump(format!("tensor \"{}\" {what}", shortened(name)));
         let (iteration, layer) =
             parse_name(name).ok_or_else(|| damaged("is not named <iteration>_<layer>".to_owned()))?;
         let dtype = match &*self.dtype {
             "I64" => Dtype::I64,
             "I32" => Dtype::I32,
-            other => return Err(damaged(format!("has dtype {other}, I64 or I32 expected"))),
+            other => return Err(damaged(format!("has dtype {}, I64 or I32 expected", shortened(other)))),
         };
-        match self.shape[..] {
-            [length] if length == num_experts as u64 && length > 0 => {}
-            [length] => return Err(damaged(format!("has {length} values, {num_experts} experts expected"))),
-            _ => return Err(damaged(format!("has shape {:?}, [{num_experts}] expected", self.shape))),
+        match self.shape {
+            TensorShape { dimensions: 1, first } if first == num_experts as u64 && first > 0 => {}
+            TensorShape { dimensions: 1, first } => {
+                return Err(damaged(format!("has {first} values, {num_experts} experts expected")));
+            }
+            TensorShape { dimensions, .. } => {
+                return Err(damaged(format!(
+                    "has {dimensions} dimensions, 1 of {num_experts} experts expected"
+                )));
+            }
         }
         let [start, stop] = self.data_offsets;
         if start != expected_start {
@@ -338,6 +394,9 @@ impl<'de> Visitor<'de> for HeaderVisitor {
         let mut header = Header { metadata: None, tensors: Vec::new() };
         while let Some(name) = map.next_key::<Name<'de>>()? {
             match &*name.0 {
+                "__metadata__" if header.metadata.is_some() => {
+                    return Err(de::Error::custom("__metadata__ stands twice"));
+                }
                 "__metadata__" => header.metadata = Some(map.next_value()?),
                 _ => header.tensors.push((name.0, map.next_value()?)),
             }
@@ -373,8 +432,8 @@ mod tests {
         for (was, is, expected) in [
             ("I64", "F32", "tensor \"100_3\" has dtype F32, I64 or I32 expected"),
             ("[2]", "[3]", "tensor \"100_3\" has 3 values, 2 experts expected"),
-            ("[2]", "[1,2]", "tensor \"100_3\" has shape [1, 2], [2] expected"),
-            ("[2]", "[]", "tensor \"100_3\" has shape [], [2] expected"),
+            ("[2]", "[1,2]", "tensor \"100_3\" has 2 dimensions, 1 of 2 experts expected"),
+            ("[2]", "[]", "tensor \"100_3\" has 0 dimensions, 1 of 2 experts expected"),
             ("[0,16]", "[0,15]", "tensor \"100_3\" stands at bytes 0..15, 16 bytes expected"),
             ("[16,32]", "[8,24]", "tensor \"101_3\" starts at byte 8, the one before it ends at 16"),
             ("[16,32]", "[24,40]", "tensor \"101_3\" starts at byte 24, the one before it ends at 16"),
@@ -415,6 +474,7 @@ mod tests {
         assert_eq!(with(ours), "accepted");
         assert_eq!(with(&ours.replace("\"5\"", "\"five\"")), "its __metadata__ says iter_start: \"five\"");
         assert_eq!(with(&ours.replace("\"1\"", "\"1,,2\"")), "its __metadata__ says layers: \"1,,2\"");
+        assert!(with(&format!("{ours},\"__metadata__\":{ours}")).contains("__metadata__ stands twice"));
         assert_eq!(with(r#"{"num_ranks":"2"}"#), "its __metadata__ has no \"counts\"; dump again");
     }
 }

@@ -6,7 +6,7 @@ use std::os::unix::fs::FileExt;
 use std::sync::mpsc::SyncSender;
 use std::sync::{Mutex, PoisonError};
 
-use super::rank_file::{Dtype, FileVersion, Tensor};
+use super::rank_file::{Dtype, FileVersion, Tensor, open_regular};
 use super::{IterationRange, RankFile};
 use crate::error::{Error, Result, try_zeroed};
 use crate::threads;
@@ -47,7 +47,10 @@ pub(super) fn sum(
             |tensor, bytes| {
                 let Some(cell) = cell_of(tensor) else { return Ok(()) };
                 let mut counts = cells[cell].lock().unwrap_or_else(PoisonError::into_inner);
-                add(&mut counts, tensor, bytes).map_err(|e| e.in_file(&file.path))
+                match add(&mut counts, tensor, bytes).map_err(|e| e.in_file(&file.path))? {
+                    Added::Whole => Ok(()),
+                    Added::Overflowed => Err(overflow(file, tensor)),
+                }
             },
         )
     };
@@ -60,6 +63,14 @@ pub(super) fn sum(
     Ok(counts)
 }
 
+/// Names the dump, not the file: which one made the sum overflow depends on which was read last.
+#[cold]
+fn overflow(file: &RankFile, tensor: &Tensor) -> Error {
+    let Tensor { iteration, layer, .. } = tensor;
+    let message = format!("iteration {iteration} of layer {layer}: the sum over ranks overflows 63 bits");
+    Error::InvalidDump(message).in_file(file.path.parent().unwrap_or(&file.path))
+}
+
 /// Hands the bytes of each wanted tensor to `take`, in the order of the file, and reports how many were read.
 fn read_tensors(
     file: &RankFile,
@@ -67,7 +78,7 @@ fn read_tensors(
     sender: &SyncSender<u64>,
     mut take: impl FnMut(&Tensor, &[u8]) -> Result<()>,
 ) -> Result<()> {
-    let handle = File::open(&file.path).map_err(|e| Error::read(&file.path, e))?;
+    let handle = open_regular(&file.path)?;
     let mut buffer = Vec::new();
     let mut offset = file.data_start;
     let mut rest = &file.tensors[..];
@@ -117,38 +128,44 @@ fn changed(file: &RankFile) -> Error {
     Error::InvalidDump(message.into()).in_file(&file.path)
 }
 
-/// Adds one tensor to its cell.
-fn add(cell: &mut [u64], tensor: &Tensor, bytes: &[u8]) -> Result<()> {
-    let whole = match tensor.dtype {
-        Dtype::I64 => add_counts(cell, bytes.as_chunks().0, i64::from_le_bytes),
-        Dtype::I32 => add_counts(cell, bytes.as_chunks().0, |count| i64::from(i32::from_le_bytes(count))),
-    };
-    if whole { Ok(()) } else { Err(wrong_count(tensor, bytes)) }
+/// Adds one tensor to its cell. A cell stays as it is where the tensor itself is wrong, so that other files are not
+/// blamed for it.
+fn add(cell: &mut [u64], tensor: &Tensor, bytes: &[u8]) -> Result<Added> {
+    match tensor.dtype {
+        Dtype::I64 => add_counts(cell, tensor, bytes.as_chunks().0, i64::from_le_bytes),
+        Dtype::I32 => {
+            add_counts(cell, tensor, bytes.as_chunks().0, |count| i64::from(i32::from_le_bytes(count)))
+        }
+    }
 }
 
-/// Adds `counts` to `cell`; false when a count is negative or a sum leaves 63 bits. Sums are below 2^63 before, so one
-/// sign bit tells either, and the loop has no branch.
-fn add_counts<const N: usize>(cell: &mut [u64], counts: &[[u8; N]], decode: impl Fn([u8; N]) -> i64) -> bool {
+/// Whether all sums of a cell still fit 63 bits.
+#[derive(PartialEq)]
+enum Added {
+    Whole,
+    Overflowed,
+}
+
+fn add_counts<const N: usize>(
+    cell: &mut [u64],
+    tensor: &Tensor,
+    counts: &[[u8; N]],
+    decode: impl Fn([u8; N]) -> i64,
+) -> Result<Added> {
+    // Sign bits are collected rather than tested one by one, so that the loops have no branches.
+    let signs = counts.iter().fold(0, |signs, &count| signs | decode(count));
+    if signs < 0 {
+        let wrong = counts.iter().copied().map(decode).enumerate().find(|&(_, count)| count < 0);
+        let (expert, count) = wrong.unwrap_or_default();
+        let Tensor { iteration, layer, .. } = tensor;
+        let message = format!("tensor \"{iteration}_{layer}\" has the count {count} for expert {expert}");
+        return Err(Error::InvalidDump(message));
+    }
+    // Both terms are below 2^63, so a sum that is not shows in its sign bit.
     let mut signs = 0;
     for (sum, &count) in cell.iter_mut().zip(counts) {
-        let count = decode(count) as u64;
-        *sum = sum.wrapping_add(count);
-        signs |= *sum | count;
+        *sum = sum.wrapping_add(decode(count) as u64);
+        signs |= *sum;
     }
-    signs >> 63 == 0
-}
-
-#[cold]
-fn wrong_count(tensor: &Tensor, bytes: &[u8]) -> Error {
-    let Tensor { iteration, layer, dtype } = *tensor;
-    let counts: Vec<i64> = match dtype {
-        Dtype::I64 => bytes.as_chunks().0.iter().copied().map(i64::from_le_bytes).collect(),
-        Dtype::I32 => bytes.as_chunks().0.iter().copied().map(i32::from_le_bytes).map(i64::from).collect(),
-    };
-    Error::InvalidDump(match counts.iter().position(|&count| count < 0) {
-        Some(expert) => {
-            format!("tensor \"{iteration}_{layer}\" has the count {} for expert {expert}", counts[expert])
-        }
-        None => format!("the sum over ranks for iteration {iteration} of layer {layer} overflows 63 bits"),
-    })
+    Ok(if signs >> 63 == 0 { Added::Whole } else { Added::Overflowed })
 }

@@ -5,8 +5,9 @@ use std::fs;
 use std::path::Path;
 
 use super::{Counted, DumpInfo, IterationRange, MetaInfo};
-use crate::atomic_file;
+use crate::atomic_file::AtomicFile;
 use crate::error::{Error, Result};
+use crate::placement::MAX_COUNT;
 
 /// The counts of one rank, ready to be dumped.
 #[derive(Debug, Clone, Copy)]
@@ -38,35 +39,52 @@ impl RankDump<'_> {
         self.check()?;
         fs::create_dir_all(directory).map_err(|e| Error::write(directory, e))?;
         let header = self.header();
-        atomic_file::write(&directory.join(format!("rank{}.safetensors", self.rank)), |file| {
+        AtomicFile::create(&directory.join(format!("rank{}.safetensors", self.rank)))?.replace(|file| {
             file.write_all(&(header.len() as u64).to_le_bytes())?;
             file.write_all(header.as_bytes())?;
             self.counts.iter().try_for_each(|count| file.write_all(&count.to_le_bytes()))
         })?;
         if self.rank == 0 {
             let meta = serde_json::to_string(&self.meta()).map_err(|e| Error::Internal(e.to_string()))?;
-            atomic_file::write(&directory.join(MetaInfo::FILE_NAME), |file| file.write_all(meta.as_bytes()))?;
+            AtomicFile::create(&directory.join(MetaInfo::FILE_NAME))?
+                .replace(|file| file.write_all(meta.as_bytes()))?;
         }
         Ok(())
     }
 
+    /// Whether the reader would take the dump.
     fn check(&self) -> Result<()> {
+        let refuse = |what: String| Err(Error::InvalidArgument(what));
+        if self.rank as usize >= self.num_ranks {
+            return refuse(format!("rank {} of {} ranks", self.rank, self.num_ranks));
+        }
+        if self.num_experts > MAX_COUNT || !(1..=self.num_experts).contains(&self.experts_per_token) {
+            return refuse(format!("{} of {} experts a token", self.experts_per_token, self.num_experts));
+        }
+        let mut layers = self.layers.to_vec();
+        layers.sort_unstable();
+        if layers.windows(2).any(|pair| pair[0] == pair[1])
+            || layers.iter().any(|&l| i32::try_from(l).is_err())
+        {
+            return refuse(format!("layers {:?}: each must be there once and fit int32", self.layers));
+        }
+        if self.iterations.stop > i64::MAX as u64 {
+            return refuse(format!("iterations {} must fit int64", self.iterations));
+        }
         let cells = (self.iterations.len() as usize).checked_mul(self.layers.len());
         let wanted = cells.and_then(|cells| cells.checked_mul(self.num_experts)).filter(|&counts| counts > 0);
         if wanted != Some(self.counts.len()) {
-            return Err(Error::InvalidArgument(format!(
+            return refuse(format!(
                 "{} counts for iterations {}, {} layers and {} experts",
                 self.counts.len(),
                 self.iterations,
                 self.layers.len(),
                 self.num_experts
-            )));
+            ));
         }
-        match self.counts.iter().position(|&count| count > i64::MAX as u64) {
+        match self.counts.iter().find(|&&count| count > i64::MAX as u64) {
             None => Ok(()),
-            Some(index) => {
-                Err(Error::InvalidArgument(format!("count {} overflows int64", self.counts[index])))
-            }
+            Some(count) => refuse(format!("count {count} does not fit int64")),
         }
     }
 

@@ -61,6 +61,11 @@ pub struct Args {
     #[arg(long, default_value = Policy::default().name(), value_parser = policies())]
     policy: Policy,
 
+    /// Ranks that the run had, so that a loss of any file is noticed [default: what the dump says, which in
+    /// TensorRT-LLM's is no more than the highest rank]
+    #[arg(long = "expected_ranks", alias = "expected-ranks", value_name = "RANKS")]
+    expected_ranks: Option<usize>,
+
     /// Take a dump from which the files of some ranks are missing
     #[arg(long = "allow_missing_ranks", alias = "allow-missing-ranks")]
     allow_missing_ranks: bool,
@@ -86,6 +91,7 @@ pub fn run(args: &Args) -> Result<String> {
         options: LoadOptions {
             iter_start: args.iter_start,
             iter_stop: args.iter_stop,
+            expected_ranks: args.expected_ranks,
             allow_missing_ranks: args.allow_missing_ranks,
             threads: args.threads,
         },

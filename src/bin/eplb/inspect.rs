@@ -81,10 +81,11 @@ fn dump(path: &Path, text: &mut String) -> Result<()> {
     line(text, counted, format!("{}, {} a token", summary.num_experts, summary.experts_per_token));
     line(text, "layers", layer_list(&summary.layers));
     line(text, "iterations", format!("{} ({})", summary.iterations.len(), summary.iterations));
-    let totals = summary.layers.iter().map(|&layer| Ok(stats.layer_totals(layer)?.iter().sum::<u64>()));
-    let totals = totals.collect::<Result<Vec<u64>>>()?;
+    let totals =
+        summary.layers.iter().map(|&layer| Ok(stats.layer_totals(layer)?.into_iter().map(u128::from).sum()));
+    let totals = totals.collect::<Result<Vec<u128>>>()?;
     let choices = totals.iter().copied().max().unwrap_or(0);
-    line(text, "tokens a layer", choices / summary.experts_per_token as u64);
+    line(text, "tokens a layer", choices / summary.experts_per_token as u128);
     match totals.iter().filter(|&&total| total == 0).count() {
         0 => {}
         idle => line(text, "layers not counted", idle),
