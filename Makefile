@@ -2,11 +2,21 @@
 
 CARGO := cargo
 PROGRAM := target/release/eplb
-CPP_SOURCES := $(wildcard include/*.hpp cpp_tests/*.cpp cpp_tests/*.h examples/*/*.c)
+CPP_SOURCES := $(wildcard include/*.hpp cpp_tests/*.cpp cpp_tests/*.h examples/*/*.c examples/*/*.cpp)
 DUMP := data/dumps/dsv2lite-translation
 CONFIG := build/demo/moe_load_balancer.yaml
 
-.PHONY: build demo test bench header format check clean help
+VERSION := $(shell sed -n 's/^version = "\(.*\)"/\1/p' Cargo.toml | head -n 1)
+SONAME := libeplb.so.$(firstword $(subst ., ,$(VERSION)))
+
+PREFIX ?= /usr/local
+LIBDIR ?= lib
+TREE = $(DESTDIR)$(PREFIX)
+# From the folder of the pkg-config file to PREFIX, so that an installed tree may be moved.
+UP = $(shell realpath -ms --relative-to=/x/$(LIBDIR)/pkgconfig /x)
+FILL = sed -e 's|@VERSION@|$(VERSION)|g' -e 's|@SONAME@|$(SONAME)|g' -e 's|@LIBDIR@|$(LIBDIR)|g' -e 's|@UP@|$(UP)|g'
+
+.PHONY: build demo test bench install header format check clean help
 
 build: ## the library (target/release/libeplb.so and .a) and the program eplb
 	@scripts/need.sh gcc:cc
@@ -28,6 +38,20 @@ test: ## all tests: Rust, then C and C++ also under valgrind
 bench: ## the figures of docs/benchmarks.md
 	@scripts/need.sh gcc:cc
 	$(CARGO) bench --locked --features cli --bench solve --bench generate
+
+install: build ## under $(DESTDIR)$(PREFIX), /usr/local by default: headers, libraries, program, manual, CMake and pkg-config files
+	install -d "$(TREE)/include" "$(TREE)/bin" "$(TREE)/share/man/man1" \
+		"$(TREE)/$(LIBDIR)/pkgconfig" "$(TREE)/$(LIBDIR)/cmake/eplb"
+	install -m 644 include/eplb.h include/eplb.hpp "$(TREE)/include"
+	install -m 755 target/release/libeplb.so "$(TREE)/$(LIBDIR)/libeplb.so.$(VERSION)"
+	ln -sf libeplb.so.$(VERSION) "$(TREE)/$(LIBDIR)/$(SONAME)"
+	ln -sf $(SONAME) "$(TREE)/$(LIBDIR)/libeplb.so"
+	install -m 644 target/release/libeplb.a "$(TREE)/$(LIBDIR)"
+	install -m 755 $(PROGRAM) "$(TREE)/bin"
+	$(PROGRAM) man "$(TREE)/share/man/man1"
+	$(FILL) packaging/eplb.pc.in >"$(TREE)/$(LIBDIR)/pkgconfig/eplb.pc"
+	$(FILL) packaging/eplbConfig.cmake.in >"$(TREE)/$(LIBDIR)/cmake/eplb/eplbConfig.cmake"
+	$(FILL) packaging/eplbConfigVersion.cmake.in >"$(TREE)/$(LIBDIR)/cmake/eplb/eplbConfigVersion.cmake"
 
 header: ## writes include/eplb.h anew from src/ffi
 	EPLB_WRITE_HEADER=1 $(CARGO) test --locked --quiet --test header

@@ -2,7 +2,8 @@
 
 fn main() {
     println!("cargo:rerun-if-changed=build.rs");
-    if std::env::var("CARGO_CFG_TARGET_OS").as_deref() == Ok("linux") {
-        println!("cargo:rustc-cdylib-link-arg=-Wl,-soname,libeplb.so.0");
+    let is_linux = std::env::var("CARGO_CFG_TARGET_OS").is_ok_and(|os| os == "linux");
+    if let (true, Ok(major)) = (is_linux, std::env::var("CARGO_PKG_VERSION_MAJOR")) {
+        println!("cargo:rustc-cdylib-link-arg=-Wl,-soname,libeplb.so.{major}");
     }
 }

@@ -10,10 +10,10 @@ namespace {
 
 const std::string translation = data("dumps/dsv2lite-translation");
 
-eplb_generate_config config_for(const std::string &from, const std::string &to) {
-    eplb_generate_config config = EPLB_GENERATE_CONFIG_INIT;
-    config.expert_statistic_path = from.c_str();
-    config.output_path = to.c_str();
+eplb::generate_config config_for(const std::string &from, const std::string &to) {
+    eplb::generate_config config;
+    config.expert_statistic_path = from;
+    config.output_path = to;
     return config;
 }
 
@@ -41,7 +41,7 @@ int generate_all(const std::string &folder) {
         EXPECT_EQ(report.num_ranks, config.num_ranks);
         EXPECT_EQ(report.num_slots, config.num_slots);
 
-        eplb_placement_load_options options = EPLB_PLACEMENT_LOAD_OPTIONS_INIT;
+        eplb::placement_load_options options;
         options.num_ranks = config.num_ranks;
         const auto placement = eplb::placement::load(output, options);
         EXPECT_EQ(placement.hash(), report.hash);
@@ -120,10 +120,10 @@ TEST(Generate, CancelledOrThrownOutOfItLeavesTheOldFile) {
 TEST(Generate, MistakesAreStatuses) {
     temporary_directory dir;
     const std::string output = dir / "config.yaml", nowhere = dir / "no/such/config.yaml", empty = dir / "";
-    auto config = config_for(translation, output);
+    eplb_generate_config config = EPLB_GENERATE_CONFIG_INIT;
+    config.output_path = output.c_str();
     const auto status = [&] { return eplb_generate(&config, nullptr); };
     EXPECT_EQ(eplb_generate(nullptr, nullptr), EPLB_STATUS_INVALID_ARGUMENT);
-    config.expert_statistic_path = nullptr;
     EXPECT_EQ(status(), EPLB_STATUS_INVALID_ARGUMENT);
     EXPECT_STREQ(eplb_last_error_message(), "config->expert_statistic_path is NULL");
     config.expert_statistic_path = empty.c_str();

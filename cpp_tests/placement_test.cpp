@@ -20,6 +20,14 @@ eplb_placement_config sizes() {
     return config;
 }
 
+eplb::placement_config cpp_sizes() {
+    eplb::placement_config config;
+    config.num_experts = 4;
+    config.num_ranks = 2;
+    config.num_slots = 6;
+    return config;
+}
+
 std::string refused(const eplb_placement_config &config, const std::vector<int32_t> &slot_experts,
                     eplb_status expected) {
     eplb_placement *placement = nullptr;
@@ -34,7 +42,7 @@ template <class T> std::vector<T> list(eplb::view<T> values) { return {values.be
 } // namespace
 
 TEST(Placement, SlotsBelongToRanksInOrderAndLayersAreSorted) {
-    const auto placement = eplb::placement::create(sizes(), layers, slots);
+    const auto placement = eplb::placement::create(cpp_sizes(), layers, slots);
     EXPECT_EQ(list(placement.layer_ids()), (std::vector<int32_t>{3, 7}));
     EXPECT_EQ(list(placement.layer_experts(7)), (std::vector<int32_t>{0, 1, 2, 3, 0, 1}));
     EXPECT_EQ(list(placement.rank_experts(3, 1)), (std::vector<int32_t>{1, 0, 0}));
@@ -48,7 +56,7 @@ TEST(Placement, SlotsBelongToRanksInOrderAndLayersAreSorted) {
 }
 
 TEST(Placement, DuplicatesAreListedWithTheirPlace) {
-    const auto placement = eplb::placement::create(sizes(), layers, slots);
+    const auto placement = eplb::placement::create(cpp_sizes(), layers, slots);
     const auto issues = placement.issues();
     ASSERT_EQ(issues.size(), 2u);
     const auto place = [](const eplb_placement_issue &issue) {
@@ -98,7 +106,7 @@ TEST(Placement, WhatCannotBeServedIsRefusedByItsPlace) {
 
 TEST(Placement, SavedAndLoadedItIsTheSame) {
     temporary_directory dir;
-    auto config = sizes();
+    auto config = cpp_sizes();
     config.layer_updates_per_iter = 2;
     const auto placement = eplb::placement::create(config, layers, slots);
     const std::string path = dir / "moe_load_balancer.yaml";
@@ -109,7 +117,7 @@ TEST(Placement, SavedAndLoadedItIsTheSame) {
                                "layer_updates_per_iter: 2\n"
                                "num_slots: 6\n");
 
-    eplb_placement_load_options options = EPLB_PLACEMENT_LOAD_OPTIONS_INIT;
+    eplb::placement_load_options options;
     options.num_ranks = 2;
     const auto loaded = eplb::placement::load(path, options);
     EXPECT_EQ(loaded.hash(), placement.hash());
@@ -156,7 +164,7 @@ TEST(Placement, AFileForAnotherModelIsRefusedWhenLoaded) {
 TEST(Placement, EvaluationSplitsAnExpertEvenlyAndAveragesSamples) {
     // Layer 7: rank 0 holds 0 1 2, rank 1 holds 3 0 1. Loads 4 2 1 6: ranks 2 + 1 + 1 and 6 + 2 + 1,
     // mean 6.5. Loads 2 2 3 2: ranks 1 + 1 + 3 and 2 + 1 + 1, mean 4.5.
-    const auto placement = eplb::placement::create(sizes(), layers, slots);
+    const auto placement = eplb::placement::create(cpp_sizes(), layers, slots);
     const auto one = placement.evaluate(7, std::vector<double>{4, 2, 1, 6});
     EXPECT_DOUBLE_EQ(one.mean_load, 6.5);
     EXPECT_DOUBLE_EQ(one.max_load, 9.0);
@@ -165,7 +173,7 @@ TEST(Placement, EvaluationSplitsAnExpertEvenlyAndAveragesSamples) {
     EXPECT_EQ(one.worst_rank, 1u);
     EXPECT_EQ(one.max_replicas, 2u);
     EXPECT_EQ(one.num_duplicates, 0u);
-    const auto two = placement.evaluate(7, std::vector<double>{4, 2, 1, 6, 2, 2, 3, 2});
+    const auto two = placement.evaluate(7, std::vector<double>{4, 2, 1, 6, 2, 2, 3, 2}, 2);
     EXPECT_DOUBLE_EQ(two.imbalance_ratio, (2.5 / 6.5 + 0.5 / 4.5) / 2);
     EXPECT_EQ(placement.evaluate(3, std::vector<double>{1, 1, 1, 1}).num_duplicates, 2u);
     EXPECT_TRUE(std::isnan(placement.evaluate(7, std::vector<double>{0, 0, 0, 0}).imbalance_ratio));
@@ -179,7 +187,7 @@ TEST(Placement, EvaluationSplitsAnExpertEvenlyAndAveragesSamples) {
 }
 
 TEST(Placement, NullAndUnknownNumbersAreErrors) {
-    const auto placement = eplb::placement::create(sizes(), layers, slots);
+    const auto placement = eplb::placement::create(cpp_sizes(), layers, slots);
     const auto config = sizes();
     eplb_placement *made = nullptr;
     eplb_placement_info info = EPLB_PLACEMENT_INFO_INIT;

@@ -17,6 +17,14 @@ eplb_solve_config on(uint32_t num_ranks, uint32_t num_slots) {
     return config;
 }
 
+eplb::solve_config cpp_on(uint32_t num_ranks, uint32_t num_slots) {
+    eplb::solve_config config;
+    config.policy = EPLB_POLICY_TRTLLM;
+    config.num_ranks = num_ranks;
+    config.num_slots = num_slots;
+    return config;
+}
+
 std::vector<int32_t> experts(const eplb::placement &placement, int32_t layer) {
     const auto held = placement.layer_experts(layer);
     return {held.begin(), held.end()};
@@ -35,12 +43,12 @@ std::string refused(const eplb_solve_config &config, const std::vector<double> &
 TEST(Solve, FiveExpertsOnThreeRanksAsWorkedByHand) {
     // See src/solve/trtllm.rs: counts [2,1,1,3,2], ranks [0,3,4],[0,3,4],[1,3,2].
     const auto placement =
-        eplb::solve(on(3, 9), std::vector<double>{10, 5, 2, 15, 8}, std::vector<int32_t>{3}, 1, 5);
+        eplb::solve(cpp_on(3, 9), std::vector<double>{10, 5, 2, 15, 8}, std::vector<int32_t>{3}, 1, 5);
     EXPECT_EQ(experts(placement, 3), (std::vector<int32_t>{0, 3, 4, 0, 3, 4, 1, 3, 2}));
 }
 
 TEST(Solve, NoSlotsGivenMeansOneAnExpertAndTheDefaultPolicyIsTrtllm) {
-    auto config = on(2, 0);
+    auto config = cpp_on(2, 0);
     config.policy = EPLB_POLICY_DEFAULT;
     // By load 3 2 1 0 go to ranks 0 1 1 0: 4 to 0, 3 to 1, 2 to 1 (3 < 4), 1 to 0 (4 < 5).
     const auto placement =
@@ -57,7 +65,7 @@ TEST(Solve, LoadsOfADumpGiveTheConfigurationFileOfAnotherProgram) {
     }
     temporary_directory dir;
     for (const uint32_t num_threads : {1, 2, 8}) {
-        auto config = on(32, 288);
+        auto config = cpp_on(32, 288);
         config.num_threads = num_threads;
         eplb::solve(config, loads, stats.layer_ids(), 1, stats.info().num_experts).save(dir / "config.yaml");
         EXPECT_TRUE(read_file(dir / "config.yaml") ==

@@ -33,7 +33,8 @@ TEST(Stats, InfoSaysWhatWasCounted) {
     EXPECT_EQ(info.num_missing_ranks, 0u);
     std::vector<int32_t> layers(26);
     std::iota(layers.begin(), layers.end(), 1);
-    EXPECT_EQ(std::vector<int32_t>(stats.layer_ids().begin(), stats.layer_ids().end()), layers);
+    const eplb::view<int32_t> counted = stats.layer_ids();
+    EXPECT_EQ(std::vector<int32_t>(counted.begin(), counted.end()), layers);
 }
 
 TEST(Stats, EveryTokenOfEveryIterationChoseSixExperts) {
@@ -52,8 +53,10 @@ TEST(Stats, EveryTokenOfEveryIterationChoseSixExperts) {
 TEST(Stats, IterationsMayBeChosen) {
     eplb_stats_options options = EPLB_STATS_OPTIONS_INIT;
     options.iter_start = 110;
-    options.iter_stop = 112;
-    const auto part = eplb::stats::load(law, options);
+    eplb::stats_options two_iterations;
+    two_iterations.iter_start = 110;
+    two_iterations.iter_stop = 112;
+    const auto part = eplb::stats::load(law, two_iterations);
     const auto whole = eplb::stats::load(law);
     const std::vector<double> all = whole.layer_loads(7, 31), two = part.layer_loads(7, 2);
     EXPECT_EQ(std::vector<double>(all.begin() + 10 * 64, all.begin() + 12 * 64), two);
@@ -81,8 +84,8 @@ TEST(Stats, AMissingRankIsAcceptedOnlyWhenAskedFor) {
     EXPECT_EQ(eplb_last_error_message(),
               dump + ": 1 of 8 ranks have no file (rank 2); copy them here, or allow missing ranks");
 
-    eplb_stats_options options = EPLB_STATS_OPTIONS_INIT;
-    options.allow_missing_ranks = 1;
+    eplb::stats_options options;
+    options.allow_missing_ranks = true;
     const auto stats = eplb::stats::load(dump, options);
     const eplb_stats_info info = stats.info();
     EXPECT_EQ(info.num_ranks, 8u);

@@ -1,15 +1,21 @@
-// eplb for C++17: RAII handles and exceptions over eplb.h, header-only, no behaviour of its own.
+// eplb for C++17: RAII handles over eplb.h, header-only, no behaviour of its own.
 //
-// Each class owns one C handle, moves and does not copy; `get()` lends the handle to C calls. What fails
-// throws eplb::error. Views into a handle live as long as it does. Threading is as eplb.h says.
+// Each class owns one C handle, moves and does not copy; get() lends the handle to C calls. Views into a
+// handle live as long as it does. Configs are plain structs: set what differs from the default, in C++20 in
+// place:
+//
+//     eplb::generate({.expert_statistic_path = "dump", .output_path = "moe_load_balancer.yaml", .num_ranks =
+//     8});
+//
+// What fails throws eplb::error. With EPLB_NO_EXCEPTIONS, which -fno-exceptions implies, nothing throws, and
+// each call that can fail returns an eplb::result: look before you take the value. Threading is as eplb.h
+// says.
 #ifndef EPLB_HPP
 #define EPLB_HPP
 
 #include <cstddef>
 #include <cstdint>
-#include <exception>
 #include <memory>
-#include <stdexcept>
 #include <string>
 #include <type_traits>
 #include <utility>
@@ -17,7 +23,51 @@
 
 #include "eplb.h"
 
+#if !defined(EPLB_NO_EXCEPTIONS) && !defined(__cpp_exceptions)
+#define EPLB_NO_EXCEPTIONS
+#endif
+
+#ifdef EPLB_NO_EXCEPTIONS
+#include <cassert>
+#include <optional>
+#else
+#include <exception>
+#include <stdexcept>
+#endif
+
 namespace eplb {
+
+#ifdef EPLB_NO_EXCEPTIONS
+
+/// A value, or the status and message of why there is none.
+template <class T> class [[nodiscard]] result {
+  public:
+    result(T &&value) : value_(std::move(value)) {}
+    result(eplb_status status, const char *message) : status_(status), message_(message) {}
+
+    explicit operator bool() const noexcept { return value_.has_value(); }
+    eplb_status status() const noexcept { return status_; }
+    const std::string &message() const noexcept { return message_; }
+
+    /// The value; only where there is one.
+    T &operator*() {
+        assert(value_);
+        return *value_;
+    }
+    T *operator->() { return &**this; }
+
+  private:
+    eplb_status status_ = EPLB_STATUS_OK;
+    std::string message_;
+    std::optional<T> value_;
+};
+
+/// What a call that succeeds without a value returns.
+struct done {};
+
+template <class T> using returns = result<T>;
+
+#else
 
 /// A status other than EPLB_STATUS_OK, with its message.
 class error : public std::runtime_error {
@@ -30,20 +80,61 @@ class error : public std::runtime_error {
     eplb_status status_;
 };
 
-/// Throws unless `status` is EPLB_STATUS_OK.
-inline void check(eplb_status status) {
+struct done {};
+
+template <class T> using returns = T;
+
+#endif
+
+namespace detail {
+
+/// Ends a call: throws, or returns the status, unless it is EPLB_STATUS_OK.
+template <class T> returns<T> finish(eplb_status status, T &&value, const char *message = nullptr) {
     if (status != EPLB_STATUS_OK) {
-        throw error(status, eplb_last_error_message());
+        message = message != nullptr ? message : eplb_last_error_message();
+#ifdef EPLB_NO_EXCEPTIONS
+        return {status, message};
+#else
+        throw error(status, message);
+#endif
     }
+    return std::forward<T>(value);
 }
 
-/// Throws unless the loaded library has the interface of this header. Called where handles are made.
-inline void check_abi() {
+/// EPLB_STATUS_OK if the loaded library has the interface of this header.
+inline eplb_status abi() {
     static const bool fits = eplb_abi_version() == EPLB_ABI_VERSION;
-    if (!fits) {
-        throw std::runtime_error("libeplb has another ABI version than the header eplb.h");
-    }
+    return fits ? EPLB_STATUS_OK : EPLB_STATUS_INVALID_ARGUMENT;
 }
+
+inline const char *abi_message() { return "libeplb has another ABI version than the header eplb.h"; }
+
+/// Runs a C call, but not in a library with another interface.
+template <class T, class Call> returns<T> run(Call call, T &&value) {
+    if (abi() != EPLB_STATUS_OK) {
+        return finish(abi(), std::forward<T>(value), abi_message());
+    }
+    const eplb_status status = call(value);
+    return finish(status, std::forward<T>(value));
+}
+
+/// An owned handle.
+template <class Handle, void (*Destroy)(Handle *)> struct owner {
+    struct destroy {
+        void operator()(Handle *handle) const noexcept { Destroy(handle); }
+    };
+    using type = std::unique_ptr<Handle, destroy>;
+};
+
+/// As run(), for a call that makes the handle of an `Object`.
+template <class Object, class Handle, class Call> returns<Object> make(Call call) {
+    Handle *handle = nullptr;
+    const eplb_status fits = abi();
+    const eplb_status status = fits == EPLB_STATUS_OK ? call(&handle) : fits;
+    return finish(status, Object(handle), fits == EPLB_STATUS_OK ? nullptr : abi_message());
+}
+
+} // namespace detail
 
 /// Consecutive values that belong to somebody else.
 template <class T> class view {
@@ -64,45 +155,108 @@ template <class T> class view {
     std::size_t size_ = 0;
 };
 
+/// eplb_stats_options.
+struct stats_options {
+    std::int64_t iter_start = 0;
+    std::int64_t iter_stop = 0;
+    bool allow_missing_ranks = false;
+    std::uint32_t num_threads = 0;
+    std::size_t expected_ranks = 0;
+
+    eplb_stats_options c() const {
+        eplb_stats_options c = EPLB_STATS_OPTIONS_INIT;
+        c.iter_start = iter_start;
+        c.iter_stop = iter_stop;
+        c.allow_missing_ranks = allow_missing_ranks;
+        c.num_threads = num_threads;
+        c.expected_ranks = expected_ranks;
+        return c;
+    }
+};
+
 /// The counts of a dump.
 class stats {
   public:
-    static stats load(const std::string &path, eplb_stats_options options = EPLB_STATS_OPTIONS_INIT) {
-        check_abi();
-        eplb_stats *handle = nullptr;
-        check(eplb_stats_load(path.c_str(), &options, &handle));
-        return stats(handle);
+    /// Takes over a handle.
+    explicit stats(eplb_stats *handle) : handle_(handle) {}
+
+    static returns<stats> load(const std::string &path, const stats_options &options = {}) {
+        const eplb_stats_options c = options.c();
+        return detail::make<stats, eplb_stats>(
+            [&](eplb_stats **handle) { return eplb_stats_load(path.c_str(), &c, handle); });
     }
 
-    eplb_stats_info info() const {
-        eplb_stats_info info = EPLB_STATS_INFO_INIT;
-        check(eplb_stats_get_info(get(), &info));
-        return info;
+    returns<eplb_stats_info> info() const {
+        return detail::run([&](eplb_stats_info &info) { return eplb_stats_get_info(get(), &info); },
+                           eplb_stats_info(EPLB_STATS_INFO_INIT));
     }
 
-    view<std::int32_t> layer_ids() const {
-        const eplb_stats_info held = info();
-        return {held.layer_ids, held.num_layers};
+    returns<view<std::int32_t>> layer_ids() const {
+        return detail::run(
+            [&](view<std::int32_t> &layers) {
+                eplb_stats_info info = EPLB_STATS_INFO_INIT;
+                const eplb_status status = eplb_stats_get_info(get(), &info);
+                layers = {info.layer_ids, info.num_layers};
+                return status;
+            },
+            view<std::int32_t>());
     }
 
     /// The loads of a layer, [num_samples][num_experts]; 1 sample is the sum over the iterations.
-    std::vector<double> layer_loads(std::int32_t layer, std::size_t num_samples = 1) const {
-        const std::size_t num_experts = info().num_experts;
-        std::vector<double> loads(num_samples * num_experts);
-        check(eplb_stats_layer_loads(get(), layer, num_samples, num_experts, loads.data()));
-        return loads;
+    returns<std::vector<double>> layer_loads(std::int32_t layer, std::size_t num_samples = 1) const {
+        return detail::run(
+            [&](std::vector<double> &loads) {
+                eplb_stats_info info = EPLB_STATS_INFO_INIT;
+                const eplb_status status = eplb_stats_get_info(get(), &info);
+                if (status != EPLB_STATUS_OK) {
+                    return status;
+                }
+                // Another number of samples is the library's to refuse, before memory is taken for it.
+                const bool possible =
+                    num_samples <= static_cast<std::size_t>(info.iter_stop - info.iter_start);
+                loads.resize(possible ? num_samples * info.num_experts : 0);
+                return eplb_stats_layer_loads(get(), layer, num_samples, info.num_experts, loads.data());
+            },
+            std::vector<double>());
     }
 
     const eplb_stats *get() const noexcept { return handle_.get(); }
 
   private:
-    struct destroy {
-        void operator()(eplb_stats *handle) const noexcept { eplb_stats_destroy(handle); }
-    };
+    detail::owner<eplb_stats, eplb_stats_destroy>::type handle_;
+};
 
-    explicit stats(eplb_stats *handle) : handle_(handle) {}
+/// eplb_placement_config.
+struct placement_config {
+    std::uint32_t num_experts = 0;
+    std::uint32_t num_ranks = 0;
+    std::uint32_t num_slots = 0;
+    std::uint32_t layer_updates_per_iter = 0;
 
-    std::unique_ptr<eplb_stats, destroy> handle_;
+    eplb_placement_config c() const {
+        eplb_placement_config c = EPLB_PLACEMENT_CONFIG_INIT;
+        c.num_experts = num_experts;
+        c.num_ranks = num_ranks;
+        c.num_slots = num_slots;
+        c.layer_updates_per_iter = layer_updates_per_iter;
+        return c;
+    }
+};
+
+/// eplb_placement_load_options.
+struct placement_load_options {
+    std::uint32_t num_experts = 0;
+    std::uint32_t num_ranks = 0;
+    std::vector<std::int32_t> layer_ids = {};
+
+    eplb_placement_load_options c() const {
+        eplb_placement_load_options c = EPLB_PLACEMENT_LOAD_OPTIONS_INIT;
+        c.num_experts = num_experts;
+        c.num_ranks = num_ranks;
+        c.layer_ids = layer_ids.data();
+        c.num_layers = layer_ids.size();
+        return c;
+    }
 };
 
 /// Which expert each slot holds.
@@ -112,149 +266,234 @@ class placement {
     explicit placement(eplb_placement *handle) : handle_(handle) {}
 
     /// From arrays: `slot_experts` is [layers][slots].
-    static placement create(const eplb_placement_config &config, view<std::int32_t> layer_ids,
-                            view<std::int32_t> slot_experts) {
-        check_abi();
+    static returns<placement> create(const placement_config &config, view<std::int32_t> layer_ids,
+                                     view<std::int32_t> slot_experts) {
+        const eplb_placement_config c = config.c();
         const std::size_t num_slots = config.num_slots != 0 ? config.num_slots : config.num_experts;
         if (slot_experts.size() != layer_ids.size() * num_slots) {
-            throw error(EPLB_STATUS_INVALID_ARGUMENT, "slot_experts is not [layers][slots] long");
+            return detail::finish(EPLB_STATUS_INVALID_ARGUMENT, placement(nullptr),
+                                  "slot_experts is not [layers][slots] long");
         }
-        eplb_placement *handle = nullptr;
-        check(
-            eplb_placement_create(&config, layer_ids.data(), layer_ids.size(), slot_experts.data(), &handle));
-        return placement(handle);
+        return detail::make<placement, eplb_placement>([&](eplb_placement **handle) {
+            return eplb_placement_create(&c, layer_ids.data(), layer_ids.size(), slot_experts.data(), handle);
+        });
     }
 
-    static placement load(const std::string &path,
-                          eplb_placement_load_options options = EPLB_PLACEMENT_LOAD_OPTIONS_INIT) {
-        check_abi();
-        eplb_placement *handle = nullptr;
-        check(eplb_placement_load(path.c_str(), &options, &handle));
-        return placement(handle);
+    static returns<placement> load(const std::string &path, const placement_load_options &options = {}) {
+        const eplb_placement_load_options c = options.c();
+        return detail::make<placement, eplb_placement>(
+            [&](eplb_placement **handle) { return eplb_placement_load(path.c_str(), &c, handle); });
     }
 
-    void save(const std::string &path) const { check(eplb_placement_save(get(), path.c_str())); }
-
-    eplb_placement_info info() const {
-        eplb_placement_info info = EPLB_PLACEMENT_INFO_INIT;
-        check(eplb_placement_get_info(get(), &info));
-        return info;
+    returns<done> save(const std::string &path) const {
+        return detail::run([&](done &) { return eplb_placement_save(get(), path.c_str()); }, done());
     }
 
-    view<std::int32_t> layer_ids() const {
-        const eplb_placement_info held = info();
-        return {held.layer_ids, held.num_layers};
+    returns<eplb_placement_info> info() const {
+        return detail::run([&](eplb_placement_info &info) { return eplb_placement_get_info(get(), &info); },
+                           eplb_placement_info(EPLB_PLACEMENT_INFO_INIT));
+    }
+
+    returns<view<std::int32_t>> layer_ids() const {
+        return detail::run(
+            [&](view<std::int32_t> &layers) {
+                eplb_placement_info info = EPLB_PLACEMENT_INFO_INIT;
+                const eplb_status status = eplb_placement_get_info(get(), &info);
+                layers = {info.layer_ids, info.num_layers};
+                return status;
+            },
+            view<std::int32_t>());
     }
 
     /// The expert of each slot of a layer.
-    view<std::int32_t> layer_experts(std::int32_t layer) const {
-        const std::int32_t *experts = nullptr;
-        std::size_t size = 0;
-        check(eplb_placement_layer_experts(get(), layer, &experts, &size));
-        return {experts, size};
+    returns<view<std::int32_t>> layer_experts(std::int32_t layer) const {
+        return lend([&](const std::int32_t **experts, std::size_t *size) {
+            return eplb_placement_layer_experts(get(), layer, experts, size);
+        });
     }
 
     /// The experts that a rank must hold in a layer, in the order of its slots.
-    view<std::int32_t> rank_experts(std::int32_t layer, std::uint32_t rank) const {
-        const std::int32_t *experts = nullptr;
-        std::size_t size = 0;
-        check(eplb_placement_rank_experts(get(), layer, rank, &experts, &size));
-        return {experts, size};
+    returns<view<std::int32_t>> rank_experts(std::int32_t layer, std::uint32_t rank) const {
+        return lend([&](const std::int32_t **experts, std::size_t *size) {
+            return eplb_placement_rank_experts(get(), layer, rank, experts, size);
+        });
     }
 
     /// Everything that eplb_placement_validate() lists.
-    std::vector<eplb_placement_issue> issues() const {
-        std::size_t size = 0;
-        check(eplb_placement_validate(get(), nullptr, 0, &size));
-        std::vector<eplb_placement_issue> issues(size);
-        check(eplb_placement_validate(get(), issues.data(), issues.size(), &size));
-        return issues;
+    returns<std::vector<eplb_placement_issue>> issues() const {
+        return detail::run(
+            [&](std::vector<eplb_placement_issue> &issues) {
+                std::size_t size = 0;
+                const eplb_status status = eplb_placement_validate(get(), nullptr, 0, &size);
+                issues.resize(size);
+                return status == EPLB_STATUS_OK ? eplb_placement_validate(get(), issues.data(), size, &size)
+                                                : status;
+            },
+            std::vector<eplb_placement_issue>());
     }
 
-    /// How evenly the ranks would be loaded; `loads` is [samples][experts].
-    eplb_placement_evaluation evaluate(std::int32_t layer, view<double> loads) const {
-        const std::size_t num_experts = info().num_experts;
-        eplb_placement_evaluation evaluation = EPLB_PLACEMENT_EVALUATION_INIT;
-        if (loads.size() % num_experts != 0) {
-            throw error(EPLB_STATUS_INVALID_ARGUMENT, "loads is not [samples][experts] long");
+    /// How evenly the ranks would be loaded; `loads` is [num_samples][experts].
+    returns<eplb_placement_evaluation> evaluate(std::int32_t layer, view<double> loads,
+                                                std::size_t num_samples = 1) const {
+        const std::size_t num_experts = num_samples != 0 ? loads.size() / num_samples : 0;
+        if (num_experts * num_samples != loads.size()) {
+            return detail::finish(EPLB_STATUS_INVALID_ARGUMENT,
+                                  eplb_placement_evaluation(EPLB_PLACEMENT_EVALUATION_INIT),
+                                  "loads is not [num_samples][experts] long");
         }
-        check(eplb_placement_evaluate(get(), loads.data(), layer, loads.size() / num_experts, num_experts,
-                                      &evaluation));
-        return evaluation;
+        return detail::run(
+            [&](eplb_placement_evaluation &evaluation) {
+                return eplb_placement_evaluate(get(), loads.data(), layer, num_samples, num_experts,
+                                               &evaluation);
+            },
+            eplb_placement_evaluation(EPLB_PLACEMENT_EVALUATION_INIT));
     }
 
-    std::uint64_t hash() const {
-        std::uint64_t hash = 0;
-        check(eplb_placement_hash(get(), &hash));
-        return hash;
+    returns<std::uint64_t> hash() const {
+        return detail::run([&](std::uint64_t &hash) { return eplb_placement_hash(get(), &hash); },
+                           std::uint64_t(0));
     }
 
     const eplb_placement *get() const noexcept { return handle_.get(); }
 
   private:
-    struct destroy {
-        void operator()(eplb_placement *handle) const noexcept { eplb_placement_destroy(handle); }
-    };
+    template <class Call> static returns<view<std::int32_t>> lend(Call call) {
+        return detail::run(
+            [&](view<std::int32_t> &lent) {
+                const std::int32_t *experts = nullptr;
+                std::size_t size = 0;
+                const eplb_status status = call(&experts, &size);
+                lent = {experts, size};
+                return status;
+            },
+            view<std::int32_t>());
+    }
 
-    std::unique_ptr<eplb_placement, destroy> handle_;
+    detail::owner<eplb_placement, eplb_placement_destroy>::type handle_;
 };
 
-/// eplb_solve(): `loads` is [layers][samples][experts].
-inline placement solve(const eplb_solve_config &config, view<double> loads, view<std::int32_t> layer_ids,
-                       std::size_t num_samples, std::size_t num_experts) {
-    check_abi();
-    if (loads.size() != layer_ids.size() * num_samples * num_experts) {
-        throw error(EPLB_STATUS_INVALID_ARGUMENT, "loads is not [layers][samples][experts] long");
+/// eplb_solve_config.
+struct solve_config {
+    eplb_policy policy = EPLB_POLICY_DEFAULT;
+    std::uint32_t num_ranks = 0;
+    std::uint32_t num_slots = 0;
+    std::uint32_t num_threads = 0;
+
+    eplb_solve_config c() const {
+        eplb_solve_config c = EPLB_SOLVE_CONFIG_INIT;
+        c.policy = policy;
+        c.num_ranks = num_ranks;
+        c.num_slots = num_slots;
+        c.num_threads = num_threads;
+        return c;
     }
-    eplb_placement *handle = nullptr;
-    check(eplb_solve(&config, loads.data(), layer_ids.data(), layer_ids.size(), num_samples, num_experts,
-                     &handle));
-    return placement(handle);
+};
+
+/// eplb_solve(): `loads` is [layers][num_samples][num_experts].
+inline returns<placement> solve(const solve_config &config, view<double> loads, view<std::int32_t> layer_ids,
+                                std::size_t num_samples, std::size_t num_experts) {
+    const eplb_solve_config c = config.c();
+    if (loads.size() != layer_ids.size() * num_samples * num_experts) {
+        return detail::finish(EPLB_STATUS_INVALID_ARGUMENT, placement(nullptr),
+                              "loads is not [layers][num_samples][num_experts] long");
+    }
+    return detail::make<placement, eplb_placement>([&](eplb_placement **handle) {
+        return eplb_solve(&c, loads.data(), layer_ids.data(), layer_ids.size(), num_samples, num_experts,
+                          handle);
+    });
 }
 
-/// eplb_generate() without a progress callback other than the config's own.
-inline eplb_generate_report generate(const eplb_generate_config &config) {
-    check_abi();
-    eplb_generate_report report = EPLB_GENERATE_REPORT_INIT;
-    check(eplb_generate(&config, &report));
-    return report;
+/// eplb_generate_config, but for the progress callback.
+struct generate_config {
+    std::string expert_statistic_path = {};
+    std::string output_path = {};
+    std::uint32_t num_ranks = 0;
+    std::uint32_t num_slots = 0;
+    std::int64_t iter_start = 0;
+    std::int64_t iter_stop = 0;
+    eplb_policy policy = EPLB_POLICY_DEFAULT;
+    std::uint32_t layer_updates_per_iter = 0;
+    bool allow_missing_ranks = false;
+    std::uint32_t num_threads = 0;
+    std::size_t expected_ranks = 0;
+
+    eplb_generate_config c() const {
+        eplb_generate_config c = EPLB_GENERATE_CONFIG_INIT;
+        c.expert_statistic_path = expert_statistic_path.c_str();
+        c.output_path = output_path.c_str();
+        c.num_ranks = num_ranks;
+        c.num_slots = num_slots;
+        c.iter_start = iter_start;
+        c.iter_stop = iter_stop;
+        c.policy = policy;
+        c.layer_updates_per_iter = layer_updates_per_iter;
+        c.allow_missing_ranks = allow_missing_ranks;
+        c.num_threads = num_threads;
+        c.expected_ranks = expected_ranks;
+        return c;
+    }
+};
+
+/// eplb_generate().
+inline returns<eplb_generate_report> generate(const generate_config &config) {
+    const eplb_generate_config c = config.c();
+    return detail::run([&](eplb_generate_report &report) { return eplb_generate(&c, &report); },
+                       eplb_generate_report(EPLB_GENERATE_REPORT_INIT));
 }
 
 /// eplb_generate() with `progress(phase, done, total)`, which returns whether to go on. It may throw: the
 /// work is cancelled and the exception comes out here.
-template <class Progress> eplb_generate_report generate(eplb_generate_config config, Progress &&progress) {
+template <class Progress>
+returns<eplb_generate_report> generate(const generate_config &config, Progress &&progress) {
     struct call {
         std::remove_reference_t<Progress> &progress;
+#ifndef EPLB_NO_EXCEPTIONS
         std::exception_ptr thrown;
-    } state{progress, nullptr};
-    config.user_data = &state;
-    config.progress = [](void *user_data, eplb_phase phase, std::uint64_t done,
-                         std::uint64_t total) -> std::int32_t {
+#endif
+    };
+#ifdef EPLB_NO_EXCEPTIONS
+    call state{progress};
+#else
+    call state{progress, nullptr};
+#endif
+    eplb_generate_config c = config.c();
+    c.user_data = &state;
+    c.progress = [](void *user_data, eplb_phase phase, std::uint64_t done,
+                    std::uint64_t total) -> std::int32_t {
         call &self = *static_cast<call *>(user_data);
+#ifdef EPLB_NO_EXCEPTIONS
+        return self.progress(phase, done, total) ? 0 : 1;
+#else
         try {
             return self.progress(phase, done, total) ? 0 : 1;
         } catch (...) {
             self.thrown = std::current_exception();
             return 1;
         }
+#endif
     };
-    try {
-        return generate(std::as_const(config));
-    } catch (const error &) {
-        if (state.thrown) {
-            std::rethrow_exception(state.thrown);
-        }
-        throw;
-    }
+    return detail::run(
+        [&](eplb_generate_report &report) {
+            const eplb_status status = eplb_generate(&c, &report);
+#ifndef EPLB_NO_EXCEPTIONS
+            if (state.thrown) {
+                std::rethrow_exception(state.thrown);
+            }
+#endif
+            return status;
+        },
+        eplb_generate_report(EPLB_GENERATE_REPORT_INIT));
 }
 
 /// The valid numbers of slots nearest to a wanted one, below and above; 0 where there is none.
-inline std::pair<std::uint32_t, std::uint32_t>
+inline returns<std::pair<std::uint32_t, std::uint32_t>>
 suggest_num_slots(std::uint32_t num_experts, std::uint32_t num_ranks, std::uint32_t num_slots) {
-    check_abi();
-    std::pair<std::uint32_t, std::uint32_t> nearest;
-    check(eplb_suggest_num_slots(num_experts, num_ranks, num_slots, &nearest.first, &nearest.second));
-    return nearest;
+    using pair = std::pair<std::uint32_t, std::uint32_t>;
+    return detail::run(
+        [&](pair &nearest) {
+            return eplb_suggest_num_slots(num_experts, num_ranks, num_slots, &nearest.first, &nearest.second);
+        },
+        pair());
 }
 
 } // namespace eplb

@@ -213,6 +213,16 @@ fn the_readme_shows_what_the_program_prints() {
 }
 
 #[test]
+fn the_readmes_five_lines_of_cmake_are_the_tested_ones() {
+    let root = Path::new(env!("CARGO_MANIFEST_DIR"));
+    let readme = fs::read_to_string(root.join("README.md")).unwrap();
+    let shown = readme.split_once("```cmake\n").unwrap().1.split_once("```").unwrap().0;
+    let tested = fs::read_to_string(root.join("examples/cmake_project/CMakeLists.txt")).unwrap();
+    assert_eq!(shown.lines().count(), 5);
+    assert!(tested.starts_with(shown), "scripts/check_install.sh builds {tested}");
+}
+
+#[test]
 fn inspect_says_what_a_file_is() {
     let says = |args: &str| {
         let output = eplb(&format!("inspect {args}"));

@@ -16,3 +16,93 @@ mod placement;
 mod solve;
 mod stats;
 mod status;
+
+/// Every function's signature as Rust compiles it, written down by hand; cpp_tests/signatures.cpp has them as C++ reads
+/// them. A change here is a change of the interface: see CONTRIBUTING.md.
+#[cfg(test)]
+mod signatures {
+    use std::ffi::{c_char, c_void};
+
+    use super::generate::*;
+    use super::library::*;
+    use super::placement::*;
+    use super::solve::*;
+    use super::stats::*;
+    use super::status::*;
+
+    const _: extern "C" fn() -> u32 = eplb_abi_version;
+    const _: extern "C" fn() -> *const c_char = eplb_version_string;
+    const _: extern "C" fn(i32) -> *const c_char = eplb_status_string;
+    const _: extern "C" fn() -> *const c_char = eplb_last_error_message;
+    const _: extern "C" fn(eplb_log_callback, *mut c_void) -> eplb_status = eplb_set_log_callback;
+    const _: Option<unsafe extern "C" fn(*mut c_void, eplb_log_level, *const c_char)> =
+        None::<_> as eplb_log_callback;
+
+    const _: unsafe extern "C" fn(
+        *const c_char,
+        *const eplb_stats_options,
+        *mut *mut eplb_stats,
+    ) -> eplb_status = eplb_stats_load;
+    const _: unsafe extern "C" fn(*const eplb_stats, *mut eplb_stats_info) -> eplb_status =
+        eplb_stats_get_info;
+    const _: unsafe extern "C" fn(*const eplb_stats, i32, usize, usize, *mut f64) -> eplb_status =
+        eplb_stats_layer_loads;
+    const _: unsafe extern "C" fn(*mut eplb_stats) = eplb_stats_destroy;
+
+    const _: unsafe extern "C" fn(
+        *const eplb_placement_config,
+        *const i32,
+        usize,
+        *const i32,
+        *mut *mut eplb_placement,
+    ) -> eplb_status = eplb_placement_create;
+    const _: unsafe extern "C" fn(
+        *const c_char,
+        *const eplb_placement_load_options,
+        *mut *mut eplb_placement,
+    ) -> eplb_status = eplb_placement_load;
+    const _: unsafe extern "C" fn(*const eplb_placement, *const c_char) -> eplb_status = eplb_placement_save;
+    const _: unsafe extern "C" fn(
+        *const eplb_placement,
+        *mut eplb_placement_issue,
+        usize,
+        *mut usize,
+    ) -> eplb_status = eplb_placement_validate;
+    const _: unsafe extern "C" fn(*const eplb_placement, *mut eplb_placement_info) -> eplb_status =
+        eplb_placement_get_info;
+    const _: unsafe extern "C" fn(*const eplb_placement, i32, *mut *const i32, *mut usize) -> eplb_status =
+        eplb_placement_layer_experts;
+    const _: unsafe extern "C" fn(
+        *const eplb_placement,
+        i32,
+        u32,
+        *mut *const i32,
+        *mut usize,
+    ) -> eplb_status = eplb_placement_rank_experts;
+    const _: unsafe extern "C" fn(*const eplb_placement, *mut u64) -> eplb_status = eplb_placement_hash;
+    const _: unsafe extern "C" fn(
+        *const eplb_placement,
+        *const f64,
+        i32,
+        usize,
+        usize,
+        *mut eplb_placement_evaluation,
+    ) -> eplb_status = eplb_placement_evaluate;
+    const _: unsafe extern "C" fn(*mut eplb_placement) = eplb_placement_destroy;
+
+    const _: unsafe extern "C" fn(
+        *const eplb_solve_config,
+        *const f64,
+        *const i32,
+        usize,
+        usize,
+        usize,
+        *mut *mut eplb_placement,
+    ) -> eplb_status = eplb_solve;
+    const _: unsafe extern "C" fn(u32, u32, u32, *mut u32, *mut u32) -> eplb_status = eplb_suggest_num_slots;
+
+    const _: unsafe extern "C" fn(*const eplb_generate_config, *mut eplb_generate_report) -> eplb_status =
+        eplb_generate;
+    const _: Option<unsafe extern "C" fn(*mut c_void, eplb_phase, u64, u64) -> i32> =
+        None::<_> as eplb_progress_callback;
+}

@@ -4,9 +4,10 @@ mod generate;
 mod inspect;
 
 use std::io::{self, IsTerminal, Write};
+use std::path::{Path, PathBuf};
 use std::process::ExitCode;
 
-use clap::{Parser, Subcommand};
+use clap::{CommandFactory, Parser, Subcommand};
 use eplb::Error;
 
 /// Balances the experts of a mixture-of-experts model over the ranks of expert parallelism.
@@ -34,6 +35,12 @@ struct Cli {
 enum Command {
     Generate(generate::Args),
     Inspect(inspect::Args),
+    /// Write the manual pages, as `make install` does
+    #[command(hide = true)]
+    Man {
+        /// Directory for eplb.1 and a page for each command
+        directory: PathBuf,
+    },
 }
 
 fn main() -> ExitCode {
@@ -42,6 +49,7 @@ fn main() -> ExitCode {
     let done = match Cli::parse().command {
         Command::Generate(args) => generate::run(&args),
         Command::Inspect(args) => inspect::run(&args),
+        Command::Man { directory } => manual(&directory),
     };
     match done.map(print) {
         Ok(code) => code,
@@ -49,6 +57,14 @@ fn main() -> ExitCode {
             eprintln!("{}: {error}", red("error"));
             ExitCode::from(exit_code(&error))
         }
+    }
+}
+
+/// The manual is the program's own help.
+fn manual(directory: &Path) -> eplb::Result<String> {
+    match clap_mangen::generate_to(Cli::command(), directory) {
+        Ok(()) => Ok(String::new()),
+        Err(source) => Err(Error::Write { path: directory.to_owned(), source }),
     }
 }
 

@@ -1,0 +1,48 @@
+// Every function's signature, written down by hand. A change here is a change of the interface: see
+// CONTRIBUTING.md.
+#include <eplb.h>
+
+#include <type_traits>
+
+#define SIGNATURE(function, ...) static_assert(std::is_same_v<decltype(&function), __VA_ARGS__>, #function)
+
+// Library
+SIGNATURE(eplb_abi_version, uint32_t (*)());
+SIGNATURE(eplb_version_string, const char *(*)());
+SIGNATURE(eplb_status_string, const char *(*)(int32_t));
+SIGNATURE(eplb_last_error_message, const char *(*)());
+SIGNATURE(eplb_set_log_callback, eplb_status (*)(eplb_log_callback, void *));
+static_assert(std::is_same_v<eplb_log_callback, void (*)(void *, eplb_log_level, const char *)>);
+
+// Statistics
+SIGNATURE(eplb_stats_load, eplb_status (*)(const char *, const eplb_stats_options *, eplb_stats **));
+SIGNATURE(eplb_stats_get_info, eplb_status (*)(const eplb_stats *, eplb_stats_info *));
+SIGNATURE(eplb_stats_layer_loads, eplb_status (*)(const eplb_stats *, int32_t, size_t, size_t, double *));
+SIGNATURE(eplb_stats_destroy, void (*)(eplb_stats *));
+
+// Placement
+SIGNATURE(eplb_placement_create, eplb_status (*)(const eplb_placement_config *, const int32_t *, size_t,
+                                                 const int32_t *, eplb_placement **));
+SIGNATURE(eplb_placement_load,
+          eplb_status (*)(const char *, const eplb_placement_load_options *, eplb_placement **));
+SIGNATURE(eplb_placement_save, eplb_status (*)(const eplb_placement *, const char *));
+SIGNATURE(eplb_placement_validate,
+          eplb_status (*)(const eplb_placement *, eplb_placement_issue *, size_t, size_t *));
+SIGNATURE(eplb_placement_get_info, eplb_status (*)(const eplb_placement *, eplb_placement_info *));
+SIGNATURE(eplb_placement_layer_experts,
+          eplb_status (*)(const eplb_placement *, int32_t, const int32_t **, size_t *));
+SIGNATURE(eplb_placement_rank_experts,
+          eplb_status (*)(const eplb_placement *, int32_t, uint32_t, const int32_t **, size_t *));
+SIGNATURE(eplb_placement_hash, eplb_status (*)(const eplb_placement *, uint64_t *));
+SIGNATURE(eplb_placement_evaluate, eplb_status (*)(const eplb_placement *, const double *, int32_t, size_t,
+                                                   size_t, eplb_placement_evaluation *));
+SIGNATURE(eplb_placement_destroy, void (*)(eplb_placement *));
+
+// Solving
+SIGNATURE(eplb_solve, eplb_status (*)(const eplb_solve_config *, const double *, const int32_t *, size_t,
+                                      size_t, size_t, eplb_placement **));
+SIGNATURE(eplb_suggest_num_slots, eplb_status (*)(uint32_t, uint32_t, uint32_t, uint32_t *, uint32_t *));
+
+// Generating
+SIGNATURE(eplb_generate, eplb_status (*)(const eplb_generate_config *, eplb_generate_report *));
+static_assert(std::is_same_v<eplb_progress_callback, int32_t (*)(void *, eplb_phase, uint64_t, uint64_t)>);
