@@ -1,5 +1,6 @@
 # make help lists the targets.
 
+MAKEFLAGS += --no-print-directory
 CARGO := cargo
 PROGRAM := target/release/eplb
 CPP_SOURCES := $(wildcard include/*.hpp cpp_tests/*.cpp cpp_tests/*.h examples/*/*.c examples/*/*.cpp)
@@ -16,7 +17,7 @@ TREE = $(DESTDIR)$(PREFIX)
 UP = $(shell realpath -ms --relative-to=/x/$(LIBDIR)/pkgconfig /x)
 FILL = sed -e 's|@VERSION@|$(VERSION)|g' -e 's|@SONAME@|$(SONAME)|g' -e 's|@LIBDIR@|$(LIBDIR)|g' -e 's|@UP@|$(UP)|g'
 
-.PHONY: build demo test bench install header format check clean help
+.PHONY: build demo test bench install gates header format check clean help
 
 build: ## the library (target/release/libeplb.so and .a) and the program eplb
 	@scripts/need.sh gcc:cc
@@ -60,6 +61,17 @@ format: ## formats Rust, C and C++
 	@scripts/need.sh clang-format:clang-format
 	$(CARGO) fmt
 	clang-format -i $(CPP_SOURCES)
+
+gates: build ## what the header promises: languages, symbols, ABI, sanitizers, the installed tree
+	@scripts/need.sh g++:g++ clang:clang cmake:cmake pkg-config:pkg-config strace:strace \
+		abigail-tools:abidw libgtest-dev:/usr/include/gtest/gtest.h valgrind:valgrind
+	scripts/check_header.sh
+	scripts/check_symbols.sh
+	scripts/check_abi.sh
+	scripts/check_install.sh
+	cmake -S cpp_tests -B build/sanitize -DEPLB_SANITIZE=ON -Wno-dev >/dev/null
+	cmake --build build/sanitize -j 2
+	ctest --test-dir build/sanitize -j 2 --output-on-failure
 
 check: ## formatting, lints and documentation, warnings as errors
 	@scripts/need.sh clang-format:clang-format

@@ -1,0 +1,249 @@
+// Every function of the header with NULL, wild and huge values in every position: a status each time, never a
+// crash.
+//
+// The list of functions comes from the header, and each parameter's values from its type, so that a new
+// function is covered by itself; a parameter of a new type does not compile until it has values below.
+#include <gtest/gtest.h>
+
+#include <cmath>
+#include <cstring>
+#include <eplb.hpp>
+#include <limits>
+#include <tuple>
+
+#include "files.h"
+
+namespace {
+
+// 64 experts on 8 ranks, so that some combinations succeed; layers 0 to 63.
+constexpr size_t some = 64;
+const std::string dump = data("dumps/dsv2lite-law");
+temporary_directory &output() {
+    static temporary_directory dir;
+    return dir;
+}
+
+// A copy: some of the calls write to every path that they can.
+const std::string config = [] {
+    const std::string copy = output() / "config.yaml";
+    std::filesystem::copy(data("expected/dsv2lite-translation.ep8.slots72.yaml"), copy);
+    return copy;
+}();
+
+const eplb_stats *a_stats() {
+    static const auto stats = eplb::stats::load(dump);
+    return stats.get();
+}
+
+const eplb_placement *a_placement() {
+    static const auto placement = [] {
+        eplb::placement_load_options options;
+        options.num_ranks = 8;
+        return eplb::placement::load(config, options);
+    }();
+    return placement.get();
+}
+
+/// Values of a parameter of type T. Made anew for each function, since calls write through some of them.
+template <class T> std::vector<T> values();
+
+template <> std::vector<size_t> values() { return {0, 1, some, SIZE_MAX}; }
+template <> std::vector<uint32_t> values() { return {0, 1, 8, UINT32_MAX}; }
+template <> std::vector<int32_t> values() { return {0, 1, -1, INT32_MAX, INT32_MIN}; }
+template <> std::vector<const char *> values() {
+    static const std::string target = output() / "written";
+    return {nullptr, "", "\xff", "/no/such/place", dump.c_str(), config.c_str(), target.c_str()};
+}
+template <> std::vector<void *> values() { return {nullptr}; }
+template <> std::vector<eplb_log_callback> values() {
+    return {[](void *, eplb_log_level, const char *) {}, nullptr};
+}
+
+/// NULL and an array of `Count` values.
+template <class T, size_t Count> std::vector<T *> arrays(T (*value)(size_t)) {
+    static std::vector<T> array(Count);
+    for (size_t i = 0; i < Count; i++) {
+        array[i] = value(i);
+    }
+    return {nullptr, array.data()};
+}
+
+template <> std::vector<const int32_t *> values() {
+    const auto same = arrays<int32_t, some * some>([](size_t i) { return static_cast<int32_t>(i % some); });
+    return {same.begin(), same.end()};
+}
+template <> std::vector<const double *> values() {
+    static std::vector<double> nan(some * some * some, NAN);
+    const auto loads =
+        arrays<double, some * some * some>([](size_t i) { return static_cast<double>(i % 7); });
+    return {loads[0], loads[1], nan.data()};
+}
+template <> std::vector<double *> values() {
+    return arrays<double, some * some>([](size_t) { return 0.0; });
+}
+template <> std::vector<uint32_t *> values() {
+    return arrays<uint32_t, 1>([](size_t) { return 0u; });
+}
+template <> std::vector<uint64_t *> values() {
+    return arrays<uint64_t, 1>([](size_t) { return uint64_t(0); });
+}
+static_assert(std::is_same_v<size_t, uint64_t>, "values<size_t *>() would be missing");
+template <> std::vector<const int32_t **> values() {
+    return arrays<const int32_t *, 1>([](size_t) { return static_cast<const int32_t *>(nullptr); });
+}
+template <> std::vector<eplb_placement_issue *> values() {
+    return arrays<eplb_placement_issue, 4096>([](size_t) { return eplb_placement_issue(); });
+}
+
+template <> std::vector<const eplb_stats *> values() { return {nullptr, a_stats()}; }
+template <> std::vector<const eplb_placement *> values() { return {nullptr, a_placement()}; }
+// What _destroy takes. Live handles go through it with every object of eplb.hpp.
+template <> std::vector<eplb_stats *> values() { return {nullptr}; }
+template <> std::vector<eplb_placement *> values() { return {nullptr}; }
+template <> std::vector<eplb_stats **> values() {
+    return arrays<eplb_stats *, 1>([](size_t) { return static_cast<eplb_stats *>(nullptr); });
+}
+template <> std::vector<eplb_placement **> values() {
+    return arrays<eplb_placement *, 1>([](size_t) { return static_cast<eplb_placement *>(nullptr); });
+}
+
+/// A growing struct: NULL, the default, every size it could be said to have, and the given ones.
+template <class T> std::vector<T *> structs(const T &init, std::vector<T> more = {}) {
+    static std::vector<T> all;
+    all = std::move(more);
+    all.push_back(init);
+    for (const size_t size : {size_t(0), size_t(1), sizeof(size_t), sizeof(size_t) + 4, sizeof(T) - 1,
+                              sizeof(T) / 2, SIZE_MAX, SIZE_MAX / 2, size_t(1) << 40}) {
+        all.push_back(init);
+        all.back().struct_size = size;
+    }
+    std::vector<T *> pointers = {nullptr};
+    for (T &one : all) {
+        pointers.push_back(&one);
+    }
+    return pointers;
+}
+template <class T> std::vector<const T *> const_structs(const T &init, std::vector<T> more = {}) {
+    const auto pointers = structs(init, std::move(more));
+    return {pointers.begin(), pointers.end()};
+}
+/// All bits set behind struct_size: the wildest numbers.
+template <class T> T wild(T init) {
+    std::memset(reinterpret_cast<char *>(&init) + sizeof(size_t), 0xff, sizeof(T) - sizeof(size_t));
+    return init;
+}
+
+template <> std::vector<const eplb_stats_options *> values() {
+    eplb_stats_options options = EPLB_STATS_OPTIONS_INIT;
+    return const_structs(options, {wild(options)});
+}
+template <> std::vector<eplb_stats_info *> values() { return structs<eplb_stats_info>(EPLB_STATS_INFO_INIT); }
+template <> std::vector<const eplb_placement_config *> values() {
+    eplb_placement_config init = EPLB_PLACEMENT_CONFIG_INIT, good = init;
+    good.num_experts = some;
+    good.num_ranks = 8;
+    return const_structs(init, {wild(init), good});
+}
+template <> std::vector<const eplb_placement_load_options *> values() {
+    eplb_placement_load_options init = EPLB_PLACEMENT_LOAD_OPTIONS_INIT, good = init, huge = init;
+    good.num_ranks = 8;
+    huge.num_layers = SIZE_MAX;
+    return const_structs(init, {good, huge});
+}
+template <> std::vector<eplb_placement_info *> values() {
+    return structs<eplb_placement_info>(EPLB_PLACEMENT_INFO_INIT);
+}
+template <> std::vector<eplb_placement_evaluation *> values() {
+    return structs<eplb_placement_evaluation>(EPLB_PLACEMENT_EVALUATION_INIT);
+}
+template <> std::vector<const eplb_solve_config *> values() {
+    eplb_solve_config init = EPLB_SOLVE_CONFIG_INIT, good = init;
+    good.num_ranks = 8;
+    good.num_threads = UINT32_MAX;
+    return const_structs(init, {wild(init), good});
+}
+template <> std::vector<const eplb_generate_config *> values() {
+    static const std::string target = output() / "generated";
+    eplb_generate_config init = EPLB_GENERATE_CONFIG_INIT, good = init, bad = init;
+    good.expert_statistic_path = dump.c_str();
+    good.output_path = target.c_str();
+    bad = good;
+    bad.policy = INT32_MIN;
+    bad.num_ranks = bad.num_slots = UINT32_MAX;
+    return const_structs(init, {good, bad});
+}
+template <> std::vector<eplb_generate_report *> values() {
+    return structs<eplb_generate_report>(EPLB_GENERATE_REPORT_INIT);
+}
+
+struct outcome {
+    size_t succeeded = 0, failed = 0;
+};
+
+void judge(const char *function, eplb_status status, outcome &outcome) {
+    if (status == EPLB_STATUS_OK) {
+        outcome.succeeded++;
+        return;
+    }
+    outcome.failed++;
+    ASSERT_STRNE(eplb_status_string(status), "unknown status") << function << " returned " << int(status);
+    ASSERT_NE(status, EPLB_STATUS_INTERNAL) << function << ": " << eplb_last_error_message();
+    ASSERT_STRNE(eplb_last_error_message(), "") << function << " failed without a word";
+}
+
+/// Gives back what a call handed over.
+template <class T> void give_back(T) {}
+void give_back(eplb_stats **handle) {
+    if (handle != nullptr) {
+        eplb_stats_destroy(std::exchange(*handle, nullptr));
+    }
+}
+void give_back(eplb_placement **handle) {
+    if (handle != nullptr) {
+        eplb_placement_destroy(std::exchange(*handle, nullptr));
+    }
+}
+
+/// Calls `call` with every combination of values for the parameters that are not chosen yet.
+template <class Call> void combine(const Call &call) { call(); }
+template <class T, class... Rest, class Call>
+void combine(const Call &call, const std::vector<T> &first, const std::vector<Rest> &...rest) {
+    for (const T value : first) {
+        combine([&](Rest... others) { call(value, others...); }, rest...);
+    }
+}
+
+template <class Result, class... Arguments>
+outcome sweep(const char *name, Result (*function)(Arguments...)) {
+    outcome outcome;
+    const auto call = [&](Arguments... arguments) {
+        if constexpr (std::is_same_v<Result, eplb_status>) {
+            judge(name, function(arguments...), outcome);
+        } else {
+            function(arguments...);
+            outcome.succeeded++;
+        }
+        (give_back(arguments), ...);
+    };
+    combine(call, values<Arguments>()...);
+    return outcome;
+}
+
+} // namespace
+
+TEST(Boundary, AnyValuesGiveAStatus) {
+    size_t functions = 0;
+#define SWEEP(function)                                                                                      \
+    {                                                                                                        \
+        const outcome found = sweep(#function, &function);                                                   \
+        EXPECT_GT(found.succeeded, 0u)                                                                       \
+            << #function << " never succeeded: give its parameters better values";                           \
+        std::printf("%-32s %6zu succeeded, %6zu failed\n", #function, found.succeeded, found.failed);        \
+        functions++;                                                                                         \
+    }
+#include "functions.inc"
+#undef SWEEP
+    EXPECT_GE(functions, 22u);
+    // After all that, the library works.
+    EXPECT_EQ(eplb::suggest_num_slots(256, 36, 290).second, 324u);
+}
