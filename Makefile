@@ -17,7 +17,7 @@ TREE = $(DESTDIR)$(PREFIX)
 UP = $(shell realpath -ms --relative-to=/x/$(LIBDIR)/pkgconfig /x)
 FILL = sed -e 's|@VERSION@|$(VERSION)|g' -e 's|@SONAME@|$(SONAME)|g' -e 's|@LIBDIR@|$(LIBDIR)|g' -e 's|@UP@|$(UP)|g'
 
-.PHONY: build demo test bench install gates header format check clean help
+.PHONY: build demo test bench install gates doc header format check clean help
 
 build: ## the library (target/release/libeplb.so and .a) and the program eplb
 	@scripts/need.sh gcc:cc
@@ -54,6 +54,11 @@ install: build ## under $(DESTDIR)$(PREFIX), /usr/local by default: headers, lib
 	$(FILL) packaging/eplbConfig.cmake.in >"$(TREE)/$(LIBDIR)/cmake/eplb/eplbConfig.cmake"
 	$(FILL) packaging/eplbConfigVersion.cmake.in >"$(TREE)/$(LIBDIR)/cmake/eplb/eplbConfigVersion.cmake"
 
+doc: ## the documentation of the C interface, in build/doc/html; anything undocumented is an error
+	@scripts/need.sh doxygen:doxygen
+	@mkdir -p build
+	doxygen Doxyfile
+
 header: ## writes include/eplb.h anew from src/ffi
 	EPLB_WRITE_HEADER=1 $(CARGO) test --locked --quiet --test header
 
@@ -62,7 +67,7 @@ format: ## formats Rust, C and C++
 	$(CARGO) fmt
 	clang-format -i $(CPP_SOURCES)
 
-gates: build ## what the header promises: languages, symbols, ABI, sanitizers, the installed tree
+gates: build doc ## what the header promises: languages, symbols, ABI, sanitizers, the installed tree
 	@scripts/need.sh g++:g++ clang:clang cmake:cmake pkg-config:pkg-config strace:strace \
 		abigail-tools:abidw libgtest-dev:/usr/include/gtest/gtest.h valgrind:valgrind
 	scripts/check_header.sh

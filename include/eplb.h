@@ -1,4 +1,5 @@
-/* eplb: expert parallelism load balancer for mixture-of-experts inference.
+/** \file
+ * eplb: expert parallelism load balancer for mixture-of-experts inference.
  *
  * Generated from src/ffi by `make header`; do not edit.
  *
@@ -113,7 +114,9 @@ typedef int32_t eplb_log_level;
  * Receives log messages. May be called by several threads at once; must not throw, and must not call
  * eplb_set_log_callback().
  *
- * \param message  UTF-8, lives until the callback returns
+ * \param user_data  what eplb_set_log_callback() was given
+ * \param level      how serious it is
+ * \param message    UTF-8, lives until the callback returns
  */
 typedef void (*eplb_log_callback)(void *user_data,
                                   eplb_log_level level,
@@ -124,8 +127,10 @@ extern "C" {
 #endif // __cplusplus
 
 /**
- * The name of a status, such as "EPLB_STATUS_INVALID_DUMP"; "unknown status" for a number that is none. The string
- * lives for ever.
+ * The name of a status.
+ *
+ * \param status  an eplb_status, or any other number
+ * \return a string such as "EPLB_STATUS_INVALID_DUMP", or "unknown status"; it lives for ever
  */
 EPLB_API
 const char *eplb_status_string(int32_t status);
@@ -133,11 +138,17 @@ const char *eplb_status_string(int32_t status);
 /**
  * The version of the interface that the loaded library has. A program whose EPLB_ABI_VERSION is another one must not
  * call anything else.
+ *
+ * \return a number to compare with EPLB_ABI_VERSION
  */
 EPLB_API
 uint32_t eplb_abi_version(void);
 
-/** The version of the library, such as "0.1.0". The string lives for ever. */
+/**
+ * The version of the library.
+ *
+ * \return a string such as "0.1.0", which lives for ever
+ */
 EPLB_API
 const char *eplb_version_string(void);
 
@@ -154,7 +165,9 @@ const char *eplb_last_error_message(void);
  * Sends the library's log messages to `callback`, or nowhere with NULL, as it is from the start. This is the one thing
  * that all handles of a process share. After it returns, a thread already in the old callback may still finish there.
  *
- * \param user_data  handed to each call of `callback`
+ * \param callback   any thread that is in a call of this library may call it; NULL for none
+ * \param user_data  handed to each call of `callback`; yours, and must live until the callback is replaced
+ * \return EPLB_STATUS_OK
  */
 EPLB_API
 eplb_status eplb_set_log_callback(eplb_log_callback callback,
@@ -261,7 +274,9 @@ eplb_status eplb_stats_load(const char *path,
 /**
  * Tells what the dump held.
  *
- * \param info  from EPLB_STATS_INFO_INIT
+ * \param stats  the counts
+ * \param info   from EPLB_STATS_INFO_INIT; receives the sizes, and arrays that live as long as the handle
+ * \return EPLB_STATUS_OK or EPLB_STATUS_INVALID_ARGUMENT
  */
 EPLB_API
 eplb_status eplb_stats_get_info(const eplb_stats *stats,
@@ -270,10 +285,13 @@ eplb_status eplb_stats_get_info(const eplb_stats *stats,
 /**
  * Copies the loads of one layer, in the form that eplb_solve() takes: (token, choice) pairs by expert.
  *
+ * \param stats        the counts
  * \param layer        the layer's number
  * \param num_samples  1: summed over the iterations; iter_stop - iter_start: one row an iteration
  * \param num_experts  that of the dump, as a check
  * \param loads        receives [num_samples][num_experts]
+ * \return EPLB_STATUS_OK; EPLB_STATUS_INVALID_ARGUMENT, also for an unknown layer; EPLB_STATUS_INVALID_DUMP where a sum is
+ *         larger than a double can say exactly
  */
 EPLB_API
 eplb_status eplb_stats_layer_loads(const eplb_stats *stats,
@@ -282,7 +300,11 @@ eplb_status eplb_stats_layer_loads(const eplb_stats *stats,
                                    size_t num_experts,
                                    double *loads);
 
-/** Gives the handle back. NULL is allowed. */
+/**
+ * Gives the handle back.
+ *
+ * \param stats  not to be used again, nor what it lent; NULL is allowed
+ */
 EPLB_API
 void eplb_stats_destroy(eplb_stats *stats);
 
@@ -436,10 +458,13 @@ extern "C" {
 /**
  * Makes a placement from arrays.
  *
+ * \param config        from EPLB_PLACEMENT_CONFIG_INIT, with the experts and ranks filled in
  * \param layer_ids     int32 [num_layers], the model's own layer numbers, each once
+ * \param num_layers    at least 1
  * \param slot_experts  int32 [num_layers][num_slots]: the expert of each slot, rows in the order of layer_ids
  * \param placement     receives the handle, which goes back by eplb_placement_destroy()
- * \return EPLB_STATUS_OK; EPLB_STATUS_INVALID_SHAPE; EPLB_STATUS_INVALID_PLACEMENT naming layer, rank and slot
+ * \return EPLB_STATUS_OK; EPLB_STATUS_INVALID_SHAPE; EPLB_STATUS_INVALID_PLACEMENT naming layer, rank and slot;
+ *         EPLB_STATUS_INVALID_ARGUMENT
  */
 EPLB_API
 eplb_status eplb_placement_create(const eplb_placement_config *config,
@@ -465,8 +490,10 @@ eplb_status eplb_placement_load(const char *path,
 /**
  * Writes the configuration file, to the byte as TensorRT-LLM's own script does.
  *
- * \param path  the file, UTF-8; an existing one is replaced in one step: whenever the process dies, the old or the new
- *              file is there, whole
+ * \param placement  the placement
+ * \param path       the file, UTF-8; an existing one is replaced in one step: whenever the process dies, the old or the
+ *                   new file is there, whole
+ * \return EPLB_STATUS_OK; EPLB_STATUS_WRITE_FAILED; EPLB_STATUS_INVALID_ARGUMENT
  */
 EPLB_API
 eplb_status eplb_placement_save(const eplb_placement *placement,
@@ -477,8 +504,11 @@ eplb_status eplb_placement_save(const eplb_placement *placement,
  * has no slot) was refused, with its place in the message, when the placement was made or loaded; what is listed here is
  * served, at a cost.
  *
+ * \param placement   the placement
  * \param issues      receives the first `capacity` issues; may be NULL when capacity is 0
+ * \param capacity    how many there is room for
  * \param num_issues  receives how many there are, which may be more than capacity
+ * \return EPLB_STATUS_OK, however many issues there are; EPLB_STATUS_INVALID_ARGUMENT
  */
 EPLB_API
 eplb_status eplb_placement_validate(const eplb_placement *placement,
@@ -489,7 +519,9 @@ eplb_status eplb_placement_validate(const eplb_placement *placement,
 /**
  * Tells the sizes of a placement.
  *
- * \param info  from EPLB_PLACEMENT_INFO_INIT
+ * \param placement  the placement
+ * \param info       from EPLB_PLACEMENT_INFO_INIT; receives the sizes, and an array that lives as long as the handle
+ * \return EPLB_STATUS_OK or EPLB_STATUS_INVALID_ARGUMENT
  */
 EPLB_API
 eplb_status eplb_placement_get_info(const eplb_placement *placement,
@@ -498,9 +530,11 @@ eplb_status eplb_placement_get_info(const eplb_placement *placement,
 /**
  * Lends the expert of each slot of a layer.
  *
+ * \param placement  the placement
  * \param layer      the layer's number
- * \param experts    receives int32 [num_slots], the handle's own
+ * \param experts    receives int32 [num_slots], the handle's own, which lives as long as it does
  * \param num_slots  receives the length; may be NULL
+ * \return EPLB_STATUS_OK; EPLB_STATUS_INVALID_ARGUMENT, also for an unknown layer
  */
 EPLB_API
 eplb_status eplb_placement_layer_experts(const eplb_placement *placement,
@@ -512,9 +546,12 @@ eplb_status eplb_placement_layer_experts(const eplb_placement *placement,
  * Lends the experts whose weights a rank must hold in a layer, in the order of its slots. An expert that stands twice
  * needs one copy of its weights only where the engine can serve two slots from it.
  *
+ * \param placement       the placement
  * \param layer           the layer's number
- * \param experts         receives int32 [slots_per_rank], the handle's own
+ * \param rank            0 to num_ranks - 1
+ * \param experts         receives int32 [slots_per_rank], the handle's own, which lives as long as it does
  * \param slots_per_rank  receives the length; may be NULL
+ * \return EPLB_STATUS_OK; EPLB_STATUS_INVALID_ARGUMENT, also for an unknown layer or rank
  */
 EPLB_API
 eplb_status eplb_placement_rank_experts(const eplb_placement *placement,
@@ -527,6 +564,10 @@ eplb_status eplb_placement_rank_experts(const eplb_placement *placement,
  * A fingerprint of a placement that is equal on every rank and architecture; compare it over all ranks before the first
  * token. It is FNV-1a (64 bits) over little-endian 32-bit words: the numbers of experts, slots, ranks and layers, then
  * each layer's number and the experts of its slots.
+ *
+ * \param placement  the placement
+ * \param hash       receives the fingerprint
+ * \return EPLB_STATUS_OK or EPLB_STATUS_INVALID_ARGUMENT
  */
 EPLB_API
 eplb_status eplb_placement_hash(const eplb_placement *placement,
@@ -535,9 +576,14 @@ eplb_status eplb_placement_hash(const eplb_placement *placement,
 /**
  * Tells how evenly a placement would load the ranks in one layer.
  *
+ * \param placement    the placement
  * \param loads        [num_samples][num_experts], finite and not negative, in any unit
+ * \param layer        the layer's number
+ * \param num_samples  situations to average over, at least 1; see eplb_solve()
  * \param num_experts  that of the placement, as a check
- * \param evaluation   from EPLB_PLACEMENT_EVALUATION_INIT
+ * \param evaluation   from EPLB_PLACEMENT_EVALUATION_INIT; receives the figures, in the unit of the loads
+ * \return EPLB_STATUS_OK; EPLB_STATUS_INVALID_LOADS naming sample and expert; EPLB_STATUS_INVALID_ARGUMENT, also for an
+ *         unknown layer
  */
 EPLB_API
 eplb_status eplb_placement_evaluate(const eplb_placement *placement,
@@ -547,7 +593,11 @@ eplb_status eplb_placement_evaluate(const eplb_placement *placement,
                                     size_t num_experts,
                                     eplb_placement_evaluation *evaluation);
 
-/** Gives the handle back. NULL is allowed. */
+/**
+ * Gives the handle back.
+ *
+ * \param placement  not to be used again, nor what it lent; NULL is allowed
+ */
 EPLB_API
 void eplb_placement_destroy(eplb_placement *placement);
 
@@ -608,9 +658,13 @@ extern "C" {
 /**
  * Decides which expert each slot holds, so that the ranks carry equal load.
  *
- * \param loads        [num_layers][num_samples][num_experts], finite and not negative, in any unit. A sample is one
- *                     situation that the placement should be good for: an iteration, or a workload; 1 will do
+ * \param config       from EPLB_SOLVE_CONFIG_INIT, with the ranks filled in
+ * \param loads        [num_layers][num_samples][num_experts], finite and not negative, in any unit
  * \param layer_ids    int32 [num_layers], the model's own layer numbers, each once
+ * \param num_layers   at least 1
+ * \param num_samples  at least 1. A sample is one situation that the placement should be good for: an iteration, or a
+ *                     workload
+ * \param num_experts  experts of each layer
  * \param placement    receives the handle, which goes back by eplb_placement_destroy()
  * \return EPLB_STATUS_OK; EPLB_STATUS_INVALID_SHAPE with the nearest valid numbers of slots in the message;
  *         EPLB_STATUS_INVALID_LOADS naming layer, sample and expert; EPLB_STATUS_INVALID_ARGUMENT
@@ -627,9 +681,12 @@ eplb_status eplb_solve(const eplb_solve_config *config,
 /**
  * Finds the valid numbers of slots nearest to a wanted one: multiples of the ranks that are not below the experts.
  *
- * \param below  receives the largest valid number that is not above num_slots, 0 where there is none
- * \param above  receives the smallest valid number that is not below num_slots, 0 where there is none within the
- *               library's limit of 1,048,576; equal to below where num_slots is valid itself
+ * \param num_experts  experts of a layer
+ * \param num_ranks    ranks of the expert-parallel group
+ * \param num_slots    the wanted number, of all ranks together
+ * \param below        receives the largest valid number that is not above num_slots, 0 where there is none
+ * \param above        receives the smallest valid number that is not below num_slots, 0 where there is none within the
+ *                     library's limit of 1,048,576; equal to below where num_slots is valid itself
  * \return EPLB_STATUS_OK; EPLB_STATUS_INVALID_ARGUMENT for no experts or no ranks
  */
 EPLB_API
@@ -671,7 +728,10 @@ typedef int32_t eplb_phase;
 /**
  * Hears how far eplb_generate() is, on the thread that called it. Must not throw.
  *
- * \param done   what is done of the phase, out of `total`
+ * \param user_data  that of the config
+ * \param phase      what is being done
+ * \param done       how much of the phase is done, in its unit
+ * \param total      how much there is to do, in the same unit
  * \return 0 to go on; anything else cancels, which leaves an existing configuration file as it is
  */
 typedef int32_t (*eplb_progress_callback)(void *user_data,
@@ -759,6 +819,7 @@ extern "C" {
 /**
  * Reads a dump, places its experts and writes the configuration file: step 2 as a whole.
  *
+ * \param config  from EPLB_GENERATE_CONFIG_INIT, with both paths filled in
  * \param report  from EPLB_GENERATE_REPORT_INIT; may be NULL
  * \return EPLB_STATUS_OK, and the file is there, whole and synced to disk; otherwise a file of that name is as it was:
  *         what eplb_stats_load() and eplb_solve() return, EPLB_STATUS_WRITE_FAILED or EPLB_STATUS_CANCELLED

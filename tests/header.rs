@@ -13,7 +13,8 @@ const SECTIONS: [(&str, &[&str]); 5] = [
     ("Generating: a dump directory to a configuration file (step 2 as a whole)", &["generate"]),
 ];
 
-const START: &str = r#"/* eplb: expert parallelism load balancer for mixture-of-experts inference.
+const START: &str = r#"/** \file
+ * eplb: expert parallelism load balancer for mixture-of-experts inference.
  *
  * Generated from src/ffi by `make header`; do not edit.
  *

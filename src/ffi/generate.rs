@@ -23,7 +23,10 @@ pub enum eplb_phase {
 
 /// Hears how far eplb_generate() is, on the thread that called it. Must not throw.
 ///
-/// \param done   what is done of the phase, out of `total`
+/// \param user_data  that of the config
+/// \param phase      what is being done
+/// \param done       how much of the phase is done, in its unit
+/// \param total      how much there is to do, in the same unit
 /// \return 0 to go on; anything else cancels, which leaves an existing configuration file as it is
 pub type eplb_progress_callback =
     Option<unsafe extern "C" fn(user_data: *mut c_void, phase: eplb_phase, done: u64, total: u64) -> i32>;
@@ -103,6 +106,7 @@ unsafe impl Growing for eplb_generate_report {}
 
 /// Reads a dump, places its experts and writes the configuration file: step 2 as a whole.
 ///
+/// \param config  from EPLB_GENERATE_CONFIG_INIT, with both paths filled in
 /// \param report  from EPLB_GENERATE_REPORT_INIT; may be NULL
 /// \return EPLB_STATUS_OK, and the file is there, whole and synced to disk; otherwise a file of that name is as it was:
 ///         what eplb_stats_load() and eplb_solve() return, EPLB_STATUS_WRITE_FAILED or EPLB_STATUS_CANCELLED

@@ -12,12 +12,16 @@ pub const EPLB_ABI_VERSION: u32 = 1;
 
 /// The version of the interface that the loaded library has. A program whose EPLB_ABI_VERSION is another one must not
 /// call anything else.
+///
+/// \return a number to compare with EPLB_ABI_VERSION
 #[unsafe(no_mangle)]
 pub extern "C" fn eplb_abi_version() -> u32 {
     EPLB_ABI_VERSION
 }
 
-/// The version of the library, such as "0.1.0". The string lives for ever.
+/// The version of the library.
+///
+/// \return a string such as "0.1.0", which lives for ever
 #[unsafe(no_mangle)]
 pub extern "C" fn eplb_version_string() -> *const c_char {
     const VERSION: &str = concat!(env!("CARGO_PKG_VERSION"), "\0");
@@ -46,14 +50,18 @@ pub enum eplb_log_level {
 /// Receives log messages. May be called by several threads at once; must not throw, and must not call
 /// eplb_set_log_callback().
 ///
-/// \param message  UTF-8, lives until the callback returns
+/// \param user_data  what eplb_set_log_callback() was given
+/// \param level      how serious it is
+/// \param message    UTF-8, lives until the callback returns
 pub type eplb_log_callback =
     Option<unsafe extern "C" fn(user_data: *mut c_void, level: eplb_log_level, message: *const c_char)>;
 
 /// Sends the library's log messages to `callback`, or nowhere with NULL, as it is from the start. This is the one thing
 /// that all handles of a process share. After it returns, a thread already in the old callback may still finish there.
 ///
-/// \param user_data  handed to each call of `callback`
+/// \param callback   any thread that is in a call of this library may call it; NULL for none
+/// \param user_data  handed to each call of `callback`; yours, and must live until the callback is replaced
+/// \return EPLB_STATUS_OK
 #[unsafe(no_mangle)]
 pub extern "C" fn eplb_set_log_callback(callback: eplb_log_callback, user_data: *mut c_void) -> eplb_status {
     static REGISTER: Once = Once::new();

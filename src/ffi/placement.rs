@@ -141,10 +141,13 @@ unsafe impl Growing for eplb_placement_evaluation {}
 
 /// Makes a placement from arrays.
 ///
+/// \param config        from EPLB_PLACEMENT_CONFIG_INIT, with the experts and ranks filled in
 /// \param layer_ids     int32 [num_layers], the model's own layer numbers, each once
+/// \param num_layers    at least 1
 /// \param slot_experts  int32 [num_layers][num_slots]: the expert of each slot, rows in the order of layer_ids
 /// \param placement     receives the handle, which goes back by eplb_placement_destroy()
-/// \return EPLB_STATUS_OK; EPLB_STATUS_INVALID_SHAPE; EPLB_STATUS_INVALID_PLACEMENT naming layer, rank and slot
+/// \return EPLB_STATUS_OK; EPLB_STATUS_INVALID_SHAPE; EPLB_STATUS_INVALID_PLACEMENT naming layer, rank and slot;
+///         EPLB_STATUS_INVALID_ARGUMENT
 #[unsafe(no_mangle)]
 pub unsafe extern "C" fn eplb_placement_create(
     config: *const eplb_placement_config,
@@ -203,8 +206,10 @@ pub unsafe extern "C" fn eplb_placement_load(
 
 /// Writes the configuration file, to the byte as TensorRT-LLM's own script does.
 ///
-/// \param path  the file, UTF-8; an existing one is replaced in one step: whenever the process dies, the old or the new
-///              file is there, whole
+/// \param placement  the placement
+/// \param path       the file, UTF-8; an existing one is replaced in one step: whenever the process dies, the old or the
+///                   new file is there, whole
+/// \return EPLB_STATUS_OK; EPLB_STATUS_WRITE_FAILED; EPLB_STATUS_INVALID_ARGUMENT
 #[unsafe(no_mangle)]
 pub unsafe extern "C" fn eplb_placement_save(
     placement: *const eplb_placement,
@@ -221,8 +226,11 @@ pub unsafe extern "C" fn eplb_placement_save(
 /// has no slot) was refused, with its place in the message, when the placement was made or loaded; what is listed here is
 /// served, at a cost.
 ///
+/// \param placement   the placement
 /// \param issues      receives the first `capacity` issues; may be NULL when capacity is 0
+/// \param capacity    how many there is room for
 /// \param num_issues  receives how many there are, which may be more than capacity
+/// \return EPLB_STATUS_OK, however many issues there are; EPLB_STATUS_INVALID_ARGUMENT
 #[unsafe(no_mangle)]
 pub unsafe extern "C" fn eplb_placement_validate(
     placement: *const eplb_placement,
@@ -259,7 +267,9 @@ fn issues_of(placement: &Placement) -> Vec<eplb_placement_issue> {
 
 /// Tells the sizes of a placement.
 ///
-/// \param info  from EPLB_PLACEMENT_INFO_INIT
+/// \param placement  the placement
+/// \param info       from EPLB_PLACEMENT_INFO_INIT; receives the sizes, and an array that lives as long as the handle
+/// \return EPLB_STATUS_OK or EPLB_STATUS_INVALID_ARGUMENT
 #[unsafe(no_mangle)]
 pub unsafe extern "C" fn eplb_placement_get_info(
     placement: *const eplb_placement,
@@ -288,9 +298,11 @@ pub unsafe extern "C" fn eplb_placement_get_info(
 
 /// Lends the expert of each slot of a layer.
 ///
+/// \param placement  the placement
 /// \param layer      the layer's number
-/// \param experts    receives int32 [num_slots], the handle's own
+/// \param experts    receives int32 [num_slots], the handle's own, which lives as long as it does
 /// \param num_slots  receives the length; may be NULL
+/// \return EPLB_STATUS_OK; EPLB_STATUS_INVALID_ARGUMENT, also for an unknown layer
 #[unsafe(no_mangle)]
 pub unsafe extern "C" fn eplb_placement_layer_experts(
     placement: *const eplb_placement,
@@ -309,9 +321,12 @@ pub unsafe extern "C" fn eplb_placement_layer_experts(
 /// Lends the experts whose weights a rank must hold in a layer, in the order of its slots. An expert that stands twice
 /// needs one copy of its weights only where the engine can serve two slots from it.
 ///
+/// \param placement       the placement
 /// \param layer           the layer's number
-/// \param experts         receives int32 [slots_per_rank], the handle's own
+/// \param rank            0 to num_ranks - 1
+/// \param experts         receives int32 [slots_per_rank], the handle's own, which lives as long as it does
 /// \param slots_per_rank  receives the length; may be NULL
+/// \return EPLB_STATUS_OK; EPLB_STATUS_INVALID_ARGUMENT, also for an unknown layer or rank
 #[unsafe(no_mangle)]
 pub unsafe extern "C" fn eplb_placement_rank_experts(
     placement: *const eplb_placement,
@@ -347,6 +362,10 @@ unsafe fn lend(experts: &[u32], to: *mut *const i32, len: *mut usize, len_name: 
 /// A fingerprint of a placement that is equal on every rank and architecture; compare it over all ranks before the first
 /// token. It is FNV-1a (64 bits) over little-endian 32-bit words: the numbers of experts, slots, ranks and layers, then
 /// each layer's number and the experts of its slots.
+///
+/// \param placement  the placement
+/// \param hash       receives the fingerprint
+/// \return EPLB_STATUS_OK or EPLB_STATUS_INVALID_ARGUMENT
 #[unsafe(no_mangle)]
 pub unsafe extern "C" fn eplb_placement_hash(
     placement: *const eplb_placement,
@@ -362,9 +381,14 @@ pub unsafe extern "C" fn eplb_placement_hash(
 
 /// Tells how evenly a placement would load the ranks in one layer.
 ///
+/// \param placement    the placement
 /// \param loads        [num_samples][num_experts], finite and not negative, in any unit
+/// \param layer        the layer's number
+/// \param num_samples  situations to average over, at least 1; see eplb_solve()
 /// \param num_experts  that of the placement, as a check
-/// \param evaluation   from EPLB_PLACEMENT_EVALUATION_INIT
+/// \param evaluation   from EPLB_PLACEMENT_EVALUATION_INIT; receives the figures, in the unit of the loads
+/// \return EPLB_STATUS_OK; EPLB_STATUS_INVALID_LOADS naming sample and expert; EPLB_STATUS_INVALID_ARGUMENT, also for an
+///         unknown layer
 #[unsafe(no_mangle)]
 pub unsafe extern "C" fn eplb_placement_evaluate(
     placement: *const eplb_placement,
@@ -398,7 +422,9 @@ pub unsafe extern "C" fn eplb_placement_evaluate(
     })
 }
 
-/// Gives the handle back. NULL is allowed.
+/// Gives the handle back.
+///
+/// \param placement  not to be used again, nor what it lent; NULL is allowed
 #[unsafe(no_mangle)]
 pub unsafe extern "C" fn eplb_placement_destroy(placement: *mut eplb_placement) {
     // SAFETY: the caller's promise that the handle is live and not used again.

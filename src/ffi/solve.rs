@@ -54,9 +54,13 @@ unsafe impl Growing for eplb_solve_config {}
 
 /// Decides which expert each slot holds, so that the ranks carry equal load.
 ///
-/// \param loads        [num_layers][num_samples][num_experts], finite and not negative, in any unit. A sample is one
-///                     situation that the placement should be good for: an iteration, or a workload; 1 will do
+/// \param config       from EPLB_SOLVE_CONFIG_INIT, with the ranks filled in
+/// \param loads        [num_layers][num_samples][num_experts], finite and not negative, in any unit
 /// \param layer_ids    int32 [num_layers], the model's own layer numbers, each once
+/// \param num_layers   at least 1
+/// \param num_samples  at least 1. A sample is one situation that the placement should be good for: an iteration, or a
+///                     workload
+/// \param num_experts  experts of each layer
 /// \param placement    receives the handle, which goes back by eplb_placement_destroy()
 /// \return EPLB_STATUS_OK; EPLB_STATUS_INVALID_SHAPE with the nearest valid numbers of slots in the message;
 ///         EPLB_STATUS_INVALID_LOADS naming layer, sample and expert; EPLB_STATUS_INVALID_ARGUMENT
@@ -92,9 +96,12 @@ pub unsafe extern "C" fn eplb_solve(
 
 /// Finds the valid numbers of slots nearest to a wanted one: multiples of the ranks that are not below the experts.
 ///
-/// \param below  receives the largest valid number that is not above num_slots, 0 where there is none
-/// \param above  receives the smallest valid number that is not below num_slots, 0 where there is none within the
-///               library's limit of 1,048,576; equal to below where num_slots is valid itself
+/// \param num_experts  experts of a layer
+/// \param num_ranks    ranks of the expert-parallel group
+/// \param num_slots    the wanted number, of all ranks together
+/// \param below        receives the largest valid number that is not above num_slots, 0 where there is none
+/// \param above        receives the smallest valid number that is not below num_slots, 0 where there is none within the
+///                     library's limit of 1,048,576; equal to below where num_slots is valid itself
 /// \return EPLB_STATUS_OK; EPLB_STATUS_INVALID_ARGUMENT for no experts or no ranks
 #[unsafe(no_mangle)]
 pub unsafe extern "C" fn eplb_suggest_num_slots(

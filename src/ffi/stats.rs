@@ -119,7 +119,9 @@ pub unsafe extern "C" fn eplb_stats_load(
 
 /// Tells what the dump held.
 ///
-/// \param info  from EPLB_STATS_INFO_INIT
+/// \param stats  the counts
+/// \param info   from EPLB_STATS_INFO_INIT; receives the sizes, and arrays that live as long as the handle
+/// \return EPLB_STATUS_OK or EPLB_STATUS_INVALID_ARGUMENT
 #[unsafe(no_mangle)]
 pub unsafe extern "C" fn eplb_stats_get_info(
     stats: *const eplb_stats,
@@ -151,10 +153,13 @@ pub unsafe extern "C" fn eplb_stats_get_info(
 
 /// Copies the loads of one layer, in the form that eplb_solve() takes: (token, choice) pairs by expert.
 ///
+/// \param stats        the counts
 /// \param layer        the layer's number
 /// \param num_samples  1: summed over the iterations; iter_stop - iter_start: one row an iteration
 /// \param num_experts  that of the dump, as a check
 /// \param loads        receives [num_samples][num_experts]
+/// \return EPLB_STATUS_OK; EPLB_STATUS_INVALID_ARGUMENT, also for an unknown layer; EPLB_STATUS_INVALID_DUMP where a sum is
+///         larger than a double can say exactly
 #[unsafe(no_mangle)]
 pub unsafe extern "C" fn eplb_stats_layer_loads(
     stats: *const eplb_stats,
@@ -172,7 +177,9 @@ pub unsafe extern "C" fn eplb_stats_layer_loads(
     })
 }
 
-/// Gives the handle back. NULL is allowed.
+/// Gives the handle back.
+///
+/// \param stats  not to be used again, nor what it lent; NULL is allowed
 #[unsafe(no_mangle)]
 pub unsafe extern "C" fn eplb_stats_destroy(stats: *mut eplb_stats) {
     // SAFETY: the caller's promise that the handle is live and not used again.

@@ -55,8 +55,10 @@ impl eplb_status {
     }
 }
 
-/// The name of a status, such as "EPLB_STATUS_INVALID_DUMP"; "unknown status" for a number that is none. The string
-/// lives for ever.
+/// The name of a status.
+///
+/// \param status  an eplb_status, or any other number
+/// \return a string such as "EPLB_STATUS_INVALID_DUMP", or "unknown status"; it lives for ever
 #[unsafe(no_mangle)]
 pub extern "C" fn eplb_status_string(status: i32) -> *const c_char {
     let name = match status {
