@@ -1,0 +1,12 @@
+//! A meta file of any bytes: refused, or sizes that the reader can trust.
+#![no_main]
+
+use eplb::stats::MetaInfo;
+use libfuzzer_sys::fuzz_target;
+
+fuzz_target!(|text: &[u8]| {
+    if let Ok(meta) = MetaInfo::parse(text) {
+        assert!((1..=meta.num_experts).contains(&meta.num_experts_per_token));
+        assert!(meta.eplb.is_none_or(|info| info.num_ranks > 0 && !info.iterations().is_empty()));
+    }
+});

@@ -1,0 +1,36 @@
+//! A rank file of any bytes in a dump of 2 experts: refused, or counts whose sums are those of the file.
+#![no_main]
+
+use std::fs;
+use std::path::PathBuf;
+use std::sync::LazyLock;
+
+use eplb::stats::{Dump, LoadOptions, RankFile};
+use libfuzzer_sys::fuzz_target;
+
+/// A dump directory of this process, in memory where the system has such a place.
+static DIRECTORY: LazyLock<PathBuf> = LazyLock::new(|| {
+    let shared = PathBuf::from("/dev/shm");
+    let base = if shared.is_dir() { shared } else { std::env::temp_dir() };
+    let directory = base.join(format!("eplb-fuzz-{}", std::process::id()));
+    fs::create_dir_all(&directory).unwrap();
+    fs::write(directory.join("meta_info.json"), r#"{"num_experts": 2, "num_experts_per_token": 1}"#).unwrap();
+    directory
+});
+
+fuzz_target!(|bytes: &[u8]| {
+    let path = DIRECTORY.join("rank0.safetensors");
+    fs::write(&path, bytes).unwrap();
+    let _ = RankFile::open(&path, None);
+    let options = LoadOptions { threads: 1, ..Default::default() };
+    let Ok(stats) = Dump::open(&DIRECTORY, &options).and_then(|dump| dump.read(&mut |_, _| Ok(()))) else { return };
+    let summary = stats.summary().clone();
+    for &layer in &summary.layers {
+        let counts = stats.layer_counts(layer).unwrap();
+        assert_eq!(counts.len() as u64, summary.iterations.len() * 2);
+        if let Ok(totals) = stats.layer_totals(layer) {
+            let sum = |counts: &[u64]| counts.iter().map(|&count| u128::from(count)).sum::<u128>();
+            assert_eq!(sum(&totals), sum(counts));
+        }
+    }
+});
