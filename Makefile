@@ -67,12 +67,13 @@ format: ## formats Rust, C and C++
 	$(CARGO) fmt
 	clang-format -i $(CPP_SOURCES)
 
-gates: build doc ## what the header promises: languages, symbols, ABI, sanitizers, the installed tree
+gates: build doc ## what the header promises: languages, symbols, ABI, layouts, sanitizers, the installed tree
 	@scripts/need.sh g++:g++ clang:clang cmake:cmake pkg-config:pkg-config strace:strace \
 		abigail-tools:abidw libgtest-dev:/usr/include/gtest/gtest.h valgrind:valgrind
 	scripts/check_header.sh
 	scripts/check_symbols.sh
 	scripts/check_abi.sh
+	$(CARGO) run --locked --quiet --manifest-path abi_tests/Cargo.toml --target-dir target/abi_tests
 	scripts/check_install.sh
 	cmake -S cpp_tests -B build/sanitize -DEPLB_SANITIZE=ON -Wno-dev >/dev/null
 	cmake --build build/sanitize -j 2

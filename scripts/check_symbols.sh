@@ -5,7 +5,7 @@ cd "$(dirname "$0")/.."
 work=$(mktemp -d)
 trap 'rm -rf "$work"' EXIT
 
-nm -D --defined-only target/release/libeplb.so | awk '{ print $3 }' | sort >"$work/exported"
+nm -D --defined-only "${EPLB_LIBRARY:-target/release/libeplb.so}" | awk '{ print $3 }' | sort >"$work/exported"
 # Declarations, as the compiler sees them: the header without its comments.
 gcc -E -P include/eplb.h | grep -oE '\beplb_[a-z_]+\(' | tr -d '(' | sort -u >"$work/declared"
 if ! diff "$work/declared" "$work/exported" >"$work/difference"; then
