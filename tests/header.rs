@@ -26,8 +26,9 @@ const START: &str = r#"/** \file
  * Status      Every call that can fail returns an eplb_status. eplb_last_error_message() then says, for the calling
  *             thread, what went wrong, where, and what to do. Results are written only on success.
  * Handles     eplb_<object> is opaque. A handle comes from _create, _load or eplb_solve() and goes back once, by its
- *             _destroy, which takes NULL. Calls on a const handle may run on several threads at once; calls on another
- *             handle are yours to serialise. What a handle lends lives until it is destroyed.
+ *             _destroy, which takes NULL. What a handle lends lives until it is destroyed.
+ * Threads     Calls on a const handle may run on several threads at once, and so may calls without a handle; calls on
+ *             another handle are yours to serialise. Threads that a call starts have ended when it returns.
  * Pointers    are yours and are used only until the call returns, unless it says otherwise. NULL where a value is
  *             needed, a number out of range and an unknown constant are errors, never crashes.
  * Structs     that begin with struct_size are initialised with their _INIT, so that a program and a library of
