@@ -171,11 +171,20 @@ fn aliases_are_read_until_they_multiply() {
     (1..100).for_each(|layer| bomb += &format!("  {layer}: *a\n"));
     let message = ConfigFile::parse(&bomb).unwrap_err().to_string();
     assert!(message.contains("more than 4194304 slots in all layers"), "{message}");
+
+    // The same without a list: 1,048,576 slots in each of the host's layers.
+    let layers: Vec<u32> = (0..5).collect();
+    let expected = Expected { num_experts: Some(8), num_ranks: Some(8), layers: Some(&layers) };
+    let message =
+        ConfigFile::parse("num_slots: 1048576\n").unwrap().placement(expected).unwrap_err().to_string();
+    assert_eq!(message, "more than 4194304 slots in all layers");
 }
 
 #[test]
 fn nesting_that_a_parser_would_choke_on_is_refused_at_once() {
-    for text in ["[".repeat(1 << 22), "{a: ".repeat(1 << 20), "- ".repeat(1 << 16)] {
+    // What looks like a comment may be the end of a string, so brackets count there too.
+    let quoted = ["[\"#\",".repeat(1 << 20), "[\"\n#\",".repeat(1 << 20)];
+    for text in ["[".repeat(1 << 22), "{a: ".repeat(1 << 20), "- ".repeat(1 << 16)].iter().chain(&quoted) {
         assert!(ConfigFile::parse(&format!("num_slots: {text}")).is_err());
     }
 }

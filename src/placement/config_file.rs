@@ -112,6 +112,9 @@ impl ConfigFile {
                 let layers = expected.layers.ok_or_else(|| {
                     Error::InvalidArgument(format!("the file has no {ASSIGNMENTS}: give the layers"))
                 })?;
+                if shape.num_slots().saturating_mul(layers.len()) > MAX_SLOTS_OF_ALL_LAYERS {
+                    return Err(Error::InvalidPlacement(too_many_slots()));
+                }
                 Placement::new(shape, layers, &spread_in_order(shape).repeat(layers.len()))?
             }
         };
@@ -137,20 +140,23 @@ impl ConfigFile {
     }
 }
 
-/// How deep brackets and braces nest, comments left out.
+/// How deep brackets and braces nest, at most. Those in comments and strings count too: to tell them apart takes the very
+/// parser that is to be spared.
 fn nesting(text: &str) -> usize {
     let (mut depth, mut deepest) = (0usize, 0);
-    for line in text.lines() {
-        for byte in line.split('#').next().unwrap_or_default().bytes() {
-            match byte {
-                b'[' | b'{' => depth += 1,
-                b']' | b'}' => depth = depth.saturating_sub(1),
-                _ => {}
-            }
-            deepest = deepest.max(depth);
+    for byte in text.bytes() {
+        match byte {
+            b'[' | b'{' => depth += 1,
+            b']' | b'}' => depth = depth.saturating_sub(1),
+            _ => {}
         }
+        deepest = deepest.max(depth);
     }
     deepest
+}
+
+fn too_many_slots() -> String {
+    format!("more than {MAX_SLOTS_OF_ALL_LAYERS} slots in all layers")
 }
 
 /// TensorRT-LLM's placement where a file has no assignments: slot `i` of rank `r` holds `(r * E / R + i) % E`.
@@ -316,9 +322,7 @@ impl<'de> Visitor<'de> for LayerSeed {
             seq.next_element_seed(ExpertSeed { layer: self.layer, slot: experts.len() })?
         {
             if experts.len() == self.room {
-                return Err(de::Error::custom(format!(
-                    "more than {MAX_SLOTS_OF_ALL_LAYERS} slots in all layers"
-                )));
+                return Err(de::Error::custom(too_many_slots()));
             }
             experts.push(expert);
         }

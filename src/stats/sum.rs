@@ -140,7 +140,6 @@ fn add(cell: &mut [u64], tensor: &Tensor, bytes: &[u8]) -> Result<Added> {
 }
 
 /// Whether all sums of a cell still fit 63 bits.
-#[derive(PartialEq)]
 enum Added {
     Whole,
     Overflowed,
