@@ -1,9 +1,65 @@
-//! Gives the shared library its SONAME, so that the dynamic linker tells incompatible versions apart.
+//! Compiles the kernels where nvcc is found, or takes the image that is checked in; gives the shared library its SONAME.
+
+use std::env;
+use std::ffi::OsString;
+use std::fs;
+use std::path::{Path, PathBuf};
+use std::process::Command;
 
 fn main() {
     println!("cargo:rerun-if-changed=build.rs");
-    let is_linux = std::env::var("CARGO_CFG_TARGET_OS").is_ok_and(|os| os == "linux");
-    if let (true, Ok(major)) = (is_linux, std::env::var("CARGO_PKG_VERSION_MAJOR")) {
+    let is_linux = env::var("CARGO_CFG_TARGET_OS").is_ok_and(|os| os == "linux");
+    if let (true, Ok(major)) = (is_linux, env::var("CARGO_PKG_VERSION_MAJOR")) {
+        // So that the dynamic linker tells incompatible versions apart.
         println!("cargo:rustc-cdylib-link-arg=-Wl,-soname,libeplb.so.{major}");
     }
+    kernels();
+}
+
+/// Puts `eplb.fatbin` and `eplb.ptx` into OUT_DIR.
+fn kernels() {
+    for variable in ["EPLB_NVCC", "CUDA_HOME", "PATH"] {
+        println!("cargo:rerun-if-env-changed={variable}");
+    }
+    println!("cargo:rerun-if-changed=kernels");
+    let out = PathBuf::from(env::var_os("OUT_DIR").expect("cargo sets OUT_DIR"));
+    match nvcc() {
+        Some(nvcc) => compile(&nvcc, &out),
+        None => {
+            for name in ["eplb.fatbin", "eplb.ptx"] {
+                fs::copy(Path::new("kernels/prebuilt").join(name), out.join(name)).expect("kernels/prebuilt");
+            }
+        }
+    }
+    // The driver takes PTX as a C string.
+    let ptx = out.join("eplb.ptx");
+    let mut text = fs::read(&ptx).expect("eplb.ptx");
+    text.push(0);
+    fs::write(&ptx, text).expect("eplb.ptx");
+}
+
+/// `$EPLB_NVCC` (empty: none), `$CUDA_HOME/bin/nvcc`, or the one on the PATH.
+fn nvcc() -> Option<PathBuf> {
+    if let Some(named) = env::var_os("EPLB_NVCC") {
+        return (named != OsString::new()).then(|| named.into());
+    }
+    let home = env::var_os("CUDA_HOME").map(|home| PathBuf::from(home).join("bin"));
+    let path = env::var_os("PATH").unwrap_or_default();
+    let folders = home.into_iter().chain(env::split_paths(&path));
+    folders.map(|folder| folder.join("nvcc")).find(|nvcc| nvcc.is_file())
+}
+
+/// An nvcc that is there and fails, fails the build: whoever has one wants to know.
+fn compile(nvcc: &Path, out: &Path) {
+    let compiled = Command::new("kernels/compile.sh").arg(nvcc).arg(out).output();
+    let failed = match compiled {
+        Ok(output) if output.status.success() => return,
+        Ok(output) => String::from_utf8_lossy(&output.stderr).into_owned(),
+        Err(e) => e.to_string(),
+    };
+    panic!(
+        "kernels/compile.sh {} failed (it needs CUDA 12.8 or newer; EPLB_NVCC= takes the kernels in kernels/prebuilt \
+         instead):\n{failed}",
+        nvcc.display()
+    );
 }

@@ -30,8 +30,7 @@ fn main() {
     let opaque = interface.opaque.clone();
     // Incomplete in C: there is no layout to compare.
     generator.skip_struct(move |item| opaque.iter().any(|name| name == item.ident()));
-    // Structs are typedefs in C, and need no "struct" before their names.
-
+    // Our structs are typedefs in C, and need no "struct" before their names.
     generator.rename_struct_ty(|name| name.starts_with("eplb_").then(|| name.to_owned()));
     ctest::generate_test(&mut generator, &path, "all.rs").unwrap();
 }
@@ -71,7 +70,7 @@ impl Interface {
 
     fn add_struct(&mut self, item: &ItemStruct) {
         let name = &item.ident;
-        if !name.to_string().starts_with("eplb_") {
+        if !name.to_string().starts_with("eplb_") && name != "CUstream_st" {
             return;
         }
         let Fields::Named(fields) = &item.fields else {

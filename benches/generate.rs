@@ -9,7 +9,7 @@ use std::path::{Path, PathBuf};
 use std::process::{Command, Stdio};
 use std::time::{Duration, Instant};
 
-use eplb::stats::{Counted, IterationRange, RankDump};
+use eplb::stats::{Counted, Counts, IterationRange, RankDump};
 
 const RANKS: u32 = 32;
 const ITERATIONS: IterationRange = IterationRange { start: 100, stop: 200 };
@@ -63,8 +63,9 @@ fn write_dump(directory: &Path) {
             experts_per_token: 8,
             counted: Counted::Experts,
             iterations: ITERATIONS,
+            held: ITERATIONS,
             layers: &layers,
-            counts: &counts,
+            counts: Counts::U64(&counts),
             run_id: None,
         };
         dump.write(directory).unwrap();

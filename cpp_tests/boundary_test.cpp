@@ -44,6 +44,24 @@ const eplb_placement *a_placement() {
     return placement.get();
 }
 
+/// A recorder on the host with a layer registered; the calls may do with it what they want.
+eplb_recorder *a_recorder() {
+    static std::vector<int32_t> ids(some * 4);
+    static const auto recorder = [] {
+        eplb::recorder_config config;
+        config.path = output() / "recorded";
+        config.iter_stop = 8;
+        config.num_ranks = 1;
+        config.num_experts = some;
+        config.experts_per_token = 4;
+        config.layer_ids = {0, 1};
+        auto recorder = eplb::recorder::create(config);
+        recorder.register_buffer(1, ids.data(), EPLB_DTYPE_INT32, some);
+        return recorder;
+    }();
+    return recorder.get();
+}
+
 /// Values of a parameter of type T. Made anew for each function, since calls write through some of them.
 template <class T> std::vector<T> values();
 
@@ -54,7 +72,14 @@ template <> std::vector<const char *> values() {
     static const std::string target = output() / "written";
     return {nullptr, "", "\xff", "/no/such/place", dump.c_str(), config.c_str(), target.c_str()};
 }
+template <> std::vector<int64_t> values() { return {0, 1, 8, -1, INT64_MAX, INT64_MIN}; }
 template <> std::vector<void *> values() { return {nullptr}; }
+// What is counted: room for 8 tokens of 8 choices each, and not aligned.
+template <> std::vector<const void *> values() {
+    static std::vector<int64_t> ids(some);
+    return {nullptr, ids.data(), reinterpret_cast<const char *>(ids.data()) + 1};
+}
+template <> std::vector<struct CUstream_st *> values() { return {nullptr}; }
 template <> std::vector<eplb_log_callback> values() {
     return {[](void *, eplb_log_level, const char *) {}, nullptr};
 }
@@ -95,11 +120,13 @@ template <> std::vector<eplb_placement_issue *> values() {
     return arrays<eplb_placement_issue, 4096>([](size_t) { return eplb_placement_issue(); });
 }
 
+template <> std::vector<const eplb_recorder *> values() { return {nullptr, a_recorder()}; }
+template <> std::vector<eplb_recorder *> values() { return {nullptr, a_recorder()}; }
+template <> std::vector<eplb_recorder **> values() {
+    return arrays<eplb_recorder *, 1>([](size_t) { return static_cast<eplb_recorder *>(nullptr); });
+}
 template <> std::vector<const eplb_stats *> values() { return {nullptr, a_stats()}; }
 template <> std::vector<const eplb_placement *> values() { return {nullptr, a_placement()}; }
-// What _destroy takes. Live handles go through it with every object of eplb.hpp.
-template <> std::vector<eplb_stats *> values() { return {nullptr}; }
-template <> std::vector<eplb_placement *> values() { return {nullptr}; }
 template <> std::vector<eplb_stats **> values() {
     return arrays<eplb_stats *, 1>([](size_t) { return static_cast<eplb_stats *>(nullptr); });
 }
@@ -172,6 +199,30 @@ template <> std::vector<const eplb_generate_config *> values() {
     bad.num_ranks = bad.num_slots = UINT32_MAX;
     return const_structs(init, {good, bad});
 }
+template <> std::vector<eplb_recorder_config *> values() {
+    return structs<eplb_recorder_config>(EPLB_RECORDER_CONFIG_INIT);
+}
+template <> std::vector<const eplb_recorder_config *> values() {
+    static const std::string target = output() / "dump";
+    static const int32_t layers[] = {3, 4};
+    eplb_recorder_config init = EPLB_RECORDER_CONFIG_INIT, good = init, huge = init, unaligned = init;
+    good.path = target.c_str();
+    good.iter_stop = 10;
+    good.num_ranks = 8;
+    good.num_experts = some;
+    good.experts_per_token = 4;
+    good.layer_ids = layers;
+    good.num_layers = 2;
+    huge = unaligned = good;
+    huge.iter_stop = 400000;
+    huge.num_experts = 1 << 20;
+    unaligned.workspace = reinterpret_cast<void *>(uintptr_t(1));
+    unaligned.workspace_bytes = SIZE_MAX;
+    return const_structs(init, {good, huge, unaligned});
+}
+template <> std::vector<eplb_recorder_info *> values() {
+    return structs<eplb_recorder_info>(EPLB_RECORDER_INFO_INIT);
+}
 template <> std::vector<eplb_generate_report *> values() {
     return structs<eplb_generate_report>(EPLB_GENERATE_REPORT_INIT);
 }
@@ -198,6 +249,11 @@ void give_back(eplb_stats **handle) {
         eplb_stats_destroy(std::exchange(*handle, nullptr));
     }
 }
+void give_back(eplb_recorder **handle) {
+    if (handle != nullptr) {
+        eplb_recorder_destroy(std::exchange(*handle, nullptr));
+    }
+}
 void give_back(eplb_placement **handle) {
     if (handle != nullptr) {
         eplb_placement_destroy(std::exchange(*handle, nullptr));
@@ -211,6 +267,12 @@ void combine(const Call &call, const std::vector<T> &first, const std::vector<Re
     for (const T value : first) {
         combine([&](Rest... others) { call(value, others...); }, rest...);
     }
+}
+
+/// _destroy. Live handles go through it with every object of eplb.hpp.
+template <class Handle> outcome sweep(const char *, void (*destroy)(Handle *)) {
+    destroy(nullptr);
+    return {1, 0};
 }
 
 template <class Result, class... Arguments>
@@ -243,7 +305,7 @@ TEST(Boundary, AnyValuesGiveAStatus) {
     }
 #include "functions.inc"
 #undef SWEEP
-    EXPECT_GE(functions, 22u);
+    EXPECT_GE(functions, 35u);
     // After all that, the library works.
     EXPECT_EQ(eplb::suggest_num_slots(256, 36, 290).second, 324u);
 }

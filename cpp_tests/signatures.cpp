@@ -14,6 +14,26 @@ SIGNATURE(eplb_last_error_message, const char *(*)());
 SIGNATURE(eplb_set_log_callback, eplb_status (*)(eplb_log_callback, void *));
 static_assert(std::is_same_v<eplb_log_callback, void (*)(void *, eplb_log_level, const char *)>);
 
+// Devices and streams
+SIGNATURE(eplb_cuda_available, int32_t (*)());
+
+// Recorder
+SIGNATURE(eplb_recorder_config_from_env, eplb_status (*)(eplb_recorder_config *));
+SIGNATURE(eplb_recorder_memory_required, eplb_status (*)(const eplb_recorder_config *, size_t *, size_t *));
+SIGNATURE(eplb_recorder_create, eplb_status (*)(const eplb_recorder_config *, eplb_recorder **));
+SIGNATURE(eplb_recorder_register_buffer, eplb_status (*)(eplb_recorder *, int32_t, const void *, int32_t,
+                                                         uint32_t, const int32_t *, struct CUstream_st *));
+SIGNATURE(eplb_recorder_begin_iteration, eplb_status (*)(eplb_recorder *, int64_t, struct CUstream_st *));
+SIGNATURE(eplb_recorder_count, eplb_status (*)(eplb_recorder *, int32_t, uint32_t, struct CUstream_st *));
+SIGNATURE(eplb_recorder_count_ids, eplb_status (*)(eplb_recorder *, int32_t, const void *, int32_t, uint32_t,
+                                                   const int32_t *, struct CUstream_st *));
+SIGNATURE(eplb_recorder_dump, eplb_status (*)(eplb_recorder *, struct CUstream_st *));
+SIGNATURE(eplb_recorder_flush, eplb_status (*)(eplb_recorder *, int64_t));
+SIGNATURE(eplb_recorder_reset, eplb_status (*)(eplb_recorder *, struct CUstream_st *));
+SIGNATURE(eplb_recorder_get_info,
+          eplb_status (*)(const eplb_recorder *, eplb_recorder_info *, uint64_t *, size_t));
+SIGNATURE(eplb_recorder_destroy, void (*)(eplb_recorder *));
+
 // Statistics
 SIGNATURE(eplb_stats_load, eplb_status (*)(const char *, const eplb_stats_options *, eplb_stats **));
 SIGNATURE(eplb_stats_get_info, eplb_status (*)(const eplb_stats *, eplb_stats_info *));

@@ -13,7 +13,12 @@
  * Handles     eplb_<object> is opaque. A handle comes from _create, _load or eplb_solve() and goes back once, by its
  *             _destroy, which takes NULL. What a handle lends lives until it is destroyed.
  * Threads     Calls on a const handle may run on several threads at once, and so may calls without a handle; calls on
- *             another handle are yours to serialise. Threads that a call starts have ended when it returns.
+ *             another handle are yours to serialise, unless its documentation says that they take turns. Threads that a
+ *             call starts have ended when it returns, but for a recorder's, which ends with it.
+ * Streams     are yours, the last argument, and order the work on a CUDA device; NULL is the default stream. Your thread's
+ *             current context is left as found. Calls marked "hot" allocate nothing, wait for nothing, read nothing back, and
+ *             are legal while a CUDA graph captures the stream. On EPLB_DEVICE_HOST the same calls work on host memory, at
+ *             once, and the stream means nothing. No CUDA header is needed, and CUDA's may be included too.
  * Pointers    are yours and are used only until the call returns, unless it says otherwise. NULL where a value is
  *             needed, a number out of range and an unknown constant are errors, never crashes.
  * Structs     that begin with struct_size are initialised with their _INIT, so that a program and a library of
@@ -31,6 +36,9 @@
 
 #include <stddef.h>
 #include <stdint.h>
+
+/** CUDA's stream: cudaStream_t and CUstream are pointers to it. */
+struct CUstream_st;
 
 #ifndef EPLB_API
 #if defined(__GNUC__)
@@ -69,6 +77,8 @@ enum eplb_status
   EPLB_STATUS_SYSTEM = 4,
   /** A defect of eplb, caught. Please report it; other calls work on. */
   EPLB_STATUS_INTERNAL = 5,
+  /** Something that was started earlier has not ended yet. */
+  EPLB_STATUS_NOT_READY = 6,
   /** A file could not be read. */
   EPLB_STATUS_READ_FAILED = 10,
   /** A file could not be written. What was there before is untouched. */
@@ -83,6 +93,12 @@ enum eplb_status
   EPLB_STATUS_INVALID_LOADS = 31,
   /** A placement or its configuration file cannot be served. */
   EPLB_STATUS_INVALID_PLACEMENT = 40,
+  /** No CUDA driver, none that is new enough, or no device. Everything but CUDA devices works. */
+  EPLB_STATUS_NO_DRIVER = 50,
+  /** The CUDA driver refused a call; the message has its code and name. */
+  EPLB_STATUS_CUDA = 51,
+  /** A CUDA graph is capturing the stream, and the call must not become part of the graph. */
+  EPLB_STATUS_CAPTURING = 52,
 };
 #ifndef __cplusplus
 #if __STDC_VERSION__ >= 202311L
@@ -173,6 +189,384 @@ const char *eplb_last_error_message(void);
 EPLB_API
 eplb_status eplb_set_log_callback(eplb_log_callback callback,
                                   void *user_data);
+
+#ifdef __cplusplus
+}  // extern "C"
+#endif  // __cplusplus
+
+/* ----------------------------------------------------------------------------------------------------
+ * Devices and streams
+ * ---------------------------------------------------------------------------------------------------- */
+
+/**
+ * Host memory, and no CUDA: calls take host pointers, ignore the stream and have done their work when they return. Needs no
+ * driver; the default of every config.
+ */
+#define EPLB_DEVICE_HOST (-1)
+
+/** The CUDA context that is current on the thread that creates the handle. It must outlive the handle. */
+#define EPLB_DEVICE_CURRENT (-2)
+
+/** The type of expert ids. */
+enum eplb_dtype
+#if defined(__cplusplus) || __STDC_VERSION__ >= 202311L
+  : int32_t
+#endif // defined(__cplusplus) || __STDC_VERSION__ >= 202311L
+ {
+  /** int32_t */
+  EPLB_DTYPE_INT32 = 0,
+  /** int64_t */
+  EPLB_DTYPE_INT64 = 1,
+};
+#ifndef __cplusplus
+#if __STDC_VERSION__ >= 202311L
+typedef enum eplb_dtype eplb_dtype;
+#else
+typedef int32_t eplb_dtype;
+#endif // __STDC_VERSION__ >= 202311L
+#endif // __cplusplus
+
+#ifdef __cplusplus
+extern "C" {
+#endif // __cplusplus
+
+/**
+ * Whether handles can be created on a CUDA device: there is a driver, 525 or newer, with a device.
+ *
+ * \return 1 if so; 0 if not, and eplb_last_error_message() says why
+ */
+EPLB_API
+int32_t eplb_cuda_available(void);
+
+#ifdef __cplusplus
+}  // extern "C"
+#endif  // __cplusplus
+
+/* ----------------------------------------------------------------------------------------------------
+ * Recorder: counting routed experts (step 1)
+ * ---------------------------------------------------------------------------------------------------- */
+
+/** What a recorder is doing. */
+enum eplb_recorder_state
+#if defined(__cplusplus) || __STDC_VERSION__ >= 202311L
+  : int32_t
+#endif // defined(__cplusplus) || __STDC_VERSION__ >= 202311L
+ {
+  /** It has no iterations to count: every call succeeds and does nothing. */
+  EPLB_RECORDER_STATE_OFF = 0,
+  /** No iteration of its range has begun. */
+  EPLB_RECORDER_STATE_WAITING = 1,
+  /** Some have. */
+  EPLB_RECORDER_STATE_COUNTING = 2,
+  /** The dump is being written. */
+  EPLB_RECORDER_STATE_DUMPING = 3,
+  /** The dump is there, whole and synced to disk. */
+  EPLB_RECORDER_STATE_DUMPED = 4,
+  /** The dump could not be written. The counts are still there; eplb_recorder_flush() tries again. */
+  EPLB_RECORDER_STATE_FAILED = 5,
+  /**
+   * A call to the driver failed while counting, and the counts are not those of the iterations any more.
+   * eplb_recorder_reset() starts anew.
+   */
+  EPLB_RECORDER_STATE_LOST = 6,
+};
+#ifndef __cplusplus
+#if __STDC_VERSION__ >= 202311L
+typedef enum eplb_recorder_state eplb_recorder_state;
+#else
+typedef int32_t eplb_recorder_state;
+#endif // __STDC_VERSION__ >= 202311L
+#endif // __cplusplus
+
+/**
+ * Counts which experts the router chose, on a device and in the order of the host's streams, and dumps the counts.
+ *
+ * What an engine does, each step:
+ *
+ * ```c
+ * // Before the step's work, on the main stream, outside of graphs:
+ * eplb_recorder_begin_iteration(recorder, iteration, stream);
+ * // Behind each layer's router, on any stream that waits for the main one, captured or not:
+ * eplb_recorder_count(recorder, layer, num_tokens, layer_stream);
+ * // The main stream waits for the layers' streams, as it does anyway before it uses their results.
+ * ```
+ *
+ * Beginning iteration iter_stop starts the dump. With no iterations to count, as without EXPERT_STATISTIC_ITER_RANGE, every
+ * call succeeds at once and does nothing.
+ *
+ * Any thread may call; calls take turns. Hot calls allocate nothing, wait for nothing, read nothing back, and may be captured:
+ * one graph serves counting and not counting, and any iteration, since the kernels read on the device which row of the window
+ * is being counted into. An id outside [0, num_experts) is never counted but reported.
+ */
+typedef struct eplb_recorder eplb_recorder;
+
+/**
+ * What to count, and where. Initialise with EPLB_RECORDER_CONFIG_INIT, and have eplb_recorder_config_from_env() fill in what
+ * the operator asks for. Zero is a field's default where it has one.
+ */
+typedef struct eplb_recorder_config {
+  /** sizeof(eplb_recorder_config) */
+  size_t struct_size;
+  /** Directory of the dump, UTF-8; created if missing, shared by all ranks. Must be given if there are iterations. */
+  const char *path;
+  /** First iteration to count. */
+  int64_t iter_start;
+  /** First iteration not to count any more; 0: count nothing, and let every call succeed and do nothing. */
+  int64_t iter_stop;
+  /** This rank of the expert-parallel group. */
+  uint32_t rank;
+  /** Ranks of the group. */
+  uint32_t num_ranks;
+  /** Experts of a layer; where slots are counted, slots of all ranks together. */
+  uint32_t num_experts;
+  /** Experts that each token chooses (the router's top-k). */
+  uint32_t experts_per_token;
+  /** The layers that this rank counts, by the model's numbers: int32 [num_layers]. */
+  const int32_t *layer_ids;
+  /** Layers that this rank counts. */
+  size_t num_layers;
+  /** Where the ids are: EPLB_DEVICE_HOST, EPLB_DEVICE_CURRENT or the ordinal of a CUDA device. */
+  int32_t device;
+  /** What the ids are: an eplb_counted. Slots where a placement is in force. */
+  int32_t counted;
+  /**
+   * Tokens of a layer in an iteration at most; 0: so few that no expert is chosen 2^32 times. Beyond that counts take 64
+   * bits. A count that overflows all the same is noticed, and its dump refused.
+   */
+  uint64_t max_tokens_per_iteration;
+  /** Tells one run from another, so that a reader refuses a mix: the same on all ranks, UTF-8. May be NULL. */
+  const char *run_id;
+  /**
+   * Memory of the device to use instead of the library's own, aligned to 16 bytes, at least as large as
+   * eplb_recorder_memory_required() says; yours, and used until the recorder is destroyed. May be NULL.
+   */
+  void *workspace;
+  /** Bytes of `workspace`. */
+  size_t workspace_bytes;
+} eplb_recorder_config;
+/** An eplb_recorder_config with every default. */
+#define EPLB_RECORDER_CONFIG_INIT { sizeof(eplb_recorder_config), NULL, 0, 0, 0, 0, 0, 0, NULL, 0, EPLB_DEVICE_HOST, 0, 0, NULL, NULL, 0 }
+
+/** How far a recorder is. Initialise with EPLB_RECORDER_INFO_INIT. */
+typedef struct eplb_recorder_info {
+  /** sizeof(eplb_recorder_info) */
+  size_t struct_size;
+  /** An eplb_recorder_state. */
+  int32_t state;
+  /** In states EPLB_RECORDER_STATE_FAILED and _LOST, the eplb_status of the cause; otherwise EPLB_STATUS_OK. */
+  int32_t error_status;
+  /** The iteration begun last; -1: none. */
+  int64_t iteration;
+  /** First iteration counted. */
+  int64_t iter_start;
+  /** The one after the last that was counted; iter_start where none was. */
+  int64_t iter_stop;
+  /** Ids counted, over all layers. */
+  uint64_t ids_counted;
+  /** Ids of valid tokens that were not counted, since they name no expert. */
+  uint64_t ids_out_of_range;
+  /** Ids of the tokens behind the valid ones, which were not looked at. */
+  uint64_t ids_padding;
+  /** Memory held on the device, in bytes. */
+  size_t workspace_bytes;
+  /** Host memory held for the copy back, in bytes. */
+  size_t host_bytes;
+  /** The message that belongs to error_status, shortened to fit. */
+  char error_message[512];
+} eplb_recorder_info;
+/** An eplb_recorder_info with every default. */
+#define EPLB_RECORDER_INFO_INIT { sizeof(eplb_recorder_info), 0, 0, 0, 0, 0, 0, 0, 0, 0, 0, { 0 } }
+
+#ifdef __cplusplus
+extern "C" {
+#endif // __cplusplus
+
+/**
+ * Fills in what the operator asks for in the environment, as TensorRT-LLM has it: EXPERT_STATISTIC_ITER_RANGE=100-200 counts
+ * iterations 100 to 199, and EXPERT_STATISTIC_PATH is the dump's directory. Without the first, iter_start and iter_stop become
+ * 0, which is a recorder that does nothing; without the second, path stays as it is.
+ *
+ * \param config  from EPLB_RECORDER_CONFIG_INIT; its path then points into the environment, which must not be changed before
+ *                eplb_recorder_create()
+ * \return EPLB_STATUS_OK; EPLB_STATUS_INVALID_ARGUMENT for a range such as 100-50 or abc, with a message naming the variable
+ */
+EPLB_API
+eplb_status eplb_recorder_config_from_env(eplb_recorder_config *config);
+
+/**
+ * The memory that a recorder takes, before it is created. It takes no more afterwards.
+ *
+ * \param config           that of eplb_recorder_create(); neither path nor workspace is looked at
+ * \param workspace_bytes  receives the bytes on the device: iterations x layers x experts x 4, or 8, and a little more
+ * \param host_bytes       receives the bytes of host memory for the copy back, page-locked where the device is CUDA's
+ * \return EPLB_STATUS_OK; EPLB_STATUS_INVALID_ARGUMENT or EPLB_STATUS_OUT_OF_MEMORY for what no recorder could be created with
+ */
+EPLB_API
+eplb_status eplb_recorder_memory_required(const eplb_recorder_config *config,
+                                          size_t *workspace_bytes,
+                                          size_t *host_bytes);
+
+/**
+ * Creates a recorder and takes all that it will need: memory, the kernels, the rank's file in the dump's directory, and a
+ * thread that sleeps until the dump. The primary context of a device given by its ordinal is retained until
+ * eplb_recorder_destroy().
+ *
+ * \param config    from EPLB_RECORDER_CONFIG_INIT; what it points to is copied, but for the workspace
+ * \param recorder  receives the handle, which goes back by eplb_recorder_destroy()
+ * \return EPLB_STATUS_OK; EPLB_STATUS_INVALID_ARGUMENT; EPLB_STATUS_WRITE_FAILED where the directory could not be written
+ *         to, or a recorder of the same rank is there already; EPLB_STATUS_OUT_OF_MEMORY; EPLB_STATUS_NO_DRIVER;
+ *         EPLB_STATUS_CUDA; EPLB_STATUS_SYSTEM
+ */
+EPLB_API
+eplb_status eplb_recorder_create(const eplb_recorder_config *config,
+                                 eplb_recorder **recorder);
+
+/**
+ * Names the place where a layer's router writes its chosen ids, for eplb_recorder_count(). A second call for a layer replaces
+ * the first.
+ *
+ * \param recorder    the recorder
+ * \param layer       the layer's number
+ * \param expert_ids  device memory, [max_tokens][experts_per_token], `dtype`; yours, and must live while it is counted
+ * \param dtype       an eplb_dtype
+ * \param max_tokens  tokens that the buffer has room for
+ * \param num_valid   device memory, int32: how many of the tokens are valid, read when the kernel runs, so that padding is not
+ *                    counted; NULL: all
+ * \param stream      a stream on which the layer will be counted: it is checked to be one of the recorder's device
+ * \return EPLB_STATUS_OK; EPLB_STATUS_INVALID_ARGUMENT, also for an unknown layer and for memory that the device cannot read;
+ *         EPLB_STATUS_CUDA
+ */
+EPLB_API
+eplb_status eplb_recorder_register_buffer(eplb_recorder *recorder,
+                                          int32_t layer,
+                                          const void *expert_ids,
+                                          int32_t dtype,
+                                          uint32_t max_tokens,
+                                          const int32_t *num_valid,
+                                          struct CUstream_st *stream);
+
+/**
+ * Begins an iteration: what is counted behind this call, in the order of `stream`, belongs to it. Call it once an iteration,
+ * before the iteration's work is launched; every stream that counts must be ordered behind it, and before the next one. A write
+ * of 4 bytes in stream order, where anything changes at all.
+ *
+ * The first iteration at or behind iter_stop starts the dump, which is copied back behind `stream` and written by a thread of
+ * the recorder's; `stream` does not wait for it. What the dump comes to is told by eplb_recorder_flush() and
+ * eplb_recorder_get_info(), not here.
+ *
+ * \param recorder   the recorder
+ * \param iteration  the engine's number of it, never lower than that before; a number that is left out counts as empty
+ * \param stream     the engine's main stream, not being captured
+ * \return EPLB_STATUS_OK; EPLB_STATUS_CAPTURING; EPLB_STATUS_INVALID_ARGUMENT; EPLB_STATUS_CUDA: state
+ *         EPLB_RECORDER_STATE_LOST unless another call succeeds
+ */
+EPLB_API
+eplb_status eplb_recorder_begin_iteration(eplb_recorder *recorder,
+                                          int64_t iteration,
+                                          struct CUstream_st *stream);
+
+/**
+ * Counts the ids in a layer's registered buffer. Hot: may be captured by a CUDA graph.
+ *
+ * \param recorder    the recorder
+ * \param layer       the layer's number
+ * \param num_tokens  tokens in the buffer, padding included; not above max_tokens
+ * \param stream      behind the router's work
+ * \return EPLB_STATUS_OK; EPLB_STATUS_INVALID_ARGUMENT; EPLB_STATUS_CUDA
+ */
+EPLB_API
+eplb_status eplb_recorder_count(eplb_recorder *recorder,
+                                int32_t layer,
+                                uint32_t num_tokens,
+                                struct CUstream_st *stream);
+
+/**
+ * Counts the ids in any buffer, for engines whose buffers move. A layer that is counted twice in an iteration, in chunks or by
+ * multi-token prediction, adds up. Hot: may be captured by a CUDA graph, which then reads the same buffer at each replay.
+ *
+ * \param recorder    the recorder
+ * \param layer       the layer's number
+ * \param expert_ids  device memory, [num_tokens][experts_per_token], `dtype`; yours, and must live until the kernel has run. On
+ *                    a CUDA device a pointer to host memory is not noticed here, and is the kernel's fault there
+ * \param dtype       an eplb_dtype
+ * \param num_tokens  tokens in the buffer, padding included
+ * \param num_valid   device memory, int32: how many of the tokens are valid; NULL: all
+ * \param stream      behind the router's work
+ * \return EPLB_STATUS_OK; EPLB_STATUS_INVALID_ARGUMENT; EPLB_STATUS_CUDA
+ */
+EPLB_API
+eplb_status eplb_recorder_count_ids(eplb_recorder *recorder,
+                                    int32_t layer,
+                                    const void *expert_ids,
+                                    int32_t dtype,
+                                    uint32_t num_tokens,
+                                    const int32_t *num_valid,
+                                    struct CUstream_st *stream);
+
+/**
+ * Ends counting before the range has passed and starts the dump of what was counted so far, for a run that ends early. The dump
+ * says what is missing: readers take it only when asked for iterations that it has. Returns at once; eplb_recorder_flush()
+ * waits. Does nothing where a dump was started already.
+ *
+ * \param recorder  the recorder
+ * \param stream    behind all that was counted, and not being captured
+ * \return EPLB_STATUS_OK; EPLB_STATUS_INVALID_ARGUMENT where no iteration of the range has begun; EPLB_STATUS_CAPTURING;
+ *         EPLB_STATUS_CUDA
+ */
+EPLB_API
+eplb_status eplb_recorder_dump(eplb_recorder *recorder,
+                               struct CUstream_st *stream);
+
+/**
+ * Waits for a dump that was started, or tries one again that failed: the counts stay on the device until a dump of them
+ * succeeds. Where none was started there is nothing to wait for.
+ *
+ * \param recorder    the recorder
+ * \param timeout_ms  how long to wait, in milliseconds; 0: not at all; negative: as long as it takes
+ * \return EPLB_STATUS_OK, and the dump, if one was started, is on disk; EPLB_STATUS_NOT_READY; what the dump failed with, such
+ *         as EPLB_STATUS_WRITE_FAILED; EPLB_STATUS_INVALID_DUMP where counts overflowed or went on meanwhile
+ */
+EPLB_API
+eplb_status eplb_recorder_flush(eplb_recorder *recorder,
+                                int64_t timeout_ms);
+
+/**
+ * Forgets all counts and begins anew, after a warm-up or a dump: any iteration may begin next.
+ *
+ * \param recorder  the recorder
+ * \param stream    behind all that was counted, before all that will be, and not being captured
+ * \return EPLB_STATUS_OK; EPLB_STATUS_NOT_READY while a dump is being written; EPLB_STATUS_CAPTURING;
+ *         EPLB_STATUS_WRITE_FAILED where another recorder has taken the rank's file since the last dump; EPLB_STATUS_CUDA
+ */
+EPLB_API
+eplb_status eplb_recorder_reset(eplb_recorder *recorder,
+                                struct CUstream_st *stream);
+
+/**
+ * Tells how far a recorder is. Reads sums from the device on a stream of its own: what counting streams have not done yet is
+ * not in them.
+ *
+ * \param recorder      the recorder
+ * \param info          from EPLB_RECORDER_INFO_INIT; receives the numbers
+ * \param layer_tokens  receives the valid tokens counted of each layer, in the order of the config's layer_ids: [num_layers];
+ *                      may be NULL where num_layers is 0
+ * \param num_layers    that of the config, as a check, or 0
+ * \return EPLB_STATUS_OK; EPLB_STATUS_INVALID_ARGUMENT; EPLB_STATUS_CUDA
+ */
+EPLB_API
+eplb_status eplb_recorder_get_info(const eplb_recorder *recorder,
+                                   eplb_recorder_info *info,
+                                   uint64_t *layer_tokens,
+                                   size_t num_layers);
+
+/**
+ * Waits for a dump that was started, and gives the handle back. Work that counts must have ended on the device, and graphs
+ * with counts in them must not be replayed any more.
+ *
+ * \param recorder  not to be used again; NULL is allowed
+ */
+EPLB_API
+void eplb_recorder_destroy(eplb_recorder *recorder);
 
 #ifdef __cplusplus
 }  // extern "C"

@@ -155,6 +155,155 @@ template <class T> class view {
     std::size_t size_ = 0;
 };
 
+/// eplb_recorder_config.
+struct recorder_config {
+    std::string path = {};
+    std::int64_t iter_start = 0;
+    std::int64_t iter_stop = 0;
+    std::uint32_t rank = 0;
+    std::uint32_t num_ranks = 0;
+    std::uint32_t num_experts = 0;
+    std::uint32_t experts_per_token = 0;
+    std::vector<std::int32_t> layer_ids = {};
+    std::int32_t device = EPLB_DEVICE_HOST;
+    eplb_counted counted = EPLB_COUNTED_EXPERTS;
+    std::uint64_t max_tokens_per_iteration = 0;
+    std::string run_id = {};
+    void *workspace = nullptr;
+    std::size_t workspace_bytes = 0;
+
+    /// Takes iterations and path from the environment: eplb_recorder_config_from_env().
+    returns<done> from_env() {
+        return detail::run(
+            [&](done &) {
+                eplb_recorder_config filled = c();
+                const eplb_status status = eplb_recorder_config_from_env(&filled);
+                if (status == EPLB_STATUS_OK) {
+                    iter_start = filled.iter_start;
+                    iter_stop = filled.iter_stop;
+                    // A copy before it is assigned: filled.path may be path's own characters.
+                    path = filled.path != nullptr ? std::string(filled.path) : std::string();
+                }
+                return status;
+            },
+            done());
+    }
+
+    eplb_recorder_config c() const {
+        eplb_recorder_config c = EPLB_RECORDER_CONFIG_INIT;
+        c.path = path.empty() ? nullptr : path.c_str();
+        c.iter_start = iter_start;
+        c.iter_stop = iter_stop;
+        c.rank = rank;
+        c.num_ranks = num_ranks;
+        c.num_experts = num_experts;
+        c.experts_per_token = experts_per_token;
+        c.layer_ids = layer_ids.data();
+        c.num_layers = layer_ids.size();
+        c.device = device;
+        c.counted = counted;
+        c.max_tokens_per_iteration = max_tokens_per_iteration;
+        c.run_id = run_id.empty() ? nullptr : run_id.c_str();
+        c.workspace = workspace;
+        c.workspace_bytes = workspace_bytes;
+        return c;
+    }
+};
+
+/// What eplb_recorder_memory_required() tells.
+struct recorder_memory {
+    std::size_t workspace_bytes = 0;
+    std::size_t host_bytes = 0;
+};
+
+/// Counts which experts the router chose. Calls take turns, so that a const recorder counts too.
+class recorder {
+  public:
+    /// CUDA's streams convert to it.
+    using stream = struct CUstream_st *;
+
+    /// Takes over a handle.
+    explicit recorder(eplb_recorder *handle) : handle_(handle) {}
+
+    static returns<recorder> create(const recorder_config &config) {
+        const eplb_recorder_config c = config.c();
+        return detail::make<recorder, eplb_recorder>(
+            [&](eplb_recorder **handle) { return eplb_recorder_create(&c, handle); });
+    }
+
+    static returns<recorder_memory> memory_required(const recorder_config &config) {
+        const eplb_recorder_config c = config.c();
+        return detail::run(
+            [&](recorder_memory &memory) {
+                return eplb_recorder_memory_required(&c, &memory.workspace_bytes, &memory.host_bytes);
+            },
+            recorder_memory());
+    }
+
+    returns<done> register_buffer(std::int32_t layer, const void *expert_ids, eplb_dtype dtype,
+                                  std::uint32_t max_tokens, const std::int32_t *num_valid = nullptr,
+                                  stream on = nullptr) const {
+        return call([&] {
+            return eplb_recorder_register_buffer(get(), layer, expert_ids, dtype, max_tokens, num_valid, on);
+        });
+    }
+
+    returns<done> begin_iteration(std::int64_t iteration, stream on = nullptr) const {
+        return call([&] { return eplb_recorder_begin_iteration(get(), iteration, on); });
+    }
+
+    returns<done> count(std::int32_t layer, std::uint32_t num_tokens, stream on = nullptr) const {
+        return call([&] { return eplb_recorder_count(get(), layer, num_tokens, on); });
+    }
+
+    returns<done> count_ids(std::int32_t layer, const void *expert_ids, eplb_dtype dtype,
+                            std::uint32_t num_tokens, const std::int32_t *num_valid = nullptr,
+                            stream on = nullptr) const {
+        return call([&] {
+            return eplb_recorder_count_ids(get(), layer, expert_ids, dtype, num_tokens, num_valid, on);
+        });
+    }
+
+    returns<done> dump(stream on = nullptr) const {
+        return call([&] { return eplb_recorder_dump(get(), on); });
+    }
+
+    /// Waits as long as it takes unless a timeout is given.
+    returns<done> flush(std::int64_t timeout_ms = -1) const {
+        return call([&] { return eplb_recorder_flush(get(), timeout_ms); });
+    }
+
+    returns<done> reset(stream on = nullptr) const {
+        return call([&] { return eplb_recorder_reset(get(), on); });
+    }
+
+    returns<eplb_recorder_info> info() const {
+        return detail::run(
+            [&](eplb_recorder_info &info) { return eplb_recorder_get_info(get(), &info, nullptr, 0); },
+            eplb_recorder_info(EPLB_RECORDER_INFO_INIT));
+    }
+
+    /// The valid tokens counted of each layer; `num_layers` is that of the config.
+    returns<std::vector<std::uint64_t>> layer_tokens(std::size_t num_layers) const {
+        return detail::run(
+            [&](std::vector<std::uint64_t> &tokens) {
+                eplb_recorder_info info = EPLB_RECORDER_INFO_INIT;
+                tokens.resize(num_layers);
+                return eplb_recorder_get_info(get(), &info, tokens.data(), num_layers);
+            },
+            std::vector<std::uint64_t>());
+    }
+
+    eplb_recorder *get() const noexcept { return handle_.get(); }
+
+  private:
+    template <class Call> static returns<done> call(Call call) {
+        return detail::run([&](done &) { return call(); }, done());
+    }
+
+    detail::owner<eplb_recorder, eplb_recorder_destroy>::type handle_;
+};
+
 /// eplb_stats_options.
 struct stats_options {
     std::int64_t iter_start = 0;

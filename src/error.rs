@@ -4,6 +4,7 @@ use std::any::Any;
 use std::fmt;
 use std::io;
 use std::path::{Path, PathBuf};
+use std::sync::Arc;
 
 /// The result of every call that can fail.
 pub type Result<T> = std::result::Result<T, Error>;
@@ -11,7 +12,7 @@ pub type Result<T> = std::result::Result<T, Error>;
 /// What went wrong, where (file, rank, iteration, layer, slot) and what to do about it.
 ///
 /// The variant says which kind of input is at fault; the text is for the person who must mend it.
-#[derive(Debug)]
+#[derive(Debug, Clone)]
 #[non_exhaustive]
 pub enum Error {
     /// An argument that is wrong by itself: NULL, out of range, an unknown layer.
@@ -27,6 +28,8 @@ pub enum Error {
     },
     /// The operating system refused something other than a file.
     System(String),
+    /// Something that was started earlier has not ended yet.
+    NotReady(String),
     /// A defect of this library, caught at the boundary.
     Internal(String),
     /// A file could not be read.
@@ -34,14 +37,14 @@ pub enum Error {
         /// The file.
         path: PathBuf,
         /// Why.
-        source: io::Error,
+        source: Arc<io::Error>,
     },
     /// A file could not be written; what was there before is untouched.
     Write {
         /// The file.
         path: PathBuf,
         /// Why.
-        source: io::Error,
+        source: Arc<io::Error>,
     },
     /// A statistic dump that is damaged or contradicts itself.
     InvalidDump(String),
@@ -53,11 +56,24 @@ pub enum Error {
     InvalidLoads(String),
     /// A placement or its configuration file that cannot be served.
     InvalidPlacement(String),
+    /// There is no CUDA driver that could be used.
+    NoDriver(String),
+    /// The CUDA driver refused a call.
+    Cuda {
+        /// Which, and what for.
+        call: String,
+        /// CUDA's number of the error.
+        code: i32,
+        /// CUDA's name of the error and its description.
+        name: String,
+    },
+    /// A stream is being captured by a CUDA graph, and the call would become part of the graph.
+    Capturing(String),
 }
 
 impl Error {
     pub(crate) fn read(path: &Path, source: io::Error) -> Self {
-        Error::Read { path: path.to_owned(), source }
+        Error::Read { path: path.to_owned(), source: Arc::new(source) }
     }
 
     /// What a caught panic said.
@@ -81,7 +97,7 @@ impl Error {
     }
 
     pub(crate) fn write(path: &Path, source: io::Error) -> Self {
-        Error::Write { path: path.to_owned(), source }
+        Error::Write { path: path.to_owned(), source: Arc::new(source) }
     }
 }
 
@@ -94,7 +110,11 @@ impl fmt::Display for Error {
             | Error::IncompleteDump(message)
             | Error::InvalidShape(message)
             | Error::InvalidLoads(message)
-            | Error::InvalidPlacement(message) => f.write_str(message),
+            | Error::InvalidPlacement(message)
+            | Error::NotReady(message)
+            | Error::NoDriver(message)
+            | Error::Capturing(message) => f.write_str(message),
+            Error::Cuda { call, code, name } => write!(f, "{call} failed: CUDA error {code}, {name}"),
             Error::Cancelled => f.write_str("cancelled by the progress callback"),
             Error::OutOfMemory { what, bytes } => write!(f, "out of memory: {bytes} bytes for {what}"),
             Error::Internal(message) => write!(f, "internal error, please report it: {message}"),
@@ -107,7 +127,7 @@ impl fmt::Display for Error {
 impl std::error::Error for Error {
     fn source(&self) -> Option<&(dyn std::error::Error + 'static)> {
         match self {
-            Error::Read { source, .. } | Error::Write { source, .. } => Some(source),
+            Error::Read { source, .. } | Error::Write { source, .. } => Some(&**source),
             _ => None,
         }
     }

@@ -10,6 +10,7 @@
 //! - `ffi`: the C boundary
 
 mod atomic_file;
+pub mod device;
 pub mod error;
 mod ffi;
 pub mod generate;

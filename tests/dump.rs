@@ -5,7 +5,7 @@ use std::collections::HashMap;
 use std::fs::{self, OpenOptions};
 use std::path::Path;
 
-use eplb::stats::{Counted, Dump, IterationRange, LoadOptions, MetaInfo, RankDump, Stats};
+use eplb::stats::{Counted, Counts, Dump, IterationRange, LoadOptions, MetaInfo, RankDump, Stats};
 use eplb::{Error, Result};
 use safetensors::tensor::{Dtype, TensorView};
 use tempfile::TempDir;
@@ -77,12 +77,16 @@ fn ours(edit: impl Fn(&mut RankDump)) -> TempDir {
             experts_per_token: 2,
             counted: Counted::Experts,
             iterations: IterationRange { start: 5, stop: 7 },
+            held: IterationRange { start: 0, stop: 0 },
             layers: &layers[..2],
-            counts: &[],
+            counts: Counts::U64(&[]),
             run_id: Some("run \"7\""),
         };
         edit(&mut dump);
-        dump.counts = &counts[..dump.iterations.len() as usize * dump.layers.len() * EXPERTS];
+        if dump.held.is_empty() {
+            dump.held = dump.iterations;
+        }
+        dump.counts = Counts::U64(&counts[..dump.held.len() as usize * dump.layers.len() * EXPERTS]);
         dump.write(dir.path()).unwrap();
     }
     dir
@@ -313,8 +317,9 @@ fn a_file_cut_off_while_it_is_read_is_an_error() {
             experts_per_token: 2,
             counted: Counted::Experts,
             iterations,
+            held: iterations,
             layers: &layers,
-            counts: &counts,
+            counts: Counts::U64(&counts),
             run_id: None,
         };
         dump.write(dir.path()).unwrap();
@@ -511,34 +516,41 @@ fn a_dump_that_could_not_be_read_back_is_not_written() {
         experts_per_token: 1,
         counted: Counted::Experts,
         iterations: IterationRange { start: 0, stop: 1 },
+        held: IterationRange { start: 0, stop: 1 },
         layers: &[3],
-        counts: &[1, 2],
+        counts: Counts::U32(&[1, 2]),
         run_id: None,
     };
     let refused = |dump: RankDump| dump.write(dir.path()).unwrap_err().to_string();
     for (dump, message) in [
-        (RankDump { counts: &[1], ..dump }, "1 counts for iterations 0..1, 1 layers and 2 experts"),
         (
-            RankDump { counts: &[], layers: &[], ..dump },
-            "0 counts for iterations 0..1, 0 layers and 2 experts",
+            RankDump { counts: Counts::U32(&[1]), ..dump },
+            "1 counts for iterations 0..1, 1 layers and 2 experts",
         ),
-        (RankDump { counts: &[1, 1 << 63], ..dump }, "count 9223372036854775808 does not fit int64"),
+        (
+            RankDump { counts: Counts::U32(&[]), layers: &[], ..dump },
+            "layers []: there must be some, each once, and fit int32",
+        ),
+        (
+            RankDump { counts: Counts::U64(&[1, 1 << 63]), ..dump },
+            "count 9223372036854775808 does not fit int64",
+        ),
         (RankDump { num_ranks: 0, ..dump }, "rank 0 of 0 ranks"),
         (RankDump { rank: 1, ..dump }, "rank 1 of 1 ranks"),
         (RankDump { experts_per_token: 0, ..dump }, "0 of 2 experts a token"),
         (RankDump { experts_per_token: 3, ..dump }, "3 of 2 experts a token"),
         (RankDump { num_experts: 1 << 21, ..dump }, "1 of 2097152 experts a token"),
         (
-            RankDump { layers: &[3, 3], counts: &[0; 4], ..dump },
-            "layers [3, 3]: each must be there once and fit int32",
+            RankDump { layers: &[3, 3], counts: Counts::U32(&[0; 4]), ..dump },
+            "layers [3, 3]: there must be some, each once, and fit int32",
         ),
         (
             RankDump { layers: &[u32::MAX], ..dump },
-            "layers [4294967295]: each must be there once and fit int32",
+            "layers [4294967295]: there must be some, each once, and fit int32",
         ),
         (
             RankDump { iterations: IterationRange { start: u64::MAX - 1, stop: u64::MAX }, ..dump },
-            "iterations 18446744073709551614..18446744073709551615 must fit int64",
+            "iterations 18446744073709551614..18446744073709551615: there must be some, and fit int64",
         ),
     ] {
         assert_eq!(refused(dump), message);

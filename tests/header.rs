@@ -5,8 +5,10 @@ use std::path::Path;
 use std::{env, fs};
 
 /// The sections of the header, in the order in which an engine developer meets them, and the files of src/ffi for each.
-const SECTIONS: [(&str, &[&str]); 5] = [
+const SECTIONS: [(&str, &[&str]); 7] = [
     ("Library: versions, statuses, messages, log", &["status", "library"]),
+    ("Devices and streams", &["device"]),
+    ("Recorder: counting routed experts (step 1)", &["recorder"]),
     ("Statistics: what was counted (step 1 leaves it, step 2 reads it)", &["stats"]),
     ("Placement: which expert each slot holds", &["placement"]),
     ("Solving: loads to placement", &["solve"]),
@@ -28,7 +30,12 @@ const START: &str = r#"/** \file
  * Handles     eplb_<object> is opaque. A handle comes from _create, _load or eplb_solve() and goes back once, by its
  *             _destroy, which takes NULL. What a handle lends lives until it is destroyed.
  * Threads     Calls on a const handle may run on several threads at once, and so may calls without a handle; calls on
- *             another handle are yours to serialise. Threads that a call starts have ended when it returns.
+ *             another handle are yours to serialise, unless its documentation says that they take turns. Threads that a
+ *             call starts have ended when it returns, but for a recorder's, which ends with it.
+ * Streams     are yours, the last argument, and order the work on a CUDA device; NULL is the default stream. Your thread's
+ *             current context is left as found. Calls marked "hot" allocate nothing, wait for nothing, read nothing back, and
+ *             are legal while a CUDA graph captures the stream. On EPLB_DEVICE_HOST the same calls work on host memory, at
+ *             once, and the stream means nothing. No CUDA header is needed, and CUDA's may be included too.
  * Pointers    are yours and are used only until the call returns, unless it says otherwise. NULL where a value is
  *             needed, a number out of range and an unknown constant are errors, never crashes.
  * Structs     that begin with struct_size are initialised with their _INIT, so that a program and a library of
@@ -46,6 +53,9 @@ const START: &str = r#"/** \file
 
 #include <stddef.h>
 #include <stdint.h>
+
+/** CUDA's stream: cudaStream_t and CUstream are pointers to it. */
+struct CUstream_st;
 
 #ifndef EPLB_API
 #if defined(__GNUC__)
@@ -109,15 +119,30 @@ fn readable(section: &str) -> String {
                 fields.push(line);
             }
             let line = line.replace("struct eplb_", "eplb_").replace("EPLB_API ", "EPLB_API\n");
+            let line = line.replace(" CUstream_st *", " struct CUstream_st *");
+            let line = negative_in_parentheses(line);
             let _ = writeln!(text, "{line}");
         }
     }
     text
 }
 
+/// A macro that is a negative number, so that it can stand in any expression.
+fn negative_in_parentheses(line: String) -> String {
+    match line.strip_prefix("#define ").and_then(|rest| rest.split_once(" -")) {
+        Some((name, digits)) => format!("#define {name} (-{digits})"),
+        None => line,
+    }
+}
+
 fn zero_of(field: &str) -> &'static str {
     let (kind, name) = field.trim().rsplit_once(' ').unwrap();
-    if name.starts_with('*') || kind.ends_with("_callback") { "NULL" } else { "0" }
+    match name {
+        "device;" => "EPLB_DEVICE_HOST",
+        _ if name.starts_with('*') || kind.ends_with("_callback") => "NULL",
+        _ if name.ends_with("];") => "{ 0 }",
+        _ => "0",
+    }
 }
 
 #[test]

@@ -59,11 +59,14 @@ pub(super) unsafe fn array<'a, T>(pointer: *const T, len: Option<usize>, name: &
     Ok(unsafe { slice::from_raw_parts(pointer, len) })
 }
 
-/// Copies `values` to an array of the caller's.
+/// Copies `values` to an array of the caller's, which may be NULL where there are none.
 ///
 /// # Safety
 /// `pointer` is NULL or points to `values.len()` values that nobody else uses meanwhile.
 pub(super) unsafe fn copy_out<T: Copy>(values: &[T], pointer: *mut T, name: &str) -> Result<()> {
+    if values.is_empty() {
+        return Ok(());
+    }
     check_pointer(pointer, name)?;
     // SAFETY: not NULL and aligned as just checked; large enough and not shared by the caller's promise.
     unsafe { pointer.copy_from_nonoverlapping(values.as_ptr(), values.len()) };
@@ -114,18 +117,27 @@ pub(super) unsafe fn destroy<T>(handle: *mut T) {
     }
 }
 
-/// A path in UTF-8.
+/// A string in UTF-8 that is not empty.
 ///
 /// # Safety
 /// `pointer` is NULL or points to a string that ends in NUL.
-pub(super) unsafe fn path<'a>(pointer: *const c_char, name: &str) -> Result<&'a Path> {
+pub(super) unsafe fn text<'a>(pointer: *const c_char, name: &str) -> Result<&'a str> {
     check_pointer(pointer, name)?;
     // SAFETY: not NULL, and NUL-terminated by the caller's promise.
     match unsafe { CStr::from_ptr(pointer) }.to_str() {
         Ok("") => Err(Error::InvalidArgument(format!("{name} is empty"))),
-        Ok(text) => Ok(Path::new(text)),
+        Ok(text) => Ok(text),
         Err(_) => Err(Error::InvalidArgument(format!("{name} is not UTF-8"))),
     }
+}
+
+/// As [`text`], for a path.
+///
+/// # Safety
+/// As for [`text`].
+pub(super) unsafe fn path<'a>(pointer: *const c_char, name: &str) -> Result<&'a Path> {
+    // SAFETY: the caller's promise.
+    unsafe { text(pointer, name) }.map(Path::new)
 }
 
 /// A struct that grows: it begins with `struct_size`, new fields are only appended, and zero is every field's default.

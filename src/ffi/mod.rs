@@ -1,7 +1,7 @@
 //! The C boundary: one file per C object, each function converts, calls and is done.
 //!
 //! Types carry their C names, and their documentation is the header's: `include/eplb.h` is generated from these files.
-//! This module holds the only `unsafe` of the library. Its functions trust what the header makes the caller promise:
+//! This module and `device` hold the only `unsafe` of the library. Its functions trust what the header makes the caller promise:
 //! that pointers which are not NULL point to what their type says, for as long as the call runs.
 #![allow(non_camel_case_types, reason = "types carry the names of the C interface")]
 #![allow(
@@ -10,9 +10,11 @@
 )]
 
 mod boundary;
+mod device;
 mod generate;
 mod library;
 mod placement;
+mod recorder;
 mod solve;
 mod stats;
 mod status;
@@ -23,9 +25,11 @@ mod status;
 mod signatures {
     use std::ffi::{c_char, c_void};
 
+    use super::device::*;
     use super::generate::*;
     use super::library::*;
     use super::placement::*;
+    use super::recorder::*;
     use super::solve::*;
     use super::stats::*;
     use super::status::*;
@@ -37,6 +41,46 @@ mod signatures {
     const _: extern "C" fn(eplb_log_callback, *mut c_void) -> eplb_status = eplb_set_log_callback;
     const _: Option<unsafe extern "C" fn(*mut c_void, eplb_log_level, *const c_char)> =
         None::<_> as eplb_log_callback;
+
+    const _: extern "C" fn() -> i32 = eplb_cuda_available;
+
+    const _: unsafe extern "C" fn(*mut eplb_recorder_config) -> eplb_status = eplb_recorder_config_from_env;
+    const _: unsafe extern "C" fn(*const eplb_recorder_config, *mut usize, *mut usize) -> eplb_status =
+        eplb_recorder_memory_required;
+    const _: unsafe extern "C" fn(*const eplb_recorder_config, *mut *mut eplb_recorder) -> eplb_status =
+        eplb_recorder_create;
+    const _: unsafe extern "C" fn(
+        *mut eplb_recorder,
+        i32,
+        *const c_void,
+        i32,
+        u32,
+        *const i32,
+        *mut CUstream_st,
+    ) -> eplb_status = eplb_recorder_register_buffer;
+    const _: unsafe extern "C" fn(*mut eplb_recorder, i64, *mut CUstream_st) -> eplb_status =
+        eplb_recorder_begin_iteration;
+    const _: unsafe extern "C" fn(*mut eplb_recorder, i32, u32, *mut CUstream_st) -> eplb_status =
+        eplb_recorder_count;
+    const _: unsafe extern "C" fn(
+        *mut eplb_recorder,
+        i32,
+        *const c_void,
+        i32,
+        u32,
+        *const i32,
+        *mut CUstream_st,
+    ) -> eplb_status = eplb_recorder_count_ids;
+    const _: unsafe extern "C" fn(*mut eplb_recorder, *mut CUstream_st) -> eplb_status = eplb_recorder_dump;
+    const _: unsafe extern "C" fn(*mut eplb_recorder, i64) -> eplb_status = eplb_recorder_flush;
+    const _: unsafe extern "C" fn(*mut eplb_recorder, *mut CUstream_st) -> eplb_status = eplb_recorder_reset;
+    const _: unsafe extern "C" fn(
+        *const eplb_recorder,
+        *mut eplb_recorder_info,
+        *mut u64,
+        usize,
+    ) -> eplb_status = eplb_recorder_get_info;
+    const _: unsafe extern "C" fn(*mut eplb_recorder) = eplb_recorder_destroy;
 
     const _: unsafe extern "C" fn(
         *const c_char,

@@ -6,7 +6,7 @@ use super::boundary::{
     Growing, borrowed, boundary, copy_out, destroy, growing_out, number, optional_config, out, path,
 };
 use super::status::eplb_status;
-use crate::error::Result;
+use crate::error::{Error, Result};
 use crate::stats::{Counted, Dump, LoadOptions, Stats};
 
 /// The counts of a dump, summed over ranks. Immutable: any number of threads may use it at once.
@@ -42,6 +42,17 @@ pub enum eplb_counted {
     Experts = 0,
     /// Slots: a placement was in force while counting.
     Slots = 1,
+}
+
+/// What came in from C.
+pub(super) fn counted(number: i32) -> Result<Counted> {
+    const EXPERTS: i32 = eplb_counted::Experts as i32;
+    const SLOTS: i32 = eplb_counted::Slots as i32;
+    match number {
+        EXPERTS => Ok(Counted::Experts),
+        SLOTS => Ok(Counted::Slots),
+        unknown => Err(Error::InvalidArgument(format!("counted is {unknown}, which is no eplb_counted"))),
+    }
 }
 
 /// What a dump holds. Initialise with EPLB_STATS_INFO_INIT. Arrays belong to the handle and live as long as it does.

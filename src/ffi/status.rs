@@ -20,6 +20,8 @@ pub enum eplb_status {
     System = 4,
     /// A defect of eplb, caught. Please report it; other calls work on.
     Internal = 5,
+    /// Something that was started earlier has not ended yet.
+    NotReady = 6,
     /// A file could not be read.
     ReadFailed = 10,
     /// A file could not be written. What was there before is untouched.
@@ -34,6 +36,12 @@ pub enum eplb_status {
     InvalidLoads = 31,
     /// A placement or its configuration file cannot be served.
     InvalidPlacement = 40,
+    /// No CUDA driver, none that is new enough, or no device. Everything but CUDA devices works.
+    NoDriver = 50,
+    /// The CUDA driver refused a call; the message has its code and name.
+    Cuda = 51,
+    /// A CUDA graph is capturing the stream, and the call must not become part of the graph.
+    Capturing = 52,
 }
 
 impl eplb_status {
@@ -44,6 +52,7 @@ impl eplb_status {
             Error::OutOfMemory { .. } => Self::OutOfMemory,
             Error::System(_) => Self::System,
             Error::Internal(_) => Self::Internal,
+            Error::NotReady(_) => Self::NotReady,
             Error::Read { .. } => Self::ReadFailed,
             Error::Write { .. } => Self::WriteFailed,
             Error::InvalidDump(_) => Self::InvalidDump,
@@ -51,6 +60,9 @@ impl eplb_status {
             Error::InvalidShape(_) => Self::InvalidShape,
             Error::InvalidLoads(_) => Self::InvalidLoads,
             Error::InvalidPlacement(_) => Self::InvalidPlacement,
+            Error::NoDriver(_) => Self::NoDriver,
+            Error::Cuda { .. } => Self::Cuda,
+            Error::Capturing(_) => Self::Capturing,
         }
     }
 }
@@ -68,6 +80,7 @@ pub extern "C" fn eplb_status_string(status: i32) -> *const c_char {
         3 => c"EPLB_STATUS_OUT_OF_MEMORY",
         4 => c"EPLB_STATUS_SYSTEM",
         5 => c"EPLB_STATUS_INTERNAL",
+        6 => c"EPLB_STATUS_NOT_READY",
         10 => c"EPLB_STATUS_READ_FAILED",
         11 => c"EPLB_STATUS_WRITE_FAILED",
         20 => c"EPLB_STATUS_INVALID_DUMP",
@@ -75,6 +88,9 @@ pub extern "C" fn eplb_status_string(status: i32) -> *const c_char {
         30 => c"EPLB_STATUS_INVALID_SHAPE",
         31 => c"EPLB_STATUS_INVALID_LOADS",
         40 => c"EPLB_STATUS_INVALID_PLACEMENT",
+        50 => c"EPLB_STATUS_NO_DRIVER",
+        51 => c"EPLB_STATUS_CUDA",
+        52 => c"EPLB_STATUS_CAPTURING",
         _ => c"unknown status",
     };
     name.as_ptr()
@@ -103,6 +119,10 @@ mod tests {
             InvalidShape,
             InvalidLoads,
             InvalidPlacement,
+            NotReady,
+            NoDriver,
+            Cuda,
+            Capturing,
         ] {
             // SAFETY: a string that lives for ever.
             let name = unsafe { CStr::from_ptr(eplb_status_string(status as i32)) }.to_str().unwrap();

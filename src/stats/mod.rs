@@ -4,17 +4,20 @@
 mod dump;
 mod meta;
 mod rank_file;
+mod recorder;
 mod sum;
 mod write;
 
 pub use dump::{Dump, LoadOptions};
 pub use meta::{Counted, DumpInfo, MetaInfo};
 pub use rank_file::RankFile;
-pub use write::RankDump;
+pub use recorder::{Info, MemoryRequired, Recorder, RecorderConfig, State};
+pub use write::{Counts, RankDump};
 
 use std::fmt;
+use std::str::FromStr;
 
-use crate::error::{Error, Result};
+use crate::error::{Error, Result, shortened};
 
 /// Iterations `start <= i < stop`.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -39,6 +42,32 @@ impl IterationRange {
     /// Whether `iteration` is one of them.
     pub fn contains(&self, iteration: u64) -> bool {
         (self.start..self.stop).contains(&iteration)
+    }
+}
+
+impl FromStr for IterationRange {
+    type Err = Error;
+
+    /// `100-200`, as TensorRT-LLM's `EXPERT_STATISTIC_ITER_RANGE` has it: from 100 to 199.
+    fn from_str(text: &str) -> Result<Self> {
+        let refuse = |why: &str| {
+            let text = shortened(text);
+            Err(Error::InvalidArgument(format!("\"{text}\" is no range of iterations: {why}")))
+        };
+        // Digits only: Rust's numbers may begin with a plus.
+        let number = |digits: &str| {
+            digits.bytes().all(|b| b.is_ascii_digit()).then(|| digits.parse::<u64>().ok()).flatten()
+        };
+        let Some((Some(start), Some(stop))) =
+            text.trim().split_once('-').map(|(start, stop)| (number(start), number(stop)))
+        else {
+            return refuse("START-STOP expected, such as 100-200 for iterations 100 to 199");
+        };
+        match (start < stop, stop <= i64::MAX as u64) {
+            (false, _) => refuse("it ends before it begins; START must be less than STOP"),
+            (true, false) => refuse("it goes beyond 64 bits"),
+            (true, true) => Ok(IterationRange { start, stop }),
+        }
     }
 }
 
@@ -150,5 +179,29 @@ impl Stats {
             )));
         }
         Ok(counts.iter().map(|&count| count as f64).collect())
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_range_is_two_numbers_of_which_the_second_is_larger() {
+        assert_eq!("100-200".parse::<IterationRange>().unwrap(), IterationRange { start: 100, stop: 200 });
+        assert_eq!(" 0-1\n".parse::<IterationRange>().unwrap(), IterationRange { start: 0, stop: 1 });
+        for (text, why) in [
+            ("100-50", "it ends before it begins; START must be less than STOP"),
+            ("7-7", "it ends before it begins; START must be less than STOP"),
+            ("abc", "START-STOP expected, such as 100-200 for iterations 100 to 199"),
+            ("-5", "START-STOP expected, such as 100-200 for iterations 100 to 199"),
+            ("5-", "START-STOP expected, such as 100-200 for iterations 100 to 199"),
+            ("1-2-3", "START-STOP expected, such as 100-200 for iterations 100 to 199"),
+            ("+1-2", "START-STOP expected, such as 100-200 for iterations 100 to 199"),
+            ("0-9223372036854775808", "it goes beyond 64 bits"),
+        ] {
+            let error = text.parse::<IterationRange>().unwrap_err().to_string();
+            assert_eq!(error, format!("\"{text}\" is no range of iterations: {why}"));
+        }
     }
 }

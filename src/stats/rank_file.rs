@@ -19,7 +19,7 @@ use crate::error::{Error, Result, shortened, try_zeroed};
 use crate::placement::MAX_COUNT;
 
 /// The limit of the safetensors format.
-const MAX_HEADER_BYTES: u64 = 100_000_000;
+pub(super) const MAX_HEADER_BYTES: u64 = 100_000_000;
 
 /// The index of a rank's file: what it holds and where, checked against the file's size before any count is read.
 #[derive(Debug)]

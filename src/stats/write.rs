@@ -1,13 +1,23 @@
 //! Writing a dump: one file a rank, and the meta file, which rank 0 writes.
 
-use std::fmt::Write as _;
 use std::fs;
-use std::path::Path;
+use std::io::{self, Write};
+use std::path::{Path, PathBuf};
 
+use super::rank_file::MAX_HEADER_BYTES;
 use super::{Counted, DumpInfo, IterationRange, MetaInfo};
 use crate::atomic_file::AtomicFile;
 use crate::error::{Error, Result};
 use crate::placement::MAX_COUNT;
+
+/// Counts as whoever counted has them.
+#[derive(Debug, Clone, Copy)]
+pub enum Counts<'a> {
+    /// 32 bits each.
+    U32(&'a [u32]),
+    /// 64 bits each.
+    U64(&'a [u64]),
+}
 
 /// The counts of one rank, ready to be dumped.
 #[derive(Debug, Clone, Copy)]
@@ -22,12 +32,14 @@ pub struct RankDump<'a> {
     pub experts_per_token: usize,
     /// Experts or slots.
     pub counted: Counted,
-    /// Iterations counted.
+    /// Iterations that were to be counted.
     pub iterations: IterationRange,
+    /// Those of them that were. Where some are missing, a reader sees that the dump is incomplete.
+    pub held: IterationRange,
     /// Layers that this rank counted, by number.
     pub layers: &'a [u32],
-    /// `[iterations][layers][experts]`
-    pub counts: &'a [u64],
+    /// `[held][layers][experts]`
+    pub counts: Counts<'a>,
     /// Tells one run from another.
     pub run_id: Option<&'a str>,
 }
@@ -37,12 +49,30 @@ impl RankDump<'_> {
     /// Each file is there whole or not at all.
     pub fn write(&self, directory: &Path) -> Result<()> {
         self.check()?;
+        self.write_claimed(self.claim(directory)?, directory)
+    }
+
+    /// Makes the rank's file in `directory`, which is created if missing, this writer's own until it is written: others
+    /// are refused.
+    pub(super) fn claim(&self, directory: &Path) -> Result<AtomicFile> {
         fs::create_dir_all(directory).map_err(|e| Error::write(directory, e))?;
-        let header = self.header();
-        AtomicFile::create(&directory.join(format!("rank{}.safetensors", self.rank)))?.replace(|file| {
-            file.write_all(&(header.len() as u64).to_le_bytes())?;
-            file.write_all(header.as_bytes())?;
-            self.counts.iter().try_for_each(|count| file.write_all(&count.to_le_bytes()))
+        if self.rank == 0 {
+            // Dropped at once: whether the meta file could be written shows now and not after the run.
+            AtomicFile::create(&directory.join(MetaInfo::FILE_NAME))?;
+        }
+        AtomicFile::create(&self.path_in(directory))
+    }
+
+    /// Writes what [`RankDump::check`] passed.
+    pub(super) fn write_claimed(&self, file: AtomicFile, directory: &Path) -> Result<()> {
+        file.replace(|file| {
+            // The format's writers align the data; spaces after the JSON are part of the header.
+            let json_len = self.json_len();
+            let header_len = json_len.next_multiple_of(8);
+            file.write_all(&header_len.to_le_bytes())?;
+            self.write_json(file)?;
+            file.write_all(&b"       "[..(header_len - json_len) as usize])?;
+            self.write_counts(file)
         })?;
         if self.rank == 0 {
             let meta = serde_json::to_string(&self.meta()).map_err(|e| Error::Internal(e.to_string()))?;
@@ -52,8 +82,34 @@ impl RankDump<'_> {
         Ok(())
     }
 
+    fn path_in(&self, directory: &Path) -> PathBuf {
+        directory.join(format!("rank{}.safetensors", self.rank))
+    }
+
     /// Whether the reader would take the dump.
     fn check(&self) -> Result<()> {
+        let refuse = |what: String| Err(Error::InvalidArgument(what));
+        self.check_run()?;
+        let (len, too_large) = match self.counts {
+            Counts::U32(counts) => (counts.len(), None),
+            Counts::U64(counts) => (counts.len(), counts.iter().find(|&&count| count > i64::MAX as u64)),
+        };
+        if len as u64 != self.held.len() * (self.layers.len() * self.num_experts) as u64 {
+            return refuse(format!(
+                "{len} counts for iterations {}, {} layers and {} experts",
+                self.held,
+                self.layers.len(),
+                self.num_experts
+            ));
+        }
+        match too_large {
+            None => Ok(()),
+            Some(count) => refuse(format!("count {count} does not fit int64")),
+        }
+    }
+
+    /// As [`RankDump::check`], but for the counts, which need not be there yet.
+    pub(super) fn check_run(&self) -> Result<()> {
         let refuse = |what: String| Err(Error::InvalidArgument(what));
         if self.rank as usize >= self.num_ranks {
             return refuse(format!("rank {} of {} ranks", self.rank, self.num_ranks));
@@ -63,29 +119,29 @@ impl RankDump<'_> {
         }
         let mut layers = self.layers.to_vec();
         layers.sort_unstable();
-        if layers.windows(2).any(|pair| pair[0] == pair[1])
+        if layers.is_empty()
+            || layers.windows(2).any(|pair| pair[0] == pair[1])
             || layers.iter().any(|&l| i32::try_from(l).is_err())
         {
-            return refuse(format!("layers {:?}: each must be there once and fit int32", self.layers));
+            return refuse(format!("layers {:?}: there must be some, each once, and fit int32", self.layers));
         }
-        if self.iterations.stop > i64::MAX as u64 {
-            return refuse(format!("iterations {} must fit int64", self.iterations));
+        let IterationRange { start, stop } = self.iterations;
+        if self.iterations.is_empty() || stop > i64::MAX as u64 {
+            return refuse(format!("iterations {start}..{stop}: there must be some, and fit int64"));
         }
-        let cells = (self.iterations.len() as usize).checked_mul(self.layers.len());
-        let wanted = cells.and_then(|cells| cells.checked_mul(self.num_experts)).filter(|&counts| counts > 0);
-        if wanted != Some(self.counts.len()) {
+        if self.held.is_empty() || self.held.start < start || self.held.stop > stop {
+            return refuse(format!("iterations {} counted of {}", self.held, self.iterations));
+        }
+        // Before the header is looked at in detail: an entry has more than 64 bytes.
+        let tensors = self.held.len().saturating_mul(self.layers.len() as u64);
+        if tensors > MAX_HEADER_BYTES / 64 || self.json_len() > MAX_HEADER_BYTES {
             return refuse(format!(
-                "{} counts for iterations {}, {} layers and {} experts",
-                self.counts.len(),
-                self.iterations,
-                self.layers.len(),
-                self.num_experts
+                "iterations {} of {} layers are more tensors than a safetensors file may have; count fewer iterations",
+                self.held,
+                self.layers.len()
             ));
         }
-        match self.counts.iter().find(|&&count| count > i64::MAX as u64) {
-            None => Ok(()),
-            Some(count) => refuse(format!("count {count} does not fit int64")),
-        }
+        Ok(())
     }
 
     fn meta(&self) -> MetaInfo {
@@ -103,37 +159,69 @@ impl RankDump<'_> {
         }
     }
 
-    fn header(&self) -> String {
-        let layers = self.layers.iter().map(u32::to_string).collect::<Vec<_>>().join(",");
+    /// The bytes of the header's JSON.
+    fn json_len(&self) -> u64 {
+        let mut length = ByteCount(0);
+        // A count of bytes has no way to fail.
+        let _ = self.write_json(&mut length);
+        length.0
+    }
+
+    /// Written piece by piece: as a whole it may be larger than the counts.
+    fn write_json(&self, out: &mut dyn Write) -> io::Result<()> {
         let counted = match self.counted {
             Counted::Experts => "experts",
             Counted::Slots => "slots",
         };
         let IterationRange { start, stop } = self.iterations;
-        let mut header = format!(
-            "{{\"__metadata__\":{{\"rank\":\"{}\",\"num_ranks\":\"{}\",\"layers\":\"{layers}\",\
-             \"iter_start\":\"{start}\",\"iter_stop\":\"{stop}\",\"counts\":\"{counted}\"",
+        write!(
+            out,
+            "{{\"__metadata__\":{{\"rank\":\"{}\",\"num_ranks\":\"{}\",\"layers\":\"",
             self.rank, self.num_ranks
-        );
-        if let Some(run_id) = self.run_id {
-            let _ = write!(header, ",\"run_id\":{}", serde_json::Value::from(run_id));
+        )?;
+        for (index, layer) in self.layers.iter().enumerate() {
+            write!(out, "{}{layer}", if index == 0 { "" } else { "," })?;
         }
-        header.push('}');
+        write!(out, "\",\"iter_start\":\"{start}\",\"iter_stop\":\"{stop}\",\"counts\":\"{counted}\"")?;
+        if let Some(run_id) = self.run_id {
+            write!(out, ",\"run_id\":{}", serde_json::Value::from(run_id))?;
+        }
+        write!(out, "}}")?;
         let (size, mut offset) = (self.num_experts * size_of::<i64>(), 0);
-        for iteration in start..stop {
+        for iteration in self.held.start..self.held.stop {
             for layer in self.layers {
                 let end = offset + size;
-                let _ = write!(
-                    header,
+                write!(
+                    out,
                     ",\"{iteration}_{layer}\":{{\"dtype\":\"I64\",\"shape\":[{}],\"data_offsets\":[{offset},{end}]}}",
                     self.num_experts
-                );
+                )?;
                 offset = end;
             }
         }
-        header.push('}');
-        // The format's writers align the data; spaces after the JSON are part of the header.
-        header.extend(std::iter::repeat_n(' ', header.len().next_multiple_of(8) - header.len()));
-        header
+        write!(out, "}}")
+    }
+
+    fn write_counts(&self, out: &mut dyn Write) -> io::Result<()> {
+        match self.counts {
+            Counts::U32(counts) => {
+                counts.iter().try_for_each(|&count| out.write_all(&u64::from(count).to_le_bytes()))
+            }
+            Counts::U64(counts) => counts.iter().try_for_each(|count| out.write_all(&count.to_le_bytes())),
+        }
+    }
+}
+
+/// Counts the bytes that it is given.
+struct ByteCount(u64);
+
+impl Write for ByteCount {
+    fn write(&mut self, bytes: &[u8]) -> io::Result<usize> {
+        self.0 += bytes.len() as u64;
+        Ok(bytes.len())
+    }
+
+    fn flush(&mut self) -> io::Result<()> {
+        Ok(())
     }
 }

@@ -64,7 +64,7 @@ fn main() -> ExitCode {
 fn manual(directory: &Path) -> eplb::Result<String> {
     match clap_mangen::generate_to(Cli::command(), directory) {
         Ok(()) => Ok(String::new()),
-        Err(source) => Err(Error::Write { path: directory.to_owned(), source }),
+        Err(source) => Err(Error::Write { path: directory.to_owned(), source: source.into() }),
     }
 }
 

@@ -1,0 +1,189 @@
+// Counting: how many (token, choice) pairs chose each expert.
+//
+// Plain CUDA C++ without the runtime's headers, so that g++ compiles it too: cpp_tests/emulation runs these kernels with one
+// fiber a thread, and the tests of the whole library run them behind a driver of our own.
+#pragma once
+
+#include <cstdint>
+
+/// What the window's row says while nothing is counted.
+constexpr uint32_t EPLB_COUNT_OFF = 0xffffffff;
+
+/// Threads of a block.
+constexpr uint32_t EPLB_COUNT_THREADS = 512;
+
+/// What became of the ids that a layer's kernels were given while they counted.
+struct eplb_count_totals {
+    /// Ids of valid tokens: counted, or out of range.
+    unsigned long long ids;
+    /// Ids of valid tokens outside [0, num_experts).
+    unsigned long long out_of_range;
+    /// Ids of the tokens behind the valid ones.
+    unsigned long long padding;
+};
+
+/// One launch. src/device/count.rs has the same struct.
+struct eplb_count_arguments {
+    /// [num_tokens][experts_per_token], aligned as its type.
+    const void *expert_ids;
+    /// How many of the tokens are valid, clamped to [0, num_tokens]; NULL: all.
+    const int32_t *num_valid;
+    /// The row of the window to count into, or EPLB_COUNT_OFF.
+    const uint32_t *row;
+    /// This layer's cells in row 0, [num_experts].
+    void *cells;
+    /// Cells from one row to the next.
+    uint64_t row_stride;
+    /// This layer's.
+    eplb_count_totals *totals;
+    uint32_t num_tokens;
+    uint32_t experts_per_token;
+    uint32_t num_experts;
+    /// Not 0: the launch has shared memory for num_experts + 1 bins.
+    uint32_t has_bins;
+};
+
+static_assert(sizeof(eplb_count_arguments) == 64 && sizeof(eplb_count_totals) == 24, "see src/device/count.rs");
+
+/// As much as the launch asks for.
+extern __shared__ uint32_t eplb_bins[];
+
+namespace eplb {
+
+template <class Id> struct id_traits;
+template <> struct id_traits<int32_t> {
+    using vector = int4;
+    using bits = uint32_t;
+};
+template <> struct id_traits<int64_t> {
+    using vector = longlong2;
+    using bits = uint64_t;
+};
+
+template <class Use> __device__ void each_of(const int4 &ids, Use use) {
+    use(ids.x);
+    use(ids.y);
+    use(ids.z);
+    use(ids.w);
+}
+template <class Use> __device__ void each_of(const longlong2 &ids, Use use) {
+    use(ids.x);
+    use(ids.y);
+}
+
+/// Hands each of `count` ids to `use`, once over all threads of the grid: 16 bytes a load, but for what lies before the
+/// first and behind the last multiple of 16.
+template <class Id, class Use> __device__ void each_id(const Id *ids, uint64_t count, Use use) {
+    using vector = typename id_traits<Id>::vector;
+    constexpr uint64_t width = sizeof(vector) / sizeof(Id);
+    const uint64_t thread = uint64_t(blockIdx.x) * blockDim.x + threadIdx.x;
+    const uint64_t threads = uint64_t(gridDim.x) * blockDim.x;
+
+    uint64_t head = (0 - reinterpret_cast<uintptr_t>(ids)) % sizeof(vector) / sizeof(Id);
+    head = head < count ? head : count;
+    const uint64_t vectors = (count - head) / width;
+    const uint64_t tail = head + vectors * width;
+    const vector *body = reinterpret_cast<const vector *>(ids + head);
+
+    if (thread < head) {
+        use(ids[thread]);
+    }
+    // Here and below, a launch has about as many threads as there is work: unrolled loops would be code and no gain.
+#pragma unroll 1
+    for (uint64_t i = thread; i < vectors; i += threads) {
+        each_of(body[i], use);
+    }
+    if (thread < count - tail) {
+        use(ids[tail + thread]);
+    }
+}
+
+/// The bin of an id; those out of range share the one behind the experts.
+template <class Id> __device__ uint32_t bin_of(Id id, uint32_t num_experts) {
+    using bits = typename id_traits<Id>::bits;
+    return static_cast<bits>(id) < num_experts ? static_cast<uint32_t>(id) : num_experts;
+}
+
+/// Bins in shared memory: one global atomic a bin and block, whatever the number of ids.
+template <class Id, class Cell>
+__device__ void count_in_bins(const eplb_count_arguments &args, uint64_t num_ids, Cell *cells) {
+#pragma unroll 1
+    for (uint32_t bin = threadIdx.x; bin <= args.num_experts; bin += blockDim.x) {
+        eplb_bins[bin] = 0;
+    }
+    __syncthreads();
+    each_id(static_cast<const Id *>(args.expert_ids), num_ids,
+            [&](Id id) { atomicAdd(&eplb_bins[bin_of(id, args.num_experts)], 1u); });
+    __syncthreads();
+#pragma unroll 1
+    for (uint32_t bin = threadIdx.x; bin < args.num_experts; bin += blockDim.x) {
+        if (eplb_bins[bin] != 0) {
+            atomicAdd(&cells[bin], static_cast<Cell>(eplb_bins[bin]));
+        }
+    }
+    if (threadIdx.x == 0 && eplb_bins[args.num_experts] != 0) {
+        atomicAdd(&args.totals->out_of_range, static_cast<unsigned long long>(eplb_bins[args.num_experts]));
+    }
+}
+
+/// More experts than shared memory has bins for: their ids seldom meet, so each goes to its cell directly.
+template <class Id, class Cell>
+__device__ void count_in_cells(const eplb_count_arguments &args, uint64_t num_ids, Cell *cells) {
+    unsigned long long out_of_range = 0;
+    each_id(static_cast<const Id *>(args.expert_ids), num_ids, [&](Id id) {
+        const uint32_t bin = bin_of(id, args.num_experts);
+        if (bin < args.num_experts) {
+            atomicAdd(&cells[bin], Cell(1));
+        } else {
+            out_of_range++;
+        }
+    });
+    if (out_of_range != 0) {
+        atomicAdd(&args.totals->out_of_range, out_of_range);
+    }
+}
+
+/// The tokens of a launch that are not padding.
+__device__ inline uint32_t valid_tokens(const eplb_count_arguments &args) {
+    if (args.num_valid == nullptr) {
+        return args.num_tokens;
+    }
+    const int32_t valid = *args.num_valid;
+    if (valid <= 0) {
+        return 0;
+    }
+    return static_cast<uint32_t>(valid) < args.num_tokens ? static_cast<uint32_t>(valid) : args.num_tokens;
+}
+
+template <class Id, class Cell> __device__ void count(const eplb_count_arguments &args) {
+    const uint32_t row = *args.row;
+    const uint32_t tokens = valid_tokens(args);
+    if (row == EPLB_COUNT_OFF) {
+        return;
+    }
+    const uint64_t num_ids = uint64_t(tokens) * args.experts_per_token;
+    Cell *cells = static_cast<Cell *>(args.cells) + row * args.row_stride;
+    if (args.has_bins != 0) {
+        count_in_bins<Id>(args, num_ids, cells);
+    } else {
+        count_in_cells<Id>(args, num_ids, cells);
+    }
+    if (blockIdx.x == 0 && threadIdx.x == 0) {
+        const uint64_t padding = uint64_t(args.num_tokens - tokens) * args.experts_per_token;
+        atomicAdd(&args.totals->ids, static_cast<unsigned long long>(num_ids));
+        atomicAdd(&args.totals->padding, static_cast<unsigned long long>(padding));
+    }
+}
+
+} // namespace eplb
+
+// One entry for each type of ids and of cells: blocks of EPLB_COUNT_THREADS threads, any number of them.
+#define EPLB_COUNT_ENTRY(name, Id, Cell)                                                                         \
+    extern "C" __global__ void __launch_bounds__(EPLB_COUNT_THREADS) name(const eplb_count_arguments args) {     \
+        eplb::count<Id, Cell>(args);                                                                             \
+    }
+EPLB_COUNT_ENTRY(eplb_count_i32_u32, int32_t, unsigned)
+EPLB_COUNT_ENTRY(eplb_count_i64_u32, int64_t, unsigned)
+EPLB_COUNT_ENTRY(eplb_count_i32_u64, int32_t, unsigned long long)
+EPLB_COUNT_ENTRY(eplb_count_i64_u64, int64_t, unsigned long long)
+#undef EPLB_COUNT_ENTRY

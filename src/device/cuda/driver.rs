@@ -1,0 +1,139 @@
+//! The CUDA driver's functions, found at run time.
+//!
+//! cudarc finds the library and names the types. Its wrappers are not called: they panic where a symbol is missing, and they
+//! return a Rust enum, which a newer driver's error codes would not be values of.
+
+use std::ffi::{CStr, c_char, c_int, c_uint, c_void};
+use std::sync::OnceLock;
+
+use cudarc::driver::sys::{self, CUcontext, CUdevice, CUdeviceptr, CUevent, CUfunction, CUmodule, CUstream};
+
+use crate::error::{Error, Result};
+
+/// 12.0, which came with driver 525: the oldest that is supported.
+const OLDEST_VERSION: c_int = 12_000;
+
+/// A stream's or a thread's capture mode: 0 global, 1 of this thread, 2 relaxed.
+pub type CaptureMode = c_uint;
+/// Calls that could disturb a capture are forbidden by it.
+pub const CAPTURE_RELAXED: CaptureMode = 2;
+
+macro_rules! driver {
+    ($($name:ident = $symbol:literal ($($argument:ty),*);)*) => {
+        /// The functions that eplb calls, each under its C name; they return CUDA's number of an error, or 0.
+        #[allow(non_snake_case, reason = "the driver's names")]
+        pub struct Driver {
+            $(pub $name: unsafe extern "C" fn($($argument),*) -> c_int,)*
+        }
+
+        impl Driver {
+            fn find() -> std::result::Result<Self, String> {
+                // SAFETY: loading the driver runs its initialisers, which is what a host with a driver expects.
+                if !unsafe { sys::is_culib_present() } {
+                    return Err("no libcuda.so.1 is installed".to_owned());
+                }
+                // SAFETY: as above; it is there, so this does not panic.
+                let library = unsafe { sys::culib() };
+                Ok(Driver {
+                    $($name: {
+                        // SAFETY: the type is that of cuda.h, which cpp_tests/fake_cuda is held against.
+                        let found = unsafe { library.get(concat!($symbol, "\0").as_bytes()) };
+                        *found.map_err(|e| format!("it lacks {}: {e}", $symbol))?
+                    },)*
+                })
+            }
+        }
+    };
+}
+
+driver! {
+    cuInit = "cuInit"(c_uint);
+    cuDriverGetVersion = "cuDriverGetVersion"(*mut c_int);
+    cuGetErrorName = "cuGetErrorName"(c_int, *mut *const c_char);
+    cuGetErrorString = "cuGetErrorString"(c_int, *mut *const c_char);
+    cuDeviceGetCount = "cuDeviceGetCount"(*mut c_int);
+    cuDeviceGet = "cuDeviceGet"(*mut CUdevice, c_int);
+    cuDeviceGetAttribute = "cuDeviceGetAttribute"(*mut c_int, c_uint, CUdevice);
+    cuDevicePrimaryCtxRetain = "cuDevicePrimaryCtxRetain"(*mut CUcontext, CUdevice);
+    cuDevicePrimaryCtxRelease = "cuDevicePrimaryCtxRelease_v2"(CUdevice);
+    cuCtxGetCurrent = "cuCtxGetCurrent"(*mut CUcontext);
+    cuCtxSetCurrent = "cuCtxSetCurrent"(CUcontext);
+    cuCtxGetDevice = "cuCtxGetDevice"(*mut CUdevice);
+    cuThreadExchangeStreamCaptureMode = "cuThreadExchangeStreamCaptureMode"(*mut CaptureMode);
+    cuMemAlloc = "cuMemAlloc_v2"(*mut CUdeviceptr, usize);
+    cuMemFree = "cuMemFree_v2"(CUdeviceptr);
+    cuMemHostAlloc = "cuMemHostAlloc"(*mut *mut c_void, usize, c_uint);
+    cuMemFreeHost = "cuMemFreeHost"(*mut c_void);
+    cuMemsetD32Async = "cuMemsetD32Async"(CUdeviceptr, c_uint, usize, CUstream);
+    cuMemcpyDtoHAsync = "cuMemcpyDtoHAsync_v2"(*mut c_void, CUdeviceptr, usize, CUstream);
+    cuPointerGetAttribute = "cuPointerGetAttribute"(*mut c_void, c_uint, CUdeviceptr);
+    cuModuleLoadData = "cuModuleLoadData"(*mut CUmodule, *const c_void);
+    cuModuleUnload = "cuModuleUnload"(CUmodule);
+    cuModuleGetFunction = "cuModuleGetFunction"(*mut CUfunction, CUmodule, *const c_char);
+    cuLaunchKernel = "cuLaunchKernel"(
+        CUfunction, c_uint, c_uint, c_uint, c_uint, c_uint, c_uint, c_uint, CUstream, *mut *mut c_void, *mut *mut c_void
+    );
+    cuStreamCreate = "cuStreamCreate"(*mut CUstream, c_uint);
+    cuStreamDestroy = "cuStreamDestroy_v2"(CUstream);
+    cuStreamSynchronize = "cuStreamSynchronize"(CUstream);
+    cuStreamIsCapturing = "cuStreamIsCapturing"(CUstream, *mut c_uint);
+    cuStreamGetCtx = "cuStreamGetCtx"(CUstream, *mut CUcontext);
+    cuEventCreate = "cuEventCreate"(*mut CUevent, c_uint);
+    cuEventDestroy = "cuEventDestroy_v2"(CUevent);
+    cuEventRecord = "cuEventRecord"(CUevent, CUstream);
+    cuEventSynchronize = "cuEventSynchronize"(CUevent);
+}
+
+impl Driver {
+    /// The driver of this machine, initialised and new enough.
+    pub fn get() -> Result<&'static Driver> {
+        static DRIVER: OnceLock<std::result::Result<Driver, String>> = OnceLock::new();
+        let found = DRIVER.get_or_init(Driver::find);
+        let driver = found.as_ref().map_err(|why| no_driver(why))?;
+        // SAFETY: takes flags, of which there are none; may be called any number of times.
+        let code = unsafe { (driver.cuInit)(0) };
+        if code != 0 {
+            let Error::Cuda { code, name, .. } = driver.error(code, String::new()) else { unreachable!() };
+            return Err(no_driver(&format!("cuInit failed: CUDA error {code}, {name}")));
+        }
+        let mut version = 0;
+        // SAFETY: writes to a local.
+        driver.check(unsafe { (driver.cuDriverGetVersion)(&raw mut version) }, || {
+            "cuDriverGetVersion".into()
+        })?;
+        if version < OLDEST_VERSION {
+            let (major, minor) = (version / 1000, version % 1000 / 10);
+            return Err(no_driver(&format!(
+                "it is for CUDA {major}.{minor}, and 12.0 (driver 525) is needed"
+            )));
+        }
+        Ok(driver)
+    }
+
+    /// An error for every code but 0. `call` names the call and says what it was for.
+    pub fn check(&self, code: c_int, call: impl FnOnce() -> String) -> Result<()> {
+        if code == 0 { Ok(()) } else { Err(self.error(code, call())) }
+    }
+
+    fn error(&self, code: c_int, call: String) -> Error {
+        let text = |describe: unsafe extern "C" fn(c_int, *mut *const c_char) -> c_int| {
+            let mut text = std::ptr::null();
+            // SAFETY: writes to a local a string that lives for ever, or NULL for a code that it does not know.
+            let known = unsafe { describe(code, &raw mut text) } == 0 && !text.is_null();
+            // SAFETY: as above.
+            known.then(|| unsafe { CStr::from_ptr(text) }.to_string_lossy().into_owned())
+        };
+        let name = match (text(self.cuGetErrorName), text(self.cuGetErrorString)) {
+            (Some(name), Some(description)) => format!("{name}: {description}"),
+            (Some(name), None) => name,
+            _ => "which this driver does not name".to_owned(),
+        };
+        Error::Cuda { call, code, name }
+    }
+}
+
+fn no_driver(why: &str) -> Error {
+    Error::NoDriver(format!(
+        "no CUDA driver can be used: {why}; install NVIDIA's driver 525 or newer, or use EPLB_DEVICE_HOST"
+    ))
+}

@@ -1,0 +1,514 @@
+//! A CUDA device through its driver: the host's context is left as found, its streams are borrowed, and what is taken is given
+//! back.
+//!
+//! Calls that are not hot run with the thread's capture mode relaxed: while some stream of the host's is being captured, the
+//! driver would otherwise refuse them and spoil the capture.
+
+mod driver;
+
+use std::ffi::{CStr, c_int, c_uint, c_void};
+use std::marker::PhantomData;
+use std::ptr::null_mut;
+use std::sync::Arc;
+
+use cudarc::driver::sys::{CUcontext, CUdevice, CUevent, CUfunction, CUmodule, CUstream};
+
+use self::driver::{CAPTURE_RELAXED, CaptureMode, Driver};
+use super::Stream;
+use crate::error::{Error, Result};
+
+/// What cuda.h calls them.
+const CU_DEVICE_ATTRIBUTE_PAGEABLE_MEMORY_ACCESS: c_uint = 88;
+const CU_POINTER_ATTRIBUTE_MEMORY_TYPE: c_uint = 2;
+const CU_MEMHOSTALLOC_PORTABLE: c_uint = 1;
+const CU_STREAM_NON_BLOCKING: c_uint = 1;
+const CU_EVENT_BLOCKING_SYNC_DISABLE_TIMING: c_uint = 1 | 2;
+const CUDA_ERROR_INVALID_VALUE: c_int = 1;
+const CUDA_ERROR_STREAM_CAPTURE_IMPLICIT: c_int = 906;
+
+/// The fatbin and, as a C string, the PTX of kernels/; build.rs puts them there.
+static FATBIN: Image<[u8; include_bytes!(concat!(env!("OUT_DIR"), "/eplb.fatbin")).len()]> =
+    Image(*include_bytes!(concat!(env!("OUT_DIR"), "/eplb.fatbin")));
+static PTX: &[u8] = include_bytes!(concat!(env!("OUT_DIR"), "/eplb.ptx"));
+
+/// The driver reads words from it.
+#[repr(align(16))]
+struct Image<T>(T);
+
+/// The kernels, in the order of [`KERNELS`].
+#[derive(Debug, Clone, Copy)]
+pub enum Kernel {
+    CountI32U32,
+    CountI64U32,
+    CountI32U64,
+    CountI64U64,
+}
+
+const KERNELS: [&CStr; 4] =
+    [c"eplb_count_i32_u32", c"eplb_count_i64_u32", c"eplb_count_i32_u64", c"eplb_count_i64_u64"];
+
+/// One launch of a kernel.
+pub struct Launch<'a> {
+    pub kernel: Kernel,
+    pub blocks: u32,
+    pub threads: u32,
+    pub shared_bytes: u32,
+    /// The kernel's one parameter, a struct.
+    pub arguments: *const c_void,
+    pub _lent: PhantomData<&'a ()>,
+}
+
+/// Whether [`Context::primary`] could succeed.
+pub fn available() -> Result<()> {
+    let driver = Driver::get()?;
+    match device_count(driver)? {
+        0 => Err(Error::NoDriver("the CUDA driver has no device; use EPLB_DEVICE_HOST".into())),
+        _ => Ok(()),
+    }
+}
+
+fn device_count(driver: &Driver) -> Result<c_int> {
+    let mut count = 0;
+    // SAFETY: writes to a local.
+    driver.check(unsafe { (driver.cuDeviceGetCount)(&raw mut count) }, || "cuDeviceGetCount".into())?;
+    Ok(count)
+}
+
+/// A context with eplb's kernels and a stream of eplb's own, which waits for no other.
+pub struct Context {
+    driver: &'static Driver,
+    context: CUcontext,
+    device: CUdevice,
+    retained: bool,
+    stream: CUstream,
+    module: CUmodule,
+    functions: [CUfunction; KERNELS.len()],
+}
+
+// SAFETY: the driver's handles may be used by any thread that makes the context current.
+unsafe impl Send for Context {}
+// SAFETY: as above; nothing here changes after it was made.
+unsafe impl Sync for Context {}
+
+impl std::fmt::Debug for Context {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        write!(f, "CUDA device {}", self.device)
+    }
+}
+
+impl Context {
+    /// The calling thread's current context, which stays the host's.
+    pub fn current() -> Result<Self> {
+        let driver = Driver::get()?;
+        let context = current_context(driver)?;
+        if context.is_null() {
+            return Err(Error::InvalidArgument(
+                "no CUDA context is current on this thread: make one current, or name the device's ordinal"
+                    .into(),
+            ));
+        }
+        let mut device = 0;
+        // SAFETY: writes to a local.
+        driver.check(unsafe { (driver.cuCtxGetDevice)(&raw mut device) }, || "cuCtxGetDevice".into())?;
+        Context::bare(driver, context, device, false).loaded()
+    }
+
+    /// The primary context of a device, which is retained.
+    pub fn primary(ordinal: u32) -> Result<Self> {
+        let driver = Driver::get()?;
+        let count = device_count(driver)?;
+        let Some(ordinal) = c_int::try_from(ordinal).ok().filter(|&ordinal| ordinal < count) else {
+            return Err(Error::InvalidArgument(format!(
+                "device {ordinal}: the CUDA driver has {count}, numbered from 0"
+            )));
+        };
+        let (mut device, mut context) = (0, null_mut());
+        // SAFETY: writes to locals.
+        unsafe {
+            driver.check((driver.cuDeviceGet)(&raw mut device, ordinal), || "cuDeviceGet".into())?;
+            driver.check((driver.cuDevicePrimaryCtxRetain)(&raw mut context, device), || {
+                format!("cuDevicePrimaryCtxRetain of device {ordinal}")
+            })?;
+        }
+        Context::bare(driver, context, device, true).loaded()
+    }
+
+    fn bare(driver: &'static Driver, context: CUcontext, device: CUdevice, retained: bool) -> Self {
+        let functions = [null_mut(); KERNELS.len()];
+        Context { driver, context, device, retained, stream: null_mut(), module: null_mut(), functions }
+    }
+
+    /// Makes what the context needs. Where that fails, dropping `self` gives back what was made so far.
+    fn loaded(mut self) -> Result<Self> {
+        let Self { driver, context, stream, module, functions, .. } = &mut self;
+        let _entered = Entered::relaxed(driver, *context)?;
+        // SAFETY: the context is current; every call writes to a field.
+        unsafe {
+            driver.check((driver.cuStreamCreate)(&raw mut *stream, CU_STREAM_NON_BLOCKING), || {
+                "cuStreamCreate".into()
+            })?;
+            load_module(driver, module)?;
+            for (function, name) in functions.iter_mut().zip(KERNELS) {
+                driver.check(
+                    (driver.cuModuleGetFunction)(&raw mut *function, *module, name.as_ptr()),
+                    || format!("cuModuleGetFunction of {}", name.to_string_lossy()),
+                )?;
+            }
+        }
+        drop(_entered);
+        Ok(self)
+    }
+
+    /// Fills words in the order of `stream`.
+    pub fn fill(&self, address: u64, value: u32, count: usize, stream: Stream) -> Result<()> {
+        let _entered = Entered::hot(self.driver, self.context)?;
+        // SAFETY: words of memory of this device's, as the caller checked.
+        let code = unsafe { (self.driver.cuMemsetD32Async)(address, value, count, stream.0.cast()) };
+        self.driver.check(code, || "cuMemsetD32Async".into())
+    }
+
+    /// Fills words and waits for that.
+    pub fn initialize(&self, address: u64, value: u32, count: usize) -> Result<()> {
+        self.fill(address, value, count, Stream(self.stream.cast()))?;
+        let _entered = Entered::relaxed(self.driver, self.context)?;
+        self.synchronize()
+    }
+
+    /// Launches a kernel.
+    pub fn launch(&self, launch: &Launch, stream: Stream) -> Result<()> {
+        let _entered = Entered::hot(self.driver, self.context)?;
+        let mut parameters = [launch.arguments.cast_mut()];
+        // SAFETY: the kernel takes one struct, which the driver copies before it returns.
+        let code = unsafe {
+            (self.driver.cuLaunchKernel)(
+                self.functions[launch.kernel as usize],
+                launch.blocks,
+                1,
+                1,
+                launch.threads,
+                1,
+                1,
+                launch.shared_bytes,
+                stream.0.cast(),
+                parameters.as_mut_ptr(),
+                null_mut(),
+            )
+        };
+        self.driver.check(code, || {
+            format!("cuLaunchKernel of {}", KERNELS[launch.kernel as usize].to_string_lossy())
+        })
+    }
+
+    pub fn is_capturing(&self, stream: Stream) -> Result<bool> {
+        let _entered = Entered::hot(self.driver, self.context)?;
+        let mut status = 0;
+        // SAFETY: writes to a local.
+        let code = unsafe { (self.driver.cuStreamIsCapturing)(stream.0.cast(), &raw mut status) };
+        // The default stream cannot be captured, and must not be used while some streams are.
+        if code == CUDA_ERROR_STREAM_CAPTURE_IMPLICIT {
+            return Ok(true);
+        }
+        self.driver.check(code, || "cuStreamIsCapturing".into())?;
+        Ok(status != 0)
+    }
+
+    /// Copies memory to the host behind `event`, and waits for that.
+    pub fn copy_back(&self, address: u64, event: Option<&Event>, to: &mut [u8]) -> Result<()> {
+        let _entered = Entered::relaxed(self.driver, self.context)?;
+        let (driver, bytes) = (self.driver, to.len());
+        if let Some(event) = event {
+            // SAFETY: the event lives. The thread sleeps meanwhile: that is how the event was made.
+            let code = unsafe { (driver.cuEventSynchronize)(event.event) };
+            driver.check(code, || "cuEventSynchronize".into())?;
+        }
+        // SAFETY: memory of this device's, as the caller checked; `to` is not used before the stream has been waited for.
+        unsafe {
+            let code = (driver.cuMemcpyDtoHAsync)(to.as_mut_ptr().cast(), address, bytes, self.stream);
+            driver.check(code, || format!("cuMemcpyDtoHAsync of {bytes} bytes"))?;
+        }
+        self.synchronize()
+    }
+
+    /// Waits for eplb's own stream.
+    fn synchronize(&self) -> Result<()> {
+        // SAFETY: the stream is this value's.
+        let code = unsafe { (self.driver.cuStreamSynchronize)(self.stream) };
+        self.driver.check(code, || "cuStreamSynchronize".into())
+    }
+
+    pub fn check_stream(&self, stream: Stream) -> Result<()> {
+        let _entered = Entered::relaxed(self.driver, self.context)?;
+        let mut context = null_mut();
+        // SAFETY: writes to a local.
+        let code = unsafe { (self.driver.cuStreamGetCtx)(stream.0.cast(), &raw mut context) };
+        self.driver.check(code, || "cuStreamGetCtx".into())?;
+        if context == self.context {
+            return Ok(());
+        }
+        Err(Error::InvalidArgument(format!(
+            "the stream is of another CUDA context than that of device {}, which was given at create",
+            self.device
+        )))
+    }
+
+    pub fn check_address(&self, address: u64, name: &str) -> Result<()> {
+        let _entered = Entered::relaxed(self.driver, self.context)?;
+        let (mut kind, mut pageable) = (0 as c_uint, 0);
+        // SAFETY: writes to a local of the attribute's type.
+        let code = unsafe {
+            (self.driver.cuPointerGetAttribute)(
+                (&raw mut kind).cast(),
+                CU_POINTER_ATTRIBUTE_MEMORY_TYPE,
+                address,
+            )
+        };
+        if code != CUDA_ERROR_INVALID_VALUE {
+            return self.driver.check(code, || format!("cuPointerGetAttribute of {name}"));
+        }
+        // Not memory that the driver knows; some devices read all of the host's.
+        // SAFETY: writes to a local.
+        let code = unsafe {
+            (self.driver.cuDeviceGetAttribute)(
+                &raw mut pageable,
+                CU_DEVICE_ATTRIBUTE_PAGEABLE_MEMORY_ACCESS,
+                self.device,
+            )
+        };
+        self.driver.check(code, || "cuDeviceGetAttribute".into())?;
+        if pageable != 0 {
+            return Ok(());
+        }
+        Err(Error::InvalidArgument(format!("{name} is not memory that CUDA device {} can read", self.device)))
+    }
+}
+
+impl Drop for Context {
+    fn drop(&mut self) {
+        let Self { driver, context, .. } = *self;
+        if !self.module.is_null() {
+            // SAFETY: loaded by this value, which is its last user.
+            let unload = || unsafe { (driver.cuModuleUnload)(self.module) };
+            give_back(driver, context, "cuModuleUnload", unload);
+        }
+        if !self.stream.is_null() {
+            // SAFETY: made by this value, which is its last user.
+            let destroy = || unsafe { (driver.cuStreamDestroy)(self.stream) };
+            give_back(driver, context, "cuStreamDestroy", destroy);
+        }
+        if self.retained {
+            // SAFETY: retained by this value, once.
+            let code = unsafe { (driver.cuDevicePrimaryCtxRelease)(self.device) };
+            warn_of(driver.check(code, || "cuDevicePrimaryCtxRelease".into()));
+        }
+    }
+}
+
+/// Loads the fatbin, or the PTX where the driver is older than the fatbin's machine code or the device newer.
+///
+/// # Safety
+/// The context is current.
+unsafe fn load_module(driver: &Driver, module: &mut CUmodule) -> Result<()> {
+    // SAFETY: images that live for ever, of the kinds that the driver takes.
+    let (fatbin, ptx) = unsafe {
+        let fatbin = (driver.cuModuleLoadData)(&raw mut *module, FATBIN.0.as_ptr().cast());
+        if fatbin == 0 {
+            return Ok(());
+        }
+        (fatbin, (driver.cuModuleLoadData)(&raw mut *module, PTX.as_ptr().cast()))
+    };
+    driver.check(ptx, || {
+        let first = driver.check(fatbin, || "cuModuleLoadData of the fatbin".into());
+        format!("{}; cuModuleLoadData of the PTX", first.map_or_else(|e| e.to_string(), |()| String::new()))
+    })
+}
+
+fn current_context(driver: &Driver) -> Result<CUcontext> {
+    let mut context = null_mut();
+    // SAFETY: writes to a local.
+    driver.check(unsafe { (driver.cuCtxGetCurrent)(&raw mut context) }, || "cuCtxGetCurrent".into())?;
+    Ok(context)
+}
+
+/// Gives something back in its context. The driver's calls for that also return errors of earlier work, which are nobody's
+/// error here, but somebody should know.
+fn give_back(driver: &'static Driver, context: CUcontext, call: &str, release: impl FnOnce() -> c_int) {
+    // What is not given back is lost, so a failure to get there is not taken at its first word.
+    let entered = Entered::relaxed(driver, context).or_else(|_| Entered::relaxed(driver, context));
+    warn_of(entered.and_then(|_entered| driver.check(release(), || call.to_owned())));
+}
+
+fn warn_of(result: Result<()>) {
+    if let Err(e) = result {
+        log::warn!("{e}");
+    }
+}
+
+/// A context made current for as long as this lives; then the thread has again what it had.
+struct Entered {
+    driver: &'static Driver,
+    previous: Option<CUcontext>,
+    mode: Option<CaptureMode>,
+}
+
+impl Entered {
+    /// For hot calls, which a capture may contain.
+    fn hot(driver: &'static Driver, context: CUcontext) -> Result<Self> {
+        let current = current_context(driver)?;
+        if current == context {
+            return Ok(Entered { driver, previous: None, mode: None });
+        }
+        // SAFETY: a live context, by the promise of whoever gave it.
+        driver.check(unsafe { (driver.cuCtxSetCurrent)(context) }, || "cuCtxSetCurrent".into())?;
+        Ok(Entered { driver, previous: Some(current), mode: None })
+    }
+
+    /// For all others.
+    fn relaxed(driver: &'static Driver, context: CUcontext) -> Result<Self> {
+        let mut entered = Self::hot(driver, context)?;
+        let mut mode = CAPTURE_RELAXED;
+        // SAFETY: exchanges a local.
+        let code = unsafe { (driver.cuThreadExchangeStreamCaptureMode)(&raw mut mode) };
+        driver.check(code, || "cuThreadExchangeStreamCaptureMode".into())?;
+        entered.mode = Some(mode);
+        Ok(entered)
+    }
+}
+
+impl Drop for Entered {
+    fn drop(&mut self) {
+        let driver = self.driver;
+        // A host with another context than it had would go on in it; what fails is tried once more.
+        let insist = |restore: &dyn Fn() -> c_int, call: &str| {
+            if restore() != 0 {
+                warn_of(driver.check(restore(), || call.to_owned()));
+            }
+        };
+        if let Some(mode) = self.mode {
+            let restore = || {
+                let mut mode = mode;
+                // SAFETY: exchanges a local.
+                unsafe { (driver.cuThreadExchangeStreamCaptureMode)(&raw mut mode) }
+            };
+            insist(&restore, "cuThreadExchangeStreamCaptureMode");
+        }
+        if let Some(previous) = self.previous {
+            // SAFETY: it was current before.
+            insist(&|| unsafe { (driver.cuCtxSetCurrent)(previous) }, "cuCtxSetCurrent");
+        }
+    }
+}
+
+/// Memory of a device.
+#[derive(Debug)]
+pub struct Block {
+    context: Arc<Context>,
+    address: u64,
+}
+
+impl Block {
+    pub fn allocate(context: &Arc<Context>, bytes: usize, what: &str) -> Result<Self> {
+        let Context { driver, context: handle, .. } = **context;
+        let _entered = Entered::relaxed(driver, handle)?;
+        let mut address = 0;
+        // SAFETY: writes to a local.
+        let code = unsafe { (driver.cuMemAlloc)(&raw mut address, bytes) };
+        driver.check(code, || format!("cuMemAlloc of {bytes} bytes for {what}"))?;
+        Ok(Block { context: context.clone(), address })
+    }
+
+    pub fn address(&self) -> u64 {
+        self.address
+    }
+}
+
+impl Drop for Block {
+    fn drop(&mut self) {
+        let Context { driver, context, .. } = *self.context;
+        // SAFETY: allocated by this value, which is its last user.
+        give_back(driver, context, "cuMemFree", || unsafe { (driver.cuMemFree)(self.address) });
+    }
+}
+
+/// Page-locked host memory, filled with zeros.
+#[derive(Debug)]
+pub struct Pinned {
+    context: Arc<Context>,
+    start: *mut u8,
+    bytes: usize,
+}
+
+// SAFETY: memory belongs to no thread, and Rust's borrows keep its users apart.
+unsafe impl Send for Pinned {}
+// SAFETY: as above.
+unsafe impl Sync for Pinned {}
+
+impl Pinned {
+    pub fn allocate(context: &Arc<Context>, bytes: usize, what: &str) -> Result<Self> {
+        let Context { driver, context: handle, .. } = **context;
+        let _entered = Entered::relaxed(driver, handle)?;
+        let mut start = null_mut();
+        // SAFETY: writes to a local, and then to the memory that it got.
+        unsafe {
+            let code = (driver.cuMemHostAlloc)(&raw mut start, bytes, CU_MEMHOSTALLOC_PORTABLE);
+            driver.check(code, || format!("cuMemHostAlloc of {bytes} bytes for {what}"))?;
+            start.cast::<u8>().write_bytes(0, bytes);
+        }
+        Ok(Pinned { context: context.clone(), start: start.cast(), bytes })
+    }
+
+    pub fn start(&self) -> *mut u8 {
+        self.start
+    }
+
+    pub fn len(&self) -> usize {
+        self.bytes
+    }
+}
+
+impl Drop for Pinned {
+    fn drop(&mut self) {
+        let Context { driver, context, .. } = *self.context;
+        // SAFETY: allocated by this value, which is its last user.
+        give_back(driver, context, "cuMemFreeHost", || unsafe { (driver.cuMemFreeHost)(self.start.cast()) });
+    }
+}
+
+/// A place in a stream.
+#[derive(Debug)]
+pub struct Event {
+    context: Arc<Context>,
+    event: CUevent,
+}
+
+// SAFETY: the driver's handles may be used by any thread that makes the context current.
+unsafe impl Send for Event {}
+// SAFETY: as above.
+unsafe impl Sync for Event {}
+
+impl Event {
+    pub fn create(context: &Arc<Context>) -> Result<Self> {
+        let Context { driver, context: handle, .. } = **context;
+        let _entered = Entered::relaxed(driver, handle)?;
+        let mut event = null_mut();
+        // SAFETY: writes to a local.
+        let code = unsafe { (driver.cuEventCreate)(&raw mut event, CU_EVENT_BLOCKING_SYNC_DISABLE_TIMING) };
+        driver.check(code, || "cuEventCreate".into())?;
+        Ok(Event { context: context.clone(), event })
+    }
+
+    pub fn record(&self, stream: Stream) -> Result<()> {
+        let Context { driver, context, .. } = *self.context;
+        let _entered = Entered::hot(driver, context)?;
+        // SAFETY: the event is this value's.
+        driver
+            .check(unsafe { (driver.cuEventRecord)(self.event, stream.0.cast()) }, || "cuEventRecord".into())
+    }
+}
+
+impl Drop for Event {
+    fn drop(&mut self) {
+        let Context { driver, context, .. } = *self.context;
+        // SAFETY: made by this value, which is its last user.
+        give_back(driver, context, "cuEventDestroy", || unsafe { (driver.cuEventDestroy)(self.event) });
+    }
+}

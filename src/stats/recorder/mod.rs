@@ -1,0 +1,532 @@
+//! Step 1: counting which experts the router chose, on the device, and dumping the counts.
+//!
+//! A window of `[iterations][layers][experts]` lies on the device. Beginning an iteration writes, in the order of the host's
+//! stream, which row of the window is counted into, or that none is; counting kernels read that and so may be captured in a
+//! CUDA graph once and for all iterations. When the range has passed, a thread copies the window back and writes it.
+
+mod window;
+mod writer;
+
+use std::path::{Path, PathBuf};
+use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
+use std::time::Duration;
+
+use self::window::{Layout, Window};
+use self::writer::{Progress, Writer};
+use super::{Counted, Counts, IterationRange, RankDump};
+use crate::device::{Device, Ids, Memory, OFF, Place, Staging, Stream, Totals};
+use crate::error::{Error, Result, try_zeroed};
+
+/// What a recorder counts, and where.
+#[derive(Debug, Clone, Copy)]
+pub struct RecorderConfig<'a> {
+    /// The dump's directory; created if missing.
+    pub path: Option<&'a Path>,
+    /// Iterations to count; `None` counts nothing.
+    pub iterations: Option<IterationRange>,
+    /// This rank of the expert-parallel group.
+    pub rank: u32,
+    /// Ranks of the group.
+    pub num_ranks: usize,
+    /// Experts of a layer, or slots where those are counted.
+    pub num_experts: usize,
+    /// Experts that each token chooses.
+    pub experts_per_token: usize,
+    /// Layers of this rank, by the model's numbers.
+    pub layers: &'a [u32],
+    /// What the ids are.
+    pub counted: Counted,
+    /// Where the ids are.
+    pub place: Place,
+    /// Tokens of a layer in an iteration at most; 0 says that 32 bits hold any count.
+    pub max_tokens_per_iteration: u64,
+    /// Tells one run from another, if given.
+    pub run_id: Option<&'a str>,
+}
+
+/// What a recorder takes.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub struct MemoryRequired {
+    /// Bytes on the device.
+    pub workspace_bytes: usize,
+    /// Bytes of host memory, page-locked for a CUDA device.
+    pub host_bytes: usize,
+}
+
+/// What a recorder is doing.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum State {
+    /// It has no iterations to count, and every call does nothing.
+    Off,
+    /// No iteration of the range has begun.
+    Waiting,
+    /// Some have.
+    Counting,
+    /// The dump is being written.
+    Dumping,
+    /// The dump is there.
+    Dumped,
+    /// The dump could not be written; [`Recorder::flush`] tries again.
+    Failed,
+    /// A failed call has left the counts wrong; [`Recorder::reset`] starts anew.
+    Lost,
+}
+
+/// How far a recorder is.
+#[derive(Debug, Clone)]
+pub struct Info {
+    /// What it is doing.
+    pub state: State,
+    /// The iteration begun last.
+    pub iteration: Option<u64>,
+    /// Iterations counted so far, from the first to the last.
+    pub held: IterationRange,
+    /// Experts that each token chooses.
+    pub experts_per_token: usize,
+    /// What each layer's kernels were given, in the order of the config's layers.
+    pub totals: Vec<Totals>,
+    /// What it holds.
+    pub memory: MemoryRequired,
+    /// Why the dump, or the counts, are not there.
+    pub error: Option<Error>,
+}
+
+/// Counts the routed experts of one rank. Any thread may call; calls take turns.
+#[derive(Debug)]
+pub struct Recorder(Option<Active>);
+
+#[derive(Debug)]
+struct Active {
+    layout: Layout,
+    window: Arc<Window>,
+    counting: Mutex<Counting>,
+    totals: Mutex<Staging>,
+    writer: Writer,
+}
+
+/// Where the host's calls have got to.
+#[derive(Debug)]
+struct Counting {
+    /// Each layer's number and its index in the window, by number.
+    layers: Vec<(u32, usize)>,
+    /// What was registered for each layer of the window.
+    buffers: Vec<Option<Buffer>>,
+    /// The iteration begun last.
+    iteration: Option<u64>,
+    /// Iterations counted, from the first to the last.
+    held: Option<IterationRange>,
+    /// The row that is being counted into once all calls so far have taken effect, or [`OFF`].
+    row: u32,
+    /// Why the counts are wrong.
+    lost: Option<Error>,
+    /// Why the dump could not even be started.
+    not_started: Option<Error>,
+}
+
+/// The fixed place of a layer's ids.
+#[derive(Debug, Clone, Copy)]
+struct Buffer {
+    ids: Ids,
+    max_tokens: u32,
+}
+
+/// What the dump says of the run.
+#[derive(Debug, Clone)]
+struct Run {
+    directory: PathBuf,
+    iterations: IterationRange,
+    rank: u32,
+    num_ranks: usize,
+    num_experts: usize,
+    experts_per_token: usize,
+    layers: Vec<u32>,
+    counted: Counted,
+    run_id: Option<String>,
+}
+
+impl Run {
+    /// The dump of `held`, but for the counts.
+    fn dump(&self, held: IterationRange) -> RankDump<'_> {
+        RankDump {
+            rank: self.rank,
+            num_ranks: self.num_ranks,
+            num_experts: self.num_experts,
+            experts_per_token: self.experts_per_token,
+            counted: self.counted,
+            iterations: self.iterations,
+            held,
+            layers: &self.layers,
+            counts: Counts::U32(&[]),
+            run_id: self.run_id.as_deref(),
+        }
+    }
+}
+
+impl RecorderConfig<'_> {
+    fn run(&self, iterations: IterationRange) -> Result<Run> {
+        let Some(path) = self.path else {
+            return Err(Error::InvalidArgument(format!(
+                "iterations {iterations} are to be counted, but path is not given: where is the dump to go? \
+                 (EXPERT_STATISTIC_PATH in the environment)"
+            )));
+        };
+        let run = Run {
+            directory: path.to_owned(),
+            iterations,
+            rank: self.rank,
+            num_ranks: self.num_ranks,
+            num_experts: self.num_experts,
+            experts_per_token: self.experts_per_token,
+            layers: self.layers.to_vec(),
+            counted: self.counted,
+            run_id: self.run_id.map(str::to_owned),
+        };
+        run.dump(iterations).check_run()?;
+        Ok(run)
+    }
+
+    /// The memory that [`Recorder::create`] would take.
+    pub fn memory_required(&self) -> Result<MemoryRequired> {
+        let Some(iterations) = self.iterations else {
+            return Ok(MemoryRequired { workspace_bytes: 0, host_bytes: 0 });
+        };
+        // Where the dump goes makes no difference.
+        RecorderConfig { path: Some(Path::new("")), ..*self }.run(iterations)?;
+        let layout = Layout::of(self, iterations)?;
+        Ok(MemoryRequired { workspace_bytes: layout.workspace_bytes(), host_bytes: layout.host_bytes() })
+    }
+}
+
+impl Recorder {
+    /// Takes all that will be needed: memory, the rank's file, a thread. `workspace` is the host's memory to use instead of
+    /// memory of our own, on the device and as large as [`RecorderConfig::memory_required`] says.
+    pub fn create(config: &RecorderConfig, workspace: Option<Memory>) -> Result<Self> {
+        let Some(iterations) = config.iterations else { return Ok(Recorder(None)) };
+        let run = config.run(iterations)?;
+        let layout = Layout::of(config, iterations)?;
+        let device = Device::open(config.place)?;
+        let window = Arc::new(Window::create(&device, layout, workspace)?);
+        let totals = Mutex::new(window.totals_staging()?);
+        let writer = Writer::start(run, window.clone())?;
+        let mut layers: Vec<(u32, usize)> =
+            config.layers.iter().enumerate().map(|(index, &layer)| (layer, index)).collect();
+        layers.sort_unstable();
+        let buffers = vec![None; layers.len()];
+        let counting = Counting {
+            layers,
+            buffers,
+            iteration: None,
+            held: None,
+            row: OFF,
+            lost: None,
+            not_started: None,
+        };
+        Ok(Recorder(Some(Active { layout, window, counting: Mutex::new(counting), totals, writer })))
+    }
+
+    /// Names the place of a layer's ids for [`Recorder::count`].
+    pub fn register_buffer(&self, layer: u32, ids: Ids, max_tokens: u32, stream: Stream) -> Result<()> {
+        let Some(active) = &self.0 else { return Ok(()) };
+        let mut counting = active.lock();
+        let index = counting.index_of(layer)?;
+        let device = active.window.device();
+        device.check_stream(stream)?;
+        device.check_address(ids.address(), "expert_ids")?;
+        if ids.num_valid() != 0 {
+            device.check_address(ids.num_valid(), "num_valid")?;
+        }
+        counting.buffers[index] = Some(Buffer { ids, max_tokens });
+        Ok(())
+    }
+
+    /// Begins an iteration: work that streams get behind `stream` counts into it, or into none if it is out of range. Behind
+    /// the last iteration of the range, starts the dump.
+    pub fn begin_iteration(&self, iteration: u64, stream: Stream) -> Result<()> {
+        let Some(active) = &self.0 else { return Ok(()) };
+        let mut counting = active.lock();
+        active.check_not_capturing(stream, "eplb_recorder_begin_iteration")?;
+        counting.check()?;
+        if let Some(last) = counting.iteration.filter(|&last| iteration < last) {
+            return Err(Error::InvalidArgument(format!(
+                "iteration {iteration} after iteration {last}: iterations go up; eplb_recorder_reset() starts anew"
+            )));
+        }
+        let range = active.writer.run().iterations;
+        if range.contains(iteration) {
+            active.count_into(&mut counting, iteration, stream)?;
+        } else if iteration >= range.stop {
+            if counting.held.is_none() {
+                return Err(Error::InvalidArgument(format!(
+                    "iteration {iteration} is behind the range {range}, of which none was begun: nothing was counted"
+                )));
+            }
+            active.stop(&mut counting, stream)?;
+        }
+        counting.iteration = Some(iteration);
+        Ok(())
+    }
+
+    /// Hot: counts `num_tokens` tokens of a layer's registered buffer.
+    pub fn count(&self, layer: u32, num_tokens: u32, stream: Stream) -> Result<()> {
+        let Some(active) = &self.0 else { return Ok(()) };
+        let mut counting = active.lock();
+        let index = counting.index_of(layer)?;
+        let Some(buffer) = counting.buffers[index] else {
+            return Err(Error::InvalidArgument(format!("layer {layer} has no registered buffer")));
+        };
+        if num_tokens > buffer.max_tokens {
+            return Err(Error::InvalidArgument(format!(
+                "layer {layer}: {num_tokens} tokens, its buffer was registered with {}",
+                buffer.max_tokens
+            )));
+        }
+        active.count(&mut counting, index, &buffer.ids, num_tokens, stream)
+    }
+
+    /// Hot: counts `num_tokens` tokens of any buffer.
+    pub fn count_ids(&self, layer: u32, ids: &Ids, num_tokens: u32, stream: Stream) -> Result<()> {
+        let Some(active) = &self.0 else { return Ok(()) };
+        let mut counting = active.lock();
+        let index = counting.index_of(layer)?;
+        active.count(&mut counting, index, ids, num_tokens, stream)
+    }
+
+    /// Ends counting before the range has passed, and starts the dump of what was counted so far.
+    pub fn dump(&self, stream: Stream) -> Result<()> {
+        let Some(active) = &self.0 else { return Ok(()) };
+        let mut counting = active.lock();
+        active.check_not_capturing(stream, "eplb_recorder_dump")?;
+        counting.check()?;
+        if counting.held.is_none() {
+            return Err(Error::InvalidArgument(format!(
+                "there is nothing to dump: no iteration of {} has begun",
+                active.writer.run().iterations
+            )));
+        }
+        active.stop(&mut counting, stream)
+    }
+
+    /// Waits for a dump that was started, and tries one again that failed; `None` waits as long as it takes.
+    pub fn flush(&self, timeout: Option<Duration>) -> Result<()> {
+        let Some(active) = &self.0 else { return Ok(()) };
+        {
+            let counting = active.lock();
+            counting.check()?;
+            if let Some(error) = &counting.not_started {
+                return Err(error.clone());
+            }
+        }
+        active.writer.flush(timeout)
+    }
+
+    /// Forgets all counts, in the order of `stream`, and begins anew with any iteration.
+    pub fn reset(&self, stream: Stream) -> Result<()> {
+        let Some(active) = &self.0 else { return Ok(()) };
+        let mut counting = active.lock();
+        active.check_not_capturing(stream, "eplb_recorder_reset")?;
+        if matches!(active.writer.progress(), Progress::Started) {
+            return Err(Error::NotReady(
+                "the dump is being written: eplb_recorder_flush() waits for it".into(),
+            ));
+        }
+        active.writer.reset()?;
+        let cleared = active.window.set_row(OFF, stream).and_then(|()| active.window.clear(stream));
+        // Until they are cleared, the counts are neither the old nor the new ones.
+        counting.lost = cleared.as_ref().err().cloned();
+        counting.iteration = None;
+        counting.held = None;
+        counting.row = OFF;
+        counting.not_started = None;
+        cleared
+    }
+
+    /// How far the recorder is. Reads each layer's totals from the device, waiting for no stream of the host's.
+    pub fn info(&self) -> Result<Info> {
+        let Some(active) = &self.0 else { return Ok(Info::off()) };
+        let mut staging = active.totals.lock().unwrap_or_else(PoisonError::into_inner);
+        let counting = active.lock();
+        let progress = active.writer.progress();
+        let (state, error) = match (&counting.lost, &counting.not_started, progress) {
+            (Some(error), ..) => (State::Lost, Some(error.clone())),
+            (None, Some(error), _) => (State::Failed, Some(error.clone())),
+            (None, None, Progress::Failed(error)) => (State::Failed, Some(error)),
+            (None, None, Progress::Started) => (State::Dumping, None),
+            (None, None, Progress::Written) => (State::Dumped, None),
+            (None, None, Progress::None) if counting.held.is_some() => (State::Counting, None),
+            (None, None, Progress::None) => (State::Waiting, None),
+        };
+        let start = active.writer.run().iterations.start;
+        let held = counting.held.unwrap_or(IterationRange { start, stop: start });
+        let iteration = counting.iteration;
+        // Hot calls need not wait for the device; only on the host would they write what is read here.
+        let quiet = active.window.device().is_host().then_some(counting);
+        let totals = active.window.totals(&mut staging)?.to_vec();
+        drop(quiet);
+        let experts_per_token = active.writer.run().experts_per_token;
+        Ok(Info { state, iteration, held, experts_per_token, totals, memory: active.memory(), error })
+    }
+}
+
+impl Info {
+    /// Valid tokens counted of each layer: of the recorder's `num_layers`, or of none where 0 are asked for.
+    pub fn layer_tokens(&self, num_layers: usize) -> Result<Vec<u64>> {
+        if self.state == State::Off {
+            return try_zeroed(Some(num_layers), "the layers' tokens");
+        }
+        match num_layers {
+            0 => Ok(Vec::new()),
+            n if n == self.totals.len() => {
+                Ok(self.totals.iter().map(|totals| totals.ids / self.experts_per_token as u64).collect())
+            }
+            n => Err(Error::InvalidArgument(format!(
+                "num_layers is {n}, the recorder has {}",
+                self.totals.len()
+            ))),
+        }
+    }
+
+    /// The totals of all layers.
+    pub fn sum(&self) -> Totals {
+        self.totals.iter().fold(Totals::default(), |sum, layer| Totals {
+            ids: sum.ids + layer.ids,
+            out_of_range: sum.out_of_range + layer.out_of_range,
+            padding: sum.padding + layer.padding,
+        })
+    }
+
+    fn off() -> Self {
+        Info {
+            state: State::Off,
+            iteration: None,
+            held: IterationRange { start: 0, stop: 0 },
+            experts_per_token: 1,
+            totals: Vec::new(),
+            memory: MemoryRequired { workspace_bytes: 0, host_bytes: 0 },
+            error: None,
+        }
+    }
+}
+
+impl Active {
+    fn lock(&self) -> MutexGuard<'_, Counting> {
+        self.counting.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+
+    fn memory(&self) -> MemoryRequired {
+        MemoryRequired {
+            workspace_bytes: self.layout.workspace_bytes(),
+            host_bytes: self.layout.host_bytes(),
+        }
+    }
+
+    fn check_not_capturing(&self, stream: Stream, call: &str) -> Result<()> {
+        match self.window.device().is_capturing(stream)? {
+            false => Ok(()),
+            true => Err(Error::Capturing(format!(
+                "the stream is being captured by a CUDA graph: call {call}() before or after, since a graph would do \
+                 the same at each replay"
+            ))),
+        }
+    }
+
+    /// Counts into `iteration`, which is in the range, from here on in the order of `stream`.
+    fn count_into(&self, counting: &mut Counting, iteration: u64, stream: Stream) -> Result<()> {
+        let progress = self.writer.progress();
+        if !matches!(progress, Progress::None) || counting.not_started.is_some() {
+            return Err(Error::InvalidArgument(format!(
+                "iteration {iteration} cannot be counted, a dump was asked for: eplb_recorder_reset() starts anew"
+            )));
+        }
+        let range = self.writer.run().iterations;
+        if let Some(held) = counting.held.filter(|held| iteration > held.stop) {
+            log::warn!(
+                "rank {}: iterations {}..{iteration} never began and count as empty",
+                self.writer.run().rank,
+                held.stop
+            );
+        }
+        let row = (iteration - range.start) as u32;
+        if row != counting.row {
+            self.set_row(counting, row, stream)?;
+        }
+        let start = counting.held.map_or(iteration, |held| held.start);
+        counting.held = Some(IterationRange { start, stop: iteration + 1 });
+        Ok(())
+    }
+
+    /// Stops counting and starts the dump, unless that was done already.
+    fn stop(&self, counting: &mut Counting, stream: Stream) -> Result<()> {
+        if counting.row != OFF {
+            self.set_row(counting, OFF, stream)?;
+        }
+        let (Progress::None, Some(held)) = (self.writer.progress(), counting.held) else { return Ok(()) };
+        let run = self.writer.run();
+        if held != run.iterations {
+            log::warn!(
+                "rank {}: the dump is incomplete, iterations {held} of {} were counted",
+                run.rank,
+                run.iterations
+            );
+        }
+        let started = self.writer.dump(held, stream);
+        counting.not_started = started.as_ref().err().cloned();
+        started
+    }
+
+    /// Without the new row, ids of the iterations to come would be counted into the old one.
+    fn set_row(&self, counting: &mut Counting, row: u32, stream: Stream) -> Result<()> {
+        let set = self.window.set_row(row, stream);
+        match &set {
+            Ok(()) => counting.row = row,
+            Err(error) => counting.lost = Some(error.clone()),
+        }
+        set
+    }
+
+    fn count(
+        &self,
+        counting: &mut Counting,
+        layer: usize,
+        ids: &Ids,
+        num_tokens: u32,
+        stream: Stream,
+    ) -> Result<()> {
+        // A graph may be replayed when something is counted; anything else would only find that nothing is.
+        if num_tokens == 0 || (counting.row == OFF && !self.window.device().is_capturing(stream)?) {
+            return Ok(());
+        }
+        let launched = self.window.count(layer, ids, num_tokens, stream);
+        if let Err(error) = &launched
+            && counting.row != OFF
+        {
+            counting.lost = Some(error.clone());
+        }
+        launched
+    }
+}
+
+impl Drop for Active {
+    fn drop(&mut self) {
+        let counting = self.counting.get_mut().unwrap_or_else(PoisonError::into_inner);
+        if let (Some(held), Progress::None) = (counting.held, self.writer.progress()) {
+            log::warn!(
+                "rank {}: iterations {held} were counted and never dumped: eplb_recorder_dump() would have",
+                self.writer.run().rank
+            );
+        }
+    }
+}
+
+impl Counting {
+    fn index_of(&self, layer: u32) -> Result<usize> {
+        match self.layers.binary_search_by_key(&layer, |&(number, _)| number) {
+            Ok(place) => Ok(self.layers[place].1),
+            Err(_) => Err(Error::InvalidArgument(format!("layer {layer} is not one of this recorder's"))),
+        }
+    }
+
+    /// Whether the counts are what the host meant them to be.
+    fn check(&self) -> Result<()> {
+        self.lost.as_ref().map_or(Ok(()), |error| Err(error.clone()))
+    }
+}

@@ -1,0 +1,206 @@
+//! The recorder's memory on the device: the window of counts, and what steers and sums up the kernels.
+
+use super::RecorderConfig;
+use crate::device::{
+    CellType, Count, Device, Fence, Ids, Memory, OFF, Part, Staging, Stream, Target, Totals,
+};
+use crate::error::{Error, Result};
+use crate::stats::{Counts, IterationRange};
+
+/// What begins here may be read in vectors.
+const ALIGNMENT: usize = 64;
+
+/// What malloc gives, and enough for every number there is.
+const LENT_ALIGNMENT: u64 = 16;
+
+/// Where everything lies in the workspace: the row being counted into, each layer's totals, and the cells
+/// `[iterations][layers][experts]`. The last two are copied back together.
+#[derive(Debug, Clone, Copy)]
+pub(super) struct Layout {
+    rows: usize,
+    layers: usize,
+    num_experts: usize,
+    experts_per_token: usize,
+    cell_type: CellType,
+    cells: Part,
+}
+
+impl Layout {
+    pub fn of(config: &RecorderConfig, iterations: IterationRange) -> Result<Self> {
+        // An expert is chosen at most by every choice of an iteration.
+        let most = config.max_tokens_per_iteration.saturating_mul(config.experts_per_token as u64);
+        let cell_type = if most > u64::from(u32::MAX) { CellType::U64 } else { CellType::U32 };
+        let (rows, layers, num_experts) =
+            (iterations.len() as usize, config.layers.len(), config.num_experts);
+        let start = (ALIGNMENT + layers * size_of::<Totals>()).next_multiple_of(ALIGNMENT);
+        let bytes = rows
+            .checked_mul(layers)
+            .and_then(|cells| cells.checked_mul(num_experts))
+            .and_then(|cells| cells.checked_mul(cell_type.size()))
+            .filter(|bytes| bytes.checked_add(start).is_some_and(|all| all <= isize::MAX as usize))
+            .ok_or(Error::OutOfMemory { what: "the window of counts", bytes: usize::MAX })?;
+        let cells = Part { start, bytes };
+        Ok(Layout {
+            rows,
+            layers,
+            num_experts,
+            experts_per_token: config.experts_per_token,
+            cell_type,
+            cells,
+        })
+    }
+
+    fn row(&self) -> Part {
+        Part { start: 0, bytes: 4 }
+    }
+
+    fn totals(&self) -> Part {
+        Part { start: ALIGNMENT, bytes: self.layers * size_of::<Totals>() }
+    }
+
+    /// What is copied back: totals and cells.
+    fn copied(&self) -> Part {
+        Part { start: ALIGNMENT, bytes: self.workspace_bytes() - ALIGNMENT }
+    }
+
+    pub fn workspace_bytes(&self) -> usize {
+        self.cells.start + self.cells.bytes
+    }
+
+    fn check_lent(&self, device: &Device, lent: Memory) -> Result<Memory> {
+        let (bytes, required) = (lent.whole().bytes, self.workspace_bytes());
+        if bytes < required || !lent.address().is_multiple_of(LENT_ALIGNMENT) {
+            return Err(Error::InvalidArgument(format!(
+                "the workspace has {bytes} bytes at {:#x}; {required} are required, aligned to {LENT_ALIGNMENT}",
+                lent.address()
+            )));
+        }
+        device.check_address(lent.address(), "workspace")?;
+        Ok(lent)
+    }
+
+    /// Host memory for a copy of the window, and for one of the totals.
+    pub fn host_bytes(&self) -> usize {
+        self.copied().bytes + self.totals().bytes
+    }
+}
+
+/// The memory itself. Whoever changes it has to see to the order of what he does.
+#[derive(Debug)]
+pub(super) struct Window {
+    device: Device,
+    layout: Layout,
+    memory: Memory,
+}
+
+impl Window {
+    /// Takes the memory, or uses what is lent, and leaves it empty and off.
+    pub fn create(device: &Device, layout: Layout, lent: Option<Memory>) -> Result<Self> {
+        let memory = match lent {
+            Some(memory) => layout.check_lent(device, memory)?,
+            None => device.allocate(layout.workspace_bytes(), "the window of counts")?,
+        };
+        device.initialize(&memory, layout.copied(), 0)?;
+        device.initialize(&memory, layout.row(), OFF)?;
+        Ok(Window { device: device.clone(), layout, memory })
+    }
+
+    pub fn device(&self) -> &Device {
+        &self.device
+    }
+
+    /// Which row is counted into from here on in the order of `stream`.
+    pub fn set_row(&self, row: u32, stream: Stream) -> Result<()> {
+        self.device.fill(&self.memory, self.layout.row(), row, stream)
+    }
+
+    /// Sets all counts to zero in the order of `stream`.
+    pub fn clear(&self, stream: Stream) -> Result<()> {
+        self.device.fill(&self.memory, self.layout.copied(), 0, stream)
+    }
+
+    /// Hot: counts the ids of the layer with this index.
+    pub fn count(&self, layer: usize, ids: &Ids, num_tokens: u32, stream: Stream) -> Result<()> {
+        let Layout { num_experts, cell_type, cells, layers, .. } = self.layout;
+        let (totals, size) = (self.layout.totals(), size_of::<Totals>());
+        let skipped = layer * num_experts * cell_type.size();
+        let target = Target {
+            row: self.layout.row(),
+            cells: Part { start: cells.start + skipped, bytes: cells.bytes - skipped },
+            cell_type,
+            row_stride: layers * num_experts,
+            totals: Part { start: totals.start + layer * size, bytes: size },
+            num_experts: num_experts as u32,
+        };
+        let choices = self.layout.experts_per_token as u32;
+        self.device.count(&Count::new(ids, num_tokens, choices, &self.memory, &target), stream)
+    }
+
+    /// Host memory for [`Window::copy_back`].
+    pub fn staging(&self) -> Result<Staging> {
+        self.device.staging(self.layout.copied().bytes, "a copy of the counts")
+    }
+
+    /// Host memory for [`Window::totals`].
+    pub fn totals_staging(&self) -> Result<Staging> {
+        self.device.staging(self.layout.totals().bytes, "a copy of the totals")
+    }
+
+    /// Each layer's totals as they are now.
+    pub fn totals<'a>(&self, staging: &'a mut Staging) -> Result<&'a [Totals]> {
+        self.device.copy_back(&self.memory, self.layout.totals(), None, staging)?;
+        Ok(staging.numbers(0, self.layout.layers))
+    }
+
+    /// The counts of the first `rows` from `start` on, as they are behind `fence`, held against what the kernels counted.
+    pub fn copy_back<'a>(
+        &self,
+        fence: &Fence,
+        (start, rows): (usize, usize),
+        layers: &[u32],
+        staging: &'a mut Staging,
+    ) -> Result<Counts<'a>> {
+        self.device.copy_back(&self.memory, self.layout.copied(), Some(fence), staging)?;
+        let Layout { num_experts, .. } = self.layout;
+        let cells = self.layout.cells.start - ALIGNMENT;
+        let row = layers.len() * num_experts;
+        let all = self.layout.rows * row;
+        let counts = match self.layout.cell_type {
+            CellType::U32 => Counts::U32(staging.numbers(cells, all)),
+            CellType::U64 => Counts::U64(staging.numbers(cells, all)),
+        };
+        for (index, totals) in staging.numbers::<Totals>(0, layers.len()).iter().enumerate() {
+            let experts = (0..self.layout.rows).map(|r| r * row + index * num_experts);
+            let found: u64 = experts.map(|first| sum(counts, first..first + num_experts)).sum();
+            let counted = totals.ids.wrapping_sub(totals.out_of_range);
+            if found != counted {
+                return Err(contradiction(layers[index], counted, found));
+            }
+        }
+        let held = start * row..(start + rows) * row;
+        Ok(match counts {
+            Counts::U32(counts) => Counts::U32(&counts[held]),
+            Counts::U64(counts) => Counts::U64(&counts[held]),
+        })
+    }
+}
+
+fn sum(counts: Counts, range: std::ops::Range<usize>) -> u64 {
+    match counts {
+        Counts::U32(counts) => counts[range].iter().map(|&count| u64::from(count)).sum(),
+        Counts::U64(counts) => counts[range].iter().sum(),
+    }
+}
+
+/// Every kernel adds to the cells and to the totals, so the two agree unless a cell overflowed or counting went on.
+fn contradiction(layer: u32, counted: u64, found: u64) -> Error {
+    let why = if found < counted {
+        "a count overflowed 32 bits, so max_tokens_per_iteration must say how many tokens there are, or ids were still \
+         being counted, so every counting stream must be ordered before the stream of this call"
+    } else {
+        "ids were still being counted, so every counting stream must be ordered before the stream of this call"
+    };
+    Error::InvalidDump(format!(
+        "layer {layer}: {counted} ids were counted and the window holds {found}: {why}; nothing was written"
+    ))
+}

@@ -1,0 +1,188 @@
+//! The thread that writes a recorder's dump, so that the host's threads do not wait for a disk.
+
+use std::panic::{AssertUnwindSafe, catch_unwind};
+use std::sync::{Arc, Condvar, Mutex, MutexGuard, PoisonError};
+use std::thread::{self, JoinHandle};
+use std::time::{Duration, Instant};
+
+use super::Run;
+use super::window::Window;
+use crate::atomic_file::AtomicFile;
+use crate::device::{Fence, Staging, Stream};
+use crate::error::{Error, Result};
+use crate::stats::IterationRange;
+
+/// What became of the dump.
+#[derive(Debug, Clone)]
+pub(super) enum Progress {
+    /// It was not asked for yet.
+    None,
+    /// It is asked for, or being written.
+    Started,
+    /// It is there, whole and synced.
+    Written,
+    /// It is not there. The counts still are; it may be tried again.
+    Failed(Error),
+}
+
+/// What the thread works on.
+#[derive(Debug)]
+struct Work {
+    run: Run,
+    window: Arc<Window>,
+    /// Behind it in the order of the host's streams, nothing is counted any more.
+    fence: Fence,
+    order: Mutex<Order>,
+    changed: Condvar,
+}
+
+#[derive(Debug)]
+struct Order {
+    progress: Progress,
+    /// Iterations to write.
+    held: IterationRange,
+    /// Not to be taken up any more.
+    ended: bool,
+    /// The rank's file, taken before it is needed so that nobody else does.
+    claim: Option<AtomicFile>,
+}
+
+/// The thread, which ends with this value.
+#[derive(Debug)]
+pub(super) struct Writer {
+    work: Arc<Work>,
+    thread: Option<JoinHandle<()>>,
+}
+
+impl Writer {
+    /// Takes everything that a dump needs: the file, memory for a copy of the window, the thread.
+    pub fn start(run: Run, window: Arc<Window>) -> Result<Self> {
+        let claim = run.dump(run.iterations).claim(&run.directory)?;
+        let fence = window.device().fence()?;
+        let staging = window.staging()?;
+        let order =
+            Order { progress: Progress::None, held: run.iterations, ended: false, claim: Some(claim) };
+        let work = Arc::new(Work { run, window, fence, order: Mutex::new(order), changed: Condvar::new() });
+        let thread = thread::Builder::new().name("eplb-dump".into()).stack_size(1 << 19).spawn({
+            let work = work.clone();
+            move || work.serve(staging)
+        });
+        let thread = thread.map_err(|e| Error::System(format!("cannot start the thread that dumps: {e}")))?;
+        Ok(Writer { work, thread: Some(thread) })
+    }
+
+    pub fn run(&self) -> &Run {
+        &self.work.run
+    }
+
+    pub fn progress(&self) -> Progress {
+        self.work.lock().progress.clone()
+    }
+
+    /// Starts the dump of `held`, as it is behind the work that `stream` has been given so far.
+    pub fn dump(&self, held: IterationRange, stream: Stream) -> Result<()> {
+        self.work.window.device().record(&self.work.fence, stream)?;
+        let mut order = self.work.lock();
+        order.held = held;
+        order.progress = Progress::Started;
+        self.work.changed.notify_all();
+        Ok(())
+    }
+
+    /// Waits for a dump that was started and takes up one that failed, for up to `timeout` if there is one.
+    pub fn flush(&self, timeout: Option<Duration>) -> Result<()> {
+        let deadline = timeout.and_then(|timeout| Instant::now().checked_add(timeout));
+        let mut order = self.work.lock();
+        if let Progress::Failed(_) = order.progress {
+            order.progress = Progress::Started;
+            self.work.changed.notify_all();
+        }
+        loop {
+            match &order.progress {
+                Progress::None | Progress::Written => return Ok(()),
+                Progress::Failed(error) => return Err(error.clone()),
+                Progress::Started => {}
+            }
+            let left = deadline.map(|deadline| deadline.saturating_duration_since(Instant::now()));
+            let changed = &self.work.changed;
+            order = match left {
+                Some(Duration::ZERO) => {
+                    let directory = self.work.run.directory.display();
+                    return Err(Error::NotReady(format!("the dump to {directory} is still being written")));
+                }
+                Some(left) => changed.wait_timeout(order, left).unwrap_or_else(PoisonError::into_inner).0,
+                None => changed.wait(order).unwrap_or_else(PoisonError::into_inner),
+            };
+        }
+    }
+
+    /// Forgets the dump and takes the rank's file anew.
+    pub fn reset(&self) -> Result<()> {
+        let mut order = self.work.lock();
+        if order.claim.is_none() {
+            order.claim = Some(self.work.run.dump(self.work.run.iterations).claim(&self.work.run.directory)?);
+        }
+        order.progress = Progress::None;
+        Ok(())
+    }
+}
+
+impl Drop for Writer {
+    /// Waits for a dump that was started.
+    fn drop(&mut self) {
+        self.work.lock().ended = true;
+        self.work.changed.notify_all();
+        if let Some(thread) = self.thread.take()
+            && thread.join().is_err()
+        {
+            log::warn!("the thread that dumps rank {} panicked", self.work.run.rank);
+        }
+        if let Progress::Failed(error) = self.progress() {
+            log::warn!("the counts of rank {} are lost, their dump failed: {error}", self.work.run.rank);
+        }
+    }
+}
+
+impl Work {
+    fn lock(&self) -> MutexGuard<'_, Order> {
+        self.order.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+
+    /// The thread.
+    fn serve(&self, mut staging: Staging) {
+        loop {
+            let mut order = self.lock();
+            while !matches!(order.progress, Progress::Started) {
+                if order.ended {
+                    return;
+                }
+                order = self.changed.wait(order).unwrap_or_else(PoisonError::into_inner);
+            }
+            let (held, claim) = (order.held, order.claim.take());
+            drop(order);
+            let written = catch_unwind(AssertUnwindSafe(|| self.write(held, claim, &mut staging)))
+                .unwrap_or_else(|panic| Err(Error::of_panic(&*panic)));
+            let progress = match written {
+                Ok(()) => Progress::Written,
+                Err(error) => Progress::Failed(error),
+            };
+            self.lock().progress = progress;
+            self.changed.notify_all();
+        }
+    }
+
+    fn write(&self, held: IterationRange, claim: Option<AtomicFile>, staging: &mut Staging) -> Result<()> {
+        let Run { iterations, layers, directory, rank, .. } = &self.run;
+        // After a failure the file has to be taken again, and perhaps its directory made anew.
+        let claim = match claim {
+            Some(claim) => claim,
+            None => self.run.dump(held).claim(directory)?,
+        };
+        let rows = ((held.start - iterations.start) as usize, held.len() as usize);
+        let counts = self.window.copy_back(&self.fence, rows, layers, staging)?;
+        let dump = crate::stats::RankDump { counts, ..self.run.dump(held) };
+        dump.write_claimed(claim, directory)?;
+        log::info!("{}: rank {rank} dumped iterations {held} of {iterations}", directory.display());
+        Ok(())
+    }
+}
