@@ -284,8 +284,8 @@ pub unsafe extern "C" fn eplb_recorder_register_buffer(
 /// \param recorder   the recorder
 /// \param iteration  the engine's number of it, never lower than that before; a number that is left out counts as empty
 /// \param stream     the engine's main stream, not being captured
-/// \return EPLB_STATUS_OK; EPLB_STATUS_CAPTURING; EPLB_STATUS_INVALID_ARGUMENT; EPLB_STATUS_CUDA: state
-///         EPLB_RECORDER_STATE_LOST unless another call succeeds
+/// \return EPLB_STATUS_OK; EPLB_STATUS_CAPTURING or EPLB_STATUS_INVALID_ARGUMENT, and what is counted still belongs to the
+///         iteration before; EPLB_STATUS_CUDA, and counts may be lost: see EPLB_RECORDER_STATE_LOST
 #[unsafe(no_mangle)]
 pub unsafe extern "C" fn eplb_recorder_begin_iteration(
     recorder: *mut eplb_recorder,

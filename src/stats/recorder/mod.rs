@@ -244,26 +244,14 @@ impl Recorder {
     pub fn begin_iteration(&self, iteration: u64, stream: Stream) -> Result<()> {
         let Some(active) = &self.0 else { return Ok(()) };
         let mut counting = active.lock();
-        active.check_not_capturing(stream, "eplb_recorder_begin_iteration")?;
-        counting.check()?;
-        if let Some(last) = counting.iteration.filter(|&last| iteration < last) {
-            return Err(Error::InvalidArgument(format!(
-                "iteration {iteration} after iteration {last}: iterations go up; eplb_recorder_reset() starts anew"
-            )));
+        let begun = active.begin(&mut counting, iteration, stream);
+        // The ids to come would be counted into the iteration before, or not at all.
+        if let Err(error @ Error::Cuda { .. }) = &begun
+            && (counting.row != OFF || active.writer.run().iterations.contains(iteration))
+        {
+            counting.lost = Some(error.clone());
         }
-        let range = active.writer.run().iterations;
-        if range.contains(iteration) {
-            active.count_into(&mut counting, iteration, stream)?;
-        } else if iteration >= range.stop {
-            if counting.held.is_none() {
-                return Err(Error::InvalidArgument(format!(
-                    "iteration {iteration} is behind the range {range}, of which none was begun: nothing was counted"
-                )));
-            }
-            active.stop(&mut counting, stream)?;
-        }
-        counting.iteration = Some(iteration);
-        Ok(())
+        begun
     }
 
     /// Hot: counts `num_tokens` tokens of a layer's registered buffer.
@@ -429,6 +417,29 @@ impl Active {
         }
     }
 
+    fn begin(&self, counting: &mut Counting, iteration: u64, stream: Stream) -> Result<()> {
+        self.check_not_capturing(stream, "eplb_recorder_begin_iteration")?;
+        counting.check()?;
+        if let Some(last) = counting.iteration.filter(|&last| iteration < last) {
+            return Err(Error::InvalidArgument(format!(
+                "iteration {iteration} after iteration {last}: iterations go up; eplb_recorder_reset() starts anew"
+            )));
+        }
+        let range = self.writer.run().iterations;
+        if range.contains(iteration) {
+            self.count_into(counting, iteration, stream)?;
+        } else if iteration >= range.stop {
+            if counting.held.is_none() {
+                return Err(Error::InvalidArgument(format!(
+                    "iteration {iteration} is behind the range {range}, of which none was begun: nothing was counted"
+                )));
+            }
+            self.stop(counting, stream)?;
+        }
+        counting.iteration = Some(iteration);
+        Ok(())
+    }
+
     /// Counts into `iteration`, which is in the range, from here on in the order of `stream`.
     fn count_into(&self, counting: &mut Counting, iteration: u64, stream: Stream) -> Result<()> {
         let progress = self.writer.progress();
@@ -447,7 +458,8 @@ impl Active {
         }
         let row = (iteration - range.start) as u32;
         if row != counting.row {
-            self.set_row(counting, row, stream)?;
+            self.window.set_row(row, stream)?;
+            counting.row = row;
         }
         let start = counting.held.map_or(iteration, |held| held.start);
         counting.held = Some(IterationRange { start, stop: iteration + 1 });
@@ -457,7 +469,8 @@ impl Active {
     /// Stops counting and starts the dump, unless that was done already.
     fn stop(&self, counting: &mut Counting, stream: Stream) -> Result<()> {
         if counting.row != OFF {
-            self.set_row(counting, OFF, stream)?;
+            self.window.set_row(OFF, stream)?;
+            counting.row = OFF;
         }
         let (Progress::None, Some(held)) = (self.writer.progress(), counting.held) else { return Ok(()) };
         let run = self.writer.run();
@@ -471,16 +484,6 @@ impl Active {
         let started = self.writer.dump(held, stream);
         counting.not_started = started.as_ref().err().cloned();
         started
-    }
-
-    /// Without the new row, ids of the iterations to come would be counted into the old one.
-    fn set_row(&self, counting: &mut Counting, row: u32, stream: Stream) -> Result<()> {
-        let set = self.window.set_row(row, stream);
-        match &set {
-            Ok(()) => counting.row = row,
-            Err(error) => counting.lost = Some(error.clone()),
-        }
-        set
     }
 
     fn count(

@@ -204,3 +204,82 @@ fn contradiction(layer: u32, counted: u64, found: u64) -> Error {
         "layer {layer}: {counted} ids were counted and the window holds {found}: {why}; nothing was written"
     ))
 }
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::device::{IdType, Place};
+    use crate::stats::Counted;
+
+    const CONFIG: RecorderConfig = RecorderConfig {
+        path: None,
+        iterations: None,
+        rank: 0,
+        num_ranks: 1,
+        num_experts: 4,
+        experts_per_token: 1,
+        layers: &[7, 8],
+        counted: Counted::Experts,
+        place: Place::Host,
+        max_tokens_per_iteration: 0,
+        run_id: None,
+    };
+
+    /// Two rows of two layers, counting into row 1.
+    fn window(config: &RecorderConfig) -> Window {
+        let layout = Layout::of(config, IterationRange { start: 0, stop: 2 }).unwrap();
+        let window = Window::create(&Device::open(Place::Host).unwrap(), layout, None).unwrap();
+        window.set_row(1, Stream::DEFAULT).unwrap();
+        window
+    }
+
+    fn count(window: &Window, ids: &[i32]) {
+        // SAFETY: the ids outlive the call, which has done its work when it returns.
+        let place = unsafe { Ids::at(ids.as_ptr() as u64, IdType::Int32, 0) };
+        window.count(1, &place, ids.len() as u32, Stream::DEFAULT).unwrap();
+    }
+
+    /// Sets expert 2 of layer 8 in row 1, as if so many ids had been counted before.
+    fn preset(window: &Window, count: u32) {
+        let cell = window.layout.cells.start + (8 + 4 + 2) * 4;
+        window.device.initialize(&window.memory, Part { start: cell, bytes: 4 }, count).unwrap();
+        let ids = window.layout.totals().start + size_of::<Totals>();
+        window.device.initialize(&window.memory, Part { start: ids, bytes: 4 }, count).unwrap();
+    }
+
+    fn copy_back(window: &Window) -> Result<Vec<u64>> {
+        let fence = window.device.fence()?;
+        let mut staging = window.staging()?;
+        match window.copy_back(&fence, (1, 1), &[7, 8], &mut staging)? {
+            Counts::U32(counts) => Ok(counts.iter().map(|&count| u64::from(count)).collect()),
+            Counts::U64(counts) => Ok(counts.to_vec()),
+        }
+    }
+
+    #[test]
+    fn a_count_that_overflows_is_noticed_and_one_that_just_fits_is_not() {
+        let window = window(&CONFIG);
+        preset(&window, u32::MAX - 1);
+        count(&window, &[2]);
+        assert_eq!(copy_back(&window).unwrap(), [0, 0, 0, 0, 0, 0, u64::from(u32::MAX), 0]);
+        count(&window, &[1, 2]);
+        let message = copy_back(&window).unwrap_err().to_string();
+        assert!(
+            message.starts_with(
+                "layer 8: 4294967297 ids were counted and the window holds 1: a count overflowed"
+            ),
+            "{message}"
+        );
+    }
+
+    #[test]
+    fn wide_counts_do_not_overflow() {
+        let config = RecorderConfig { max_tokens_per_iteration: 1 << 32, ..CONFIG };
+        let window = window(&config);
+        count(&window, &[3, -1, 3]);
+        assert_eq!(copy_back(&window).unwrap(), [0, 0, 0, 0, 0, 0, 0, 2]);
+        let cell = window.layout.cells.start + (8 + 4 + 3) * 8;
+        window.device.initialize(&window.memory, Part { start: cell, bytes: 8 }, 1).unwrap();
+        assert!(copy_back(&window).unwrap_err().to_string().contains("still being counted"));
+    }
+}

@@ -1,0 +1,416 @@
+// What only a CUDA device can do, and what a driver can do to us. Tests that need fake_cuda's controls are
+// skipped on a genuine driver.
+#include <gtest/gtest.h>
+
+#include <eplb.hpp>
+#include <set>
+
+#include "engine.h"
+#include "files.h"
+
+namespace {
+
+eplb::recorder_config a_config(const std::string &path) {
+    eplb::recorder_config config;
+    config.path = path;
+    config.iter_stop = 3;
+    config.num_ranks = 1;
+    config.num_experts = 64;
+    config.experts_per_token = 4;
+    config.layer_ids = {0, 1};
+    config.device = 0;
+    return config;
+}
+
+const fake_cuda_controls &fake() { return *engine::get().fake(); }
+
+CUcontext current_context() {
+    CUcontext context = nullptr;
+    engine::check(engine::get().driver().cuCtxGetCurrent(&context), "cuCtxGetCurrent");
+    return context;
+}
+
+/// The thread's capture mode, which stays what it is.
+CUstreamCaptureMode capture_mode() {
+    const cuda_driver &driver = engine::get().driver();
+    CUstreamCaptureMode mode = CU_STREAM_CAPTURE_MODE_GLOBAL, was = mode;
+    engine::check(driver.cuThreadExchangeStreamCaptureMode(&was), "cuThreadExchangeStreamCaptureMode");
+    mode = was;
+    engine::check(driver.cuThreadExchangeStreamCaptureMode(&mode), "cuThreadExchangeStreamCaptureMode");
+    return was;
+}
+
+std::string message_of(const std::function<void()> &call, eplb_status expected) {
+    try {
+        call();
+    } catch (const eplb::error &error) {
+        EXPECT_EQ(error.status(), expected) << error.what();
+        return error.what();
+    }
+    ADD_FAILURE() << "it succeeded";
+    return "";
+}
+
+class Cuda : public testing::Test {
+  protected:
+    void SetUp() override {
+        if (!engine::get().is_cuda()) {
+            GTEST_SKIP() << "EPLB_TEST_DEVICE is not cuda";
+        }
+    }
+};
+
+class FakeCuda : public Cuda {
+  protected:
+    void SetUp() override {
+        Cuda::SetUp();
+        if (!IsSkipped() && engine::get().fake() == nullptr) {
+            GTEST_SKIP() << "the driver is a genuine one";
+        }
+    }
+};
+
+} // namespace
+
+TEST_F(Cuda, IsAvailable) { EXPECT_EQ(eplb_cuda_available(), 1); }
+
+TEST_F(Cuda, ADeviceThatIsNotThereIsAnError) {
+    temporary_directory dir;
+    auto config = a_config(dir / "dump");
+    config.device = 1000;
+    EXPECT_NE(
+        message_of([&] { eplb::recorder::create(config); }, EPLB_STATUS_INVALID_ARGUMENT).find("device 1000"),
+        std::string::npos);
+}
+
+TEST_F(Cuda, TheCurrentContextServesAsWellAsTheDevicesOwn) {
+    temporary_directory dir;
+    engine_stream stream;
+    auto config = a_config(dir / "dump");
+    config.device = EPLB_DEVICE_CURRENT;
+    {
+        const auto recorder = eplb::recorder::create(config);
+        engine_array<int32_t> ids(4);
+        const std::vector<int32_t> values = {5, 6, 7, 5};
+        ids.upload(values, stream);
+        for (int64_t iteration = 0; iteration <= 3; iteration++) {
+            recorder.begin_iteration(iteration, stream);
+            recorder.count_ids(1, ids.data(), EPLB_DTYPE_INT32, 1, nullptr, stream);
+        }
+        recorder.flush();
+        EXPECT_EQ(eplb::stats::load(config.path).layer_loads(1)[5], 6);
+        stream.synchronize();
+    }
+    const cuda_driver &driver = engine::get().driver();
+    engine::check(driver.cuCtxSetCurrent(nullptr), "cuCtxSetCurrent");
+    const std::string message =
+        message_of([&] { eplb::recorder::create(config); }, EPLB_STATUS_INVALID_ARGUMENT);
+    EXPECT_NE(message.find("no CUDA context is current"), std::string::npos) << message;
+    engine::get().attach_thread();
+}
+
+TEST_F(Cuda, TheHostsContextIsLeftAsFound) {
+    temporary_directory dir;
+    const cuda_driver &driver = engine::get().driver();
+    engine_stream stream;
+    engine_array<int32_t> ids(4);
+    const std::vector<int32_t> values = {5, 6, 7, 5};
+    ids.upload(values, stream);
+    stream.synchronize();
+    int devices = 0;
+    engine::check(driver.cuDeviceGetCount(&devices), "cuDeviceGetCount");
+    CUcontext other = nullptr;
+    engine::check(driver.cuCtxCreate_v2(&other, 0, devices - 1), "cuCtxCreate");
+    for (CUcontext popped = other; current_context() != nullptr;) {
+        engine::check(driver.cuCtxPopCurrent_v2(&popped), "cuCtxPopCurrent");
+    }
+    for (const CUcontext context : {other, CUcontext(nullptr)}) {
+        engine::check(driver.cuCtxSetCurrent(context), "cuCtxSetCurrent");
+        const auto as_found = [&](const char *call) {
+            EXPECT_EQ(current_context(), context) << call;
+            EXPECT_EQ(capture_mode(), CU_STREAM_CAPTURE_MODE_GLOBAL) << call;
+        };
+        const auto config = a_config(dir / "dump");
+        {
+            const auto recorder = eplb::recorder::create(config);
+            as_found("create");
+            recorder.register_buffer(1, ids.data(), EPLB_DTYPE_INT32, 1, nullptr, stream);
+            as_found("register_buffer");
+            for (int64_t iteration = 0; iteration <= 3; iteration++) {
+                recorder.begin_iteration(iteration, stream);
+                as_found("begin_iteration");
+                recorder.count(1, 1, stream);
+                as_found("count");
+            }
+            recorder.flush();
+            as_found("flush");
+            EXPECT_EQ(recorder.info().ids_counted, 12u);
+            as_found("get_info");
+            recorder.reset(stream);
+            as_found("reset");
+        }
+        as_found("destroy");
+        EXPECT_EQ(eplb::stats::load(config.path).layer_loads(1)[5], 6);
+    }
+    engine::check(driver.cuCtxDestroy_v2(other), "cuCtxDestroy");
+    engine::get().attach_thread();
+    stream.synchronize();
+}
+
+TEST_F(Cuda, WhileAStreamIsCapturedOnlyHotCallsTakePartInIt) {
+    temporary_directory dir;
+    engine_stream stream, elsewhere;
+    engine_array<int32_t> ids(4);
+    const std::vector<int32_t> values = {5, 6, 7, 5};
+    ids.upload(values, stream);
+    stream.synchronize();
+    auto config = a_config(dir / "dump");
+    const auto recorder = eplb::recorder::create(config);
+    recorder.begin_iteration(0, elsewhere);
+    const engine_graph graph(stream, [&] {
+        for (const auto &call : {std::function<void()>([&] { recorder.begin_iteration(1, stream); }),
+                                 std::function<void()>([&] { recorder.dump(stream); }),
+                                 std::function<void()>([&] { recorder.reset(stream); })}) {
+            const std::string message = message_of(call, EPLB_STATUS_CAPTURING);
+            EXPECT_NE(message.find("being captured"), std::string::npos) << message;
+        }
+        // The capture survives these, which call the driver on other streams or on none.
+        recorder.count_ids(0, ids.data(), EPLB_DTYPE_INT32, 1, nullptr, stream);
+        recorder.register_buffer(1, ids.data(), EPLB_DTYPE_INT32, 1, nullptr, elsewhere);
+        EXPECT_EQ(recorder.info().iteration, 0);
+        auto second = config;
+        second.path = dir / "second";
+        const auto another = eplb::recorder::create(second);
+        recorder.begin_iteration(2, elsewhere);
+        recorder.begin_iteration(3, elsewhere);
+        recorder.flush();
+    });
+    recorder.reset(elsewhere);
+    recorder.begin_iteration(0, elsewhere);
+    stream.wait_for(elsewhere);
+    graph.replay(stream);
+    graph.replay(stream);
+    recorder.dump(stream);
+    recorder.flush();
+    eplb::stats_options options;
+    options.iter_stop = 1;
+    EXPECT_EQ(eplb::stats::load(config.path, options).layer_loads(0)[5], 4);
+    stream.synchronize();
+}
+
+TEST_F(Cuda, AStreamOfAnotherContextAndHostMemoryAreErrors) {
+    temporary_directory dir;
+    const cuda_driver &driver = engine::get().driver();
+    engine_stream stream;
+    engine_array<int32_t> ids(4);
+    const auto recorder = eplb::recorder::create(a_config(dir / "dump"));
+    std::vector<int32_t> on_host(4);
+    int pageable = 0;
+    engine::check(driver.cuDeviceGetAttribute(&pageable, CU_DEVICE_ATTRIBUTE_PAGEABLE_MEMORY_ACCESS, 0),
+                  "cuDeviceGetAttribute");
+    if (pageable == 0) {
+        const auto host_ids = [&] {
+            recorder.register_buffer(0, on_host.data(), EPLB_DTYPE_INT32, 1, nullptr, stream);
+        };
+        EXPECT_EQ(message_of(host_ids, EPLB_STATUS_INVALID_ARGUMENT),
+                  "expert_ids is not memory that CUDA device 0 can read");
+        const auto host_valid = [&] {
+            recorder.register_buffer(0, ids.data(), EPLB_DTYPE_INT32, 1, on_host.data(), stream);
+        };
+        EXPECT_EQ(message_of(host_valid, EPLB_STATUS_INVALID_ARGUMENT),
+                  "num_valid is not memory that CUDA device 0 can read");
+    }
+    CUcontext other = nullptr;
+    engine::check(driver.cuCtxCreate_v2(&other, 0, 0), "cuCtxCreate");
+    {
+        engine_stream foreign;
+        const auto call = [&] {
+            recorder.register_buffer(0, ids.data(), EPLB_DTYPE_INT32, 1, nullptr, foreign);
+        };
+        EXPECT_NE(message_of(call, EPLB_STATUS_INVALID_ARGUMENT).find("another CUDA context"),
+                  std::string::npos);
+    }
+    engine::check(driver.cuCtxDestroy_v2(other), "cuCtxDestroy");
+    engine::get().attach_thread();
+}
+
+TEST_F(FakeCuda, ADriverOlderThanTheFatbinTakesThePtx) {
+    temporary_directory dir;
+    fake().fake_cuda_refuse_fatbins(CUDA_ERROR_NO_BINARY_FOR_GPU);
+    // Driver 525 has PTX 8.0; this asks for less.
+    fake().fake_cuda_set_newest_ptx(7, 0);
+    EXPECT_NO_THROW(eplb::recorder::create(a_config(dir / "dump")));
+    fake().fake_cuda_set_newest_ptx(6, 5);
+    const std::string message =
+        message_of([&] { eplb::recorder::create(a_config(dir / "dump")); }, EPLB_STATUS_CUDA);
+    EXPECT_NE(message.find("CUDA error 209, CUDA_ERROR_NO_BINARY_FOR_GPU"), std::string::npos) << message;
+    EXPECT_NE(message.find("CUDA error 222, CUDA_ERROR_UNSUPPORTED_PTX_VERSION"), std::string::npos)
+        << message;
+    fake().fake_cuda_refuse_fatbins(0);
+    fake().fake_cuda_set_newest_ptx(9, 0);
+}
+
+namespace {
+
+/// The driver's functions that this thread calls meanwhile.
+std::set<std::string> calls_of(const std::function<void()> &work) {
+    fake().fake_cuda_log_clear();
+    work();
+    std::vector<const char *> names(1000);
+    names.resize(fake().fake_cuda_log(names.data(), names.size()));
+    return {names.begin(), names.end()};
+}
+
+} // namespace
+
+TEST_F(FakeCuda, HotCallsNeitherSynchroniseNorAllocateOnTheDevice) {
+    temporary_directory dir;
+    engine_stream stream;
+    engine_array<int32_t> ids(4);
+    const std::vector<int32_t> values = {5, 6, 7, 5};
+    ids.upload(values, stream);
+    const auto recorder = eplb::recorder::create(a_config(dir / "dump"));
+    recorder.register_buffer(0, ids.data(), EPLB_DTYPE_INT32, 1, nullptr, stream);
+    using names = std::set<std::string>;
+    const auto count = [&] {
+        recorder.count(0, 1, stream);
+        recorder.count_ids(1, ids.data(), EPLB_DTYPE_INT32, 1, nullptr, stream);
+    };
+    EXPECT_EQ(calls_of(count), (names{"cuCtxGetCurrent", "cuStreamIsCapturing"}))
+        << "nothing is being counted";
+    EXPECT_EQ(calls_of([&] { recorder.begin_iteration(0, stream); }),
+              (names{"cuCtxGetCurrent", "cuStreamIsCapturing", "cuMemsetD32Async"}));
+    EXPECT_EQ(calls_of(count), (names{"cuCtxGetCurrent", "cuLaunchKernel"}));
+    EXPECT_EQ(calls_of([&] { recorder.begin_iteration(3, stream); }),
+              (names{"cuCtxGetCurrent", "cuStreamIsCapturing", "cuMemsetD32Async", "cuEventRecord"}));
+    recorder.flush();
+    stream.synchronize();
+}
+
+namespace {
+
+/// Steers one fault to the n-th driver call that eplb makes, whoever else calls the driver meanwhile.
+class fault {
+  public:
+    explicit fault(size_t n) : left_(n) {}
+
+    eplb_status call(const std::function<eplb_status()> &call) {
+        const size_t before = fake().fake_cuda_calls();
+        fake().fake_cuda_fail_call(left_, CUDA_ERROR_UNKNOWN);
+        const eplb_status status = call();
+        if (left_ != 0) {
+            fired_ = fired_ || fake().fake_cuda_fault_fired() != 0;
+            const size_t made = fake().fake_cuda_calls() - before;
+            left_ = fired_ || made >= left_ ? 0 : left_ - made;
+        }
+        fake().fake_cuda_fail_call(0, 0);
+        EXPECT_STRNE(eplb_status_string(status), "unknown status");
+        EXPECT_NE(status, EPLB_STATUS_INTERNAL) << eplb_last_error_message();
+        if (status == EPLB_STATUS_CUDA) {
+            EXPECT_NE(std::string(eplb_last_error_message()).find("CUDA error 999, CUDA_ERROR_UNKNOWN"),
+                      std::string::npos)
+                << eplb_last_error_message();
+        }
+        failed_ = failed_ || status != EPLB_STATUS_OK;
+        return status;
+    }
+
+    bool fired() const { return fired_; }
+    bool failed() const { return failed_; }
+
+  private:
+    size_t left_;
+    bool fired_ = false, failed_ = false;
+};
+
+/// A whole run: layer 0 is counted by a graph, layer 1 as it comes. Returns what the dump must have of expert
+/// 5, or -1 where there must be none.
+void run(eplb_recorder *recorder, fault &fault, const engine_array<int32_t> &ids, const std::string &path) {
+    const engine_stream stream;
+    bool captured = false;
+    const engine_graph graph(stream, [&] {
+        captured = fault.call([&] {
+            return eplb_recorder_count_ids(recorder, 0, ids.data(), EPLB_DTYPE_INT32, 1, nullptr, stream);
+        }) == EPLB_STATUS_OK;
+    });
+    for (int64_t iteration = 0; iteration <= 3; iteration++) {
+        fault.call([&] { return eplb_recorder_begin_iteration(recorder, iteration, stream); });
+        graph.replay(stream);
+        fault.call([&] {
+            return eplb_recorder_count_ids(recorder, 1, ids.data(), EPLB_DTYPE_INT32, 1, nullptr, stream);
+        });
+    }
+    eplb_status flushed = fault.call([&] { return eplb_recorder_flush(recorder, -1); });
+    if (flushed != EPLB_STATUS_OK) {
+        // A fault of the copy back has passed; one of the counting has not.
+        flushed = fault.call([&] { return eplb_recorder_flush(recorder, -1); });
+    }
+    eplb_recorder_info info = EPLB_RECORDER_INFO_INIT;
+    if (fault.call([&] { return eplb_recorder_get_info(recorder, &info, nullptr, 0); }) == EPLB_STATUS_OK) {
+        EXPECT_EQ(info.state == EPLB_RECORDER_STATE_DUMPED, flushed == EPLB_STATUS_OK) << info.state;
+        EXPECT_EQ(info.error_status == EPLB_STATUS_OK, flushed == EPLB_STATUS_OK);
+    }
+    if (flushed == EPLB_STATUS_OK) {
+        const auto stats = eplb::stats::load(path);
+        EXPECT_EQ(stats.layer_loads(0)[5], captured ? 6 : 0);
+        EXPECT_EQ(stats.layer_loads(1)[5], 6);
+    } else {
+        EXPECT_FALSE(std::filesystem::exists(path + "/rank0.safetensors"))
+            << "a dump that was said to have failed";
+    }
+    stream.synchronize();
+}
+
+} // namespace
+
+TEST_F(FakeCuda, EveryDriverCallMayFailOnce) {
+    const engine_array<int32_t> ids(4);
+    const engine_stream stream;
+    const std::vector<int32_t> values = {5, 6, 7, 5};
+    ids.upload(values, stream);
+    stream.synchronize();
+    const size_t live = fake().fake_cuda_live_objects();
+
+    size_t created = 0, refused = 0, n = 1;
+    for (bool fired = true; fired; n++) {
+        temporary_directory dir;
+        const auto config = a_config(dir / "dump");
+        const eplb_recorder_config c = config.c();
+        fault fault(n);
+        eplb_recorder *recorder = nullptr;
+        fault.call([&] { return eplb_recorder_create(&c, &recorder); });
+        if (recorder == nullptr) {
+            EXPECT_TRUE(fault.failed());
+            EXPECT_FALSE(std::filesystem::exists(config.path + "/.rank0.safetensors.partial"));
+            refused++;
+        } else {
+            fault.call([&] {
+                return eplb_recorder_register_buffer(recorder, 0, ids.data(), EPLB_DTYPE_INT32, 1, nullptr,
+                                                     stream);
+            });
+            run(recorder, fault, ids, config.path);
+            // Whatever happened, it can start anew: the second run is as if nothing had been.
+            fault.call([&] { return eplb_recorder_reset(recorder, stream); });
+            if (fault.fired()) {
+                class fault none(0);
+                ASSERT_EQ(none.call([&] { return eplb_recorder_reset(recorder, stream); }), EPLB_STATUS_OK);
+                stream.synchronize();
+                std::filesystem::remove(config.path + "/rank0.safetensors");
+                run(recorder, none, ids, config.path);
+                EXPECT_FALSE(none.failed()) << "after a fault in call " << n;
+            }
+            created++;
+        }
+        fault.call([&] {
+            eplb_recorder_destroy(recorder);
+            return EPLB_STATUS_OK;
+        });
+        fired = fault.fired();
+        EXPECT_EQ(fake().fake_cuda_live_objects(), live) << "after a fault in call " << n;
+        EXPECT_EQ(current_context(), engine::get().context()) << "after a fault in call " << n;
+        EXPECT_EQ(capture_mode(), CU_STREAM_CAPTURE_MODE_GLOBAL) << "after a fault in call " << n;
+    }
+    EXPECT_GT(refused, 20u);
+    EXPECT_GT(created, 50u);
+    std::printf("%zu calls failed once, in turn: %zu in create, %zu later\n", n - 2, refused, created - 1);
+}

@@ -1,0 +1,174 @@
+// The counting kernels against a count written down here, over what ids, layouts and launches may be.
+#include <gtest/gtest.h>
+
+#include <limits>
+#include <memory>
+#include <random>
+#include <vector>
+
+#include "cuda_emulation.h"
+
+EMULATION_SHARED_MEMORY(uint32_t, eplb_bins);
+#include "../../kernels/count.cuh"
+
+namespace {
+
+struct shape {
+    uint32_t num_experts;
+    uint32_t num_tokens;
+    uint32_t experts_per_token;
+    unsigned blocks;
+    /// Ids by which the buffer is off a multiple of 16 bytes.
+    size_t offset;
+};
+
+template <class Id> Id random_id(std::mt19937_64 &random, uint32_t num_experts) {
+    switch (random() % 20) {
+    case 0:
+        return -1;
+    case 1:
+        return Id(num_experts);
+    case 2:
+        return std::numeric_limits<Id>::min();
+    case 3:
+        return std::numeric_limits<Id>::max();
+    case 4: // As int64_t its low half is an expert.
+        return Id((1ull << 32) + num_experts - 1);
+    default:
+        return Id(random() % num_experts);
+    }
+}
+
+/// Ids in an allocation that ends with the last of them, so that AddressSanitizer and valgrind see what lies
+/// behind.
+template <class Id> class id_buffer {
+  public:
+    id_buffer(std::mt19937_64 &random, const shape &shape)
+        : offset(shape.offset), size(size_t(shape.num_tokens) * shape.experts_per_token),
+          ids(new Id[offset + size]) {
+        for (size_t i = 0; i < size; i++) {
+            ids[offset + i] = random_id<Id>(random, shape.num_experts);
+        }
+    }
+    const Id *data() const { return ids.get() + offset; }
+
+  private:
+    size_t offset, size;
+    std::unique_ptr<Id[]> ids;
+};
+
+template <class Id, class Cell>
+void check(void (*kernel)(eplb_count_arguments), const shape &shape, const int32_t *num_valid, uint32_t row,
+           uint64_t seed) {
+    SCOPED_TRACE(testing::Message() << "seed " << seed << ", " << shape.num_experts << " experts, "
+                                    << shape.num_tokens << " x " << shape.experts_per_token << " ids, "
+                                    << shape.blocks << " blocks, offset " << shape.offset << ", row "
+                                    << int32_t(row) << ", num_valid " << (num_valid ? *num_valid : -99));
+    std::mt19937_64 random(seed);
+    const id_buffer<Id> ids(random, shape);
+    const uint32_t tokens = num_valid == nullptr
+                                ? shape.num_tokens
+                                : uint32_t(std::min<int64_t>(std::max(*num_valid, 0), shape.num_tokens));
+
+    // Rows of this layer's cells and three of another's, all with something in them already.
+    const uint64_t row_stride = shape.num_experts + 3;
+    std::vector<Cell> cells(3 * row_stride - 3);
+    for (Cell &cell : cells) {
+        cell = Cell(random() % 1000);
+    }
+    eplb_count_totals totals = {1000, 2000, 3000};
+    std::vector<Cell> expected_cells = cells;
+    eplb_count_totals expected = totals;
+    if (row != EPLB_COUNT_OFF) {
+        const uint64_t num_ids = uint64_t(tokens) * shape.experts_per_token;
+        for (uint64_t i = 0; i < num_ids; i++) {
+            const Id id = ids.data()[i];
+            if (id >= 0 && uint64_t(id) < shape.num_experts) {
+                expected_cells[row * row_stride + uint64_t(id)]++;
+            } else {
+                expected.out_of_range++;
+            }
+        }
+        expected.ids += num_ids;
+        expected.padding += uint64_t(shape.num_tokens - tokens) * shape.experts_per_token;
+    }
+
+    const size_t bins_bytes = (size_t(shape.num_experts) + 1) * sizeof(uint32_t);
+    const bool has_bins = bins_bytes <= emulation::shared_capacity;
+    const eplb_count_arguments args = {ids.data(),
+                                       num_valid,
+                                       &row,
+                                       cells.data(),
+                                       row_stride,
+                                       &totals,
+                                       shape.num_tokens,
+                                       shape.experts_per_token,
+                                       shape.num_experts,
+                                       has_bins};
+    emulation::launch({shape.blocks}, {EPLB_COUNT_THREADS}, has_bins ? bins_bytes : 0, [&] { kernel(args); },
+                      {seed});
+
+    EXPECT_EQ(cells, expected_cells);
+    EXPECT_EQ(totals.ids, expected.ids);
+    EXPECT_EQ(totals.out_of_range, expected.out_of_range);
+    EXPECT_EQ(totals.padding, expected.padding);
+}
+
+void check_all(const shape &shape, const int32_t *num_valid, uint32_t row, uint64_t seed) {
+    check<int32_t, unsigned>(eplb_count_i32_u32, shape, num_valid, row, seed);
+    check<int64_t, unsigned>(eplb_count_i64_u32, shape, num_valid, row, seed);
+    check<int32_t, unsigned long long>(eplb_count_i32_u64, shape, num_valid, row, seed);
+    check<int64_t, unsigned long long>(eplb_count_i64_u64, shape, num_valid, row, seed);
+}
+
+TEST(Count, AnyNumberOfExperts) {
+    for (const uint32_t num_experts : {1, 2, 3, 31, 64, 127, 128, 256, 300}) {
+        check_all({num_experts, 37, 6, 1, 0}, nullptr, 1, num_experts);
+    }
+}
+
+TEST(Count, MoreExpertsThanBins) {
+    check_all({100000, 101, 7, 2, 1}, nullptr, 2, 1);
+    const int32_t valid = 50;
+    check_all({100000, 101, 7, 1, 3}, &valid, 0, 2);
+}
+
+TEST(Count, AsManyBinsAsFit) {
+    check_all({emulation::shared_capacity / 4 - 1, 9, 8, 1, 0}, nullptr, 0, 1);
+    check_all({emulation::shared_capacity / 4, 9, 8, 1, 0}, nullptr, 0, 1);
+}
+
+TEST(Count, AnyAlignmentAndLength) {
+    for (const size_t offset : {0, 1, 2, 3}) {
+        for (uint32_t num_tokens = 0; num_tokens < 12; num_tokens++) {
+            check_all({8, num_tokens, 1, 1, offset}, nullptr, 0, 100 * offset + num_tokens);
+        }
+    }
+}
+
+TEST(Count, AnyNumberOfValidTokens) {
+    for (const int32_t valid : {0, 1, 5, 29, 30, 31, -1, INT32_MIN, INT32_MAX}) {
+        check_all({16, 30, 3, 2, 1}, &valid, 1, 7);
+    }
+}
+
+TEST(Count, OffCountsNothing) {
+    const int32_t valid = 5;
+    check_all({16, 30, 3, 2, 0}, nullptr, EPLB_COUNT_OFF, 1);
+    check_all({16, 30, 3, 2, 0}, &valid, EPLB_COUNT_OFF, 1);
+}
+
+TEST(Count, AnyNumberOfBlocks) {
+    // More threads than vectors, fewer, and about as many.
+    for (const unsigned blocks : {1, 2, 3, 7}) {
+        check_all({60, 1500, 8, blocks, 1}, nullptr, 0, blocks);
+    }
+}
+
+TEST(Count, AnyOrderOfThreads) {
+    for (uint64_t seed = 0; seed < 20; seed++) {
+        check_all({60, 100, 8, 2, seed % 4}, nullptr, 0, seed);
+    }
+}
+
+} // namespace

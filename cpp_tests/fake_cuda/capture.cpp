@@ -1,0 +1,221 @@
+// Capturing streams into graphs, and what is forbidden meanwhile: section "Creating a Graph Using Stream
+// Capture" of the CUDA programming guide, and cuThreadExchangeStreamCaptureMode of the driver's manual.
+#include <algorithm>
+
+#include "state.h"
+
+using namespace fake_cuda;
+
+namespace fake_cuda {
+
+void invalidate(capture &capture) { capture.invalid = true; }
+
+void refuse_if_invalid(const capture &capture) {
+    if (capture.invalid) {
+        refuse(CUDA_ERROR_STREAM_CAPTURE_INVALIDATED);
+    }
+}
+
+void refuse_unsafe_call() {
+    const thread &self = this_thread();
+    bool unsafe = false;
+    for (const auto &[handle, stream] : the().streams) {
+        if (stream->capture == nullptr) {
+            continue;
+        }
+        capture &capture = *stream->capture;
+        const bool forbids_own = capture.thread == self.number &&
+                                 capture.mode != CU_STREAM_CAPTURE_MODE_RELAXED &&
+                                 self.capture_mode != CU_STREAM_CAPTURE_MODE_RELAXED;
+        const bool forbids_all = capture.mode == CU_STREAM_CAPTURE_MODE_GLOBAL &&
+                                 self.capture_mode == CU_STREAM_CAPTURE_MODE_GLOBAL;
+        if (forbids_own || forbids_all) {
+            invalidate(capture);
+            unsafe = true;
+        }
+    }
+    if (unsafe) {
+        refuse(CUDA_ERROR_STREAM_CAPTURE_UNSUPPORTED);
+    }
+}
+
+void refuse_legacy_during_capture(const stream &stream) {
+    if (!stream.legacy) {
+        return;
+    }
+    bool captures = false;
+    for (const auto &[handle, other] : the().streams) {
+        if (other->capture != nullptr && other->blocking && other->context == stream.context) {
+            invalidate(*other->capture);
+            captures = true;
+        }
+    }
+    if (captures) {
+        refuse(CUDA_ERROR_STREAM_CAPTURE_IMPLICIT);
+    }
+}
+
+void refuse_to_wait_for(const stream &stream) {
+    if (stream.capture != nullptr) {
+        invalidate(*stream.capture);
+        refuse(CUDA_ERROR_STREAM_CAPTURE_UNSUPPORTED);
+    }
+    refuse_legacy_during_capture(stream);
+}
+
+/// In any order that the nodes' dependencies leave open.
+void run(const graph &graph) {
+    std::vector<size_t> open(graph.nodes.size());
+    std::vector<bool> done(graph.nodes.size());
+    for (size_t i = 0; i < open.size(); i++) {
+        open[i] = i;
+    }
+    while (!open.empty()) {
+        std::shuffle(open.begin(), open.end(), the().random);
+        const auto is_done = [&](size_t node) { return done[node]; };
+        const auto is_ready = [&](size_t node) {
+            const auto &after = graph.nodes[node].after;
+            return std::all_of(after.begin(), after.end(), is_done);
+        };
+        const auto next = std::find_if(open.begin(), open.end(), is_ready);
+        if (graph.nodes[*next].work) {
+            graph.nodes[*next].work();
+        }
+        done[*next] = true;
+        open.erase(next);
+    }
+}
+
+} // namespace fake_cuda
+
+namespace {
+
+/// Whether all nodes of the graph come ahead of some of `last`, or are among them.
+bool leads_to(const graph &graph, const std::vector<size_t> &last) {
+    std::vector<bool> reached(graph.nodes.size());
+    for (const size_t node : last) {
+        reached[node] = true;
+    }
+    for (size_t node = graph.nodes.size(); node-- > 0;) {
+        if (!reached[node]) {
+            return false;
+        }
+        for (const size_t earlier : graph.nodes[node].after) {
+            reached[earlier] = true;
+        }
+    }
+    return true;
+}
+
+void end_capture(const std::shared_ptr<capture> &ended) {
+    for (const auto &[handle, stream] : the().streams) {
+        if (stream->capture == ended) {
+            stream->capture = nullptr;
+            stream->behind.clear();
+        }
+    }
+    ended->origin = nullptr;
+}
+
+} // namespace
+
+CUresult cuStreamBeginCapture_v2(CUstream handle, CUstreamCaptureMode mode) {
+    return call(__func__, [&] {
+        stream &stream = stream_of(handle);
+        if (mode > CU_STREAM_CAPTURE_MODE_RELAXED) {
+            refuse(CUDA_ERROR_INVALID_VALUE);
+        }
+        if (stream.legacy) {
+            refuse(CUDA_ERROR_STREAM_CAPTURE_UNSUPPORTED);
+        }
+        if (stream.capture != nullptr) {
+            refuse(CUDA_ERROR_ILLEGAL_STATE);
+        }
+        stream.capture = std::make_shared<capture>();
+        stream.capture->origin = &stream;
+        stream.capture->mode = mode;
+        stream.capture->thread = this_thread().number;
+    });
+}
+
+CUresult cuStreamEndCapture(CUstream handle, CUgraph *graph) {
+    return call(__func__, [&] {
+        const stream &stream = stream_of(handle);
+        give(graph, CUgraph(nullptr));
+        const auto capture = stream.capture;
+        if (capture == nullptr) {
+            refuse(CUDA_ERROR_ILLEGAL_STATE);
+        }
+        if (capture->origin != &stream) {
+            refuse(CUDA_ERROR_STREAM_CAPTURE_UNMATCHED);
+        }
+        if (capture->mode != CU_STREAM_CAPTURE_MODE_RELAXED && capture->thread != this_thread().number) {
+            refuse(CUDA_ERROR_STREAM_CAPTURE_WRONG_THREAD);
+        }
+        const bool joined = leads_to(capture->graph, stream.behind);
+        end_capture(capture);
+        refuse_if_invalid(*capture);
+        if (!joined) {
+            refuse(CUDA_ERROR_STREAM_CAPTURE_UNJOINED);
+        }
+        *graph = the().graphs.add(std::make_shared<fake_cuda::graph>(std::move(capture->graph)));
+    });
+}
+
+CUresult cuStreamIsCapturing(CUstream handle, CUstreamCaptureStatus *status) {
+    return call(__func__, [&] {
+        if (handle == nullptr || handle == CU_STREAM_LEGACY) {
+            // The one use of the legacy stream that leaves the captures intact.
+            const context &current = current_context();
+            for (const auto &[other_handle, other] : the().streams) {
+                if (other->capture != nullptr && other->blocking && other->context == &current) {
+                    refuse(CUDA_ERROR_STREAM_CAPTURE_IMPLICIT);
+                }
+            }
+            give(status, CU_STREAM_CAPTURE_STATUS_NONE);
+            return;
+        }
+        const auto &capture = the().streams.get(handle)->capture;
+        give(status, capture == nullptr ? CU_STREAM_CAPTURE_STATUS_NONE
+                     : capture->invalid ? CU_STREAM_CAPTURE_STATUS_INVALIDATED
+                                        : CU_STREAM_CAPTURE_STATUS_ACTIVE);
+    });
+}
+
+CUresult cuThreadExchangeStreamCaptureMode(CUstreamCaptureMode *mode) {
+    return call(__func__, [&] {
+        if (mode == nullptr || *mode > CU_STREAM_CAPTURE_MODE_RELAXED) {
+            refuse(CUDA_ERROR_INVALID_VALUE);
+        }
+        std::swap(*mode, this_thread().capture_mode);
+    });
+}
+
+CUresult cuGraphInstantiateWithFlags(CUgraphExec *exec, CUgraph graph, unsigned long long) {
+    return call(__func__, [&] {
+        current_context();
+        give(exec, CUgraphExec(nullptr));
+        *exec = the().graph_execs.add(std::make_shared<graph_exec>(graph_exec{*the().graphs.get(graph)}));
+    });
+}
+
+CUresult cuGraphLaunch(CUgraphExec exec, CUstream handle) {
+    return call(__func__, [&] {
+        // The copy of the pointer keeps it alive if it is destroyed before it runs.
+        submit(stream_of(handle), [launched = the().graph_execs.get(exec)] { run(launched->graph); });
+    });
+}
+
+CUresult cuGraphExecDestroy(CUgraphExec exec) {
+    return call_that_gives_back(__func__, [&] {
+        the().graph_execs.get(exec);
+        the().graph_execs.erase(exec);
+    });
+}
+
+CUresult cuGraphDestroy(CUgraph graph) {
+    return call_that_gives_back(__func__, [&] {
+        the().graphs.get(graph);
+        the().graphs.erase(graph);
+    });
+}

@@ -1,0 +1,292 @@
+// Devices and contexts.
+#include <algorithm>
+#include <cstdio>
+
+#include "state.h"
+
+using namespace fake_cuda;
+
+namespace fake_cuda {
+
+context &current_context_even_failed() {
+    const auto &contexts = this_thread().contexts;
+    if (contexts.empty() || contexts.back() == nullptr) {
+        refuse(CUDA_ERROR_INVALID_CONTEXT);
+    }
+    return *the().contexts.get(contexts.back(), CUDA_ERROR_CONTEXT_IS_DESTROYED);
+}
+
+void refuse_if_failed(const context &context) {
+    if (context.failure != CUDA_SUCCESS) {
+        refuse(context.failure);
+    }
+}
+
+context &current_context() {
+    context &context = current_context_even_failed();
+    refuse_if_failed(context);
+    return context;
+}
+
+} // namespace fake_cuda
+
+namespace {
+
+device &device_of(CUdevice ordinal) {
+    if (!the().initialized) {
+        refuse(CUDA_ERROR_NOT_INITIALIZED);
+    }
+    if (ordinal < 0 || size_t(ordinal) >= the().devices.size()) {
+        refuse(CUDA_ERROR_INVALID_DEVICE);
+    }
+    return the().devices[size_t(ordinal)];
+}
+
+CUcontext create_context(int device, bool primary) {
+    auto created = std::make_shared<context>();
+    created->device = device;
+    created->primary = primary;
+    created->legacy = std::make_shared<stream>();
+    created->legacy->context = created.get();
+    created->legacy->blocking = true;
+    created->legacy->legacy = true;
+    return created->handle = the().contexts.add(created);
+}
+
+/// All that belongs to it goes with it, once its work is done.
+void destroy_context(CUcontext handle) {
+    state &s = the();
+    const auto dying = s.contexts.get(handle);
+    finish_all(*dying);
+    const auto is_in_it = [&](const auto &object) { return object.context == dying.get(); };
+    s.streams.erase_if(is_in_it);
+    s.events.erase_if(is_in_it);
+    s.functions.erase_if(is_in_it);
+    s.modules.erase_if(is_in_it);
+    for (auto next = s.allocations.begin(); next != s.allocations.end();) {
+        if (next->second.context == dying.get()) {
+            std::free(reinterpret_cast<void *>(next->first));
+            next = s.allocations.erase(next);
+        } else {
+            next++;
+        }
+    }
+    s.contexts.erase(handle);
+}
+
+int attribute_of_device(CUdevice_attribute attribute) {
+    switch (attribute) {
+    case CU_DEVICE_ATTRIBUTE_MAX_THREADS_PER_BLOCK:
+    case CU_DEVICE_ATTRIBUTE_MAX_BLOCK_DIM_X:
+        return 1024;
+    case CU_DEVICE_ATTRIBUTE_MAX_GRID_DIM_X:
+        return 0x7fffffff;
+    case CU_DEVICE_ATTRIBUTE_MAX_SHARED_MEMORY_PER_BLOCK:
+    case CU_DEVICE_ATTRIBUTE_MAX_SHARED_MEMORY_PER_BLOCK_OPTIN:
+    case CU_DEVICE_ATTRIBUTE_MAX_SHARED_MEMORY_PER_MULTIPROCESSOR:
+        return int(emulation::shared_capacity);
+    case CU_DEVICE_ATTRIBUTE_WARP_SIZE:
+        return 32;
+    case CU_DEVICE_ATTRIBUTE_CLOCK_RATE:
+    case CU_DEVICE_ATTRIBUTE_MEMORY_CLOCK_RATE:
+        return 1000000;
+    case CU_DEVICE_ATTRIBUTE_MULTIPROCESSOR_COUNT: // Few, so that small tests have several blocks.
+        return 4;
+    case CU_DEVICE_ATTRIBUTE_GLOBAL_MEMORY_BUS_WIDTH:
+        return 4096;
+    case CU_DEVICE_ATTRIBUTE_L2_CACHE_SIZE:
+        return 1 << 20;
+    case CU_DEVICE_ATTRIBUTE_MAX_THREADS_PER_MULTIPROCESSOR:
+        return 2048;
+    case CU_DEVICE_ATTRIBUTE_CAN_MAP_HOST_MEMORY:
+    case CU_DEVICE_ATTRIBUTE_UNIFIED_ADDRESSING:
+        return 1;
+    case CU_DEVICE_ATTRIBUTE_COMPUTE_CAPABILITY_MAJOR:
+        return 9;
+    case CU_DEVICE_ATTRIBUTE_COMPUTE_CAPABILITY_MINOR:
+    case CU_DEVICE_ATTRIBUTE_PAGEABLE_MEMORY_ACCESS:
+        return 0;
+    }
+    refuse(CUDA_ERROR_INVALID_VALUE);
+}
+
+} // namespace
+
+CUresult cuInit(unsigned int flags) {
+    return call(__func__, [&] {
+        if (flags != 0) {
+            refuse(CUDA_ERROR_INVALID_VALUE);
+        }
+        the().initialized = true;
+    });
+}
+
+CUresult cuDriverGetVersion(int *version) {
+    return call(__func__, [&] { give(version, 12000); });
+}
+
+CUresult cuGetErrorName(CUresult error, const char **name) {
+    switch (error) {
+#define CASE(constant, value)                                                                                \
+    case constant:                                                                                           \
+        *name = #constant;                                                                                   \
+        return CUDA_SUCCESS;
+        CUDA_RESULTS(CASE)
+#undef CASE
+    }
+    *name = nullptr;
+    return CUDA_ERROR_INVALID_VALUE;
+}
+
+CUresult cuGetErrorString(CUresult error, const char **text) {
+    const CUresult result = cuGetErrorName(error, text);
+    if (result == CUDA_SUCCESS && error != CUDA_SUCCESS) {
+        *text = "an error of the driver under test";
+    }
+    return result;
+}
+
+CUresult cuDeviceGetCount(int *count) {
+    return call(__func__, [&] {
+        device_of(0);
+        give(count, int(the().devices.size()));
+    });
+}
+
+CUresult cuDeviceGet(CUdevice *device, int ordinal) {
+    return call(__func__, [&] {
+        device_of(ordinal);
+        give(device, ordinal);
+    });
+}
+
+CUresult cuDeviceGetName(char *name, int size, CUdevice device) {
+    return call(__func__, [&] {
+        device_of(device);
+        if (name == nullptr || size <= 0) {
+            refuse(CUDA_ERROR_INVALID_VALUE);
+        }
+        std::snprintf(name, size_t(size), "Fake GPU %d", device);
+    });
+}
+
+CUresult cuDeviceGetAttribute(int *value, CUdevice_attribute attribute, CUdevice device) {
+    return call(__func__, [&] {
+        device_of(device);
+        give(value, attribute_of_device(attribute));
+    });
+}
+
+CUresult cuDevicePrimaryCtxRetain(CUcontext *context, CUdevice device) {
+    return call(__func__, [&] {
+        auto &retained = device_of(device);
+        if (retained.primary == nullptr) {
+            retained.primary = create_context(device, true);
+        }
+        give(context, retained.primary);
+        retained.retained++;
+    });
+}
+
+CUresult cuDevicePrimaryCtxRelease_v2(CUdevice device) {
+    return call_that_gives_back(__func__, [&] {
+        auto &released = device_of(device);
+        if (released.retained == 0) {
+            refuse(CUDA_ERROR_INVALID_CONTEXT);
+        }
+        if (--released.retained == 0) {
+            destroy_context(std::exchange(released.primary, nullptr));
+        }
+    });
+}
+
+CUresult cuDevicePrimaryCtxGetState(CUdevice device, unsigned int *flags, int *active) {
+    return call(__func__, [&] {
+        give(active, int(device_of(device).primary != nullptr));
+        give(flags, 0u);
+    });
+}
+
+CUresult cuCtxCreate_v2(CUcontext *context, unsigned int, CUdevice device) {
+    return call(__func__, [&] {
+        device_of(device);
+        give(context, CUcontext(nullptr));
+        *context = create_context(device, false);
+        this_thread().contexts.push_back(*context);
+    });
+}
+
+CUresult cuCtxDestroy_v2(CUcontext context) {
+    return call_that_gives_back(__func__, [&] {
+        if (the().contexts.get(context, CUDA_ERROR_INVALID_CONTEXT)->primary) {
+            refuse(CUDA_ERROR_INVALID_CONTEXT);
+        }
+        destroy_context(context);
+        auto &contexts = this_thread().contexts;
+        if (!contexts.empty() && contexts.back() == context) {
+            contexts.pop_back();
+        }
+    });
+}
+
+CUresult cuCtxGetCurrent(CUcontext *context) {
+    return call(__func__, [&] {
+        device_of(0);
+        const auto &contexts = this_thread().contexts;
+        give(context, contexts.empty() ? nullptr : contexts.back());
+    });
+}
+
+CUresult cuCtxSetCurrent(CUcontext context) {
+    return call(__func__, [&] {
+        device_of(0);
+        auto &contexts = this_thread().contexts;
+        if (context != nullptr) {
+            the().contexts.get(context, CUDA_ERROR_INVALID_CONTEXT);
+        }
+        if (!contexts.empty()) {
+            contexts.pop_back();
+        }
+        if (context != nullptr) {
+            contexts.push_back(context);
+        }
+    });
+}
+
+CUresult cuCtxPushCurrent_v2(CUcontext context) {
+    return call(__func__, [&] {
+        the().contexts.get(context, CUDA_ERROR_INVALID_CONTEXT);
+        this_thread().contexts.push_back(context);
+    });
+}
+
+CUresult cuCtxPopCurrent_v2(CUcontext *context) {
+    return call_that_gives_back(__func__, [&] {
+        auto &contexts = this_thread().contexts;
+        if (contexts.empty()) {
+            refuse(CUDA_ERROR_INVALID_CONTEXT);
+        }
+        if (context != nullptr) {
+            *context = contexts.back();
+        }
+        contexts.pop_back();
+    });
+}
+
+CUresult cuCtxGetDevice(CUdevice *device) {
+    return call(__func__, [&] { give(device, current_context_even_failed().device); });
+}
+
+CUresult cuCtxSynchronize() {
+    return call(__func__, [&] {
+        context &context = current_context();
+        refuse_unsafe_call();
+        for (const auto &[handle, stream] : the().streams) {
+            if (stream->context == &context) {
+                refuse_to_wait_for(*stream);
+            }
+        }
+        finish_all(context);
+        refuse_if_failed(context);
+    });
+}

@@ -1,0 +1,121 @@
+// Hot calls allocate nothing: this program's malloc counts the calls that come from libeplb.so, on the host
+// and over fake_cuda, whose own allocations come from elsewhere.
+#include <gtest/gtest.h>
+
+#include <atomic>
+#include <cerrno>
+#include <eplb.hpp>
+
+#include <link.h>
+
+#include "engine.h"
+#include "files.h"
+
+namespace {
+
+uintptr_t library_start, library_end;
+std::atomic<size_t> allocations;
+
+void note(const void *caller) {
+    const auto address = reinterpret_cast<uintptr_t>(caller);
+    if (address >= library_start && address < library_end) {
+        allocations++;
+    }
+}
+
+/// Finds where libeplb.so is.
+void watch_library() {
+    dl_iterate_phdr(
+        [](dl_phdr_info *info, size_t, void *) {
+            if (std::strstr(info->dlpi_name, "libeplb.so") != nullptr) {
+                library_start = info->dlpi_addr;
+                for (int i = 0; i < info->dlpi_phnum; i++) {
+                    const auto &part = info->dlpi_phdr[i];
+                    library_end =
+                        std::max<uintptr_t>(library_end, info->dlpi_addr + part.p_vaddr + part.p_memsz);
+                }
+            }
+            return 0;
+        },
+        nullptr);
+}
+
+size_t allocations_of(const std::function<void()> &work) {
+    const size_t before = allocations;
+    work();
+    return allocations - before;
+}
+
+} // namespace
+
+// glibc's own functions behind the names that everybody in this process calls.
+extern "C" {
+void *__libc_malloc(size_t size);
+void *__libc_calloc(size_t count, size_t size);
+void *__libc_realloc(void *memory, size_t size);
+void *__libc_memalign(size_t alignment, size_t size);
+
+void *malloc(size_t size) {
+    note(__builtin_return_address(0));
+    return __libc_malloc(size);
+}
+void *calloc(size_t count, size_t size) {
+    note(__builtin_return_address(0));
+    return __libc_calloc(count, size);
+}
+void *realloc(void *memory, size_t size) {
+    note(__builtin_return_address(0));
+    return __libc_realloc(memory, size);
+}
+int posix_memalign(void **memory, size_t alignment, size_t size) {
+    note(__builtin_return_address(0));
+    *memory = __libc_memalign(alignment, size);
+    return *memory == nullptr ? ENOMEM : 0;
+}
+void *aligned_alloc(size_t alignment, size_t size) {
+    note(__builtin_return_address(0));
+    return __libc_memalign(alignment, size);
+}
+}
+
+TEST(HotCalls, AllocateNothing) {
+    watch_library();
+    ASSERT_NE(library_end, 0u) << "libeplb.so is not loaded";
+    temporary_directory dir;
+    engine_stream stream;
+    eplb::recorder_config config;
+    config.path = dir / "dump";
+    config.iter_start = 1;
+    config.iter_stop = 10;
+    config.num_ranks = 1;
+    config.num_experts = 256;
+    config.experts_per_token = 8;
+    config.layer_ids = {0, 1};
+    config.device = engine::get().device();
+    engine_array<int32_t> ids(64 * 8);
+    ids.upload(std::vector<int32_t>(64 * 8, 5), stream);
+    stream.synchronize();
+
+    eplb_recorder *handle = nullptr;
+    const eplb_recorder_config c = config.c();
+    EXPECT_GT(allocations_of([&] { ASSERT_EQ(eplb_recorder_create(&c, &handle), EPLB_STATUS_OK); }), 0u)
+        << "what create allocates is not seen, so nothing would be";
+    const eplb::recorder recorder(handle);
+    recorder.register_buffer(0, ids.data(), EPLB_DTYPE_INT32, 64, nullptr, stream);
+    const auto iterate = [&] {
+        for (int64_t iteration = 0; iteration < 9; iteration++) {
+            EXPECT_EQ(eplb_recorder_begin_iteration(handle, iteration, stream), EPLB_STATUS_OK);
+            EXPECT_EQ(eplb_recorder_count(handle, 0, 64, stream), EPLB_STATUS_OK);
+            EXPECT_EQ(eplb_recorder_count_ids(handle, 1, ids.data(), EPLB_DTYPE_INT32, 64, nullptr, stream),
+                      EPLB_STATUS_OK);
+        }
+    };
+    EXPECT_EQ(allocations_of(iterate), 0u);
+    const engine_graph graph(
+        stream, [&] { EXPECT_EQ(allocations_of([&] { eplb_recorder_count(handle, 0, 64, stream); }), 0u); });
+    graph.replay(stream);
+    recorder.dump(stream);
+    recorder.flush();
+    stream.synchronize();
+    EXPECT_EQ(recorder.info().ids_counted, (8 * 2 + 1) * 64 * 8u);
+}
