@@ -144,6 +144,9 @@ template <class T> class engine_array {
 
     /// In the order of `stream`; `values` must live until that has come to it.
     void upload(const std::vector<T> &values, CUstream stream) const {
+        if (values.empty()) {
+            return;
+        }
         if (engine::get().is_cuda()) {
             engine::check(engine::get().driver().cuMemcpyHtoDAsync_v2(reinterpret_cast<CUdeviceptr>(data_),
                                                                       values.data(),

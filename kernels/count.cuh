@@ -60,13 +60,13 @@ template <> struct id_traits<int64_t> {
     using bits = uint64_t;
 };
 
-template <class Use> __device__ void each_of(const int4 &ids, Use use) {
+template <class Use> __device__ void each_of(int4 ids, Use use) {
     use(ids.x);
     use(ids.y);
     use(ids.z);
     use(ids.w);
 }
-template <class Use> __device__ void each_of(const longlong2 &ids, Use use) {
+template <class Use> __device__ void each_of(longlong2 ids, Use use) {
     use(ids.x);
     use(ids.y);
 }

@@ -45,6 +45,13 @@ for example in minimal_c cmake_project; do
     done
 done
 
+cp -r examples/collect_c "$work/collect_c"
+cmake -S "$work/collect_c" -B "$work/collect_c/build" -DCMAKE_PREFIX_PATH="$tree" >/dev/null
+cmake --build "$work/collect_c/build" >/dev/null
+EXPERT_STATISTIC_ITER_RANGE=100-200 EXPERT_STATISTIC_PATH="$work/dump" "$work/collect_c/build/collect_c" >/dev/null
+"$tree/bin/eplb" inspect "$work/dump" >/dev/null
+echo "CMake: collect_c records, and eplb reads it"
+
 # The version check: 0.1 is there, 0.2 and 1.0 are not.
 for version in 0.2 1.0 0.1.99; do
     mkdir -p "$work/version"

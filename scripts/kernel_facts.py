@@ -1,0 +1,65 @@
+"""What is known of the kernels without a GPU, as the table in docs/gpu.md: kernel_facts.py NVCC_BIN FATBIN.
+
+Registers, spills and static shared memory are cuobjdump's; the rest is read from the machine code: the loop with a 16-byte load
+in it is the one that every id goes through.
+"""
+
+import re
+import subprocess
+import sys
+
+ARCHITECTURES = ["sm_80", "sm_90", "sm_100"]
+INSTRUCTION = re.compile(r"/\*([0-9a-f]{4,})\*/\s+(.*?)\s*;")
+
+
+def cuobjdump(*arguments):
+    return subprocess.run([f"{bin_folder}/cuobjdump", *arguments], check=True, capture_output=True, text=True).stdout
+
+
+def resources(arch):
+    """By kernel: registers, bytes of stack, of static shared memory, and of local memory."""
+    text = cuobjdump("-res-usage", "-arch", arch, fatbin)
+    found = re.findall(r"Function (\w+):\s*REG:(\d+) STACK:(\d+) SHARED:(\d+) LOCAL:(\d+)", text)
+    return {name: [int(number) for number in numbers] for name, *numbers in found}
+
+
+def instructions(arch, kernel):
+    """Address and text of each, up to the padding behind the last branch."""
+    found = INSTRUCTION.findall(cuobjdump("-sass", "-arch", arch, "-fun", kernel, fatbin))
+    return [(int(address, 16), text) for address, text in found if not text.startswith("NOP")]
+
+
+def loops(code):
+    """The loops with a 16-byte load, each as its instructions."""
+    for address, text in code:
+        branch = re.search(r"BRA (0x[0-9a-f]+)", text)
+        if branch and int(branch[1], 16) < address:
+            body = [t for a, t in code if int(branch[1], 16) <= a <= address]
+            if any("LDG.E.128" in t for t in body):
+                yield body
+
+
+def row(arch, kernel, usage):
+    registers, stack, shared, local = usage
+    code = instructions(arch, kernel)
+    width = 4 if "_i32_" in kernel else 8
+    per_id = {}
+    for body in loops(code):
+        kind = "bins" if any("ATOMS" in text for text in body) else "cells"
+        per_id[kind] = len(body) * width / 16
+    assert sorted(per_id) == ["bins", "cells"], f"{kernel} on {arch}: a loop without vector loads: {per_id}"
+    spilled = sum(1 for _, text in code if re.search(r"\b(LDL|STL)\b", text))
+    assert stack == local == spilled == 0, f"{kernel} on {arch} uses local memory"
+    return (
+        f"| `{kernel}` | {arch} | {registers} | {stack} | {shared} | {len(code)} "
+        f"| {per_id['bins']:g} | {per_id['cells']:g} | {width} |"
+    )
+
+
+bin_folder, fatbin = sys.argv[1:]
+print("| kernel | GPU | registers | stack and spills | static shared memory | instructions "
+      "| per id, in bins | per id, in cells | bytes per id |")
+print("|---|---|---|---|---|---|---|---|---|")
+for arch in ARCHITECTURES:
+    for kernel, usage in sorted(resources(arch).items()):
+        print(row(arch, kernel, usage))
