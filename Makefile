@@ -3,7 +3,7 @@
 MAKEFLAGS += --no-print-directory
 CARGO := cargo
 PROGRAM := target/release/eplb
-CPP_SOURCES := $(wildcard include/*.hpp cpp_tests/*.cpp cpp_tests/*.h examples/*/*.c examples/*/*.cpp)
+CPP_SOURCES := $(wildcard include/*.hpp kernels/*.cu kernels/*.cuh $(addprefix cpp_tests/,*.cpp *.h */*.cpp */*.c */*.h) examples/*/*.c examples/*/*.cpp)
 DUMP := data/dumps/dsv2lite-translation
 CONFIG := build/demo/moe_load_balancer.yaml
 
@@ -37,8 +37,13 @@ test: ## all tests: Rust, then C and C++ also under valgrind
 	ctest --test-dir build/cpp_tests -j 2 --output-on-failure
 
 bench: ## the figures of docs/benchmarks.md
-	@scripts/need.sh gcc:cc
+	@scripts/need.sh g++:g++ cmake:cmake libgtest-dev:/usr/include/gtest/gtest.h valgrind:valgrind
 	$(CARGO) bench --locked --features cli --bench solve --bench generate
+	cmake -S cpp_tests -B build/cpp_tests -Wno-dev >/dev/null
+	cmake --build build/cpp_tests --target host_bench
+	@mkdir -p build/bench
+	build/cpp_tests/host_bench build/bench
+	scripts/check_format.sh >/dev/null && build/check_format/venv/bin/python scripts/bench_numpy.py build/bench
 
 install: build ## under $(DESTDIR)$(PREFIX), /usr/local by default: headers, libraries, program, manual, CMake and pkg-config files
 	install -d "$(TREE)/include" "$(TREE)/bin" "$(TREE)/share/man/man1" \

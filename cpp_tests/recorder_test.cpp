@@ -7,6 +7,7 @@
 #include <eplb.hpp>
 #include <random>
 
+#include <dlfcn.h>
 #include <sys/wait.h>
 #include <unistd.h>
 
@@ -188,6 +189,25 @@ TEST(Recorder, OffEveryCallSucceedsAndDoesNothing) {
     recorder.reset();
     EXPECT_EQ(recorder.info().state, EPLB_RECORDER_STATE_OFF);
     EXPECT_EQ(recorder.layer_tokens(3), std::vector<uint64_t>(3));
+}
+
+TEST(Recorder, WithoutADriverACudaDeviceIsAnErrorAndEverythingElseWorks) {
+    if (dlopen("libcuda.so.1", RTLD_NOW) != nullptr) {
+        GTEST_SKIP() << "there is a driver";
+    }
+    temporary_directory dir;
+    auto config = a_config(dir / "dump");
+    for (const int32_t device : {EPLB_DEVICE_CURRENT, 0}) {
+        config.device = device;
+        EXPECT_EQ(
+            refused(config, EPLB_STATUS_NO_DRIVER),
+            "no CUDA driver can be used: no libcuda.so.1 is installed; install NVIDIA's driver 525 or newer, "
+            "or use EPLB_DEVICE_HOST");
+    }
+    EXPECT_EQ(eplb_cuda_available(), 0);
+    EXPECT_NE(std::string(eplb_last_error_message()).find("no libcuda.so.1"), std::string::npos);
+    config.device = EPLB_DEVICE_HOST;
+    EXPECT_NO_THROW(eplb::recorder::create(config));
 }
 
 TEST(Recorder, TwoRecordersOfOneRankFileAreOneTooMany) {

@@ -1,7 +1,7 @@
 // Counting: how many (token, choice) pairs chose each expert.
 //
-// Plain CUDA C++ without the runtime's headers, so that g++ compiles it too: cpp_tests/emulation runs these kernels with one
-// fiber a thread, and the tests of the whole library run them behind a driver of our own.
+// Plain CUDA C++ without the runtime's headers, so that g++ compiles it too: cpp_tests/emulation runs these
+// kernels with one fiber a thread, and the tests of the whole library run them behind a driver of our own.
 #pragma once
 
 #include <cstdint>
@@ -43,7 +43,8 @@ struct eplb_count_arguments {
     uint32_t has_bins;
 };
 
-static_assert(sizeof(eplb_count_arguments) == 64 && sizeof(eplb_count_totals) == 24, "see src/device/count.rs");
+static_assert(sizeof(eplb_count_arguments) == 64 && sizeof(eplb_count_totals) == 24,
+              "see src/device/count.rs");
 
 /// As much as the launch asks for.
 extern __shared__ uint32_t eplb_bins[];
@@ -71,8 +72,8 @@ template <class Use> __device__ void each_of(longlong2 ids, Use use) {
     use(ids.y);
 }
 
-/// Hands each of `count` ids to `use`, once over all threads of the grid: 16 bytes a load, but for what lies before the
-/// first and behind the last multiple of 16.
+/// Hands each of `count` ids to `use`, once over all threads of the grid: 16 bytes a load, but for what lies
+/// before the first and behind the last multiple of 16.
 template <class Id, class Use> __device__ void each_id(const Id *ids, uint64_t count, Use use) {
     using vector = typename id_traits<Id>::vector;
     constexpr uint64_t width = sizeof(vector) / sizeof(Id);
@@ -88,7 +89,8 @@ template <class Id, class Use> __device__ void each_id(const Id *ids, uint64_t c
     if (thread < head) {
         use(ids[thread]);
     }
-    // Here and below, a launch has about as many threads as there is work: unrolled loops would be code and no gain.
+    // Here and below, a launch has about as many threads as there is work: unrolled loops would be code and
+    // no gain.
 #pragma unroll 1
     for (uint64_t i = thread; i < vectors; i += threads) {
         each_of(body[i], use);
@@ -178,9 +180,9 @@ template <class Id, class Cell> __device__ void count(const eplb_count_arguments
 } // namespace eplb
 
 // One entry for each type of ids and of cells: blocks of EPLB_COUNT_THREADS threads, any number of them.
-#define EPLB_COUNT_ENTRY(name, Id, Cell)                                                                         \
-    extern "C" __global__ void __launch_bounds__(EPLB_COUNT_THREADS) name(const eplb_count_arguments args) {     \
-        eplb::count<Id, Cell>(args);                                                                             \
+#define EPLB_COUNT_ENTRY(name, Id, Cell)                                                                     \
+    extern "C" __global__ void __launch_bounds__(EPLB_COUNT_THREADS) name(const eplb_count_arguments args) { \
+        eplb::count<Id, Cell>(args);                                                                         \
     }
 EPLB_COUNT_ENTRY(eplb_count_i32_u32, int32_t, unsigned)
 EPLB_COUNT_ENTRY(eplb_count_i64_u32, int64_t, unsigned)

@@ -1,2 +1,3 @@
-// The kernels of eplb, one image: compile.sh says how it is built, prebuilt/ holds it for machines without nvcc.
+// The kernels of eplb, one image: compile.sh says how it is built, prebuilt/ holds it for machines without
+// nvcc.
 #include "count.cuh"

@@ -1,0 +1,101 @@
+// Counting on the host: eplb_recorder_count_ids() beside a plain C loop, 256 experts, 8 choices a token,
+// routing that falls off like 1 / rank. Also writes each batch to the folder given, for
+// scripts/bench_numpy.py to count the same.
+#include <eplb.hpp>
+
+#include <algorithm>
+#include <chrono>
+#include <cmath>
+#include <cstdio>
+#include <fstream>
+#include <functional>
+#include <random>
+
+#include "../files.h"
+#include "plain_count.h"
+
+namespace {
+
+constexpr uint32_t experts = 256, choices = 8;
+
+template <class Id> std::vector<Id> batch(size_t num_ids) {
+    std::vector<double> weights(experts);
+    for (size_t expert = 0; expert < experts; expert++) {
+        weights[expert] = 1.0 / static_cast<double>(1 + expert * 37 % experts);
+    }
+    std::mt19937 random(1);
+    std::discrete_distribution<int> route(weights.begin(), weights.end());
+    std::vector<Id> ids(num_ids);
+    for (Id &id : ids) {
+        id = static_cast<Id>(route(random));
+    }
+    return ids;
+}
+
+/// Seconds of one call: the median of many runs, each of as many calls as take a while.
+double time_of(const std::function<void()> &call) {
+    using clock = std::chrono::steady_clock;
+    size_t calls = 1;
+    std::vector<double> runs;
+    while (runs.size() < 31) {
+        const auto start = clock::now();
+        for (size_t i = 0; i < calls; i++) {
+            call();
+        }
+        const double seconds = std::chrono::duration<double>(clock::now() - start).count();
+        if (seconds < 2e-3 && runs.empty()) {
+            calls *= 2;
+            continue;
+        }
+        runs.push_back(seconds / static_cast<double>(calls));
+    }
+    std::nth_element(runs.begin(), runs.begin() + 15, runs.end());
+    return runs[15];
+}
+
+template <class Id> void compare(const char *name, size_t num_ids, const std::string &folder) {
+    const auto ids = batch<Id>(num_ids);
+    std::ofstream(folder + "/" + name + "-" + std::to_string(num_ids), std::ios::binary)
+        .write(reinterpret_cast<const char *>(ids.data()),
+               static_cast<std::streamsize>(ids.size() * sizeof(Id)));
+
+    temporary_directory dir;
+    eplb::recorder_config config;
+    config.path = dir / "dump";
+    config.iter_stop = 2;
+    config.num_ranks = 1;
+    config.num_experts = experts;
+    config.experts_per_token = choices;
+    config.layer_ids = {0};
+    const auto recorder = eplb::recorder::create(config);
+    recorder.begin_iteration(0);
+    const auto num_tokens = static_cast<uint32_t>(num_ids / choices);
+    constexpr eplb_dtype dtype = sizeof(Id) == 4 ? EPLB_DTYPE_INT32 : EPLB_DTYPE_INT64;
+    const double ours = time_of([&] { recorder.count_ids(0, ids.data(), dtype, num_tokens); });
+
+    std::vector<uint32_t> counts(experts);
+    size_t ignored = 0;
+    const double plain = time_of([&] {
+        if constexpr (sizeof(Id) == 4) {
+            ignored += plain_count_int32(ids.data(), num_ids, counts.data(), experts);
+        } else {
+            ignored += plain_count_int64(ids.data(), num_ids, counts.data(), experts);
+        }
+    });
+    const auto rate = [&](double seconds) { return static_cast<double>(num_ids) / seconds / 1e6; };
+    std::printf("| %s | %zu | %.0f | %.0f | %.2f |\n", name, num_ids, rate(ours), rate(plain), plain / ours);
+    if (ignored != 0) {
+        std::printf("%zu ids were ignored\n", ignored);
+    }
+}
+
+} // namespace
+
+int main(int argc, char **argv) {
+    const std::string folder = argc > 1 ? argv[1] : "/tmp";
+    std::printf("| ids | batch | eplb, million ids/s | plain C loop | ratio |\n|---|---|---|---|---|\n");
+    for (const size_t num_ids : {512, 2048, 65536, 1 << 20}) {
+        compare<int32_t>("int32", num_ids, folder);
+        compare<int64_t>("int64", num_ids, folder);
+    }
+}
