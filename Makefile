@@ -17,7 +17,7 @@ TREE = $(DESTDIR)$(PREFIX)
 UP = $(shell realpath -ms --relative-to=/x/$(LIBDIR)/pkgconfig /x)
 FILL = sed -e 's|@VERSION@|$(VERSION)|g' -e 's|@SONAME@|$(SONAME)|g' -e 's|@LIBDIR@|$(LIBDIR)|g' -e 's|@UP@|$(UP)|g'
 
-.PHONY: build demo test bench install gates doc header format check clean help
+.PHONY: build demo test bench gpu-bundle install gates doc header format check clean help
 
 build: ## the library (target/release/libeplb.so and .a) and the program eplb
 	@scripts/need.sh gcc:cc
@@ -44,6 +44,9 @@ bench: ## the figures of docs/benchmarks.md
 	@mkdir -p build/bench
 	build/cpp_tests/host_bench build/bench
 	scripts/check_format.sh >/dev/null && build/check_format/venv/bin/python scripts/bench_numpy.py build/bench
+
+gpu-bundle: ## build/gpu-bundle: device tests and a benchmark for a machine that has a GPU and nothing else; run its run.sh
+	scripts/gpu_bundle.sh
 
 install: build ## under $(DESTDIR)$(PREFIX), /usr/local by default: headers, libraries, program, manual, CMake and pkg-config files
 	install -d "$(TREE)/include" "$(TREE)/bin" "$(TREE)/share/man/man1" \

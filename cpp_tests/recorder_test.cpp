@@ -8,6 +8,7 @@
 #include <random>
 
 #include <dlfcn.h>
+#include <sys/resource.h>
 #include <sys/wait.h>
 #include <unistd.h>
 
@@ -282,6 +283,35 @@ TEST(Recorder, CallsThatDoNotFitAreErrorsAndChangeNothing) {
     EXPECT_EQ(eplb_recorder_count_ids(handle, 4, nullptr, EPLB_DTYPE_INT32, 0, nullptr, nullptr),
               EPLB_STATUS_OK)
         << "no tokens need no buffer";
+}
+
+TEST(Recorder, AFullDiskFailsTheDumpAndALaterFlushWritesIt) {
+    temporary_directory dir;
+    auto config = a_config(dir / "dump");
+    config.num_ranks = 1;
+    const auto recorder = eplb::recorder::create(config);
+    const int32_t ids[4] = {1, 2, 3, 4};
+    for (int64_t iteration = 100; iteration < 200; iteration++) {
+        recorder.begin_iteration(iteration);
+        recorder.count_ids(4, ids, EPLB_DTYPE_INT32, 1);
+    }
+    // No file may grow beyond 64 kB, which the dump would.
+    rlimit before;
+    ASSERT_EQ(getrlimit(RLIMIT_FSIZE, &before), 0);
+    const rlimit full = {1 << 16, before.rlim_max};
+    const auto handler = std::signal(SIGXFSZ, SIG_IGN);
+    ASSERT_EQ(setrlimit(RLIMIT_FSIZE, &full), 0);
+    recorder.begin_iteration(200);
+    const eplb_status status = eplb_recorder_flush(recorder.get(), -1);
+    const std::string message = eplb_last_error_message();
+    ASSERT_EQ(setrlimit(RLIMIT_FSIZE, &before), 0);
+    std::signal(SIGXFSZ, handler);
+    EXPECT_EQ(status, EPLB_STATUS_WRITE_FAILED);
+    EXPECT_NE(message.find("rank0.safetensors: File too large"), std::string::npos) << message;
+    EXPECT_TRUE(std::filesystem::is_empty(dir / "dump")) << "nothing half-written";
+
+    recorder.flush();
+    EXPECT_EQ(eplb::stats::load(dir / "dump").layer_loads(4)[2], 100);
 }
 
 TEST(Recorder, AKilledProcessLeavesAWholeFileOrNone) {
