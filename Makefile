@@ -3,7 +3,7 @@
 MAKEFLAGS += --no-print-directory
 CARGO := cargo
 PROGRAM := target/release/eplb
-CPP_SOURCES := $(wildcard include/*.hpp kernels/*.cu kernels/*.cuh $(addprefix cpp_tests/,*.cpp *.h */*.cpp */*.c */*.h) examples/*/*.c examples/*/*.cpp)
+CPP_SOURCES := $(wildcard include/*.hpp kernels/*.cu kernels/*.cuh $(addprefix cpp_tests/,*.cpp *.h */*.cpp */*.c */*.h */*.cu) examples/*/*.c examples/*/*.cpp)
 DUMP := data/dumps/dsv2lite-translation
 CONFIG := build/demo/moe_load_balancer.yaml
 
@@ -99,4 +99,4 @@ clean: ## everything built
 	rm -rf build target
 
 help:
-	@grep -E '^[a-z]+:.*##' $(MAKEFILE_LIST) | sed -E 's/:.*## /\t/' | expand -t 10
+	@grep -E '^[a-z-]+:.*##' $(MAKEFILE_LIST) | sed -E 's/:.*## /\t/' | expand -t 12

@@ -1,0 +1,172 @@
+// What eplb's counting is measured against: kernels of our own that do what CUB and PyTorch do, launched as
+// they launch theirs. Where the originals do more, these do less, never the other way round.
+//
+// Plain CUDA C++ as kernels/count.cuh, so that baselines_emulated.cpp runs it without a GPU.
+#include <cstdint>
+
+#include "baselines.h"
+
+/// As many as the ids' maximum asks for: the launch says.
+extern __shared__ unsigned long long torch_bins[];
+
+/// What a launch costs by itself.
+extern "C" __global__ void empty() {}
+
+// ---- cub::DeviceHistogram::HistogramEven, and its result added to the window ----
+
+extern "C" __global__ void __launch_bounds__(CUB_INIT_THREADS)
+    cub_init(unsigned *histogram, uint32_t num_bins) {
+    const uint32_t bin = blockIdx.x * blockDim.x + threadIdx.x;
+    if (bin < num_bins) {
+        histogram[bin] = 0;
+    }
+}
+
+/// Bins of the block's own in shared memory. Levels are even, so that a division finds the bin; equal ids
+/// that lie side by side are added at once.
+extern "C" __global__ void __launch_bounds__(CUB_SWEEP_THREADS)
+    cub_sweep(const int *ids, uint32_t num_ids, unsigned *histogram, uint32_t num_bins, int lower,
+              int upper) {
+    static __shared__ unsigned privatised[CUB_SWEEP_BINS];
+    constexpr uint32_t tile_size = CUB_SWEEP_THREADS * CUB_SWEEP_ITEMS;
+    for (uint32_t bin = threadIdx.x; bin < num_bins; bin += blockDim.x) {
+        privatised[bin] = 0;
+    }
+    __syncthreads();
+    for (uint32_t tile = blockIdx.x * tile_size; tile < num_ids; tile += gridDim.x * tile_size) {
+        const uint32_t first = tile + threadIdx.x * CUB_SWEEP_ITEMS;
+        int items[CUB_SWEEP_ITEMS];
+        if (tile + tile_size <= num_ids) {
+#pragma unroll
+            for (uint32_t i = 0; i < CUB_SWEEP_ITEMS; i += 4) {
+                const int4 four = *reinterpret_cast<const int4 *>(ids + first + i);
+                items[i] = four.x;
+                items[i + 1] = four.y;
+                items[i + 2] = four.z;
+                items[i + 3] = four.w;
+            }
+        } else {
+#pragma unroll
+            for (uint32_t i = 0; i < CUB_SWEEP_ITEMS; i++) {
+                items[i] = first + i < num_ids ? ids[first + i] : upper;
+            }
+        }
+        int bins[CUB_SWEEP_ITEMS];
+#pragma unroll
+        for (uint32_t i = 0; i < CUB_SWEEP_ITEMS; i++) {
+            bins[i] = items[i] >= lower && items[i] < upper
+                          ? int(uint64_t(items[i] - lower) * num_bins / uint64_t(upper - lower))
+                          : -1;
+        }
+        unsigned run = 0;
+#pragma unroll
+        for (uint32_t i = 0; i < CUB_SWEEP_ITEMS; i++) {
+            run++;
+            if (i + 1 == CUB_SWEEP_ITEMS || bins[i] != bins[i + 1]) {
+                if (bins[i] >= 0) {
+                    atomicAdd(&privatised[bins[i]], run);
+                }
+                run = 0;
+            }
+        }
+    }
+    __syncthreads();
+    for (uint32_t bin = threadIdx.x; bin < num_bins; bin += blockDim.x) {
+        if (privatised[bin] != 0) {
+            atomicAdd(&histogram[bin], privatised[bin]);
+        }
+    }
+}
+
+extern "C" __global__ void __launch_bounds__(CUB_INIT_THREADS)
+    window_add(unsigned *row, const unsigned *histogram, uint32_t num_bins) {
+    const uint32_t bin = blockIdx.x * blockDim.x + threadIdx.x;
+    if (bin < num_bins) {
+        row[bin] += histogram[bin];
+    }
+}
+
+// ---- torch.bincount, and its result added to the window by add_ ----
+
+/// Both extremes in one pass, where torch.bincount makes one for each: the maximum, and the complement of the
+/// minimum, of the ids with their sign bit flipped. A number of ids that is a multiple of 4. Of several
+/// blocks each adds to what `extremes` has, which must then be zero at first.
+extern "C" __global__ void __launch_bounds__(TORCH_THREADS)
+    torch_min_max(const int *ids, uint32_t num_ids, unsigned *extremes) {
+    static __shared__ unsigned of_warps[2][TORCH_THREADS / 32];
+    unsigned most = 0, least = 0;
+    const auto take = [&](int id) {
+        const unsigned key = unsigned(id) ^ 0x80000000u;
+        most = most > key ? most : key;
+        least = least > ~key ? least : ~key;
+    };
+    const int4 *vectors = reinterpret_cast<const int4 *>(ids);
+    for (uint32_t i = blockIdx.x * blockDim.x + threadIdx.x; i < num_ids / 4; i += gridDim.x * blockDim.x) {
+        const int4 four = vectors[i];
+        take(four.x);
+        take(four.y);
+        take(four.z);
+        take(four.w);
+    }
+    const auto reduce = [&](int lanes) {
+        for (int lane = lanes / 2; lane > 0; lane /= 2) {
+            const unsigned other_most = __shfl_xor_sync(0xffffffff, most, lane);
+            const unsigned other_least = __shfl_xor_sync(0xffffffff, least, lane);
+            most = most > other_most ? most : other_most;
+            least = least > other_least ? least : other_least;
+        }
+    };
+    reduce(32);
+    if (threadIdx.x % 32 == 0) {
+        of_warps[0][threadIdx.x / 32] = most;
+        of_warps[1][threadIdx.x / 32] = least;
+    }
+    __syncthreads();
+    if (threadIdx.x < 32) {
+        most = of_warps[0][threadIdx.x % (TORCH_THREADS / 32)];
+        least = of_warps[1][threadIdx.x % (TORCH_THREADS / 32)];
+        reduce(TORCH_THREADS / 32);
+        if (threadIdx.x == 0 && gridDim.x == 1) {
+            extremes[0] = most;
+            extremes[1] = least;
+        } else if (threadIdx.x == 0) {
+            atomicMax(&extremes[0], most);
+            atomicMax(&extremes[1], least);
+        }
+    }
+}
+
+extern "C" __global__ void __launch_bounds__(TORCH_ELEMENTWISE_THREADS)
+    torch_zero(unsigned long long *counts, uint32_t num_bins) {
+    for (uint32_t bin = threadIdx.x; bin < num_bins; bin += blockDim.x) {
+        counts[bin] = 0;
+    }
+}
+
+/// Bins of 64 bits, as those of its result.
+extern "C" __global__ void __launch_bounds__(TORCH_THREADS)
+    torch_histogram(const int *ids, uint32_t num_ids, unsigned long long *counts, uint32_t num_bins,
+                    int64_t lower, int64_t upper) {
+    for (uint32_t bin = threadIdx.x; bin < num_bins; bin += blockDim.x) {
+        torch_bins[bin] = 0;
+    }
+    __syncthreads();
+    for (uint32_t i = blockIdx.x * blockDim.x + threadIdx.x; i < num_ids; i += gridDim.x * blockDim.x) {
+        const int64_t id = ids[i];
+        if (id >= lower && id <= upper) {
+            const int64_t bin = (id - lower) * int64_t(num_bins) / (upper - lower);
+            atomicAdd(&torch_bins[bin == num_bins ? bin - 1 : bin], 1ull);
+        }
+    }
+    __syncthreads();
+    for (uint32_t bin = threadIdx.x; bin < num_bins; bin += blockDim.x) {
+        atomicAdd(&counts[bin], torch_bins[bin]);
+    }
+}
+
+extern "C" __global__ void __launch_bounds__(TORCH_ELEMENTWISE_THREADS)
+    torch_add(unsigned *row, const unsigned long long *counts, uint32_t num_bins) {
+    for (uint32_t bin = threadIdx.x; bin < num_bins; bin += blockDim.x) {
+        row[bin] += unsigned(counts[bin]);
+    }
+}

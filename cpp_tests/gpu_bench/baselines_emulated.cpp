@@ -1,0 +1,14 @@
+// The baselines, by name, for fake_cuda.
+#include "cuda_emulation.h"
+
+EMULATION_SHARED_MEMORY(unsigned long long, torch_bins);
+#include "baselines.cu"
+
+EMULATION_KERNEL(empty);
+EMULATION_KERNEL(cub_init);
+EMULATION_KERNEL(cub_sweep);
+EMULATION_KERNEL(window_add);
+EMULATION_KERNEL(torch_min_max);
+EMULATION_KERNEL(torch_zero);
+EMULATION_KERNEL(torch_histogram);
+EMULATION_KERNEL(torch_add);

@@ -1,0 +1,56 @@
+#!/bin/sh
+# Makes build/gpu-bundle: the device tests and the benchmark as a folder that runs on any x86-64 Linux with an NVIDIA driver,
+# whatever else is missing there. Its run.sh is scripts/gpu_run.sh.
+set -eu
+cd "$(dirname "$0")/.."
+scripts/need.sh cmake:cmake g++:g++ libgtest-dev:/usr/include/gtest/gtest.h valgrind:valgrind
+bundle=$PWD/build/gpu-bundle
+tests="collect_test cuda_test hot_calls_test"
+
+# Of the libraries, only glibc's and Rust's libgcc_s are not linked in, and these may be older or missing where the bundle runs.
+cmake -S cpp_tests -B build/gpu -Wno-dev -DCMAKE_EXE_LINKER_FLAGS="-static-libstdc++ -static-libgcc" \
+    -DCMAKE_BUILD_WITH_INSTALL_RPATH=ON "-DCMAKE_INSTALL_RPATH=\$ORIGIN/lib" "-DCMAKE_CXX_FLAGS=-ffile-prefix-map=$PWD=." >/dev/null
+# shellcheck disable=SC2086
+cmake --build build/gpu -j 2 --target $tests gpu_bench >/dev/null
+
+rm -rf "$bundle"
+mkdir -p "$bundle/lib" "$bundle/glibc"
+for program in $tests gpu_bench/gpu_bench; do
+    strip -g -o "$bundle/${program##*/}" "build/gpu/$program"
+done
+# The name that programs ask for is the file, in case links get lost on the way.
+soname=$(readelf -d target/release/libeplb.so | sed -n 's/.*SONAME.*\[\(.*\)\]/\1/p')
+install -m 755 target/release/libeplb.so "$bundle/lib/$soname"
+ln -s "$soname" "$bundle/lib/libeplb.so"
+for library in ld-linux-x86-64.so.2 libc.so.6 libm.so.6 libdl.so.2 libpthread.so.0 librt.so.1 libgcc_s.so.1; do
+    install -m 755 "$(g++ -print-file-name=$library)" "$bundle/glibc/$library"
+done
+install -m 755 scripts/gpu_run.sh "$bundle/run.sh"
+
+# PTX alone: the driver compiles it. Lowered as in kernels/compile.sh, for drivers older than nvcc.
+nvcc=$(scripts/nvcc.sh)
+"$nvcc" -std=c++17 -O3 -ptx -arch=compute_80 -o build/gpu/baselines.ptx cpp_tests/gpu_bench/baselines.cu
+sed 's/^\.version .*/.version 7.0/' build/gpu/baselines.ptx >"$bundle/baselines.ptx"
+"${nvcc%/*}/ptxas" -arch=sm_80 -o /dev/null "$bundle/baselines.ptx"
+
+# What programs need must be in the bundle, and nothing of this machine in them.
+for file in "$bundle"/*_test "$bundle/gpu_bench" "$bundle/lib/$soname"; do
+    for library in $(readelf -d "$file" | sed -n 's/.*NEEDED.*\[\(.*\)\]/\1/p'); do
+        if ! [ -e "$bundle/lib/$library" ] && ! [ -e "$bundle/glibc/$library" ]; then
+            echo "$file needs $library, which is not in the bundle" >&2
+            exit 1
+        fi
+    done
+    path=$(readelf -d "$file" | sed -n 's/.*R.*PATH.*\[\(.*\)\]/\1/p')
+    if [ -n "$path" ] && [ "$path" != "\$ORIGIN/lib" ]; then
+        echo "$file looks for libraries in $path" >&2
+        exit 1
+    fi
+done
+# GPU machines that are lent to us take no more than 64 MiB.
+size=$(du -sm "$bundle" | cut -f 1)
+if [ "$size" -gt 32 ]; then
+    echo "$bundle has grown to $size MiB" >&2
+    exit 1
+fi
+echo "$bundle: $size MiB; on a machine with a GPU, run its run.sh"
