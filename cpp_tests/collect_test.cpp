@@ -4,6 +4,7 @@
 #include <eplb.hpp>
 #include <limits>
 #include <map>
+#include <mutex>
 #include <thread>
 
 #include "engine.h"
@@ -226,43 +227,57 @@ TEST(Collect, CountsBeyond32BitsTake64) {
         << "four choices of each token still fit 32 bits";
 }
 
+namespace {
+
+constexpr uint32_t shared_ranks = 8, shared_iterations = 6;
+
+/// One of 8 ranks, on a thread of its own: records layers 1 and 2 and adds its counts to `sums`.
+void record_as_rank(uint32_t rank, const std::string &path, std::vector<double> (&sums)[2]) {
+    constexpr uint32_t tokens = 40;
+    static std::mutex mutex;
+    engine::get().attach_thread();
+    auto config = a_config(path, {1, 2}, 0, shared_iterations);
+    config.rank = rank;
+    config.num_ranks = shared_ranks;
+    config.run_id = "all together";
+    const auto recorder = eplb::recorder::create(config);
+    engine_stream stream;
+    layer_buffer<int32_t> buffers[2] = {layer_buffer<int32_t>(tokens * 4), layer_buffer<int32_t>(tokens * 4)};
+    routing routing(64, 4, rank);
+    for (int64_t iteration = 0; iteration <= shared_iterations; iteration++) {
+        recorder.begin_iteration(iteration, stream);
+        for (int32_t layer = 1; layer <= 2; layer++) {
+            layer_buffer<int32_t> &buffer = buffers[layer - 1];
+            const auto &ids = buffer.upload(routing.ids<int32_t>(tokens), stream);
+            recorder.count_ids(layer, buffer.device.data(), EPLB_DTYPE_INT32, tokens, nullptr, stream);
+            if (iteration < shared_iterations) {
+                counts one(64);
+                one.add(ids, 4, tokens);
+                const std::lock_guard<std::mutex> lock(mutex);
+                for (size_t expert = 0; expert < 64; expert++) {
+                    sums[layer - 1][expert] += one.experts[expert];
+                }
+            }
+        }
+    }
+    recorder.flush();
+    stream.synchronize();
+}
+
+} // namespace
+
 TEST(Collect, EightRanksRecordIntoOneDirectory) {
-    constexpr uint32_t ranks = 8, tokens = 40, iterations = 6;
+    constexpr uint32_t ranks = shared_ranks, iterations = shared_iterations;
     temporary_directory dir;
-    std::vector<std::vector<double>> sums(2, std::vector<double>(64));
-    std::mutex mutex;
+    std::vector<double> sums[2] = {std::vector<double>(64), std::vector<double>(64)};
     std::vector<std::thread> threads;
     for (uint32_t rank = 0; rank < ranks; rank++) {
         threads.emplace_back([&, rank] {
-            engine::get().attach_thread();
-            auto config = a_config(dir / "dump", {1, 2}, 0, iterations);
-            config.rank = rank;
-            config.num_ranks = ranks;
-            config.run_id = "all together";
-            const auto recorder = eplb::recorder::create(config);
-            engine_stream stream;
-            layer_buffer<int32_t> buffers[2] = {layer_buffer<int32_t>(tokens * 4),
-                                                layer_buffer<int32_t>(tokens * 4)};
-            routing routing(64, 4, rank);
-            for (int64_t iteration = 0; iteration <= iterations; iteration++) {
-                recorder.begin_iteration(iteration, stream);
-                for (int32_t layer = 1; layer <= 2; layer++) {
-                    layer_buffer<int32_t> &buffer = buffers[layer - 1];
-                    const auto &ids = buffer.upload(routing.ids<int32_t>(tokens), stream);
-                    recorder.count_ids(layer, buffer.device.data(), EPLB_DTYPE_INT32, tokens, nullptr,
-                                       stream);
-                    if (iteration < iterations) {
-                        counts one(64);
-                        one.add(ids, 4, tokens);
-                        const std::lock_guard<std::mutex> lock(mutex);
-                        for (size_t expert = 0; expert < 64; expert++) {
-                            sums[static_cast<size_t>(layer) - 1][expert] += one.experts[expert];
-                        }
-                    }
-                }
+            try {
+                record_as_rank(rank, dir / "dump", sums);
+            } catch (const std::exception &error) {
+                ADD_FAILURE() << "rank " << rank << ": " << error.what();
             }
-            recorder.flush();
-            stream.synchronize();
         });
     }
     for (std::thread &thread : threads) {
@@ -273,7 +288,7 @@ TEST(Collect, EightRanksRecordIntoOneDirectory) {
     const auto stats = eplb::stats::load(dir / "dump", options);
     EXPECT_EQ(stats.info().iter_stop, iterations);
     for (int32_t layer = 1; layer <= 2; layer++) {
-        EXPECT_EQ(stats.layer_loads(layer), sums[static_cast<size_t>(layer) - 1]);
+        EXPECT_EQ(stats.layer_loads(layer), sums[layer - 1]);
     }
     size_t files = 0;
     for (const auto &entry : std::filesystem::directory_iterator(dir / "dump")) {
