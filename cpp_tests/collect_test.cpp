@@ -45,6 +45,26 @@ template <class Id> constexpr eplb_dtype dtype = sizeof(Id) == 4 ? EPLB_DTYPE_IN
 
 void expect_state(const eplb::recorder &recorder, int32_t state) { EXPECT_EQ(recorder.info().state, state); }
 
+/// A stream, and one token on the device that chose experts 1 to 4.
+struct one_token {
+    engine_stream stream;
+    layer_buffer<int32_t> ids = layer_buffer<int32_t>(4);
+
+    one_token() { ids.upload({1, 2, 3, 4}, stream); }
+
+    void count(const eplb::recorder &recorder, int32_t layer = 0) const {
+        recorder.count_ids(layer, ids.device.data(), EPLB_DTYPE_INT32, 1, nullptr, stream);
+    }
+
+    /// Begins iterations `from` to `to` - 1 and counts the token once in each.
+    void run(const eplb::recorder &recorder, int64_t from, int64_t to, int32_t layer = 0) const {
+        for (int64_t iteration = from; iteration < to; iteration++) {
+            recorder.begin_iteration(iteration, stream);
+            count(recorder, layer);
+        }
+    }
+};
+
 eplb_status status_of(const std::function<void()> &call) {
     try {
         call();
@@ -332,57 +352,44 @@ TEST(Collect, RecordersOfOneProcessDoNotDisturbEachOther) {
 
 TEST(Collect, ResetAfterAWarmUpForgetsIt) {
     temporary_directory dir;
-    engine_stream stream;
+    const one_token token;
     const auto config = a_config(dir / "dump", {0}, 0, 2);
     const auto recorder = eplb::recorder::create(config);
-    layer_buffer<int32_t> buffer(4);
-    buffer.upload({1, 2, 3, 4}, stream);
-    const auto run = [&](int64_t from, int64_t to) {
-        for (int64_t iteration = from; iteration < to; iteration++) {
-            recorder.begin_iteration(iteration, stream);
-            recorder.count_ids(0, buffer.device.data(), EPLB_DTYPE_INT32, 1, nullptr, stream);
-        }
-    };
-    run(0, 1);
-    recorder.reset(stream);
+    token.run(recorder, 0, 1);
+    recorder.reset(token.stream);
     expect_state(recorder, EPLB_RECORDER_STATE_WAITING);
-    stream.synchronize();
+    token.stream.synchronize();
     EXPECT_EQ(recorder.info().ids_counted, 0u);
-    recorder.count_ids(0, buffer.device.data(), EPLB_DTYPE_INT32, 1, nullptr, stream);
-    run(0, 3);
+    token.count(recorder);
+    token.run(recorder, 0, 3);
     recorder.flush();
     EXPECT_EQ(eplb::stats::load(config.path).layer_loads(0)[1], 2);
 
     // And a dump may be followed by another.
-    recorder.reset(stream);
-    run(1, 3);
+    recorder.reset(token.stream);
+    token.run(recorder, 1, 3);
     recorder.flush();
     eplb::stats_options options;
     options.iter_start = 1;
     EXPECT_EQ(eplb::stats::load(config.path, options).layer_loads(0)[4], 1);
-    stream.synchronize();
+    token.stream.synchronize();
 }
 
 TEST(Collect, ARunThatEndsEarlyDumpsWhatItHas) {
     temporary_directory dir;
-    engine_stream stream;
+    const one_token token;
     const auto config = a_config(dir / "dump", {0}, 100, 200);
     const auto recorder = eplb::recorder::create(config);
-    layer_buffer<int32_t> buffer(4);
-    buffer.upload({1, 2, 3, 4}, stream);
-    EXPECT_EQ(status_of([&] { recorder.dump(stream); }), EPLB_STATUS_INVALID_ARGUMENT)
+    EXPECT_EQ(status_of([&] { recorder.dump(token.stream); }), EPLB_STATUS_INVALID_ARGUMENT)
         << "nothing was counted";
-    for (int64_t iteration = 98; iteration < 150; iteration++) {
-        recorder.begin_iteration(iteration, stream);
-        recorder.count_ids(0, buffer.device.data(), EPLB_DTYPE_INT32, 1, nullptr, stream);
-    }
-    recorder.dump(stream);
-    recorder.dump(stream);
+    token.run(recorder, 98, 150);
+    recorder.dump(token.stream);
+    recorder.dump(token.stream);
     // What comes later is not counted.
-    recorder.count_ids(0, buffer.device.data(), EPLB_DTYPE_INT32, 1, nullptr, stream);
-    EXPECT_EQ(status_of([&] { recorder.begin_iteration(150, stream); }), EPLB_STATUS_INVALID_ARGUMENT);
+    token.count(recorder);
+    EXPECT_EQ(status_of([&] { recorder.begin_iteration(150, token.stream); }), EPLB_STATUS_INVALID_ARGUMENT);
     recorder.flush();
-    stream.synchronize();
+    token.stream.synchronize();
 
     EXPECT_EQ(status_of([&] { eplb::stats::load(config.path); }), EPLB_STATUS_INCOMPLETE_DUMP);
     EXPECT_NE(
@@ -396,19 +403,14 @@ TEST(Collect, ARunThatEndsEarlyDumpsWhatItHas) {
 
 TEST(Collect, AFailedDumpKeepsTheCountsForALaterFlush) {
     temporary_directory dir;
-    engine_stream stream;
+    const one_token token;
     const auto config = a_config(dir / "dump", {0}, 0, 2);
     const auto recorder = eplb::recorder::create(config);
-    layer_buffer<int32_t> buffer(4);
-    buffer.upload({1, 2, 3, 4}, stream);
-    for (int64_t iteration = 0; iteration < 2; iteration++) {
-        recorder.begin_iteration(iteration, stream);
-        recorder.count_ids(0, buffer.device.data(), EPLB_DTYPE_INT32, 1, nullptr, stream);
-    }
+    token.run(recorder, 0, 2);
     // The directory is gone, and something else is in its place.
     std::filesystem::remove_all(config.path);
     write_file(config.path, "in the way");
-    recorder.begin_iteration(2, stream);
+    recorder.begin_iteration(2, token.stream);
     EXPECT_EQ(status_of([&] { recorder.flush(); }), EPLB_STATUS_WRITE_FAILED);
     eplb_recorder_info info = recorder.info();
     EXPECT_EQ(info.state, EPLB_RECORDER_STATE_FAILED);
@@ -416,7 +418,7 @@ TEST(Collect, AFailedDumpKeepsTheCountsForALaterFlush) {
     EXPECT_NE(std::string(info.error_message).find(config.path), std::string::npos) << info.error_message;
     EXPECT_EQ(status_of([&] { recorder.flush(); }), EPLB_STATUS_WRITE_FAILED) << "still in the way";
     // Iterations go on meanwhile.
-    recorder.begin_iteration(3, stream);
+    recorder.begin_iteration(3, token.stream);
 
     std::filesystem::remove(config.path);
     recorder.flush();
@@ -424,37 +426,32 @@ TEST(Collect, AFailedDumpKeepsTheCountsForALaterFlush) {
     EXPECT_EQ(info.state, EPLB_RECORDER_STATE_DUMPED);
     EXPECT_EQ(info.error_status, EPLB_STATUS_OK);
     EXPECT_EQ(eplb::stats::load(config.path).layer_loads(0)[1], 2);
-    stream.synchronize();
+    token.stream.synchronize();
 }
 
 TEST(Collect, TheWorkspaceMayBeTheHosts) {
     temporary_directory dir;
-    engine_stream stream;
+    const one_token token;
     auto config = a_config(dir / "dump", {0, 1}, 0, 3);
     const auto required = eplb::recorder::memory_required(config);
     engine_array<char> workspace(required.workspace_bytes);
     // What was there before is nobody's count.
     const std::vector<char> dirt(required.workspace_bytes, 0x55);
-    workspace.upload(dirt, stream);
-    stream.synchronize();
+    workspace.upload(dirt, token.stream);
+    token.stream.synchronize();
     config.workspace = workspace.data();
     config.workspace_bytes = required.workspace_bytes - 1;
     EXPECT_EQ(status_of([&] { eplb::recorder::create(config); }), EPLB_STATUS_INVALID_ARGUMENT);
     config.workspace_bytes++;
     const auto recorder = eplb::recorder::create(config);
-    layer_buffer<int32_t> buffer(4);
-    buffer.upload({1, 2, 3, 4}, stream);
-    for (int64_t iteration = 0; iteration <= 3; iteration++) {
-        recorder.begin_iteration(iteration, stream);
-        recorder.count_ids(1, buffer.device.data(), EPLB_DTYPE_INT32, 1, nullptr, stream);
-    }
+    token.run(recorder, 0, 4, 1);
     recorder.flush();
     const auto stats = eplb::stats::load(config.path);
     EXPECT_EQ(stats.layer_loads(0), std::vector<double>(64));
     EXPECT_EQ(stats.layer_loads(1)[4], 3);
     EXPECT_EQ(recorder.info().workspace_bytes, required.workspace_bytes);
     EXPECT_EQ(recorder.info().host_bytes, required.host_bytes);
-    stream.synchronize();
+    token.stream.synchronize();
 }
 
 TEST(Collect, DestroyingARecorderWaitsForItsDump) {
@@ -473,18 +470,15 @@ TEST(Collect, DestroyingARecorderWaitsForItsDump) {
 
 TEST(Collect, IterationsLeftOutAreEmptyAndThoseBeforeTheFirstAreMissing) {
     temporary_directory dir;
-    engine_stream stream;
+    const one_token token;
     const auto config = a_config(dir / "dump", {0}, 10, 20);
     const auto recorder = eplb::recorder::create(config);
-    layer_buffer<int32_t> buffer(4);
-    buffer.upload({1, 2, 3, 4}, stream);
     for (const int64_t iteration : {12, 13, 13, 17, 19, 25}) {
-        recorder.begin_iteration(iteration, stream);
-        recorder.count_ids(0, buffer.device.data(), EPLB_DTYPE_INT32, 1, nullptr, stream);
+        token.run(recorder, iteration, iteration + 1);
     }
-    EXPECT_EQ(status_of([&] { recorder.begin_iteration(24, stream); }), EPLB_STATUS_INVALID_ARGUMENT);
+    EXPECT_EQ(status_of([&] { recorder.begin_iteration(24, token.stream); }), EPLB_STATUS_INVALID_ARGUMENT);
     recorder.flush();
-    stream.synchronize();
+    token.stream.synchronize();
     EXPECT_EQ(status_of([&] { eplb::stats::load(config.path); }), EPLB_STATUS_INCOMPLETE_DUMP);
     eplb::stats_options options;
     options.iter_start = 12;
