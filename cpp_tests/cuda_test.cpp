@@ -213,12 +213,12 @@ TEST_F(Cuda, AStreamOfAnotherContextAndHostMemoryAreErrors) {
             recorder.register_buffer(0, on_host.data(), EPLB_DTYPE_INT32, 1, nullptr, stream);
         };
         EXPECT_EQ(message_of(host_ids, EPLB_STATUS_INVALID_ARGUMENT),
-                  "expert_ids is not memory that CUDA device 0 can read");
+                  "expert_ids is not memory that CUDA device 0 can reach");
         const auto host_valid = [&] {
             recorder.register_buffer(0, ids.data(), EPLB_DTYPE_INT32, 1, on_host.data(), stream);
         };
         EXPECT_EQ(message_of(host_valid, EPLB_STATUS_INVALID_ARGUMENT),
-                  "num_valid is not memory that CUDA device 0 can read");
+                  "num_valid is not memory that CUDA device 0 can reach");
     }
     CUcontext other = nullptr;
     engine::check(driver.cuCtxCreate_v2(&other, 0, 0), "cuCtxCreate");
@@ -248,6 +248,103 @@ TEST_F(FakeCuda, ADriverOlderThanTheFatbinTakesThePtx) {
         << message;
     fake().fake_cuda_refuse_fatbins(0);
     fake().fake_cuda_set_newest_ptx(9, 0);
+}
+
+TEST_F(FakeCuda, MemoryThatIsNotToBeHadHasAStatusOfItsOwn) {
+    temporary_directory dir;
+    const auto config = a_config(dir / "dump");
+    const eplb_recorder_config c = config.c();
+    size_t refused = 0;
+    for (size_t n = 1; n < 100; n++) {
+        fake().fake_cuda_fail_call(n, CUDA_ERROR_OUT_OF_MEMORY);
+        eplb_recorder *recorder = nullptr;
+        if (eplb_recorder_create(&c, &recorder) == EPLB_STATUS_OUT_OF_MEMORY) {
+            const std::string message = eplb_last_error_message();
+            EXPECT_NE(message.find("CUDA error 2, CUDA_ERROR_OUT_OF_MEMORY"), std::string::npos) << message;
+            EXPECT_NE(message.find("count fewer iterations"), std::string::npos) << message;
+            refused++;
+        }
+        fake().fake_cuda_fail_call(0, 0);
+        eplb_recorder_destroy(recorder);
+    }
+    EXPECT_EQ(refused, 3u) << "the window, and host memory for the counts and for the sums";
+}
+
+TEST_F(FakeCuda, MemoryOfAnotherDeviceIsAnError) {
+    temporary_directory dir;
+    const cuda_driver &driver = engine::get().driver();
+    auto config = a_config(dir / "dump");
+    const auto recorder = eplb::recorder::create(config);
+    CUcontext other = nullptr;
+    CUdeviceptr memory = 0;
+    void *pinned = nullptr;
+    engine::check(driver.cuCtxCreate_v2(&other, 0, 1), "cuCtxCreate");
+    engine::check(driver.cuMemAlloc_v2(&memory, 1 << 20), "cuMemAlloc");
+    engine::check(driver.cuMemHostAlloc(&pinned, 1 << 20, 0), "cuMemHostAlloc");
+    const auto there = [&] {
+        recorder.register_buffer(0, reinterpret_cast<void *>(memory), EPLB_DTYPE_INT32, 1);
+    };
+    EXPECT_EQ(message_of(there, EPLB_STATUS_INVALID_ARGUMENT),
+              "expert_ids is memory of CUDA device 1, and the handle is on device 0");
+    EXPECT_NO_THROW(recorder.register_buffer(0, pinned, EPLB_DTYPE_INT32, 1)) << "which kernels can read";
+    config.path = dir / "second";
+    config.workspace = pinned;
+    config.workspace_bytes = 1 << 20;
+    EXPECT_EQ(message_of([&] { eplb::recorder::create(config); }, EPLB_STATUS_INVALID_ARGUMENT),
+              "workspace is host memory, and memory of CUDA device 0 is needed");
+    engine::check(driver.cuMemFreeHost(pinned), "cuMemFreeHost");
+    engine::check(driver.cuMemFree_v2(memory), "cuMemFree");
+    engine::check(driver.cuCtxDestroy_v2(other), "cuCtxDestroy");
+    engine::get().attach_thread();
+}
+
+TEST_F(Cuda, ACaptureThatWasSpoiltCostsNoCounts) {
+    temporary_directory dir;
+    const cuda_driver &driver = engine::get().driver();
+    engine_stream stream;
+    engine_array<int32_t> ids(4);
+    const std::vector<int32_t> values = {5, 6, 7, 5};
+    ids.upload(values, stream);
+    stream.synchronize();
+    const auto config = a_config(dir / "dump");
+    const auto recorder = eplb::recorder::create(config);
+    const auto count = [&] { recorder.count_ids(0, ids.data(), EPLB_DTYPE_INT32, 1, nullptr, stream); };
+    recorder.begin_iteration(0, stream);
+    // An engine that tries to capture, and goes on without.
+    engine::check(driver.cuStreamBeginCapture_v2(stream, CU_STREAM_CAPTURE_MODE_GLOBAL),
+                  "cuStreamBeginCapture");
+    CUdeviceptr memory = 0;
+    EXPECT_NE(driver.cuMemAlloc_v2(&memory, 16), CUDA_SUCCESS) << "which is forbidden meanwhile";
+    message_of(count, EPLB_STATUS_CUDA);
+    CUgraph graph = nullptr;
+    EXPECT_NE(driver.cuStreamEndCapture(stream, &graph), CUDA_SUCCESS);
+    count();
+    for (int64_t iteration = 1; iteration <= 3; iteration++) {
+        recorder.begin_iteration(iteration, stream);
+    }
+    recorder.flush();
+    EXPECT_EQ(eplb::stats::load(config.path).layer_loads(0)[5], 2);
+    stream.synchronize();
+}
+
+TEST_F(Cuda, WhileNothingIsCountedTheDefaultStreamIsLeftAlone) {
+    temporary_directory dir;
+    const cuda_driver &driver = engine::get().driver();
+    engine_array<int32_t> ids(4);
+    const auto recorder = eplb::recorder::create(a_config(dir / "dump"));
+    // A stream that the default stream waits for.
+    CUstream blocking = nullptr;
+    CUgraph graph = nullptr;
+    engine::check(driver.cuStreamCreate(&blocking, CU_STREAM_DEFAULT), "cuStreamCreate");
+    engine::check(driver.cuStreamBeginCapture_v2(blocking, CU_STREAM_CAPTURE_MODE_GLOBAL),
+                  "cuStreamBeginCapture");
+    recorder.count_ids(0, ids.data(), EPLB_DTYPE_INT32, 1, nullptr, nullptr);
+    const std::string message =
+        message_of([&] { recorder.begin_iteration(0, nullptr); }, EPLB_STATUS_CAPTURING);
+    EXPECT_NE(message.find("the default stream must not be used"), std::string::npos) << message;
+    EXPECT_EQ(driver.cuStreamEndCapture(blocking, &graph), CUDA_SUCCESS) << "the capture is as it was";
+    engine::check(driver.cuGraphDestroy(graph), "cuGraphDestroy");
+    engine::check(driver.cuStreamDestroy_v2(blocking), "cuStreamDestroy");
 }
 
 namespace {
@@ -340,16 +437,25 @@ void run(eplb_recorder *recorder, fault &fault, const engine_array<int32_t> &ids
             return eplb_recorder_count_ids(recorder, 1, ids.data(), EPLB_DTYPE_INT32, 1, nullptr, stream);
         });
     }
-    eplb_status flushed = fault.call([&] { return eplb_recorder_flush(recorder, -1); });
-    if (flushed != EPLB_STATUS_OK) {
-        // A fault of the copy back has passed; one of the counting has not.
-        flushed = fault.call([&] { return eplb_recorder_flush(recorder, -1); });
-    }
+    const auto flush = [&] { return fault.call([&] { return eplb_recorder_flush(recorder, -1); }); };
+    eplb_status flushed = flush();
     eplb_recorder_info info = EPLB_RECORDER_INFO_INIT;
-    if (fault.call([&] { return eplb_recorder_get_info(recorder, &info, nullptr, 0); }) == EPLB_STATUS_OK) {
-        EXPECT_EQ(info.state == EPLB_RECORDER_STATE_DUMPED, flushed == EPLB_STATUS_OK) << info.state;
-        EXPECT_EQ(info.error_status == EPLB_STATUS_OK, flushed == EPLB_STATUS_OK);
+    const auto state = [&] {
+        EXPECT_EQ(fault.call([&] { return eplb_recorder_get_info(recorder, &info, nullptr, 0); }),
+                  EPLB_STATUS_OK);
+        return info.state;
+    };
+    // What is not lost is written in the end: by the next flush, or by a dump where it could not be started.
+    if (flushed != EPLB_STATUS_OK && state() == EPLB_RECORDER_STATE_FAILED) {
+        flushed = flush();
+        if (flushed != EPLB_STATUS_OK) {
+            fault.call([&] { return eplb_recorder_dump(recorder, stream); });
+            flushed = flush();
+        }
+        EXPECT_EQ(flushed, EPLB_STATUS_OK) << eplb_last_error_message();
     }
+    EXPECT_EQ(state(), flushed == EPLB_STATUS_OK ? EPLB_RECORDER_STATE_DUMPED : EPLB_RECORDER_STATE_LOST);
+    EXPECT_TRUE(flushed == EPLB_STATUS_OK || info.error_status == EPLB_STATUS_CUDA);
     if (flushed == EPLB_STATUS_OK) {
         const auto stats = eplb::stats::load(path);
         EXPECT_EQ(stats.layer_loads(0)[5], captured ? 6 : 0);

@@ -5,7 +5,9 @@
 #include <csignal>
 #include <cstdlib>
 #include <eplb.hpp>
+#include <functional>
 #include <random>
+#include <thread>
 
 #include <dlfcn.h>
 #include <sys/resource.h>
@@ -38,6 +40,26 @@ std::string refused(const eplb::recorder_config &config, eplb_status status = EP
     }
     ADD_FAILURE() << "it was created";
     return "";
+}
+
+/// Does `work` in a child process, which is killed afterwards: its exit handlers would be this one's. Returns
+/// what it returned.
+eplb_status in_a_child(const std::function<eplb_status()> &work) {
+    int answer[2];
+    EXPECT_EQ(pipe(answer), 0);
+    const pid_t child = fork();
+    if (child == 0) {
+        const eplb_status status = work();
+        (void)!write(answer[1], &status, sizeof(status));
+        pause();
+    }
+    eplb_status status = EPLB_STATUS_INTERNAL;
+    EXPECT_EQ(read(answer[0], &status, sizeof(status)), ssize_t(sizeof(status)));
+    kill(child, SIGKILL);
+    waitpid(child, nullptr, 0);
+    close(answer[0]);
+    close(answer[1]);
+    return status;
 }
 
 /// The environment as an operator sets it, and as it was afterwards.
@@ -222,23 +244,13 @@ TEST(Recorder, TwoRecordersOfOneRankFileAreOneTooMany) {
     eplb::recorder::create(config);
     config.rank = 0;
 
-    // A process of its own is somebody else, too. It ends without its exit handlers, which are ours.
-    int answer[2];
-    ASSERT_EQ(pipe(answer), 0);
-    const pid_t child = fork();
-    if (child == 0) {
-        eplb_recorder *recorder = nullptr;
-        const eplb_recorder_config c = config.c();
-        const eplb_status status = eplb_recorder_create(&c, &recorder);
-        (void)!write(answer[1], &status, sizeof(status));
-        kill(getpid(), SIGKILL);
-    }
-    eplb_status status = EPLB_STATUS_OK;
-    EXPECT_EQ(read(answer[0], &status, sizeof(status)), ssize_t(sizeof(status)));
-    EXPECT_EQ(status, EPLB_STATUS_WRITE_FAILED);
-    waitpid(child, nullptr, 0);
-    close(answer[0]);
-    close(answer[1]);
+    // A process of its own is somebody else, too.
+    EXPECT_EQ(in_a_child([&] {
+                  eplb_recorder *recorder = nullptr;
+                  const eplb_recorder_config c = config.c();
+                  return eplb_recorder_create(&c, &recorder);
+              }),
+              EPLB_STATUS_WRITE_FAILED);
 
     first.reset();
     eplb::recorder::create(config);
@@ -268,8 +280,6 @@ TEST(Recorder, CallsThatDoNotFitAreErrorsAndChangeNothing) {
     recorder.register_buffer(3, ids, EPLB_DTYPE_INT32, 2);
     EXPECT_EQ(message(eplb_recorder_count(handle, 3, 3, nullptr)),
               "layer 3: 3 tokens, its buffer was registered with 2");
-    EXPECT_EQ(message(eplb_recorder_begin_iteration(handle, 200, nullptr)),
-              "iteration 200 is behind the range 100..200, of which none was begun: nothing was counted");
     recorder.begin_iteration(101);
     EXPECT_EQ(message(eplb_recorder_begin_iteration(handle, 100, nullptr)),
               "iteration 100 after iteration 101: iterations go up; eplb_recorder_reset() starts anew");
@@ -283,6 +293,122 @@ TEST(Recorder, CallsThatDoNotFitAreErrorsAndChangeNothing) {
     EXPECT_EQ(eplb_recorder_count_ids(handle, 4, nullptr, EPLB_DTYPE_INT32, 0, nullptr, nullptr),
               EPLB_STATUS_OK)
         << "no tokens need no buffer";
+}
+
+TEST(Recorder, ARangeThatPassedBeforeTheFirstIterationIsNoErrorButMissed) {
+    temporary_directory dir;
+    const auto recorder = eplb::recorder::create(a_config(dir / "dump"));
+    const int32_t ids[4] = {0, 1, 2, 3};
+    for (int64_t iteration = 500; iteration < 510; iteration++) {
+        recorder.begin_iteration(iteration);
+        recorder.count_ids(3, ids, EPLB_DTYPE_INT32, 1);
+    }
+    recorder.flush();
+    EXPECT_EQ(recorder.info().state, EPLB_RECORDER_STATE_MISSED);
+    EXPECT_EQ(recorder.info().ids_counted, 0u);
+    recorder.reset();
+    EXPECT_EQ(recorder.info().state, EPLB_RECORDER_STATE_WAITING);
+}
+
+TEST(Recorder, ARelativePathStaysWhereItWasAtCreate) {
+    temporary_directory dir;
+    const auto before = std::filesystem::current_path();
+    std::filesystem::current_path(dir / "");
+    const auto recorder = eplb::recorder::create(a_config("dump"));
+    std::filesystem::current_path(before);
+    recorder.begin_iteration(199);
+    recorder.begin_iteration(200);
+    recorder.flush();
+    EXPECT_TRUE(std::filesystem::exists(dir / "dump/rank0.safetensors"));
+}
+
+namespace {
+
+/// A recorder whose dump has failed, since a file is where its directory was.
+eplb::recorder with_a_failed_dump(const std::string &path) {
+    auto config = a_config(path);
+    config.num_ranks = 1;
+    auto recorder = eplb::recorder::create(config);
+    const int32_t ids[4] = {0, 1, 2, 3};
+    for (int64_t iteration = 100; iteration < 200; iteration++) {
+        recorder.begin_iteration(iteration);
+        recorder.count_ids(3, ids, EPLB_DTYPE_INT32, 1);
+    }
+    std::filesystem::remove_all(path);
+    write_file(path, "in the way");
+    recorder.begin_iteration(200);
+    while (recorder.info().state == EPLB_RECORDER_STATE_DUMPING) {
+        usleep(100);
+    }
+    return recorder;
+}
+
+} // namespace
+
+TEST(Recorder, PollingAFlushTellsOfAFailureAndThenTriesAgain) {
+    temporary_directory dir;
+    const std::string path = dir / "dump";
+    const auto recorder = with_a_failed_dump(path);
+    const auto poll = [&] {
+        for (;;) {
+            const eplb_status status = eplb_recorder_flush(recorder.get(), 0);
+            if (status != EPLB_STATUS_NOT_READY) {
+                return status;
+            }
+            usleep(1000);
+        }
+    };
+    EXPECT_EQ(poll(), EPLB_STATUS_WRITE_FAILED);
+    EXPECT_EQ(poll(), EPLB_STATUS_WRITE_FAILED);
+    std::filesystem::remove(path);
+    EXPECT_EQ(poll(), EPLB_STATUS_OK);
+    EXPECT_EQ(eplb::stats::load(path).layer_loads(3)[1], 100);
+}
+
+TEST(Recorder, AFlushAndAResetAtOnceTakeTurns) {
+    for (int round = 0; round < 100; round++) {
+        temporary_directory dir;
+        const std::string path = dir / "dump";
+        const auto recorder = with_a_failed_dump(path);
+        EXPECT_EQ(eplb_recorder_flush(recorder.get(), -1), EPLB_STATUS_WRITE_FAILED);
+        std::filesystem::remove(path);
+        eplb_status flushed = EPLB_STATUS_OK;
+        std::thread other([&] { flushed = eplb_recorder_flush(recorder.get(), -1); });
+        const eplb_status reset = eplb_recorder_reset(recorder.get(), nullptr);
+        other.join();
+        EXPECT_EQ(flushed, EPLB_STATUS_OK);
+        const bool dumped = std::filesystem::exists(path + "/rank0.safetensors");
+        if (dumped) {
+            EXPECT_EQ(eplb::stats::load(path).layer_loads(3)[1], 100)
+                << "a dump is of counts before the reset";
+        }
+        if (reset == EPLB_STATUS_OK) {
+            EXPECT_EQ(recorder.info().state, EPLB_RECORDER_STATE_WAITING);
+            recorder.begin_iteration(100);
+            EXPECT_EQ(recorder.info().state, EPLB_RECORDER_STATE_COUNTING);
+        } else {
+            EXPECT_EQ(reset, EPLB_STATUS_NOT_READY);
+            EXPECT_TRUE(dumped);
+        }
+    }
+}
+
+TEST(Recorder, AForkedCopyLeavesEverythingToTheParent) {
+    temporary_directory dir;
+    auto config = a_config(dir / "dump");
+    config.num_ranks = 1;
+    auto recorder = eplb::recorder::create(config);
+    // Neither waits for a thread that this process does not have, nor takes the file away.
+    EXPECT_EQ(in_a_child([&] {
+                  eplb_recorder_destroy(recorder.get());
+                  return EPLB_STATUS_OK;
+              }),
+              EPLB_STATUS_OK);
+    for (int64_t iteration = 100; iteration <= 200; iteration++) {
+        recorder.begin_iteration(iteration);
+    }
+    recorder.flush();
+    EXPECT_EQ(eplb::stats::load(dir / "dump").info().iter_stop, 200);
 }
 
 TEST(Recorder, AFullDiskFailsTheDumpAndALaterFlushWritesIt) {

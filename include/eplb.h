@@ -15,7 +15,8 @@
  * Threads     Calls on a const handle may run on several threads at once, and so may calls without a handle; calls on
  *             another handle are yours to serialise, unless its documentation says that they take turns. Threads that a
  *             call starts have ended when it returns, but for a recorder's, which ends with it.
- * Streams     are yours, the last argument, and order the work on a CUDA device; NULL is the default stream. Your thread's
+ * Streams     are yours, the last argument, and order the work on a CUDA device; NULL is the legacy default stream, and a
+ *             program built with per-thread default streams passes cudaStreamPerThread for its own. Your thread's
  *             current context is left as found. Calls marked "hot" allocate nothing, wait for nothing, read nothing back, and
  *             are legal while a CUDA graph captures the stream. On EPLB_DEVICE_HOST the same calls work on host memory, at
  *             once, and the stream means nothing. No CUDA header is needed, and CUDA's may be included too.
@@ -128,8 +129,8 @@ typedef int32_t eplb_log_level;
 #endif // __cplusplus
 
 /**
- * Receives log messages. May be called by several threads at once; must not throw, and must not call
- * eplb_set_log_callback().
+ * Receives log messages. May be called by several threads at once, those that are in a call of this library and a recorder's
+ * own; must not throw, and must not call this library: the call that logs may hold what that call would wait for.
  *
  * \param user_data  what eplb_set_log_callback() was given
  * \param level      how serious it is
@@ -182,7 +183,7 @@ const char *eplb_last_error_message(void);
  * Sends the library's log messages to `callback`, or nowhere with NULL, as it is from the start. This is the one thing
  * that all handles of a process share. After it returns, a thread already in the old callback may still finish there.
  *
- * \param callback   any thread that is in a call of this library may call it; NULL for none
+ * \param callback   called by any thread that is in a call of this library, and by recorders' own; NULL for none
  * \param user_data  handed to each call of `callback`; yours, and must live until the callback is replaced
  * \return EPLB_STATUS_OK
  */
@@ -204,7 +205,10 @@ eplb_status eplb_set_log_callback(eplb_log_callback callback,
  */
 #define EPLB_DEVICE_HOST (-1)
 
-/** The CUDA context that is current on the thread that creates the handle. It must outlive the handle. */
+/**
+ * The CUDA context that is current on the thread that creates the handle. It must outlive the handle, and be no green context,
+ * which only one thread may use at a time.
+ */
 #define EPLB_DEVICE_CURRENT (-2)
 
 /** The type of expert ids. */
@@ -262,13 +266,18 @@ enum eplb_recorder_state
   EPLB_RECORDER_STATE_DUMPING = 3,
   /** The dump is there, whole and synced to disk. */
   EPLB_RECORDER_STATE_DUMPED = 4,
-  /** The dump could not be written. The counts are still there; eplb_recorder_flush() tries again. */
+  /**
+   * The dump could not be written. The counts are still there: eplb_recorder_flush() tries again, and so does
+   * eplb_recorder_dump() where the dump could not even be started.
+   */
   EPLB_RECORDER_STATE_FAILED = 5,
   /**
    * A call to the driver failed while counting, and the counts are not those of the iterations any more.
    * eplb_recorder_reset() starts anew.
    */
   EPLB_RECORDER_STATE_LOST = 6,
+  /** The range had passed before any of its iterations began: nothing is counted, and calls succeed. */
+  EPLB_RECORDER_STATE_MISSED = 7,
 };
 #ifndef __cplusplus
 #if __STDC_VERSION__ >= 202311L
@@ -338,7 +347,8 @@ typedef struct eplb_recorder_config {
   const char *run_id;
   /**
    * Memory of the device to use instead of the library's own, aligned to 16 bytes, at least as large as
-   * eplb_recorder_memory_required() says; yours, and used until the recorder is destroyed. May be NULL.
+   * eplb_recorder_memory_required() says; yours, and used until the recorder is destroyed. Creating the recorder clears it,
+   * in the order of no stream of yours: what was to be done with it must have been done. May be NULL.
    */
   void *workspace;
   /** Bytes of `workspace`. */
@@ -353,7 +363,10 @@ typedef struct eplb_recorder_info {
   size_t struct_size;
   /** An eplb_recorder_state. */
   int32_t state;
-  /** In states EPLB_RECORDER_STATE_FAILED and _LOST, the eplb_status of the cause; otherwise EPLB_STATUS_OK. */
+  /**
+   * In states EPLB_RECORDER_STATE_FAILED and _LOST, the eplb_status of the cause; EPLB_STATUS_CUDA in others where the
+   * device could not be asked, so that the sums below are those of an earlier look; otherwise EPLB_STATUS_OK.
+   */
   int32_t error_status;
   /** The iteration begun last; -1: none. */
   int64_t iteration;
@@ -396,7 +409,7 @@ eplb_status eplb_recorder_config_from_env(eplb_recorder_config *config);
 /**
  * The memory that a recorder takes, before it is created. It takes no more afterwards.
  *
- * \param config           that of eplb_recorder_create(); neither path nor workspace is looked at
+ * \param config           that of eplb_recorder_create(); path may be NULL, and the workspace is not looked at
  * \param workspace_bytes  receives the bytes on the device: iterations x layers x experts x 4, or 8, and a little more
  * \param host_bytes       receives the bytes of host memory for the copy back, page-locked where the device is CUDA's
  * \return EPLB_STATUS_OK; EPLB_STATUS_INVALID_ARGUMENT or EPLB_STATUS_OUT_OF_MEMORY for what no recorder could be created with
@@ -430,8 +443,8 @@ eplb_status eplb_recorder_create(const eplb_recorder_config *config,
  * \param expert_ids  device memory, [max_tokens][experts_per_token], `dtype`; yours, and must live while it is counted
  * \param dtype       an eplb_dtype
  * \param max_tokens  tokens that the buffer has room for
- * \param num_valid   device memory, int32: how many of the tokens are valid, read when the kernel runs, so that padding is not
- *                    counted; NULL: all
+ * \param num_valid   device memory, int32: how many of the tokens are valid, read whenever the kernel runs, counting or not, so
+ *                    that padding is not counted; NULL: all
  * \param stream      a stream on which the layer will be counted: it is checked to be one of the recorder's device
  * \return EPLB_STATUS_OK; EPLB_STATUS_INVALID_ARGUMENT, also for an unknown layer and for memory that the device cannot read;
  *         EPLB_STATUS_CUDA
@@ -455,10 +468,11 @@ eplb_status eplb_recorder_register_buffer(eplb_recorder *recorder,
  * eplb_recorder_get_info(), not here.
  *
  * \param recorder   the recorder
- * \param iteration  the engine's number of it, never lower than that before; a number that is left out counts as empty
+ * \param iteration  the engine's number of it, never lower than that before; a number that is left out counts as empty, and
+ *                   those behind iter_stop, or behind a dump, count nothing
  * \param stream     the engine's main stream, not being captured
- * \return EPLB_STATUS_OK; EPLB_STATUS_CAPTURING; EPLB_STATUS_INVALID_ARGUMENT; EPLB_STATUS_CUDA: state
- *         EPLB_RECORDER_STATE_LOST unless another call succeeds
+ * \return EPLB_STATUS_OK; EPLB_STATUS_CAPTURING or EPLB_STATUS_INVALID_ARGUMENT, and what is counted still belongs to the
+ *         iteration before; EPLB_STATUS_CUDA, and counts may be lost: see EPLB_RECORDER_STATE_LOST
  */
 EPLB_API
 eplb_status eplb_recorder_begin_iteration(eplb_recorder *recorder,
@@ -506,7 +520,7 @@ eplb_status eplb_recorder_count_ids(eplb_recorder *recorder,
 /**
  * Ends counting before the range has passed and starts the dump of what was counted so far, for a run that ends early. The dump
  * says what is missing: readers take it only when asked for iterations that it has. Returns at once; eplb_recorder_flush()
- * waits. Does nothing where a dump was started already.
+ * waits. Where a dump was started already it does nothing; where that failed to start, it tries again.
  *
  * \param recorder  the recorder
  * \param stream    behind all that was counted, and not being captured
@@ -518,8 +532,9 @@ eplb_status eplb_recorder_dump(eplb_recorder *recorder,
                                struct CUstream_st *stream);
 
 /**
- * Waits for a dump that was started, or tries one again that failed: the counts stay on the device until a dump of them
- * succeeds. Where none was started there is nothing to wait for.
+ * Waits for a dump that was started. A failure is returned once; the next call tries again, since the counts stay on the device
+ * until a dump of them succeeds. Where none was started there is nothing to wait for; one that could not be started, because the
+ * driver refused, is tried again by eplb_recorder_dump(), which has a stream.
  *
  * \param recorder    the recorder
  * \param timeout_ms  how long to wait, in milliseconds; 0: not at all; negative: as long as it takes
@@ -543,15 +558,15 @@ eplb_status eplb_recorder_reset(eplb_recorder *recorder,
                                 struct CUstream_st *stream);
 
 /**
- * Tells how far a recorder is. Reads sums from the device on a stream of its own: what counting streams have not done yet is
- * not in them.
+ * Tells how far a recorder is. Looks at sums on the device on a stream of its own: what counting streams have not done yet is
+ * not in them. A device that cannot be asked any more leaves them as they were at the last look, and error_status says so.
  *
  * \param recorder      the recorder
  * \param info          from EPLB_RECORDER_INFO_INIT; receives the numbers
  * \param layer_tokens  receives the valid tokens counted of each layer, in the order of the config's layer_ids: [num_layers];
  *                      may be NULL where num_layers is 0
  * \param num_layers    that of the config, as a check, or 0
- * \return EPLB_STATUS_OK; EPLB_STATUS_INVALID_ARGUMENT; EPLB_STATUS_CUDA
+ * \return EPLB_STATUS_OK; EPLB_STATUS_INVALID_ARGUMENT
  */
 EPLB_API
 eplb_status eplb_recorder_get_info(const eplb_recorder *recorder,
@@ -561,7 +576,7 @@ eplb_status eplb_recorder_get_info(const eplb_recorder *recorder,
 
 /**
  * Waits for a dump that was started, and gives the handle back. Work that counts must have ended on the device, and graphs
- * with counts in them must not be replayed any more.
+ * with counts in them must not be replayed any more. In a process that fork() made it leaves everything to the parent.
  *
  * \param recorder  not to be used again; NULL is allowed
  */

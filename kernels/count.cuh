@@ -106,13 +106,10 @@ template <class Id> __device__ uint32_t bin_of(Id id, uint32_t num_experts) {
     return static_cast<bits>(id) < num_experts ? static_cast<uint32_t>(id) : num_experts;
 }
 
-/// Bins in shared memory: one global atomic a bin and block, whatever the number of ids.
+/// Bins in shared memory: one global atomic a bin and block, whatever the number of ids. They are zero, but
+/// other threads of the block may not have come that far.
 template <class Id, class Cell>
 __device__ void count_in_bins(const eplb_count_arguments &args, uint64_t num_ids, Cell *cells) {
-#pragma unroll 1
-    for (uint32_t bin = threadIdx.x; bin <= args.num_experts; bin += blockDim.x) {
-        eplb_bins[bin] = 0;
-    }
     __syncthreads();
     each_id(static_cast<const Id *>(args.expert_ids), num_ids,
             [&](Id id) { atomicAdd(&eplb_bins[bin_of(id, args.num_experts)], 1u); });
@@ -145,35 +142,35 @@ __device__ void count_in_cells(const eplb_count_arguments &args, uint64_t num_id
     }
 }
 
-/// The tokens of a launch that are not padding.
-__device__ inline uint32_t valid_tokens(const eplb_count_arguments &args) {
-    if (args.num_valid == nullptr) {
-        return args.num_tokens;
-    }
-    const int32_t valid = *args.num_valid;
-    if (valid <= 0) {
-        return 0;
-    }
-    return static_cast<uint32_t>(valid) < args.num_tokens ? static_cast<uint32_t>(valid) : args.num_tokens;
-}
-
 template <class Id, class Cell> __device__ void count(const eplb_count_arguments &args) {
+    // Both words are asked for at once, and the bins are cleared while they are on their way: a small batch
+    // is all waiting.
+    const int32_t *const num_valid =
+        args.num_valid != nullptr ? args.num_valid : reinterpret_cast<const int32_t *>(args.row);
     const uint32_t row = *args.row;
-    const uint32_t tokens = valid_tokens(args);
+    const int32_t valid = *num_valid;
+    if (args.has_bins != 0) {
+#pragma unroll 1
+        for (uint32_t bin = threadIdx.x; bin <= args.num_experts; bin += blockDim.x) {
+            eplb_bins[bin] = 0;
+        }
+    }
     if (row == EPLB_COUNT_OFF) {
         return;
     }
+    const uint32_t known = valid < 0 ? 0 : static_cast<uint32_t>(valid);
+    const uint32_t tokens = args.num_valid != nullptr && known < args.num_tokens ? known : args.num_tokens;
     const uint64_t num_ids = uint64_t(tokens) * args.experts_per_token;
     Cell *cells = static_cast<Cell *>(args.cells) + row * args.row_stride;
-    if (args.has_bins != 0) {
-        count_in_bins<Id>(args, num_ids, cells);
-    } else {
-        count_in_cells<Id>(args, num_ids, cells);
-    }
     if (blockIdx.x == 0 && threadIdx.x == 0) {
         const uint64_t padding = uint64_t(args.num_tokens - tokens) * args.experts_per_token;
         atomicAdd(&args.totals->ids, static_cast<unsigned long long>(num_ids));
         atomicAdd(&args.totals->padding, static_cast<unsigned long long>(padding));
+    }
+    if (args.has_bins != 0) {
+        count_in_bins<Id>(args, num_ids, cells);
+    } else {
+        count_in_cells<Id>(args, num_ids, cells);
     }
 }
 

@@ -1,6 +1,7 @@
 //! What can go wrong. Each variant is one status of the C interface.
 
 use std::any::Any;
+use std::borrow::Cow;
 use std::fmt;
 use std::io;
 use std::path::{Path, PathBuf};
@@ -21,8 +22,8 @@ pub enum Error {
     Cancelled,
     /// Memory for a table could not be had.
     OutOfMemory {
-        /// What the memory was for.
-        what: &'static str,
+        /// What the memory was for, and who refused it.
+        what: Cow<'static, str>,
         /// How much was asked for.
         bytes: usize,
     },
@@ -72,8 +73,17 @@ pub enum Error {
 }
 
 impl Error {
+    pub(crate) fn out_of_memory(bytes: usize, what: impl Into<Cow<'static, str>>) -> Self {
+        Error::OutOfMemory { what: what.into(), bytes }
+    }
+
     pub(crate) fn read(path: &Path, source: io::Error) -> Self {
         Error::Read { path: path.to_owned(), source: Arc::new(source) }
+    }
+
+    /// Whether CUDA refused a call because of a capture: its errors 900 to 909.
+    pub(crate) fn is_of_capture(&self) -> bool {
+        matches!(self, Error::Cuda { code: 900..=909, .. })
     }
 
     /// What a caught panic said.
@@ -147,7 +157,7 @@ pub(crate) fn try_zeroed<T: Copy + Default>(count: Option<usize>, what: &'static
     let bytes = count.and_then(|n| n.checked_mul(size_of::<T>())).unwrap_or(usize::MAX);
     let count = count.unwrap_or(usize::MAX);
     let mut values = Vec::new();
-    values.try_reserve_exact(count).map_err(|_| Error::OutOfMemory { what, bytes })?;
+    values.try_reserve_exact(count).map_err(|_| Error::out_of_memory(bytes, what))?;
     values.resize(count, T::default());
     Ok(values)
 }

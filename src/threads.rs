@@ -1,6 +1,7 @@
-//! Work shared by a few threads of our own, started for one call and joined before it returns: a host's
-//! pools and a global pool stay out of it. Results never depend on the number of threads.
+//! Threads of our own. Work is shared by a few of them, started for one call and joined before it returns: a host's pools and
+//! a global pool stay out of it, and results never depend on the number of threads.
 
+use std::mem::MaybeUninit;
 use std::panic::{AssertUnwindSafe, catch_unwind};
 use std::sync::atomic::{AtomicBool, AtomicUsize, Ordering};
 use std::sync::mpsc::{SyncSender, sync_channel};
@@ -21,6 +22,24 @@ pub fn resolve(asked: usize) -> usize {
         0 => thread::available_parallelism().map_or(1, |cores| cores.get().min(MAX_DEFAULT_THREADS)),
         n => n.min(MAX_THREADS),
     }
+}
+
+/// Runs `start`, which starts a thread that is to outlive the call. The thread takes no signals: the host's handlers are for
+/// the host's threads.
+pub fn without_signals<T>(start: impl FnOnce() -> T) -> T {
+    let mut all = MaybeUninit::<libc::sigset_t>::uninit();
+    let mut before = MaybeUninit::<libc::sigset_t>::uninit();
+    // SAFETY: both sets are written by the calls before they are read, and the mask is this thread's own.
+    let blocked = unsafe {
+        libc::sigfillset(all.as_mut_ptr());
+        libc::pthread_sigmask(libc::SIG_SETMASK, all.as_ptr(), before.as_mut_ptr()) == 0
+    };
+    let started = start();
+    if blocked {
+        // SAFETY: the mask that this thread had.
+        unsafe { libc::pthread_sigmask(libc::SIG_SETMASK, before.as_ptr(), std::ptr::null_mut()) };
+    }
+    started
 }
 
 /// `work(0)` to `work(count - 1)` in order of index, computed by up to `threads` threads of which the calling

@@ -32,7 +32,8 @@ const START: &str = r#"/** \file
  * Threads     Calls on a const handle may run on several threads at once, and so may calls without a handle; calls on
  *             another handle are yours to serialise, unless its documentation says that they take turns. Threads that a
  *             call starts have ended when it returns, but for a recorder's, which ends with it.
- * Streams     are yours, the last argument, and order the work on a CUDA device; NULL is the default stream. Your thread's
+ * Streams     are yours, the last argument, and order the work on a CUDA device; NULL is the legacy default stream, and a
+ *             program built with per-thread default streams passes cudaStreamPerThread for its own. Your thread's
  *             current context is left as found. Calls marked "hot" allocate nothing, wait for nothing, read nothing back, and
  *             are legal while a CUDA graph captures the stream. On EPLB_DEVICE_HOST the same calls work on host memory, at
  *             once, and the stream means nothing. No CUDA header is needed, and CUDA's may be included too.

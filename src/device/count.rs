@@ -3,7 +3,7 @@
 use super::{Memory, Part, cuda};
 
 /// What the window's row says while nothing is counted.
-pub const OFF: u32 = u32::MAX;
+pub(crate) const OFF: u32 = u32::MAX;
 
 /// Threads of a block, as in the kernel.
 const THREADS: u32 = 512;
@@ -25,7 +25,7 @@ pub enum IdType {
 
 /// The type of what is counted into.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
-pub enum CellType {
+pub(crate) enum CellType {
     /// 32 bits.
     U32,
     /// 64 bits.
@@ -117,7 +117,7 @@ const _: () = assert!(size_of::<Arguments>() == 64 && size_of::<Totals>() == 24,
 
 /// One layer's counting.
 #[derive(Debug, Clone, Copy)]
-pub struct Count {
+pub(crate) struct Count {
     ids: IdType,
     cells: CellType,
     num_cells: usize,
@@ -126,7 +126,7 @@ pub struct Count {
 
 /// Where in a device's memory a layer's counts go.
 #[derive(Debug, Clone, Copy)]
-pub struct Target {
+pub(crate) struct Target {
     /// The word that says which row is counted into, or [`OFF`].
     pub row: Part,
     /// From this layer's cells in row 0 to the end of those in the last row.

@@ -3,8 +3,7 @@
 use std::alloc::{Layout, alloc_zeroed, dealloc};
 use std::ptr::NonNull;
 
-use super::out_of_memory;
-use crate::error::Result;
+use crate::error::{Error, Result};
 
 /// As CUDA aligns what it allocates, or more than any number needs.
 const ALIGNMENT: usize = 64;
@@ -23,11 +22,11 @@ unsafe impl Sync for Block {}
 
 impl Block {
     pub fn allocate(bytes: usize, what: &'static str) -> Result<Self> {
-        let layout =
-            Layout::from_size_align(bytes.max(1), ALIGNMENT).map_err(|_| out_of_memory(bytes, what))?;
+        let layout = Layout::from_size_align(bytes.max(1), ALIGNMENT)
+            .map_err(|_| Error::out_of_memory(bytes, what))?;
         // SAFETY: the layout has a size.
         let start = unsafe { alloc_zeroed(layout) };
-        let start = NonNull::new(start).ok_or_else(|| out_of_memory(bytes, what))?;
+        let start = NonNull::new(start).ok_or_else(|| Error::out_of_memory(bytes, what))?;
         Ok(Block { start, layout })
     }
 

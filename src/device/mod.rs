@@ -11,12 +11,13 @@ mod host;
 use std::ffi::c_void;
 use std::sync::Arc;
 
-pub use count::{CellType, Count, IdType, Ids, OFF, Target, Totals};
+pub(crate) use count::{CellType, Count, OFF, Target};
+pub use count::{IdType, Ids, Totals};
 
-use crate::error::{Error, Result};
+use crate::error::Result;
 
 /// Whether a CUDA driver is there, new enough and has a device.
-pub fn cuda_available() -> Result<()> {
+pub(crate) fn cuda_available() -> Result<()> {
     cuda::available()
 }
 
@@ -48,7 +49,7 @@ impl Stream {
 
 /// A device that was opened. Clones are the same device.
 #[derive(Debug, Clone)]
-pub struct Device(Kind);
+pub(crate) struct Device(Kind);
 
 #[derive(Debug, Clone)]
 enum Kind {
@@ -125,11 +126,11 @@ impl Device {
         Ok(())
     }
 
-    /// Hot: whether a CUDA graph is capturing `stream`.
-    pub fn is_capturing(&self, stream: Stream) -> Result<bool> {
+    /// Hot: what CUDA graphs are being captured.
+    pub fn capture(&self, stream: Stream) -> Result<Capture> {
         match &self.0 {
-            Kind::Host => Ok(false),
-            Kind::Cuda(context) => context.is_capturing(stream),
+            Kind::Host => Ok(Capture::None),
+            Kind::Cuda(context) => context.capture(stream),
         }
     }
 
@@ -168,11 +169,11 @@ impl Device {
         Ok(())
     }
 
-    /// Whether the device can read `bytes` from `address` on, as far as that can be told without reading.
-    pub fn check_address(&self, address: u64, name: &str) -> Result<()> {
+    /// Whether kernels can reach `address`, as far as that can be told without trying.
+    pub fn check_address(&self, address: u64, name: &str, access: Access) -> Result<()> {
         match &self.0 {
             Kind::Host => Ok(()),
-            Kind::Cuda(context) => context.check_address(address, name),
+            Kind::Cuda(context) => context.check_address(address, name, access),
         }
     }
 
@@ -185,9 +186,29 @@ impl Device {
     }
 }
 
+/// What a capture has to do with a stream.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(crate) enum Capture {
+    /// Nothing.
+    None,
+    /// The stream is being captured.
+    Active,
+    /// Another stream is, and this one, the default stream, must not be used meanwhile.
+    Elsewhere,
+}
+
+/// What kernels do with memory of the host's.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(crate) enum Access {
+    /// They read it, from wherever it is.
+    Read,
+    /// They count in it.
+    ReadWrite,
+}
+
 /// Bytes of a [`Memory`], a multiple of 4 from a multiple of 4 on.
 #[derive(Debug, Clone, Copy)]
-pub struct Part {
+pub(crate) struct Part {
     /// Where it begins.
     pub start: usize,
     /// How long it is.
@@ -223,12 +244,12 @@ impl Memory {
     }
 
     /// Where it begins.
-    pub fn address(&self) -> u64 {
+    pub(crate) fn address(&self) -> u64 {
         self.address
     }
 
     /// All of it.
-    pub fn whole(&self) -> Part {
+    pub(crate) fn whole(&self) -> Part {
         Part { start: 0, bytes: self.bytes }
     }
 
@@ -263,7 +284,7 @@ impl Memory {
 
 /// Host memory that copies from a device can reach.
 #[derive(Debug)]
-pub struct Staging(StagingKind);
+pub(crate) struct Staging(StagingKind);
 
 #[derive(Debug)]
 enum StagingKind {
@@ -299,7 +320,7 @@ impl Staging {
 ///
 /// # Safety
 /// Any bits are a value, aligned to at most 64 bytes.
-pub unsafe trait Number: Copy {}
+pub(crate) unsafe trait Number: Copy {}
 
 // SAFETY: integers.
 unsafe impl Number for u32 {}
@@ -310,8 +331,4 @@ unsafe impl Number for Totals {}
 
 /// A place in a stream.
 #[derive(Debug)]
-pub struct Fence(Option<cuda::Event>);
-
-fn out_of_memory(bytes: usize, what: &'static str) -> Error {
-    Error::OutOfMemory { what, bytes }
-}
+pub(crate) struct Fence(Option<cuda::Event>);

@@ -11,7 +11,8 @@ use crate::error::{Error, Result};
 /// driver; the default of every config.
 pub const EPLB_DEVICE_HOST: i32 = -1;
 
-/// The CUDA context that is current on the thread that creates the handle. It must outlive the handle.
+/// The CUDA context that is current on the thread that creates the handle. It must outlive the handle, and be no green context,
+/// which only one thread may use at a time.
 pub const EPLB_DEVICE_CURRENT: i32 = -2;
 
 /// The type of expert ids.

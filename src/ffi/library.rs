@@ -47,8 +47,8 @@ pub enum eplb_log_level {
     Info = 2,
 }
 
-/// Receives log messages. May be called by several threads at once; must not throw, and must not call
-/// eplb_set_log_callback().
+/// Receives log messages. May be called by several threads at once, those that are in a call of this library and a recorder's
+/// own; must not throw, and must not call this library: the call that logs may hold what that call would wait for.
 ///
 /// \param user_data  what eplb_set_log_callback() was given
 /// \param level      how serious it is
@@ -59,7 +59,7 @@ pub type eplb_log_callback =
 /// Sends the library's log messages to `callback`, or nowhere with NULL, as it is from the start. This is the one thing
 /// that all handles of a process share. After it returns, a thread already in the old callback may still finish there.
 ///
-/// \param callback   any thread that is in a call of this library may call it; NULL for none
+/// \param callback   called by any thread that is in a call of this library, and by recorders' own; NULL for none
 /// \param user_data  handed to each call of `callback`; yours, and must live until the callback is replaced
 /// \return EPLB_STATUS_OK
 #[unsafe(no_mangle)]

@@ -1,7 +1,7 @@
 //! The C boundary: one file per C object, each function converts, calls and is done.
 //!
 //! Types carry their C names, and their documentation is the header's: `include/eplb.h` is generated from these files.
-//! This module and `device` hold the only `unsafe` of the library. Its functions trust what the header makes the caller promise:
+//! This module and `device` hold the `unsafe` of the library, but for a thread's signal mask. Its functions trust what the header makes the caller promise:
 //! that pointers which are not NULL point to what their type says, for as long as the call runs.
 #![allow(non_camel_case_types, reason = "types carry the names of the C interface")]
 #![allow(

@@ -70,7 +70,8 @@ pub struct eplb_recorder_config {
     /// Tells one run from another, so that a reader refuses a mix: the same on all ranks, UTF-8. May be NULL.
     pub run_id: *const c_char,
     /// Memory of the device to use instead of the library's own, aligned to 16 bytes, at least as large as
-    /// eplb_recorder_memory_required() says; yours, and used until the recorder is destroyed. May be NULL.
+    /// eplb_recorder_memory_required() says; yours, and used until the recorder is destroyed. Creating the recorder clears it,
+    /// in the order of no stream of yours: what was to be done with it must have been done. May be NULL.
     pub workspace: *mut c_void,
     /// Bytes of `workspace`.
     pub workspace_bytes: usize,
@@ -93,11 +94,14 @@ pub enum eplb_recorder_state {
     Dumping = 3,
     /// The dump is there, whole and synced to disk.
     Dumped = 4,
-    /// The dump could not be written. The counts are still there; eplb_recorder_flush() tries again.
+    /// The dump could not be written. The counts are still there: eplb_recorder_flush() tries again, and so does
+    /// eplb_recorder_dump() where the dump could not even be started.
     Failed = 5,
     /// A call to the driver failed while counting, and the counts are not those of the iterations any more.
     /// eplb_recorder_reset() starts anew.
     Lost = 6,
+    /// The range had passed before any of its iterations began: nothing is counted, and calls succeed.
+    Missed = 7,
 }
 
 /// How far a recorder is. Initialise with EPLB_RECORDER_INFO_INIT.
@@ -108,7 +112,8 @@ pub struct eplb_recorder_info {
     pub struct_size: usize,
     /// An eplb_recorder_state.
     pub state: i32,
-    /// In states EPLB_RECORDER_STATE_FAILED and _LOST, the eplb_status of the cause; otherwise EPLB_STATUS_OK.
+    /// In states EPLB_RECORDER_STATE_FAILED and _LOST, the eplb_status of the cause; EPLB_STATUS_CUDA in others where the
+    /// device could not be asked, so that the sums below are those of an earlier look; otherwise EPLB_STATUS_OK.
     pub error_status: i32,
     /// The iteration begun last; -1: none.
     pub iteration: i64,
@@ -149,7 +154,10 @@ pub unsafe extern "C" fn eplb_recorder_config_from_env(config: *mut eplb_recorde
         let (range, path) =
             unsafe { (variable(c"EXPERT_STATISTIC_ITER_RANGE"), variable(c"EXPERT_STATISTIC_PATH")) };
         // SAFETY: as above.
-        let range = unsafe { iteration_range(range) }?;
+        let range = unsafe {
+            path.map(|path| text(path, "EXPERT_STATISTIC_PATH")).transpose()?;
+            iteration_range(range)?
+        };
         place.set(eplb_recorder_config {
             iter_start: number(range.start, "iter_start")?,
             iter_stop: number(range.stop, "iter_stop")?,
@@ -183,7 +191,7 @@ unsafe fn iteration_range(value: Option<*const c_char>) -> Result<IterationRange
 
 /// The memory that a recorder takes, before it is created. It takes no more afterwards.
 ///
-/// \param config           that of eplb_recorder_create(); neither path nor workspace is looked at
+/// \param config           that of eplb_recorder_create(); path may be NULL, and the workspace is not looked at
 /// \param workspace_bytes  receives the bytes on the device: iterations x layers x experts x 4, or 8, and a little more
 /// \param host_bytes       receives the bytes of host memory for the copy back, page-locked where the device is CUDA's
 /// \return EPLB_STATUS_OK; EPLB_STATUS_INVALID_ARGUMENT or EPLB_STATUS_OUT_OF_MEMORY for what no recorder could be created with
@@ -245,8 +253,8 @@ pub unsafe extern "C" fn eplb_recorder_create(
 /// \param expert_ids  device memory, [max_tokens][experts_per_token], `dtype`; yours, and must live while it is counted
 /// \param dtype       an eplb_dtype
 /// \param max_tokens  tokens that the buffer has room for
-/// \param num_valid   device memory, int32: how many of the tokens are valid, read when the kernel runs, so that padding is not
-///                    counted; NULL: all
+/// \param num_valid   device memory, int32: how many of the tokens are valid, read whenever the kernel runs, counting or not, so
+///                    that padding is not counted; NULL: all
 /// \param stream      a stream on which the layer will be counted: it is checked to be one of the recorder's device
 /// \return EPLB_STATUS_OK; EPLB_STATUS_INVALID_ARGUMENT, also for an unknown layer and for memory that the device cannot read;
 ///         EPLB_STATUS_CUDA
@@ -282,7 +290,8 @@ pub unsafe extern "C" fn eplb_recorder_register_buffer(
 /// eplb_recorder_get_info(), not here.
 ///
 /// \param recorder   the recorder
-/// \param iteration  the engine's number of it, never lower than that before; a number that is left out counts as empty
+/// \param iteration  the engine's number of it, never lower than that before; a number that is left out counts as empty, and
+///                   those behind iter_stop, or behind a dump, count nothing
 /// \param stream     the engine's main stream, not being captured
 /// \return EPLB_STATUS_OK; EPLB_STATUS_CAPTURING or EPLB_STATUS_INVALID_ARGUMENT, and what is counted still belongs to the
 ///         iteration before; EPLB_STATUS_CUDA, and counts may be lost: see EPLB_RECORDER_STATE_LOST
@@ -357,7 +366,7 @@ pub unsafe extern "C" fn eplb_recorder_count_ids(
 
 /// Ends counting before the range has passed and starts the dump of what was counted so far, for a run that ends early. The dump
 /// says what is missing: readers take it only when asked for iterations that it has. Returns at once; eplb_recorder_flush()
-/// waits. Does nothing where a dump was started already.
+/// waits. Where a dump was started already it does nothing; where that failed to start, it tries again.
 ///
 /// \param recorder  the recorder
 /// \param stream    behind all that was counted, and not being captured
@@ -375,8 +384,9 @@ pub unsafe extern "C" fn eplb_recorder_dump(
     })
 }
 
-/// Waits for a dump that was started, or tries one again that failed: the counts stay on the device until a dump of them
-/// succeeds. Where none was started there is nothing to wait for.
+/// Waits for a dump that was started. A failure is returned once; the next call tries again, since the counts stay on the device
+/// until a dump of them succeeds. Where none was started there is nothing to wait for; one that could not be started, because the
+/// driver refused, is tried again by eplb_recorder_dump(), which has a stream.
 ///
 /// \param recorder    the recorder
 /// \param timeout_ms  how long to wait, in milliseconds; 0: not at all; negative: as long as it takes
@@ -409,15 +419,15 @@ pub unsafe extern "C" fn eplb_recorder_reset(
     })
 }
 
-/// Tells how far a recorder is. Reads sums from the device on a stream of its own: what counting streams have not done yet is
-/// not in them.
+/// Tells how far a recorder is. Looks at sums on the device on a stream of its own: what counting streams have not done yet is
+/// not in them. A device that cannot be asked any more leaves them as they were at the last look, and error_status says so.
 ///
 /// \param recorder      the recorder
 /// \param info          from EPLB_RECORDER_INFO_INIT; receives the numbers
 /// \param layer_tokens  receives the valid tokens counted of each layer, in the order of the config's layer_ids: [num_layers];
 ///                      may be NULL where num_layers is 0
 /// \param num_layers    that of the config, as a check, or 0
-/// \return EPLB_STATUS_OK; EPLB_STATUS_INVALID_ARGUMENT; EPLB_STATUS_CUDA
+/// \return EPLB_STATUS_OK; EPLB_STATUS_INVALID_ARGUMENT
 #[unsafe(no_mangle)]
 pub unsafe extern "C" fn eplb_recorder_get_info(
     recorder: *const eplb_recorder,
@@ -439,7 +449,7 @@ pub unsafe extern "C" fn eplb_recorder_get_info(
 }
 
 /// Waits for a dump that was started, and gives the handle back. Work that counts must have ended on the device, and graphs
-/// with counts in them must not be replayed any more.
+/// with counts in them must not be replayed any more. In a process that fork() made it leaves everything to the parent.
 ///
 /// \param recorder  not to be used again; NULL is allowed
 #[unsafe(no_mangle)]
@@ -504,12 +514,14 @@ fn info_of(found: &Info) -> Result<eplb_recorder_info> {
             State::Dumped => eplb_recorder_state::Dumped,
             State::Failed => eplb_recorder_state::Failed,
             State::Lost => eplb_recorder_state::Lost,
+            State::Missed => eplb_recorder_state::Missed,
         } as i32,
         error_status: found.error.as_ref().map_or(eplb_status::Ok, eplb_status::of) as i32,
         iteration: found.iteration.map_or(Ok(-1), |iteration| number(iteration, "iteration"))?,
         iter_start: number(found.held.start, "iter_start")?,
         iter_stop: number(found.held.stop, "iter_stop")?,
-        ids_counted: totals.ids - totals.out_of_range,
+        // Read while kernels run, sums of the same ids may be a little apart.
+        ids_counted: totals.ids.saturating_sub(totals.out_of_range),
         ids_out_of_range: totals.out_of_range,
         ids_padding: totals.padding,
         workspace_bytes: found.memory.workspace_bytes,

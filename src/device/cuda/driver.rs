@@ -1,17 +1,22 @@
 //! The CUDA driver's functions, found at run time.
 //!
-//! cudarc finds the library and names the types. Its wrappers are not called: they panic where a symbol is missing, and they
-//! return a Rust enum, which a newer driver's error codes would not be values of.
+//! cudarc names the types and knows the names under which the library may be found. Its wrappers are not called: they panic
+//! where a symbol is missing, and they return a Rust enum, which a newer driver's error codes would not be values of.
 
+use std::borrow::Cow;
 use std::ffi::{CStr, c_char, c_int, c_uint, c_void};
 use std::sync::OnceLock;
 
 use cudarc::driver::sys::{self, CUcontext, CUdevice, CUdeviceptr, CUevent, CUfunction, CUmodule, CUstream};
+use libloading::Library;
 
 use crate::error::{Error, Result};
 
 /// 12.0, which came with driver 525: the oldest that is supported.
 const OLDEST_VERSION: c_int = 12_000;
+
+/// cuInit of the library that toolkits have for linking.
+const CUDA_ERROR_STUB_LIBRARY: c_int = 34;
 
 /// A stream's or a thread's capture mode: 0 global, 1 of this thread, 2 relaxed.
 pub type CaptureMode = c_uint;
@@ -27,13 +32,8 @@ macro_rules! driver {
         }
 
         impl Driver {
-            fn find() -> std::result::Result<Self, String> {
-                // SAFETY: loading the driver runs its initialisers, which is what a host with a driver expects.
-                if !unsafe { sys::is_culib_present() } {
-                    return Err("no libcuda.so.1 is installed".to_owned());
-                }
-                // SAFETY: as above; it is there, so this does not panic.
-                let library = unsafe { sys::culib() };
+            fn find() -> std::result::Result<Self, Cow<'static, str>> {
+                let library = library()?;
                 Ok(Driver {
                     $($name: {
                         // SAFETY: the type is that of cuda.h, which cpp_tests/fake_cuda is held against.
@@ -84,17 +84,38 @@ driver! {
     cuEventSynchronize = "cuEventSynchronize"(CUevent);
 }
 
+/// The driver's library, which stays loaded.
+fn library() -> std::result::Result<&'static Library, Cow<'static, str>> {
+    // The driver's own name, under which a host on CUDA has loaded it: any other may be another copy, or a toolkit's stub.
+    // SAFETY: loading a driver runs its initialisers, which is what a host with one expects.
+    if let Ok(library) = unsafe { Library::new("libcuda.so.1") } {
+        static LIBRARY: OnceLock<Library> = OnceLock::new();
+        return Ok(LIBRARY.get_or_init(|| library));
+    }
+    // SAFETY: as above.
+    if unsafe { sys::is_culib_present() } {
+        // SAFETY: as above; it is there, so this does not panic.
+        return Ok(unsafe { sys::culib() });
+    }
+    Err("no libcuda.so.1 is installed".into())
+}
+
 impl Driver {
     /// The driver of this machine, initialised and new enough.
     pub fn get() -> Result<&'static Driver> {
-        static DRIVER: OnceLock<std::result::Result<Driver, String>> = OnceLock::new();
+        static DRIVER: OnceLock<std::result::Result<Driver, Cow<'static, str>>> = OnceLock::new();
         let found = DRIVER.get_or_init(Driver::find);
         let driver = found.as_ref().map_err(|why| no_driver(why))?;
         // SAFETY: takes flags, of which there are none; may be called any number of times.
         let code = unsafe { (driver.cuInit)(0) };
-        if code != 0 {
-            let Error::Cuda { code, name, .. } = driver.error(code, String::new()) else { unreachable!() };
-            return Err(no_driver(&format!("cuInit failed: CUDA error {code}, {name}")));
+        match code {
+            0 => {}
+            CUDA_ERROR_STUB_LIBRARY => {
+                return Err(no_driver(
+                    "what was found is the CUDA toolkit's stub; take its folder off LD_LIBRARY_PATH",
+                ));
+            }
+            _ => return Err(no_driver(&driver.error(code, "cuInit".into()).to_string())),
         }
         let mut version = 0;
         // SAFETY: writes to a local.

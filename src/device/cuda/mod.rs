@@ -14,16 +14,20 @@ use std::sync::Arc;
 use cudarc::driver::sys::{CUcontext, CUdevice, CUevent, CUfunction, CUmodule, CUstream};
 
 use self::driver::{CAPTURE_RELAXED, CaptureMode, Driver};
-use super::Stream;
+use super::{Access, Capture, Stream};
 use crate::error::{Error, Result};
 
 /// What cuda.h calls them.
 const CU_DEVICE_ATTRIBUTE_PAGEABLE_MEMORY_ACCESS: c_uint = 88;
 const CU_POINTER_ATTRIBUTE_MEMORY_TYPE: c_uint = 2;
+const CU_POINTER_ATTRIBUTE_IS_MANAGED: c_uint = 8;
+const CU_POINTER_ATTRIBUTE_DEVICE_ORDINAL: c_uint = 9;
+const CU_MEMORYTYPE_HOST: c_uint = 1;
 const CU_MEMHOSTALLOC_PORTABLE: c_uint = 1;
 const CU_STREAM_NON_BLOCKING: c_uint = 1;
 const CU_EVENT_BLOCKING_SYNC_DISABLE_TIMING: c_uint = 1 | 2;
 const CUDA_ERROR_INVALID_VALUE: c_int = 1;
+const CUDA_ERROR_OUT_OF_MEMORY: c_int = 2;
 const CUDA_ERROR_STREAM_CAPTURE_IMPLICIT: c_int = 906;
 
 /// The fatbin and, as a C string, the PTX of kernels/; build.rs puts them there.
@@ -199,17 +203,16 @@ impl Context {
         })
     }
 
-    pub fn is_capturing(&self, stream: Stream) -> Result<bool> {
+    pub fn capture(&self, stream: Stream) -> Result<Capture> {
         let _entered = Entered::hot(self.driver, self.context)?;
         let mut status = 0;
         // SAFETY: writes to a local.
         let code = unsafe { (self.driver.cuStreamIsCapturing)(stream.0.cast(), &raw mut status) };
-        // The default stream cannot be captured, and must not be used while some streams are.
         if code == CUDA_ERROR_STREAM_CAPTURE_IMPLICIT {
-            return Ok(true);
+            return Ok(Capture::Elsewhere);
         }
         self.driver.check(code, || "cuStreamIsCapturing".into())?;
-        Ok(status != 0)
+        Ok(if status == 0 { Capture::None } else { Capture::Active })
     }
 
     /// Copies memory to the host behind `event`, and waits for that.
@@ -251,34 +254,54 @@ impl Context {
         )))
     }
 
-    pub fn check_address(&self, address: u64, name: &str) -> Result<()> {
+    pub fn check_address(&self, address: u64, name: &str, access: Access) -> Result<()> {
         let _entered = Entered::relaxed(self.driver, self.context)?;
-        let (mut kind, mut pageable) = (0 as c_uint, 0);
-        // SAFETY: writes to a local of the attribute's type.
-        let code = unsafe {
-            (self.driver.cuPointerGetAttribute)(
-                (&raw mut kind).cast(),
-                CU_POINTER_ATTRIBUTE_MEMORY_TYPE,
-                address,
-            )
+        let refuse = |what: String| Err(Error::InvalidArgument(format!("{name} is {what}")));
+        let Some(kind) = self.pointer_attribute(CU_POINTER_ATTRIBUTE_MEMORY_TYPE, address, name)? else {
+            // Not memory that the driver knows; some devices read all of the host's.
+            return match self.reads_all_host_memory()? && access == Access::Read {
+                true => Ok(()),
+                false => refuse(format!("not memory that CUDA device {} can reach", self.device)),
+            };
         };
-        if code != CUDA_ERROR_INVALID_VALUE {
-            return self.driver.check(code, || format!("cuPointerGetAttribute of {name}"));
-        }
-        // Not memory that the driver knows; some devices read all of the host's.
-        // SAFETY: writes to a local.
-        let code = unsafe {
-            (self.driver.cuDeviceGetAttribute)(
-                &raw mut pageable,
-                CU_DEVICE_ATTRIBUTE_PAGEABLE_MEMORY_ACCESS,
-                self.device,
-            )
-        };
-        self.driver.check(code, || "cuDeviceGetAttribute".into())?;
-        if pageable != 0 {
+        if self.pointer_attribute(CU_POINTER_ATTRIBUTE_IS_MANAGED, address, name)? == Some(1) {
             return Ok(());
         }
-        Err(Error::InvalidArgument(format!("{name} is not memory that CUDA device {} can read", self.device)))
+        if kind == CU_MEMORYTYPE_HOST {
+            return match access {
+                Access::Read => Ok(()),
+                Access::ReadWrite => {
+                    refuse(format!("host memory, and memory of CUDA device {} is needed", self.device))
+                }
+            };
+        }
+        match self.pointer_attribute(CU_POINTER_ATTRIBUTE_DEVICE_ORDINAL, address, name)? {
+            Some(owner) if owner as c_int != self.device => {
+                refuse(format!("memory of CUDA device {owner}, and the handle is on device {}", self.device))
+            }
+            _ => Ok(()),
+        }
+    }
+
+    /// An attribute of 32 bits or fewer; none for memory that the driver does not know.
+    fn pointer_attribute(&self, attribute: c_uint, address: u64, name: &str) -> Result<Option<c_uint>> {
+        let mut value = 0 as c_uint;
+        // SAFETY: writes to a local that is large enough for the attribute.
+        let code =
+            unsafe { (self.driver.cuPointerGetAttribute)((&raw mut value).cast(), attribute, address) };
+        if code == CUDA_ERROR_INVALID_VALUE {
+            return Ok(None);
+        }
+        self.driver.check(code, || format!("cuPointerGetAttribute of {name}"))?;
+        Ok(Some(value))
+    }
+
+    fn reads_all_host_memory(&self) -> Result<bool> {
+        let (mut value, attribute) = (0, CU_DEVICE_ATTRIBUTE_PAGEABLE_MEMORY_ACCESS);
+        // SAFETY: writes to a local.
+        let code = unsafe { (self.driver.cuDeviceGetAttribute)(&raw mut value, attribute, self.device) };
+        self.driver.check(code, || "cuDeviceGetAttribute".into())?;
+        Ok(value != 0)
     }
 }
 
@@ -398,6 +421,20 @@ impl Drop for Entered {
     }
 }
 
+/// Why memory was not to be had.
+fn refused_memory(error: Error, bytes: usize, what: &str) -> Error {
+    match error {
+        Error::Cuda { code: CUDA_ERROR_OUT_OF_MEMORY, .. } => Error::out_of_memory(
+            bytes,
+            format!("{what} ({error}); count fewer iterations, or lend memory as the workspace"),
+        ),
+        Error::Cuda { call, code, name } => {
+            Error::Cuda { call: format!("{call} of {bytes} bytes for {what}"), code, name }
+        }
+        other => other,
+    }
+}
+
 /// Memory of a device.
 #[derive(Debug)]
 pub struct Block {
@@ -412,7 +449,7 @@ impl Block {
         let mut address = 0;
         // SAFETY: writes to a local.
         let code = unsafe { (driver.cuMemAlloc)(&raw mut address, bytes) };
-        driver.check(code, || format!("cuMemAlloc of {bytes} bytes for {what}"))?;
+        driver.check(code, || "cuMemAlloc".into()).map_err(|e| refused_memory(e, bytes, what))?;
         Ok(Block { context: context.clone(), address })
     }
 
@@ -450,7 +487,7 @@ impl Pinned {
         // SAFETY: writes to a local, and then to the memory that it got.
         unsafe {
             let code = (driver.cuMemHostAlloc)(&raw mut start, bytes, CU_MEMHOSTALLOC_PORTABLE);
-            driver.check(code, || format!("cuMemHostAlloc of {bytes} bytes for {what}"))?;
+            driver.check(code, || "cuMemHostAlloc".into()).map_err(|e| refused_memory(e, bytes, what))?;
             start.cast::<u8>().write_bytes(0, bytes);
         }
         Ok(Pinned { context: context.clone(), start: start.cast(), bytes })

@@ -14,7 +14,7 @@ use std::time::Duration;
 use self::window::{Layout, Window};
 use self::writer::{Progress, Writer};
 use super::{Counted, Counts, IterationRange, RankDump};
-use crate::device::{Device, Ids, Memory, OFF, Place, Staging, Stream, Totals};
+use crate::device::{Access, Capture, Device, Ids, Memory, OFF, Place, Staging, Stream, Totals};
 use crate::error::{Error, Result, try_zeroed};
 
 /// What a recorder counts, and where.
@@ -70,6 +70,8 @@ pub enum State {
     Failed,
     /// A failed call has left the counts wrong; [`Recorder::reset`] starts anew.
     Lost,
+    /// The range had passed before any iteration of it began: nothing is counted.
+    Missed,
 }
 
 /// How far a recorder is.
@@ -87,7 +89,7 @@ pub struct Info {
     pub totals: Vec<Totals>,
     /// What it holds.
     pub memory: MemoryRequired,
-    /// Why the dump, or the counts, are not there.
+    /// Why the dump or the counts are not there, or the totals are those of an earlier look.
     pub error: Option<Error>,
 }
 
@@ -100,8 +102,15 @@ struct Active {
     layout: Layout,
     window: Arc<Window>,
     counting: Mutex<Counting>,
-    totals: Mutex<Staging>,
+    totals: Mutex<LastTotals>,
     writer: Writer,
+}
+
+/// Each layer's totals as they were last seen, and host memory to see them anew.
+#[derive(Debug)]
+struct LastTotals {
+    seen: Vec<Totals>,
+    staging: Staging,
 }
 
 /// Where the host's calls have got to.
@@ -171,7 +180,8 @@ impl RecorderConfig<'_> {
             )));
         };
         let run = Run {
-            directory: path.to_owned(),
+            // The host may change its working directory before the dump.
+            directory: std::path::absolute(path).unwrap_or_else(|_| path.to_owned()),
             iterations,
             rank: self.rank,
             num_ranks: self.num_ranks,
@@ -206,7 +216,8 @@ impl Recorder {
         let layout = Layout::of(config, iterations)?;
         let device = Device::open(config.place)?;
         let window = Arc::new(Window::create(&device, layout, workspace)?);
-        let totals = Mutex::new(window.totals_staging()?);
+        let seen = vec![Totals::default(); config.layers.len()];
+        let totals = Mutex::new(LastTotals { seen, staging: window.totals_staging()? });
         let writer = Writer::start(run, window.clone())?;
         let mut layers: Vec<(u32, usize)> =
             config.layers.iter().enumerate().map(|(index, &layer)| (layer, index)).collect();
@@ -231,9 +242,9 @@ impl Recorder {
         let index = counting.index_of(layer)?;
         let device = active.window.device();
         device.check_stream(stream)?;
-        device.check_address(ids.address(), "expert_ids")?;
+        device.check_address(ids.address(), "expert_ids", Access::Read)?;
         if ids.num_valid() != 0 {
-            device.check_address(ids.num_valid(), "num_valid")?;
+            device.check_address(ids.num_valid(), "num_valid", Access::Read)?;
         }
         counting.buffers[index] = Some(Buffer { ids, max_tokens });
         Ok(())
@@ -328,30 +339,39 @@ impl Recorder {
         cleared
     }
 
-    /// How far the recorder is. Reads each layer's totals from the device, waiting for no stream of the host's.
+    /// How far the recorder is. Looks at each layer's totals on the device, waiting for no stream of the host's.
     pub fn info(&self) -> Result<Info> {
         let Some(active) = &self.0 else { return Ok(Info::off()) };
-        let mut staging = active.totals.lock().unwrap_or_else(PoisonError::into_inner);
+        let mut totals = active.totals.lock().unwrap_or_else(PoisonError::into_inner);
         let counting = active.lock();
-        let progress = active.writer.progress();
-        let (state, error) = match (&counting.lost, &counting.not_started, progress) {
+        let range = active.writer.run().iterations;
+        let (state, error) = match (&counting.lost, &counting.not_started, active.writer.progress()) {
             (Some(error), ..) => (State::Lost, Some(error.clone())),
             (None, Some(error), _) => (State::Failed, Some(error.clone())),
-            (None, None, Progress::Failed(error)) => (State::Failed, Some(error)),
+            (None, None, Progress::Failed { error, .. }) => (State::Failed, Some(error)),
             (None, None, Progress::Started) => (State::Dumping, None),
             (None, None, Progress::Written) => (State::Dumped, None),
             (None, None, Progress::None) if counting.held.is_some() => (State::Counting, None),
+            (None, None, Progress::None) if counting.iteration >= Some(range.stop) => (State::Missed, None),
             (None, None, Progress::None) => (State::Waiting, None),
         };
-        let start = active.writer.run().iterations.start;
-        let held = counting.held.unwrap_or(IterationRange { start, stop: start });
+        let held = counting.held.unwrap_or(IterationRange { start: range.start, stop: range.start });
         let iteration = counting.iteration;
         // Hot calls need not wait for the device; only on the host would they write what is read here.
         let quiet = active.window.device().is_host().then_some(counting);
-        let totals = active.window.totals(&mut staging)?.to_vec();
+        let LastTotals { seen, staging } = &mut *totals;
+        let looked = active.window.totals(staging).map(|now| seen.copy_from_slice(now));
         drop(quiet);
-        let experts_per_token = active.writer.run().experts_per_token;
-        Ok(Info { state, iteration, held, experts_per_token, totals, memory: active.memory(), error })
+        Ok(Info {
+            state,
+            iteration,
+            held,
+            experts_per_token: active.writer.run().experts_per_token,
+            totals: seen.clone(),
+            memory: active.memory(),
+            // A device that is lost is no reason to keep back what is known of it.
+            error: error.or(looked.err()),
+        })
     }
 }
 
@@ -408,13 +428,16 @@ impl Active {
     }
 
     fn check_not_capturing(&self, stream: Stream, call: &str) -> Result<()> {
-        match self.window.device().is_capturing(stream)? {
-            false => Ok(()),
-            true => Err(Error::Capturing(format!(
-                "the stream is being captured by a CUDA graph: call {call}() before or after, since a graph would do \
-                 the same at each replay"
-            ))),
-        }
+        let why = match self.window.device().capture(stream)? {
+            Capture::None => return Ok(()),
+            Capture::Active => {
+                "the stream is being captured by a CUDA graph, which would do the same at each replay"
+            }
+            Capture::Elsewhere => {
+                "a CUDA graph is being captured, and meanwhile the default stream must not be used"
+            }
+        };
+        Err(Error::Capturing(format!("{why}: call {call}() before or after")))
     }
 
     fn begin(&self, counting: &mut Counting, iteration: u64, stream: Stream) -> Result<()> {
@@ -425,16 +448,19 @@ impl Active {
                 "iteration {iteration} after iteration {last}: iterations go up; eplb_recorder_reset() starts anew"
             )));
         }
-        let range = self.writer.run().iterations;
-        if range.contains(iteration) {
+        let run = self.writer.run();
+        // What was dumped is over, even in the middle of the range.
+        let over = !matches!(self.writer.progress(), Progress::None) || counting.not_started.is_some();
+        if run.iterations.contains(iteration) && !over {
             self.count_into(counting, iteration, stream)?;
-        } else if iteration >= range.stop {
-            if counting.held.is_none() {
-                return Err(Error::InvalidArgument(format!(
-                    "iteration {iteration} is behind the range {range}, of which none was begun: nothing was counted"
-                )));
-            }
+        } else if iteration >= run.iterations.stop && counting.held.is_some() {
             self.stop(counting, stream)?;
+        } else if iteration >= run.iterations.stop && counting.iteration < Some(run.iterations.stop) {
+            log::warn!(
+                "rank {}: iteration {iteration} is behind the range {}, of which none was begun: nothing is counted",
+                run.rank,
+                run.iterations
+            );
         }
         counting.iteration = Some(iteration);
         Ok(())
@@ -442,12 +468,6 @@ impl Active {
 
     /// Counts into `iteration`, which is in the range, from here on in the order of `stream`.
     fn count_into(&self, counting: &mut Counting, iteration: u64, stream: Stream) -> Result<()> {
-        let progress = self.writer.progress();
-        if !matches!(progress, Progress::None) || counting.not_started.is_some() {
-            return Err(Error::InvalidArgument(format!(
-                "iteration {iteration} cannot be counted, a dump was asked for: eplb_recorder_reset() starts anew"
-            )));
-        }
         let range = self.writer.run().iterations;
         if let Some(held) = counting.held.filter(|held| iteration > held.stop) {
             log::warn!(
@@ -481,7 +501,13 @@ impl Active {
                 run.iterations
             );
         }
-        let started = self.writer.dump(held, stream);
+        let started = self.writer.dump(held, stream).map_err(|error| match error {
+            Error::Cuda { call, code, name } => {
+                let call = format!("the dump was not started, eplb_recorder_dump() tries again: {call}");
+                Error::Cuda { call, code, name }
+            }
+            other => other,
+        });
         counting.not_started = started.as_ref().err().cloned();
         started
     }
@@ -495,12 +521,15 @@ impl Active {
         stream: Stream,
     ) -> Result<()> {
         // A graph may be replayed when something is counted; anything else would only find that nothing is.
-        if num_tokens == 0 || (counting.row == OFF && !self.window.device().is_capturing(stream)?) {
+        let device = self.window.device();
+        if num_tokens == 0 || (counting.row == OFF && device.capture(stream)? != Capture::Active) {
             return Ok(());
         }
         let launched = self.window.count(layer, ids, num_tokens, stream);
+        // What a capture refuses would not have counted anything now.
         if let Err(error) = &launched
             && counting.row != OFF
+            && !error.is_of_capture()
         {
             counting.lost = Some(error.clone());
         }

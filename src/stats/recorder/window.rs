@@ -2,7 +2,7 @@
 
 use super::RecorderConfig;
 use crate::device::{
-    CellType, Count, Device, Fence, Ids, Memory, OFF, Part, Staging, Stream, Target, Totals,
+    Access, CellType, Count, Device, Fence, Ids, Memory, OFF, Part, Staging, Stream, Target, Totals,
 };
 use crate::error::{Error, Result};
 use crate::stats::{Counts, IterationRange};
@@ -38,7 +38,7 @@ impl Layout {
             .and_then(|cells| cells.checked_mul(num_experts))
             .and_then(|cells| cells.checked_mul(cell_type.size()))
             .filter(|bytes| bytes.checked_add(start).is_some_and(|all| all <= isize::MAX as usize))
-            .ok_or(Error::OutOfMemory { what: "the window of counts", bytes: usize::MAX })?;
+            .ok_or_else(|| Error::out_of_memory(usize::MAX, "the window of counts"))?;
         let cells = Part { start, bytes };
         Ok(Layout {
             rows,
@@ -75,7 +75,7 @@ impl Layout {
                 lent.address()
             )));
         }
-        device.check_address(lent.address(), "workspace")?;
+        device.check_address(lent.address(), "workspace", Access::ReadWrite)?;
         Ok(lent)
     }
 

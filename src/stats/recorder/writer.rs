@@ -10,7 +10,8 @@ use super::window::Window;
 use crate::atomic_file::AtomicFile;
 use crate::device::{Fence, Staging, Stream};
 use crate::error::{Error, Result};
-use crate::stats::IterationRange;
+use crate::stats::{IterationRange, RankDump};
+use crate::threads;
 
 /// What became of the dump.
 #[derive(Debug, Clone)]
@@ -22,7 +23,12 @@ pub(super) enum Progress {
     /// It is there, whole and synced.
     Written,
     /// It is not there. The counts still are; it may be tried again.
-    Failed(Error),
+    Failed {
+        /// Why.
+        error: Error,
+        /// Whether a flush has said so.
+        told: bool,
+    },
 }
 
 /// What the thread works on.
@@ -50,6 +56,8 @@ struct Order {
 /// The thread, which ends with this value.
 #[derive(Debug)]
 pub(super) struct Writer {
+    /// Which process the thread is one of.
+    process: u32,
     work: Arc<Work>,
     thread: Option<JoinHandle<()>>,
 }
@@ -63,12 +71,15 @@ impl Writer {
         let order =
             Order { progress: Progress::None, held: run.iterations, ended: false, claim: Some(claim) };
         let work = Arc::new(Work { run, window, fence, order: Mutex::new(order), changed: Condvar::new() });
-        let thread = thread::Builder::new().name("eplb-dump".into()).stack_size(1 << 19).spawn({
+        let thread = threads::without_signals(|| {
             let work = work.clone();
-            move || work.serve(staging)
+            thread::Builder::new()
+                .name("eplb-dump".into())
+                .stack_size(1 << 19)
+                .spawn(move || work.serve(staging))
         });
         let thread = thread.map_err(|e| Error::System(format!("cannot start the thread that dumps: {e}")))?;
-        Ok(Writer { work, thread: Some(thread) })
+        Ok(Writer { process: std::process::id(), work, thread: Some(thread) })
     }
 
     pub fn run(&self) -> &Run {
@@ -89,18 +100,22 @@ impl Writer {
         Ok(())
     }
 
-    /// Waits for a dump that was started and takes up one that failed, for up to `timeout` if there is one.
+    /// Waits for a dump that was started, for up to `timeout` if there is one. A failure is told once; then the next call
+    /// tries again.
     pub fn flush(&self, timeout: Option<Duration>) -> Result<()> {
         let deadline = timeout.and_then(|timeout| Instant::now().checked_add(timeout));
         let mut order = self.work.lock();
-        if let Progress::Failed(_) = order.progress {
+        if let Progress::Failed { told: true, .. } = order.progress {
             order.progress = Progress::Started;
             self.work.changed.notify_all();
         }
         loop {
-            match &order.progress {
+            match &mut order.progress {
                 Progress::None | Progress::Written => return Ok(()),
-                Progress::Failed(error) => return Err(error.clone()),
+                Progress::Failed { error, told } => {
+                    *told = true;
+                    return Err(error.clone());
+                }
                 Progress::Started => {}
             }
             let left = deadline.map(|deadline| deadline.saturating_duration_since(Instant::now()));
@@ -116,9 +131,14 @@ impl Writer {
         }
     }
 
-    /// Forgets the dump and takes the rank's file anew.
+    /// Forgets the dump and takes the rank's file anew; not while it is being written.
     pub fn reset(&self) -> Result<()> {
         let mut order = self.work.lock();
+        if let Progress::Started = order.progress {
+            return Err(Error::NotReady(
+                "the dump is being written: eplb_recorder_flush() waits for it".into(),
+            ));
+        }
         if order.claim.is_none() {
             order.claim = Some(self.work.run.dump(self.work.run.iterations).claim(&self.work.run.directory)?);
         }
@@ -130,6 +150,11 @@ impl Writer {
 impl Drop for Writer {
     /// Waits for a dump that was started.
     fn drop(&mut self) {
+        if self.process != std::process::id() {
+            // A copy that fork() made: the thread, the dump and the rank's file are the parent's.
+            std::mem::forget(self.thread.take());
+            return;
+        }
         self.work.lock().ended = true;
         self.work.changed.notify_all();
         if let Some(thread) = self.thread.take()
@@ -137,7 +162,7 @@ impl Drop for Writer {
         {
             log::warn!("the thread that dumps rank {} panicked", self.work.run.rank);
         }
-        if let Progress::Failed(error) = self.progress() {
+        if let Progress::Failed { error, .. } = self.progress() {
             log::warn!("the counts of rank {} are lost, their dump failed: {error}", self.work.run.rank);
         }
     }
@@ -164,7 +189,7 @@ impl Work {
                 .unwrap_or_else(|panic| Err(Error::of_panic(&*panic)));
             let progress = match written {
                 Ok(()) => Progress::Written,
-                Err(error) => Progress::Failed(error),
+                Err(error) => Progress::Failed { error, told: false },
             };
             self.lock().progress = progress;
             self.changed.notify_all();
@@ -180,7 +205,7 @@ impl Work {
         };
         let rows = ((held.start - iterations.start) as usize, held.len() as usize);
         let counts = self.window.copy_back(&self.fence, rows, layers, staging)?;
-        let dump = crate::stats::RankDump { counts, ..self.run.dump(held) };
+        let dump = RankDump { counts, ..self.run.dump(held) };
         dump.write_claimed(claim, directory)?;
         log::info!("{}: rank {rank} dumped iterations {held} of {iterations}", directory.display());
         Ok(())
