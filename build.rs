@@ -27,7 +27,8 @@ fn kernels() {
         Some(nvcc) => compile(&nvcc, &out),
         None => {
             for name in ["eplb.fatbin", "eplb.ptx"] {
-                fs::copy(Path::new("kernels/prebuilt").join(name), out.join(name)).expect("kernels/prebuilt");
+                fs::copy(Path::new("kernels/prebuilt").join(name), out.join(name))
+                    .expect("kernels/prebuilt is part of the source");
             }
         }
     }

@@ -375,6 +375,32 @@ TEST(Collect, ResetAfterAWarmUpForgetsIt) {
     token.stream.synchronize();
 }
 
+TEST(Collect, AGraphReplayedAThousandTimesCountsExactly) {
+    temporary_directory dir;
+    const one_token token;
+    const auto config = a_config(dir / "dump", {0}, 0, 100);
+    const auto recorder = eplb::recorder::create(config);
+    const engine_graph graph(token.stream, [&] { token.count(recorder); });
+    // Ten replays an iteration, and as many before the first.
+    for (int replay = 0; replay < 1000; replay++) {
+        if (replay >= 10 && replay % 10 == 0) {
+            recorder.begin_iteration(replay / 10 - 1, token.stream);
+        }
+        graph.replay(token.stream);
+    }
+    recorder.begin_iteration(99, token.stream);
+    recorder.begin_iteration(100, token.stream);
+    recorder.flush();
+    const auto loads = eplb::stats::load(config.path).layer_loads(0, 100);
+    for (size_t iteration = 0; iteration < 100; iteration++) {
+        for (size_t expert = 0; expert < 64; expert++) {
+            const bool chosen = expert >= 1 && expert <= 4 && iteration < 99;
+            ASSERT_EQ(loads[iteration * 64 + expert], chosen ? 10 : 0) << iteration << ", " << expert;
+        }
+    }
+    token.stream.synchronize();
+}
+
 TEST(Collect, ARunThatEndsEarlyDumpsWhatItHas) {
     temporary_directory dir;
     const one_token token;

@@ -266,9 +266,11 @@ TEST(Recorder, CallsThatDoNotFitAreErrorsAndChangeNothing) {
         EXPECT_EQ(status, EPLB_STATUS_INVALID_ARGUMENT);
         return std::string(eplb_last_error_message());
     };
-    EXPECT_EQ(message(eplb_recorder_count(handle, 3, 1, nullptr)), "layer 3 has no registered buffer");
+    EXPECT_EQ(message(eplb_recorder_count(handle, 3, 1, nullptr)),
+              "layer 3 has no registered buffer: eplb_recorder_register_buffer() names one, and "
+              "eplb_recorder_count_ids() takes any");
     EXPECT_EQ(message(eplb_recorder_register_buffer(handle, 5, ids, EPLB_DTYPE_INT32, 2, nullptr, nullptr)),
-              "layer 5 is not one of this recorder's");
+              "layer 5 is not one of the 2 that the recorder was created with, from 3 to 4");
     EXPECT_EQ(message(eplb_recorder_register_buffer(handle, 3, ids, 2, 2, nullptr, nullptr)),
               "dtype is 2, which is no eplb_dtype");
     EXPECT_EQ(

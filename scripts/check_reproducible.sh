@@ -7,7 +7,7 @@ rm -rf "$work"
 
 for folder in one another-folder; do
     mkdir -p "$work/$folder"
-    git ls-files -z Cargo.toml Cargo.lock build.rs src benches tests | xargs -0 cp --parents -t "$work/$folder"
+    git ls-files -z Cargo.toml Cargo.lock build.rs kernels src benches tests | xargs -0 cp --parents -t "$work/$folder"
     (cd "$work/$folder" && cargo build --quiet --locked --release --features cli)
 done
 for file in libeplb.so libeplb.a eplb; do

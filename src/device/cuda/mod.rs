@@ -5,15 +5,19 @@
 //! driver would otherwise refuse them and spoil the capture.
 
 mod driver;
+mod entered;
+mod memory;
+
+pub use memory::{Block, Event, Pinned};
 
 use std::ffi::{CStr, c_int, c_uint, c_void};
 use std::marker::PhantomData;
 use std::ptr::null_mut;
-use std::sync::Arc;
 
-use cudarc::driver::sys::{CUcontext, CUdevice, CUevent, CUfunction, CUmodule, CUstream};
+use cudarc::driver::sys::{CUcontext, CUdevice, CUfunction, CUmodule, CUstream};
 
-use self::driver::{CAPTURE_RELAXED, CaptureMode, Driver};
+use self::driver::Driver;
+use self::entered::{Entered, current_context, give_back, warn_of};
 use super::{Access, Capture, Stream};
 use crate::error::{Error, Result};
 
@@ -23,11 +27,8 @@ const CU_POINTER_ATTRIBUTE_MEMORY_TYPE: c_uint = 2;
 const CU_POINTER_ATTRIBUTE_IS_MANAGED: c_uint = 8;
 const CU_POINTER_ATTRIBUTE_DEVICE_ORDINAL: c_uint = 9;
 const CU_MEMORYTYPE_HOST: c_uint = 1;
-const CU_MEMHOSTALLOC_PORTABLE: c_uint = 1;
 const CU_STREAM_NON_BLOCKING: c_uint = 1;
-const CU_EVENT_BLOCKING_SYNC_DISABLE_TIMING: c_uint = 1 | 2;
 const CUDA_ERROR_INVALID_VALUE: c_int = 1;
-const CUDA_ERROR_OUT_OF_MEMORY: c_int = 2;
 const CUDA_ERROR_STREAM_CAPTURE_IMPLICIT: c_int = 906;
 
 /// The fatbin and, as a C string, the PTX of kernels/; build.rs puts them there.
@@ -343,209 +344,4 @@ unsafe fn load_module(driver: &Driver, module: &mut CUmodule) -> Result<()> {
         let first = driver.check(fatbin, || "cuModuleLoadData of the fatbin".into());
         format!("{}; cuModuleLoadData of the PTX", first.map_or_else(|e| e.to_string(), |()| String::new()))
     })
-}
-
-fn current_context(driver: &Driver) -> Result<CUcontext> {
-    let mut context = null_mut();
-    // SAFETY: writes to a local.
-    driver.check(unsafe { (driver.cuCtxGetCurrent)(&raw mut context) }, || "cuCtxGetCurrent".into())?;
-    Ok(context)
-}
-
-/// Gives something back in its context. The driver's calls for that also return errors of earlier work, which are nobody's
-/// error here, but somebody should know.
-fn give_back(driver: &'static Driver, context: CUcontext, call: &str, release: impl FnOnce() -> c_int) {
-    // What is not given back is lost, so a failure to get there is not taken at its first word.
-    let entered = Entered::relaxed(driver, context).or_else(|_| Entered::relaxed(driver, context));
-    warn_of(entered.and_then(|_entered| driver.check(release(), || call.to_owned())));
-}
-
-fn warn_of(result: Result<()>) {
-    if let Err(e) = result {
-        log::warn!("{e}");
-    }
-}
-
-/// A context made current for as long as this lives; then the thread has again what it had.
-struct Entered {
-    driver: &'static Driver,
-    previous: Option<CUcontext>,
-    mode: Option<CaptureMode>,
-}
-
-impl Entered {
-    /// For hot calls, which a capture may contain.
-    fn hot(driver: &'static Driver, context: CUcontext) -> Result<Self> {
-        let current = current_context(driver)?;
-        if current == context {
-            return Ok(Entered { driver, previous: None, mode: None });
-        }
-        // SAFETY: a live context, by the promise of whoever gave it.
-        driver.check(unsafe { (driver.cuCtxSetCurrent)(context) }, || "cuCtxSetCurrent".into())?;
-        Ok(Entered { driver, previous: Some(current), mode: None })
-    }
-
-    /// For all others.
-    fn relaxed(driver: &'static Driver, context: CUcontext) -> Result<Self> {
-        let mut entered = Self::hot(driver, context)?;
-        let mut mode = CAPTURE_RELAXED;
-        // SAFETY: exchanges a local.
-        let code = unsafe { (driver.cuThreadExchangeStreamCaptureMode)(&raw mut mode) };
-        driver.check(code, || "cuThreadExchangeStreamCaptureMode".into())?;
-        entered.mode = Some(mode);
-        Ok(entered)
-    }
-}
-
-impl Drop for Entered {
-    fn drop(&mut self) {
-        let driver = self.driver;
-        // A host with another context than it had would go on in it; what fails is tried once more.
-        let insist = |restore: &dyn Fn() -> c_int, call: &str| {
-            if restore() != 0 {
-                warn_of(driver.check(restore(), || call.to_owned()));
-            }
-        };
-        if let Some(mode) = self.mode {
-            let restore = || {
-                let mut mode = mode;
-                // SAFETY: exchanges a local.
-                unsafe { (driver.cuThreadExchangeStreamCaptureMode)(&raw mut mode) }
-            };
-            insist(&restore, "cuThreadExchangeStreamCaptureMode");
-        }
-        if let Some(previous) = self.previous {
-            // SAFETY: it was current before.
-            insist(&|| unsafe { (driver.cuCtxSetCurrent)(previous) }, "cuCtxSetCurrent");
-        }
-    }
-}
-
-/// Why memory was not to be had.
-fn refused_memory(error: Error, bytes: usize, what: &str) -> Error {
-    match error {
-        Error::Cuda { code: CUDA_ERROR_OUT_OF_MEMORY, .. } => Error::out_of_memory(
-            bytes,
-            format!("{what} ({error}); count fewer iterations, or lend memory as the workspace"),
-        ),
-        Error::Cuda { call, code, name } => {
-            Error::Cuda { call: format!("{call} of {bytes} bytes for {what}"), code, name }
-        }
-        other => other,
-    }
-}
-
-/// Memory of a device.
-#[derive(Debug)]
-pub struct Block {
-    context: Arc<Context>,
-    address: u64,
-}
-
-impl Block {
-    pub fn allocate(context: &Arc<Context>, bytes: usize, what: &str) -> Result<Self> {
-        let Context { driver, context: handle, .. } = **context;
-        let _entered = Entered::relaxed(driver, handle)?;
-        let mut address = 0;
-        // SAFETY: writes to a local.
-        let code = unsafe { (driver.cuMemAlloc)(&raw mut address, bytes) };
-        driver.check(code, || "cuMemAlloc".into()).map_err(|e| refused_memory(e, bytes, what))?;
-        Ok(Block { context: context.clone(), address })
-    }
-
-    pub fn address(&self) -> u64 {
-        self.address
-    }
-}
-
-impl Drop for Block {
-    fn drop(&mut self) {
-        let Context { driver, context, .. } = *self.context;
-        // SAFETY: allocated by this value, which is its last user.
-        give_back(driver, context, "cuMemFree", || unsafe { (driver.cuMemFree)(self.address) });
-    }
-}
-
-/// Page-locked host memory, filled with zeros.
-#[derive(Debug)]
-pub struct Pinned {
-    context: Arc<Context>,
-    start: *mut u8,
-    bytes: usize,
-}
-
-// SAFETY: memory belongs to no thread, and Rust's borrows keep its users apart.
-unsafe impl Send for Pinned {}
-// SAFETY: as above.
-unsafe impl Sync for Pinned {}
-
-impl Pinned {
-    pub fn allocate(context: &Arc<Context>, bytes: usize, what: &str) -> Result<Self> {
-        let Context { driver, context: handle, .. } = **context;
-        let _entered = Entered::relaxed(driver, handle)?;
-        let mut start = null_mut();
-        // SAFETY: writes to a local, and then to the memory that it got.
-        unsafe {
-            let code = (driver.cuMemHostAlloc)(&raw mut start, bytes, CU_MEMHOSTALLOC_PORTABLE);
-            driver.check(code, || "cuMemHostAlloc".into()).map_err(|e| refused_memory(e, bytes, what))?;
-            start.cast::<u8>().write_bytes(0, bytes);
-        }
-        Ok(Pinned { context: context.clone(), start: start.cast(), bytes })
-    }
-
-    pub fn start(&self) -> *mut u8 {
-        self.start
-    }
-
-    pub fn len(&self) -> usize {
-        self.bytes
-    }
-}
-
-impl Drop for Pinned {
-    fn drop(&mut self) {
-        let Context { driver, context, .. } = *self.context;
-        // SAFETY: allocated by this value, which is its last user.
-        give_back(driver, context, "cuMemFreeHost", || unsafe { (driver.cuMemFreeHost)(self.start.cast()) });
-    }
-}
-
-/// A place in a stream.
-#[derive(Debug)]
-pub struct Event {
-    context: Arc<Context>,
-    event: CUevent,
-}
-
-// SAFETY: the driver's handles may be used by any thread that makes the context current.
-unsafe impl Send for Event {}
-// SAFETY: as above.
-unsafe impl Sync for Event {}
-
-impl Event {
-    pub fn create(context: &Arc<Context>) -> Result<Self> {
-        let Context { driver, context: handle, .. } = **context;
-        let _entered = Entered::relaxed(driver, handle)?;
-        let mut event = null_mut();
-        // SAFETY: writes to a local.
-        let code = unsafe { (driver.cuEventCreate)(&raw mut event, CU_EVENT_BLOCKING_SYNC_DISABLE_TIMING) };
-        driver.check(code, || "cuEventCreate".into())?;
-        Ok(Event { context: context.clone(), event })
-    }
-
-    pub fn record(&self, stream: Stream) -> Result<()> {
-        let Context { driver, context, .. } = *self.context;
-        let _entered = Entered::hot(driver, context)?;
-        // SAFETY: the event is this value's.
-        driver
-            .check(unsafe { (driver.cuEventRecord)(self.event, stream.0.cast()) }, || "cuEventRecord".into())
-    }
-}
-
-impl Drop for Event {
-    fn drop(&mut self) {
-        let Context { driver, context, .. } = *self.context;
-        // SAFETY: made by this value, which is its last user.
-        give_back(driver, context, "cuEventDestroy", || unsafe { (driver.cuEventDestroy)(self.event) });
-    }
 }

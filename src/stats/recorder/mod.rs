@@ -4,94 +4,22 @@
 //! stream, which row of the window is counted into, or that none is; counting kernels read that and so may be captured in a
 //! CUDA graph once and for all iterations. When the range has passed, a thread copies the window back and writes it.
 
+mod config;
+mod info;
 mod window;
 mod writer;
 
-use std::path::{Path, PathBuf};
+pub use config::{MemoryRequired, RecorderConfig};
+pub use info::{Info, State};
+
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use std::time::Duration;
 
 use self::window::{Layout, Window};
 use self::writer::{Progress, Writer};
-use super::{Counted, Counts, IterationRange, RankDump};
-use crate::device::{Access, Capture, Device, Ids, Memory, OFF, Place, Staging, Stream, Totals};
-use crate::error::{Error, Result, try_zeroed};
-
-/// What a recorder counts, and where.
-#[derive(Debug, Clone, Copy)]
-pub struct RecorderConfig<'a> {
-    /// The dump's directory; created if missing.
-    pub path: Option<&'a Path>,
-    /// Iterations to count; `None` counts nothing.
-    pub iterations: Option<IterationRange>,
-    /// This rank of the expert-parallel group.
-    pub rank: u32,
-    /// Ranks of the group.
-    pub num_ranks: usize,
-    /// Experts of a layer, or slots where those are counted.
-    pub num_experts: usize,
-    /// Experts that each token chooses.
-    pub experts_per_token: usize,
-    /// Layers of this rank, by the model's numbers.
-    pub layers: &'a [u32],
-    /// What the ids are.
-    pub counted: Counted,
-    /// Where the ids are.
-    pub place: Place,
-    /// Tokens of a layer in an iteration at most; 0 says that 32 bits hold any count.
-    pub max_tokens_per_iteration: u64,
-    /// Tells one run from another, if given.
-    pub run_id: Option<&'a str>,
-}
-
-/// What a recorder takes.
-#[derive(Debug, Clone, Copy, PartialEq, Eq)]
-pub struct MemoryRequired {
-    /// Bytes on the device.
-    pub workspace_bytes: usize,
-    /// Bytes of host memory, page-locked for a CUDA device.
-    pub host_bytes: usize,
-}
-
-/// What a recorder is doing.
-#[derive(Debug, Clone, Copy, PartialEq, Eq)]
-pub enum State {
-    /// It has no iterations to count, and every call does nothing.
-    Off,
-    /// No iteration of the range has begun.
-    Waiting,
-    /// Some have.
-    Counting,
-    /// The dump is being written.
-    Dumping,
-    /// The dump is there.
-    Dumped,
-    /// The dump could not be written; [`Recorder::flush`] tries again.
-    Failed,
-    /// A failed call has left the counts wrong; [`Recorder::reset`] starts anew.
-    Lost,
-    /// The range had passed before any iteration of it began: nothing is counted.
-    Missed,
-}
-
-/// How far a recorder is.
-#[derive(Debug, Clone)]
-pub struct Info {
-    /// What it is doing.
-    pub state: State,
-    /// The iteration begun last.
-    pub iteration: Option<u64>,
-    /// Iterations counted so far, from the first to the last.
-    pub held: IterationRange,
-    /// Experts that each token chooses.
-    pub experts_per_token: usize,
-    /// What each layer's kernels were given, in the order of the config's layers.
-    pub totals: Vec<Totals>,
-    /// What it holds.
-    pub memory: MemoryRequired,
-    /// Why the dump or the counts are not there, or the totals are those of an earlier look.
-    pub error: Option<Error>,
-}
+use super::IterationRange;
+use crate::device::{Access, Capture, Device, Ids, Memory, OFF, Staging, Stream, Totals};
+use crate::error::{Error, Result};
 
 /// Counts the routed experts of one rank. Any thread may call; calls take turns.
 #[derive(Debug)]
@@ -137,74 +65,6 @@ struct Counting {
 struct Buffer {
     ids: Ids,
     max_tokens: u32,
-}
-
-/// What the dump says of the run.
-#[derive(Debug, Clone)]
-struct Run {
-    directory: PathBuf,
-    iterations: IterationRange,
-    rank: u32,
-    num_ranks: usize,
-    num_experts: usize,
-    experts_per_token: usize,
-    layers: Vec<u32>,
-    counted: Counted,
-    run_id: Option<String>,
-}
-
-impl Run {
-    /// The dump of `held`, but for the counts.
-    fn dump(&self, held: IterationRange) -> RankDump<'_> {
-        RankDump {
-            rank: self.rank,
-            num_ranks: self.num_ranks,
-            num_experts: self.num_experts,
-            experts_per_token: self.experts_per_token,
-            counted: self.counted,
-            iterations: self.iterations,
-            held,
-            layers: &self.layers,
-            counts: Counts::U32(&[]),
-            run_id: self.run_id.as_deref(),
-        }
-    }
-}
-
-impl RecorderConfig<'_> {
-    fn run(&self, iterations: IterationRange) -> Result<Run> {
-        let Some(path) = self.path else {
-            return Err(Error::InvalidArgument(format!(
-                "iterations {iterations} are to be counted, but path is not given: where is the dump to go? \
-                 (EXPERT_STATISTIC_PATH in the environment)"
-            )));
-        };
-        let run = Run {
-            // The host may change its working directory before the dump.
-            directory: std::path::absolute(path).unwrap_or_else(|_| path.to_owned()),
-            iterations,
-            rank: self.rank,
-            num_ranks: self.num_ranks,
-            num_experts: self.num_experts,
-            experts_per_token: self.experts_per_token,
-            layers: self.layers.to_vec(),
-            counted: self.counted,
-            run_id: self.run_id.map(str::to_owned),
-        };
-        run.dump(iterations).check_run()?;
-        Ok(run)
-    }
-
-    /// The memory that [`Recorder::create`] would take.
-    pub fn memory_required(&self) -> Result<MemoryRequired> {
-        let Some(iterations) = self.iterations else {
-            return Ok(MemoryRequired { workspace_bytes: 0, host_bytes: 0 });
-        };
-        // Where the dump goes makes no difference.
-        RecorderConfig { path: Some(Path::new("")), ..*self }.run(iterations)?;
-        let layout = Layout::of(self, iterations)?;
-        Ok(MemoryRequired { workspace_bytes: layout.workspace_bytes(), host_bytes: layout.host_bytes() })
-    }
 }
 
 impl Recorder {
@@ -271,7 +131,10 @@ impl Recorder {
         let mut counting = active.lock();
         let index = counting.index_of(layer)?;
         let Some(buffer) = counting.buffers[index] else {
-            return Err(Error::InvalidArgument(format!("layer {layer} has no registered buffer")));
+            return Err(Error::InvalidArgument(format!(
+                "layer {layer} has no registered buffer: eplb_recorder_register_buffer() names one, and \
+                 eplb_recorder_count_ids() takes any"
+            )));
         };
         if num_tokens > buffer.max_tokens {
             return Err(Error::InvalidArgument(format!(
@@ -323,11 +186,6 @@ impl Recorder {
         let Some(active) = &self.0 else { return Ok(()) };
         let mut counting = active.lock();
         active.check_not_capturing(stream, "eplb_recorder_reset")?;
-        if matches!(active.writer.progress(), Progress::Started) {
-            return Err(Error::NotReady(
-                "the dump is being written: eplb_recorder_flush() waits for it".into(),
-            ));
-        }
         active.writer.reset()?;
         let cleared = active.window.set_row(OFF, stream).and_then(|()| active.window.clear(stream));
         // Until they are cleared, the counts are neither the old nor the new ones.
@@ -372,46 +230,6 @@ impl Recorder {
             // A device that is lost is no reason to keep back what is known of it.
             error: error.or(looked.err()),
         })
-    }
-}
-
-impl Info {
-    /// Valid tokens counted of each layer: of the recorder's `num_layers`, or of none where 0 are asked for.
-    pub fn layer_tokens(&self, num_layers: usize) -> Result<Vec<u64>> {
-        if self.state == State::Off {
-            return try_zeroed(Some(num_layers), "the layers' tokens");
-        }
-        match num_layers {
-            0 => Ok(Vec::new()),
-            n if n == self.totals.len() => {
-                Ok(self.totals.iter().map(|totals| totals.ids / self.experts_per_token as u64).collect())
-            }
-            n => Err(Error::InvalidArgument(format!(
-                "num_layers is {n}, the recorder has {}",
-                self.totals.len()
-            ))),
-        }
-    }
-
-    /// The totals of all layers.
-    pub fn sum(&self) -> Totals {
-        self.totals.iter().fold(Totals::default(), |sum, layer| Totals {
-            ids: sum.ids + layer.ids,
-            out_of_range: sum.out_of_range + layer.out_of_range,
-            padding: sum.padding + layer.padding,
-        })
-    }
-
-    fn off() -> Self {
-        Info {
-            state: State::Off,
-            iteration: None,
-            held: IterationRange { start: 0, stop: 0 },
-            experts_per_token: 1,
-            totals: Vec::new(),
-            memory: MemoryRequired { workspace_bytes: 0, host_bytes: 0 },
-            error: None,
-        }
     }
 }
 
@@ -553,7 +371,15 @@ impl Counting {
     fn index_of(&self, layer: u32) -> Result<usize> {
         match self.layers.binary_search_by_key(&layer, |&(number, _)| number) {
             Ok(place) => Ok(self.layers[place].1),
-            Err(_) => Err(Error::InvalidArgument(format!("layer {layer} is not one of this recorder's"))),
+            Err(_) => {
+                let numbers: Vec<u32> = self.layers.iter().map(|&(number, _)| number).collect();
+                Err(Error::InvalidArgument(format!(
+                    "layer {layer} is not one of the {} that the recorder was created with, from {} to {}",
+                    numbers.len(),
+                    numbers[0],
+                    numbers[numbers.len() - 1]
+                )))
+            }
         }
     }
 

@@ -5,7 +5,7 @@ use std::sync::{Arc, Condvar, Mutex, MutexGuard, PoisonError};
 use std::thread::{self, JoinHandle};
 use std::time::{Duration, Instant};
 
-use super::Run;
+use super::config::Run;
 use super::window::Window;
 use crate::atomic_file::AtomicFile;
 use crate::device::{Fence, Staging, Stream};

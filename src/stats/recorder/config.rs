@@ -1,0 +1,112 @@
+//! What a recorder counts and where its dump goes.
+
+use std::path::{Path, PathBuf};
+
+use super::window::Layout;
+use crate::device::Place;
+use crate::error::{Error, Result};
+use crate::stats::{Counted, Counts, IterationRange, RankDump};
+
+/// What a recorder counts, and where.
+#[derive(Debug, Clone, Copy)]
+pub struct RecorderConfig<'a> {
+    /// The dump's directory; created if missing.
+    pub path: Option<&'a Path>,
+    /// Iterations to count; `None` counts nothing.
+    pub iterations: Option<IterationRange>,
+    /// This rank of the expert-parallel group.
+    pub rank: u32,
+    /// Ranks of the group.
+    pub num_ranks: usize,
+    /// Experts of a layer, or slots where those are counted.
+    pub num_experts: usize,
+    /// Experts that each token chooses.
+    pub experts_per_token: usize,
+    /// Layers of this rank, by the model's numbers.
+    pub layers: &'a [u32],
+    /// What the ids are.
+    pub counted: Counted,
+    /// Where the ids are.
+    pub place: Place,
+    /// Tokens of a layer in an iteration at most; 0 says that 32 bits hold any count.
+    pub max_tokens_per_iteration: u64,
+    /// Tells one run from another, if given.
+    pub run_id: Option<&'a str>,
+}
+
+/// What a recorder takes.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub struct MemoryRequired {
+    /// Bytes on the device.
+    pub workspace_bytes: usize,
+    /// Bytes of host memory, page-locked for a CUDA device.
+    pub host_bytes: usize,
+}
+
+/// What the dump says of the run.
+#[derive(Debug, Clone)]
+pub(super) struct Run {
+    pub directory: PathBuf,
+    pub iterations: IterationRange,
+    pub rank: u32,
+    pub num_ranks: usize,
+    pub num_experts: usize,
+    pub experts_per_token: usize,
+    pub layers: Vec<u32>,
+    pub counted: Counted,
+    pub run_id: Option<String>,
+}
+
+impl Run {
+    /// The dump of `held`, but for the counts.
+    pub fn dump(&self, held: IterationRange) -> RankDump<'_> {
+        RankDump {
+            rank: self.rank,
+            num_ranks: self.num_ranks,
+            num_experts: self.num_experts,
+            experts_per_token: self.experts_per_token,
+            counted: self.counted,
+            iterations: self.iterations,
+            held,
+            layers: &self.layers,
+            counts: Counts::U32(&[]),
+            run_id: self.run_id.as_deref(),
+        }
+    }
+}
+
+impl RecorderConfig<'_> {
+    pub(super) fn run(&self, iterations: IterationRange) -> Result<Run> {
+        let Some(path) = self.path else {
+            return Err(Error::InvalidArgument(format!(
+                "iterations {iterations} are to be counted, but path is not given: where is the dump to go? \
+                 (EXPERT_STATISTIC_PATH in the environment)"
+            )));
+        };
+        let run = Run {
+            // The host may change its working directory before the dump.
+            directory: std::path::absolute(path).unwrap_or_else(|_| path.to_owned()),
+            iterations,
+            rank: self.rank,
+            num_ranks: self.num_ranks,
+            num_experts: self.num_experts,
+            experts_per_token: self.experts_per_token,
+            layers: self.layers.to_vec(),
+            counted: self.counted,
+            run_id: self.run_id.map(str::to_owned),
+        };
+        run.dump(iterations).check_run()?;
+        Ok(run)
+    }
+
+    /// The memory that [`Recorder::create`](super::Recorder::create) would take.
+    pub fn memory_required(&self) -> Result<MemoryRequired> {
+        let Some(iterations) = self.iterations else {
+            return Ok(MemoryRequired { workspace_bytes: 0, host_bytes: 0 });
+        };
+        // Where the dump goes makes no difference.
+        RecorderConfig { path: Some(Path::new("")), ..*self }.run(iterations)?;
+        let layout = Layout::of(self, iterations)?;
+        Ok(MemoryRequired { workspace_bytes: layout.workspace_bytes(), host_bytes: layout.host_bytes() })
+    }
+}
