@@ -2,8 +2,12 @@
 // skipped on a genuine driver.
 #include <gtest/gtest.h>
 
+#include <csignal>
 #include <eplb.hpp>
 #include <set>
+
+#include <sys/wait.h>
+#include <unistd.h>
 
 #include "engine.h"
 #include "files.h"
@@ -469,54 +473,96 @@ void run(eplb_recorder *recorder, fault &fault, const engine_array<int32_t> &ids
 
 } // namespace
 
+namespace {
+
+/// Creates a recorder, registers a buffer and something that is none, runs, and gives it back, with a fault
+/// in the n-th call of eplb. Returns whether there was a recorder.
+bool live(fault &fault, int32_t device, const engine_array<int32_t> &ids, const engine_stream &stream) {
+    temporary_directory dir;
+    auto config = a_config(dir / "dump");
+    config.device = device;
+    const eplb_recorder_config c = config.c();
+    eplb_recorder *recorder = nullptr;
+    fault.call([&] { return eplb_recorder_create(&c, &recorder); });
+    if (recorder == nullptr) {
+        EXPECT_TRUE(fault.failed());
+        EXPECT_FALSE(std::filesystem::exists(config.path + "/.rank0.safetensors.partial"));
+        return false;
+    }
+    const auto register_buffer = [&](const void *memory) {
+        return fault.call([&] {
+            return eplb_recorder_register_buffer(recorder, 0, memory, EPLB_DTYPE_INT32, 1, nullptr, stream);
+        });
+    };
+    const int32_t on_host = 0;
+    EXPECT_NE(register_buffer(&on_host), EPLB_STATUS_OK);
+    register_buffer(ids.data());
+    run(recorder, fault, ids, config.path);
+    // Whatever happened, it can start anew: the second run is as if nothing had been.
+    fault.call([&] { return eplb_recorder_reset(recorder, stream); });
+    if (fault.fired()) {
+        class fault none(0);
+        EXPECT_EQ(none.call([&] { return eplb_recorder_reset(recorder, stream); }), EPLB_STATUS_OK);
+        stream.synchronize();
+        std::filesystem::remove(config.path + "/rank0.safetensors");
+        run(recorder, none, ids, config.path);
+        EXPECT_FALSE(none.failed());
+    }
+    fault.call([&] {
+        eplb_recorder_destroy(recorder);
+        return EPLB_STATUS_OK;
+    });
+    return true;
+}
+
+} // namespace
+
 TEST_F(FakeCuda, EveryDriverCallMayFailOnce) {
     const engine_array<int32_t> ids(4);
     const engine_stream stream;
     const std::vector<int32_t> values = {5, 6, 7, 5};
     ids.upload(values, stream);
     stream.synchronize();
-    const size_t live = fake().fake_cuda_live_objects();
+    const size_t objects = fake().fake_cuda_live_objects();
+    for (const int32_t device : {0, EPLB_DEVICE_CURRENT}) {
+        // More calls than eplb makes: the engine's are among them, and so the last of eplb's are not missed.
+        const size_t before = fake().fake_cuda_calls();
+        fault none(0);
+        live(none, device, ids, stream);
+        const size_t calls = fake().fake_cuda_calls() - before;
 
-    size_t created = 0, refused = 0, n = 1;
-    for (bool fired = true; fired; n++) {
-        temporary_directory dir;
-        const auto config = a_config(dir / "dump");
-        const eplb_recorder_config c = config.c();
-        fault fault(n);
-        eplb_recorder *recorder = nullptr;
-        fault.call([&] { return eplb_recorder_create(&c, &recorder); });
-        if (recorder == nullptr) {
-            EXPECT_TRUE(fault.failed());
-            EXPECT_FALSE(std::filesystem::exists(config.path + "/.rank0.safetensors.partial"));
-            refused++;
-        } else {
-            fault.call([&] {
-                return eplb_recorder_register_buffer(recorder, 0, ids.data(), EPLB_DTYPE_INT32, 1, nullptr,
-                                                     stream);
-            });
-            run(recorder, fault, ids, config.path);
-            // Whatever happened, it can start anew: the second run is as if nothing had been.
-            fault.call([&] { return eplb_recorder_reset(recorder, stream); });
-            if (fault.fired()) {
-                class fault none(0);
-                ASSERT_EQ(none.call([&] { return eplb_recorder_reset(recorder, stream); }), EPLB_STATUS_OK);
-                stream.synchronize();
-                std::filesystem::remove(config.path + "/rank0.safetensors");
-                run(recorder, none, ids, config.path);
-                EXPECT_FALSE(none.failed()) << "after a fault in call " << n;
-            }
-            created++;
+        size_t refused = 0, fired = 0;
+        for (size_t n = 1; n <= calls; n++) {
+            fault fault(n);
+            refused += !live(fault, device, ids, stream);
+            fired += fault.fired();
+            EXPECT_EQ(fake().fake_cuda_live_objects(), objects) << "after a fault in call " << n;
+            EXPECT_EQ(current_context(), engine::get().context()) << "after a fault in call " << n;
+            EXPECT_EQ(capture_mode(), CU_STREAM_CAPTURE_MODE_GLOBAL) << "after a fault in call " << n;
         }
-        fault.call([&] {
-            eplb_recorder_destroy(recorder);
-            return EPLB_STATUS_OK;
-        });
-        fired = fault.fired();
-        EXPECT_EQ(fake().fake_cuda_live_objects(), live) << "after a fault in call " << n;
-        EXPECT_EQ(current_context(), engine::get().context()) << "after a fault in call " << n;
-        EXPECT_EQ(capture_mode(), CU_STREAM_CAPTURE_MODE_GLOBAL) << "after a fault in call " << n;
+        EXPECT_GT(refused, 20u);
+        EXPECT_GT(fired, 100u);
+        std::printf("device %d: %zu calls failed once, in turn, %zu of them in create\n", device, fired,
+                    refused);
     }
-    EXPECT_GT(refused, 20u);
-    EXPECT_GT(created, 50u);
-    std::printf("%zu calls failed once, in turn: %zu in create, %zu later\n", n - 2, refused, created - 1);
+}
+
+TEST_F(FakeCuda, AForkedCopyDoesNotTouchTheDevice) {
+    temporary_directory dir;
+    auto recorder = std::make_unique<eplb::recorder>(eplb::recorder::create(a_config(dir / "dump")));
+    int answer[2];
+    ASSERT_EQ(pipe(answer), 0);
+    const pid_t child = fork();
+    if (child == 0) {
+        const size_t calls = calls_of([&] { recorder.reset(); }).size();
+        (void)!write(answer[1], &calls, sizeof(calls));
+        pause();
+    }
+    size_t calls = 1;
+    EXPECT_EQ(read(answer[0], &calls, sizeof(calls)), ssize_t(sizeof(calls)));
+    EXPECT_EQ(calls, 0u);
+    kill(child, SIGKILL);
+    waitpid(child, nullptr, 0);
+    close(answer[0]);
+    close(answer[1]);
 }

@@ -18,7 +18,7 @@ struct eplb_count_totals {
     unsigned long long ids;
     /// Ids of valid tokens outside [0, num_experts).
     unsigned long long out_of_range;
-    /// Ids of the tokens behind the valid ones.
+    /// Ids of the tokens after the valid ones.
     unsigned long long padding;
 };
 
@@ -73,7 +73,7 @@ template <class Use> __device__ void each_of(longlong2 ids, Use use) {
 }
 
 /// Hands each of `count` ids to `use`, once over all threads of the grid: 16 bytes a load, but for what lies
-/// before the first and behind the last multiple of 16.
+/// before the first and after the last multiple of 16.
 template <class Id, class Use> __device__ void each_id(const Id *ids, uint64_t count, Use use) {
     using vector = typename id_traits<Id>::vector;
     constexpr uint64_t width = sizeof(vector) / sizeof(Id);
@@ -100,7 +100,7 @@ template <class Id, class Use> __device__ void each_id(const Id *ids, uint64_t c
     }
 }
 
-/// The bin of an id; those out of range share the one behind the experts.
+/// The bin of an id; those out of range share the one after the experts.
 template <class Id> __device__ uint32_t bin_of(Id id, uint32_t num_experts) {
     using bits = typename id_traits<Id>::bits;
     return static_cast<bits>(id) < num_experts ? static_cast<uint32_t>(id) : num_experts;

@@ -38,6 +38,7 @@ for arch in sm_80 sm_90; do
 done
 
 # What build.rs makes with nvcc is the same, and an nvcc that fails, fails the build.
+rm -rf target/nvcc
 EPLB_NVCC=$nvcc cargo check --quiet --locked --lib --target-dir target/nvcc
 for image in target/nvcc/debug/build/eplb-*/out/eplb.fatbin; do
     cmp "$image" kernels/prebuilt/eplb.fatbin

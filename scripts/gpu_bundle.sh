@@ -3,12 +3,12 @@
 # whatever else is missing there. Its run.sh is scripts/gpu_run.sh.
 set -eu
 cd "$(dirname "$0")/.."
-scripts/need.sh cmake:cmake g++:g++ libgtest-dev:/usr/include/gtest/gtest.h valgrind:valgrind
+scripts/need.sh cmake:cmake g++:g++ libgtest-dev:/usr/include/gtest/gtest.h
 bundle=$PWD/build/gpu-bundle
 tests="collect_test cuda_test hot_calls_test"
 
 # Of the libraries, only glibc's and Rust's libgcc_s are not linked in, and these may be older or missing where the bundle runs.
-cmake -S cpp_tests -B build/gpu -Wno-dev -DCMAKE_EXE_LINKER_FLAGS="-static-libstdc++ -static-libgcc" \
+cmake -S cpp_tests -B build/gpu -Wno-dev -DEPLB_VALGRIND=OFF -DCMAKE_EXE_LINKER_FLAGS="-static-libstdc++ -static-libgcc" \
     -DCMAKE_BUILD_WITH_INSTALL_RPATH=ON "-DCMAKE_INSTALL_RPATH=\$ORIGIN/lib" "-DCMAKE_CXX_FLAGS=-ffile-prefix-map=$PWD=." >/dev/null
 # shellcheck disable=SC2086
 cmake --build build/gpu -j 2 --target $tests gpu_bench >/dev/null

@@ -51,13 +51,11 @@ pub fn map<T: Send>(
 ) -> Result<Vec<T>> {
     let tasks = Tasks::new(count);
     thread::scope(|scope| {
-        for _ in 1..threads.min(count) {
-            // Fewer threads are slower, never wrong: the calling one takes what is left.
-            if thread::Builder::new().name("eplb".into()).spawn_scoped(scope, || tasks.run(&work)).is_err() {
-                break;
-            }
-        }
+        let spawn = |_| thread::Builder::new().name("eplb".into()).spawn_scoped(scope, || tasks.run(&work));
+        // Fewer threads are slower, never wrong: the calling one takes what is left.
+        let started: Vec<_> = (1..threads.min(count)).map_while(|index| spawn(index).ok()).collect();
         tasks.run(&work);
+        join(started);
     });
     tasks.into_results()
 }
@@ -75,22 +73,32 @@ pub fn map_watched<T: Send, M: Send>(
         // A short queue keeps the work within sight of the watcher, who may stop it.
         let (sender, receiver) = sync_channel(4);
         let (tasks, work) = (&tasks, &work);
-        for started in 0..threads.min(count) {
+        let mut started = Vec::new();
+        for index in 0..threads.min(count) {
             let sender = sender.clone();
             let run = move || tasks.run(|index| work(index, &sender));
             match thread::Builder::new().name("eplb".into()).spawn_scoped(scope, run) {
-                Err(e) if started == 0 => return Err(Error::System(format!("cannot start a thread: {e}"))),
+                Err(e) if index == 0 => return Err(Error::System(format!("cannot start a thread: {e}"))),
                 Err(_) => break,
-                Ok(_) => {}
+                Ok(thread) => started.push(thread),
             }
         }
         drop(sender);
-        for message in receiver {
-            watch(message)?;
-        }
-        Ok(())
+        let watched = receiver.iter().try_for_each(&mut watch);
+        drop(receiver);
+        join(started);
+        watched
     })?;
     tasks.into_results()
+}
+
+/// Waits until the threads are gone. Leaving a scope only waits until their work is done, and a host may unload the library
+/// or end right after.
+fn join(started: Vec<thread::ScopedJoinHandle<'_, ()>>) {
+    for thread in started {
+        // Panics in the work became its result.
+        let _ = thread.join();
+    }
 }
 
 /// Indices handed out in order, until one fails, and what became of them.

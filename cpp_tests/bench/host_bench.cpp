@@ -92,7 +92,11 @@ template <class Id> void compare(const char *name, size_t num_ids, const std::st
 } // namespace
 
 int main(int argc, char **argv) {
-    const std::string folder = argc > 1 ? argv[1] : "/tmp";
+    if (argc != 2) {
+        std::fprintf(stderr, "usage: %s FOLDER\n", argv[0]);
+        return 2;
+    }
+    const std::string folder = argv[1];
     std::printf("| ids | batch | eplb, million ids/s | plain C loop | ratio |\n|---|---|---|---|---|\n");
     for (const size_t num_ids : {512, 2048, 65536, 1 << 20}) {
         compare<int32_t>("int32", num_ids, folder);

@@ -93,7 +93,7 @@ pub struct Totals {
     pub ids: u64,
     /// Ids of valid tokens that name no expert.
     pub out_of_range: u64,
-    /// Ids of the tokens behind the valid ones.
+    /// Ids of the tokens after the valid ones.
     pub padding: u64,
 }
 

@@ -142,12 +142,12 @@ impl Device {
         }
     }
 
-    /// Puts the fence behind all work that `stream` has been given so far.
+    /// Puts the fence after all work that `stream` has been given so far.
     pub fn record(&self, fence: &Fence, stream: Stream) -> Result<()> {
         fence.0.as_ref().map_or(Ok(()), |event| event.record(stream))
     }
 
-    /// Copies a part of `memory` as it is behind `fence`, or at once without one, and waits for it, but for no stream of the
+    /// Copies a part of `memory` as it is after `fence`, or at once without one, and waits for it, but for no stream of the
     /// host's. Where the device [is the host](Device::is_host), nobody may write there meanwhile.
     pub fn copy_back(
         &self,

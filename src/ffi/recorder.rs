@@ -15,14 +15,14 @@ use crate::device::Memory;
 use crate::error::{Error, Result};
 use crate::stats::{Info, IterationRange, Recorder, RecorderConfig, State};
 
-/// Counts which experts the router chose, on a device and in the order of the host's streams, and dumps the counts.
+/// Counts which experts the router chose, on a device and in the order of the engine's streams, and dumps the counts.
 ///
 /// What an engine does, each step:
 ///
 /// ```c
 /// // Before the step's work, on the main stream, outside of graphs:
 /// eplb_recorder_begin_iteration(recorder, iteration, stream);
-/// // Behind each layer's router, on any stream that waits for the main one, captured or not:
+/// // After each layer's router, on any stream that waits for the main one, captured or not:
 /// eplb_recorder_count(recorder, layer, num_tokens, layer_stream);
 /// // The main stream waits for the layers' streams, as it does anyway before it uses their results.
 /// ```
@@ -60,7 +60,8 @@ pub struct eplb_recorder_config {
     pub layer_ids: *const i32,
     /// Layers that this rank counts.
     pub num_layers: usize,
-    /// Where the ids are: EPLB_DEVICE_HOST, EPLB_DEVICE_CURRENT or the ordinal of a CUDA device.
+    /// Where the ids are: EPLB_DEVICE_HOST, which is the default of _INIT; EPLB_DEVICE_CURRENT; or the ordinal of a CUDA device,
+    /// of which 0 is one.
     pub device: i32,
     /// What the ids are: an eplb_counted. Slots where a placement is in force.
     pub counted: i32,
@@ -94,8 +95,8 @@ pub enum eplb_recorder_state {
     Dumping = 3,
     /// The dump is there, whole and synced to disk.
     Dumped = 4,
-    /// The dump could not be written. The counts are still there: eplb_recorder_flush() tries again, and so does
-    /// eplb_recorder_dump() where the dump could not even be started.
+    /// The dump could not be written, and the counts are still there: eplb_recorder_flush() tries again. Where it could not even
+    /// be started, eplb_recorder_dump() does, and so does the next eplb_recorder_begin_iteration().
     Failed = 5,
     /// A call to the driver failed while counting, and the counts are not those of the iterations any more.
     /// eplb_recorder_reset() starts anew.
@@ -125,7 +126,7 @@ pub struct eplb_recorder_info {
     pub ids_counted: u64,
     /// Ids of valid tokens that were not counted, since they name no expert.
     pub ids_out_of_range: u64,
-    /// Ids of the tokens behind the valid ones, which were not looked at.
+    /// Ids of the tokens after the valid ones, which were not looked at.
     pub ids_padding: u64,
     /// Memory held on the device, in bytes.
     pub workspace_bytes: usize,
@@ -246,7 +247,7 @@ pub unsafe extern "C" fn eplb_recorder_create(
 }
 
 /// Names the place where a layer's router writes its chosen ids, for eplb_recorder_count(). A second call for a layer replaces
-/// the first.
+/// the first; CUDA graphs that were captured before keep the buffer that they were captured with.
 ///
 /// \param recorder    the recorder
 /// \param layer       the layer's number
@@ -281,17 +282,17 @@ pub unsafe extern "C" fn eplb_recorder_register_buffer(
     })
 }
 
-/// Begins an iteration: what is counted behind this call, in the order of `stream`, belongs to it. Call it once an iteration,
-/// before the iteration's work is launched; every stream that counts must be ordered behind it, and before the next one. A write
+/// Begins an iteration: what is counted after this call, in the order of `stream`, belongs to it. Call it once an iteration,
+/// before the iteration's work is launched; every stream that counts must be ordered after it, and before the next one. A write
 /// of 4 bytes in stream order, where anything changes at all.
 ///
-/// The first iteration at or behind iter_stop starts the dump, which is copied back behind `stream` and written by a thread of
-/// the recorder's; `stream` does not wait for it. What the dump comes to is told by eplb_recorder_flush() and
+/// The first iteration at or after iter_stop starts the dump: the counts are copied back once `stream` has come this far, and
+/// written by a thread of the recorder's; `stream` waits for neither. What the dump comes to is told by eplb_recorder_flush() and
 /// eplb_recorder_get_info(), not here.
 ///
 /// \param recorder   the recorder
 /// \param iteration  the engine's number of it, never lower than that before; a number that is left out counts as empty, and
-///                   those behind iter_stop, or behind a dump, count nothing
+///                   those from iter_stop on, or after a dump, count nothing
 /// \param stream     the engine's main stream, not being captured
 /// \return EPLB_STATUS_OK; EPLB_STATUS_CAPTURING or EPLB_STATUS_INVALID_ARGUMENT, and what is counted still belongs to the
 ///         iteration before; EPLB_STATUS_CUDA, and counts may be lost: see EPLB_RECORDER_STATE_LOST
@@ -308,12 +309,13 @@ pub unsafe extern "C" fn eplb_recorder_begin_iteration(
     })
 }
 
-/// Counts the ids in a layer's registered buffer. Hot: may be captured by a CUDA graph.
+/// Counts the ids in a layer's registered buffer. Hot: may be captured by a CUDA graph, which then counts this buffer and this
+/// number of tokens at each replay; how many of them are valid is read anew each time.
 ///
 /// \param recorder    the recorder
 /// \param layer       the layer's number
 /// \param num_tokens  tokens in the buffer, padding included; not above max_tokens
-/// \param stream      behind the router's work
+/// \param stream      ordered after the router's work
 /// \return EPLB_STATUS_OK; EPLB_STATUS_INVALID_ARGUMENT; EPLB_STATUS_CUDA
 #[unsafe(no_mangle)]
 pub unsafe extern "C" fn eplb_recorder_count(
@@ -339,7 +341,7 @@ pub unsafe extern "C" fn eplb_recorder_count(
 /// \param dtype       an eplb_dtype
 /// \param num_tokens  tokens in the buffer, padding included
 /// \param num_valid   device memory, int32: how many of the tokens are valid; NULL: all
-/// \param stream      behind the router's work
+/// \param stream      ordered after the router's work
 /// \return EPLB_STATUS_OK; EPLB_STATUS_INVALID_ARGUMENT; EPLB_STATUS_CUDA
 #[unsafe(no_mangle)]
 pub unsafe extern "C" fn eplb_recorder_count_ids(
@@ -369,7 +371,7 @@ pub unsafe extern "C" fn eplb_recorder_count_ids(
 /// waits. Where a dump was started already it does nothing; where that failed to start, it tries again.
 ///
 /// \param recorder  the recorder
-/// \param stream    behind all that was counted, and not being captured
+/// \param stream    ordered after all that was counted, and not being captured
 /// \return EPLB_STATUS_OK; EPLB_STATUS_INVALID_ARGUMENT where no iteration of the range has begun; EPLB_STATUS_CAPTURING;
 ///         EPLB_STATUS_CUDA
 #[unsafe(no_mangle)]
@@ -404,7 +406,7 @@ pub unsafe extern "C" fn eplb_recorder_flush(recorder: *mut eplb_recorder, timeo
 /// Forgets all counts and begins anew, after a warm-up or a dump: any iteration may begin next.
 ///
 /// \param recorder  the recorder
-/// \param stream    behind all that was counted, before all that will be, and not being captured
+/// \param stream    ordered after all that was counted and before all that will be, and not being captured
 /// \return EPLB_STATUS_OK; EPLB_STATUS_NOT_READY while a dump is being written; EPLB_STATUS_CAPTURING;
 ///         EPLB_STATUS_WRITE_FAILED where another recorder has taken the rank's file since the last dump; EPLB_STATUS_CUDA
 #[unsafe(no_mangle)]

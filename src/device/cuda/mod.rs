@@ -216,7 +216,7 @@ impl Context {
         Ok(if status == 0 { Capture::None } else { Capture::Active })
     }
 
-    /// Copies memory to the host behind `event`, and waits for that.
+    /// Copies memory to the host after `event`, and waits for that.
     pub fn copy_back(&self, address: u64, event: Option<&Event>, to: &mut [u8]) -> Result<()> {
         let _entered = Entered::relaxed(self.driver, self.context)?;
         let (driver, bytes) = (self.driver, to.len());

@@ -23,7 +23,12 @@ use crate::error::{Error, Result};
 
 /// Counts the routed experts of one rank. Any thread may call; calls take turns.
 #[derive(Debug)]
-pub struct Recorder(Option<Active>);
+pub struct Recorder {
+    /// None where nothing is to be counted.
+    active: Option<Active>,
+    /// The process that created it.
+    process: u32,
+}
 
 #[derive(Debug)]
 struct Active {
@@ -71,7 +76,8 @@ impl Recorder {
     /// Takes all that will be needed: memory, the rank's file, a thread. `workspace` is the host's memory to use instead of
     /// memory of our own, on the device and as large as [`RecorderConfig::memory_required`] says.
     pub fn create(config: &RecorderConfig, workspace: Option<Memory>) -> Result<Self> {
-        let Some(iterations) = config.iterations else { return Ok(Recorder(None)) };
+        let process = std::process::id();
+        let Some(iterations) = config.iterations else { return Ok(Recorder { active: None, process }) };
         let run = config.run(iterations)?;
         let layout = Layout::of(config, iterations)?;
         let device = Device::open(config.place)?;
@@ -92,12 +98,13 @@ impl Recorder {
             lost: None,
             not_started: None,
         };
-        Ok(Recorder(Some(Active { layout, window, counting: Mutex::new(counting), totals, writer })))
+        let active = Some(Active { layout, window, counting: Mutex::new(counting), totals, writer });
+        Ok(Recorder { active, process })
     }
 
     /// Names the place of a layer's ids for [`Recorder::count`].
     pub fn register_buffer(&self, layer: u32, ids: Ids, max_tokens: u32, stream: Stream) -> Result<()> {
-        let Some(active) = &self.0 else { return Ok(()) };
+        let Some(active) = &self.active else { return Ok(()) };
         let mut counting = active.lock();
         let index = counting.index_of(layer)?;
         let device = active.window.device();
@@ -110,10 +117,10 @@ impl Recorder {
         Ok(())
     }
 
-    /// Begins an iteration: work that streams get behind `stream` counts into it, or into none if it is out of range. Behind
+    /// Begins an iteration: work that streams get after `stream` counts into it, or into none if it is out of range. After
     /// the last iteration of the range, starts the dump.
     pub fn begin_iteration(&self, iteration: u64, stream: Stream) -> Result<()> {
-        let Some(active) = &self.0 else { return Ok(()) };
+        let Some(active) = &self.active else { return Ok(()) };
         let mut counting = active.lock();
         let begun = active.begin(&mut counting, iteration, stream);
         // The ids to come would be counted into the iteration before, or not at all.
@@ -127,7 +134,7 @@ impl Recorder {
 
     /// Hot: counts `num_tokens` tokens of a layer's registered buffer.
     pub fn count(&self, layer: u32, num_tokens: u32, stream: Stream) -> Result<()> {
-        let Some(active) = &self.0 else { return Ok(()) };
+        let Some(active) = &self.active else { return Ok(()) };
         let mut counting = active.lock();
         let index = counting.index_of(layer)?;
         let Some(buffer) = counting.buffers[index] else {
@@ -147,7 +154,7 @@ impl Recorder {
 
     /// Hot: counts `num_tokens` tokens of any buffer.
     pub fn count_ids(&self, layer: u32, ids: &Ids, num_tokens: u32, stream: Stream) -> Result<()> {
-        let Some(active) = &self.0 else { return Ok(()) };
+        let Some(active) = &self.active else { return Ok(()) };
         let mut counting = active.lock();
         let index = counting.index_of(layer)?;
         active.count(&mut counting, index, ids, num_tokens, stream)
@@ -155,7 +162,7 @@ impl Recorder {
 
     /// Ends counting before the range has passed, and starts the dump of what was counted so far.
     pub fn dump(&self, stream: Stream) -> Result<()> {
-        let Some(active) = &self.0 else { return Ok(()) };
+        let Some(active) = &self.active else { return Ok(()) };
         let mut counting = active.lock();
         active.check_not_capturing(stream, "eplb_recorder_dump")?;
         counting.check()?;
@@ -170,7 +177,7 @@ impl Recorder {
 
     /// Waits for a dump that was started, and tries one again that failed; `None` waits as long as it takes.
     pub fn flush(&self, timeout: Option<Duration>) -> Result<()> {
-        let Some(active) = &self.0 else { return Ok(()) };
+        let Some(active) = &self.active else { return Ok(()) };
         {
             let counting = active.lock();
             counting.check()?;
@@ -183,7 +190,7 @@ impl Recorder {
 
     /// Forgets all counts, in the order of `stream`, and begins anew with any iteration.
     pub fn reset(&self, stream: Stream) -> Result<()> {
-        let Some(active) = &self.0 else { return Ok(()) };
+        let Some(active) = &self.active else { return Ok(()) };
         let mut counting = active.lock();
         active.check_not_capturing(stream, "eplb_recorder_reset")?;
         active.writer.reset()?;
@@ -199,7 +206,7 @@ impl Recorder {
 
     /// How far the recorder is. Looks at each layer's totals on the device, waiting for no stream of the host's.
     pub fn info(&self) -> Result<Info> {
-        let Some(active) = &self.0 else { return Ok(Info::off()) };
+        let Some(active) = &self.active else { return Ok(Info::off()) };
         let mut totals = active.totals.lock().unwrap_or_else(PoisonError::into_inner);
         let counting = active.lock();
         let range = active.writer.run().iterations;
@@ -275,7 +282,7 @@ impl Active {
             self.stop(counting, stream)?;
         } else if iteration >= run.iterations.stop && counting.iteration < Some(run.iterations.stop) {
             log::warn!(
-                "rank {}: iteration {iteration} is behind the range {}, of which none was begun: nothing is counted",
+                "rank {}: iteration {iteration} is after the range {}, of which none was begun: nothing is counted",
                 run.rank,
                 run.iterations
             );
@@ -311,14 +318,6 @@ impl Active {
             counting.row = OFF;
         }
         let (Progress::None, Some(held)) = (self.writer.progress(), counting.held) else { return Ok(()) };
-        let run = self.writer.run();
-        if held != run.iterations {
-            log::warn!(
-                "rank {}: the dump is incomplete, iterations {held} of {} were counted",
-                run.rank,
-                run.iterations
-            );
-        }
         let started = self.writer.dump(held, stream).map_err(|error| match error {
             Error::Cuda { call, code, name } => {
                 let call = format!("the dump was not started, eplb_recorder_dump() tries again: {call}");
@@ -352,6 +351,15 @@ impl Active {
             counting.lost = Some(error.clone());
         }
         launched
+    }
+}
+
+impl Drop for Recorder {
+    fn drop(&mut self) {
+        // In a copy that fork() made, thread, dump, file and device are the parent's.
+        if self.process != std::process::id() {
+            std::mem::forget(self.active.take());
+        }
     }
 }
 

@@ -152,7 +152,7 @@ impl Window {
         Ok(staging.numbers(0, self.layout.layers))
     }
 
-    /// The counts of the first `rows` from `start` on, as they are behind `fence`, held against what the kernels counted.
+    /// The counts of the first `rows` from `start` on, as they are after `fence`, held against what the kernels counted.
     pub fn copy_back<'a>(
         &self,
         fence: &Fence,

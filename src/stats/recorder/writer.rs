@@ -56,8 +56,6 @@ struct Order {
 /// The thread, which ends with this value.
 #[derive(Debug)]
 pub(super) struct Writer {
-    /// Which process the thread is one of.
-    process: u32,
     work: Arc<Work>,
     thread: Option<JoinHandle<()>>,
 }
@@ -79,7 +77,7 @@ impl Writer {
                 .spawn(move || work.serve(staging))
         });
         let thread = thread.map_err(|e| Error::System(format!("cannot start the thread that dumps: {e}")))?;
-        Ok(Writer { process: std::process::id(), work, thread: Some(thread) })
+        Ok(Writer { work, thread: Some(thread) })
     }
 
     pub fn run(&self) -> &Run {
@@ -90,7 +88,7 @@ impl Writer {
         self.work.lock().progress.clone()
     }
 
-    /// Starts the dump of `held`, as it is behind the work that `stream` has been given so far.
+    /// Starts the dump of `held`, as it is after the work that `stream` has been given so far.
     pub fn dump(&self, held: IterationRange, stream: Stream) -> Result<()> {
         self.work.window.device().record(&self.work.fence, stream)?;
         let mut order = self.work.lock();
@@ -150,11 +148,6 @@ impl Writer {
 impl Drop for Writer {
     /// Waits for a dump that was started.
     fn drop(&mut self) {
-        if self.process != std::process::id() {
-            // A copy that fork() made: the thread, the dump and the rank's file are the parent's.
-            std::mem::forget(self.thread.take());
-            return;
-        }
         self.work.lock().ended = true;
         self.work.changed.notify_all();
         if let Some(thread) = self.thread.take()
@@ -207,7 +200,8 @@ impl Work {
         let counts = self.window.copy_back(&self.fence, rows, layers, staging)?;
         let dump = RankDump { counts, ..self.run.dump(held) };
         dump.write_claimed(claim, directory)?;
-        log::info!("{}: rank {rank} dumped iterations {held} of {iterations}", directory.display());
+        let level = if held == *iterations { log::Level::Info } else { log::Level::Warn };
+        log::log!(level, "{}: rank {rank} dumped iterations {held} of {iterations}", directory.display());
         Ok(())
     }
 }

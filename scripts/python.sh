@@ -1,0 +1,12 @@
+#!/bin/sh
+# Makes a Python environment with the packages that check and time what eplb does, unless it is there, and prints its python.
+set -eu
+cd "$(dirname "$0")/.."
+venv=$PWD/build/python
+if [ ! -e "$venv/complete" ]; then
+    rm -rf "$venv"
+    scripts/venv.sh "$venv" >&2
+    "$venv/bin/pip" install --quiet --disable-pip-version-check safetensors==0.8.0 numpy==2.4.6 >&2
+    touch "$venv/complete"
+fi
+echo "$venv/bin/python"
