@@ -302,6 +302,26 @@ TEST_F(FakeCuda, MemoryOfAnotherDeviceIsAnError) {
     engine::get().attach_thread();
 }
 
+TEST_F(Cuda, TheDefaultStreamsServeAsWell) {
+    // The legacy one, and the one that a program built with per-thread default streams has.
+    for (const CUstream stream : {CUstream(nullptr), CU_STREAM_PER_THREAD}) {
+        temporary_directory dir;
+        engine_array<int32_t> ids(4);
+        const std::vector<int32_t> values = {5, 6, 7, 5};
+        ids.upload(values, stream);
+        const auto config = a_config(dir / "dump");
+        const auto recorder = eplb::recorder::create(config);
+        recorder.register_buffer(0, ids.data(), EPLB_DTYPE_INT32, 1, nullptr, stream);
+        for (int64_t iteration = 0; iteration <= 3; iteration++) {
+            recorder.begin_iteration(iteration, stream);
+            recorder.count(0, 1, stream);
+        }
+        recorder.flush();
+        EXPECT_EQ(eplb::stats::load(config.path).layer_loads(0)[5], 6);
+        engine::check(engine::get().driver().cuStreamSynchronize(stream), "cuStreamSynchronize");
+    }
+}
+
 TEST_F(Cuda, ACaptureThatWasSpoiltCostsNoCounts) {
     temporary_directory dir;
     const cuda_driver &driver = engine::get().driver();

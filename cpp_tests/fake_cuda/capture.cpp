@@ -175,7 +175,8 @@ CUresult cuStreamIsCapturing(CUstream handle, CUstreamCaptureStatus *status) {
             give(status, CU_STREAM_CAPTURE_STATUS_NONE);
             return;
         }
-        const auto &capture = the().streams.get(handle)->capture;
+        const auto &capture =
+            handle == CU_STREAM_PER_THREAD ? stream_of(handle).capture : the().streams.get(handle)->capture;
         give(status, capture == nullptr ? CU_STREAM_CAPTURE_STATUS_NONE
                      : capture->invalid ? CU_STREAM_CAPTURE_STATUS_INVALIDATED
                                         : CU_STREAM_CAPTURE_STATUS_ACTIVE);

@@ -352,6 +352,22 @@ TEST_F(Fake, AFailedKernelFailsItsContext) {
     last_result = CUDA_ERROR_LAUNCH_FAILED;
 }
 
+TEST_F(Fake, AKernelWhoseModuleIsGoneFails) {
+    CUmodule other;
+    CUfunction function;
+    OK(cuModuleLoadData(&other, ".version 7.0\n.target sm_80\n"));
+    OK(cuModuleGetFunction(&function, other, "fake_cuda_append"));
+    fake_cuda_set_deferred(1);
+    unsigned ten = 10, one = 1;
+    void *parameters[] = {&memory, &ten, &one};
+    OK(cuLaunchKernel(function, 1, 1, 1, 1, 1, 1, 0, stream, parameters, nullptr));
+    OK(cuModuleUnload(other));
+    testing::internal::CaptureStderr();
+    EXPECT_EQ(cuStreamSynchronize(stream), CUDA_ERROR_LAUNCH_FAILED);
+    EXPECT_NE(testing::internal::GetCapturedStderr().find("its module was unloaded"), std::string::npos);
+    last_result = CUDA_ERROR_LAUNCH_FAILED;
+}
+
 TEST_F(Fake, FaultsComeOnce) {
     CUevent event;
     fake_cuda_fail_call(2, CUDA_ERROR_UNKNOWN);

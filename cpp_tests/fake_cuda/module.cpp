@@ -123,8 +123,12 @@ CUresult cuLaunchKernel(CUfunction function_handle, unsigned int grid_x, unsigne
             shared_bytes > emulation::shared_capacity || parameters == nullptr || extra != nullptr) {
             refuse(CUDA_ERROR_INVALID_VALUE);
         }
-        submit(stream, [=, name = function.name, kernel = (*function.kernel)(parameters)] {
+        submit(stream, [=, name = function.name, kernel = (*function.kernel)(parameters),
+                        module = std::weak_ptr(function.module)] {
             try {
+                if (module.expired()) {
+                    throw emulation::error("its module was unloaded before it ran");
+                }
                 emulation::launch(grid, block, shared_bytes, kernel, {the().random()});
             } catch (const emulation::error &error) {
                 throw emulation::error(name + ": " + error.what());

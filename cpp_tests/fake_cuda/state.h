@@ -10,6 +10,7 @@
 #include <mutex>
 #include <random>
 #include <string>
+#include <thread>
 #include <utility>
 #include <vector>
 
@@ -32,6 +33,8 @@ struct context {
     /// Of the first kernel that failed: from then on of every call.
     CUresult failure = CUDA_SUCCESS;
     std::shared_ptr<struct stream> legacy;
+    /// The default streams of threads that asked for theirs.
+    std::map<std::thread::id, std::shared_ptr<struct stream>> per_thread;
     /// Submitted and not yet run, in order.
     std::vector<std::shared_ptr<struct operation>> pending;
 };
@@ -235,7 +238,8 @@ void refuse_if_failed(const context &context);
 
 // stream.cpp
 
-/// NULL and CU_STREAM_LEGACY are the current context's legacy stream.
+/// NULL and CU_STREAM_LEGACY are the current context's legacy stream, CU_STREAM_PER_THREAD is this thread's
+/// own there.
 stream &stream_of(CUstream handle);
 /// Runs `work` in `stream`, now or when somebody needs it, or captures it.
 void submit(stream &stream, std::function<void()> work, std::vector<std::shared_ptr<operation>> after = {});

@@ -14,6 +14,15 @@ stream &stream_of(CUstream handle) {
     if (handle == nullptr || handle == CU_STREAM_LEGACY) {
         return *current.legacy;
     }
+    if (handle == CU_STREAM_PER_THREAD) {
+        auto &own = current.per_thread[std::this_thread::get_id()];
+        if (own == nullptr) {
+            own = std::make_shared<stream>();
+            own->context = &current;
+            own->blocking = true;
+        }
+        return *own;
+    }
     stream &stream = *the().streams.get(handle);
     refuse_if_failed(*stream.context);
     return stream;
@@ -167,9 +176,11 @@ CUresult cuStreamQuery(CUstream handle) {
 
 CUresult cuStreamGetCtx(CUstream stream, CUcontext *context) {
     return call(__func__, [&] {
-        // The one way from a stream to its context, so it needs no current context but for the legacy stream.
-        const bool legacy = stream == nullptr || stream == CU_STREAM_LEGACY;
-        give(context, legacy ? current_context().handle : the().streams.get(stream)->context->handle);
+        // The one way from a stream to its context, so it needs no current context but for the default
+        // streams.
+        const bool of_current =
+            stream == nullptr || stream == CU_STREAM_LEGACY || stream == CU_STREAM_PER_THREAD;
+        give(context, of_current ? current_context().handle : the().streams.get(stream)->context->handle);
     });
 }
 
