@@ -43,6 +43,7 @@ bench: ## the figures of docs/benchmarks.md
 	cmake --build build/cpp_tests --target host_bench
 	@mkdir -p build/bench
 	build/cpp_tests/host_bench build/bench
+	"$$(scripts/python.sh)" scripts/bench_reader.py target/tmp/bench-dump
 	"$$(scripts/python.sh)" scripts/bench_numpy.py build/bench
 
 gpu-bundle: ## build/gpu-bundle: device tests and a benchmark for a machine that has a GPU and nothing else; run its run.sh

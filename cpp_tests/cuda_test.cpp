@@ -351,6 +351,28 @@ TEST_F(Cuda, ACaptureThatWasSpoiltCostsNoCounts) {
     stream.synchronize();
 }
 
+TEST_F(Cuda, ACountThatACaptureElsewhereForbidsLosesTheCounts) {
+    temporary_directory dir;
+    const cuda_driver &driver = engine::get().driver();
+    engine_array<int32_t> ids(4);
+    const auto recorder = eplb::recorder::create(a_config(dir / "dump"));
+    recorder.begin_iteration(0, nullptr);
+    CUstream blocking = nullptr;
+    CUgraph graph = nullptr;
+    engine::check(driver.cuStreamCreate(&blocking, CU_STREAM_DEFAULT), "cuStreamCreate");
+    engine::check(driver.cuStreamBeginCapture_v2(blocking, CU_STREAM_CAPTURE_MODE_GLOBAL),
+                  "cuStreamBeginCapture");
+    const auto count = [&] { recorder.count_ids(0, ids.data(), EPLB_DTYPE_INT32, 1, nullptr, nullptr); };
+    message_of(count, EPLB_STATUS_CUDA);
+    driver.cuStreamEndCapture(blocking, &graph);
+    EXPECT_EQ(recorder.info().state, EPLB_RECORDER_STATE_LOST);
+    message_of([&] { recorder.flush(); }, EPLB_STATUS_CUDA);
+    engine::check(driver.cuStreamDestroy_v2(blocking), "cuStreamDestroy");
+    recorder.reset(nullptr);
+    EXPECT_EQ(recorder.info().state, EPLB_RECORDER_STATE_WAITING);
+    engine::check(driver.cuStreamSynchronize(nullptr), "cuStreamSynchronize");
+}
+
 TEST_F(Cuda, WhileNothingIsCountedTheDefaultStreamIsLeftAlone) {
     temporary_directory dir;
     const cuda_driver &driver = engine::get().driver();

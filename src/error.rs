@@ -81,11 +81,6 @@ impl Error {
         Error::Read { path: path.to_owned(), source: Arc::new(source) }
     }
 
-    /// Whether CUDA refused a call because of a capture: its errors 900 to 909.
-    pub(crate) fn is_of_capture(&self) -> bool {
-        matches!(self, Error::Cuda { code: 900..=909, .. })
-    }
-
     /// What a caught panic said.
     pub(crate) fn of_panic(panic: &(dyn Any + Send)) -> Self {
         let text = panic.downcast_ref::<&str>().copied();

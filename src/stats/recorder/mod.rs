@@ -343,10 +343,10 @@ impl Active {
             return Ok(());
         }
         let launched = self.window.count(layer, ids, num_tokens, stream);
-        // What a capture refuses would not have counted anything now.
+        // In a capture, even a spoilt one, nothing would have been counted now.
         if let Err(error) = &launched
             && counting.row != OFF
-            && !error.is_of_capture()
+            && !matches!(device.capture(stream), Ok(Capture::Active))
         {
             counting.lost = Some(error.clone());
         }
