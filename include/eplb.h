@@ -504,8 +504,9 @@ eplb_status eplb_recorder_count(eplb_recorder *recorder,
  *
  * \param recorder    the recorder
  * \param layer       the layer's number
- * \param expert_ids  device memory, [num_tokens][experts_per_token], `dtype`; yours, and must live until the kernel has run. On
- *                    a CUDA device a pointer to host memory is not noticed here, and is the kernel's fault there
+ * \param expert_ids  device memory, [num_tokens][experts_per_token], `dtype`; yours, and must live until the kernel has run.
+ *                    Unlike in eplb_recorder_register_buffer(), memory that the device cannot read is not noticed here: the
+ *                    kernel would fault
  * \param dtype       an eplb_dtype
  * \param num_tokens  tokens in the buffer, padding included
  * \param num_valid   device memory, int32: how many of the tokens are valid; NULL: all
