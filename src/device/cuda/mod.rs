@@ -146,7 +146,7 @@ impl Context {
     /// Makes what the context needs. Where that fails, dropping `self` gives back what was made so far.
     fn loaded(mut self) -> Result<Self> {
         let Self { driver, context, stream, module, functions, .. } = &mut self;
-        let _entered = Entered::relaxed(driver, *context)?;
+        let entered = Entered::relaxed(driver, *context)?;
         // SAFETY: the context is current; every call writes to a field.
         unsafe {
             driver.check((driver.cuStreamCreate)(&raw mut *stream, CU_STREAM_NON_BLOCKING), || {
@@ -160,7 +160,7 @@ impl Context {
                 )?;
             }
         }
-        drop(_entered);
+        drop(entered);
         Ok(self)
     }
 

@@ -36,7 +36,7 @@ pub(super) enum Progress {
 struct Work {
     run: Run,
     window: Arc<Window>,
-    /// Behind it in the order of the host's streams, nothing is counted any more.
+    /// After it in the order of the host's streams, nothing is counted any more.
     fence: Fence,
     order: Mutex<Order>,
     changed: Condvar,
