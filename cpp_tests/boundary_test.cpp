@@ -62,6 +62,19 @@ eplb_recorder *a_recorder() {
     return recorder.get();
 }
 
+/// A dispatch on the host for 4 ids a token; the calls may do with it what they want.
+eplb_dispatch *a_dispatch() {
+    static const auto dispatch = [] {
+        eplb_dispatch_config config = EPLB_DISPATCH_CONFIG_INIT;
+        config.num_ranks = 8;
+        config.experts_per_token = 4;
+        eplb_dispatch *handle = nullptr;
+        eplb_dispatch_create(a_placement(), &config, &handle);
+        return eplb::dispatch(handle);
+    }();
+    return dispatch.get();
+}
+
 /// Values of a parameter of type T. Made anew for each function, since calls write through some of them.
 template <class T> std::vector<T> values();
 
@@ -73,10 +86,13 @@ template <> std::vector<const char *> values() {
     return {nullptr, "", "\xff", "/no/such/place", dump.c_str(), config.c_str(), target.c_str()};
 }
 template <> std::vector<int64_t> values() { return {0, 1, 8, -1, INT64_MAX, INT64_MIN}; }
-template <> std::vector<void *> values() { return {nullptr}; }
+template <> std::vector<void *> values() {
+    static std::vector<int64_t> slots(some);
+    return {nullptr, slots.data(), reinterpret_cast<char *>(slots.data()) + 1};
+}
 // What is counted: room for 8 tokens of 8 choices each, and not aligned.
 template <> std::vector<const void *> values() {
-    static std::vector<int64_t> ids(some);
+    static std::vector<int64_t> ids(8 * some);
     return {nullptr, ids.data(), reinterpret_cast<const char *>(ids.data()) + 1};
 }
 template <> std::vector<struct CUstream_st *> values() { return {nullptr}; }
@@ -124,6 +140,11 @@ template <> std::vector<const eplb_recorder *> values() { return {nullptr, a_rec
 template <> std::vector<eplb_recorder *> values() { return {nullptr, a_recorder()}; }
 template <> std::vector<eplb_recorder **> values() {
     return arrays<eplb_recorder *, 1>([](size_t) { return static_cast<eplb_recorder *>(nullptr); });
+}
+template <> std::vector<const eplb_dispatch *> values() { return {nullptr, a_dispatch()}; }
+template <> std::vector<eplb_dispatch *> values() { return {nullptr, a_dispatch()}; }
+template <> std::vector<eplb_dispatch **> values() {
+    return arrays<eplb_dispatch *, 1>([](size_t) { return static_cast<eplb_dispatch *>(nullptr); });
 }
 template <> std::vector<const eplb_stats *> values() { return {nullptr, a_stats()}; }
 template <> std::vector<const eplb_placement *> values() { return {nullptr, a_placement()}; }
@@ -220,6 +241,17 @@ template <> std::vector<const eplb_recorder_config *> values() {
     unaligned.workspace_bytes = SIZE_MAX;
     return const_structs(init, {good, huge, unaligned});
 }
+template <> std::vector<const eplb_dispatch_config *> values() {
+    eplb_dispatch_config init = EPLB_DISPATCH_CONFIG_INIT, good = init, huge = init;
+    good.num_ranks = 8;
+    good.experts_per_token = 4;
+    huge = good;
+    huge.num_layers = SIZE_MAX;
+    return const_structs(init, {good, huge});
+}
+template <> std::vector<eplb_dispatch_tables *> values() {
+    return structs<eplb_dispatch_tables>(EPLB_DISPATCH_TABLES_INIT);
+}
 template <> std::vector<eplb_recorder_info *> values() {
     return structs<eplb_recorder_info>(EPLB_RECORDER_INFO_INIT);
 }
@@ -252,6 +284,11 @@ void give_back(eplb_stats **handle) {
 void give_back(eplb_recorder **handle) {
     if (handle != nullptr) {
         eplb_recorder_destroy(std::exchange(*handle, nullptr));
+    }
+}
+void give_back(eplb_dispatch **handle) {
+    if (handle != nullptr) {
+        eplb_dispatch_destroy(std::exchange(*handle, nullptr));
     }
 }
 void give_back(eplb_placement **handle) {
@@ -305,7 +342,7 @@ TEST(Boundary, AnyValuesGiveAStatus) {
     }
 #include "functions.inc"
 #undef SWEEP
-    EXPECT_GE(functions, 35u);
+    EXPECT_GE(functions, 41u);
     // After all that, the library works.
     EXPECT_EQ(eplb::suggest_num_slots(256, 36, 290).second, 324u);
 }

@@ -111,6 +111,35 @@ TEST(HotCalls, AllocateNothing) {
         }
     };
     EXPECT_EQ(allocations_of(iterate), 0u);
+    // Step 3, with and without counting.
+    eplb::placement_config sizes;
+    sizes.num_experts = 256;
+    sizes.num_ranks = 2;
+    sizes.num_slots = 258;
+    std::vector<int32_t> experts(258);
+    for (int32_t slot = 0; slot < 258; slot++) {
+        experts[static_cast<size_t>(slot)] = slot % 256;
+    }
+    const std::vector<int32_t> layers = {0};
+    const auto placement = eplb::placement::create(sizes, layers, experts);
+    engine_array<int32_t> slots(64 * 8);
+    for (const eplb_route rule :
+         {EPLB_ROUTE_ROUND_ROBIN, EPLB_ROUTE_TOKEN_HASH, EPLB_ROUTE_NEAREST, EPLB_ROUTE_LEAST_LOADED}) {
+        eplb::dispatch_config routing;
+        routing.num_ranks = 2;
+        routing.experts_per_token = 8;
+        routing.rule = rule;
+        routing.device = engine::get().device();
+        const auto dispatch = eplb::dispatch::create(placement, routing);
+        const auto route = [&] {
+            EXPECT_EQ(eplb_dispatch_route(dispatch.get(), 0, ids.data(), EPLB_DTYPE_INT32, 64, nullptr,
+                                          slots.data(), stream),
+                      EPLB_STATUS_OK);
+        };
+        EXPECT_EQ(allocations_of(route), 0u);
+        const engine_graph captured(stream, [&] { EXPECT_EQ(allocations_of(route), 0u); });
+        stream.synchronize();
+    }
     const engine_graph graph(
         stream, [&] { EXPECT_EQ(allocations_of([&] { eplb_recorder_count(handle, 0, 64, stream); }), 0u); });
     graph.replay(stream);

@@ -66,3 +66,16 @@ SIGNATURE(eplb_suggest_num_slots, eplb_status (*)(uint32_t, uint32_t, uint32_t, 
 // Generating
 SIGNATURE(eplb_generate, eplb_status (*)(const eplb_generate_config *, eplb_generate_report *));
 static_assert(std::is_same_v<eplb_progress_callback, int32_t (*)(void *, eplb_phase, uint64_t, uint64_t)>);
+
+// Dispatch
+SIGNATURE(eplb_dispatch_create,
+          eplb_status (*)(const eplb_placement *, const eplb_dispatch_config *, eplb_dispatch **));
+SIGNATURE(eplb_dispatch_get_tables, eplb_status (*)(const eplb_dispatch *, int32_t, eplb_dispatch_tables *));
+SIGNATURE(eplb_dispatch_register_rank_counts,
+          eplb_status (*)(eplb_dispatch *, int32_t, const void *, int32_t));
+SIGNATURE(eplb_dispatch_route, eplb_status (*)(const eplb_dispatch *, int32_t, const void *, int32_t,
+                                               uint32_t, const int32_t *, void *, CUstream_st *));
+SIGNATURE(eplb_dispatch_route_and_count,
+          eplb_status (*)(const eplb_dispatch *, eplb_recorder *, int32_t, const void *, int32_t, uint32_t,
+                          const int32_t *, void *, CUstream_st *));
+SIGNATURE(eplb_dispatch_destroy, void (*)(eplb_dispatch *));

@@ -1247,4 +1247,264 @@ eplb_status eplb_generate(const eplb_generate_config *config,
 }  // extern "C"
 #endif  // __cplusplus
 
+/* ----------------------------------------------------------------------------------------------------
+ * Dispatch: expert ids to slot ids (step 3)
+ * ---------------------------------------------------------------------------------------------------- */
+
+/**
+ * Which of an expert's slots serves a token. E experts, S slots, R ranks of S/R slots, K ids a token; the ids of a call,
+ * [num_tokens][K], are numbered row by row: number i is of token i / K. The replicas of an expert are its slots in ascending
+ * order, replica 0 to count - 1. Whatever the rule: an id outside [0, E), and every id of a token at or after num_valid, gives
+ * slot S, which no rank owns; and an expert with one slot gets that slot.
+ *
+ * A rule is rank-invariant if every rank computes the same slots from the same ids. Engines that route all tokens on every
+ * rank, without an all-to-all, need one that is.
+ */
+enum eplb_route
+#if defined(__cplusplus) || __STDC_VERSION__ >= 202311L
+  : int32_t
+#endif // defined(__cplusplus) || __STDC_VERSION__ >= 202311L
+ {
+  /** EPLB_ROUTE_LEAST_LOADED: it is the one that makes the ranks most even of those that need no communication. */
+  EPLB_ROUTE_DEFAULT = 0,
+  /**
+   * TensorRT-LLM's: replica (k + i / 1024 + offset) mod count, where k is how many ids with a lower number in the same block
+   * of 1024 ids (the same i / 1024, rounded down) name the same expert, and offset is the rank if offset_by_rank is set,
+   * otherwise 0. Rank-invariant without the offset.
+   */
+  EPLB_ROUTE_ROUND_ROBIN = 1,
+  /** vLLM's: for the token in row t, replica ((t x 2654435769) mod 2^32) mod count. Rank-invariant. */
+  EPLB_ROUTE_TOKEN_HASH = 2,
+  /**
+   * Own rank first, then own node, then the rest, by shares that are fixed at create. If every rank had one token of the
+   * expert, these shares would have each replica serve 5/4 x R / count tokens at most (its fair share and a quarter); subject
+   * to that, as many tokens as can be stay on their rank, and of the others as many as can be on their node; tokens are
+   * spread so that the replicas they are spread over serve equally much, as far as what those served before allows.
+   * With p = ((k + i / 1024 + rank) x 2654435769) mod 2^32 and k as for EPLB_ROUTE_ROUND_ROBIN, it is the first replica up to
+   * and with which the shares of this rank sum to more than p / 2^32: a sequence that keeps the shares closely for
+   * any number of tokens. Not rank-invariant.
+   */
+  EPLB_ROUTE_NEAREST = 3,
+  /**
+   * This rank deals its own batch so that the ranks it sends to get equally much, as far as can be; where
+   * eplb_dispatch_register_rank_counts() names all ranks' counts, the totals of all of them. The tokens T[e] of each expert
+   * are counted, those of experts with one slot are put on its rank, and then the others are dealt one expert after the
+   * other, by the number of ranks that hold them, fewest first, and then by id. An expert's tokens are poured like water over the
+   * g ranks that hold it: with h the greatest height for which the sum of max(0, h - load) over these ranks is at most T[e], each
+   * rank below h gets h - load, and what is left goes one token each to ranks with load <= h, starting with the one at place
+   * T[e] mod g of these g in ascending order, and round. When all are dealt, each in turn is taken back and dealt again, until
+   * nothing changes or three more times. The tokens of an expert in ascending number go to its ranks in ascending order, as many
+   * as they got; of c replicas on one rank with quota q, the first j get q x j / c, rounded up. With the counts of all ranks,
+   * T[e] is their sum, and the ranks' tokens are numbered one rank after the other; a token beyond what the rank counted goes to
+   * replica k mod count, k being its number among the expert's tokens on this rank. Counts are clamped to [0, 2^31).
+   * Rank-invariant without the counts of all ranks.
+   */
+  EPLB_ROUTE_LEAST_LOADED = 4,
+};
+#ifndef __cplusplus
+#if __STDC_VERSION__ >= 202311L
+typedef enum eplb_route eplb_route;
+#else
+typedef int32_t eplb_route;
+#endif // __STDC_VERSION__ >= 202311L
+#endif // __cplusplus
+
+/**
+ * Turns the router's expert ids into slot ids, on a device and in the order of the engine's streams.
+ *
+ * All memory is taken at create and stays where it is until destroy, so that CUDA graphs may hold on to it: for each layer
+ * int32 replica_count[E], replica_start[E] and slot_ids[S], a dense map if asked for, and what the rule needs beside them,
+ * which for EPLB_ROUTE_LEAST_LOADED on a CUDA device is some 64 x E x 4 bytes.
+ *
+ * Any thread may call. On the host, calls for one layer take turns. On a CUDA device, work of EPLB_ROUTE_LEAST_LOADED for one
+ * layer uses that layer's workspace, so each must be ordered after the one before, by a stream or an event; where two batches
+ * are in one layer at once, each has a dispatch of its own. Work that is not ordered so still gives only slots that hold the
+ * expert, but not those of the rule.
+ */
+typedef struct eplb_dispatch eplb_dispatch;
+
+/** How a placement is served. Initialise with EPLB_DISPATCH_CONFIG_INIT. Zero is a field's default where it has one. */
+typedef struct eplb_dispatch_config {
+  /** sizeof(eplb_dispatch_config) */
+  size_t struct_size;
+  /** This rank of the expert-parallel group. */
+  uint32_t rank;
+  /** Ranks of the group, as a check against the placement. Must be given. */
+  uint32_t num_ranks;
+  /** Experts that each token chooses (the router's top-k). Must be given. */
+  uint32_t experts_per_token;
+  /**
+   * Width of the dense map, not below the largest number of slots that an expert has; 0: no dense map. Fixed by the engine, a
+   * later placement fits kernels compiled for it.
+   */
+  uint32_t max_replicas;
+  /** The layers that this rank routes, by the model's numbers: int32 [num_layers]; each must be in the placement. NULL: all. */
+  const int32_t *layer_ids;
+  /** Length of layer_ids. */
+  size_t num_layers;
+  /** The node of each rank, in any numbering: int32 [num_ranks], for EPLB_ROUTE_NEAREST. NULL: all ranks are on one node. */
+  const int32_t *rank_to_node;
+  /**
+   * Where ids, slots and tables are: EPLB_DEVICE_HOST, which is the default of _INIT; EPLB_DEVICE_CURRENT; or the ordinal of a
+   * CUDA device, of which 0 is one.
+   */
+  int32_t device;
+  /** An eplb_route. */
+  int32_t rule;
+  /**
+   * Not 0: EPLB_ROUTE_ROUND_ROBIN adds the rank, as TensorRT-LLM does on request, so that ranks do not all begin with the
+   * same replica.
+   */
+  uint32_t offset_by_rank;
+  /** Slots of all ranks together, as a check against the placement; 0: not checked. */
+  uint32_t num_slots;
+} eplb_dispatch_config;
+/** An eplb_dispatch_config with every default. */
+#define EPLB_DISPATCH_CONFIG_INIT { sizeof(eplb_dispatch_config), 0, 0, 0, 0, NULL, 0, NULL, EPLB_DEVICE_HOST, 0, 0, 0 }
+
+/**
+ * A layer's tables, for the engine's own kernels. Initialise with EPLB_DISPATCH_TABLES_INIT. The arrays are memory of the
+ * dispatch's device, belong to the handle, never move or change, and live as long as it does.
+ */
+typedef struct eplb_dispatch_tables {
+  /** sizeof(eplb_dispatch_tables) */
+  size_t struct_size;
+  /** Slots of each expert: int32 [num_experts]. */
+  const int32_t *replica_count;
+  /** Where an expert's slots begin in slot_ids: int32 [num_experts]. */
+  const int32_t *replica_start;
+  /** The slots of expert 0, ascending, then those of expert 1, and so on: int32 [num_slots]. */
+  const int32_t *slot_ids;
+  /** The slots of each expert, padded with -1: int32 [num_experts][max_replicas]. NULL where max_replicas is 0. */
+  const int32_t *expert_slots;
+  /** Experts. */
+  uint32_t num_experts;
+  /** Slots of all ranks together; as a slot id, the one that no rank owns. */
+  uint32_t num_slots;
+  /** Width of expert_slots; 0: there is none. */
+  uint32_t max_replicas;
+  /** Slots of a rank: rank r owns slots r x slots_per_rank and those after. */
+  uint32_t slots_per_rank;
+  /** Bytes that the handle holds on its device, for all layers. */
+  uint64_t memory_bytes;
+} eplb_dispatch_tables;
+/** An eplb_dispatch_tables with every default. */
+#define EPLB_DISPATCH_TABLES_INIT { sizeof(eplb_dispatch_tables), NULL, NULL, NULL, NULL, 0, 0, 0, 0, 0 }
+
+#ifdef __cplusplus
+extern "C" {
+#endif // __cplusplus
+
+/**
+ * Makes the tables of a placement on a device. The primary context of a device given by its ordinal is retained until
+ * eplb_dispatch_destroy().
+ *
+ * \param placement  the placement, which may be destroyed afterwards
+ * \param config     from EPLB_DISPATCH_CONFIG_INIT; what it points to is copied
+ * \param dispatch   receives the handle, which goes back by eplb_dispatch_destroy()
+ * \return EPLB_STATUS_OK; EPLB_STATUS_INVALID_ARGUMENT, also where the placement is for other ranks, or lacks a layer, which is
+ *         named; EPLB_STATUS_OUT_OF_MEMORY; EPLB_STATUS_NO_DRIVER; EPLB_STATUS_CUDA
+ */
+EPLB_API
+eplb_status eplb_dispatch_create(const eplb_placement *placement,
+                                 const eplb_dispatch_config *config,
+                                 eplb_dispatch **dispatch);
+
+/**
+ * Lends a layer's tables to the engine's own kernels.
+ *
+ * \param dispatch  the dispatch
+ * \param layer     the layer's number
+ * \param tables    from EPLB_DISPATCH_TABLES_INIT; receives addresses on the dispatch's device, and sizes
+ * \return EPLB_STATUS_OK; EPLB_STATUS_INVALID_ARGUMENT, also for an unknown layer
+ */
+EPLB_API
+eplb_status eplb_dispatch_get_tables(const eplb_dispatch *dispatch,
+                                     int32_t layer,
+                                     eplb_dispatch_tables *tables);
+
+/**
+ * Names the place where all ranks' counts of a layer are whenever that layer is routed, for EPLB_ROUTE_LEAST_LOADED to level the
+ * totals of all ranks: an engine that has gathered them, to size its all-to-all for one, has them anyway. All ranks must have
+ * the same counts. CUDA graphs that were captured before keep what they were captured with.
+ *
+ * \param dispatch     the dispatch
+ * \param layer        the layer's number
+ * \param rank_counts  device memory, [num_ranks][num_experts], `dtype`: ids of valid tokens by rank and expert; yours, and must
+ *                     live while it is used. NULL: none any more
+ * \param dtype        an eplb_dtype
+ * \return EPLB_STATUS_OK; EPLB_STATUS_INVALID_ARGUMENT, also for an unknown layer, another rule, and memory that the device
+ *         cannot read; EPLB_STATUS_CUDA
+ */
+EPLB_API
+eplb_status eplb_dispatch_register_rank_counts(eplb_dispatch *dispatch,
+                                               int32_t layer,
+                                               const void *rank_counts,
+                                               int32_t dtype);
+
+/**
+ * Routes tokens of one layer to slots. Hot: may be captured by a CUDA graph, which then routes the same buffers at each replay;
+ * how many tokens are valid is read anew each time.
+ *
+ * \param dispatch    the dispatch
+ * \param layer       the layer's number
+ * \param expert_ids  device memory, [num_tokens][experts_per_token], `dtype`
+ * \param dtype       an eplb_dtype, of both arrays
+ * \param num_tokens  tokens in the buffer, padding included; at most 2^31 - 1 ids
+ * \param num_valid   device memory, int32: how many of the tokens are valid; the others get slot num_slots; NULL: all
+ * \param slot_ids    device memory, same shape and type; may be expert_ids, but not overlap it otherwise. Memory that the device
+ *                    cannot reach is not noticed here: the kernel would fault
+ * \param stream      ordered after the router's work
+ * \return EPLB_STATUS_OK; EPLB_STATUS_INVALID_ARGUMENT, also for an unknown layer; EPLB_STATUS_CUDA
+ */
+EPLB_API
+eplb_status eplb_dispatch_route(const eplb_dispatch *dispatch,
+                                int32_t layer,
+                                const void *expert_ids,
+                                int32_t dtype,
+                                uint32_t num_tokens,
+                                const int32_t *num_valid,
+                                void *slot_ids,
+                                struct CUstream_st *stream);
+
+/**
+ * As eplb_dispatch_route(), and counts in the same pass what the recorder counts: the experts that the tokens chose, or, where
+ * its config says EPLB_COUNTED_SLOTS, the slots they are sent to. Hot, as both are by themselves.
+ *
+ * \param dispatch    the dispatch
+ * \param recorder    on the same device, with the same experts_per_token, and of as many experts, or slots, as the placement
+ * \param layer       the layer's number, in both
+ * \param expert_ids  as for eplb_dispatch_route()
+ * \param dtype       as for eplb_dispatch_route()
+ * \param num_tokens  as for eplb_dispatch_route()
+ * \param num_valid   as for eplb_dispatch_route(); padding is not counted
+ * \param slot_ids    as for eplb_dispatch_route()
+ * \param stream      ordered after the router's work and after eplb_recorder_begin_iteration()
+ * \return EPLB_STATUS_OK; EPLB_STATUS_INVALID_ARGUMENT, also for a recorder that does not fit, and nothing is routed;
+ *         EPLB_STATUS_CUDA
+ */
+EPLB_API
+eplb_status eplb_dispatch_route_and_count(const eplb_dispatch *dispatch,
+                                          eplb_recorder *recorder,
+                                          int32_t layer,
+                                          const void *expert_ids,
+                                          int32_t dtype,
+                                          uint32_t num_tokens,
+                                          const int32_t *num_valid,
+                                          void *slot_ids,
+                                          struct CUstream_st *stream);
+
+/**
+ * Gives the handle back, and its tables. Work that uses them must have ended on the device, and graphs with it must not be
+ * replayed any more. In a process that fork() made it leaves everything to the parent.
+ *
+ * \param dispatch  not to be used again; NULL is allowed
+ */
+EPLB_API
+void eplb_dispatch_destroy(eplb_dispatch *dispatch);
+
+#ifdef __cplusplus
+}  // extern "C"
+#endif  // __cplusplus
+
 #endif /* EPLB_H */

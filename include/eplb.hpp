@@ -645,6 +645,93 @@ suggest_num_slots(std::uint32_t num_experts, std::uint32_t num_ranks, std::uint3
         pair());
 }
 
+/// eplb_dispatch_config.
+struct dispatch_config {
+    std::uint32_t rank = 0;
+    std::uint32_t num_ranks = 0;
+    std::uint32_t experts_per_token = 0;
+    std::uint32_t max_replicas = 0;
+    std::vector<std::int32_t> layer_ids = {};
+    /// Empty, or one of each rank.
+    std::vector<std::int32_t> rank_to_node = {};
+    std::int32_t device = EPLB_DEVICE_HOST;
+    eplb_route rule = EPLB_ROUTE_DEFAULT;
+    bool offset_by_rank = false;
+    std::uint32_t num_slots = 0;
+
+    eplb_dispatch_config c() const {
+        eplb_dispatch_config c = EPLB_DISPATCH_CONFIG_INIT;
+        c.rank = rank;
+        c.num_ranks = num_ranks;
+        c.experts_per_token = experts_per_token;
+        c.max_replicas = max_replicas;
+        c.layer_ids = layer_ids.data();
+        c.num_layers = layer_ids.size();
+        c.rank_to_node = rank_to_node.empty() ? nullptr : rank_to_node.data();
+        c.device = device;
+        c.rule = rule;
+        c.offset_by_rank = offset_by_rank;
+        c.num_slots = num_slots;
+        return c;
+    }
+};
+
+/// Turns the router's expert ids into slot ids.
+class dispatch {
+  public:
+    /// CUDA's streams convert to it.
+    using stream = struct CUstream_st *;
+
+    /// Takes over a handle.
+    explicit dispatch(eplb_dispatch *handle) : handle_(handle) {}
+
+    static returns<dispatch> create(const placement &placement, const dispatch_config &config) {
+        if (!config.rank_to_node.empty() && config.rank_to_node.size() != config.num_ranks) {
+            return detail::finish(EPLB_STATUS_INVALID_ARGUMENT, dispatch(nullptr),
+                                  "rank_to_node is not num_ranks long");
+        }
+        const eplb_dispatch_config c = config.c();
+        return detail::make<dispatch, eplb_dispatch>(
+            [&](eplb_dispatch **handle) { return eplb_dispatch_create(placement.get(), &c, handle); });
+    }
+
+    returns<eplb_dispatch_tables> tables(std::int32_t layer) const {
+        return detail::run(
+            [&](eplb_dispatch_tables &tables) { return eplb_dispatch_get_tables(get(), layer, &tables); },
+            eplb_dispatch_tables(EPLB_DISPATCH_TABLES_INIT));
+    }
+
+    returns<done> register_rank_counts(std::int32_t layer, const void *rank_counts, eplb_dtype dtype) {
+        return call([&] { return eplb_dispatch_register_rank_counts(get(), layer, rank_counts, dtype); });
+    }
+
+    returns<done> route(std::int32_t layer, const void *expert_ids, eplb_dtype dtype,
+                        std::uint32_t num_tokens, const std::int32_t *num_valid, void *slot_ids,
+                        stream on = nullptr) const {
+        return call([&] {
+            return eplb_dispatch_route(get(), layer, expert_ids, dtype, num_tokens, num_valid, slot_ids, on);
+        });
+    }
+
+    returns<done> route_and_count(const recorder &recorder, std::int32_t layer, const void *expert_ids,
+                                  eplb_dtype dtype, std::uint32_t num_tokens, const std::int32_t *num_valid,
+                                  void *slot_ids, stream on = nullptr) const {
+        return call([&] {
+            return eplb_dispatch_route_and_count(get(), recorder.get(), layer, expert_ids, dtype, num_tokens,
+                                                 num_valid, slot_ids, on);
+        });
+    }
+
+    eplb_dispatch *get() const noexcept { return handle_.get(); }
+
+  private:
+    template <class Call> static returns<done> call(Call call) {
+        return detail::run([&](done &) { return call(); }, done());
+    }
+
+    detail::owner<eplb_dispatch, eplb_dispatch_destroy>::type handle_;
+};
+
 } // namespace eplb
 
 #endif // EPLB_HPP

@@ -1,5 +1,5 @@
 #!/bin/sh
-# Fuzzes what reads files of others, each target for so many seconds: fuzz.sh [SECONDS]. The corpus in fuzz/corpus is the
+# Fuzzes what reads files of others and routing by placements of others, each target for so many seconds: fuzz.sh [SECONDS]. The corpus in fuzz/corpus is the
 # start and stays as it is; an input that breaks a target is left in build/fuzz.
 #
 # libFuzzer with the stable compiler: the coverage pass is LLVM's own, and no sanitizer is needed for safe code. Integer
@@ -14,9 +14,9 @@ RUSTFLAGS="--cfg fuzzing -Cpasses=sancov-module -Cllvm-args=-sanitizer-coverage-
 -Cdebug-assertions -Coverflow-checks" \
     cargo build --quiet --locked --release --manifest-path fuzz/Cargo.toml --target "$host" --target-dir target/fuzz
 
-for target in config_file meta_info rank_file; do
+for target in config_file meta_info rank_file routing; do
     work=build/fuzz/$target
-    mkdir -p "$work/corpus"
+    mkdir -p "$work/corpus" "fuzz/corpus/$target" # git keeps no empty folder
     echo "$target for $seconds s"
     "target/fuzz/$host/release/$target" -max_total_time="$seconds" -timeout=10 -rss_limit_mb=1024 -max_len=4096 \
         -artifact_prefix="$work/" "$work/corpus" "fuzz/corpus/$target" 2>"$work/log" || {

@@ -5,7 +5,7 @@ set -eu
 cd "$(dirname "$0")/.."
 scripts/need.sh cmake:cmake g++:g++ libgtest-dev:/usr/include/gtest/gtest.h
 bundle=$PWD/build/gpu-bundle
-tests="collect_test cuda_test hot_calls_test"
+tests="collect_test dispatch_test cuda_test hot_calls_test"
 
 # Of the libraries, only glibc's and Rust's libgcc_s are not linked in, and these may be older or missing where the bundle runs.
 cmake -S cpp_tests -B build/gpu -Wno-dev -DEPLB_VALGRIND=OFF -DCMAKE_EXE_LINKER_FLAGS="-static-libstdc++ -static-libgcc" \

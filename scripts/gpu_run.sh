@@ -98,8 +98,10 @@ check() {
     printf '%-26s %-14s %8s\n' "$title" "$result" $((ended - began)) >>"$summary"
 }
 check host collect_test_host.log collect_test
+check host dispatch_test_host.log dispatch_test
 check host hot_calls_test_host.log hot_calls_test
 check cuda collect_test_cuda.log collect_test
+check cuda dispatch_test_cuda.log dispatch_test
 check cuda cuda_test_cuda.log cuda_test
 check cuda hot_calls_test_cuda.log hot_calls_test
 check cuda gpu_bench.md gpu_bench --image "$here/baselines.ptx" $quick

@@ -1,7 +1,7 @@
 """What is known of the kernels without a GPU, as the table in docs/gpu.md: kernel_facts.py NVCC_BIN FATBIN.
 
-Registers, spills and static shared memory are cuobjdump's; the rest is read from the machine code: the loop with a 16-byte load
-in it is the one that every id goes through.
+Registers, spills and static shared memory are cuobjdump's; the rest is read from the machine code: of the counting kernels, the
+loop with a 16-byte load in it is the one that every id goes through.
 """
 
 import re
@@ -42,21 +42,35 @@ def loops(code):
 def row(arch, kernel, usage):
     registers, stack, shared, local = usage
     code = instructions(arch, kernel)
-    width = 4 if "_i32_" in kernel else 8
+    number_of = lambda opcode: sum(1 for _, text in code if re.search(rf"\b{opcode}\b", text))
+    assert stack == local == number_of("LDL") == number_of("STL") == 0, f"{kernel} on {arch} uses local memory"
+    width = 4 if "_i32" in kernel else 8
+    bins, cells = counting(arch, kernel, code, width, number_of) if "_count_" in kernel else routing(arch, kernel, code)
+    return f"| `{kernel}` | {arch} | {registers} | {stack} | {shared} | {len(code)} | {bins} | {cells} | {width} |"
+
+
+def counting(arch, kernel, code, width, number_of):
+    """Instructions an id, in bins and in cells."""
     per_id = {}
     for body in loops(code):
         kind = "bins" if any("ATOMS" in text for text in body) else "cells"
-        per_id[kind] = len(body) * width / 16
+        per_id[kind] = f"{len(body) * width / 16:g}"
     assert sorted(per_id) == ["bins", "cells"], f"{kernel} on {arch}: a loop without vector loads: {per_id}"
-    number_of = lambda opcode: sum(1 for _, text in code if re.search(rf"\b{opcode}\b", text))
-    assert stack == local == number_of("LDL") == number_of("STL") == 0, f"{kernel} on {arch} uses local memory"
     # Blocks run beside each other and so do warps, which the emulator cannot show: whatever counts must be an atomic. The one
     # plain store clears the bins.
     assert number_of("STG") == 0 and number_of("STS") == 1, f"{kernel} on {arch} counts without atomics"
-    return (
-        f"| `{kernel}` | {arch} | {registers} | {stack} | {shared} | {len(code)} "
-        f"| {per_id['bins']:g} | {per_id['cells']:g} | {width} |"
-    )
+    return per_id["bins"], per_id["cells"]
+
+
+def routing(arch, kernel, code):
+    """An id's way has no loop of its own. What is known: whole vectors where neighbours are one thread's, and equal ids of a
+    warp found in one step where it goes by position."""
+    has = lambda opcode: any(opcode in text for _, text in code)
+    if "token_hash" in kernel:
+        assert has("LDG.E.128") and has("STG.E.128"), f"{kernel} on {arch}: no vector loads and stores"
+    else:
+        assert has("MATCH.ANY"), f"{kernel} on {arch}: no match"
+    return "", ""
 
 
 bin_folder, fatbin = sys.argv[1:]

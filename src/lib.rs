@@ -5,12 +5,14 @@
 //! - [`stats`]: what was counted: the dump files and their counts
 //! - [`solve`]: loads to placement: the policies
 //! - [`placement`]: which expert each slot holds: the plan, its checks, its configuration file
+//! - [`dispatch`]: which slot serves a token's expert: the tables, the rules, on a device
 //! - [`report`]: how balanced a placement makes the ranks
 //! - [`mod@generate`]: the whole of step 2, a dump directory to a configuration file
 //! - `ffi`: the C boundary
 
 mod atomic_file;
 pub mod device;
+pub mod dispatch;
 pub mod error;
 mod ffi;
 pub mod generate;

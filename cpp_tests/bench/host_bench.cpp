@@ -1,6 +1,7 @@
 // Counting on the host: eplb_recorder_count_ids() beside a plain C loop, 256 experts, 8 choices a token,
 // routing that falls off like 1 / rank. Also writes each batch to the folder given, for
-// scripts/bench_numpy.py to count the same.
+// scripts/bench_numpy.py to count the same. Then routing on the host: eplb_dispatch_route() beside plain C
+// loops of the two rules that an engine would write itself, 320 slots on 8 ranks.
 #include <eplb.hpp>
 
 #include <algorithm>
@@ -13,6 +14,7 @@
 
 #include "../files.h"
 #include "plain_count.h"
+#include "plain_route.h"
 
 namespace {
 
@@ -89,6 +91,51 @@ template <class Id> void compare(const char *name, size_t num_ids, const std::st
     }
 }
 
+void compare_routing(size_t num_ids) {
+    const auto ids = batch<int32_t>(num_ids);
+    constexpr uint32_t num_slots = 320, ranks = 8;
+    std::vector<double> loads(experts);
+    for (const int32_t id : batch<int32_t>(1 << 20)) {
+        loads[static_cast<size_t>(id)]++;
+    }
+    eplb::solve_config solving;
+    solving.num_ranks = ranks;
+    solving.num_slots = num_slots;
+    const std::vector<int32_t> layers = {0};
+    const auto placement = eplb::solve(solving, loads, layers, 1, experts);
+    std::vector<int32_t> slots(num_ids), same(num_ids);
+    std::vector<uint32_t> seen(experts);
+    double plain[2] = {};
+    for (const eplb_route rule :
+         {EPLB_ROUTE_ROUND_ROBIN, EPLB_ROUTE_TOKEN_HASH, EPLB_ROUTE_NEAREST, EPLB_ROUTE_LEAST_LOADED}) {
+        eplb::dispatch_config config;
+        config.num_ranks = ranks;
+        config.experts_per_token = choices;
+        config.rule = rule;
+        const auto dispatch = eplb::dispatch::create(placement, config);
+        const eplb_dispatch_tables lent = dispatch.tables(0);
+        const plain_tables tables = {lent.replica_count, lent.replica_start, lent.slot_ids, int32_t(experts),
+                                     int32_t(num_slots)};
+        const auto num_tokens = static_cast<uint32_t>(num_ids / choices);
+        const double ours = time_of(
+            [&] { dispatch.route(0, ids.data(), EPLB_DTYPE_INT32, num_tokens, nullptr, slots.data()); });
+        if (rule == EPLB_ROUTE_ROUND_ROBIN) {
+            plain[0] =
+                time_of([&] { plain_round_robin(&tables, ids.data(), num_ids, same.data(), seen.data()); });
+        } else if (rule == EPLB_ROUTE_TOKEN_HASH) {
+            plain[1] = time_of([&] { plain_token_hash(&tables, ids.data(), num_ids, choices, same.data()); });
+        }
+        if (rule <= EPLB_ROUTE_TOKEN_HASH && same != slots) {
+            std::printf("the plain loop gives other slots\n");
+        }
+        const double loop = plain[rule == EPLB_ROUTE_TOKEN_HASH ? 1 : 0];
+        const char *names[] = {"", "round robin", "token hash", "nearest", "least loaded"};
+        const auto rate = [&](double seconds) { return static_cast<double>(num_ids) / seconds / 1e6; };
+        std::printf("| %s | %zu | %.0f | %.0f | %.2f |\n", names[rule], num_ids, rate(ours), rate(loop),
+                    loop / ours);
+    }
+}
+
 } // namespace
 
 int main(int argc, char **argv) {
@@ -101,5 +148,11 @@ int main(int argc, char **argv) {
     for (const size_t num_ids : {512, 2048, 65536, 1 << 20}) {
         compare<int32_t>("int32", num_ids, folder);
         compare<int64_t>("int64", num_ids, folder);
+    }
+    std::printf(
+        "\n| rule | ids | eplb, million ids/s | plain C loop (round robin's but for token hash) | ratio |\n"
+        "|---|---|---|---|---|\n");
+    for (const size_t num_ids : {512, 2048, 65536, 1 << 20}) {
+        compare_routing(num_ids);
     }
 }

@@ -98,6 +98,9 @@ template <class T, class Change> T atomically(T *cell, Change change) {
 
 inline void __syncthreads(EMULATION_CALLER) { emulation::barrier(EMULATION_SITE("__syncthreads")); }
 
+/// Threads take turns, so each sees what others wrote before.
+inline void __threadfence() {}
+
 inline void __syncwarp(unsigned mask = 0xffffffff, EMULATION_CALLER) {
     emulation::exchange(EMULATION_SITE("__syncwarp"), mask, 0);
 }

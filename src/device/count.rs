@@ -69,6 +69,11 @@ impl Ids {
         Ids { address, kind, num_valid }
     }
 
+    /// As many ids of the same type in another place.
+    pub(super) fn elsewhere(&self, address: u64) -> Self {
+        Ids { address, ..*self }
+    }
+
     /// Where the ids are.
     pub fn address(&self) -> u64 {
         self.address
@@ -100,17 +105,17 @@ pub struct Totals {
 /// `eplb_count_arguments` of kernels/count.cuh.
 #[repr(C)]
 #[derive(Debug, Clone, Copy)]
-struct Arguments {
-    expert_ids: u64,
-    num_valid: u64,
-    row: u64,
-    cells: u64,
-    row_stride: u64,
-    totals: u64,
-    num_tokens: u32,
-    experts_per_token: u32,
-    num_experts: u32,
-    has_bins: u32,
+pub(super) struct Arguments {
+    pub expert_ids: u64,
+    pub num_valid: u64,
+    pub row: u64,
+    pub cells: u64,
+    pub row_stride: u64,
+    pub totals: u64,
+    pub num_tokens: u32,
+    pub experts_per_token: u32,
+    pub num_experts: u32,
+    pub has_bins: u32,
 }
 
 const _: () = assert!(size_of::<Arguments>() == 64 && size_of::<Totals>() == 24, "see kernels/count.cuh");
@@ -119,9 +124,9 @@ const _: () = assert!(size_of::<Arguments>() == 64 && size_of::<Totals>() == 24,
 #[derive(Debug, Clone, Copy)]
 pub(crate) struct Count {
     ids: IdType,
-    cells: CellType,
+    pub(super) cells: CellType,
     num_cells: usize,
-    arguments: Arguments,
+    pub(super) arguments: Arguments,
 }
 
 /// Where in a device's memory a layer's counts go.
@@ -207,12 +212,8 @@ impl Arguments {
         if row == OFF {
             return;
         }
-        let tokens = match self.num_valid {
-            0 => self.num_tokens,
-            // SAFETY: an address of a word, by the caller's promise.
-            address => unsafe { *(address as *const i32) }.clamp(0, i32::MAX) as u32,
-        };
-        let tokens = tokens.min(self.num_tokens);
+        // SAFETY: the caller's promise.
+        let tokens = unsafe { valid_tokens(self.num_valid, self.num_tokens) };
         let num_ids = tokens as usize * self.experts_per_token as usize;
         let first = (u64::from(row) * self.row_stride) as usize;
         // SAFETY: as many ids and cells by the caller's promise.
@@ -233,16 +234,36 @@ impl Arguments {
     }
 }
 
+/// How many of `num_tokens` tokens are valid.
+///
+/// # Safety
+/// `num_valid` is 0 or the address of an int32 on the host.
+pub(super) unsafe fn valid_tokens(num_valid: u64, num_tokens: u32) -> u32 {
+    match num_valid {
+        0 => num_tokens,
+        // SAFETY: the caller's promise.
+        address => (unsafe { *(address as *const i32) }.max(0) as u32).min(num_tokens),
+    }
+}
+
 /// An expert id.
-trait Id: Copy {
-    /// The id, or something no less than `num_experts` where it is out of range.
+pub(crate) trait Id: Copy + 'static {
+    /// The id, or `num_experts` where it is out of range.
     fn bin(self, num_experts: usize) -> usize;
+
+    /// A slot in the type of the ids.
+    fn of_slot(slot: u32) -> Self;
 }
 
 impl Id for i32 {
     #[inline(always)]
     fn bin(self, num_experts: usize) -> usize {
         (self as u32 as usize).min(num_experts)
+    }
+
+    #[inline(always)]
+    fn of_slot(slot: u32) -> i32 {
+        slot as i32
     }
 }
 
@@ -251,10 +272,15 @@ impl Id for i64 {
     fn bin(self, num_experts: usize) -> usize {
         (self as u64).min(num_experts as u64) as usize
     }
+
+    #[inline(always)]
+    fn of_slot(slot: u32) -> i64 {
+        i64::from(slot)
+    }
 }
 
 /// What is counted into. Overflows wrap, as on a device; the totals tell.
-trait Cell: Copy {
+pub(crate) trait Cell: Copy {
     fn add(&mut self, more: u32);
 }
 
@@ -279,7 +305,7 @@ const MAX_STACK_EXPERTS: usize = 1023;
 const LANES: usize = 4;
 
 /// Adds the ids to the cells and returns how many have none.
-fn histogram<I: Id, C: Cell>(ids: &[I], cells: &mut [C]) -> u64 {
+pub(crate) fn histogram<I: Id, C: Cell>(ids: &[I], cells: &mut [C]) -> u64 {
     let num_experts = cells.len();
     if num_experts > MAX_STACK_EXPERTS || ids.len() < LANES * num_experts {
         let mut out_of_range = 0;

@@ -63,3 +63,12 @@ pub unsafe fn read(address: u64, to: &mut [u8]) {
     // SAFETY: the caller's promise; `to` is other memory, since it is borrowed exclusively.
     unsafe { to.as_mut_ptr().copy_from_nonoverlapping(address as *const u8, to.len()) }
 }
+
+/// Copies words in.
+///
+/// # Safety
+/// As many aligned words of memory that nobody else uses meanwhile.
+pub unsafe fn write(address: u64, words: &[u32]) {
+    // SAFETY: the caller's promise; `words` is other memory, since nobody else uses that.
+    unsafe { (address as *mut u32).copy_from_nonoverlapping(words.as_ptr(), words.len()) }
+}

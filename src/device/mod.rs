@@ -7,12 +7,16 @@
 mod count;
 mod cuda;
 mod host;
+mod route;
 
 use std::ffi::c_void;
 use std::sync::Arc;
 
-pub(crate) use count::{CellType, Count, OFF, Target};
+pub(crate) use count::{CellType, Count, Id, OFF, Target, histogram};
 pub use count::{IdType, Ids, Totals};
+pub use route::RankCounts;
+pub(crate) use route::{Job, LEVEL_BLOCKS, LEVEL_SWEEPS, LevelTables, ROUTE_BLOCK, Route, Sizes, Tables};
+pub use route::{Routing, Rule};
 
 use crate::error::Result;
 
@@ -78,7 +82,7 @@ impl Device {
             Kind::Host => Memory::own(host::Block::allocate(bytes, what)?),
             Kind::Cuda(context) => {
                 let block = cuda::Block::allocate(context, bytes, what)?;
-                Memory { address: block.address(), bytes, _owner: Some(Owner::Cuda(block)) }
+                Memory { address: block.address(), bytes, owner: Some(Owner::Cuda(block)) }
             }
         })
     }
@@ -104,6 +108,18 @@ impl Device {
         Ok(())
     }
 
+    /// Writes words to a part of `memory`, and has done so when it returns. Nobody else may use it meanwhile.
+    pub fn write(&self, memory: &Memory, part: Part, words: &[u32]) -> Result<()> {
+        assert_eq!(part.bytes, size_of_val(words));
+        let address = memory.at(part);
+        match &self.0 {
+            // SAFETY: the part lies in memory of this value's, which is on the host.
+            Kind::Host => unsafe { host::write(address, words) },
+            Kind::Cuda(context) => context.write(address, words)?,
+        }
+        Ok(())
+    }
+
     /// Hot: fills the 32-bit words of a part of `memory` with `value`, in the order of `stream`.
     pub fn fill(&self, memory: &Memory, part: Part, value: u32, stream: Stream) -> Result<()> {
         memory.check(part);
@@ -124,6 +140,23 @@ impl Device {
             Kind::Cuda(context) => context.launch(&count.launch(), stream)?,
         }
         Ok(())
+    }
+
+    /// Hot: routes, in the order of `stream`. Not for the [host](Device::is_host), where [`Routing::on_host`] lends the ids.
+    pub fn route(&self, route: &Route, stream: Stream) -> Result<()> {
+        match &self.0 {
+            Kind::Host => unreachable!("ids on the host are routed there"),
+            Kind::Cuda(context) => route.launches(|launch| context.launch(launch, stream)),
+        }
+    }
+
+    /// Whether memory of one device can be used with the other.
+    pub fn is(&self, other: &Device) -> bool {
+        match (&self.0, &other.0) {
+            (Kind::Host, Kind::Host) => true,
+            (Kind::Cuda(one), Kind::Cuda(another)) => one.is(another),
+            _ => false,
+        }
     }
 
     /// Hot: what CUDA graphs are being captured.
@@ -220,7 +253,7 @@ pub(crate) struct Part {
 pub struct Memory {
     address: u64,
     bytes: usize,
-    _owner: Option<Owner>,
+    owner: Option<Owner>,
 }
 
 #[derive(Debug)]
@@ -232,7 +265,7 @@ enum Owner {
 impl Memory {
     fn own(block: host::Block) -> Self {
         let (address, bytes) = (block.address(), block.len());
-        Memory { address, bytes, _owner: Some(Owner::Host(block)) }
+        Memory { address, bytes, owner: Some(Owner::Host(block)) }
     }
 
     /// Memory that the host lends.
@@ -240,7 +273,12 @@ impl Memory {
     /// # Safety
     /// `bytes` of the device's memory from `address` on, which nobody else uses while this value lives.
     pub unsafe fn lent(address: u64, bytes: usize) -> Self {
-        Memory { address, bytes, _owner: None }
+        Memory { address, bytes, owner: None }
+    }
+
+    /// Never gives it back: in a copy of the process, it is another's.
+    pub(crate) fn leave(&mut self) {
+        std::mem::forget(self.owner.take());
     }
 
     /// Where it begins.

@@ -60,6 +60,20 @@ pub(super) unsafe fn ids(
     num_tokens: u32,
     num_valid: *const i32,
 ) -> Result<Ids> {
+    let refuse = |what: String| Err(Error::InvalidArgument(what));
+    let kind = id_type(expert_ids, dtype, "expert_ids")?;
+    if expert_ids.is_null() && num_tokens != 0 {
+        return refuse("expert_ids is NULL".to_owned());
+    }
+    if !num_valid.is_aligned() {
+        return refuse("num_valid is not aligned".to_owned());
+    }
+    // SAFETY: the caller's promise.
+    Ok(unsafe { Ids::at(expert_ids as u64, kind, num_valid as u64) })
+}
+
+/// The type of what is in an array that came in from C, which must be aligned to it.
+pub(super) fn id_type(array: *const c_void, dtype: i32, name: &str) -> Result<IdType> {
     const INT32: i32 = eplb_dtype::Int32 as i32;
     const INT64: i32 = eplb_dtype::Int64 as i32;
     let refuse = |what: String| Err(Error::InvalidArgument(what));
@@ -68,17 +82,10 @@ pub(super) unsafe fn ids(
         INT64 => IdType::Int64,
         unknown => return refuse(format!("dtype is {unknown}, which is no eplb_dtype")),
     };
-    if expert_ids.is_null() && num_tokens != 0 {
-        return refuse("expert_ids is NULL".to_owned());
+    if !(array as usize).is_multiple_of(kind.size()) {
+        return refuse(format!("{name} is not aligned to its {} bytes", kind.size()));
     }
-    if !(expert_ids as usize).is_multiple_of(kind.size()) {
-        return refuse(format!("expert_ids is not aligned to its {} bytes", kind.size()));
-    }
-    if !num_valid.is_aligned() {
-        return refuse("num_valid is not aligned".to_owned());
-    }
-    // SAFETY: the caller's promise.
-    Ok(unsafe { Ids::at(expert_ids as u64, kind, num_valid as u64) })
+    Ok(kind)
 }
 
 /// A stream that came in from C.

@@ -11,6 +11,7 @@
 
 mod boundary;
 mod device;
+mod dispatch;
 mod generate;
 mod library;
 mod placement;
@@ -26,6 +27,7 @@ mod signatures {
     use std::ffi::{c_char, c_void};
 
     use super::device::*;
+    use super::dispatch::*;
     use super::generate::*;
     use super::library::*;
     use super::placement::*;
@@ -149,4 +151,36 @@ mod signatures {
         eplb_generate;
     const _: Option<unsafe extern "C" fn(*mut c_void, eplb_phase, u64, u64) -> i32> =
         None::<_> as eplb_progress_callback;
+
+    const _: unsafe extern "C" fn(
+        *const eplb_placement,
+        *const eplb_dispatch_config,
+        *mut *mut eplb_dispatch,
+    ) -> eplb_status = eplb_dispatch_create;
+    const _: unsafe extern "C" fn(*const eplb_dispatch, i32, *mut eplb_dispatch_tables) -> eplb_status =
+        eplb_dispatch_get_tables;
+    const _: unsafe extern "C" fn(*mut eplb_dispatch, i32, *const c_void, i32) -> eplb_status =
+        eplb_dispatch_register_rank_counts;
+    const _: unsafe extern "C" fn(
+        *const eplb_dispatch,
+        i32,
+        *const c_void,
+        i32,
+        u32,
+        *const i32,
+        *mut c_void,
+        *mut CUstream_st,
+    ) -> eplb_status = eplb_dispatch_route;
+    const _: unsafe extern "C" fn(
+        *const eplb_dispatch,
+        *mut eplb_recorder,
+        i32,
+        *const c_void,
+        i32,
+        u32,
+        *const i32,
+        *mut c_void,
+        *mut CUstream_st,
+    ) -> eplb_status = eplb_dispatch_route_and_count;
+    const _: unsafe extern "C" fn(*mut eplb_dispatch) = eplb_dispatch_destroy;
 }

@@ -33,7 +33,7 @@ use crate::stats::{Info, IterationRange, Recorder, RecorderConfig, State};
 /// Any thread may call; calls take turns. Hot calls allocate nothing, wait for nothing, read nothing back, and may be captured:
 /// one graph serves counting and not counting, and any iteration, since the kernels read on the device which row of the window
 /// is being counted into. An id outside [0, num_experts) is never counted but reported.
-pub struct eplb_recorder(Recorder);
+pub struct eplb_recorder(pub(super) Recorder);
 
 /// What to count, and where. Initialise with EPLB_RECORDER_CONFIG_INIT, and have eplb_recorder_config_from_env() fill in what
 /// the operator asks for. Zero is a field's default where it has one.

@@ -66,6 +66,7 @@ driver! {
     cuMemFreeHost = "cuMemFreeHost"(*mut c_void);
     cuMemsetD32Async = "cuMemsetD32Async"(CUdeviceptr, c_uint, usize, CUstream);
     cuMemcpyDtoHAsync = "cuMemcpyDtoHAsync_v2"(*mut c_void, CUdeviceptr, usize, CUstream);
+    cuMemcpyHtoDAsync = "cuMemcpyHtoDAsync_v2"(CUdeviceptr, *const c_void, usize, CUstream);
     cuPointerGetAttribute = "cuPointerGetAttribute"(*mut c_void, c_uint, CUdeviceptr);
     cuModuleLoadData = "cuModuleLoadData"(*mut CUmodule, *const c_void);
     cuModuleUnload = "cuModuleUnload"(CUmodule);

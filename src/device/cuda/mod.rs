@@ -47,10 +47,30 @@ pub enum Kernel {
     CountI64U32,
     CountI32U64,
     CountI64U64,
+    RoundRobinI32,
+    RoundRobinI64,
+    TokenHashI32,
+    TokenHashI64,
+    NearestI32,
+    NearestI64,
+    LeastLoadedI32,
+    LeastLoadedI64,
 }
 
-const KERNELS: [&CStr; 4] =
-    [c"eplb_count_i32_u32", c"eplb_count_i64_u32", c"eplb_count_i32_u64", c"eplb_count_i64_u64"];
+const KERNELS: [&CStr; 12] = [
+    c"eplb_count_i32_u32",
+    c"eplb_count_i64_u32",
+    c"eplb_count_i32_u64",
+    c"eplb_count_i64_u64",
+    c"eplb_route_round_robin_i32",
+    c"eplb_route_round_robin_i64",
+    c"eplb_route_token_hash_i32",
+    c"eplb_route_token_hash_i64",
+    c"eplb_route_nearest_i32",
+    c"eplb_route_nearest_i64",
+    c"eplb_route_least_loaded_i32",
+    c"eplb_route_least_loaded_i64",
+];
 
 /// One launch of a kernel.
 pub struct Launch<'a> {
@@ -177,6 +197,21 @@ impl Context {
         self.fill(address, value, count, Stream(self.stream.cast()))?;
         let _entered = Entered::relaxed(self.driver, self.context)?;
         self.synchronize()
+    }
+
+    /// Copies words to the device and waits for that.
+    pub fn write(&self, address: u64, words: &[u32]) -> Result<()> {
+        let _entered = Entered::relaxed(self.driver, self.context)?;
+        let (driver, bytes) = (self.driver, size_of_val(words));
+        // SAFETY: memory of this device's, as the caller checked; the words are not used after the stream was waited for.
+        let code = unsafe { (driver.cuMemcpyHtoDAsync)(address, words.as_ptr().cast(), bytes, self.stream) };
+        driver.check(code, || format!("cuMemcpyHtoDAsync of {bytes} bytes"))?;
+        self.synchronize()
+    }
+
+    /// Whether both are one context.
+    pub fn is(&self, other: &Context) -> bool {
+        self.context == other.context
     }
 
     /// Launches a kernel.

@@ -17,8 +17,8 @@ use std::time::Duration;
 
 use self::window::{Layout, Window};
 use self::writer::{Progress, Writer};
-use super::IterationRange;
-use crate::device::{Access, Capture, Device, Ids, Memory, OFF, Staging, Stream, Totals};
+use super::{Counted, IterationRange};
+use crate::device::{Access, Capture, Count, Device, Ids, Memory, OFF, Staging, Stream, Totals};
 use crate::error::{Error, Result};
 
 /// Counts the routed experts of one rank. Any thread may call; calls take turns.
@@ -158,6 +158,30 @@ impl Recorder {
         let mut counting = active.lock();
         let index = counting.index_of(layer)?;
         active.count(&mut counting, index, ids, num_tokens, stream)
+    }
+
+    /// Hot: has `launch` count `num_tokens` tokens of any buffer, or launch what else it does where there is nothing to count.
+    /// `device` and the sizes are those of the caller, which are checked.
+    pub(crate) fn count_with(
+        &self,
+        layer: u32,
+        (ids, num_tokens): (&Ids, u32),
+        (device, num_experts, experts_per_token): (&Device, usize, usize),
+        stream: Stream,
+        launch: impl FnOnce(Option<&Count>) -> Result<()>,
+    ) -> Result<()> {
+        let Some(active) = &self.active else { return launch(None) };
+        let mut counting = active.lock();
+        let index = counting.index_of(layer)?;
+        active.check_source(device, num_experts, experts_per_token)?;
+        active.count_by(&mut counting, (num_tokens, stream), |counts| {
+            launch(counts.then(|| active.window.counting(index, ids, num_tokens)).as_ref())
+        })
+    }
+
+    /// Whether slots are counted, not experts.
+    pub(crate) fn counts_slots(&self) -> bool {
+        self.active.as_ref().is_some_and(|active| active.writer.run().counted == Counted::Slots)
     }
 
     /// Ends counting before the range has passed, and starts the dump of what was counted so far.
@@ -337,12 +361,25 @@ impl Active {
         num_tokens: u32,
         stream: Stream,
     ) -> Result<()> {
+        self.count_by(counting, (num_tokens, stream), |counts| match counts {
+            true => self.window.device().count(&self.window.counting(layer, ids, num_tokens), stream),
+            false => Ok(()),
+        })
+    }
+
+    /// Has `launch` count, or told that there is nothing to count.
+    fn count_by(
+        &self,
+        counting: &mut Counting,
+        (num_tokens, stream): (u32, Stream),
+        launch: impl FnOnce(bool) -> Result<()>,
+    ) -> Result<()> {
         // A graph may be replayed when something is counted; anything else would only find that nothing is.
         let device = self.window.device();
         if num_tokens == 0 || (counting.row == OFF && device.capture(stream)? != Capture::Active) {
-            return Ok(());
+            return launch(false);
         }
-        let launched = self.window.count(layer, ids, num_tokens, stream);
+        let launched = launch(true);
         // In a capture, even a spoilt one, nothing would have been counted now.
         if let Err(error) = &launched
             && counting.row != OFF
@@ -351,6 +388,25 @@ impl Active {
             counting.lost = Some(error.clone());
         }
         launched
+    }
+
+    fn check_source(&self, device: &Device, num_experts: usize, experts_per_token: usize) -> Result<()> {
+        let run = self.writer.run();
+        let refuse = |what: String| Err(Error::InvalidArgument(what));
+        if !self.window.device().is(device) {
+            return refuse("the recorder is on another device or CUDA context than the dispatch".into());
+        }
+        if (run.num_experts, run.experts_per_token) != (num_experts, experts_per_token) {
+            let counted = match run.counted {
+                Counted::Experts => "experts",
+                Counted::Slots => "slots",
+            };
+            return refuse(format!(
+                "the recorder counts {} {counted} and {} ids a token, the dispatch has {num_experts} and {experts_per_token}",
+                run.num_experts, run.experts_per_token
+            ));
+        }
+        Ok(())
     }
 }
 

@@ -119,8 +119,8 @@ impl Window {
         self.device.fill(&self.memory, self.layout.copied(), 0, stream)
     }
 
-    /// Hot: counts the ids of the layer with this index.
-    pub fn count(&self, layer: usize, ids: &Ids, num_tokens: u32, stream: Stream) -> Result<()> {
+    /// How the ids of the layer with this index are counted.
+    pub fn counting(&self, layer: usize, ids: &Ids, num_tokens: u32) -> Count {
         let Layout { num_experts, cell_type, cells, layers, .. } = self.layout;
         let (totals, size) = (self.layout.totals(), size_of::<Totals>());
         let skipped = layer * num_experts * cell_type.size();
@@ -133,7 +133,7 @@ impl Window {
             num_experts: num_experts as u32,
         };
         let choices = self.layout.experts_per_token as u32;
-        self.device.count(&Count::new(ids, num_tokens, choices, &self.memory, &target), stream)
+        Count::new(ids, num_tokens, choices, &self.memory, &target)
     }
 
     /// Host memory for [`Window::copy_back`].
@@ -236,7 +236,8 @@ mod tests {
     fn count(window: &Window, ids: &[i32]) {
         // SAFETY: the ids outlive the call, which has done its work when it returns.
         let place = unsafe { Ids::at(ids.as_ptr() as u64, IdType::Int32, 0) };
-        window.count(1, &place, ids.len() as u32, Stream::DEFAULT).unwrap();
+        let counting = window.counting(1, &place, ids.len() as u32);
+        window.device.count(&counting, Stream::DEFAULT).unwrap();
     }
 
     /// Sets expert 2 of layer 8 in row 1, as if so many ids had been counted before.

@@ -1,0 +1,115 @@
+//! How level the rules of routing leave the ranks on recorded routing: DeepSeek-V2-Lite, batches of 256 tokens, 72 slots on 8
+//! ranks, placed by `trtllm` from the dump of the same tokens. `cargo bench --bench routing`
+
+use std::fs;
+use std::path::Path;
+
+use eplb::device::{IdType, Ids, Place, Routing, Stream};
+use eplb::dispatch::{Dispatch, DispatchConfig, RankCounts, Rule};
+use eplb::placement::{Expected, Placement};
+
+const LAYERS: usize = 26;
+const ITERATIONS: usize = 31;
+const RANKS: usize = 8;
+const TOKENS: usize = 32;
+const CHOICES: usize = 6;
+const EXPERTS: usize = 64;
+const RANK_IDS: usize = TOKENS * CHOICES;
+
+fn main() {
+    let data = Path::new(env!("CARGO_MANIFEST_DIR")).join("data");
+    let trace = fs::read(data.join("traces/dsv2lite-translation.safetensors")).unwrap();
+    // One tensor behind a header whose length comes first.
+    let header = u64::from_le_bytes(trace[..8].try_into().unwrap()) as usize;
+    let ids: Vec<i32> = trace[8 + header..].iter().map(|&id| i32::from(id)).collect();
+    assert_eq!(ids.len(), LAYERS * ITERATIONS * RANKS * RANK_IDS);
+    let config = data.join("expected/dsv2lite-translation.ep8.slots72.yaml");
+    let expected = Expected { num_ranks: Some(RANKS), ..Expected::default() };
+    let placement = Placement::load(&config, expected).unwrap();
+
+    println!("| rule | mean over layers and iterations of mean / max rank load |\n|---|---|");
+    for (name, rule, all_counts) in [
+        ("token hash", Rule::TokenHash, false),
+        ("round robin", Rule::RoundRobin, false),
+        ("round robin, offset by rank", Rule::RoundRobin, false),
+        ("nearest, one node", Rule::Nearest, false),
+        ("least loaded", Rule::LeastLoaded, false),
+        ("least loaded, all ranks' counts", Rule::LeastLoaded, true),
+    ] {
+        let dispatches: Vec<Dispatch> = (0..RANKS)
+            .map(|rank| {
+                let config = DispatchConfig {
+                    rule,
+                    rank,
+                    experts_per_token: CHOICES,
+                    layers: None,
+                    rank_to_node: None,
+                    offset_by_rank: name.ends_with("by rank"),
+                    max_replicas: 0,
+                    place: Place::Host,
+                };
+                Dispatch::create(&placement, &config).unwrap()
+            })
+            .collect();
+        let balance = mean(&ids, |layer, batch| {
+            let counts = counts_of(batch);
+            let mut loads = [0.0; RANKS];
+            for (dispatch, ids) in dispatches.iter().zip(batch.chunks_exact(RANK_IDS)) {
+                for slot in route(dispatch, layer, ids, all_counts.then_some(&counts[..])) {
+                    loads[placement.shape().rank_of(slot as usize)] += 1.0;
+                }
+            }
+            loads.iter().sum::<f64>() / RANKS as f64 / loads.into_iter().fold(0.0, f64::max)
+        });
+        println!("| {name} | {balance:.4} |");
+    }
+    let best = mean(&ids, |layer, batch| best_possible(placement.layer_experts(layer).unwrap(), batch));
+    println!("| the best possible split of all ranks' tokens | {best:.4} |");
+}
+
+/// The mean of a figure over layers and iterations; `figure` is given the layer's number and the ids of all ranks.
+fn mean(ids: &[i32], figure: impl Fn(u32, &[i32]) -> f64) -> f64 {
+    let batches = ids.chunks_exact(RANKS * RANK_IDS).enumerate();
+    batches.map(|(i, batch)| figure((i / ITERATIONS) as u32 + 1, batch)).sum::<f64>()
+        / (LAYERS * ITERATIONS) as f64
+}
+
+/// `[ranks][experts]`
+fn counts_of(batch: &[i32]) -> Vec<i32> {
+    let mut counts = vec![0; RANKS * EXPERTS];
+    for (i, &id) in batch.iter().enumerate() {
+        counts[i / RANK_IDS * EXPERTS + id as usize] += 1;
+    }
+    counts
+}
+
+fn route(dispatch: &Dispatch, layer: u32, ids: &[i32], rank_counts: Option<&[i32]>) -> Vec<i32> {
+    let mut slots = ids.to_vec();
+    // SAFETY: in place, and both live until the call returns.
+    unsafe {
+        let counts = rank_counts.map(|counts| RankCounts::at(counts.as_ptr() as u64, IdType::Int32));
+        if counts.is_some() {
+            dispatch.register_rank_counts(layer, counts).unwrap();
+        }
+        let place = Ids::at(slots.as_ptr() as u64, IdType::Int32, 0);
+        let routing = Routing::at(place, slots.as_mut_ptr() as u64, TOKENS as u32, CHOICES as u32).unwrap();
+        dispatch.route(layer, &routing, Stream::DEFAULT).unwrap();
+    }
+    slots
+}
+
+/// By the duality of the linear program: the largest load is at least what only the ranks of a set can serve, over their number,
+/// and for some set it is no more.
+fn best_possible(slot_experts: &[u32], batch: &[i32]) -> f64 {
+    let width = slot_experts.len() / RANKS;
+    let mut ranks_of = [0usize; EXPERTS];
+    slot_experts
+        .iter()
+        .enumerate()
+        .for_each(|(slot, &expert)| ranks_of[expert as usize] |= 1 << (slot / width));
+    let largest = (1usize..1 << RANKS).map(|set| {
+        let bound = batch.iter().filter(|&&id| ranks_of[id as usize] & !set == 0).count();
+        bound as f64 / f64::from(set.count_ones())
+    });
+    batch.len() as f64 / RANKS as f64 / largest.fold(0.0, f64::max)
+}

@@ -1,0 +1,52 @@
+//! Any placement, any ids, any rule: every id gets a slot that holds its expert, or the invalid slot.
+#![no_main]
+
+use eplb::device::{IdType, Ids, Place, Routing, Stream};
+use eplb::dispatch::{Dispatch, DispatchConfig, Rule};
+use eplb::placement::{Placement, Shape};
+use libfuzzer_sys::fuzz_target;
+
+fuzz_target!(|input: (u8, u8, u8, u8, bool, i8, Vec<u8>, Vec<i64>)| {
+    let (experts, ranks, rule, choices, in_place, valid, spare, ids) = input;
+    // Every expert somewhere, the spare slots anywhere, duplicates on a rank among them.
+    let (experts, ranks) = (usize::from(experts % 64) + 1, usize::from(ranks % 12) + 1);
+    let choices = u32::from(choices) % experts as u32 + 1;
+    let num_slots = (experts + spare.len()).next_multiple_of(ranks);
+    let spare = spare.iter().map(|&slot| usize::from(slot) % experts);
+    let mut experts_of: Vec<u32> = (0..experts).chain(spare).map(|expert| expert as u32).collect();
+    experts_of.resize(num_slots, 0);
+    experts_of.rotate_left(usize::from(rule) % num_slots);
+    let shape = Shape::new(experts, num_slots, ranks).unwrap();
+    let placement = Placement::new(shape, &[3], &experts_of).unwrap();
+    let nodes: Vec<u32> = (0..ranks as u32).map(|rank| rank / 3).collect();
+    let config = DispatchConfig {
+        rule: [Rule::RoundRobin, Rule::TokenHash, Rule::Nearest, Rule::LeastLoaded][usize::from(rule % 4)],
+        rank: usize::from(rule / 4) % shape.num_ranks(),
+        experts_per_token: choices as usize,
+        layers: None,
+        rank_to_node: Some(&nodes),
+        offset_by_rank: in_place,
+        max_replicas: 0,
+        place: Place::Host,
+    };
+    let dispatch = Dispatch::create(&placement, &config).unwrap();
+    let tokens = ids.len() / choices as usize;
+    let ids = &ids[..tokens * choices as usize];
+    let valid = i32::from(valid);
+    let mut routed = if in_place { ids.to_vec() } else { vec![-7; ids.len()] };
+    let from = if in_place { routed.as_ptr() } else { ids.as_ptr() };
+    // SAFETY: as many ids and slots, the same or apart, which live until the call returns.
+    let routing = unsafe {
+        let place = Ids::at(from as u64, IdType::Int64, (&raw const valid) as u64);
+        Routing::at(place, routed.as_mut_ptr() as u64, tokens as u32, choices).unwrap()
+    };
+    dispatch.route(3, &routing, Stream::DEFAULT).unwrap();
+    let valid = valid.max(0) as usize * choices as usize;
+    for (i, (&id, &slot)) in ids.iter().zip(&routed).enumerate() {
+        let expert = usize::try_from(id).ok().filter(|&expert| expert < shape.num_experts() && i < valid);
+        match expert {
+            Some(expert) => assert_eq!(experts_of[slot as usize] as usize, expert),
+            None => assert_eq!(slot as usize, shape.num_slots()),
+        }
+    }
+});

@@ -1,0 +1,317 @@
+//! Routing on the host: the same slots as the kernels give, one id after the other.
+
+use super::level::{Levelling, Share};
+use super::tables::LayerTables;
+use crate::device::{Id, Job, ROUTE_BLOCK, RankCounts, Rule, histogram};
+use crate::placement::Shape;
+
+const GOLDEN_RATIO: u32 = 2_654_435_769;
+
+/// A layer's tables as the host goes through them, and what it notes meanwhile.
+#[derive(Debug)]
+pub(super) struct HostLayer {
+    shape: Shape,
+    rank: usize,
+    /// Added to a block's index.
+    offset: u32,
+    tables: LayerTables,
+    by_rule: ByRule,
+}
+
+#[derive(Debug)]
+enum ByRule {
+    RoundRobin(RoundRobin),
+    TokenHash(TokenHash),
+    Nearest(Nearest),
+    LeastLoaded(Box<LeastLoaded>),
+}
+
+/// Whose turn it is.
+#[derive(Debug)]
+struct RoundRobin {
+    replicated: Vec<u32>,
+    /// The slot after each in its expert's turn, `[num_slots + 1]`; the invalid slot follows itself.
+    after: Vec<u32>,
+    /// The next slot of each expert, and at last the invalid slot.
+    next: Vec<u32>,
+    /// The slots with which the block began, of the replicated experts.
+    first: Vec<u32>,
+}
+
+/// A row of the tables.
+#[derive(Debug, Clone, Copy)]
+struct Row {
+    /// 2^64 / count, rounded up: the remainder of a division without the division (Lemire, Kaser and Kurz, "Faster
+    /// remainder by direct computation", 2019). 0 where the count is 1.
+    reciprocal: u64,
+    start: u32,
+    count: u32,
+}
+
+#[derive(Debug)]
+struct TokenHash {
+    /// Of each expert, and at last of the invalid slot.
+    rows: Vec<Row>,
+    /// The table of slots, and at last the invalid slot.
+    slots: Vec<u32>,
+}
+
+#[derive(Debug)]
+struct Nearest {
+    replicated: Vec<u32>,
+    shares: Vec<u32>,
+    /// The point of each expert's next token.
+    points: Vec<u32>,
+}
+
+#[derive(Debug)]
+struct LeastLoaded {
+    levelling: Levelling,
+    counts: Vec<u32>,
+    totals: Vec<u64>,
+    quotas: Vec<u64>,
+    rank_loads: Vec<u64>,
+    ends: Vec<u32>,
+    /// Of each expert, and at last of the invalid slot.
+    dealing: Vec<Deal>,
+}
+
+/// How far an expert's tokens are dealt.
+#[derive(Debug, Clone, Copy)]
+struct Deal {
+    slot: u32,
+    /// How many more tokens go there.
+    left: u32,
+}
+
+impl HostLayer {
+    pub fn new(
+        shape: Shape,
+        rule: Rule,
+        (rank, offset): (usize, u32),
+        tables: &LayerTables,
+        shares: Option<&[u32]>,
+        levelling: Option<&Levelling>,
+    ) -> Self {
+        let (num_experts, num_slots) = (shape.num_experts(), shape.num_slots());
+        let replicated = || tables.replicated().map(|expert| expert as u32).collect();
+        let by_rule = match rule {
+            Rule::RoundRobin => {
+                let mut after: Vec<u32> = (0..=num_slots as u32).collect();
+                for expert in 0..num_experts {
+                    let slots = tables.slots_of(expert);
+                    for (place, &slot) in slots.iter().enumerate() {
+                        after[slot as usize] = slots[(place + 1) % slots.len()];
+                    }
+                }
+                let replicated: Vec<u32> = replicated();
+                let next = first_slots(shape, tables);
+                ByRule::RoundRobin(RoundRobin { first: vec![0; replicated.len()], replicated, after, next })
+            }
+            Rule::TokenHash => {
+                let row = |(&start, &count): (&u32, &u32)| Row {
+                    reciprocal: (u64::MAX / u64::from(count)).wrapping_add(1),
+                    start,
+                    count,
+                };
+                let invalid = Row { reciprocal: 0, start: num_slots as u32, count: 1 };
+                let rows = tables.replica_start.iter().zip(&tables.replica_count).map(row);
+                let slots = tables.replica_slots.iter().copied().chain([num_slots as u32]).collect();
+                ByRule::TokenHash(TokenHash { rows: rows.chain([invalid]).collect(), slots })
+            }
+            Rule::Nearest => ByRule::Nearest(Nearest {
+                replicated: replicated(),
+                shares: shares.unwrap_or_default().to_vec(),
+                points: vec![0; num_experts],
+            }),
+            Rule::LeastLoaded => {
+                let levelling = levelling.cloned().unwrap_or_default();
+                ByRule::LeastLoaded(Box::new(LeastLoaded {
+                    quotas: vec![0; levelling.groups.len()],
+                    levelling,
+                    counts: vec![0; num_experts],
+                    totals: vec![0; num_experts],
+                    rank_loads: vec![0; shape.num_ranks()],
+                    ends: vec![0; num_slots],
+                    dealing: first_slots(shape, tables)
+                        .into_iter()
+                        .map(|slot| Deal { slot, left: u32::MAX })
+                        .collect(),
+                }))
+            }
+        };
+        HostLayer { shape, rank, offset, tables: tables.clone(), by_rule }
+    }
+}
+
+/// The first slot of each expert, and at last the invalid slot.
+fn first_slots(shape: Shape, tables: &LayerTables) -> Vec<u32> {
+    (0..shape.num_experts())
+        .map(|expert| tables.slots_of(expert)[0])
+        .chain([shape.num_slots() as u32])
+        .collect()
+}
+
+/// Routes a batch.
+pub(super) struct HostJob<'a> {
+    pub layer: &'a mut HostLayer,
+    /// Of [`Rule::LeastLoaded`]; their maker promised that they are on the host and of all ranks and experts.
+    pub rank_counts: Option<RankCounts>,
+}
+
+impl Job for HostJob<'_> {
+    fn run<I: Id>(self, ids: &mut [I], valid: usize, experts_per_token: usize) {
+        let HostLayer { shape, rank, offset, tables, by_rule } = self.layer;
+        let invalid = I::of_slot(shape.num_slots() as u32);
+        let (ids, padding) = ids.split_at_mut(valid);
+        padding.fill(invalid);
+        match by_rule {
+            ByRule::RoundRobin(turns) => turns.route(ids, tables, *offset),
+            ByRule::TokenHash(hash) => hash.route(ids, experts_per_token),
+            ByRule::Nearest(nearest) => nearest.route(ids, tables, invalid, *offset),
+            ByRule::LeastLoaded(least) => {
+                least.plan(ids, *shape, tables, *rank, self.rank_counts);
+                least.route(ids, tables);
+            }
+        }
+    }
+}
+
+impl RoundRobin {
+    fn route<I: Id>(&mut self, ids: &mut [I], tables: &LayerTables, offset: u32) {
+        let Self { replicated, after, next, first } = self;
+        for (first, &expert) in first.iter_mut().zip(&*replicated) {
+            let slots = tables.slots_of(expert as usize);
+            *first = slots[offset as usize % slots.len()];
+        }
+        let num_experts = next.len() - 1;
+        for block in ids.chunks_mut(ROUTE_BLOCK) {
+            for (first, &expert) in first.iter_mut().zip(&*replicated) {
+                next[expert as usize] = *first;
+                *first = after[*first as usize];
+            }
+            for id in block {
+                let next = &mut next[id.bin(num_experts)];
+                *id = I::of_slot(*next);
+                *next = after[*next as usize];
+            }
+        }
+    }
+}
+
+impl TokenHash {
+    fn route<I: Id>(&self, ids: &mut [I], experts_per_token: usize) {
+        let num_experts = self.rows.len() - 1;
+        let mut hash = 0u32;
+        for token in ids.chunks_exact_mut(experts_per_token) {
+            for id in token {
+                let Row { reciprocal, start, count } = self.rows[id.bin(num_experts)];
+                let fraction = reciprocal.wrapping_mul(u64::from(hash));
+                let replica = ((u128::from(fraction) * u128::from(count)) >> 64) as u32;
+                *id = I::of_slot(self.slots[(start + replica) as usize]);
+            }
+            hash = hash.wrapping_add(GOLDEN_RATIO);
+        }
+    }
+}
+
+impl Nearest {
+    fn route<I: Id>(&mut self, ids: &mut [I], tables: &LayerTables, invalid: I, offset: u32) {
+        let Self { replicated, shares, points } = self;
+        let LayerTables { replica_count, replica_start, replica_slots } = tables;
+        for (block, ids) in (offset..).zip(ids.chunks_mut(ROUTE_BLOCK)) {
+            for &expert in &*replicated {
+                points[expert as usize] = block.wrapping_mul(GOLDEN_RATIO);
+            }
+            for id in ids {
+                let expert = id.bin(replica_count.len());
+                let Some(&count) = replica_count.get(expert) else {
+                    *id = invalid;
+                    continue;
+                };
+                let mut place = replica_start[expert] as usize;
+                if count > 1 {
+                    let point = points[expert];
+                    points[expert] = point.wrapping_add(GOLDEN_RATIO);
+                    let last = place + count as usize - 1;
+                    while place < last && point >= shares[place] {
+                        place += 1;
+                    }
+                }
+                *id = I::of_slot(replica_slots[place]);
+            }
+        }
+    }
+}
+
+impl LeastLoaded {
+    fn plan<I: Id>(
+        &mut self,
+        ids: &[I],
+        shape: Shape,
+        tables: &LayerTables,
+        rank: usize,
+        rank_counts: Option<RankCounts>,
+    ) {
+        let num_experts = shape.num_experts();
+        let Self { levelling, counts, totals, quotas, rank_loads, ends, dealing } = self;
+        counts.fill(0);
+        histogram(ids, counts);
+        let count_of = |rank: usize, expert: usize| {
+            // SAFETY: the promise of the counts' maker.
+            rank_counts.map_or(0, |counts| unsafe { counts.get(rank * num_experts + expert) })
+        };
+        let sum =
+            |ranks: std::ops::Range<usize>, expert| ranks.map(|rank| count_of(rank, expert)).sum::<u64>();
+        for (expert, total) in totals.iter_mut().enumerate() {
+            *total = match rank_counts {
+                None => u64::from(counts[expert]),
+                Some(_) => sum(0..shape.num_ranks(), expert),
+            };
+        }
+        levelling.deal(shape, tables, totals, quotas, rank_loads);
+        let share = |expert: usize| match rank_counts {
+            None => Share { before: 0, own: totals[expert] },
+            Some(_) => Share { before: sum(0..rank, expert), own: count_of(rank, expert) },
+        };
+        levelling.ends(quotas, share, ends);
+        dealing.iter_mut().for_each(|deal| deal.left = u32::MAX);
+        for &expert in &levelling.experts {
+            counts[expert as usize] = 0;
+            dealing[expert as usize] = next_deal(tables, ends, expert as usize, 0);
+        }
+    }
+
+    fn route<I: Id>(&mut self, ids: &mut [I], tables: &LayerTables) {
+        let Self { dealing, ends, counts, .. } = self;
+        let num_experts = dealing.len() - 1;
+        for id in ids {
+            let expert = id.bin(num_experts);
+            let deal = &mut dealing[expert];
+            *id = I::of_slot(deal.slot);
+            // With one slot, there are more left than a batch has.
+            deal.left -= 1;
+            if deal.left == 0 {
+                // Tokens dealt so far; `plan` set them to 0.
+                let dealt = &mut counts[expert];
+                *dealt = after_deal(tables, ends, expert, *dealt);
+                *deal = next_deal(tables, ends, expert, *dealt);
+            }
+        }
+    }
+}
+
+/// Where an expert's token goes of which `dealt` came before.
+fn next_deal(tables: &LayerTables, ends: &[u32], expert: usize, dealt: u32) -> Deal {
+    let (slots, start) = (tables.slots_of(expert), tables.replica_start[expert] as usize);
+    match ends[start..][..slots.len()].iter().position(|&end| dealt < end) {
+        Some(replica) => Deal { slot: slots[replica], left: ends[start + replica] - dealt },
+        // A token that the counts of all ranks do not tell of.
+        None => Deal { slot: slots[dealt as usize % slots.len()], left: 1 },
+    }
+}
+
+/// How many are dealt once those of [`next_deal`] are.
+fn after_deal(tables: &LayerTables, ends: &[u32], expert: usize, dealt: u32) -> u32 {
+    dealt + next_deal(tables, ends, expert, dealt).left
+}

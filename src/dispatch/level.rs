@@ -1,0 +1,228 @@
+//! Levelling: the tokens of experts with several slots are dealt to the ranks that hold them as levels water.
+
+use super::tables::LayerTables;
+use crate::device::LEVEL_SWEEPS;
+use crate::placement::Shape;
+
+/// The replicas of an expert on one rank.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(crate) struct Group {
+    /// The rank.
+    pub rank: u32,
+    /// The first of them in the table of slots.
+    pub first: u32,
+    /// How many there are.
+    pub size: u32,
+}
+
+/// The experts with several slots in the order in which their tokens are dealt.
+#[derive(Debug, Clone, Default, PartialEq, Eq)]
+pub(crate) struct Levelling {
+    /// By ascending number of groups, so that those with the least choice come first, and then by id.
+    pub experts: Vec<u32>,
+    /// Where the groups of each begin, and at last the number of all.
+    pub group_start: Vec<u32>,
+    /// The groups, of each expert by ascending rank.
+    pub groups: Vec<Group>,
+}
+
+impl Levelling {
+    /// The order and the groups of a layer.
+    pub fn new(shape: Shape, tables: &LayerTables) -> Self {
+        let mut experts: Vec<(u32, Vec<Group>)> =
+            tables.replicated().map(|expert| (expert as u32, groups_of(shape, tables, expert))).collect();
+        experts.sort_by_key(|(expert, groups)| (groups.len(), *expert));
+        let mut levelling = Levelling { group_start: vec![0], ..Levelling::default() };
+        for (expert, groups) in experts {
+            levelling.experts.push(expert);
+            levelling.groups.extend(groups);
+            levelling.group_start.push(levelling.groups.len() as u32);
+        }
+        levelling
+    }
+
+    fn groups_at(&self, place: usize) -> std::ops::Range<usize> {
+        self.group_start[place] as usize..self.group_start[place + 1] as usize
+    }
+
+    /// Deals `totals`, the tokens of each expert, to the groups: `quotas` receives those of each, and `rank_loads` those of
+    /// each rank.
+    pub fn deal(
+        &self,
+        shape: Shape,
+        tables: &LayerTables,
+        totals: &[u64],
+        quotas: &mut [u64],
+        rank_loads: &mut [u64],
+    ) {
+        rank_loads.fill(0);
+        quotas.fill(0);
+        for (expert, &total) in totals.iter().enumerate() {
+            if tables.replica_count[expert] == 1 {
+                rank_loads[shape.rank_of(tables.slots_of(expert)[0] as usize)] += total;
+            }
+        }
+        for _ in 0..LEVEL_SWEEPS {
+            let mut changed = false;
+            for (place, &expert) in self.experts.iter().enumerate() {
+                let range = self.groups_at(place);
+                let (groups, quotas) = (&self.groups[range.clone()], &mut quotas[range]);
+                changed |= redeal(groups, totals[expert as usize], quotas, rank_loads);
+            }
+            if !changed {
+                break;
+            }
+        }
+    }
+
+    /// From the quotas of the groups, the tokens up to and with each replica that are of one rank: of an expert, the ranks
+    /// before have `before` and the rank has `own`. `ends` is `[num_slots]`; those of experts with one slot are left alone.
+    pub fn ends(&self, quotas: &[u64], share: impl Fn(usize) -> Share, ends: &mut [u32]) {
+        for (place, &expert) in self.experts.iter().enumerate() {
+            let Share { before, own } = share(expert as usize);
+            let mut dealt = 0;
+            for g in self.groups_at(place) {
+                let (Group { first, size, .. }, quota) = (self.groups[g], quotas[g]);
+                for (replica, end) in ends[first as usize..][..size as usize].iter_mut().enumerate() {
+                    let up_to = dealt + (quota * (replica as u64 + 1)).div_ceil(u64::from(size));
+                    *end = up_to.saturating_sub(before).min(own) as u32;
+                }
+                dealt += quota;
+            }
+        }
+    }
+}
+
+/// A rank's part of an expert's tokens.
+#[derive(Debug, Clone, Copy)]
+pub(crate) struct Share {
+    /// Those of the ranks before.
+    pub before: u64,
+    /// Those of the rank, below 2^31.
+    pub own: u64,
+}
+
+/// The replicas of an expert by rank.
+pub(crate) fn groups_of(shape: Shape, tables: &LayerTables, expert: usize) -> Vec<Group> {
+    let mut groups: Vec<Group> = Vec::new();
+    for (place, &slot) in (tables.replica_start[expert]..).zip(tables.slots_of(expert)) {
+        let rank = shape.rank_of(slot as usize) as u32;
+        match groups.last_mut() {
+            Some(group) if group.rank == rank => group.size += 1,
+            _ => groups.push(Group { rank, first: place, size: 1 }),
+        }
+    }
+    groups
+}
+
+/// Deals an expert's tokens anew, after taking back what its groups had. Returns whether that changed anything.
+fn redeal(groups: &[Group], tokens: u64, quotas: &mut [u64], rank_loads: &mut [u64]) -> bool {
+    for (group, quota) in groups.iter().zip(&*quotas) {
+        rank_loads[group.rank as usize] -= quota;
+    }
+    let load_of = |g: usize| rank_loads[groups[g].rank as usize];
+    let water = Water::poured(tokens, groups.len(), load_of);
+    let mut changed = false;
+    let mut extra = water.one_more;
+    let turn = (tokens % groups.len() as u64) as usize;
+    for g in (turn..groups.len()).chain(0..turn) {
+        let quota = match water.height.checked_sub(load_of(g)) {
+            None => 0,
+            Some(raised) if extra > 0 => {
+                extra -= 1;
+                raised + 1
+            }
+            Some(raised) => raised,
+        };
+        changed |= quota != quotas[g];
+        quotas[g] = quota;
+    }
+    for (group, quota) in groups.iter().zip(&*quotas) {
+        rank_loads[group.rank as usize] += quota;
+    }
+    changed
+}
+
+/// How high water stands that was poured over columns.
+#[derive(Debug, Clone, Copy)]
+pub(crate) struct Water {
+    /// What lower columns are raised to.
+    pub height: u64,
+    /// How many of them get one more.
+    pub one_more: u64,
+}
+
+impl Water {
+    /// Pours `amount` over `count` columns, one at least.
+    pub fn poured(amount: u64, count: usize, column: impl Fn(usize) -> u64) -> Water {
+        // What stands out of the water of all takes no part; without it the water stands lower, and more may stand out.
+        let mut height = u64::MAX;
+        loop {
+            let reached = || (0..count).map(&column).filter(|&load| load <= height);
+            let (columns, sum) = reached().fold((0, amount), |(n, sum), load| (n + 1, sum + load));
+            let lower = sum / columns;
+            if lower == height || reached().all(|load| load <= lower) {
+                return Water { height: lower, one_more: sum % columns };
+            }
+            height = lower;
+        }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn water_levels_what_it_reaches() {
+        let poured = |amount, columns: &[u64]| {
+            let water = Water::poured(amount, columns.len(), |c| columns[c]);
+            (water.height, water.one_more)
+        };
+        assert_eq!(poured(0, &[5, 3, 9]), (3, 0));
+        assert_eq!(poured(1, &[5, 3, 9]), (4, 0));
+        // 2 raise the 3 to 5, and of the other 3 the two get one each and one is left.
+        assert_eq!(poured(5, &[5, 3, 9]), (6, 1));
+        // 6 + 4 raise them to 9, and 5 more make 10 and two times one more.
+        assert_eq!(poured(15, &[5, 3, 9]), (10, 2));
+        assert_eq!(poured(7, &[2]), (9, 0));
+    }
+
+    #[test]
+    fn experts_with_one_slot_come_first_and_later_ones_level_what_is_there() {
+        // Slots 0 1 | 2 3 hold experts 0 1 | 2 1: expert 1 is on both ranks.
+        let shape = Shape::new(3, 4, 2).unwrap();
+        let tables = LayerTables::new(shape, &[0, 1, 2, 1]);
+        let levelling = Levelling::new(shape, &tables);
+        assert_eq!(levelling.experts, [1]);
+        let (mut quotas, mut loads) = (vec![0; 2], vec![0; 2]);
+        // Rank 0 has 7 of expert 0 and rank 1 has 2 of expert 2: 6 of expert 1 make 8 and 7, or 7 and 8; 15 in all, one more
+        // to the group at 6 % 2.
+        levelling.deal(shape, &tables, &[7, 6, 2], &mut quotas, &mut loads);
+        assert_eq!((&quotas[..], &loads[..]), (&[1, 5][..], &[8, 7][..]));
+        let mut ends = vec![0; 4];
+        levelling.ends(&quotas, |_| Share { before: 0, own: 6 }, &mut ends);
+        // Expert 1's replicas stand at 1 and 2 of the table.
+        assert_eq!(ends, [0, 1, 6, 0]);
+        // The same tokens are of three ranks, 0, 4 and 2: the second has those from 0 to 3, the third the last two.
+        levelling.ends(&quotas, |_| Share { before: 0, own: 4 }, &mut ends);
+        assert_eq!(ends, [0, 1, 4, 0]);
+        levelling.ends(&quotas, |_| Share { before: 4, own: 2 }, &mut ends);
+        assert_eq!(ends, [0, 0, 2, 0]);
+    }
+
+    #[test]
+    fn replicas_on_one_rank_share_its_quota() {
+        // Slots 0 1 2 | 3 4 5 hold experts 0 0 0 | 0 1 2.
+        let shape = Shape::new(3, 6, 2).unwrap();
+        let tables = LayerTables::new(shape, &[0, 0, 0, 0, 1, 2]);
+        let levelling = Levelling::new(shape, &tables);
+        let (mut quotas, mut loads) = (vec![0; 2], vec![0; 2]);
+        levelling.deal(shape, &tables, &[10, 2, 1], &mut quotas, &mut loads);
+        // 13 over both; the odd one to group 10 % 2 = 0.
+        assert_eq!((&quotas[..], &loads[..]), (&[7, 3][..], &[7, 6][..]));
+        let mut ends = vec![0; 6];
+        levelling.ends(&quotas, |_| Share { before: 0, own: 10 }, &mut ends);
+        assert_eq!(ends[..4], [3, 5, 7, 10]);
+    }
+}

@@ -1,0 +1,369 @@
+//! Step 3, run: a placement becomes tables on a device, and expert ids become slots.
+
+mod host;
+mod level;
+mod nearest;
+mod tables;
+
+use std::sync::{Mutex, MutexGuard, PoisonError};
+
+use self::host::{HostJob, HostLayer};
+use self::level::Levelling;
+use self::tables::LayerTables;
+use crate::device::{
+    Access, Device, Ids, LEVEL_BLOCKS, LevelTables, Memory, Part, Place, Route, Routing, Sizes, Stream,
+    Tables,
+};
+pub use crate::device::{RankCounts, Rule};
+use crate::error::{Error, Result, try_zeroed};
+use crate::placement::{Placement, Shape};
+use crate::stats::Recorder;
+
+/// Words at whose multiples a table begins: 64 bytes.
+const ALIGNMENT: usize = 16;
+
+/// How a placement is served.
+#[derive(Debug, Clone, Copy)]
+pub struct DispatchConfig<'a> {
+    /// Which replica serves a token.
+    pub rule: Rule,
+    /// This rank of the expert-parallel group.
+    pub rank: usize,
+    /// Experts that each token chooses.
+    pub experts_per_token: usize,
+    /// Layers of this rank; `None` takes all of the placement.
+    pub layers: Option<&'a [u32]>,
+    /// The node of each rank; `None` says that all are on one.
+    pub rank_to_node: Option<&'a [u32]>,
+    /// Whether the round robin's turns begin with the rank's.
+    pub offset_by_rank: bool,
+    /// The width of the dense map; 0 makes none.
+    pub max_replicas: usize,
+    /// Where the ids are.
+    pub place: Place,
+}
+
+/// The tables of a rank's layers on a device, and how to route by them. Nothing of it ever moves.
+#[derive(Debug)]
+pub struct Dispatch {
+    device: Device,
+    memory: Memory,
+    rule: Rule,
+    shape: Shape,
+    sizes: Sizes,
+    experts_per_token: usize,
+    max_replicas: usize,
+    /// The layers' numbers, ascending, and what belongs to each.
+    layers: Vec<(u32, Layer)>,
+    /// The process that made it: in a copy that fork() made, the device is the parent's.
+    process: u32,
+}
+
+#[derive(Debug)]
+struct Layer {
+    tables: Tables,
+    dense: Option<Part>,
+    /// All ranks' counts, where the host has them.
+    rank_counts: Mutex<Option<RankCounts>>,
+    /// Where ids are routed by the host; calls take turns.
+    host: Option<Mutex<HostLayer>>,
+}
+
+/// Where a layer's tables are on the device, int32; see [`Dispatch::tables`].
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub struct TableAddresses {
+    /// `[num_experts]`
+    pub replica_count: u64,
+    /// `[num_experts]`
+    pub replica_start: u64,
+    /// `[num_slots]`
+    pub slot_ids: u64,
+    /// `[num_experts][max_replicas]`, or 0.
+    pub dense: u64,
+}
+
+impl Dispatch {
+    /// Makes the tables and puts them on the device.
+    pub fn create(placement: &Placement, config: &DispatchConfig) -> Result<Self> {
+        let shape = placement.shape();
+        let layers = config.layers.unwrap_or(placement.layers());
+        let one_node = vec![0; shape.num_ranks()];
+        let rank_to_node = config.rank_to_node.unwrap_or(&one_node);
+        check(placement, config, layers, rank_to_node)?;
+        let offset = match config.rule {
+            Rule::Nearest => config.rank as u32,
+            _ if config.offset_by_rank => config.rank as u32,
+            _ => 0,
+        };
+        let device = Device::open(config.place)?;
+        let mut image = Image::default();
+        let mut made = Vec::new();
+        for &layer in layers {
+            let tables = LayerTables::new(shape, placement.layer_experts(layer)?);
+            let shares = (config.rule == Rule::Nearest)
+                .then(|| nearest::shares(shape, &tables, config.rank, rank_to_node));
+            let levelling = (config.rule == Rule::LeastLoaded).then(|| Levelling::new(shape, &tables));
+            let host = device.is_host().then(|| {
+                let (shares, levelling) = (shares.as_deref(), levelling.as_ref());
+                Mutex::new(HostLayer::new(
+                    shape,
+                    config.rule,
+                    (config.rank, offset),
+                    &tables,
+                    shares,
+                    levelling,
+                ))
+            });
+            let dense = match config.max_replicas {
+                0 => None,
+                width => Some(image.put(&tables.dense(width))?),
+            };
+            let level = match levelling.filter(|_| host.is_none()) {
+                None => None,
+                Some(levelling) => Some(image.put_levelling(shape, &levelling)?),
+            };
+            let tables = Tables {
+                replica_count: image.put(&tables.replica_count)?,
+                replica_start: image.put(&tables.replica_start)?,
+                replica_slots: image.put(&tables.replica_slots)?,
+                shares: shares.map(|shares| image.put(&shares)).transpose()?,
+                level,
+            };
+            made.push((layer, Layer { tables, dense, rank_counts: Mutex::new(None), host }));
+        }
+        made.sort_unstable_by_key(|&(layer, _)| layer);
+        let memory = device.allocate(image.words.len() * 4, "the dispatch tables")?;
+        device.write(&memory, memory.whole(), &image.words)?;
+        Ok(Dispatch {
+            device,
+            memory,
+            rule: config.rule,
+            shape,
+            sizes: Sizes {
+                num_experts: shape.num_experts() as u32,
+                num_slots: shape.num_slots() as u32,
+                num_ranks: shape.num_ranks() as u32,
+                rank: config.rank as u32,
+                offset,
+            },
+            experts_per_token: config.experts_per_token,
+            max_replicas: config.max_replicas,
+            layers: made,
+            process: std::process::id(),
+        })
+    }
+
+    /// Experts, slots and ranks.
+    pub fn shape(&self) -> Shape {
+        self.shape
+    }
+
+    /// Experts that each token chooses.
+    pub fn experts_per_token(&self) -> usize {
+        self.experts_per_token
+    }
+
+    /// The width of the dense map.
+    pub fn max_replicas(&self) -> usize {
+        self.max_replicas
+    }
+
+    /// Bytes held on the device.
+    pub fn memory_bytes(&self) -> usize {
+        self.memory.whole().bytes
+    }
+
+    /// Where a layer's tables are.
+    pub fn tables(&self, layer: u32) -> Result<TableAddresses> {
+        let Layer { tables, dense, .. } = self.layer(layer)?;
+        Ok(TableAddresses {
+            replica_count: self.memory.at(tables.replica_count),
+            replica_start: self.memory.at(tables.replica_start),
+            slot_ids: self.memory.at(tables.replica_slots),
+            dense: dense.map_or(0, |dense| self.memory.at(dense)),
+        })
+    }
+
+    /// Names the place of all ranks' counts of a layer, or takes it back.
+    pub fn register_rank_counts(&self, layer: u32, counts: Option<RankCounts>) -> Result<()> {
+        let place = &self.layer(layer)?.rank_counts;
+        if self.rule != Rule::LeastLoaded {
+            return Err(Error::InvalidArgument(
+                "only EPLB_ROUTE_LEAST_LOADED goes by the counts of all ranks".into(),
+            ));
+        }
+        if let Some(counts) = &counts {
+            self.device.check_address(counts.address(), "rank_counts", Access::Read)?;
+        }
+        *lock(place) = counts;
+        Ok(())
+    }
+
+    /// Hot: turns the ids of a layer into slots, in the order of `stream`.
+    pub fn route(&self, layer: u32, routing: &Routing, stream: Stream) -> Result<()> {
+        let layer = self.layer(layer)?;
+        match &layer.host {
+            Some(host) => self.route_on_host(layer, host, routing),
+            None => self.device.route(&self.launch(layer, routing), stream),
+        }
+    }
+
+    /// Hot: as [`Dispatch::route`], and counts for the recorder what it is there to count.
+    pub fn route_and_count(
+        &self,
+        recorder: &Recorder,
+        layer: u32,
+        routing: &Routing,
+        stream: Stream,
+    ) -> Result<()> {
+        let number = layer;
+        let layer = self.layer(layer)?;
+        let counts_slots = recorder.counts_slots();
+        let counted: Ids = if counts_slots { routing.slots() } else { *routing.ids() };
+        let cells = if counts_slots { self.shape.num_slots() } else { self.shape.num_experts() };
+        let sizes = (&self.device, cells, self.experts_per_token);
+        recorder.count_with(number, (&counted, routing.num_tokens()), sizes, stream, |count| {
+            match (&layer.host, count) {
+                (Some(host), None) => self.route_on_host(layer, host, routing),
+                (Some(host), Some(count)) if counts_slots => {
+                    self.route_on_host(layer, host, routing)?;
+                    self.device.count(count, stream)
+                }
+                // Routing in place leaves no experts to count.
+                (Some(host), Some(count)) => {
+                    self.device.count(count, stream)?;
+                    self.route_on_host(layer, host, routing)
+                }
+                (None, None) => self.device.route(&self.launch(layer, routing), stream),
+                (None, Some(count)) => {
+                    self.device.route(&self.launch(layer, routing).with_count(count, counts_slots), stream)
+                }
+            }
+        })
+    }
+
+    fn route_on_host(&self, layer: &Layer, host: &Mutex<HostLayer>, routing: &Routing) -> Result<()> {
+        let rank_counts = *lock(&layer.rank_counts);
+        let job = HostJob { layer: &mut lock(host), rank_counts };
+        // SAFETY: the device is the host, whose memory the maker of `routing` promised.
+        unsafe { routing.on_host(job) };
+        Ok(())
+    }
+
+    fn launch(&self, layer: &Layer, routing: &Routing) -> Route {
+        let route = Route::new(self.rule, routing, self.sizes, &self.memory, &layer.tables);
+        match &*lock(&layer.rank_counts) {
+            Some(counts) => route.with_rank_counts(counts),
+            None => route,
+        }
+    }
+
+    fn layer(&self, layer: u32) -> Result<&Layer> {
+        match self.layers.binary_search_by_key(&layer, |&(number, _)| number) {
+            Ok(place) => Ok(&self.layers[place].1),
+            Err(_) => Err(Error::InvalidArgument(format!(
+                "layer {layer} is not one of the {} that the dispatch was created with, from {} to {}",
+                self.layers.len(),
+                self.layers[0].0,
+                self.layers[self.layers.len() - 1].0
+            ))),
+        }
+    }
+}
+
+impl Drop for Dispatch {
+    fn drop(&mut self) {
+        if self.process != std::process::id() {
+            self.memory.leave();
+            std::mem::forget(self.device.clone());
+        }
+    }
+}
+
+/// What a panic left is as good as before: each batch begins anew.
+fn lock<T>(mutex: &Mutex<T>) -> MutexGuard<'_, T> {
+    mutex.lock().unwrap_or_else(PoisonError::into_inner)
+}
+
+fn check(placement: &Placement, config: &DispatchConfig, layers: &[u32], rank_to_node: &[u32]) -> Result<()> {
+    let refuse = |what: String| Err(Error::InvalidArgument(what));
+    let shape = placement.shape();
+    let (num_ranks, num_experts) = (shape.num_ranks(), shape.num_experts());
+    if config.rank >= num_ranks {
+        return refuse(format!("rank is {}, the placement has {num_ranks} ranks", config.rank));
+    }
+    if config.experts_per_token == 0 || config.experts_per_token > num_experts {
+        return refuse(format!(
+            "experts_per_token is {}, 1 to the {num_experts} experts of the placement expected",
+            config.experts_per_token
+        ));
+    }
+    if rank_to_node.len() != num_ranks {
+        return refuse(format!("rank_to_node has {} ranks, the placement {num_ranks}", rank_to_node.len()));
+    }
+    if layers.is_empty() {
+        return refuse("layer_ids names no layer".to_owned());
+    }
+    let mut sorted = layers.to_vec();
+    sorted.sort_unstable();
+    if let Some(pair) = sorted.windows(2).find(|pair| pair[0] == pair[1]) {
+        return refuse(format!("layer_ids names layer {} twice", pair[0]));
+    }
+    for &layer in layers {
+        let experts = placement.layer_experts(layer)?;
+        if config.max_replicas != 0 {
+            let counts = LayerTables::new(shape, experts).replica_count;
+            if let Some(expert) = counts.iter().position(|&count| count as usize > config.max_replicas) {
+                return refuse(format!(
+                    "max_replicas is {}, and expert {expert} of layer {layer} has {} slots",
+                    config.max_replicas, counts[expert]
+                ));
+            }
+        }
+    }
+    Ok(())
+}
+
+/// What the device's memory will hold.
+#[derive(Default)]
+struct Image {
+    words: Vec<u32>,
+}
+
+impl Image {
+    fn put(&mut self, table: &[u32]) -> Result<Part> {
+        let part = self.room(table.len())?;
+        self.words[part.start / 4..][..table.len()].copy_from_slice(table);
+        Ok(part)
+    }
+
+    fn room(&mut self, words: usize) -> Result<Part> {
+        let start = self.words.len();
+        let more = words.next_multiple_of(ALIGNMENT);
+        let bytes = (start + more) * 4;
+        self.words.try_reserve(more).map_err(|_| Error::out_of_memory(bytes, "the dispatch tables"))?;
+        self.words.resize(start + more, 0);
+        Ok(Part { start: start * 4, bytes: words * 4 })
+    }
+
+    fn put_levelling(&mut self, shape: Shape, levelling: &Levelling) -> Result<LevelTables> {
+        let mut of_groups = |of: fn(&level::Group) -> u32| -> Result<Part> {
+            let mut table = try_zeroed(Some(levelling.groups.len()), "the dispatch tables")?;
+            table.iter_mut().zip(&levelling.groups).for_each(|(to, group)| *to = of(group));
+            self.put(&table)
+        };
+        Ok(LevelTables {
+            group_rank: of_groups(|group| group.rank)?,
+            group_first: of_groups(|group| group.first)?,
+            group_size: of_groups(|group| group.size)?,
+            experts: self.put(&levelling.experts)?,
+            group_start: self.put(&levelling.group_start)?,
+            totals: self.room(2 * shape.num_experts())?,
+            quotas: self.room(2 * levelling.groups.len())?,
+            rank_loads: self.room(2 * shape.num_ranks())?,
+            ends: self.room(shape.num_slots())?,
+            block_counts: self.room(LEVEL_BLOCKS * shape.num_experts())?,
+            blocks_done: self.room(1)?,
+        })
+    }
+}

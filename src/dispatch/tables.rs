@@ -1,0 +1,81 @@
+//! The dispatch tables of one layer, as TensorRT-LLM has them.
+
+use crate::placement::Shape;
+
+/// Which slots serve each expert.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub(crate) struct LayerTables {
+    /// Slots of each expert, `[num_experts]`.
+    pub replica_count: Vec<u32>,
+    /// The sum of the counts before each, `[num_experts]`.
+    pub replica_start: Vec<u32>,
+    /// The slots of each expert, ascending, from its start on, `[num_slots]`.
+    pub replica_slots: Vec<u32>,
+}
+
+impl LayerTables {
+    /// The tables of the layer whose slots hold `slot_experts`.
+    pub fn new(shape: Shape, slot_experts: &[u32]) -> Self {
+        let mut replica_count = vec![0; shape.num_experts()];
+        slot_experts.iter().for_each(|&expert| replica_count[expert as usize] += 1);
+        let mut sum = 0;
+        let before = |&count: &u32| {
+            sum += count;
+            sum - count
+        };
+        let replica_start: Vec<u32> = replica_count.iter().map(before).collect();
+        let mut next = replica_start.clone();
+        let mut replica_slots = vec![0; slot_experts.len()];
+        for (slot, &expert) in slot_experts.iter().enumerate() {
+            let place = &mut next[expert as usize];
+            replica_slots[*place as usize] = slot as u32;
+            *place += 1;
+        }
+        LayerTables { replica_count, replica_start, replica_slots }
+    }
+
+    /// The slots of an expert, ascending.
+    pub fn slots_of(&self, expert: usize) -> &[u32] {
+        &self.replica_slots[self.replica_start[expert] as usize..][..self.replica_count[expert] as usize]
+    }
+
+    /// The experts that have several slots.
+    pub fn replicated(&self) -> impl Iterator<Item = usize> {
+        (0..self.replica_count.len()).filter(|&expert| self.replica_count[expert] > 1)
+    }
+
+    /// The slots of each expert padded with -1, `[num_experts][max_replicas]`.
+    pub fn dense(&self, max_replicas: usize) -> Vec<u32> {
+        let mut dense = vec![u32::MAX; self.replica_count.len() * max_replicas];
+        for (expert, row) in dense.chunks_exact_mut(max_replicas).enumerate() {
+            let slots = self.slots_of(expert);
+            row[..slots.len()].copy_from_slice(slots);
+        }
+        dense
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn the_tables_of_two_ranks_with_three_slots_each() {
+        // Slots 0 1 2 | 3 4 5 hold experts 0 1 2 | 3 0 1.
+        let tables = LayerTables::new(Shape::new(4, 6, 2).unwrap(), &[0, 1, 2, 3, 0, 1]);
+        assert_eq!(tables.replica_count, [2, 2, 1, 1]);
+        assert_eq!(tables.replica_start, [0, 2, 4, 5]);
+        assert_eq!(tables.replica_slots, [0, 4, 1, 5, 2, 3]);
+        assert_eq!(tables.dense(3).map_to_i32(), [0, 4, -1, 1, 5, -1, 2, -1, -1, 3, -1, -1]);
+    }
+
+    trait MapToI32 {
+        fn map_to_i32(&self) -> Vec<i32>;
+    }
+
+    impl MapToI32 for Vec<u32> {
+        fn map_to_i32(&self) -> Vec<i32> {
+            self.iter().map(|&slot| slot as i32).collect()
+        }
+    }
+}

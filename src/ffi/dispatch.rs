@@ -1,0 +1,360 @@
+//! Dispatch: the tables of a placement, and routing by them, step 3.
+
+use std::ffi::c_void;
+
+use super::boundary::{
+    Growing, array, borrowed, boundary, config, destroy, growing_out, layer_numbers, number, out,
+};
+use super::device::{CUstream_st, id_type, ids, place, stream};
+use super::placement::eplb_placement;
+use super::recorder::eplb_recorder;
+use super::status::eplb_status;
+use crate::device::{RankCounts, Routing};
+use crate::dispatch::{Dispatch, DispatchConfig, Rule};
+use crate::error::{Error, Result};
+
+/// Turns the router's expert ids into slot ids, on a device and in the order of the engine's streams.
+///
+/// All memory is taken at create and stays where it is until destroy, so that CUDA graphs may hold on to it: for each layer
+/// int32 replica_count[E], replica_start[E] and slot_ids[S], a dense map if asked for, and what the rule needs beside them,
+/// which for EPLB_ROUTE_LEAST_LOADED on a CUDA device is some 64 x E x 4 bytes.
+///
+/// Any thread may call. On the host, calls for one layer take turns. On a CUDA device, work of EPLB_ROUTE_LEAST_LOADED for one
+/// layer uses that layer's workspace, so each must be ordered after the one before, by a stream or an event; where two batches
+/// are in one layer at once, each has a dispatch of its own. Work that is not ordered so still gives only slots that hold the
+/// expert, but not those of the rule.
+pub struct eplb_dispatch(Dispatch);
+
+/// Which of an expert's slots serves a token. E experts, S slots, R ranks of S/R slots, K ids a token; the ids of a call,
+/// [num_tokens][K], are numbered row by row: number i is of token i / K. The replicas of an expert are its slots in ascending
+/// order, replica 0 to count - 1. Whatever the rule: an id outside [0, E), and every id of a token at or after num_valid, gives
+/// slot S, which no rank owns; and an expert with one slot gets that slot.
+///
+/// A rule is rank-invariant if every rank computes the same slots from the same ids. Engines that route all tokens on every
+/// rank, without an all-to-all, need one that is.
+#[repr(i32)]
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum eplb_route {
+    /// EPLB_ROUTE_LEAST_LOADED: it is the one that makes the ranks most even of those that need no communication.
+    Default = 0,
+    /// TensorRT-LLM's: replica (k + i / 1024 + offset) mod count, where k is how many ids with a lower number in the same block
+    /// of 1024 ids (the same i / 1024, rounded down) name the same expert, and offset is the rank if offset_by_rank is set,
+    /// otherwise 0. Rank-invariant without the offset.
+    RoundRobin = 1,
+    /// vLLM's: for the token in row t, replica ((t x 2654435769) mod 2^32) mod count. Rank-invariant.
+    TokenHash = 2,
+    /// Own rank first, then own node, then the rest, by shares that are fixed at create. If every rank had one token of the
+    /// expert, these shares would have each replica serve 5/4 x R / count tokens at most (its fair share and a quarter); subject
+    /// to that, as many tokens as can be stay on their rank, and of the others as many as can be on their node; tokens are
+    /// spread so that the replicas they are spread over serve equally much, as far as what those served before allows.
+    /// With p = ((k + i / 1024 + rank) x 2654435769) mod 2^32 and k as for EPLB_ROUTE_ROUND_ROBIN, it is the first replica up to
+    /// and with which the shares of this rank sum to more than p / 2^32: a sequence that keeps the shares closely for
+    /// any number of tokens. Not rank-invariant.
+    Nearest = 3,
+    /// This rank deals its own batch so that the ranks it sends to get equally much, as far as can be; where
+    /// eplb_dispatch_register_rank_counts() names all ranks' counts, the totals of all of them. The tokens T[e] of each expert
+    /// are counted, those of experts with one slot are put on its rank, and then the others are dealt one expert after the
+    /// other, by the number of ranks that hold them, fewest first, and then by id. An expert's tokens are poured like water over the
+    /// g ranks that hold it: with h the greatest height for which the sum of max(0, h - load) over these ranks is at most T[e], each
+    /// rank below h gets h - load, and what is left goes one token each to ranks with load <= h, starting with the one at place
+    /// T[e] mod g of these g in ascending order, and round. When all are dealt, each in turn is taken back and dealt again, until
+    /// nothing changes or three more times. The tokens of an expert in ascending number go to its ranks in ascending order, as many
+    /// as they got; of c replicas on one rank with quota q, the first j get q x j / c, rounded up. With the counts of all ranks,
+    /// T[e] is their sum, and the ranks' tokens are numbered one rank after the other; a token beyond what the rank counted goes to
+    /// replica k mod count, k being its number among the expert's tokens on this rank. Counts are clamped to [0, 2^31).
+    /// Rank-invariant without the counts of all ranks.
+    LeastLoaded = 4,
+}
+
+/// How a placement is served. Initialise with EPLB_DISPATCH_CONFIG_INIT. Zero is a field's default where it has one.
+#[repr(C)]
+#[derive(Clone, Copy)]
+pub struct eplb_dispatch_config {
+    /// sizeof(eplb_dispatch_config)
+    pub struct_size: usize,
+    /// This rank of the expert-parallel group.
+    pub rank: u32,
+    /// Ranks of the group, as a check against the placement. Must be given.
+    pub num_ranks: u32,
+    /// Experts that each token chooses (the router's top-k). Must be given.
+    pub experts_per_token: u32,
+    /// Width of the dense map, not below the largest number of slots that an expert has; 0: no dense map. Fixed by the engine, a
+    /// later placement fits kernels compiled for it.
+    pub max_replicas: u32,
+    /// The layers that this rank routes, by the model's numbers: int32 [num_layers]; each must be in the placement. NULL: all.
+    pub layer_ids: *const i32,
+    /// Length of layer_ids.
+    pub num_layers: usize,
+    /// The node of each rank, in any numbering: int32 [num_ranks], for EPLB_ROUTE_NEAREST. NULL: all ranks are on one node.
+    pub rank_to_node: *const i32,
+    /// Where ids, slots and tables are: EPLB_DEVICE_HOST, which is the default of _INIT; EPLB_DEVICE_CURRENT; or the ordinal of a
+    /// CUDA device, of which 0 is one.
+    pub device: i32,
+    /// An eplb_route.
+    pub rule: i32,
+    /// Not 0: EPLB_ROUTE_ROUND_ROBIN adds the rank, as TensorRT-LLM does on request, so that ranks do not all begin with the
+    /// same replica.
+    pub offset_by_rank: u32,
+    /// Slots of all ranks together, as a check against the placement; 0: not checked.
+    pub num_slots: u32,
+}
+
+// SAFETY: `repr(C)`, `struct_size` first, integers and pointers only.
+unsafe impl Growing for eplb_dispatch_config {}
+
+/// A layer's tables, for the engine's own kernels. Initialise with EPLB_DISPATCH_TABLES_INIT. The arrays are memory of the
+/// dispatch's device, belong to the handle, never move or change, and live as long as it does.
+#[repr(C)]
+#[derive(Clone, Copy)]
+pub struct eplb_dispatch_tables {
+    /// sizeof(eplb_dispatch_tables)
+    pub struct_size: usize,
+    /// Slots of each expert: int32 [num_experts].
+    pub replica_count: *const i32,
+    /// Where an expert's slots begin in slot_ids: int32 [num_experts].
+    pub replica_start: *const i32,
+    /// The slots of expert 0, ascending, then those of expert 1, and so on: int32 [num_slots].
+    pub slot_ids: *const i32,
+    /// The slots of each expert, padded with -1: int32 [num_experts][max_replicas]. NULL where max_replicas is 0.
+    pub expert_slots: *const i32,
+    /// Experts.
+    pub num_experts: u32,
+    /// Slots of all ranks together; as a slot id, the one that no rank owns.
+    pub num_slots: u32,
+    /// Width of expert_slots; 0: there is none.
+    pub max_replicas: u32,
+    /// Slots of a rank: rank r owns slots r x slots_per_rank and those after.
+    pub slots_per_rank: u32,
+    /// Bytes that the handle holds on its device, for all layers.
+    pub memory_bytes: u64,
+}
+
+// SAFETY: `repr(C)`, `struct_size` first, integers and pointers only.
+unsafe impl Growing for eplb_dispatch_tables {}
+
+/// Makes the tables of a placement on a device. The primary context of a device given by its ordinal is retained until
+/// eplb_dispatch_destroy().
+///
+/// \param placement  the placement, which may be destroyed afterwards
+/// \param config     from EPLB_DISPATCH_CONFIG_INIT; what it points to is copied
+/// \param dispatch   receives the handle, which goes back by eplb_dispatch_destroy()
+/// \return EPLB_STATUS_OK; EPLB_STATUS_INVALID_ARGUMENT, also where the placement is for other ranks, or lacks a layer, which is
+///         named; EPLB_STATUS_OUT_OF_MEMORY; EPLB_STATUS_NO_DRIVER; EPLB_STATUS_CUDA
+#[unsafe(no_mangle)]
+pub unsafe extern "C" fn eplb_dispatch_create(
+    placement: *const eplb_placement,
+    config: *const eplb_dispatch_config,
+    dispatch: *mut *mut eplb_dispatch,
+) -> eplb_status {
+    boundary(|| {
+        // SAFETY: the caller's promises for each pointer.
+        let (placement, config, dispatch) = unsafe {
+            (
+                &borrowed(placement, "placement")?.0,
+                self::config(config, "config")?,
+                out(dispatch, "dispatch")?,
+            )
+        };
+        let num_ranks = placement.shape().num_ranks();
+        if config.num_ranks as usize != num_ranks {
+            return Err(Error::InvalidArgument(format!(
+                "config->num_ranks is {}, the placement has {num_ranks} ranks",
+                config.num_ranks
+            )));
+        }
+        let num_slots = placement.shape().num_slots();
+        if config.num_slots != 0 && config.num_slots as usize != num_slots {
+            return Err(Error::InvalidArgument(format!(
+                "config->num_slots is {}, the placement has {num_slots} slots",
+                config.num_slots
+            )));
+        }
+        // SAFETY: the caller's promises for what the config points to.
+        let (layers, nodes) = unsafe {
+            let nodes = (!config.rank_to_node.is_null()).then_some(num_ranks);
+            (
+                array(config.layer_ids, Some(config.num_layers), "config->layer_ids")?,
+                nodes.map(|len| array(config.rank_to_node, Some(len), "config->rank_to_node")).transpose()?,
+            )
+        };
+        let layers = (config.num_layers != 0).then(|| layer_numbers(layers)).transpose()?;
+        let nodes: Option<Vec<u32>> = nodes
+            .map(|nodes| nodes.iter().map(|&node| number(node, "a node of rank_to_node")).collect())
+            .transpose()?;
+        let created = Dispatch::create(
+            placement,
+            &DispatchConfig {
+                rule: rule(config.rule)?,
+                rank: config.rank as usize,
+                experts_per_token: config.experts_per_token as usize,
+                layers: layers.as_deref(),
+                rank_to_node: nodes.as_deref(),
+                offset_by_rank: config.offset_by_rank != 0,
+                max_replicas: config.max_replicas as usize,
+                place: place(config.device)?,
+            },
+        )?;
+        dispatch.give(eplb_dispatch(created));
+        Ok(())
+    })
+}
+
+/// Lends a layer's tables to the engine's own kernels.
+///
+/// \param dispatch  the dispatch
+/// \param layer     the layer's number
+/// \param tables    from EPLB_DISPATCH_TABLES_INIT; receives addresses on the dispatch's device, and sizes
+/// \return EPLB_STATUS_OK; EPLB_STATUS_INVALID_ARGUMENT, also for an unknown layer
+#[unsafe(no_mangle)]
+pub unsafe extern "C" fn eplb_dispatch_get_tables(
+    dispatch: *const eplb_dispatch,
+    layer: i32,
+    tables: *mut eplb_dispatch_tables,
+) -> eplb_status {
+    boundary(|| {
+        // SAFETY: the caller's promises for each pointer.
+        let (dispatch, tables) =
+            unsafe { (&borrowed(dispatch, "dispatch")?.0, growing_out(tables, "tables")?) };
+        let (found, shape) = (dispatch.tables(number(layer, "layer")?)?, dispatch.shape());
+        tables.set(eplb_dispatch_tables {
+            struct_size: 0,
+            replica_count: found.replica_count as *const i32,
+            replica_start: found.replica_start as *const i32,
+            slot_ids: found.slot_ids as *const i32,
+            expert_slots: found.dense as *const i32,
+            num_experts: number(shape.num_experts(), "num_experts")?,
+            num_slots: number(shape.num_slots(), "num_slots")?,
+            max_replicas: number(dispatch.max_replicas(), "max_replicas")?,
+            slots_per_rank: number(shape.slots_per_rank(), "slots_per_rank")?,
+            memory_bytes: number(dispatch.memory_bytes(), "memory_bytes")?,
+        });
+        Ok(())
+    })
+}
+
+/// Names the place where all ranks' counts of a layer are whenever that layer is routed, for EPLB_ROUTE_LEAST_LOADED to level the
+/// totals of all ranks: an engine that has gathered them, to size its all-to-all for one, has them anyway. All ranks must have
+/// the same counts. CUDA graphs that were captured before keep what they were captured with.
+///
+/// \param dispatch     the dispatch
+/// \param layer        the layer's number
+/// \param rank_counts  device memory, [num_ranks][num_experts], `dtype`: ids of valid tokens by rank and expert; yours, and must
+///                     live while it is used. NULL: none any more
+/// \param dtype        an eplb_dtype
+/// \return EPLB_STATUS_OK; EPLB_STATUS_INVALID_ARGUMENT, also for an unknown layer, another rule, and memory that the device
+///         cannot read; EPLB_STATUS_CUDA
+#[unsafe(no_mangle)]
+pub unsafe extern "C" fn eplb_dispatch_register_rank_counts(
+    dispatch: *mut eplb_dispatch,
+    layer: i32,
+    rank_counts: *const c_void,
+    dtype: i32,
+) -> eplb_status {
+    boundary(|| {
+        // SAFETY: the caller's promise for the handle.
+        let dispatch = &unsafe { borrowed(dispatch, "dispatch") }?.0;
+        let kind = id_type(rank_counts, dtype, "rank_counts")?;
+        // SAFETY: the caller's promise for the counts.
+        let counts = (!rank_counts.is_null()).then(|| unsafe { RankCounts::at(rank_counts as u64, kind) });
+        dispatch.register_rank_counts(number(layer, "layer")?, counts)
+    })
+}
+
+/// Routes tokens of one layer to slots. Hot: may be captured by a CUDA graph, which then routes the same buffers at each replay;
+/// how many tokens are valid is read anew each time.
+///
+/// \param dispatch    the dispatch
+/// \param layer       the layer's number
+/// \param expert_ids  device memory, [num_tokens][experts_per_token], `dtype`
+/// \param dtype       an eplb_dtype, of both arrays
+/// \param num_tokens  tokens in the buffer, padding included; at most 2^31 - 1 ids
+/// \param num_valid   device memory, int32: how many of the tokens are valid; the others get slot num_slots; NULL: all
+/// \param slot_ids    device memory, same shape and type; may be expert_ids, but not overlap it otherwise. Memory that the device
+///                    cannot reach is not noticed here: the kernel would fault
+/// \param stream      ordered after the router's work
+/// \return EPLB_STATUS_OK; EPLB_STATUS_INVALID_ARGUMENT, also for an unknown layer; EPLB_STATUS_CUDA
+#[unsafe(no_mangle)]
+pub unsafe extern "C" fn eplb_dispatch_route(
+    dispatch: *const eplb_dispatch,
+    layer: i32,
+    expert_ids: *const c_void,
+    dtype: i32,
+    num_tokens: u32,
+    num_valid: *const i32,
+    slot_ids: *mut c_void,
+    stream: *mut CUstream_st,
+) -> eplb_status {
+    boundary(|| {
+        // SAFETY: the caller's promises for each pointer.
+        let (dispatch, routing, stream) = unsafe {
+            let dispatch = &borrowed(dispatch, "dispatch")?.0;
+            let ids = ids(expert_ids, dtype, num_tokens, num_valid)?;
+            let routing = Routing::at(ids, slot_ids as u64, num_tokens, dispatch.experts_per_token() as u32)?;
+            (dispatch, routing, self::stream(stream))
+        };
+        dispatch.route(number(layer, "layer")?, &routing, stream)
+    })
+}
+
+/// As eplb_dispatch_route(), and counts in the same pass what the recorder counts: the experts that the tokens chose, or, where
+/// its config says EPLB_COUNTED_SLOTS, the slots they are sent to. Hot, as both are by themselves.
+///
+/// \param dispatch    the dispatch
+/// \param recorder    on the same device, with the same experts_per_token, and of as many experts, or slots, as the placement
+/// \param layer       the layer's number, in both
+/// \param expert_ids  as for eplb_dispatch_route()
+/// \param dtype       as for eplb_dispatch_route()
+/// \param num_tokens  as for eplb_dispatch_route()
+/// \param num_valid   as for eplb_dispatch_route(); padding is not counted
+/// \param slot_ids    as for eplb_dispatch_route()
+/// \param stream      ordered after the router's work and after eplb_recorder_begin_iteration()
+/// \return EPLB_STATUS_OK; EPLB_STATUS_INVALID_ARGUMENT, also for a recorder that does not fit, and nothing is routed;
+///         EPLB_STATUS_CUDA
+#[unsafe(no_mangle)]
+pub unsafe extern "C" fn eplb_dispatch_route_and_count(
+    dispatch: *const eplb_dispatch,
+    recorder: *mut eplb_recorder,
+    layer: i32,
+    expert_ids: *const c_void,
+    dtype: i32,
+    num_tokens: u32,
+    num_valid: *const i32,
+    slot_ids: *mut c_void,
+    stream: *mut CUstream_st,
+) -> eplb_status {
+    boundary(|| {
+        // SAFETY: the caller's promises for each pointer.
+        let (dispatch, recorder, routing, stream) = unsafe {
+            let dispatch = &borrowed(dispatch, "dispatch")?.0;
+            let ids = ids(expert_ids, dtype, num_tokens, num_valid)?;
+            let routing = Routing::at(ids, slot_ids as u64, num_tokens, dispatch.experts_per_token() as u32)?;
+            (dispatch, &borrowed(recorder, "recorder")?.0, routing, self::stream(stream))
+        };
+        dispatch.route_and_count(recorder, number(layer, "layer")?, &routing, stream)
+    })
+}
+
+/// Gives the handle back, and its tables. Work that uses them must have ended on the device, and graphs with it must not be
+/// replayed any more. In a process that fork() made it leaves everything to the parent.
+///
+/// \param dispatch  not to be used again; NULL is allowed
+#[unsafe(no_mangle)]
+pub unsafe extern "C" fn eplb_dispatch_destroy(dispatch: *mut eplb_dispatch) {
+    // SAFETY: the caller's promise that the handle is live and not used again.
+    unsafe { destroy(dispatch) }
+}
+
+fn rule(rule: i32) -> Result<Rule> {
+    const DEFAULT: i32 = eplb_route::Default as i32;
+    const ROUND_ROBIN: i32 = eplb_route::RoundRobin as i32;
+    const TOKEN_HASH: i32 = eplb_route::TokenHash as i32;
+    const NEAREST: i32 = eplb_route::Nearest as i32;
+    const LEAST_LOADED: i32 = eplb_route::LeastLoaded as i32;
+    match rule {
+        ROUND_ROBIN => Ok(Rule::RoundRobin),
+        TOKEN_HASH => Ok(Rule::TokenHash),
+        NEAREST => Ok(Rule::Nearest),
+        DEFAULT | LEAST_LOADED => Ok(Rule::LeastLoaded),
+        unknown => Err(Error::InvalidArgument(format!("rule is {unknown}, which is no eplb_route"))),
+    }
+}
