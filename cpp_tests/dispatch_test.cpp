@@ -222,9 +222,10 @@ TYPED_TEST(DispatchOf, EveryRuleGivesItsSlots) {
             const uint32_t choices = seed % 2 == 0 ? 6 : 1;
             auto config = a_config(layer, rule, choices);
             config.rank = ranks - 1;
+            for (uint32_t rank = 0; rank < ranks; rank++) {
+                config.rank_to_node.push_back(static_cast<int32_t>(rank * 3 / ranks));
+            }
             const auto dispatch = eplb::dispatch::create(placement, config);
-            config.device = EPLB_DEVICE_HOST;
-            const auto on_host = eplb::dispatch::create(placement, config);
             routing source(experts, choices, seed);
             for (const size_t tokens : {size_t(0), size_t(1), size_t(170), size_t(700)}) {
                 const auto ids = source.ids<Id>(tokens);
@@ -251,12 +252,8 @@ TYPED_TEST(DispatchOf, EveryRuleGivesItsSlots) {
                     case EPLB_ROUTE_LEAST_LOADED:
                         expected = least_loaded(layer, ids, valid_ids);
                         break;
-                    default: {
-                        // Its shares have tests of their own; here, the host's slots.
-                        expected = ids;
-                        on_host.route(3, ids.data(), dtype<Id>, static_cast<uint32_t>(tokens), &valid,
-                                      expected.data());
-                    }
+                    default:
+                        expected = nearest(layer, ids, valid_ids, config.rank, config.rank_to_node);
                     }
                     ASSERT_EQ(found, expected) << "rule " << rule << ", " << experts << " experts, " << tokens
                                                << " tokens, " << valid << " valid";
@@ -343,6 +340,41 @@ TEST(Dispatch, WithAllRanksCountsTheRanksLevelTheirSum) {
         EXPECT_EQ(routed(dispatch, other, 4), least_loaded(layer, other, other.size()));
     }
     EXPECT_EQ(rank_loads, expected_loads);
+    const std::vector<double> told = eplb::dispatch::expected_load(
+        placement, a_config(layer, EPLB_ROUTE_LEAST_LOADED, 4), 3, gathered, true);
+    EXPECT_EQ(told, std::vector<double>(rank_loads.begin(), rank_loads.end()));
+}
+
+TEST(Dispatch, TheExpectedLoadIsThatOfRoutedIds) {
+    const auto layer = a_placement(24, 4, 3, 9);
+    const auto placement = placement_of(layer);
+    for (const eplb_route rule : all_rules) {
+        routing source(24, 4, 2);
+        std::vector<int64_t> counts(4 * 24);
+        std::vector<double> found(4);
+        auto config = a_config(layer, rule, 4);
+        config.rank_to_node = {0, 0, 5, 5};
+        for (uint32_t rank = 0; rank < 4; rank++) {
+            config.rank = rank;
+            const auto ids = source.ids<int32_t>(scaled(4000) / 4 + 100 * rank);
+            for (const int32_t id : ids) {
+                if (id >= 0 && id < 24) {
+                    counts[rank * 24 + static_cast<size_t>(id)]++;
+                }
+            }
+            for (const int32_t slot : routed(eplb::dispatch::create(placement, config), ids, 4)) {
+                if (slot < layer.num_slots()) {
+                    found[layer.rank_of(slot)]++;
+                }
+            }
+        }
+        const std::vector<double> told = eplb::dispatch::expected_load(placement, config, 3, counts);
+        for (size_t rank = 0; rank < 4; rank++) {
+            // Exact where the rule goes by counts; what goes by rows or turns is near.
+            EXPECT_NEAR(told[rank], found[rank], rule == EPLB_ROUTE_LEAST_LOADED ? 0 : 0.03 * found[rank])
+                << "rule " << rule << ", rank " << rank;
+        }
+    }
 }
 
 TEST(Dispatch, AHotExpertsReplicasGetEquallyMuch) {

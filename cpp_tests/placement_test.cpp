@@ -232,3 +232,41 @@ TEST(Placement, NullAndUnknownNumbersAreErrors) {
               EPLB_STATUS_INVALID_PLACEMENT);
     eplb_placement_destroy(nullptr);
 }
+
+TEST(Placement, ListsTheExpertsThatARankMustLoadOnce) {
+    eplb::placement_config config;
+    config.num_experts = 3;
+    config.num_ranks = 2;
+    config.num_slots = 6;
+    const std::vector<int32_t> layers = {4}, experts = {2, 0, 2, 1, 1, 1};
+    const auto placement = eplb::placement::create(config, layers, experts);
+    EXPECT_EQ(placement.distinct_experts(4, 0), (std::vector<int32_t>{0, 2}));
+    EXPECT_EQ(placement.distinct_experts(4, 1), (std::vector<int32_t>{1}));
+}
+
+TEST(Placement, ALayerThatTheFileLacksGetsWhatTheCallerChose) {
+    const temporary_directory dir;
+    write_file(dir / "config.yaml", "initial_global_assignments:\n  3: [0, 1, 2, 2]\n  10: [2, 0, 1, 0]\n"
+                                    "layer_updates_per_iter: 0\nnum_slots: 4\n");
+    eplb::placement_load_options options;
+    options.num_ranks = 2;
+    options.layer_ids = {3, 10, 61};
+    try {
+        eplb::placement::load(dir / "config.yaml", options);
+        ADD_FAILURE() << "it was taken";
+    } catch (const eplb::error &error) {
+        EXPECT_EQ(error.status(), EPLB_STATUS_INVALID_PLACEMENT);
+        EXPECT_NE(std::string(error.what()).find("layer 61 is missing"), std::string::npos) << error.what();
+    }
+    options.missing_layers = EPLB_MISSING_LAYERS_LIKE_LAST;
+    const auto like_last = eplb::placement::load(dir / "config.yaml", options);
+    EXPECT_EQ(like_last.layer_experts(61)[0], 2);
+    options.missing_layers = EPLB_MISSING_LAYERS_IN_ORDER;
+    const auto in_order = eplb::placement::load(dir / "config.yaml", options);
+    EXPECT_EQ(in_order.layer_experts(61)[3], 2);
+    options.missing_layers = static_cast<eplb_missing_layers>(3);
+    EXPECT_THROW(eplb::placement::load(dir / "config.yaml", options), eplb::error);
+    options.missing_layers = EPLB_MISSING_LAYERS_IN_ORDER;
+    options.num_slots = 6;
+    EXPECT_THROW(eplb::placement::load(dir / "config.yaml", options), eplb::error);
+}

@@ -189,4 +189,115 @@ std::vector<Id> least_loaded(const layer_placement &layer, const std::vector<Id>
                     });
 }
 
+/// Pours `amount` onto the columns named; returns what each got.
+inline std::map<size_t, uint64_t> pour(uint64_t amount, const std::vector<size_t> &columns,
+                                       std::vector<uint64_t> &heights) {
+    uint64_t low = 0, high = uint64_t(1) << 60;
+    const auto needed = [&](uint64_t height) {
+        uint64_t sum = 0;
+        for (const size_t column : columns) {
+            sum += height > heights[column] ? std::min(height - heights[column], amount + 1) : 0;
+        }
+        return sum;
+    };
+    while (high - low > 1) {
+        const uint64_t middle = (low + high) / 2;
+        (needed(middle) <= amount ? low : high) = middle;
+    }
+    uint64_t left = amount - needed(low);
+    std::map<size_t, uint64_t> got;
+    for (const size_t column : columns) {
+        if (heights[column] <= low) {
+            got[column] = low - heights[column] + (left > 0 ? 1 : 0);
+            left -= left > 0 ? 1 : 0;
+            heights[column] += got[column];
+        }
+    }
+    return got;
+}
+
+/// What of an expert's slots this rank uses, in units.
+inline std::vector<uint64_t> nearest_units(const layer_placement &layer, const std::vector<int64_t> &slots,
+                                           uint32_t rank, const std::vector<int32_t> &nodes) {
+    __extension__ using wide = unsigned __int128;
+    const auto part = [](uint64_t of, uint64_t mine, uint64_t all) {
+        return static_cast<uint64_t>(wide(of) * mine / all);
+    };
+    const uint64_t each = 4 * slots.size() << 20, most = uint64_t(5 * layer.num_ranks) << 20;
+    std::vector<uint64_t> left(layer.num_ranks, each), heights(slots.size()), units(slots.size());
+    const auto replicas_where = [&](auto where) {
+        std::vector<size_t> replicas;
+        for (size_t replica = 0; replica < slots.size(); replica++) {
+            if (where(layer.rank_of(slots[replica]))) {
+                replicas.push_back(replica);
+            }
+        }
+        return replicas;
+    };
+    for (uint32_t r = 0; r < layer.num_ranks; r++) {
+        const auto own = replicas_where([&](uint32_t of) { return of == r; });
+        const uint64_t amount = std::min(each, own.size() * most);
+        left[r] -= amount;
+        for (const auto &[replica, got] : pour(amount, own, heights)) {
+            units[replica] += r == rank ? got : 0;
+        }
+    }
+    uint64_t mine = left[rank], rest = 0;
+    std::map<int32_t, uint64_t> wanted;
+    for (uint32_t r = 0; r < layer.num_ranks; r++) {
+        wanted[nodes[r]] += left[r];
+    }
+    for (const auto &[node, want] : wanted) {
+        const auto here = replicas_where([&, node = node](uint32_t of) { return nodes[of] == node; });
+        uint64_t room = 0;
+        for (const size_t replica : here) {
+            room += most - heights[replica];
+        }
+        const uint64_t amount = std::min(want, room);
+        rest += want - amount;
+        if (amount == 0) {
+            continue;
+        }
+        for (const auto &[replica, got] : pour(amount, here, heights)) {
+            units[replica] += node == nodes[rank] ? part(got, left[rank], want) : 0;
+        }
+        if (node == nodes[rank]) {
+            mine = part(mine, want - amount, want);
+        }
+    }
+    if (rest > 0) {
+        for (const auto &[replica, got] :
+             pour(rest, replicas_where([](uint32_t) { return true; }), heights)) {
+            units[replica] += part(got, mine, rest);
+        }
+    }
+    return units;
+}
+
+template <class Id>
+std::vector<Id> nearest(const layer_placement &layer, const std::vector<Id> &ids, size_t valid, uint32_t rank,
+                        const std::vector<int32_t> &nodes) {
+    std::map<Id, std::vector<uint64_t>> units;
+    return route_by(layer, ids, valid, 1024,
+                    [&](uint32_t k, size_t i, Id id, const std::vector<int64_t> &slots) {
+                        auto &mine = units[id];
+                        if (mine.empty()) {
+                            mine = nearest_units(layer, slots, rank, nodes);
+                        }
+                        __extension__ using wide = unsigned __int128;
+                        wide all = 0, sum = 0;
+                        for (const uint64_t unit : mine) {
+                            all += unit;
+                        }
+                        const uint64_t point = (uint64_t(k + i / 1024 + rank) * 2654435769u) & 0xffffffffu;
+                        for (size_t replica = 0; replica < slots.size(); replica++) {
+                            sum += mine[replica];
+                            if (point < static_cast<uint64_t>((sum << 32) / all)) {
+                                return slots[replica];
+                            }
+                        }
+                        return slots.back();
+                    });
+}
+
 #endif

@@ -53,6 +53,8 @@ SIGNATURE(eplb_placement_layer_experts,
           eplb_status (*)(const eplb_placement *, int32_t, const int32_t **, size_t *));
 SIGNATURE(eplb_placement_rank_experts,
           eplb_status (*)(const eplb_placement *, int32_t, uint32_t, const int32_t **, size_t *));
+SIGNATURE(eplb_placement_distinct_experts,
+          eplb_status (*)(const eplb_placement *, int32_t, uint32_t, int32_t *, size_t, size_t *));
 SIGNATURE(eplb_placement_hash, eplb_status (*)(const eplb_placement *, uint64_t *));
 SIGNATURE(eplb_placement_evaluate, eplb_status (*)(const eplb_placement *, const double *, int32_t, size_t,
                                                    size_t, eplb_placement_evaluation *));
@@ -78,4 +80,6 @@ SIGNATURE(eplb_dispatch_route, eplb_status (*)(const eplb_dispatch *, int32_t, c
 SIGNATURE(eplb_dispatch_route_and_count,
           eplb_status (*)(const eplb_dispatch *, eplb_recorder *, int32_t, const void *, int32_t, uint32_t,
                           const int32_t *, void *, CUstream_st *));
+SIGNATURE(eplb_dispatch_expected_load, eplb_status (*)(const eplb_placement *, const eplb_dispatch_config *,
+                                                       int32_t, const int64_t *, int32_t, double *));
 SIGNATURE(eplb_dispatch_destroy, void (*)(eplb_dispatch *));

@@ -752,6 +752,33 @@ typedef int32_t eplb_issue_kind;
 #endif // __cplusplus
 
 /**
+ * What a layer gets that the engine has and the file lacks, such as one for multi-token prediction. It then is a layer of the
+ * placement like any other: its weights go by it, and so does its dispatch.
+ */
+enum eplb_missing_layers
+#if defined(__cplusplus) || __STDC_VERSION__ >= 202311L
+  : int32_t
+#endif // defined(__cplusplus) || __STDC_VERSION__ >= 202311L
+ {
+  /** The file is refused, and the error names the layer. */
+  EPLB_MISSING_LAYERS_REFUSED = 0,
+  /** The experts of the file's last layer. */
+  EPLB_MISSING_LAYERS_LIKE_LAST = 1,
+  /**
+   * The experts spread in order, as TensorRT-LLM does where a file has no assignments: slot i of rank r holds expert
+   * (r x E / R + i) mod E, the product first and the quotient rounded down.
+   */
+  EPLB_MISSING_LAYERS_IN_ORDER = 2,
+};
+#ifndef __cplusplus
+#if __STDC_VERSION__ >= 202311L
+typedef enum eplb_missing_layers eplb_missing_layers;
+#else
+typedef int32_t eplb_missing_layers;
+#endif // __STDC_VERSION__ >= 202311L
+#endif // __cplusplus
+
+/**
  * The expert of every slot of every layer. Rank r owns the consecutive slots r * S/R .. (r + 1) * S/R. Immutable, and
  * always servable: each slot holds an expert that exists and each expert has a slot. Any number of threads may use it
  * at once.
@@ -792,9 +819,13 @@ typedef struct eplb_placement_load_options {
   const int32_t *layer_ids;
   /** Length of layer_ids. */
   size_t num_layers;
+  /** Slots of all ranks together, as a check; 0: as many as the file says. */
+  uint32_t num_slots;
+  /** What those of layer_ids get that the file lacks: an eplb_missing_layers. */
+  int32_t missing_layers;
 } eplb_placement_load_options;
 /** An eplb_placement_load_options with every default. */
-#define EPLB_PLACEMENT_LOAD_OPTIONS_INIT { sizeof(eplb_placement_load_options), 0, 0, NULL, 0 }
+#define EPLB_PLACEMENT_LOAD_OPTIONS_INIT { sizeof(eplb_placement_load_options), 0, 0, NULL, 0, 0, 0 }
 
 /** One thing that is wrong with a placement, and its place. */
 typedef struct eplb_placement_issue {
@@ -974,6 +1005,26 @@ eplb_status eplb_placement_rank_experts(const eplb_placement *placement,
                                         uint32_t rank,
                                         const int32_t **experts,
                                         size_t *slots_per_rank);
+
+/**
+ * Lists the experts whose weights a rank must load for a layer, ascending and each once: those of
+ * eplb_placement_rank_experts(), without the copies that an engine can serve from the same weights.
+ *
+ * \param placement    the placement
+ * \param layer        the layer's number
+ * \param rank         0 to num_ranks - 1
+ * \param experts      receives the first `capacity` of them, int32; may be NULL where capacity is 0
+ * \param capacity     room in experts; slots_per_rank is always enough
+ * \param num_experts  receives how many there are
+ * \return EPLB_STATUS_OK; EPLB_STATUS_INVALID_ARGUMENT, also for an unknown layer or rank
+ */
+EPLB_API
+eplb_status eplb_placement_distinct_experts(const eplb_placement *placement,
+                                            int32_t layer,
+                                            uint32_t rank,
+                                            int32_t *experts,
+                                            size_t capacity,
+                                            size_t *num_experts);
 
 /**
  * A fingerprint of a placement that is equal on every rank and architecture; compare it over all ranks before the first
@@ -1276,13 +1327,18 @@ enum eplb_route
   /** vLLM's: for the token in row t, replica ((t x 2654435769) mod 2^32) mod count. Rank-invariant. */
   EPLB_ROUTE_TOKEN_HASH = 2,
   /**
-   * Own rank first, then own node, then the rest, by shares that are fixed at create. If every rank had one token of the
-   * expert, these shares would have each replica serve 5/4 x R / count tokens at most (its fair share and a quarter); subject
-   * to that, as many tokens as can be stay on their rank, and of the others as many as can be on their node; tokens are
-   * spread so that the replicas they are spread over serve equally much, as far as what those served before allows.
-   * With p = ((k + i / 1024 + rank) x 2654435769) mod 2^32 and k as for EPLB_ROUTE_ROUND_ROBIN, it is the first replica up to
-   * and with which the shares of this rank sum to more than p / 2^32: a sequence that keeps the shares closely for
-   * any number of tokens. Not rank-invariant.
+   * Own rank first, then own node, then the rest, by shares that are fixed at create. If every rank had as many tokens of the
+   * expert, these shares would have each replica serve 5/4 of its fair share at most; subject to that, as many tokens as can be
+   * stay on their rank, and of the others as many as can be on their node. Each rank has 4 x count x 2^20 units of the expert,
+   * and a replica takes 5 x R x 2^20 at most. First each rank deals its units to its own replicas, as many as they can
+   * take; then the ranks of each node, in ascending order of the nodes that have replicas, what they have left to the replicas of
+   * the node, as many as these can take; then all ranks the rest to all replicas. Units are dealt as EPLB_ROUTE_LEAST_LOADED pours
+   * tokens, onto the units that the replicas have by then, and what is left goes one each to those that were reached, in
+   * ascending order. Of what a replica got in a step, this rank's part is its units over those of all ranks that wanted to
+   * deal them, rounded down; where a node could take d of the w units of its ranks, a rank that had u is left with
+   * u x (w - d) / w, rounded down. With t[j] the units of this rank on replicas 0 to j over those on all, times 2^32 and rounded
+   * down, k as for EPLB_ROUTE_ROUND_ROBIN, and p = ((k + i / 1024 + rank) x 2654435769) mod 2^32, it is the first replica with
+   * p < t[j], or the last: a sequence that keeps the shares closely for any number of tokens. Not rank-invariant.
    */
   EPLB_ROUTE_NEAREST = 3,
   /**
@@ -1493,6 +1549,28 @@ eplb_status eplb_dispatch_route_and_count(const eplb_dispatch *dispatch,
                                           const int32_t *num_valid,
                                           void *slot_ids,
                                           struct CUstream_st *stream);
+
+/**
+ * Tells what each rank would carry in a layer by a rule of routing: the number to hold against what is measured, for one rank's
+ * batch or for all. Of EPLB_ROUTE_LEAST_LOADED it is exact for one batch a rank; of the other rules it is the share that each
+ * replica has in the long run. To know what a rule makes of recorded ids, one by one, route them on EPLB_DEVICE_HOST.
+ *
+ * \param placement         the placement
+ * \param config            as for eplb_dispatch_create(); rule, num_ranks and rank_to_node are looked at
+ * \param layer             the layer's number
+ * \param rank_counts       int64 [num_ranks][num_experts]: how often the tokens of each rank chose each expert
+ * \param with_rank_counts  not 0: EPLB_ROUTE_LEAST_LOADED knows the counts of all ranks
+ * \param rank_loads        receives the tokens that each rank gets: [num_ranks]
+ * \return EPLB_STATUS_OK; EPLB_STATUS_INVALID_ARGUMENT, also for an unknown layer, and for a count below 0 or from 2^31 on, whose
+ *         rank and expert are named
+ */
+EPLB_API
+eplb_status eplb_dispatch_expected_load(const eplb_placement *placement,
+                                        const eplb_dispatch_config *config,
+                                        int32_t layer,
+                                        const int64_t *rank_counts,
+                                        int32_t with_rank_counts,
+                                        double *rank_loads);
 
 /**
  * Gives the handle back, and its tables. Work that uses them must have ended on the device, and graphs with it must not be

@@ -397,6 +397,8 @@ struct placement_load_options {
     std::uint32_t num_experts = 0;
     std::uint32_t num_ranks = 0;
     std::vector<std::int32_t> layer_ids = {};
+    std::uint32_t num_slots = 0;
+    eplb_missing_layers missing_layers = EPLB_MISSING_LAYERS_REFUSED;
 
     eplb_placement_load_options c() const {
         eplb_placement_load_options c = EPLB_PLACEMENT_LOAD_OPTIONS_INIT;
@@ -404,6 +406,8 @@ struct placement_load_options {
         c.num_ranks = num_ranks;
         c.layer_ids = layer_ids.data();
         c.num_layers = layer_ids.size();
+        c.num_slots = num_slots;
+        c.missing_layers = missing_layers;
         return c;
     }
 };
@@ -466,6 +470,21 @@ class placement {
         return lend([&](const std::int32_t **experts, std::size_t *size) {
             return eplb_placement_rank_experts(get(), layer, rank, experts, size);
         });
+    }
+
+    /// The experts whose weights a rank must load for a layer, each once.
+    returns<std::vector<std::int32_t>> distinct_experts(std::int32_t layer, std::uint32_t rank) const {
+        return detail::run(
+            [&](std::vector<std::int32_t> &experts) {
+                std::size_t size = 0;
+                const eplb_status status =
+                    eplb_placement_distinct_experts(get(), layer, rank, nullptr, 0, &size);
+                experts.resize(size);
+                return status == EPLB_STATUS_OK
+                           ? eplb_placement_distinct_experts(get(), layer, rank, experts.data(), size, &size)
+                           : status;
+            },
+            std::vector<std::int32_t>());
     }
 
     /// Everything that eplb_placement_validate() lists.
@@ -693,6 +712,27 @@ class dispatch {
         const eplb_dispatch_config c = config.c();
         return detail::make<dispatch, eplb_dispatch>(
             [&](eplb_dispatch **handle) { return eplb_dispatch_create(placement.get(), &c, handle); });
+    }
+
+    /// The tokens that each rank would get; `rank_counts` is [num_ranks][experts].
+    static returns<std::vector<double>> expected_load(const placement &placement,
+                                                      const dispatch_config &config, std::int32_t layer,
+                                                      view<std::int64_t> rank_counts,
+                                                      bool with_rank_counts = false) {
+        eplb_placement_info info = EPLB_PLACEMENT_INFO_INIT;
+        const eplb_status known = eplb_placement_get_info(placement.get(), &info);
+        if (known == EPLB_STATUS_OK && rank_counts.size() != std::size_t(info.num_ranks) * info.num_experts) {
+            return detail::finish(EPLB_STATUS_INVALID_ARGUMENT, std::vector<double>(),
+                                  "rank_counts is not [num_ranks][experts] long");
+        }
+        const eplb_dispatch_config c = config.c();
+        return detail::run(
+            [&](std::vector<double> &loads) {
+                loads.resize(info.num_ranks);
+                return eplb_dispatch_expected_load(placement.get(), &c, layer, rank_counts.data(),
+                                                   with_rank_counts ? 1 : 0, loads.data());
+            },
+            std::vector<double>());
     }
 
     returns<eplb_dispatch_tables> tables(std::int32_t layer) const {

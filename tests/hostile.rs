@@ -138,7 +138,7 @@ proptest! {
         let text = damaged(CONFIG.as_bytes(), &damages);
         if let Ok(config) = ConfigFile::parse(&String::from_utf8_lossy(&text)) {
             for num_experts in [None, Some(3)] {
-                let expected = Expected { num_experts, num_ranks: Some(2), layers: Some(&[3]) };
+                let expected = Expected { num_experts, num_ranks: Some(2), layers: Some(&[3]), ..Default::default() };
                 if let Ok(placement) = config.placement(expected) {
                     // What is accepted is written in the one form, and means the same.
                     let again = ConfigFile::parse(&placement.to_yaml()).unwrap().placement(expected).unwrap();
@@ -174,7 +174,8 @@ fn aliases_are_read_until_they_multiply() {
 
     // The same without a list: 1,048,576 slots in each of the host's layers.
     let layers: Vec<u32> = (0..5).collect();
-    let expected = Expected { num_experts: Some(8), num_ranks: Some(8), layers: Some(&layers) };
+    let expected =
+        Expected { num_experts: Some(8), num_ranks: Some(8), layers: Some(&layers), ..Default::default() };
     let message =
         ConfigFile::parse("num_slots: 1048576\n").unwrap().placement(expected).unwrap_err().to_string();
     assert_eq!(message, "more than 4194304 slots in all layers");

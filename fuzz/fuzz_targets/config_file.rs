@@ -7,7 +7,7 @@ use libfuzzer_sys::fuzz_target;
 fuzz_target!(|text: &str| {
     let Ok(config) = ConfigFile::parse(text) else { return };
     for (num_experts, num_ranks, layers) in [(None, Some(1), None), (Some(4), Some(2), Some(&[0, 3][..]))] {
-        let expected = Expected { num_experts, num_ranks, layers };
+        let expected = Expected { num_experts, num_ranks, layers, ..Default::default() };
         if let Ok(placement) = config.placement(expected) {
             let again = ConfigFile::parse(&placement.to_yaml()).unwrap().placement(expected).unwrap();
             assert_eq!(again, placement);

@@ -1,9 +1,9 @@
 //! Step 3, run: a placement becomes tables on a device, and expert ids become slots.
 
 mod host;
-mod level;
-mod nearest;
-mod tables;
+pub(crate) mod level;
+pub(crate) mod nearest;
+pub(crate) mod tables;
 
 use std::sync::{Mutex, MutexGuard, PoisonError};
 

@@ -3,7 +3,7 @@
 use std::ffi::c_void;
 
 use super::boundary::{
-    Growing, array, borrowed, boundary, config, destroy, growing_out, layer_numbers, number, out,
+    Growing, array, borrowed, boundary, config, copy_out, destroy, growing_out, layer_numbers, number, out,
 };
 use super::device::{CUstream_st, id_type, ids, place, stream};
 use super::placement::eplb_placement;
@@ -12,6 +12,8 @@ use super::status::eplb_status;
 use crate::device::{RankCounts, Routing};
 use crate::dispatch::{Dispatch, DispatchConfig, Rule};
 use crate::error::{Error, Result};
+use crate::placement::Placement;
+use crate::report::{Routed, expected_load};
 
 /// Turns the router's expert ids into slot ids, on a device and in the order of the engine's streams.
 ///
@@ -43,13 +45,18 @@ pub enum eplb_route {
     RoundRobin = 1,
     /// vLLM's: for the token in row t, replica ((t x 2654435769) mod 2^32) mod count. Rank-invariant.
     TokenHash = 2,
-    /// Own rank first, then own node, then the rest, by shares that are fixed at create. If every rank had one token of the
-    /// expert, these shares would have each replica serve 5/4 x R / count tokens at most (its fair share and a quarter); subject
-    /// to that, as many tokens as can be stay on their rank, and of the others as many as can be on their node; tokens are
-    /// spread so that the replicas they are spread over serve equally much, as far as what those served before allows.
-    /// With p = ((k + i / 1024 + rank) x 2654435769) mod 2^32 and k as for EPLB_ROUTE_ROUND_ROBIN, it is the first replica up to
-    /// and with which the shares of this rank sum to more than p / 2^32: a sequence that keeps the shares closely for
-    /// any number of tokens. Not rank-invariant.
+    /// Own rank first, then own node, then the rest, by shares that are fixed at create. If every rank had as many tokens of the
+    /// expert, these shares would have each replica serve 5/4 of its fair share at most; subject to that, as many tokens as can be
+    /// stay on their rank, and of the others as many as can be on their node. Each rank has 4 x count x 2^20 units of the expert,
+    /// and a replica takes 5 x R x 2^20 at most. First each rank deals its units to its own replicas, as many as they can
+    /// take; then the ranks of each node, in ascending order of the nodes that have replicas, what they have left to the replicas of
+    /// the node, as many as these can take; then all ranks the rest to all replicas. Units are dealt as EPLB_ROUTE_LEAST_LOADED pours
+    /// tokens, onto the units that the replicas have by then, and what is left goes one each to those that were reached, in
+    /// ascending order. Of what a replica got in a step, this rank's part is its units over those of all ranks that wanted to
+    /// deal them, rounded down; where a node could take d of the w units of its ranks, a rank that had u is left with
+    /// u x (w - d) / w, rounded down. With t[j] the units of this rank on replicas 0 to j over those on all, times 2^32 and rounded
+    /// down, k as for EPLB_ROUTE_ROUND_ROBIN, and p = ((k + i / 1024 + rank) x 2654435769) mod 2^32, it is the first replica with
+    /// p < t[j], or the last: a sequence that keeps the shares closely for any number of tokens. Not rank-invariant.
     Nearest = 3,
     /// This rank deals its own batch so that the ranks it sends to get equally much, as far as can be; where
     /// eplb_dispatch_register_rank_counts() names all ranks' counts, the totals of all of them. The tokens T[e] of each expert
@@ -155,32 +162,12 @@ pub unsafe extern "C" fn eplb_dispatch_create(
                 out(dispatch, "dispatch")?,
             )
         };
-        let num_ranks = placement.shape().num_ranks();
-        if config.num_ranks as usize != num_ranks {
-            return Err(Error::InvalidArgument(format!(
-                "config->num_ranks is {}, the placement has {num_ranks} ranks",
-                config.num_ranks
-            )));
-        }
-        let num_slots = placement.shape().num_slots();
-        if config.num_slots != 0 && config.num_slots as usize != num_slots {
-            return Err(Error::InvalidArgument(format!(
-                "config->num_slots is {}, the placement has {num_slots} slots",
-                config.num_slots
-            )));
-        }
+        check_sizes(placement, &config)?;
         // SAFETY: the caller's promises for what the config points to.
         let (layers, nodes) = unsafe {
-            let nodes = (!config.rank_to_node.is_null()).then_some(num_ranks);
-            (
-                array(config.layer_ids, Some(config.num_layers), "config->layer_ids")?,
-                nodes.map(|len| array(config.rank_to_node, Some(len), "config->rank_to_node")).transpose()?,
-            )
+            (array(config.layer_ids, Some(config.num_layers), "config->layer_ids")?, nodes(&config)?)
         };
         let layers = (config.num_layers != 0).then(|| layer_numbers(layers)).transpose()?;
-        let nodes: Option<Vec<u32>> = nodes
-            .map(|nodes| nodes.iter().map(|&node| number(node, "a node of rank_to_node")).collect())
-            .transpose()?;
         let created = Dispatch::create(
             placement,
             &DispatchConfig {
@@ -334,6 +321,49 @@ pub unsafe extern "C" fn eplb_dispatch_route_and_count(
     })
 }
 
+/// Tells what each rank would carry in a layer by a rule of routing: the number to hold against what is measured, for one rank's
+/// batch or for all. Of EPLB_ROUTE_LEAST_LOADED it is exact for one batch a rank; of the other rules it is the share that each
+/// replica has in the long run. To know what a rule makes of recorded ids, one by one, route them on EPLB_DEVICE_HOST.
+///
+/// \param placement         the placement
+/// \param config            as for eplb_dispatch_create(); rule, num_ranks and rank_to_node are looked at
+/// \param layer             the layer's number
+/// \param rank_counts       int64 [num_ranks][num_experts]: how often the tokens of each rank chose each expert
+/// \param with_rank_counts  not 0: EPLB_ROUTE_LEAST_LOADED knows the counts of all ranks
+/// \param rank_loads        receives the tokens that each rank gets: [num_ranks]
+/// \return EPLB_STATUS_OK; EPLB_STATUS_INVALID_ARGUMENT, also for an unknown layer, and for a count below 0 or from 2^31 on, whose
+///         rank and expert are named
+#[unsafe(no_mangle)]
+pub unsafe extern "C" fn eplb_dispatch_expected_load(
+    placement: *const eplb_placement,
+    config: *const eplb_dispatch_config,
+    layer: i32,
+    rank_counts: *const i64,
+    with_rank_counts: i32,
+    rank_loads: *mut f64,
+) -> eplb_status {
+    boundary(|| {
+        // SAFETY: the caller's promises for each pointer.
+        let (placement, config) =
+            unsafe { (&borrowed(placement, "placement")?.0, self::config(config, "config")?) };
+        check_sizes(placement, &config)?;
+        let shape = placement.shape();
+        // SAFETY: the caller's promises for the counts and for what the config points to. A negative count becomes a large one.
+        let (counts, nodes) = unsafe {
+            let counts = shape.num_ranks().checked_mul(shape.num_experts());
+            (array(rank_counts.cast::<u64>(), counts, "rank_counts")?, nodes(&config)?)
+        };
+        let routed = Routed {
+            rule: rule(config.rule)?,
+            rank_to_node: nodes.as_deref(),
+            with_rank_counts: with_rank_counts != 0,
+        };
+        let loads = expected_load(placement, number(layer, "layer")?, routed, counts)?;
+        // SAFETY: the caller's promise of [num_ranks].
+        unsafe { copy_out(&loads, rank_loads, "rank_loads") }
+    })
+}
+
 /// Gives the handle back, and its tables. Work that uses them must have ended on the device, and graphs with it must not be
 /// replayed any more. In a process that fork() made it leaves everything to the parent.
 ///
@@ -342,6 +372,36 @@ pub unsafe extern "C" fn eplb_dispatch_route_and_count(
 pub unsafe extern "C" fn eplb_dispatch_destroy(dispatch: *mut eplb_dispatch) {
     // SAFETY: the caller's promise that the handle is live and not used again.
     unsafe { destroy(dispatch) }
+}
+
+/// Whether the engine and the placement are of one size.
+fn check_sizes(placement: &Placement, config: &eplb_dispatch_config) -> Result<()> {
+    let (num_ranks, num_slots) = (placement.shape().num_ranks(), placement.shape().num_slots());
+    if config.num_ranks as usize != num_ranks {
+        return Err(Error::InvalidArgument(format!(
+            "config->num_ranks is {}, the placement has {num_ranks} ranks",
+            config.num_ranks
+        )));
+    }
+    if config.num_slots != 0 && config.num_slots as usize != num_slots {
+        return Err(Error::InvalidArgument(format!(
+            "config->num_slots is {}, the placement has {num_slots} slots",
+            config.num_slots
+        )));
+    }
+    Ok(())
+}
+
+/// # Safety
+/// The config's rank_to_node is NULL or of its ranks.
+unsafe fn nodes(config: &eplb_dispatch_config) -> Result<Option<Vec<u32>>> {
+    if config.rank_to_node.is_null() {
+        return Ok(None);
+    }
+    // SAFETY: the caller's promise.
+    let nodes =
+        unsafe { array(config.rank_to_node, Some(config.num_ranks as usize), "config->rank_to_node") }?;
+    nodes.iter().map(|&node| number(node, "a node of rank_to_node")).collect::<Result<_>>().map(Some)
 }
 
 fn rule(rule: i32) -> Result<Rule> {

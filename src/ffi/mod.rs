@@ -182,5 +182,21 @@ mod signatures {
         *mut c_void,
         *mut CUstream_st,
     ) -> eplb_status = eplb_dispatch_route_and_count;
+    const _: unsafe extern "C" fn(
+        *const eplb_placement,
+        *const eplb_dispatch_config,
+        i32,
+        *const i64,
+        i32,
+        *mut f64,
+    ) -> eplb_status = eplb_dispatch_expected_load;
     const _: unsafe extern "C" fn(*mut eplb_dispatch) = eplb_dispatch_destroy;
+    const _: unsafe extern "C" fn(
+        *const eplb_placement,
+        i32,
+        u32,
+        *mut i32,
+        usize,
+        *mut usize,
+    ) -> eplb_status = eplb_placement_distinct_experts;
 }

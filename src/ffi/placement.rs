@@ -7,8 +7,8 @@ use super::boundary::{
     optional_config, or_default, out, path,
 };
 use super::status::eplb_status;
-use crate::error::Result;
-use crate::placement::{Duplicate, Expected, Placement, Shape};
+use crate::error::{Error, Result};
+use crate::placement::{Duplicate, Expected, MissingLayers, Placement, Shape};
 use crate::report::{evaluate, replica_counts};
 
 /// The expert of every slot of every layer. Rank r owns the consecutive slots r * S/R .. (r + 1) * S/R. Immutable, and
@@ -51,10 +51,28 @@ pub struct eplb_placement_load_options {
     pub layer_ids: *const i32,
     /// Length of layer_ids.
     pub num_layers: usize,
+    /// Slots of all ranks together, as a check; 0: as many as the file says.
+    pub num_slots: u32,
+    /// What those of layer_ids get that the file lacks: an eplb_missing_layers.
+    pub missing_layers: i32,
 }
 
 // SAFETY: `repr(C)`, `struct_size` first, integers and a pointer.
 unsafe impl Growing for eplb_placement_load_options {}
+
+/// What a layer gets that the engine has and the file lacks, such as one for multi-token prediction. It then is a layer of the
+/// placement like any other: its weights go by it, and so does its dispatch.
+#[repr(i32)]
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum eplb_missing_layers {
+    /// The file is refused, and the error names the layer.
+    Refused = 0,
+    /// The experts of the file's last layer.
+    LikeLast = 1,
+    /// The experts spread in order, as TensorRT-LLM does where a file has no assignments: slot i of rank r holds expert
+    /// (r x E / R + i) mod E, the product first and the quotient rounded down.
+    InOrder = 2,
+}
 
 /// The sizes of a placement. Initialise with EPLB_PLACEMENT_INFO_INIT. Arrays belong to the handle and live as long as
 /// it does.
@@ -198,10 +216,26 @@ pub unsafe extern "C" fn eplb_placement_load(
             num_experts: or_default(options.num_experts),
             num_ranks: or_default(options.num_ranks),
             layers: (!layers.is_empty()).then_some(&layers[..]),
+            num_slots: or_default(options.num_slots),
+            missing_layers: missing_layers(options.missing_layers)?,
         };
         placement.give(eplb_placement(Placement::load(path, expected)?));
         Ok(())
     })
+}
+
+fn missing_layers(choice: i32) -> Result<MissingLayers> {
+    const REFUSED: i32 = eplb_missing_layers::Refused as i32;
+    const LIKE_LAST: i32 = eplb_missing_layers::LikeLast as i32;
+    const IN_ORDER: i32 = eplb_missing_layers::InOrder as i32;
+    match choice {
+        REFUSED => Ok(MissingLayers::Refused),
+        LIKE_LAST => Ok(MissingLayers::LikeLast),
+        IN_ORDER => Ok(MissingLayers::InOrder),
+        unknown => Err(Error::InvalidArgument(format!(
+            "missing_layers is {unknown}, which is no eplb_missing_layers"
+        ))),
+    }
 }
 
 /// Writes the configuration file, to the byte as TensorRT-LLM's own script does.
@@ -341,6 +375,38 @@ pub unsafe extern "C" fn eplb_placement_rank_experts(
         let held = placement.0.rank_experts(number(layer, "layer")?, rank as usize)?;
         // SAFETY: the caller's promises for the results.
         unsafe { lend(held, experts, slots_per_rank, "slots_per_rank") }
+    })
+}
+
+/// Lists the experts whose weights a rank must load for a layer, ascending and each once: those of
+/// eplb_placement_rank_experts(), without the copies that an engine can serve from the same weights.
+///
+/// \param placement    the placement
+/// \param layer        the layer's number
+/// \param rank         0 to num_ranks - 1
+/// \param experts      receives the first `capacity` of them, int32; may be NULL where capacity is 0
+/// \param capacity     room in experts; slots_per_rank is always enough
+/// \param num_experts  receives how many there are
+/// \return EPLB_STATUS_OK; EPLB_STATUS_INVALID_ARGUMENT, also for an unknown layer or rank
+#[unsafe(no_mangle)]
+pub unsafe extern "C" fn eplb_placement_distinct_experts(
+    placement: *const eplb_placement,
+    layer: i32,
+    rank: u32,
+    experts: *mut i32,
+    capacity: usize,
+    num_experts: *mut usize,
+) -> eplb_status {
+    boundary(|| {
+        // SAFETY: the caller's promises for each pointer.
+        let (placement, num_experts) =
+            unsafe { (&borrowed(placement, "placement")?.0, out(num_experts, "num_experts")?) };
+        let distinct = placement.distinct_experts(number(layer, "layer")?, rank as usize)?;
+        let listed = &distinct[..distinct.len().min(capacity)];
+        // SAFETY: the caller's promise of room for `capacity` experts, which are int32 as long as there are fewer than 2^31.
+        unsafe { copy_out(listed, experts.cast(), "experts") }?;
+        num_experts.set(distinct.len());
+        Ok(())
     })
 }
 

@@ -47,6 +47,22 @@ pub struct Expected<'a> {
     pub num_ranks: Option<usize>,
     /// Layers that must be there. Further layers of the file are kept.
     pub layers: Option<&'a [u32]>,
+    /// Slots of all ranks together, as a check.
+    pub num_slots: Option<usize>,
+    /// What those of `layers` get that the file lacks.
+    pub missing_layers: MissingLayers,
+}
+
+/// What a layer gets that the model has and the file lacks, such as one for multi-token prediction.
+#[derive(Debug, Clone, Copy, Default, PartialEq, Eq)]
+pub enum MissingLayers {
+    /// The file is refused.
+    #[default]
+    Refused,
+    /// The experts of the file's last layer.
+    LikeLast,
+    /// The experts spread in order, as where a file has no assignments at all.
+    InOrder,
 }
 
 impl ConfigFile {
@@ -106,8 +122,14 @@ impl ConfigFile {
                 Error::InvalidArgument(format!("the file has no {ASSIGNMENTS}: give the number of experts"))
             })?;
         let shape = Shape::new(num_experts, self.num_slots.unwrap_or(num_experts), num_ranks)?;
+        if let Some(wanted) = expected.num_slots.filter(|&wanted| wanted != shape.num_slots()) {
+            return Err(Error::InvalidPlacement(format!(
+                "{NUM_SLOTS} is {}, {wanted} slots expected",
+                shape.num_slots()
+            )));
+        }
         let placement = match &self.assignments {
-            Some(assignments) => Self::assigned(shape, assignments, expected.layers.unwrap_or_default())?,
+            Some(assignments) => Self::assigned(shape, assignments, expected)?,
             None => {
                 let layers = expected.layers.ok_or_else(|| {
                     Error::InvalidArgument(format!("the file has no {ASSIGNMENTS}: give the layers"))
@@ -121,10 +143,11 @@ impl ConfigFile {
         Ok(placement.with_layer_updates_per_iter(self.layer_updates_per_iter))
     }
 
-    fn assigned(shape: Shape, assignments: &BTreeMap<u32, Vec<u32>>, needed: &[u32]) -> Result<Placement> {
-        if let Some(layer) = needed.iter().find(|layer| !assignments.contains_key(layer)) {
-            return Err(Error::InvalidPlacement(format!("layer {layer} is missing from {ASSIGNMENTS}")));
-        }
+    fn assigned(
+        shape: Shape,
+        assignments: &BTreeMap<u32, Vec<u32>>,
+        expected: Expected<'_>,
+    ) -> Result<Placement> {
         for (layer, experts) in assignments {
             if experts.len() != shape.num_slots() {
                 return Err(Error::InvalidPlacement(format!(
@@ -134,8 +157,22 @@ impl ConfigFile {
                 )));
             }
         }
-        let layers: Vec<u32> = assignments.keys().copied().collect();
-        let slot_experts: Vec<u32> = assignments.values().flatten().copied().collect();
+        let needed = expected.layers.unwrap_or_default();
+        let missing: Vec<u32> =
+            needed.iter().copied().filter(|layer| !assignments.contains_key(layer)).collect();
+        let filler = match (missing.first(), expected.missing_layers) {
+            (Some(layer), MissingLayers::Refused) => {
+                return Err(Error::InvalidPlacement(format!("layer {layer} is missing from {ASSIGNMENTS}")));
+            }
+            (Some(_), MissingLayers::InOrder) => spread_in_order(shape),
+            _ => assignments.last_key_value().map(|(_, experts)| experts.clone()).unwrap_or_default(),
+        };
+        if (assignments.len() + missing.len()).saturating_mul(shape.num_slots()) > MAX_SLOTS_OF_ALL_LAYERS {
+            return Err(Error::InvalidPlacement(too_many_slots()));
+        }
+        let layers: Vec<u32> = assignments.keys().copied().chain(missing.iter().copied()).collect();
+        let fillers = missing.iter().flat_map(|_| &filler);
+        let slot_experts: Vec<u32> = assignments.values().flatten().chain(fillers).copied().collect();
         Placement::new(shape, &layers, &slot_experts)
     }
 }
@@ -374,7 +411,8 @@ mod tests {
 
     #[test]
     fn a_file_read_and_written_again_is_the_same_to_the_byte() {
-        let expected = Expected { num_ranks: Some(2), num_experts: Some(3), layers: Some(&[10]) };
+        let expected =
+            Expected { num_ranks: Some(2), num_experts: Some(3), layers: Some(&[10]), ..Default::default() };
         let read = placement(FILE, expected).unwrap();
         assert_eq!(read.layers(), [3, 10]);
         assert_eq!(read.rank_experts(10, 0).unwrap(), [2, 0]);
@@ -398,11 +436,16 @@ mod tests {
     #[test]
     fn null_slots_mean_one_an_expert_and_no_assignments_the_order_of_the_experts() {
         let null = "initial_global_assignments:\n  0: [1, 0]\nnum_slots: null\n";
-        let expected = Expected { num_ranks: Some(2), num_experts: None, layers: None };
+        let expected = Expected { num_ranks: Some(2), ..Default::default() };
         assert_eq!(placement(null, expected).unwrap().shape().num_slots(), 2);
 
         // 5 experts, 3 ranks, 9 slots: ranks start at expert 0, floor(5/3) = 1 and floor(10/3) = 3.
-        let expected = Expected { num_ranks: Some(3), num_experts: Some(5), layers: Some(&[4, 8]) };
+        let expected = Expected {
+            num_ranks: Some(3),
+            num_experts: Some(5),
+            layers: Some(&[4, 8]),
+            ..Default::default()
+        };
         let spread = placement("num_slots: 9\n", expected).unwrap();
         assert_eq!(spread.layers(), [4, 8]);
         assert_eq!(spread.layer_experts(8).unwrap(), [0, 1, 2, 1, 2, 3, 3, 4, 0]);
@@ -456,12 +499,17 @@ mod tests {
             let said = on_two_ranks(&FILE.replace(was, is));
             assert!(said.contains(message), "{said}");
         }
-        let expected = Expected { num_ranks: Some(2), num_experts: Some(3), layers: Some(&[3, 4]) };
+        let expected = Expected {
+            num_ranks: Some(2),
+            num_experts: Some(3),
+            layers: Some(&[3, 4]),
+            ..Default::default()
+        };
         assert_eq!(
             placement(FILE, expected).unwrap_err().to_string(),
             "layer 4 is missing from initial_global_assignments"
         );
-        let two_experts = Expected { num_ranks: Some(2), num_experts: Some(2), layers: None };
+        let two_experts = Expected { num_ranks: Some(2), num_experts: Some(2), ..Default::default() };
         assert_eq!(
             placement(FILE, two_experts).unwrap_err().to_string(),
             "layer 3, rank 1, slot 2: expert 2 does not exist; experts are 0 to 1"
@@ -478,5 +526,31 @@ mod tests {
             "more than one YAML document in the file"
         );
         assert!(on_two_ranks("num_slots: &a [*a, *a]\n").contains("invalid type"));
+    }
+
+    #[test]
+    fn layers_that_the_file_lacks_get_what_the_caller_chose() {
+        let with = |missing_layers| {
+            let layers = Some(&[11, 3, 10, 61][..]);
+            let expected = Expected { num_ranks: Some(2), layers, missing_layers, ..Default::default() };
+            placement(FILE, expected)
+        };
+        assert_eq!(
+            with(MissingLayers::Refused).unwrap_err().to_string(),
+            "layer 11 is missing from initial_global_assignments"
+        );
+        let like_last = with(MissingLayers::LikeLast).unwrap();
+        assert_eq!(like_last.layers(), [3, 10, 11, 61]);
+        assert_eq!(like_last.layer_experts(61).unwrap(), [2, 0, 1, 0]);
+        // Three experts on two ranks of two slots: rank 0 begins with 0, rank 1 with 3 / 2 = 1.
+        let in_order = with(MissingLayers::InOrder).unwrap();
+        assert_eq!(in_order.layer_experts(11).unwrap(), [0, 1, 1, 2]);
+        assert_eq!(in_order.layer_experts(10).unwrap(), [2, 0, 1, 0]);
+    }
+
+    #[test]
+    fn another_number_of_slots_than_the_engines_is_refused() {
+        let expected = Expected { num_ranks: Some(2), num_slots: Some(6), ..Default::default() };
+        assert_eq!(placement(FILE, expected).unwrap_err().to_string(), "num_slots is 4, 6 slots expected");
     }
 }

@@ -3,7 +3,7 @@
 mod config_file;
 mod shape;
 
-pub use config_file::{ConfigFile, Expected};
+pub use config_file::{ConfigFile, Expected, MissingLayers};
 pub use shape::{MAX_COUNT, Shape, suggest_num_slots};
 
 use crate::error::{Error, Result};
@@ -117,6 +117,14 @@ impl Placement {
             return Err(Error::InvalidArgument(format!("rank {rank} is not one of {num_ranks} ranks")));
         }
         Ok(&self.layer_experts(layer)?[rank * width..][..width])
+    }
+
+    /// The experts whose weights `rank` must load for `layer`, ascending, each once.
+    pub fn distinct_experts(&self, layer: u32, rank: usize) -> Result<Vec<u32>> {
+        let mut experts = self.rank_experts(layer, rank)?.to_vec();
+        experts.sort_unstable();
+        experts.dedup();
+        Ok(experts)
     }
 
     /// Every slot that repeats an expert of its own rank, by layer and slot.

@@ -1,5 +1,9 @@
 //! How even a placement makes the ranks: what needs a load and a placement together.
 
+mod expected;
+
+pub use expected::{Routed, expected_load};
+
 use crate::error::{Error, Result};
 use crate::placement::{Placement, Shape, duplicates_in};
 use crate::solve::Loads;

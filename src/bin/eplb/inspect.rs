@@ -128,7 +128,8 @@ fn config_file(args: &Args, text: &mut String) -> Result<()> {
 
     // Without the EP size the file is still checked, as if one rank held all slots.
     let num_ranks = args.ep_size.or(config.ep_size);
-    let expected = Expected { num_experts: args.num_experts, num_ranks: num_ranks.or(Some(1)), layers: None };
+    let expected =
+        Expected { num_experts: args.num_experts, num_ranks: num_ranks.or(Some(1)), ..Default::default() };
     let placement = config.placement(expected).map_err(|e| e.in_file(path))?;
     let shape = placement.shape();
     line(text, "experts", shape.num_experts());
