@@ -279,6 +279,52 @@ TEST_F(FakeCuda, EveryDriverCallMayFailOnce) {
     }
 }
 
+TEST_F(FakeCuda, ADriverCallThatFailsWhileRoutingIsAStatusAndLeavesNothing) {
+    const engine_stream stream;
+    const chosen_ids ids(stream);
+    engine_array<int32_t> slots(4);
+    eplb::placement_config sizes;
+    sizes.num_experts = 64;
+    sizes.num_ranks = 2;
+    sizes.num_slots = 66;
+    std::vector<int32_t> experts(66);
+    for (int32_t slot = 0; slot < 66; slot++) {
+        experts[static_cast<size_t>(slot)] = slot % 64;
+    }
+    const std::vector<int32_t> layers = {0};
+    const auto placement = eplb::placement::create(sizes, layers, experts);
+    eplb::dispatch_config config;
+    config.num_ranks = 2;
+    config.experts_per_token = 4;
+    config.device = 0;
+    const eplb_dispatch_config c = config.c();
+    const size_t objects = fake().fake_cuda_live_objects();
+    size_t fired = 0;
+    for (size_t n = 1; n < 100; n++) {
+        fault fault(n);
+        eplb_dispatch *dispatch = nullptr;
+        if (fault.call([&] { return eplb_dispatch_create(placement.get(), &c, &dispatch); }) ==
+            EPLB_STATUS_OK) {
+            fault.call([&] {
+                return eplb_dispatch_route(dispatch, 0, ids.data(), EPLB_DTYPE_INT32, 1, nullptr,
+                                           slots.data(), stream);
+            });
+            // What failed once works the next time.
+            EXPECT_EQ(eplb_dispatch_route(dispatch, 0, ids.data(), EPLB_DTYPE_INT32, 1, nullptr, slots.data(),
+                                          stream),
+                      EPLB_STATUS_OK);
+            stream.synchronize();
+        }
+        fired += fault.fired();
+        eplb_dispatch_destroy(dispatch);
+        EXPECT_EQ(fake().fake_cuda_live_objects(), objects) << "after a fault in call " << n;
+        EXPECT_EQ(current_context(), engine::get().context()) << "after a fault in call " << n;
+        EXPECT_EQ(capture_mode(), CU_STREAM_CAPTURE_MODE_GLOBAL) << "after a fault in call " << n;
+    }
+    EXPECT_GT(fired, 30u);
+    std::printf("%zu calls failed once, in turn\n", fired);
+}
+
 TEST_F(FakeCuda, AForkedCopyDoesNotTouchTheDevice) {
     temporary_directory dir;
     auto recorder = std::make_unique<eplb::recorder>(eplb::recorder::create(a_config(dir / "dump")));

@@ -17,10 +17,9 @@ const CUDA_ERROR_OUT_OF_MEMORY: c_int = 2;
 /// Why memory was not to be had.
 fn refused_memory(error: Error, bytes: usize, what: &str) -> Error {
     match error {
-        Error::Cuda { code: CUDA_ERROR_OUT_OF_MEMORY, .. } => Error::out_of_memory(
-            bytes,
-            format!("{what} ({error}); count fewer iterations, or lend memory as the workspace"),
-        ),
+        Error::Cuda { code: CUDA_ERROR_OUT_OF_MEMORY, .. } => {
+            Error::out_of_memory(bytes, format!("{what} ({error})"))
+        }
         Error::Cuda { call, code, name } => {
             Error::Cuda { call: format!("{call} of {bytes} bytes for {what}"), code, name }
         }

@@ -98,7 +98,10 @@ impl Window {
     pub fn create(device: &Device, layout: Layout, lent: Option<Memory>) -> Result<Self> {
         let memory = match lent {
             Some(memory) => layout.check_lent(device, memory)?,
-            None => device.allocate(layout.workspace_bytes(), "the window of counts")?,
+            None => device.allocate(
+                layout.workspace_bytes(),
+                "the window of counts: count fewer iterations, or lend memory as the workspace",
+            )?,
         };
         device.initialize(&memory, layout.copied(), 0)?;
         device.initialize(&memory, layout.row(), OFF)?;
@@ -138,12 +141,13 @@ impl Window {
 
     /// Host memory for [`Window::copy_back`].
     pub fn staging(&self) -> Result<Staging> {
-        self.device.staging(self.layout.copied().bytes, "a copy of the counts")
+        self.device.staging(self.layout.copied().bytes, "a copy of the counts: count fewer iterations")
     }
 
     /// Host memory for [`Window::totals`].
     pub fn totals_staging(&self) -> Result<Staging> {
-        self.device.staging(self.layout.totals().bytes, "a copy of the totals")
+        self.device
+            .staging(self.layout.totals().bytes, "a copy of the sums: count fewer iterations or layers")
     }
 
     /// Each layer's totals as they are now.
