@@ -577,6 +577,8 @@ TEST(Dispatch, WhatDoesNotFitIsRefusedByName) {
     EXPECT_EQ(refused([](auto &c) { c.layer_ids = {3, 3}; }), "layer_ids names layer 3 twice");
     EXPECT_EQ(refused([](auto &c) { c.max_replicas = 1; }),
               "max_replicas is 1, and expert 0 of layer 3 has 2 slots");
+    EXPECT_EQ(refused([](auto &c) { c.max_replicas = UINT32_MAX; }),
+              "max_replicas is 4294967295, and no expert can have more than the 6 slots of the placement");
     EXPECT_EQ(refused([](auto &c) { c.rule = static_cast<eplb_route>(9); }),
               "rule is 9, which is no eplb_route");
 

@@ -1390,7 +1390,7 @@ typedef struct eplb_dispatch_config {
   /** Experts that each token chooses (the router's top-k). Must be given. */
   uint32_t experts_per_token;
   /**
-   * Width of the dense map, not below the largest number of slots that an expert has; 0: no dense map. Fixed by the engine, a
+   * Width of the dense map, not below the largest number of slots that an expert has, nor above num_slots; 0: no dense map. Fixed by the engine, a
    * later placement fits kernels compiled for it.
    */
   uint32_t max_replicas;

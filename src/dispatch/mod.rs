@@ -116,7 +116,7 @@ impl Dispatch {
             });
             let dense = match config.max_replicas {
                 0 => None,
-                width => Some(image.put(&tables.dense(width))?),
+                width => Some(image.put_dense(&tables, width)?),
             };
             let level = match levelling.filter(|_| host.is_none()) {
                 None => None,
@@ -301,6 +301,13 @@ fn check(placement: &Placement, config: &DispatchConfig, layers: &[u32], rank_to
     if rank_to_node.len() != num_ranks {
         return refuse(format!("rank_to_node has {} ranks, the placement {num_ranks}", rank_to_node.len()));
     }
+    if config.max_replicas > shape.num_slots() {
+        return refuse(format!(
+            "max_replicas is {}, and no expert can have more than the {} slots of the placement",
+            config.max_replicas,
+            shape.num_slots()
+        ));
+    }
     if layers.is_empty() {
         return refuse("layer_ids names no layer".to_owned());
     }
@@ -334,6 +341,13 @@ impl Image {
     fn put(&mut self, table: &[u32]) -> Result<Part> {
         let part = self.room(table.len())?;
         self.words[part.start / 4..][..table.len()].copy_from_slice(table);
+        Ok(part)
+    }
+
+    /// The dense map, made where it stays: a wide one is large, and memory that is not to be had must be an error.
+    fn put_dense(&mut self, tables: &LayerTables, width: usize) -> Result<Part> {
+        let part = self.room(tables.replica_count.len() * width)?;
+        tables.fill_dense(&mut self.words[part.start / 4..][..part.bytes / 4], width);
         Ok(part)
     }
 

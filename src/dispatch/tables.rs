@@ -44,14 +44,13 @@ impl LayerTables {
         (0..self.replica_count.len()).filter(|&expert| self.replica_count[expert] > 1)
     }
 
-    /// The slots of each expert padded with -1, `[num_experts][max_replicas]`.
-    pub fn dense(&self, max_replicas: usize) -> Vec<u32> {
-        let mut dense = vec![u32::MAX; self.replica_count.len() * max_replicas];
+    /// Writes the slots of each expert padded with -1, `[num_experts][max_replicas]`.
+    pub fn fill_dense(&self, dense: &mut [u32], max_replicas: usize) {
+        dense.fill(u32::MAX);
         for (expert, row) in dense.chunks_exact_mut(max_replicas).enumerate() {
             let slots = self.slots_of(expert);
             row[..slots.len()].copy_from_slice(slots);
         }
-        dense
     }
 }
 
@@ -66,16 +65,8 @@ mod tests {
         assert_eq!(tables.replica_count, [2, 2, 1, 1]);
         assert_eq!(tables.replica_start, [0, 2, 4, 5]);
         assert_eq!(tables.replica_slots, [0, 4, 1, 5, 2, 3]);
-        assert_eq!(tables.dense(3).map_to_i32(), [0, 4, -1, 1, 5, -1, 2, -1, -1, 3, -1, -1]);
-    }
-
-    trait MapToI32 {
-        fn map_to_i32(&self) -> Vec<i32>;
-    }
-
-    impl MapToI32 for Vec<u32> {
-        fn map_to_i32(&self) -> Vec<i32> {
-            self.iter().map(|&slot| slot as i32).collect()
-        }
+        let mut dense = [0; 12];
+        tables.fill_dense(&mut dense, 3);
+        assert_eq!(dense.map(|slot| slot as i32), [0, 4, -1, 1, 5, -1, 2, -1, -1, 3, -1, -1]);
     }
 }

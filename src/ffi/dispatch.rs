@@ -85,7 +85,7 @@ pub struct eplb_dispatch_config {
     pub num_ranks: u32,
     /// Experts that each token chooses (the router's top-k). Must be given.
     pub experts_per_token: u32,
-    /// Width of the dense map, not below the largest number of slots that an expert has; 0: no dense map. Fixed by the engine, a
+    /// Width of the dense map, not below the largest number of slots that an expert has, nor above num_slots; 0: no dense map. Fixed by the engine, a
     /// later placement fits kernels compiled for it.
     pub max_replicas: u32,
     /// The layers that this rank routes, by the model's numbers: int32 [num_layers]; each must be in the placement. NULL: all.
