@@ -48,7 +48,7 @@ fn main() {
                     max_replicas: 0,
                     place: Place::Host,
                 };
-                Dispatch::create(&placement, &config).unwrap()
+                Dispatch::create(&placement, &config, None).unwrap()
             })
             .collect();
         let balance = mean(&ids, |layer, batch| {

@@ -249,12 +249,14 @@ template <> std::vector<const eplb_recorder_config *> values() {
     return const_structs(init, {good, huge, unaligned});
 }
 template <> std::vector<const eplb_dispatch_config *> values() {
-    eplb_dispatch_config init = EPLB_DISPATCH_CONFIG_INIT, good = init, huge = init;
+    eplb_dispatch_config init = EPLB_DISPATCH_CONFIG_INIT, good = init, huge = init, unaligned = init;
     good.num_ranks = 8;
     good.experts_per_token = 4;
-    huge = good;
+    huge = unaligned = good;
     huge.num_layers = SIZE_MAX;
-    return const_structs(init, {good, huge});
+    unaligned.workspace = reinterpret_cast<void *>(uintptr_t(1));
+    unaligned.workspace_bytes = SIZE_MAX;
+    return const_structs(init, {good, huge, unaligned});
 }
 template <> std::vector<eplb_dispatch_tables *> values() {
     return structs<eplb_dispatch_tables>(EPLB_DISPATCH_TABLES_INIT);
@@ -349,7 +351,7 @@ TEST(Boundary, AnyValuesGiveAStatus) {
     }
 #include "functions.inc"
 #undef SWEEP
-    EXPECT_GE(functions, 43u);
+    EXPECT_GE(functions, 44u);
     // After all that, the library works.
     EXPECT_EQ(eplb::suggest_num_slots(256, 36, 290).second, 324u);
 }

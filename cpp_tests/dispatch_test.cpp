@@ -466,6 +466,49 @@ TEST(Dispatch, TablesAreThoseOfTensorRtLlmAndStayWhereTheyAre) {
     EXPECT_EQ(tables.expert_slots, nullptr);
 }
 
+TEST(Dispatch, ALaterPlacementInTheSameWorkspaceHasItsTablesAtTheSameAddresses) {
+    const engine_stream stream;
+    for (const eplb_route rule : all_rules) {
+        std::unique_ptr<engine_array<char>> workspace;
+        std::vector<eplb_dispatch_tables> seen;
+        for (const uint64_t seed : {1, 2, 3}) {
+            const auto layer = a_placement(60, 4, 3, seed);
+            const auto placement = placement_of(layer, {3, 7});
+            auto config = a_config(layer, rule, 2);
+            config.rank_to_node = {0, 0, 1, 1};
+            config.max_replicas = static_cast<uint32_t>(layer.experts.size());
+            const size_t required = eplb::dispatch::memory_required(placement, config);
+            if (workspace == nullptr) {
+                workspace = std::make_unique<engine_array<char>>(required + 64);
+                const std::vector<char> dirt(required + 64, 0x55);
+                workspace->upload(dirt, stream);
+                stream.synchronize();
+            }
+            config.workspace = workspace->data();
+            config.workspace_bytes = required - 1;
+            EXPECT_THROW(eplb::dispatch::create(placement, config), eplb::error);
+            config.workspace_bytes = required;
+            const auto dispatch = eplb::dispatch::create(placement, config);
+            for (const int32_t number : {3, 7}) {
+                seen.push_back(dispatch.tables(number));
+                EXPECT_EQ(seen.back().memory_bytes, required);
+                const auto ids = routing(60, 2, seed).ids<int32_t>(700);
+                config.workspace = nullptr;
+                EXPECT_EQ(routed(dispatch, ids, 2, {}, number),
+                          routed(eplb::dispatch::create(placement, config), ids, 2, {}, number));
+            }
+            const std::vector<char> behind = download(workspace->data() + required, 64, stream);
+            EXPECT_EQ(behind, std::vector<char>(64, 0x55)) << "written behind the workspace";
+        }
+        for (size_t i = 2; i < seen.size(); i++) {
+            EXPECT_EQ(seen[i].replica_count, seen[i - 2].replica_count);
+            EXPECT_EQ(seen[i].replica_start, seen[i - 2].replica_start);
+            EXPECT_EQ(seen[i].slot_ids, seen[i - 2].slot_ids);
+            EXPECT_EQ(seen[i].expert_slots, seen[i - 2].expert_slots);
+        }
+    }
+}
+
 TEST(Dispatch, AGraphRoutesWhatIsInItsBuffersAtEachReplay) {
     const auto layer = a_placement(64, 8, 2, 4);
     for (const eplb_route rule : all_rules) {

@@ -70,6 +70,8 @@ SIGNATURE(eplb_generate, eplb_status (*)(const eplb_generate_config *, eplb_gene
 static_assert(std::is_same_v<eplb_progress_callback, int32_t (*)(void *, eplb_phase, uint64_t, uint64_t)>);
 
 // Dispatch
+SIGNATURE(eplb_dispatch_memory_required,
+          eplb_status (*)(const eplb_placement *, const eplb_dispatch_config *, size_t *));
 SIGNATURE(eplb_dispatch_create,
           eplb_status (*)(const eplb_placement *, const eplb_dispatch_config *, eplb_dispatch **));
 SIGNATURE(eplb_dispatch_get_tables, eplb_status (*)(const eplb_dispatch *, int32_t, eplb_dispatch_tables *));

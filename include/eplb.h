@@ -1414,9 +1414,18 @@ typedef struct eplb_dispatch_config {
   uint32_t offset_by_rank;
   /** Slots of all ranks together, as a check against the placement; 0: not checked. */
   uint32_t num_slots;
+  /**
+   * Memory of the device to use instead of the library's own, aligned to 16 bytes, at least as large as
+   * eplb_dispatch_memory_required() says; yours, and used until the dispatch is destroyed. Creating the dispatch writes it, in
+   * the order of no stream of yours: what was to be done with it must have been done. A later placement of the same shape
+   * has its tables at the same addresses in it. May be NULL.
+   */
+  void *workspace;
+  /** Bytes of `workspace`. */
+  size_t workspace_bytes;
 } eplb_dispatch_config;
 /** An eplb_dispatch_config with every default. */
-#define EPLB_DISPATCH_CONFIG_INIT { sizeof(eplb_dispatch_config), 0, 0, 0, 0, NULL, 0, NULL, EPLB_DEVICE_HOST, 0, 0, 0 }
+#define EPLB_DISPATCH_CONFIG_INIT { sizeof(eplb_dispatch_config), 0, 0, 0, 0, NULL, 0, NULL, EPLB_DEVICE_HOST, 0, 0, 0, NULL, 0 }
 
 /**
  * A layer's tables, for the engine's own kernels. Initialise with EPLB_DISPATCH_TABLES_INIT. The arrays are memory of the
@@ -1452,11 +1461,25 @@ extern "C" {
 #endif // __cplusplus
 
 /**
+ * The memory that a dispatch takes on its device, before it is created. It takes no more afterwards, and as much for every
+ * placement with as many experts, slots, ranks and layers.
+ *
+ * \param placement        that of eplb_dispatch_create()
+ * \param config           that of eplb_dispatch_create(); the workspace is not looked at
+ * \param workspace_bytes  receives the bytes
+ * \return EPLB_STATUS_OK; EPLB_STATUS_INVALID_ARGUMENT or EPLB_STATUS_OUT_OF_MEMORY for what no dispatch could be created with
+ */
+EPLB_API
+eplb_status eplb_dispatch_memory_required(const eplb_placement *placement,
+                                          const eplb_dispatch_config *config,
+                                          size_t *workspace_bytes);
+
+/**
  * Makes the tables of a placement on a device. The primary context of a device given by its ordinal is retained until
  * eplb_dispatch_destroy().
  *
  * \param placement  the placement, which may be destroyed afterwards
- * \param config     from EPLB_DISPATCH_CONFIG_INIT; what it points to is copied
+ * \param config     from EPLB_DISPATCH_CONFIG_INIT; what it points to is copied, but for the workspace
  * \param dispatch   receives the handle, which goes back by eplb_dispatch_destroy()
  * \return EPLB_STATUS_OK; EPLB_STATUS_INVALID_ARGUMENT, also where the placement is for other ranks, or lacks a layer, which is
  *         named; EPLB_STATUS_OUT_OF_MEMORY; EPLB_STATUS_NO_DRIVER; EPLB_STATUS_CUDA

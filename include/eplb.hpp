@@ -677,6 +677,8 @@ struct dispatch_config {
     eplb_route rule = EPLB_ROUTE_DEFAULT;
     bool offset_by_rank = false;
     std::uint32_t num_slots = 0;
+    void *workspace = nullptr;
+    std::size_t workspace_bytes = 0;
 
     eplb_dispatch_config c() const {
         eplb_dispatch_config c = EPLB_DISPATCH_CONFIG_INIT;
@@ -691,6 +693,8 @@ struct dispatch_config {
         c.rule = rule;
         c.offset_by_rank = offset_by_rank;
         c.num_slots = num_slots;
+        c.workspace = workspace;
+        c.workspace_bytes = workspace_bytes;
         return c;
     }
 };
@@ -712,6 +716,14 @@ class dispatch {
         const eplb_dispatch_config c = config.c();
         return detail::make<dispatch, eplb_dispatch>(
             [&](eplb_dispatch **handle) { return eplb_dispatch_create(placement.get(), &c, handle); });
+    }
+
+    /// Bytes of the workspace.
+    static returns<std::size_t> memory_required(const placement &placement, const dispatch_config &config) {
+        const eplb_dispatch_config c = config.c();
+        return detail::run(
+            [&](std::size_t &bytes) { return eplb_dispatch_memory_required(placement.get(), &c, &bytes); },
+            std::size_t(0));
     }
 
     /// The tokens that each rank would get; `rank_counts` is [num_ranks][experts].

@@ -29,7 +29,7 @@ fuzz_target!(|input: (u8, u8, u8, u8, bool, i8, Vec<u8>, Vec<i64>)| {
         max_replicas: 0,
         place: Place::Host,
     };
-    let dispatch = Dispatch::create(&placement, &config).unwrap();
+    let dispatch = Dispatch::create(&placement, &config, None).unwrap();
     let tokens = ids.len() / choices as usize;
     let ids = &ids[..tokens * choices as usize];
     let valid = i32::from(valid);

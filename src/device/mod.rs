@@ -18,7 +18,10 @@ pub use route::RankCounts;
 pub(crate) use route::{Job, LEVEL_BLOCKS, LEVEL_SWEEPS, LevelTables, ROUTE_BLOCK, Route, Sizes, Tables};
 pub use route::{Routing, Rule};
 
-use crate::error::Result;
+use crate::error::{Error, Result};
+
+/// What malloc gives, and enough for every number there is.
+const LENT_ALIGNMENT: u64 = 16;
 
 /// Whether a CUDA driver is there, new enough and has a device.
 pub(crate) fn cuda_available() -> Result<()> {
@@ -85,6 +88,19 @@ impl Device {
                 Memory { address: block.address(), bytes, owner: Some(Owner::Cuda(block)) }
             }
         })
+    }
+
+    /// Memory of `bytes` at least for `what`: what the host lends, if it does, which is checked, or our own.
+    pub fn take(&self, bytes: usize, lent: Option<Memory>, what: &'static str) -> Result<Memory> {
+        let Some(lent) = lent else { return self.allocate(bytes, what) };
+        if lent.bytes < bytes || !lent.address.is_multiple_of(LENT_ALIGNMENT) {
+            return Err(Error::InvalidArgument(format!(
+                "the workspace has {} bytes at {:#x}; {bytes} are required, aligned to {LENT_ALIGNMENT}",
+                lent.bytes, lent.address
+            )));
+        }
+        self.check_address(lent.address, "workspace", Access::ReadWrite)?;
+        Ok(lent)
     }
 
     /// Takes `bytes` of host memory that copies from the device can reach, for `what`.
@@ -279,16 +295,6 @@ impl Memory {
     /// Never gives it back: in a copy of the process, it is another's.
     pub(crate) fn leave(&mut self) {
         std::mem::forget(self.owner.take());
-    }
-
-    /// Where it begins.
-    pub(crate) fn address(&self) -> u64 {
-        self.address
-    }
-
-    /// All of it.
-    pub(crate) fn whole(&self) -> Part {
-        Part { start: 0, bytes: self.bytes }
     }
 
     /// The device address of a part.

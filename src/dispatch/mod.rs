@@ -1,6 +1,7 @@
 //! Step 3, run: a placement becomes tables on a device, and expert ids become slots.
 
 mod host;
+mod layout;
 pub(crate) mod level;
 pub(crate) mod nearest;
 pub(crate) mod tables;
@@ -8,19 +9,19 @@ pub(crate) mod tables;
 use std::sync::{Mutex, MutexGuard, PoisonError};
 
 use self::host::{HostJob, HostLayer};
+use self::layout::{LayerRoom, Layout};
 use self::level::Levelling;
 use self::tables::LayerTables;
 use crate::device::{
-    Access, Device, Ids, LEVEL_BLOCKS, LevelTables, Memory, Part, Place, Route, Routing, Sizes, Stream,
-    Tables,
+    Access, Device, Ids, LevelTables, Memory, Part, Place, Route, Routing, Sizes, Stream, Tables,
 };
 pub use crate::device::{RankCounts, Rule};
 use crate::error::{Error, Result, try_zeroed};
 use crate::placement::{Placement, Shape};
 use crate::stats::Recorder;
 
-/// Words at whose multiples a table begins: 64 bytes.
-const ALIGNMENT: usize = 16;
+/// What the memory is for, in messages.
+const TABLES: &str = "the dispatch tables";
 
 /// How a placement is served.
 #[derive(Debug, Clone, Copy)]
@@ -48,6 +49,7 @@ pub struct DispatchConfig<'a> {
 pub struct Dispatch {
     device: Device,
     memory: Memory,
+    memory_bytes: usize,
     rule: Rule,
     shape: Shape,
     sizes: Sizes,
@@ -82,61 +84,46 @@ pub struct TableAddresses {
     pub dense: u64,
 }
 
+impl DispatchConfig<'_> {
+    fn layers<'a>(&'a self, placement: &'a Placement) -> &'a [u32] {
+        self.layers.unwrap_or(placement.layers())
+    }
+
+    /// What the rule adds to a block's number.
+    fn offset(&self) -> u32 {
+        if self.rule == Rule::Nearest || self.offset_by_rank { self.rank as u32 } else { 0 }
+    }
+}
+
 impl Dispatch {
-    /// Makes the tables and puts them on the device.
-    pub fn create(placement: &Placement, config: &DispatchConfig) -> Result<Self> {
+    /// Bytes of the device's memory that [`Dispatch::create`] would take: as many for every placement of a shape and as many
+    /// layers.
+    pub fn memory_required(placement: &Placement, config: &DispatchConfig) -> Result<usize> {
+        check(placement, config)?;
+        Ok(Layout::of(placement.shape(), config, config.layers(placement).len())?.bytes())
+    }
+
+    /// Makes the tables and puts them on the device. `workspace` is the host's memory to use instead of memory of our own, on
+    /// the device and as large as [`Dispatch::memory_required`] says.
+    pub fn create(placement: &Placement, config: &DispatchConfig, workspace: Option<Memory>) -> Result<Self> {
+        check(placement, config)?;
         let shape = placement.shape();
-        let layers = config.layers.unwrap_or(placement.layers());
-        let one_node = vec![0; shape.num_ranks()];
-        let rank_to_node = config.rank_to_node.unwrap_or(&one_node);
-        check(placement, config, layers, rank_to_node)?;
-        let offset = match config.rule {
-            Rule::Nearest => config.rank as u32,
-            _ if config.offset_by_rank => config.rank as u32,
-            _ => 0,
-        };
+        let mut layers = config.layers(placement).to_vec();
+        layers.sort_unstable();
+        let layout = Layout::of(shape, config, layers.len())?;
         let device = Device::open(config.place)?;
-        let mut image = Image::default();
+        let memory = device.take(layout.bytes(), workspace, TABLES)?;
+        let mut image = Image { words: try_zeroed(Some(layout.bytes() / 4), TABLES)? };
         let mut made = Vec::new();
-        for &layer in layers {
+        for (index, layer) in layers.into_iter().enumerate() {
             let tables = LayerTables::new(shape, placement.layer_experts(layer)?);
-            let shares = (config.rule == Rule::Nearest)
-                .then(|| nearest::shares(shape, &tables, config.rank, rank_to_node));
-            let levelling = (config.rule == Rule::LeastLoaded).then(|| Levelling::new(shape, &tables));
-            let host = device.is_host().then(|| {
-                let (shares, levelling) = (shares.as_deref(), levelling.as_ref());
-                Mutex::new(HostLayer::new(
-                    shape,
-                    config.rule,
-                    (config.rank, offset),
-                    &tables,
-                    shares,
-                    levelling,
-                ))
-            });
-            let dense = match config.max_replicas {
-                0 => None,
-                width => Some(image.put_dense(&tables, width)?),
-            };
-            let level = match levelling.filter(|_| host.is_none()) {
-                None => None,
-                Some(levelling) => Some(image.put_levelling(shape, &levelling)?),
-            };
-            let tables = Tables {
-                replica_count: image.put(&tables.replica_count)?,
-                replica_start: image.put(&tables.replica_start)?,
-                replica_slots: image.put(&tables.replica_slots)?,
-                shares: shares.map(|shares| image.put(&shares)).transpose()?,
-                level,
-            };
-            made.push((layer, Layer { tables, dense, rank_counts: Mutex::new(None), host }));
+            made.push((layer, image.put_layer(layout.layer(index)?, shape, &tables, config)));
         }
-        made.sort_unstable_by_key(|&(layer, _)| layer);
-        let memory = device.allocate(image.words.len() * 4, "the dispatch tables")?;
-        device.write(&memory, memory.whole(), &image.words)?;
+        device.write(&memory, Part { start: 0, bytes: layout.bytes() }, &image.words)?;
         Ok(Dispatch {
             device,
             memory,
+            memory_bytes: layout.bytes(),
             rule: config.rule,
             shape,
             sizes: Sizes {
@@ -144,7 +131,7 @@ impl Dispatch {
                 num_slots: shape.num_slots() as u32,
                 num_ranks: shape.num_ranks() as u32,
                 rank: config.rank as u32,
-                offset,
+                offset: config.offset(),
             },
             experts_per_token: config.experts_per_token,
             max_replicas: config.max_replicas,
@@ -170,7 +157,7 @@ impl Dispatch {
 
     /// Bytes held on the device.
     pub fn memory_bytes(&self) -> usize {
-        self.memory.whole().bytes
+        self.memory_bytes
     }
 
     /// Where a layer's tables are.
@@ -285,7 +272,7 @@ fn lock<T>(mutex: &Mutex<T>) -> MutexGuard<'_, T> {
     mutex.lock().unwrap_or_else(PoisonError::into_inner)
 }
 
-fn check(placement: &Placement, config: &DispatchConfig, layers: &[u32], rank_to_node: &[u32]) -> Result<()> {
+fn check(placement: &Placement, config: &DispatchConfig) -> Result<()> {
     let refuse = |what: String| Err(Error::InvalidArgument(what));
     let shape = placement.shape();
     let (num_ranks, num_experts) = (shape.num_ranks(), shape.num_experts());
@@ -298,8 +285,8 @@ fn check(placement: &Placement, config: &DispatchConfig, layers: &[u32], rank_to
             config.experts_per_token
         ));
     }
-    if rank_to_node.len() != num_ranks {
-        return refuse(format!("rank_to_node has {} ranks, the placement {num_ranks}", rank_to_node.len()));
+    if let Some(nodes) = config.rank_to_node.filter(|nodes| nodes.len() != num_ranks) {
+        return refuse(format!("rank_to_node has {} ranks, the placement {num_ranks}", nodes.len()));
     }
     if config.max_replicas > shape.num_slots() {
         return refuse(format!(
@@ -308,6 +295,7 @@ fn check(placement: &Placement, config: &DispatchConfig, layers: &[u32], rank_to
             shape.num_slots()
         ));
     }
+    let layers = config.layers(placement);
     if layers.is_empty() {
         return refuse("layer_ids names no layer".to_owned());
     }
@@ -332,52 +320,67 @@ fn check(placement: &Placement, config: &DispatchConfig, layers: &[u32], rank_to
 }
 
 /// What the device's memory will hold.
-#[derive(Default)]
 struct Image {
     words: Vec<u32>,
 }
 
 impl Image {
-    fn put(&mut self, table: &[u32]) -> Result<Part> {
-        let part = self.room(table.len())?;
-        self.words[part.start / 4..][..table.len()].copy_from_slice(table);
-        Ok(part)
-    }
-
-    /// The dense map, made where it stays: a wide one is large, and memory that is not to be had must be an error.
-    fn put_dense(&mut self, tables: &LayerTables, width: usize) -> Result<Part> {
-        let part = self.room(tables.replica_count.len() * width)?;
-        tables.fill_dense(&mut self.words[part.start / 4..][..part.bytes / 4], width);
-        Ok(part)
-    }
-
-    fn room(&mut self, words: usize) -> Result<Part> {
-        let start = self.words.len();
-        let more = words.next_multiple_of(ALIGNMENT);
-        let bytes = (start + more) * 4;
-        self.words.try_reserve(more).map_err(|_| Error::out_of_memory(bytes, "the dispatch tables"))?;
-        self.words.resize(start + more, 0);
-        Ok(Part { start: start * 4, bytes: words * 4 })
-    }
-
-    fn put_levelling(&mut self, shape: Shape, levelling: &Levelling) -> Result<LevelTables> {
-        let mut of_groups = |of: fn(&level::Group) -> u32| -> Result<Part> {
-            let mut table = try_zeroed(Some(levelling.groups.len()), "the dispatch tables")?;
-            table.iter_mut().zip(&levelling.groups).for_each(|(to, group)| *to = of(group));
-            self.put(&table)
+    /// Writes what the config's rule needs of a layer, and makes of it what stays.
+    fn put_layer(
+        &mut self,
+        room: LayerRoom,
+        shape: Shape,
+        tables: &LayerTables,
+        config: &DispatchConfig,
+    ) -> Layer {
+        let shares = room.tables.shares.map(|room| {
+            let one_node = vec![0; shape.num_ranks()];
+            let nodes = config.rank_to_node.unwrap_or(&one_node);
+            let shares = nearest::shares(shape, tables, config.rank, nodes);
+            (self.put(room, shares.iter().copied()), shares)
+        });
+        let levelling = (config.rule == Rule::LeastLoaded).then(|| Levelling::new(shape, tables));
+        let level = room.tables.level.zip(levelling.as_ref());
+        let level = level.map(|(room, levelling)| self.put_levelling(room, levelling));
+        let host = (config.place == Place::Host).then(|| {
+            let (shares, levelling) = (shares.as_ref().map(|(_, shares)| &**shares), levelling.as_ref());
+            let rank = (config.rank, config.offset());
+            Mutex::new(HostLayer::new(shape, config.rule, rank, tables, shares, levelling))
+        });
+        if let Some(room) = room.dense {
+            tables.fill_dense(self.part(room), config.max_replicas);
+        }
+        let tables = Tables {
+            replica_count: self.put(room.tables.replica_count, tables.replica_count.iter().copied()),
+            replica_start: self.put(room.tables.replica_start, tables.replica_start.iter().copied()),
+            replica_slots: self.put(room.tables.replica_slots, tables.replica_slots.iter().copied()),
+            shares: shares.map(|(part, _)| part),
+            level,
         };
-        Ok(LevelTables {
-            group_rank: of_groups(|group| group.rank)?,
-            group_first: of_groups(|group| group.first)?,
-            group_size: of_groups(|group| group.size)?,
-            experts: self.put(&levelling.experts)?,
-            group_start: self.put(&levelling.group_start)?,
-            totals: self.room(2 * shape.num_experts())?,
-            quotas: self.room(2 * levelling.groups.len())?,
-            rank_loads: self.room(2 * shape.num_ranks())?,
-            ends: self.room(shape.num_slots())?,
-            block_counts: self.room(LEVEL_BLOCKS * shape.num_experts())?,
-            blocks_done: self.room(1)?,
-        })
+        Layer { tables, dense: room.dense, rank_counts: Mutex::new(None), host }
+    }
+
+    fn put_levelling(&mut self, room: LevelTables, levelling: &Levelling) -> LevelTables {
+        let Levelling { experts, group_start, groups } = levelling;
+        LevelTables {
+            group_rank: self.put(room.group_rank, groups.iter().map(|group| group.rank)),
+            group_first: self.put(room.group_first, groups.iter().map(|group| group.first)),
+            group_size: self.put(room.group_size, groups.iter().map(|group| group.size)),
+            experts: self.put(room.experts, experts.iter().copied()),
+            group_start: self.put(room.group_start, group_start.iter().copied()),
+            ..room
+        }
+    }
+
+    /// Writes a table to where there is room for it, and tells which part of the room it takes.
+    fn put(&mut self, room: Part, table: impl ExactSizeIterator<Item = u32>) -> Part {
+        let part = Part { start: room.start, bytes: table.len() * 4 };
+        assert!(part.bytes <= room.bytes, "{part:?} of {room:?}");
+        self.part(part).iter_mut().zip(table).for_each(|(word, value)| *word = value);
+        part
+    }
+
+    fn part(&mut self, part: Part) -> &mut [u32] {
+        &mut self.words[part.start / 4..][..part.bytes / 4]
     }
 }

@@ -9,7 +9,7 @@ use super::device::{CUstream_st, id_type, ids, place, stream};
 use super::placement::eplb_placement;
 use super::recorder::eplb_recorder;
 use super::status::eplb_status;
-use crate::device::{RankCounts, Routing};
+use crate::device::{Memory, RankCounts, Routing};
 use crate::dispatch::{Dispatch, DispatchConfig, Rule};
 use crate::error::{Error, Result};
 use crate::placement::Placement;
@@ -104,6 +104,13 @@ pub struct eplb_dispatch_config {
     pub offset_by_rank: u32,
     /// Slots of all ranks together, as a check against the placement; 0: not checked.
     pub num_slots: u32,
+    /// Memory of the device to use instead of the library's own, aligned to 16 bytes, at least as large as
+    /// eplb_dispatch_memory_required() says; yours, and used until the dispatch is destroyed. Creating the dispatch writes it, in
+    /// the order of no stream of yours: what was to be done with it must have been done. A later placement of the same shape
+    /// has its tables at the same addresses in it. May be NULL.
+    pub workspace: *mut c_void,
+    /// Bytes of `workspace`.
+    pub workspace_bytes: usize,
 }
 
 // SAFETY: `repr(C)`, `struct_size` first, integers and pointers only.
@@ -139,11 +146,40 @@ pub struct eplb_dispatch_tables {
 // SAFETY: `repr(C)`, `struct_size` first, integers and pointers only.
 unsafe impl Growing for eplb_dispatch_tables {}
 
+/// The memory that a dispatch takes on its device, before it is created. It takes no more afterwards, and as much for every
+/// placement with as many experts, slots, ranks and layers.
+///
+/// \param placement        that of eplb_dispatch_create()
+/// \param config           that of eplb_dispatch_create(); the workspace is not looked at
+/// \param workspace_bytes  receives the bytes
+/// \return EPLB_STATUS_OK; EPLB_STATUS_INVALID_ARGUMENT or EPLB_STATUS_OUT_OF_MEMORY for what no dispatch could be created with
+#[unsafe(no_mangle)]
+pub unsafe extern "C" fn eplb_dispatch_memory_required(
+    placement: *const eplb_placement,
+    config: *const eplb_dispatch_config,
+    workspace_bytes: *mut usize,
+) -> eplb_status {
+    boundary(|| {
+        // SAFETY: the caller's promises for each pointer.
+        let (placement, config, workspace) = unsafe {
+            (
+                &borrowed(placement, "placement")?.0,
+                self::config(config, "config")?,
+                out(workspace_bytes, "workspace_bytes")?,
+            )
+        };
+        // SAFETY: the caller's promises for what the config points to.
+        let bytes = unsafe { with_config(placement, &config, |c| Dispatch::memory_required(placement, c)) }?;
+        workspace.set(bytes);
+        Ok(())
+    })
+}
+
 /// Makes the tables of a placement on a device. The primary context of a device given by its ordinal is retained until
 /// eplb_dispatch_destroy().
 ///
 /// \param placement  the placement, which may be destroyed afterwards
-/// \param config     from EPLB_DISPATCH_CONFIG_INIT; what it points to is copied
+/// \param config     from EPLB_DISPATCH_CONFIG_INIT; what it points to is copied, but for the workspace
 /// \param dispatch   receives the handle, which goes back by eplb_dispatch_destroy()
 /// \return EPLB_STATUS_OK; EPLB_STATUS_INVALID_ARGUMENT, also where the placement is for other ranks, or lacks a layer, which is
 ///         named; EPLB_STATUS_OUT_OF_MEMORY; EPLB_STATUS_NO_DRIVER; EPLB_STATUS_CUDA
@@ -162,25 +198,12 @@ pub unsafe extern "C" fn eplb_dispatch_create(
                 out(dispatch, "dispatch")?,
             )
         };
-        check_sizes(placement, &config)?;
+        let workspace = (!config.workspace.is_null())
+            // SAFETY: the caller's promise for the workspace.
+            .then(|| unsafe { Memory::lent(config.workspace as u64, config.workspace_bytes) });
         // SAFETY: the caller's promises for what the config points to.
-        let (layers, nodes) = unsafe {
-            (array(config.layer_ids, Some(config.num_layers), "config->layer_ids")?, nodes(&config)?)
-        };
-        let layers = (config.num_layers != 0).then(|| layer_numbers(layers)).transpose()?;
-        let created = Dispatch::create(
-            placement,
-            &DispatchConfig {
-                rule: rule(config.rule)?,
-                rank: config.rank as usize,
-                experts_per_token: config.experts_per_token as usize,
-                layers: layers.as_deref(),
-                rank_to_node: nodes.as_deref(),
-                offset_by_rank: config.offset_by_rank != 0,
-                max_replicas: config.max_replicas as usize,
-                place: place(config.device)?,
-            },
-        )?;
+        let created =
+            unsafe { with_config(placement, &config, |c| Dispatch::create(placement, c, workspace)) }?;
         dispatch.give(eplb_dispatch(created));
         Ok(())
     })
@@ -372,6 +395,32 @@ pub unsafe extern "C" fn eplb_dispatch_expected_load(
 pub unsafe extern "C" fn eplb_dispatch_destroy(dispatch: *mut eplb_dispatch) {
     // SAFETY: the caller's promise that the handle is live and not used again.
     unsafe { destroy(dispatch) }
+}
+
+/// Has `f` use the config, whose sizes are checked against the placement's.
+///
+/// # Safety
+/// The config's pointers are NULL or of the lengths beside them.
+unsafe fn with_config<T>(
+    placement: &Placement,
+    config: &eplb_dispatch_config,
+    f: impl FnOnce(&DispatchConfig) -> Result<T>,
+) -> Result<T> {
+    check_sizes(placement, config)?;
+    // SAFETY: the caller's promises.
+    let (layers, nodes) =
+        unsafe { (array(config.layer_ids, Some(config.num_layers), "config->layer_ids")?, nodes(config)?) };
+    let layers = (config.num_layers != 0).then(|| layer_numbers(layers)).transpose()?;
+    f(&DispatchConfig {
+        rule: rule(config.rule)?,
+        rank: config.rank as usize,
+        experts_per_token: config.experts_per_token as usize,
+        layers: layers.as_deref(),
+        rank_to_node: nodes.as_deref(),
+        offset_by_rank: config.offset_by_rank != 0,
+        max_replicas: config.max_replicas as usize,
+        place: place(config.device)?,
+    })
 }
 
 /// Whether the engine and the placement are of one size.

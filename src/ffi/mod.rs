@@ -155,6 +155,11 @@ mod signatures {
     const _: unsafe extern "C" fn(
         *const eplb_placement,
         *const eplb_dispatch_config,
+        *mut usize,
+    ) -> eplb_status = eplb_dispatch_memory_required;
+    const _: unsafe extern "C" fn(
+        *const eplb_placement,
+        *const eplb_dispatch_config,
         *mut *mut eplb_dispatch,
     ) -> eplb_status = eplb_dispatch_create;
     const _: unsafe extern "C" fn(*const eplb_dispatch, i32, *mut eplb_dispatch_tables) -> eplb_status =

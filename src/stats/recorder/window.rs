@@ -2,16 +2,13 @@
 
 use super::RecorderConfig;
 use crate::device::{
-    Access, CellType, Count, Device, Fence, Ids, Memory, OFF, Part, Staging, Stream, Target, Totals,
+    CellType, Count, Device, Fence, Ids, Memory, OFF, Part, Staging, Stream, Target, Totals,
 };
 use crate::error::{Error, Result};
 use crate::stats::{Counts, IterationRange};
 
 /// What begins here may be read in vectors.
 const ALIGNMENT: usize = 64;
-
-/// What malloc gives, and enough for every number there is.
-const LENT_ALIGNMENT: u64 = 16;
 
 /// Where everything lies in the workspace: the row being counted into, each layer's totals, and the cells
 /// `[iterations][layers][experts]`. The last two are copied back together.
@@ -67,18 +64,6 @@ impl Layout {
         self.cells.start + self.cells.bytes
     }
 
-    fn check_lent(&self, device: &Device, lent: Memory) -> Result<Memory> {
-        let (bytes, required) = (lent.whole().bytes, self.workspace_bytes());
-        if bytes < required || !lent.address().is_multiple_of(LENT_ALIGNMENT) {
-            return Err(Error::InvalidArgument(format!(
-                "the workspace has {bytes} bytes at {:#x}; {required} are required, aligned to {LENT_ALIGNMENT}",
-                lent.address()
-            )));
-        }
-        device.check_address(lent.address(), "workspace", Access::ReadWrite)?;
-        Ok(lent)
-    }
-
     /// Host memory for a copy of the window, and for one of the totals.
     pub fn host_bytes(&self) -> usize {
         self.copied().bytes + self.totals().bytes
@@ -96,13 +81,11 @@ pub(super) struct Window {
 impl Window {
     /// Takes the memory, or uses what is lent, and leaves it empty and off.
     pub fn create(device: &Device, layout: Layout, lent: Option<Memory>) -> Result<Self> {
-        let memory = match lent {
-            Some(memory) => layout.check_lent(device, memory)?,
-            None => device.allocate(
-                layout.workspace_bytes(),
-                "the window of counts: count fewer iterations, or lend memory as the workspace",
-            )?,
-        };
+        let memory = device.take(
+            layout.workspace_bytes(),
+            lent,
+            "the window of counts: count fewer iterations, or lend memory as the workspace",
+        )?;
         device.initialize(&memory, layout.copied(), 0)?;
         device.initialize(&memory, layout.row(), OFF)?;
         Ok(Window { device: device.clone(), layout, memory })
