@@ -1,5 +1,6 @@
-// What eplb's counting is measured against: kernels of our own that do what CUB and PyTorch do, launched as
-// they launch theirs. Where the originals do more, these do less, never the other way round.
+// What eplb's counting and routing are measured against: kernels of our own that do what CUB, PyTorch and
+// TensorRT-LLM do, launched as they launch theirs. Where the originals do more, these do less, never the
+// other way round.
 //
 // Plain CUDA C++ as kernels/count.cuh, so that baselines_emulated.cpp runs it without a GPU.
 #include <cstdint>
@@ -8,6 +9,8 @@
 
 /// As many as the ids' maximum asks for: the launch says.
 extern __shared__ unsigned long long torch_bins[];
+/// As many as there are slots: the launch says.
+extern __shared__ int16_t trtllm_slots[];
 
 /// What a launch costs by itself.
 extern "C" __global__ void empty() {}
@@ -168,5 +171,84 @@ extern "C" __global__ void __launch_bounds__(TORCH_ELEMENTWISE_THREADS)
     torch_add(unsigned *row, const unsigned long long *counts, uint32_t num_bins) {
     for (uint32_t bin = threadIdx.x; bin < num_bins; bin += blockDim.x) {
         row[bin] += unsigned(counts[bin]);
+    }
+}
+
+// ---- What moving the bytes costs ----
+
+/// A number of ids that is a multiple of 4.
+extern "C" __global__ void __launch_bounds__(COPY_THREADS)
+    copy(const int4 *from, int4 *to, uint32_t num_ids) {
+    const uint32_t i = blockIdx.x * blockDim.x + threadIdx.x;
+    if (i < num_ids / 4) {
+        to[i] = from[i];
+    }
+}
+
+// ---- TensorRT-LLM's moeComputeRoute (cpp/tensorrt_llm/kernels/moeLoadBalance) ----
+
+/// What it takes where experts have replicas. The tables come first, to shared memory. One warp then numbers
+/// the block's ids by expert, 32 at a time in ascending order, while the others wait; experts of one slot it
+/// leaves out. Programmatic dependent launch, by which the original may begin while the kernel before ends,
+/// is left out here as it is in eplb.
+extern "C" __global__ void __launch_bounds__(TRTLLM_THREADS)
+    trtllm_route(const int *ids, int *slots, uint32_t num_ids, const int *replica_count,
+                 const int *replica_start, const int *replica_slots, uint32_t num_experts, uint32_t num_slots,
+                 uint32_t offset) {
+    /// Count in the upper half, start in the lower.
+    static __shared__ uint32_t replicas[TRTLLM_EXPERTS];
+    static __shared__ unsigned seen[TRTLLM_EXPERTS];
+    /// The expert of each id, then its number.
+    static __shared__ uint32_t numbers[TRTLLM_BLOCK];
+    for (uint32_t expert = threadIdx.x; expert < num_experts; expert += TRTLLM_THREADS) {
+        replicas[expert] = uint32_t(replica_count[expert]) << 16 | uint32_t(replica_start[expert]);
+        seen[expert] = 0;
+    }
+    for (uint32_t slot = threadIdx.x; slot < num_slots; slot += TRTLLM_THREADS) {
+        trtllm_slots[slot] = int16_t(replica_slots[slot]);
+    }
+    uint32_t experts[TRTLLM_ITEMS];
+    const uint32_t first = blockIdx.x * TRTLLM_BLOCK + threadIdx.x;
+#pragma unroll
+    for (uint32_t i = 0; i < TRTLLM_ITEMS; i++) {
+        const uint32_t at = first + i * TRTLLM_THREADS;
+        const uint32_t id = at < num_ids ? uint32_t(ids[at]) : num_experts;
+        experts[i] = id < num_experts ? id : num_experts;
+    }
+    __syncthreads();
+#pragma unroll
+    for (uint32_t i = 0; i < TRTLLM_ITEMS; i++) {
+        const bool has_choice = experts[i] < num_experts && replicas[experts[i]] >> 16 > 1;
+        numbers[threadIdx.x + i * TRTLLM_THREADS] = has_choice ? experts[i] : num_experts;
+    }
+    __syncthreads();
+    if (threadIdx.x < 32) {
+#pragma unroll
+        for (uint32_t row = 0; row < TRTLLM_BLOCK; row += 32) {
+            const uint32_t expert = numbers[row + threadIdx.x];
+            const unsigned same = __match_any_sync(0xffffffff, expert);
+            const uint32_t leader = uint32_t(__ffs(int(same))) - 1;
+            unsigned before = 0;
+            if (threadIdx.x == leader && expert < num_experts) {
+                before = atomicAdd(&seen[expert], unsigned(__popc(same)));
+            }
+            before = __shfl_sync(0xffffffff, before, int(leader));
+            numbers[row + threadIdx.x] =
+                before + uint32_t(__popc(same & ((1u << threadIdx.x) - 1))) + blockIdx.x + offset;
+        }
+    }
+    __syncthreads();
+#pragma unroll
+    for (uint32_t i = 0; i < TRTLLM_ITEMS; i++) {
+        const uint32_t at = first + i * TRTLLM_THREADS;
+        uint32_t slot = num_slots;
+        if (experts[i] < num_experts) {
+            const uint32_t packed = replicas[experts[i]];
+            const uint32_t number = numbers[threadIdx.x + i * TRTLLM_THREADS];
+            slot = uint32_t(trtllm_slots[(packed & 0xffff) + number % (packed >> 16)]);
+        }
+        if (at < num_ids) {
+            slots[at] = int(slot);
+        }
     }
 }

@@ -19,4 +19,11 @@ constexpr uint32_t TORCH_ELEMENTWISE_THREADS = 128;
 /// Blocks of torch_histogram for each multiprocessor, at most.
 constexpr uint32_t TORCH_BLOCKS_PER_SM = 4;
 
+/// Threads of a block of copy, of 16 bytes each.
+constexpr uint32_t COPY_THREADS = 256;
+
+/// Threads of a block of trtllm_route, ids of each and of all, and most experts.
+constexpr uint32_t TRTLLM_THREADS = 256, TRTLLM_ITEMS = 4, TRTLLM_BLOCK = TRTLLM_THREADS * TRTLLM_ITEMS,
+                   TRTLLM_EXPERTS = 1024;
+
 #endif

@@ -2,6 +2,7 @@
 #include "cuda_emulation.h"
 
 EMULATION_SHARED_MEMORY(unsigned long long, torch_bins);
+EMULATION_SHARED_MEMORY(int16_t, trtllm_slots);
 #include "baselines.cu"
 
 EMULATION_KERNEL(empty);
@@ -12,3 +13,5 @@ EMULATION_KERNEL(torch_min_max);
 EMULATION_KERNEL(torch_zero);
 EMULATION_KERNEL(torch_histogram);
 EMULATION_KERNEL(torch_add);
+EMULATION_KERNEL(copy);
+EMULATION_KERNEL(trtllm_route);

@@ -116,7 +116,8 @@ struct timing {
 std::vector<timing> measure(const std::vector<variant> &variants, const effort &effort,
                             const engine_stream &stream);
 
-/// Counting, on `num_ids` ids a layer. The first variant is the one that the others are held against.
+/// The sections, on `num_ids` ids a layer. The first variant is the one that the others are held against.
 std::vector<timing> measure_counting(uint32_t num_ids, const effort &effort, const module &module);
+std::vector<timing> measure_routing(uint32_t num_ids, const effort &effort, const module &module);
 
 #endif

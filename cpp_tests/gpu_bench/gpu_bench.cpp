@@ -1,4 +1,4 @@
-// How long counting a layer takes on a GPU, beside what else could do it: baselines.cu.
+// How long counting and routing a layer take on a GPU, beside what else could do it: baselines.cu.
 //
 //     gpu_bench [--quick] [--image FILE]
 //
@@ -18,6 +18,9 @@ constexpr uint32_t few_ids = 2048, many_ids = 65536;
 
 /// The aim of eplb: microseconds to count `few_ids` ids of a layer in a graph, on an H100.
 constexpr double counting_aim = 3;
+/// And to route them by these rules, in times of the copy.
+constexpr double routing_aim = 1.5;
+constexpr const char *rules_with_an_aim[] = {"eplb, round robin", "eplb, token hash", "eplb, nearest"};
 
 /// 2,048
 std::string with_comma(uint32_t number) {
@@ -93,11 +96,10 @@ void describe_device(const effort &effort) {
     if (emulated()) {
         std::printf("THE DRIVER IS fake_cuda, WHICH EMULATES A GPU: THE TIMES BELOW MEAN NOTHING.\n");
     }
-    std::printf(
-        "%u experts, %u a token, int32 ids, %zu layers, medians of %zu repetitions. Every variant was "
-        "verified.\neager: a layer's launches one after the other on a stream. graph: all layers in "
-        "one CUDA graph.\n\n",
-        num_experts, experts_per_token, effort.layers, effort.repetitions);
+    std::printf("%u experts, %u a token, int32 ids, %zu layers, medians of %zu repetitions. Each result is "
+                "verified before its time is taken.\neager: a layer's launches one after the other on a "
+                "stream. graph: all layers in one CUDA graph.\n\n",
+                num_experts, experts_per_token, effort.layers, effort.repetitions);
     std::fflush(stdout);
 }
 
@@ -130,6 +132,31 @@ void count(const effort &effort, const module &module) {
     std::fflush(stdout);
 }
 
+void route(const effort &effort, const module &module) {
+    section section;
+    std::string aims;
+    // With a fiber for each thread, and so many barriers, many ids would take half a minute.
+    for (const uint32_t num_ids : {few_ids, emulated() ? 2 * few_ids : many_ids}) {
+        const std::vector<timing> timings = measure_routing(num_ids, effort, module);
+        section.add(num_ids, timings);
+        double ratio = 0;
+        for (const char *rule : rules_with_an_aim) {
+            ratio = std::max(ratio, timing_of(timings, rule).graph_us / timings.front().graph_us);
+        }
+        char line[200];
+        std::snprintf(line, sizeof line,
+                      "%s ids in a graph take at most %.1f times as long as the copy by round robin, token "
+                      "hash and nearest (the aim): %.2f, %s\n",
+                      with_comma(num_ids).c_str(), routing_aim, ratio, answer(ratio <= routing_aim));
+        aims += line;
+    }
+    section.print("Routing", "copy",
+                  "copy: reads the ids and writes as many. all ranks' counts: registered, so that their sum "
+                  "is levelled. and counting: in the same pass. TensorRT-LLM-style: its route kernel, the "
+                  "same slots as round robin.");
+    std::printf("%s", aims.c_str());
+}
+
 } // namespace
 
 int main(int argc, char **argv) {
@@ -156,6 +183,7 @@ int main(int argc, char **argv) {
         describe_device(effort);
         const module module(baselines_image(image));
         count(effort, module);
+        route(effort, module);
     } catch (const std::exception &error) {
         std::fflush(stdout);
         std::fprintf(stderr, "gpu_bench: %s\n", error.what());
