@@ -1,6 +1,6 @@
 #!/bin/sh
 # Runs eplb's device tests on this machine's GPU, then the benchmark: run.sh [--quick] [RESULTS]. Logs, and the benchmark's
-# table as gpu_bench.md, go to the folder RESULTS, ./results by default. The last line is PASS or FAIL.
+# tables as gpu_bench.md, go to the folder RESULTS, ./results by default. The last line is PASS or FAIL.
 #
 # Wants an NVIDIA driver and nothing else. Where the programs do not start with the system's glibc they take the one in glibc/;
 # EPLB_BUNDLE_GLIBC=1 has them take it anyway.
