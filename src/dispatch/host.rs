@@ -67,20 +67,26 @@ struct Nearest {
 #[derive(Debug)]
 struct LeastLoaded {
     levelling: Levelling,
+    /// The experts with one slot, by rank.
+    alone: Vec<Vec<u32>>,
+    /// The tokens of each expert; of those with several slots, later how many are told of or beyond that and dealt.
     counts: Vec<u32>,
     totals: Vec<u64>,
     quotas: Vec<u64>,
     rank_loads: Vec<u64>,
-    ends: Vec<u32>,
-    /// Of each expert, and at last of the invalid slot.
-    dealing: Vec<Deal>,
+    /// What is dealt to the replicas of each expert that has several, from its start in the table of slots on.
+    runs: Vec<Run>,
+    /// Its runs that are yet to come.
+    next: Vec<std::ops::Range<u32>>,
+    /// The run of each expert's next token, and at last of the invalid slot.
+    dealing: Vec<Run>,
 }
 
-/// How far an expert's tokens are dealt.
-#[derive(Debug, Clone, Copy)]
-struct Deal {
+/// Tokens of an expert that go to one slot.
+#[derive(Debug, Clone, Copy, Default)]
+struct Run {
     slot: u32,
-    /// How many more tokens go there.
+    /// How many more there are.
     left: u32,
 }
 
@@ -126,16 +132,24 @@ impl HostLayer {
             }),
             Rule::LeastLoaded => {
                 let levelling = levelling.cloned().unwrap_or_default();
+                let mut alone = vec![Vec::new(); shape.num_ranks()];
+                for expert in 0..num_experts {
+                    if let &[slot] = tables.slots_of(expert) {
+                        alone[shape.rank_of(slot as usize)].push(expert as u32);
+                    }
+                }
                 ByRule::LeastLoaded(Box::new(LeastLoaded {
                     quotas: vec![0; levelling.groups.len()],
                     levelling,
+                    alone,
                     counts: vec![0; num_experts],
                     totals: vec![0; num_experts],
                     rank_loads: vec![0; shape.num_ranks()],
-                    ends: vec![0; num_slots],
+                    runs: vec![Run::default(); num_slots],
+                    next: vec![0..0; num_experts],
                     dealing: first_slots(shape, tables)
                         .into_iter()
-                        .map(|slot| Deal { slot, left: u32::MAX })
+                        .map(|slot| Run { slot, left: u32::MAX })
                         .collect(),
                 }))
             }
@@ -254,7 +268,7 @@ impl LeastLoaded {
         rank_counts: Option<RankCounts>,
     ) {
         let num_experts = shape.num_experts();
-        let Self { levelling, counts, totals, quotas, rank_loads, ends, dealing } = self;
+        let Self { levelling, alone, counts, totals, quotas, rank_loads, dealing, .. } = self;
         counts.fill(0);
         histogram(ids, counts);
         let count_of = |rank: usize, expert: usize| {
@@ -263,55 +277,75 @@ impl LeastLoaded {
         };
         let sum =
             |ranks: std::ops::Range<usize>, expert| ranks.map(|rank| count_of(rank, expert)).sum::<u64>();
-        for (expert, total) in totals.iter_mut().enumerate() {
-            *total = match rank_counts {
-                None => u64::from(counts[expert]),
-                Some(_) => sum(0..shape.num_ranks(), expert),
+        match rank_counts {
+            None => totals.iter_mut().zip(&*counts).for_each(|(total, &count)| *total = u64::from(count)),
+            Some(_) => {
+                for (expert, total) in totals.iter_mut().enumerate() {
+                    *total = sum(0..shape.num_ranks(), expert);
+                }
+            }
+        }
+        for (load, alone) in rank_loads.iter_mut().zip(&*alone) {
+            *load = alone.iter().map(|&expert| totals[expert as usize]).sum();
+        }
+        quotas.fill(0);
+        levelling.level(totals, quotas, rank_loads);
+        dealing.iter_mut().for_each(|run| run.left = u32::MAX);
+        for place in 0..self.levelling.experts.len() {
+            let expert = self.levelling.experts[place] as usize;
+            let share = match rank_counts {
+                None => Share { before: 0, own: self.totals[expert] },
+                Some(_) => Share { before: sum(0..rank, expert), own: count_of(rank, expert) },
             };
+            self.put_runs(place, tables, share, rank_counts.is_none());
         }
-        levelling.deal(shape, tables, totals, quotas, rank_loads);
-        let share = |expert: usize| match rank_counts {
-            None => Share { before: 0, own: totals[expert] },
-            Some(_) => Share { before: sum(0..rank, expert), own: count_of(rank, expert) },
+    }
+
+    /// The runs of the expert at `place` of the levelling. Where they are `all`, no token comes after them.
+    fn put_runs(&mut self, place: usize, tables: &LayerTables, share: Share, all: bool) {
+        let Self { levelling, counts, quotas, runs, next, .. } = self;
+        let expert = levelling.experts[place] as usize;
+        let start = tables.replica_start[expert];
+        let mut end = start;
+        levelling.runs(place, quotas, share, |replica, left| {
+            // The next one takes the place of one that is empty.
+            runs[end as usize] = Run { slot: tables.replica_slots[replica as usize], left };
+            end += u32::from(left > 0);
+        });
+        if all {
+            // Its end need not be noticed, which costs a mispredicted branch.
+            end = end.max(start + 1);
+            runs[end as usize - 1].left = u32::MAX;
+        }
+        next[expert] = start..end;
+        counts[expert] = share.own as u32;
+        self.begin_run(expert, tables);
+    }
+
+    fn begin_run(&mut self, expert: usize, tables: &LayerTables) {
+        self.dealing[expert] = match self.next[expert].next() {
+            Some(run) => self.runs[run as usize],
+            // A token that the counts of all ranks do not tell of.
+            None => {
+                let slots = tables.slots_of(expert);
+                let number = self.counts[expert];
+                self.counts[expert] = number.wrapping_add(1);
+                Run { slot: slots[number as usize % slots.len()], left: 1 }
+            }
         };
-        levelling.ends(quotas, share, ends);
-        dealing.iter_mut().for_each(|deal| deal.left = u32::MAX);
-        for &expert in &levelling.experts {
-            counts[expert as usize] = 0;
-            dealing[expert as usize] = next_deal(tables, ends, expert as usize, 0);
-        }
     }
 
     fn route<I: Id>(&mut self, ids: &mut [I], tables: &LayerTables) {
-        let Self { dealing, ends, counts, .. } = self;
-        let num_experts = dealing.len() - 1;
+        let num_experts = self.dealing.len() - 1;
         for id in ids {
             let expert = id.bin(num_experts);
-            let deal = &mut dealing[expert];
-            *id = I::of_slot(deal.slot);
+            let run = &mut self.dealing[expert];
+            *id = I::of_slot(run.slot);
             // With one slot, there are more left than a batch has.
-            deal.left -= 1;
-            if deal.left == 0 {
-                // Tokens dealt so far; `plan` set them to 0.
-                let dealt = &mut counts[expert];
-                *dealt = after_deal(tables, ends, expert, *dealt);
-                *deal = next_deal(tables, ends, expert, *dealt);
+            run.left -= 1;
+            if run.left == 0 {
+                self.begin_run(expert, tables);
             }
         }
     }
-}
-
-/// Where an expert's token goes of which `dealt` came before.
-fn next_deal(tables: &LayerTables, ends: &[u32], expert: usize, dealt: u32) -> Deal {
-    let (slots, start) = (tables.slots_of(expert), tables.replica_start[expert] as usize);
-    match ends[start..][..slots.len()].iter().position(|&end| dealt < end) {
-        Some(replica) => Deal { slot: slots[replica], left: ends[start + replica] - dealt },
-        // A token that the counts of all ranks do not tell of.
-        None => Deal { slot: slots[dealt as usize % slots.len()], left: 1 },
-    }
-}
-
-/// How many are dealt once those of [`next_deal`] are.
-fn after_deal(tables: &LayerTables, ends: &[u32], expert: usize, dealt: u32) -> u32 {
-    dealt + next_deal(tables, ends, expert, dealt).left
 }

@@ -62,6 +62,11 @@ impl Levelling {
                 rank_loads[shape.rank_of(tables.slots_of(expert)[0] as usize)] += total;
             }
         }
+        self.level(totals, quotas, rank_loads);
+    }
+
+    /// Deals the tokens of the experts with several slots: `rank_loads` holds those of the others, and `quotas` zeros.
+    pub fn level(&self, totals: &[u64], quotas: &mut [u64], rank_loads: &mut [u64]) {
         for _ in 0..LEVEL_SWEEPS {
             let mut changed = false;
             for (place, &expert) in self.experts.iter().enumerate() {
@@ -75,20 +80,28 @@ impl Levelling {
         }
     }
 
-    /// From the quotas of the groups, the tokens up to and with each replica that are of one rank: of an expert, the ranks
-    /// before have `before` and the rank has `own`. `ends` is `[num_slots]`; those of experts with one slot are left alone.
-    pub fn ends(&self, quotas: &[u64], share: impl Fn(usize) -> Share, ends: &mut [u32]) {
-        for (place, &expert) in self.experts.iter().enumerate() {
-            let Share { before, own } = share(expert as usize);
-            let mut dealt = 0;
-            for g in self.groups_at(place) {
-                let (Group { first, size, .. }, quota) = (self.groups[g], quotas[g]);
-                for (replica, end) in ends[first as usize..][..size as usize].iter_mut().enumerate() {
-                    let up_to = dealt + (quota * (replica as u64 + 1)).div_ceil(u64::from(size));
-                    *end = up_to.saturating_sub(before).min(own) as u32;
-                }
-                dealt += quota;
+    /// Of the expert at `place` in the order, tells `run` the tokens of each replica that are of one rank: the replica by its
+    /// place in the table of slots, ascending.
+    pub fn runs(
+        &self,
+        place: usize,
+        quotas: &[u64],
+        Share { before, own }: Share,
+        mut run: impl FnMut(u32, u32),
+    ) {
+        let range = self.groups_at(place);
+        let (mut dealt, mut end) = (0, 0);
+        for (&Group { first, size, .. }, &quota) in self.groups[range.clone()].iter().zip(&quotas[range]) {
+            for replica in 1..=size {
+                let up_to = match size {
+                    1 => dealt + quota,
+                    _ => dealt + (quota * u64::from(replica)).div_ceil(u64::from(size)),
+                };
+                let begin = end;
+                end = up_to.saturating_sub(before).min(own) as u32;
+                run(first + replica - 1, end - begin);
             }
+            dealt += quota;
         }
     }
 }
@@ -117,28 +130,64 @@ pub(crate) fn groups_of(shape: Shape, tables: &LayerTables, expert: usize) -> Ve
 
 /// Deals an expert's tokens anew, after taking back what its groups had. Returns whether that changed anything.
 fn redeal(groups: &[Group], tokens: u64, quotas: &mut [u64], rank_loads: &mut [u64]) -> bool {
-    for (group, quota) in groups.iter().zip(&*quotas) {
-        rank_loads[group.rank as usize] -= quota;
+    match (groups, quotas) {
+        ([one, other], [quota, other_quota]) => {
+            let loads =
+                [rank_loads[one.rank as usize] - *quota, rank_loads[other.rank as usize] - *other_quota];
+            let dealt = level_two(tokens, loads);
+            let changed = dealt != [*quota, *other_quota];
+            [*quota, *other_quota] = dealt;
+            rank_loads[one.rank as usize] = loads[0] + dealt[0];
+            rank_loads[other.rank as usize] = loads[1] + dealt[1];
+            changed
+        }
+        (groups, quotas) => redeal_many(groups, tokens, quotas, rank_loads),
     }
-    let load_of = |g: usize| rank_loads[groups[g].rank as usize];
-    let water = Water::poured(tokens, groups.len(), load_of);
+}
+
+/// What groups on two ranks get, as by [`Water`] but without a branch or a division.
+fn level_two(tokens: u64, loads: [u64; 2]) -> [u64; 2] {
+    let [one, other] = loads;
+    // Half of what the lower one does not need to reach the higher one is for either.
+    let both = tokens.saturating_sub(one.abs_diff(other));
+    let lower = tokens - both;
+    let mut dealt = [both / 2; 2];
+    dealt[usize::from(other < one)] += lower;
+    dealt[(tokens % 2) as usize] += both % 2;
+    dealt
+}
+
+/// As [`redeal`], for any number of groups.
+fn redeal_many(groups: &[Group], tokens: u64, quotas: &mut [u64], rank_loads: &mut [u64]) -> bool {
+    let count = groups.len() as u64;
+    let (mut sum, mut top) = (tokens, 0);
+    for (group, quota) in groups.iter().zip(&*quotas) {
+        let load = &mut rank_loads[group.rank as usize];
+        *load -= quota;
+        sum += *load;
+        top = top.max(*load);
+    }
+    // Mostly the water covers all of them.
+    let water = match sum / count {
+        height if height >= top => Water { height, one_more: sum % count },
+        _ => Water::poured(tokens, groups.len(), |g| rank_loads[groups[g].rank as usize]),
+    };
     let mut changed = false;
     let mut extra = water.one_more;
-    let turn = (tokens % groups.len() as u64) as usize;
+    let turn = (tokens % count) as usize;
     for g in (turn..groups.len()).chain(0..turn) {
-        let quota = match water.height.checked_sub(load_of(g)) {
+        let load = &mut rank_loads[groups[g].rank as usize];
+        let quota = match water.height.checked_sub(*load) {
             None => 0,
-            Some(raised) if extra > 0 => {
-                extra -= 1;
-                raised + 1
+            Some(raised) => {
+                let one = u64::from(extra > 0);
+                extra -= one;
+                raised + one
             }
-            Some(raised) => raised,
         };
         changed |= quota != quotas[g];
         quotas[g] = quota;
-    }
-    for (group, quota) in groups.iter().zip(&*quotas) {
-        rank_loads[group.rank as usize] += quota;
+        *load += quota;
     }
     changed
 }
@@ -200,15 +249,11 @@ mod tests {
         // to the group at 6 % 2.
         levelling.deal(shape, &tables, &[7, 6, 2], &mut quotas, &mut loads);
         assert_eq!((&quotas[..], &loads[..]), (&[1, 5][..], &[8, 7][..]));
-        let mut ends = vec![0; 4];
-        levelling.ends(&quotas, |_| Share { before: 0, own: 6 }, &mut ends);
         // Expert 1's replicas stand at 1 and 2 of the table.
-        assert_eq!(ends, [0, 1, 6, 0]);
+        assert_eq!(runs(&levelling, &quotas, Share { before: 0, own: 6 }), [(1, 1), (2, 5)]);
         // The same tokens are of three ranks, 0, 4 and 2: the second has those from 0 to 3, the third the last two.
-        levelling.ends(&quotas, |_| Share { before: 0, own: 4 }, &mut ends);
-        assert_eq!(ends, [0, 1, 4, 0]);
-        levelling.ends(&quotas, |_| Share { before: 4, own: 2 }, &mut ends);
-        assert_eq!(ends, [0, 0, 2, 0]);
+        assert_eq!(runs(&levelling, &quotas, Share { before: 0, own: 4 }), [(1, 1), (2, 3)]);
+        assert_eq!(runs(&levelling, &quotas, Share { before: 4, own: 2 }), [(1, 0), (2, 2)]);
     }
 
     #[test]
@@ -221,8 +266,41 @@ mod tests {
         levelling.deal(shape, &tables, &[10, 2, 1], &mut quotas, &mut loads);
         // 13 over both; the odd one to group 10 % 2 = 0.
         assert_eq!((&quotas[..], &loads[..]), (&[7, 3][..], &[7, 6][..]));
-        let mut ends = vec![0; 6];
-        levelling.ends(&quotas, |_| Share { before: 0, own: 10 }, &mut ends);
-        assert_eq!(ends[..4], [3, 5, 7, 10]);
+        // Up to 7/3, 14/3 and 7, rounded up.
+        assert_eq!(runs(&levelling, &quotas, Share { before: 0, own: 10 }), [(0, 3), (1, 2), (2, 2), (3, 3)]);
+    }
+
+    #[test]
+    fn dealing_is_water_whatever_the_number_of_groups_and_the_loads() {
+        // All loads from 0 to 4, all amounts from 0 to 12, on two and on three ranks.
+        for ranks in [2, 3] {
+            let groups: Vec<Group> = (0..ranks).map(|rank| Group { rank, first: rank, size: 1 }).collect();
+            for case in 0..5u64.pow(ranks) * 13 {
+                let (tokens, mut loads) = (case % 13, vec![0; ranks as usize]);
+                (0..).zip(&mut loads).for_each(|(rank, load)| *load = case / 13 / 5u64.pow(rank) % 5);
+                let water = Water::poured(tokens, groups.len(), |g| loads[g]);
+                let mut extra = water.one_more;
+                let mut expected = vec![0; groups.len()];
+                for g in (0..groups.len()).map(|g| (g + tokens as usize) % groups.len()) {
+                    if loads[g] <= water.height {
+                        let one = extra.min(1);
+                        extra -= one;
+                        expected[g] = water.height - loads[g] + one;
+                    }
+                }
+                let (before, mut quotas) = (loads.clone(), vec![0; groups.len()]);
+                assert_eq!(redeal(&groups, tokens, &mut quotas, &mut loads), tokens > 0);
+                assert_eq!(quotas, expected, "{tokens} over {before:?}");
+                assert!(!redeal(&groups, tokens, &mut quotas, &mut loads));
+                assert!((0..groups.len()).all(|g| loads[g] == before[g] + expected[g]));
+            }
+        }
+    }
+
+    /// Those of the first expert.
+    fn runs(levelling: &Levelling, quotas: &[u64], share: Share) -> Vec<(u32, u32)> {
+        let mut runs = Vec::new();
+        levelling.runs(0, quotas, share, |replica, tokens| runs.push((replica, tokens)));
+        runs
     }
 }
