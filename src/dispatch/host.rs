@@ -1,6 +1,7 @@
 //! Routing on the host: the same slots as the kernels give, one id after the other.
 
 use super::level::{Levelling, Share};
+use super::nearest::Finder;
 use super::tables::LayerTables;
 use crate::device::{Id, Job, ROUTE_BLOCK, RankCounts, Rule, histogram};
 use crate::placement::Shape;
@@ -58,9 +59,8 @@ struct TokenHash {
 
 #[derive(Debug)]
 struct Nearest {
-    replicated: Vec<u32>,
-    shares: Vec<u32>,
-    /// The point of each expert's next token.
+    finder: Finder,
+    /// The point of each expert's next token, and at last one for the invalid slot.
     points: Vec<u32>,
 }
 
@@ -126,9 +126,8 @@ impl HostLayer {
                 ByRule::TokenHash(TokenHash { rows: rows.chain([invalid]).collect(), slots })
             }
             Rule::Nearest => ByRule::Nearest(Nearest {
-                replicated: replicated(),
-                shares: shares.unwrap_or_default().to_vec(),
-                points: vec![0; num_experts],
+                finder: Finder::new(shape, tables, shares.unwrap_or_default()),
+                points: vec![0; num_experts + 1],
             }),
             Rule::LeastLoaded => {
                 let levelling = levelling.cloned().unwrap_or_default();
@@ -182,7 +181,7 @@ impl Job for HostJob<'_> {
         match by_rule {
             ByRule::RoundRobin(turns) => turns.route(ids, tables, *offset),
             ByRule::TokenHash(hash) => hash.route(ids, experts_per_token),
-            ByRule::Nearest(nearest) => nearest.route(ids, tables, invalid, *offset),
+            ByRule::Nearest(nearest) => nearest.route(ids, tables, *offset),
             ByRule::LeastLoaded(least) => {
                 least.plan(ids, *shape, tables, *rank, self.rank_counts);
                 least.route(ids, tables);
@@ -230,29 +229,16 @@ impl TokenHash {
 }
 
 impl Nearest {
-    fn route<I: Id>(&mut self, ids: &mut [I], tables: &LayerTables, invalid: I, offset: u32) {
-        let Self { replicated, shares, points } = self;
-        let LayerTables { replica_count, replica_start, replica_slots } = tables;
+    fn route<I: Id>(&mut self, ids: &mut [I], tables: &LayerTables, offset: u32) {
+        let Self { finder, points } = self;
+        let num_experts = points.len() - 1;
         for (block, ids) in (offset..).zip(ids.chunks_mut(ROUTE_BLOCK)) {
-            for &expert in &*replicated {
-                points[expert as usize] = block.wrapping_mul(GOLDEN_RATIO);
-            }
+            points.fill(block.wrapping_mul(GOLDEN_RATIO));
             for id in ids {
-                let expert = id.bin(replica_count.len());
-                let Some(&count) = replica_count.get(expert) else {
-                    *id = invalid;
-                    continue;
-                };
-                let mut place = replica_start[expert] as usize;
-                if count > 1 {
-                    let point = points[expert];
-                    points[expert] = point.wrapping_add(GOLDEN_RATIO);
-                    let last = place + count as usize - 1;
-                    while place < last && point >= shares[place] {
-                        place += 1;
-                    }
-                }
-                *id = I::of_slot(replica_slots[place]);
+                let expert = id.bin(num_experts);
+                let point = points[expert];
+                points[expert] = point.wrapping_add(GOLDEN_RATIO);
+                *id = I::of_slot(finder.slot(tables, expert, point));
             }
         }
     }

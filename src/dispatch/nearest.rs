@@ -27,6 +27,91 @@ pub(crate) fn shares(shape: Shape, tables: &LayerTables, rank: usize, rank_to_no
     ends
 }
 
+/// Finds slots by the shares without walking these: where a walk ends, no processor foresees.
+#[derive(Debug)]
+pub(crate) struct Finder {
+    shares: Vec<u32>,
+    /// Of each expert, and at last of the invalid slot.
+    rows: Vec<Row>,
+    buckets: Vec<Bucket>,
+}
+
+/// An expert's buckets, which divide its points evenly.
+#[derive(Debug, Clone, Copy)]
+struct Row {
+    start: u32,
+    /// Each has 2^shift points.
+    shift: u32,
+}
+
+/// Points that follow each other, and mostly all go to one slot or two.
+#[derive(Debug, Clone, Copy)]
+struct Bucket {
+    /// Where those up to `last` go.
+    slot: u32,
+    last: u32,
+    /// Where the others go, or [`SEVERAL`].
+    after: u32,
+}
+
+/// In place of a slot where there are several.
+const SEVERAL: u32 = u32::MAX;
+
+/// Buckets for each replica, or up to twice as many: where shares are alike, no two end in one.
+const BUCKETS: usize = 4;
+
+impl Finder {
+    /// Of a layer's shares.
+    pub fn new(shape: Shape, tables: &LayerTables, shares: &[u32]) -> Self {
+        let (mut rows, mut buckets) = (Vec::new(), Vec::new());
+        for expert in 0..shape.num_experts() {
+            let count = match tables.slots_of(expert).len() {
+                1 => 1,
+                replicas => (BUCKETS * replicas).next_power_of_two(),
+            };
+            let shift = 32 - count.ilog2();
+            rows.push(Row { start: buckets.len() as u32, shift });
+            let points = (0..count as u64).map(|bucket| (bucket << shift, ((bucket + 1) << shift) - 1));
+            buckets.extend(
+                points.map(|(first, last)| bucket(tables, shares, expert, first as u32, last as u32)),
+            );
+        }
+        let invalid = shape.num_slots() as u32;
+        rows.push(Row { start: buckets.len() as u32, shift: 32 });
+        buckets.push(Bucket { slot: invalid, last: u32::MAX, after: invalid });
+        Finder { shares: shares.to_vec(), rows, buckets }
+    }
+
+    /// The slot of an expert at a point, and the invalid slot for one that is not there.
+    #[inline(always)]
+    pub fn slot(&self, tables: &LayerTables, expert: usize, point: u32) -> u32 {
+        let Row { start, shift } = self.rows[expert];
+        let bucket = u64::from(start) + (u64::from(point) >> shift);
+        let Bucket { slot, last, after } = self.buckets[bucket as usize];
+        match if point > last { after } else { slot } {
+            SEVERAL => tables.replica_slots[place_of(tables, &self.shares, expert, point)],
+            slot => slot,
+        }
+    }
+}
+
+fn bucket(tables: &LayerTables, shares: &[u32], expert: usize, first: u32, last: u32) -> Bucket {
+    let place_of = |point| place_of(tables, shares, expert, point);
+    let (place, last_place) = (place_of(first), place_of(last));
+    let [slot, last_slot] = [place, last_place].map(|place| tables.replica_slots[place]);
+    if place == last_place {
+        return Bucket { slot, last, after: slot };
+    }
+    let after = if place_of(shares[place]) == last_place { last_slot } else { SEVERAL };
+    Bucket { slot, last: shares[place] - 1, after }
+}
+
+/// The place in the table of slots of an expert's replica at a point.
+fn place_of(tables: &LayerTables, shares: &[u32], expert: usize, point: u32) -> usize {
+    let (start, count) = (tables.replica_start[expert] as usize, tables.replica_count[expert] as usize);
+    start + shares[start..][..count - 1].partition_point(|&end| end <= point)
+}
+
 /// How much of what `rank` has of an expert each of its replicas serves, in no unit.
 pub(crate) fn parts(
     shape: Shape,
@@ -149,5 +234,26 @@ mod tests {
         let found = all_parts(&[0, 0, 0, 0, 0, 1, 2, 3], 2, &[0, 0]);
         // Rank 1 keeps a half, the other half goes to where 1/4 each lies.
         close(&found, &[&[0.25, 0.25, 0.25, 0.25, 0.0], &[0.125, 0.125, 0.125, 0.125, 0.5]]);
+    }
+
+    #[test]
+    fn the_finder_finds_what_a_walk_over_the_shares_finds() {
+        // Expert 0 on eight slots with shares of one point and of none, some in one bucket; expert 1 on three; expert 2 on one.
+        let experts = [0, 0, 0, 0, 0, 0, 0, 0, 1, 1, 1, 2];
+        let shape = Shape::new(3, experts.len(), 4).unwrap();
+        let tables = LayerTables::new(shape, &experts);
+        let end = u32::MAX;
+        let shares = [0, 1, 5, 5, 1 << 27, (1 << 27) + 1, 1 << 31, end, 1 << 30, end, end, end];
+        let finder = Finder::new(shape, &tables, &shares);
+        let near = |share: u32| (0..4).map(move |more| share.wrapping_add(more).wrapping_sub(2));
+        let spread = (0..5000u32).map(|n| n.wrapping_mul(2_654_435_769));
+        for point in shares.into_iter().flat_map(near).chain(spread) {
+            for (expert, slots) in [(0, 0..8), (1, 8..11), (2, 11..12)] {
+                let last = slots.end - 1;
+                let walked = slots.into_iter().find(|&slot| point < shares[slot]).unwrap_or(last);
+                assert_eq!(finder.slot(&tables, expert, point), walked as u32, "expert {expert}, {point:#x}");
+            }
+            assert_eq!(finder.slot(&tables, 3, point), 12);
+        }
     }
 }
