@@ -343,14 +343,24 @@ TEST(Dispatch, WithAllRanksCountsTheRanksLevelTheirSum) {
     const std::vector<double> told = eplb::dispatch::expected_load(
         placement, a_config(layer, EPLB_ROUTE_LEAST_LOADED, 4), 3, gathered, true);
     EXPECT_EQ(told, std::vector<double>(rank_loads.begin(), rank_loads.end()));
+    ids32 recorded;
+    std::vector<uint32_t> tokens;
+    for (const ids32 &batch : batches) {
+        recorded.insert(recorded.end(), batch.begin(), batch.end());
+        tokens.push_back(static_cast<uint32_t>(batch.size() / 4));
+    }
+    const std::vector<double> of_ids = eplb::dispatch::routed_load<int32_t>(
+        placement, a_config(layer, EPLB_ROUTE_LEAST_LOADED, 4), 3, recorded, tokens, true);
+    EXPECT_EQ(of_ids, told);
 }
 
-TEST(Dispatch, TheExpectedLoadIsThatOfRoutedIds) {
+TEST(Dispatch, TheLoadThatIsToldIsThatOfRoutedIds) {
     const auto layer = a_placement(24, 4, 3, 9);
     const auto placement = placement_of(layer);
     for (const eplb_route rule : all_rules) {
         routing source(24, 4, 2);
-        std::vector<int64_t> counts(4 * 24);
+        std::vector<int64_t> counts(4 * 24), recorded;
+        std::vector<uint32_t> tokens;
         std::vector<double> found(4);
         auto config = a_config(layer, rule, 4);
         config.rank_to_node = {0, 0, 5, 5};
@@ -362,12 +372,17 @@ TEST(Dispatch, TheExpectedLoadIsThatOfRoutedIds) {
                     counts[rank * 24 + static_cast<size_t>(id)]++;
                 }
             }
+            recorded.insert(recorded.end(), ids.begin(), ids.end());
+            tokens.push_back(static_cast<uint32_t>(ids.size() / 4));
             for (const int32_t slot : routed(eplb::dispatch::create(placement, config), ids, 4)) {
                 if (slot < layer.num_slots()) {
                     found[layer.rank_of(slot)]++;
                 }
             }
         }
+        const std::vector<double> exact =
+            eplb::dispatch::routed_load<int64_t>(placement, config, 3, recorded, tokens);
+        EXPECT_EQ(exact, found) << "rule " << rule;
         const std::vector<double> told = eplb::dispatch::expected_load(placement, config, 3, counts);
         for (size_t rank = 0; rank < 4; rank++) {
             // Exact where the rule goes by counts; what goes by rows or turns is near.

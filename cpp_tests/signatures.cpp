@@ -84,4 +84,7 @@ SIGNATURE(eplb_dispatch_route_and_count,
                           const int32_t *, void *, CUstream_st *));
 SIGNATURE(eplb_dispatch_expected_load, eplb_status (*)(const eplb_placement *, const eplb_dispatch_config *,
                                                        int32_t, const int64_t *, int32_t, double *));
+SIGNATURE(eplb_dispatch_routed_load,
+          eplb_status (*)(const eplb_placement *, const eplb_dispatch_config *, int32_t, const void *,
+                          int32_t, const uint32_t *, int32_t, double *));
 SIGNATURE(eplb_dispatch_destroy, void (*)(eplb_dispatch *));

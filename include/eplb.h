@@ -1576,7 +1576,7 @@ eplb_status eplb_dispatch_route_and_count(const eplb_dispatch *dispatch,
 /**
  * Tells what each rank would carry in a layer by a rule of routing: the number to hold against what is measured, for one rank's
  * batch or for all. Of EPLB_ROUTE_LEAST_LOADED it is exact for one batch a rank; of the other rules it is the share that each
- * replica has in the long run. To know what a rule makes of recorded ids, one by one, route them on EPLB_DEVICE_HOST.
+ * replica has in the long run. Of recorded ids eplb_dispatch_routed_load() tells it exactly, whatever the rule.
  *
  * \param placement         the placement
  * \param config            as for eplb_dispatch_create(); rule, num_ranks and rank_to_node are looked at
@@ -1594,6 +1594,31 @@ eplb_status eplb_dispatch_expected_load(const eplb_placement *placement,
                                         const int64_t *rank_counts,
                                         int32_t with_rank_counts,
                                         double *rank_loads);
+
+/**
+ * Tells what each rank gets of recorded ids in a layer: one batch of each rank, routed one by one as its dispatch would. Ids
+ * outside [0, num_experts) go to no rank.
+ *
+ * \param placement         the placement
+ * \param config            as for eplb_dispatch_create(); rank, device, layer_ids and the workspace are not looked at
+ * \param layer             the layer's number
+ * \param expert_ids        host memory, `dtype`: the tokens of rank 0, [rank_tokens[0]][experts_per_token], then those of rank 1,
+ *                          and so on
+ * \param dtype             an eplb_dtype
+ * \param rank_tokens       uint32 [num_ranks]: the tokens of each rank's batch
+ * \param with_rank_counts  not 0: EPLB_ROUTE_LEAST_LOADED knows the counts of all ranks
+ * \param rank_loads        receives the tokens that each rank gets: [num_ranks]
+ * \return EPLB_STATUS_OK; EPLB_STATUS_INVALID_ARGUMENT, also for an unknown layer; EPLB_STATUS_OUT_OF_MEMORY
+ */
+EPLB_API
+eplb_status eplb_dispatch_routed_load(const eplb_placement *placement,
+                                      const eplb_dispatch_config *config,
+                                      int32_t layer,
+                                      const void *expert_ids,
+                                      int32_t dtype,
+                                      const uint32_t *rank_tokens,
+                                      int32_t with_rank_counts,
+                                      double *rank_loads);
 
 /**
  * Gives the handle back, and its tables. Work that uses them must have ended on the device, and graphs with it must not be

@@ -747,6 +747,33 @@ class dispatch {
             std::vector<double>());
     }
 
+    /// The tokens that each rank gets of recorded ids: those of rank 0, [rank_tokens[0]][experts_per_token],
+    /// then those of rank 1, and so on.
+    template <class Id>
+    static returns<std::vector<double>>
+    routed_load(const placement &placement, const dispatch_config &config, std::int32_t layer,
+                view<Id> expert_ids, view<std::uint32_t> rank_tokens, bool with_rank_counts = false) {
+        static_assert(sizeof(Id) == 4 || sizeof(Id) == 8, "ids are int32 or int64");
+        std::size_t tokens = 0;
+        for (const std::uint32_t of_rank : rank_tokens) {
+            tokens += of_rank;
+        }
+        if (rank_tokens.size() != config.num_ranks ||
+            expert_ids.size() != tokens * config.experts_per_token) {
+            return detail::finish(EPLB_STATUS_INVALID_ARGUMENT, std::vector<double>(),
+                                  "rank_tokens is not [num_ranks] long, or there are not as many ids");
+        }
+        const eplb_dispatch_config c = config.c();
+        return detail::run(
+            [&](std::vector<double> &loads) {
+                loads.resize(config.num_ranks);
+                return eplb_dispatch_routed_load(placement.get(), &c, layer, expert_ids.data(),
+                                                 sizeof(Id) == 4 ? EPLB_DTYPE_INT32 : EPLB_DTYPE_INT64,
+                                                 rank_tokens.data(), with_rank_counts ? 1 : 0, loads.data());
+            },
+            std::vector<double>());
+    }
+
     returns<eplb_dispatch_tables> tables(std::int32_t layer) const {
         return detail::run(
             [&](eplb_dispatch_tables &tables) { return eplb_dispatch_get_tables(get(), layer, &tables); },

@@ -247,7 +247,7 @@ pub(super) unsafe fn valid_tokens(num_valid: u64, num_tokens: u32) -> u32 {
 }
 
 /// An expert id.
-pub(crate) trait Id: Copy + 'static {
+pub(crate) trait Id: Copy + Default + 'static {
     /// The id, or `num_experts` where it is out of range.
     fn bin(self, num_experts: usize) -> usize;
 

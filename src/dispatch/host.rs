@@ -3,7 +3,7 @@
 use super::level::{Levelling, Share};
 use super::nearest::Finder;
 use super::tables::LayerTables;
-use crate::device::{Id, Job, ROUTE_BLOCK, RankCounts, Rule, histogram};
+use crate::device::{Id, Job, ROUTE_BLOCK, Rule, histogram};
 use crate::placement::Shape;
 
 const GOLDEN_RATIO: u32 = 2_654_435_769;
@@ -166,13 +166,13 @@ fn first_slots(shape: Shape, tables: &LayerTables) -> Vec<u32> {
 }
 
 /// Routes a batch.
-pub(super) struct HostJob<'a> {
+pub(super) struct HostJob<'a, Counts> {
     pub layer: &'a mut HostLayer,
-    /// Of [`Rule::LeastLoaded`]; their maker promised that they are on the host and of all ranks and experts.
-    pub rank_counts: Option<RankCounts>,
+    /// Of [`Rule::LeastLoaded`]: the counts of all ranks, each below 2^31, by their place in `[num_ranks][num_experts]`.
+    pub rank_counts: Option<Counts>,
 }
 
-impl Job for HostJob<'_> {
+impl<Counts: Fn(usize) -> u64> Job for HostJob<'_, Counts> {
     fn run<I: Id>(self, ids: &mut [I], valid: usize, experts_per_token: usize) {
         let HostLayer { shape, rank, offset, tables, by_rule } = self.layer;
         let invalid = I::of_slot(shape.num_slots() as u32);
@@ -183,7 +183,7 @@ impl Job for HostJob<'_> {
             ByRule::TokenHash(hash) => hash.route(ids, experts_per_token),
             ByRule::Nearest(nearest) => nearest.route(ids, tables, *offset),
             ByRule::LeastLoaded(least) => {
-                least.plan(ids, *shape, tables, *rank, self.rank_counts);
+                least.plan(ids, *shape, tables, *rank, self.rank_counts.as_ref());
                 least.route(ids, tables);
             }
         }
@@ -251,16 +251,14 @@ impl LeastLoaded {
         shape: Shape,
         tables: &LayerTables,
         rank: usize,
-        rank_counts: Option<RankCounts>,
+        rank_counts: Option<&impl Fn(usize) -> u64>,
     ) {
         let num_experts = shape.num_experts();
         let Self { levelling, alone, counts, totals, quotas, rank_loads, dealing, .. } = self;
         counts.fill(0);
         histogram(ids, counts);
-        let count_of = |rank: usize, expert: usize| {
-            // SAFETY: the promise of the counts' maker.
-            rank_counts.map_or(0, |counts| unsafe { counts.get(rank * num_experts + expert) })
-        };
+        let count_of =
+            |rank: usize, expert: usize| rank_counts.map_or(0, |count| count(rank * num_experts + expert));
         let sum =
             |ranks: std::ops::Range<usize>, expert| ranks.map(|rank| count_of(rank, expert)).sum::<u64>();
         match rank_counts {

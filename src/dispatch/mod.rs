@@ -13,7 +13,7 @@ use self::layout::{LayerRoom, Layout};
 use self::level::Levelling;
 use self::tables::LayerTables;
 use crate::device::{
-    Access, Device, Ids, LevelTables, Memory, Part, Place, Route, Routing, Sizes, Stream, Tables,
+    Access, Device, Id, Ids, Job, LevelTables, Memory, Part, Place, Route, Routing, Sizes, Stream, Tables,
 };
 pub use crate::device::{RankCounts, Rule};
 use crate::error::{Error, Result, try_zeroed};
@@ -231,6 +231,8 @@ impl Dispatch {
 
     fn route_on_host(&self, layer: &Layer, host: &Mutex<HostLayer>, routing: &Routing) -> Result<()> {
         let rank_counts = *lock(&layer.rank_counts);
+        // SAFETY: the maker of the counts promised that they are of all ranks and experts, on the device, which is the host.
+        let rank_counts = rank_counts.map(|counts| move |place| unsafe { counts.get(place) });
         let job = HostJob { layer: &mut lock(host), rank_counts };
         // SAFETY: the device is the host, whose memory the maker of `routing` promised.
         unsafe { routing.on_host(job) };
@@ -265,6 +267,31 @@ impl Drop for Dispatch {
             std::mem::forget(self.device.clone());
         }
     }
+}
+
+/// Turns the ids of one batch a rank into slots, each batch as its rank would: `batches` is `[num_ranks]` of
+/// `[tokens][experts_per_token]`. The config's rank and place are not looked at. With `rank_counts`,
+/// `[num_ranks][num_experts]`, [`Rule::LeastLoaded`] levels the totals of all ranks.
+pub(crate) fn route_batches<I: Id>(
+    placement: &Placement,
+    layer: u32,
+    config: &DispatchConfig,
+    batches: &mut [&mut [I]],
+    rank_counts: Option<&[u64]>,
+) -> Result<()> {
+    let shape = placement.shape();
+    let only = [layer];
+    let of_rank = |rank| DispatchConfig { rank, layers: Some(&only), place: Place::Host, ..*config };
+    check(placement, &of_rank(0))?;
+    let tables = LayerTables::new(shape, placement.layer_experts(layer)?);
+    for (rank, ids) in batches.iter_mut().enumerate() {
+        let config = of_rank(rank);
+        let mut host = Needs::of(shape, &tables, &config).host_layer(shape, &tables, &config);
+        let valid = ids.len();
+        let rank_counts = rank_counts.map(|counts| |place: usize| counts[place]);
+        HostJob { layer: &mut host, rank_counts }.run(ids, valid, config.experts_per_token);
+    }
+    Ok(())
 }
 
 /// What a panic left is as good as before: each batch begins anew.
@@ -319,6 +346,30 @@ fn check(placement: &Placement, config: &DispatchConfig) -> Result<()> {
     Ok(())
 }
 
+/// What the config's rule needs of a layer beside the tables.
+struct Needs {
+    shares: Option<Vec<u32>>,
+    levelling: Option<Levelling>,
+}
+
+impl Needs {
+    fn of(shape: Shape, tables: &LayerTables, config: &DispatchConfig) -> Self {
+        let shares = || {
+            let one_node = vec![0; shape.num_ranks()];
+            nearest::shares(shape, tables, config.rank, config.rank_to_node.unwrap_or(&one_node))
+        };
+        Needs {
+            shares: (config.rule == Rule::Nearest).then(shares),
+            levelling: (config.rule == Rule::LeastLoaded).then(|| Levelling::new(shape, tables)),
+        }
+    }
+
+    fn host_layer(&self, shape: Shape, tables: &LayerTables, config: &DispatchConfig) -> HostLayer {
+        let (rank, shares) = ((config.rank, config.offset()), self.shares.as_deref());
+        HostLayer::new(shape, config.rule, rank, tables, shares, self.levelling.as_ref())
+    }
+}
+
 /// What the device's memory will hold.
 struct Image {
     words: Vec<u32>,
@@ -333,20 +384,15 @@ impl Image {
         tables: &LayerTables,
         config: &DispatchConfig,
     ) -> Layer {
-        let shares = room.tables.shares.map(|room| {
-            let one_node = vec![0; shape.num_ranks()];
-            let nodes = config.rank_to_node.unwrap_or(&one_node);
-            let shares = nearest::shares(shape, tables, config.rank, nodes);
-            (self.put(room, shares.iter().copied()), shares)
-        });
-        let levelling = (config.rule == Rule::LeastLoaded).then(|| Levelling::new(shape, tables));
-        let level = room.tables.level.zip(levelling.as_ref());
+        let needs = Needs::of(shape, tables, config);
+        let shares = room
+            .tables
+            .shares
+            .zip(needs.shares.as_ref())
+            .map(|(room, shares)| self.put(room, shares.iter().copied()));
+        let level = room.tables.level.zip(needs.levelling.as_ref());
         let level = level.map(|(room, levelling)| self.put_levelling(room, levelling));
-        let host = (config.place == Place::Host).then(|| {
-            let (shares, levelling) = (shares.as_ref().map(|(_, shares)| &**shares), levelling.as_ref());
-            let rank = (config.rank, config.offset());
-            Mutex::new(HostLayer::new(shape, config.rule, rank, tables, shares, levelling))
-        });
+        let host = (config.place == Place::Host).then(|| Mutex::new(needs.host_layer(shape, tables, config)));
         if let Some(room) = room.dense {
             tables.fill_dense(self.part(room), config.max_replicas);
         }
@@ -354,7 +400,7 @@ impl Image {
             replica_count: self.put(room.tables.replica_count, tables.replica_count.iter().copied()),
             replica_start: self.put(room.tables.replica_start, tables.replica_start.iter().copied()),
             replica_slots: self.put(room.tables.replica_slots, tables.replica_slots.iter().copied()),
-            shares: shares.map(|(part, _)| part),
+            shares,
             level,
         };
         Layer { tables, dense: room.dense, rank_counts: Mutex::new(None), host }

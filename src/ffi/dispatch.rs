@@ -5,15 +5,15 @@ use std::ffi::c_void;
 use super::boundary::{
     Growing, array, borrowed, boundary, config, copy_out, destroy, growing_out, layer_numbers, number, out,
 };
-use super::device::{CUstream_st, id_type, ids, place, stream};
+use super::device::{CUstream_st, EPLB_DEVICE_HOST, id_type, ids, place, stream};
 use super::placement::eplb_placement;
 use super::recorder::eplb_recorder;
 use super::status::eplb_status;
-use crate::device::{Memory, RankCounts, Routing};
+use crate::device::{IdType, Memory, RankCounts, Routing};
 use crate::dispatch::{Dispatch, DispatchConfig, Rule};
 use crate::error::{Error, Result};
 use crate::placement::Placement;
-use crate::report::{Routed, expected_load};
+use crate::report::{Routed, expected_load, routed_load};
 
 /// Turns the router's expert ids into slot ids, on a device and in the order of the engine's streams.
 ///
@@ -346,7 +346,7 @@ pub unsafe extern "C" fn eplb_dispatch_route_and_count(
 
 /// Tells what each rank would carry in a layer by a rule of routing: the number to hold against what is measured, for one rank's
 /// batch or for all. Of EPLB_ROUTE_LEAST_LOADED it is exact for one batch a rank; of the other rules it is the share that each
-/// replica has in the long run. To know what a rule makes of recorded ids, one by one, route them on EPLB_DEVICE_HOST.
+/// replica has in the long run. Of recorded ids eplb_dispatch_routed_load() tells it exactly, whatever the rule.
 ///
 /// \param placement         the placement
 /// \param config            as for eplb_dispatch_create(); rule, num_ranks and rank_to_node are looked at
@@ -387,6 +387,59 @@ pub unsafe extern "C" fn eplb_dispatch_expected_load(
     })
 }
 
+/// Tells what each rank gets of recorded ids in a layer: one batch of each rank, routed one by one as its dispatch would. Ids
+/// outside [0, num_experts) go to no rank.
+///
+/// \param placement         the placement
+/// \param config            as for eplb_dispatch_create(); rank, device, layer_ids and the workspace are not looked at
+/// \param layer             the layer's number
+/// \param expert_ids        host memory, `dtype`: the tokens of rank 0, [rank_tokens[0]][experts_per_token], then those of rank 1,
+///                          and so on
+/// \param dtype             an eplb_dtype
+/// \param rank_tokens       uint32 [num_ranks]: the tokens of each rank's batch
+/// \param with_rank_counts  not 0: EPLB_ROUTE_LEAST_LOADED knows the counts of all ranks
+/// \param rank_loads        receives the tokens that each rank gets: [num_ranks]
+/// \return EPLB_STATUS_OK; EPLB_STATUS_INVALID_ARGUMENT, also for an unknown layer; EPLB_STATUS_OUT_OF_MEMORY
+#[unsafe(no_mangle)]
+pub unsafe extern "C" fn eplb_dispatch_routed_load(
+    placement: *const eplb_placement,
+    config: *const eplb_dispatch_config,
+    layer: i32,
+    expert_ids: *const c_void,
+    dtype: i32,
+    rank_tokens: *const u32,
+    with_rank_counts: i32,
+    rank_loads: *mut f64,
+) -> eplb_status {
+    boundary(|| {
+        // SAFETY: the caller's promises for each pointer.
+        let (placement, config) =
+            unsafe { (&borrowed(placement, "placement")?.0, self::config(config, "config")?) };
+        check_sizes(placement, &config)?;
+        let (layer, kind) = (number(layer, "layer")?, id_type(expert_ids, dtype, "expert_ids")?);
+        // SAFETY: the caller's promises for the arrays and for what the config points to.
+        let loads = unsafe {
+            let rank_tokens = array(rank_tokens, Some(config.num_ranks as usize), "rank_tokens")?;
+            let count = num_ids(rank_tokens, config.experts_per_token);
+            let of_any_rank =
+                eplb_dispatch_config { rank: 0, device: EPLB_DEVICE_HOST, num_layers: 0, ..config };
+            let all = with_rank_counts != 0;
+            with_config(placement, &of_any_rank, |config| match kind {
+                IdType::Int32 => {
+                    let ids = array(expert_ids.cast::<i32>(), count, "expert_ids")?;
+                    routed_load(placement, layer, config, all, (ids, rank_tokens))
+                }
+                IdType::Int64 => {
+                    let ids = array(expert_ids.cast::<i64>(), count, "expert_ids")?;
+                    routed_load(placement, layer, config, all, (ids, rank_tokens))
+                }
+            })
+        }?;
+        // SAFETY: the caller's promise of [num_ranks].
+        unsafe { copy_out(&loads, rank_loads, "rank_loads") }
+    })
+}
+
 /// Gives the handle back, and its tables. Work that uses them must have ended on the device, and graphs with it must not be
 /// replayed any more. In a process that fork() made it leaves everything to the parent.
 ///
@@ -421,6 +474,12 @@ unsafe fn with_config<T>(
         max_replicas: config.max_replicas as usize,
         place: place(config.device)?,
     })
+}
+
+/// Ids of all ranks' batches, if that is a number.
+fn num_ids(rank_tokens: &[u32], experts_per_token: u32) -> Option<usize> {
+    let tokens: u64 = rank_tokens.iter().map(|&tokens| u64::from(tokens)).sum();
+    usize::try_from(tokens.checked_mul(u64::from(experts_per_token))?).ok()
 }
 
 /// Whether the engine and the placement are of one size.

@@ -195,6 +195,16 @@ mod signatures {
         i32,
         *mut f64,
     ) -> eplb_status = eplb_dispatch_expected_load;
+    const _: unsafe extern "C" fn(
+        *const eplb_placement,
+        *const eplb_dispatch_config,
+        i32,
+        *const c_void,
+        i32,
+        *const u32,
+        i32,
+        *mut f64,
+    ) -> eplb_status = eplb_dispatch_routed_load;
     const _: unsafe extern "C" fn(*mut eplb_dispatch) = eplb_dispatch_destroy;
     const _: unsafe extern "C" fn(
         *const eplb_placement,

@@ -1,10 +1,11 @@
 //! What each rank would carry by a rule of routing: the number that people compare with what they measure.
 
-use crate::dispatch::Rule;
+use crate::device::Id;
 use crate::dispatch::level::Levelling;
 use crate::dispatch::nearest;
 use crate::dispatch::tables::LayerTables;
-use crate::error::{Error, Result};
+use crate::dispatch::{DispatchConfig, Rule, route_batches};
+use crate::error::{Error, Result, try_zeroed};
 use crate::placement::{Placement, Shape};
 
 /// By what tokens are routed.
@@ -78,6 +79,45 @@ pub fn expected_load(
     Ok(loads)
 }
 
+/// The tokens that each rank gets in `layer` of one batch a rank, whose ids the config's rule routes one by one: the ids of
+/// rank 0, `[rank_tokens[0]][experts_per_token]`, then those of rank 1, and so on. Ids that name no expert go nowhere. The
+/// config's rank and place are not looked at.
+pub(crate) fn routed_load<I: Id>(
+    placement: &Placement,
+    layer: u32,
+    config: &DispatchConfig,
+    with_rank_counts: bool,
+    (ids, rank_tokens): (&[I], &[u32]),
+) -> Result<Vec<f64>> {
+    let shape = placement.shape();
+    let (num_ranks, num_experts) = (shape.num_ranks(), shape.num_experts());
+    let lengths = || rank_tokens.iter().map(|&tokens| tokens as usize * config.experts_per_token);
+    if rank_tokens.len() != num_ranks || lengths().sum::<usize>() != ids.len() {
+        return Err(Error::InvalidArgument(format!(
+            "{} ids of {} ranks for a placement of {num_ranks}, {} a token",
+            ids.len(),
+            rank_tokens.len(),
+            config.experts_per_token
+        )));
+    }
+    let mut slots: Vec<I> = try_zeroed(Some(ids.len()), "the slots")?;
+    slots.copy_from_slice(ids);
+    let mut rest = slots.as_mut_slice();
+    let mut batches: Vec<&mut [I]> =
+        lengths().map(|length| rest.split_off_mut(..length).expect("checked above")).collect();
+    let mut rank_counts = vec![0; num_ranks * num_experts];
+    for (counts, ids) in rank_counts.chunks_exact_mut(num_experts).zip(&batches) {
+        let experts = ids.iter().map(|id| id.bin(num_experts)).filter(|&expert| expert < num_experts);
+        experts.for_each(|expert| counts[expert] += 1);
+    }
+    route_batches(placement, layer, config, &mut batches, with_rank_counts.then_some(&rank_counts))?;
+    let mut loads = vec![0.0; num_ranks];
+    let served =
+        slots.iter().map(|slot| slot.bin(shape.num_slots())).filter(|&slot| slot < shape.num_slots());
+    served.for_each(|slot| loads[shape.rank_of(slot)] += 1.0);
+    Ok(loads)
+}
+
 fn nearest(
     shape: Shape,
     tables: &LayerTables,
@@ -108,6 +148,7 @@ fn level(shape: Shape, tables: &LayerTables, totals: &[u64], loads: &mut [f64]) 
 #[cfg(test)]
 mod tests {
     use super::*;
+    use crate::device::Place;
 
     /// Slots 0 1 2 | 3 4 5 hold experts 0 1 2 | 3 0 1.
     fn placement() -> Placement {
@@ -132,6 +173,34 @@ mod tests {
         assert_eq!(loads(Rule::LeastLoaded, false, counts), [6.0, 6.0]);
         // All 9 over (2, 1): 6 and 6.
         assert_eq!(loads(Rule::LeastLoaded, true, counts), [6.0, 6.0]);
+    }
+
+    #[test]
+    fn ids_are_routed_one_by_one() {
+        let routed = |rule, with_rank_counts, batches: [&[i64]; 2]| {
+            let config = DispatchConfig {
+                rule,
+                rank: 0,
+                experts_per_token: 1,
+                layers: None,
+                rank_to_node: None,
+                offset_by_rank: false,
+                max_replicas: 0,
+                place: Place::Host,
+            };
+            let rank_tokens = batches.map(|ids| ids.len() as u32);
+            routed_load(&placement(), 3, &config, with_rank_counts, (&batches.concat(), &rank_tokens))
+                .unwrap()
+        };
+        // Expert 0 three times on each rank: both begin with slot 0, of rank 0.
+        assert_eq!(routed(Rule::RoundRobin, false, [&[0, 0, 0], &[0, 0, 0, -1, 4]]), [4.0, 2.0]);
+        // Rows 0, 1, 2 of each: even, odd, even.
+        assert_eq!(routed(Rule::TokenHash, false, [&[0, 0, 0], &[0, 0, 0]]), [4.0, 2.0]);
+        assert_eq!(routed(Rule::Nearest, false, [&[0, 0], &[0, 2, 1]]), [3.0, 2.0]);
+        // Rank 0 deals 3 tokens of expert 0: 2 to the replica at place 3 mod 2, on rank 1. So does rank 1.
+        assert_eq!(routed(Rule::LeastLoaded, false, [&[0, 0, 0], &[0, 0, 0]]), [2.0, 4.0]);
+        // With all counts they are 6, and level.
+        assert_eq!(routed(Rule::LeastLoaded, true, [&[0, 0, 0], &[0, 0, 0]]), [3.0, 3.0]);
     }
 
     #[test]

@@ -2,6 +2,7 @@
 
 mod expected;
 
+pub(crate) use expected::routed_load;
 pub use expected::{Routed, expected_load};
 
 use crate::error::{Error, Result};
