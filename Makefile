@@ -3,9 +3,10 @@
 MAKEFLAGS += --no-print-directory
 CARGO := cargo
 PROGRAM := target/release/eplb
-CPP_SOURCES := $(wildcard include/*.hpp kernels/*.cu kernels/*.cuh $(addprefix cpp_tests/,*.cpp *.h */*.cpp */*.c */*.h */*.cu) examples/*/*.c examples/*/*.cpp)
-DUMP := data/dumps/dsv2lite-translation
-CONFIG := build/demo/moe_load_balancer.yaml
+CPP_SOURCES := $(wildcard include/*.hpp kernels/*.cu kernels/*.cuh $(addprefix cpp_tests/,*.cpp *.h */*.cpp */*.c */*.h */*.cu) \
+	$(addprefix examples/*/,*.c *.cpp *.h */*.cpp */*.h))
+CPP_TESTS_NEED := cmake:cmake g++:g++ libgtest-dev:/usr/include/gtest/gtest.h valgrind:valgrind \
+	nlohmann-json3-dev:/usr/include/nlohmann/json.hpp openmpi-bin:mpirun libopenmpi-dev:mpicxx
 
 VERSION := $(shell sed -n 's/^version = "\(.*\)"/\1/p' Cargo.toml | head -n 1)
 SONAME := libeplb.so.$(firstword $(subst ., ,$(VERSION)))
@@ -23,21 +24,22 @@ build: ## the library (target/release/libeplb.so and .a) and the program eplb
 	@scripts/need.sh gcc:cc
 	$(CARGO) build --locked --release --features cli
 
-demo: build ## step 2 on recorded loads of DeepSeek-V2-Lite: 64 experts, 72 slots on 8 ranks
-	@mkdir -p build/demo
-	$(PROGRAM) inspect $(DUMP)
-	$(PROGRAM) generate --expert_statistic_path $(DUMP) --ep_size 8 --num_slots 72 --output_path $(CONFIG)
-	$(PROGRAM) inspect $(CONFIG) --ep_size 8
+demo: ## the three steps with a real model on 8 ranks: the engine of examples/moe_engine, against an installed eplb
+	@scripts/need.sh cmake:cmake g++:g++ nlohmann-json3-dev:/usr/include/nlohmann/json.hpp
+	@$(MAKE) -s install DESTDIR= PREFIX=$(CURDIR)/build/install >/dev/null
+	@cmake -S examples/moe_engine -B build/moe_engine -DCMAKE_PREFIX_PATH=$(CURDIR)/build/install -Wno-dev >/dev/null
+	@cmake --build build/moe_engine -j 2 >/dev/null
+	@examples/moe_engine/demo.sh build/moe_engine build/install/bin/eplb data/tiny-moe build/demo
 
-test: ## all tests: Rust, then C and C++ also under valgrind
-	@scripts/need.sh cmake:cmake g++:g++ libgtest-dev:/usr/include/gtest/gtest.h valgrind:valgrind
+test: ## all tests: Rust, then C and C++ also under valgrind, and the example engine on 8 ranks
+	@scripts/need.sh $(CPP_TESTS_NEED)
 	$(CARGO) test --locked --features cli
 	cmake -S cpp_tests -B build/cpp_tests -Wno-dev >/dev/null
 	cmake --build build/cpp_tests -j 2
 	ctest --test-dir build/cpp_tests -j 2 --output-on-failure
 
 bench: ## the figures of docs/benchmarks.md
-	@scripts/need.sh g++:g++ cmake:cmake libgtest-dev:/usr/include/gtest/gtest.h valgrind:valgrind
+	@scripts/need.sh $(CPP_TESTS_NEED)
 	$(CARGO) bench --locked --features cli --bench solve --bench generate
 	cmake -S cpp_tests -B build/cpp_tests -Wno-dev >/dev/null
 	cmake --build build/cpp_tests --target host_bench
@@ -78,7 +80,8 @@ format: ## formats Rust, C and C++
 
 gates: build doc ## what the header promises: languages, symbols, ABI, layouts, sanitizers, the installed tree
 	@scripts/need.sh g++:g++ clang:clang cmake:cmake pkg-config:pkg-config strace:strace \
-		abigail-tools:abidw libgtest-dev:/usr/include/gtest/gtest.h valgrind:valgrind
+		abigail-tools:abidw libgtest-dev:/usr/include/gtest/gtest.h valgrind:valgrind \
+		nlohmann-json3-dev:/usr/include/nlohmann/json.hpp
 	scripts/check_header.sh
 	scripts/check_symbols.sh
 	scripts/check_abi.sh

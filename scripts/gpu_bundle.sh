@@ -1,22 +1,30 @@
 #!/bin/sh
-# Makes build/gpu-bundle: the device tests and the benchmark as a folder that runs on any x86-64 Linux with an NVIDIA driver,
+# Makes build/gpu-bundle: the device tests, the three steps with the example engine, and the benchmark as a folder that runs on any x86-64 Linux with an NVIDIA driver,
 # whatever else is missing there. Its run.sh is scripts/gpu_run.sh.
 set -eu
 cd "$(dirname "$0")/.."
-scripts/need.sh cmake:cmake g++:g++ libgtest-dev:/usr/include/gtest/gtest.h
+scripts/need.sh cmake:cmake g++:g++ libgtest-dev:/usr/include/gtest/gtest.h \
+    nlohmann-json3-dev:/usr/include/nlohmann/json.hpp
 bundle=$PWD/build/gpu-bundle
 tests="collect_test dispatch_test cuda_test hot_calls_test"
 
 # Of the libraries, only glibc's and Rust's libgcc_s are not linked in, and these may be older or missing where the bundle runs.
-cmake -S cpp_tests -B build/gpu -Wno-dev -DEPLB_VALGRIND=OFF -DCMAKE_EXE_LINKER_FLAGS="-static-libstdc++ -static-libgcc" \
+cmake -S cpp_tests -B build/gpu -Wno-dev -DEPLB_VALGRIND=OFF -DEPLB_MPI=OFF \
+    -DCMAKE_EXE_LINKER_FLAGS="-static-libstdc++ -static-libgcc" \
     -DCMAKE_BUILD_WITH_INSTALL_RPATH=ON "-DCMAKE_INSTALL_RPATH=\$ORIGIN/lib" "-DCMAKE_CXX_FLAGS=-ffile-prefix-map=$PWD=." >/dev/null
 # shellcheck disable=SC2086
-cmake --build build/gpu -j 2 --target $tests gpu_bench >/dev/null
+cmake --build build/gpu -j 2 --target $tests gpu_bench moe_engine >/dev/null
+cargo build --locked --quiet --release --features cli
 
 rm -rf "$bundle"
 mkdir -p "$bundle/lib" "$bundle/glibc"
-for program in $tests gpu_bench/gpu_bench; do
+for program in $tests gpu_bench/gpu_bench harness/moe_engine/moe_engine; do
     strip -g -o "$bundle/${program##*/}" "build/gpu/$program"
+done
+strip -g -o "$bundle/eplb" target/release/eplb
+mkdir "$bundle/tiny-moe"
+for file in config.json model.safetensors gsm8k-test.jsonl LICENSE.gsm8k README.md; do
+    install -m 644 "data/tiny-moe/$file" "$bundle/tiny-moe"
 done
 # The name that programs ask for is the file, in case links get lost on the way.
 soname=$(readelf -d target/release/libeplb.so | sed -n 's/.*SONAME.*\[\(.*\)\]/\1/p')
@@ -34,7 +42,7 @@ sed 's/^\.version .*/.version 7.0/' build/gpu/baselines.ptx >"$bundle/baselines.
 "${nvcc%/*}/ptxas" -arch=sm_80 -o /dev/null "$bundle/baselines.ptx"
 
 # What programs need must be in the bundle, and nothing of this machine in them.
-for file in "$bundle"/*_test "$bundle/gpu_bench" "$bundle/lib/$soname"; do
+for file in "$bundle"/*_test "$bundle/gpu_bench" "$bundle/moe_engine" "$bundle/eplb" "$bundle/lib/$soname"; do
     for library in $(readelf -d "$file" | sed -n 's/.*NEEDED.*\[\(.*\)\]/\1/p'); do
         if ! [ -e "$bundle/lib/$library" ] && ! [ -e "$bundle/glibc/$library" ]; then
             echo "$file needs $library, which is not in the bundle" >&2

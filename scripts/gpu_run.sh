@@ -1,5 +1,5 @@
 #!/bin/sh
-# Runs eplb's device tests on this machine's GPU, then the benchmark: run.sh [--quick] [RESULTS]. Logs, and the benchmark's
+# Runs eplb's device tests on this machine's GPU, the three steps with a real model, then the benchmark: run.sh [--quick] [RESULTS]. Logs, and the benchmark's
 # tables as gpu_bench.md, go to the folder RESULTS, ./results by default. The last line is PASS or FAIL.
 #
 # Wants an NVIDIA driver and nothing else. Where the programs do not start with the system's glibc they take the one in glibc/;
@@ -81,15 +81,15 @@ summary=$results/summary.txt
 printf '%-26s %-14s %8s\n' program result seconds >"$summary"
 outcome=PASS
 
-# check DEVICE LOG PROGRAM ARGUMENT...
+# check DEVICE LOG TITLE COMMAND...
 check() {
     export EPLB_TEST_DEVICE="$1"
     title="$3 on $1" log=$results/$2
-    shift 2
+    shift 3
     echo "$title ..."
     began=$(date +%s)
     result=passed
-    start "$@" >"$log" 2>&1 || result="failed ($?)"
+    "$@" >"$log" 2>&1 || result="failed ($?)"
     ended=$(date +%s)
     if [ "$result" != passed ]; then
         outcome=FAIL
@@ -97,14 +97,52 @@ check() {
     fi
     printf '%-26s %-14s %8s\n' "$title" "$result" $((ended - began)) >>"$summary"
 }
-check host collect_test_host.log collect_test
-check host dispatch_test_host.log dispatch_test
-check host hot_calls_test_host.log hot_calls_test
-check cuda collect_test_cuda.log collect_test
-check cuda dispatch_test_cuda.log dispatch_test
-check cuda cuda_test_cuda.log cuda_test
-check cuda hot_calls_test_cuda.log hot_calls_test
-check cuda gpu_bench.md gpu_bench --image "$here/baselines.ptx" $quick
+test_on() {
+    check "$1" "$2_$1.log" "$2" start "$2"
+}
+
+# engine DEVICE ARGUMENT...
+engine() {
+    device=$1
+    shift
+    start moe_engine --model "$here/tiny-moe" --ep_size 8 --batch 1 --device "$device" "$@"
+}
+same() {
+    for rank in 0 1 2 3 4 5 6 7; do
+        cmp "$1/rank$rank.safetensors" "$2/rank$rank.safetensors" || return 1
+    done
+}
+# The three steps with a real model: the GPU counts and routes as the host does, and no rule changes an output.
+three_steps() {
+    flow=$results/flow
+    rm -rf "$flow"
+    mkdir -p "$flow/plain" "$flow/routed"
+    for device in host cuda; do
+        (
+            export EXPERT_STATISTIC_PATH="$flow/dump_$device" EXPERT_STATISTIC_ITER_RANGE=1-3
+            engine $device --questions 0-24
+        ) || return 1
+    done
+    same "$flow/dump_host" "$flow/dump_cuda" || return 1
+    start eplb generate --expert_statistic_path "$flow/dump_cuda" --ep_size 8 --num_slots 320 \
+        --output_path "$flow/config.yaml" || return 1
+    engine host --questions 0-16 --outputs "$flow/plain" || return 1
+    for rule in round-robin token-hash nearest least-loaded; do
+        engine cuda --questions 0-16 --outputs "$flow/routed" --route $rule \
+            --moe_load_balancer "$flow/config.yaml" || return 1
+        same "$flow/plain" "$flow/routed" || return 1
+    done
+}
+
+test_on host collect_test
+test_on host dispatch_test
+test_on host hot_calls_test
+test_on cuda collect_test
+test_on cuda dispatch_test
+test_on cuda cuda_test
+test_on cuda hot_calls_test
+check cuda three_steps.log "three steps" three_steps
+check cuda gpu_bench.md gpu_bench start gpu_bench --image "$here/baselines.ptx" $quick
 
 echo
 cat "$results/gpu_bench.md"

@@ -1,0 +1,295 @@
+// The full flow on 8 ranks: examples/moe_engine counts, eplb generates, the engine runs with what was
+// generated.
+#include "flow.h"
+#include "golden.h"
+
+namespace {
+
+/// Tokens of iterations [start, stop) by the rule that main.cpp deals questions by: in turn, again and again.
+size_t tokens_of(size_t first, size_t last, size_t batch, size_t ranks, size_t start, size_t stop) {
+    const auto questions = read_questions(data("tiny-moe/gsm8k-test.jsonl"), 256);
+    size_t tokens = 0;
+    for (size_t place = start * batch * ranks; place < stop * batch * ranks; place++) {
+        tokens += questions[first + place % (last - first)].size();
+    }
+    return tokens;
+}
+
+void expect_golden(const std::string &folder) {
+    golden golden(model_folder());
+    const auto files = outputs_of(folder);
+    for (size_t question = 0; question < golden::num_questions; question++) {
+        const std::string ids = std::to_string(question) + ".topk_ids",
+                          logits = std::to_string(question) + ".logits";
+        const safetensors file(files.at(ids));
+        golden.compare(question, file.i32(ids, file.shape(ids)), file.f32(logits, file.shape(logits)));
+    }
+    golden.expect_all_compared();
+}
+
+/// Steps 1 and 2 on 8 ranks, once for all tests: iterations 100 to 199 on the first half of the questions.
+class FullFlow : public testing::Test {
+  protected:
+    static void SetUpTestSuite() {
+        dir_ = new temporary_directory;
+        threads()
+            .with({"--questions", "0-660", "--batch", "1", "--iterations", "200"})
+            .counting(path("dump"), "100-200")
+            .succeed();
+        generate(path("dump"), 8, 320, path("8x40.yaml"));
+        generate(path("dump"), 4, 320, path("4x80.yaml"));
+        generate(path("dump"), 12, 432, path("12x36.yaml"));
+        plain_ = outputs_of_run(threads().with(few), path("plain"));
+    }
+    static void TearDownTestSuite() { delete dir_; }
+
+    static std::string path(const std::string &name) { return *dir_ / name; }
+
+    /// Enough questions for each of 12 ranks to have some, and some none.
+    static inline const std::vector<std::string> few = {"--questions", "0-20", "--batch", "2"};
+    static inline temporary_directory *dir_ = nullptr;
+    /// What a run without a configuration file makes of `few`.
+    static inline std::string plain_;
+};
+
+TEST_F(FullFlow, ADumpHoldsExactlyTheIterationsAskedFor) {
+    size_t files = 0;
+    for (const auto &file : std::filesystem::directory_iterator(path("dump"))) {
+        files += file.path().extension() == ".safetensors";
+    }
+    EXPECT_EQ(files, 8u);
+    for (int rank = 0; rank < 8; rank++) {
+        const safetensors file(path("dump") + "/rank" + std::to_string(rank) + ".safetensors");
+        EXPECT_EQ(file.names().size(), 100 * num_layers);
+        for (size_t iteration = 100; iteration < 200; iteration++) {
+            for (const int32_t layer : layers) {
+                const std::string name = std::to_string(iteration) + "_" + std::to_string(layer);
+                EXPECT_EQ(file.shape(name), std::vector<size_t>{num_experts});
+            }
+        }
+    }
+    const auto stats = eplb::stats::load(path("dump"));
+    const double expected = double(tokens_of(0, 660, 1, 8, 100, 200) * choices);
+    for (const int32_t layer : layers) {
+        EXPECT_EQ(sum(stats.layer_loads(layer)), expected);
+    }
+}
+
+TEST_F(FullFlow, EightRanksGiveTheGoldenExpertsAndLogits) {
+    expect_golden(plain_);
+    const std::string balanced = outputs_of_run(
+        threads().with(few).with({"--moe_load_balancer", path("8x40.yaml")}), path("golden_balanced"));
+    expect_golden(balanced);
+    expect_golden(outputs_of_run(threads(1).with({"--questions", "0-4"}), path("golden_one_rank")));
+}
+
+TEST_F(FullFlow, NoRuleChangesWhatTheModelSays) {
+    for (const std::string rule : {"round-robin", "token-hash", "nearest", "least-loaded"}) {
+        const std::string folder =
+            outputs_of_run(threads().with(few).with({"--moe_load_balancer", path("8x40.yaml"), "--route",
+                                                     rule, "--ranks_per_node", "4"}),
+                           path("rule_" + rule));
+        // Outputs are added in the order of a token's choices, wherever they come from.
+        EXPECT_EQ(difference(folder, plain_), 0) << rule;
+    }
+}
+
+TEST_F(FullFlow, ACorruptedTableIsCaught) {
+    engine_run corrupted = threads();
+    corrupted.program = {MOE_ENGINE_CORRUPTED};
+    const std::string folder = outputs_of_run(
+        corrupted.with(few).with({"--moe_load_balancer", path("8x40.yaml")}), path("corrupted"));
+    EXPECT_GT(difference(folder, plain_), 1e-3f);
+}
+
+TEST_F(FullFlow, RanksAreLevelOnQuestionsThatTheConfigurationHasNotSeen) {
+    const engine_run held_out = threads().with({"--questions", "660-1319"});
+    held_out.with({"--report", path("before.json")}).counting(path("held_out"), "0-21").succeed();
+    const engine_run balanced = held_out.with({"--moe_load_balancer", path("8x40.yaml")});
+    balanced.with({"--report", path("least_loaded.json")}).succeed();
+    balanced.with({"--report", path("round_robin.json"), "--route", "round-robin", "--count", "slots"})
+        .counting(path("slots"), "0-21")
+        .succeed();
+    const auto before = report_of(path("before.json")), least_loaded = report_of(path("least_loaded.json")),
+               round_robin = report_of(path("round_robin.json"));
+    EXPECT_EQ(before.at("perplexity"), least_loaded.at("perplexity"));
+    EXPECT_EQ(before.at("perplexity"), round_robin.at("perplexity"));
+    EXPECT_LT(before.at("perplexity"), 4.0) << "the model has learnt to read";
+
+    // The projection: each iteration's experts split evenly over their replicas.
+    eplb::placement_load_options options;
+    options.num_ranks = 8;
+    const auto placement = eplb::placement::load(path("8x40.yaml"), options);
+    double was = 0, is = 0, is_even = 0, projected = 0;
+    for (size_t i = 0; i < num_layers; i++) {
+        std::vector<double> loads;
+        for (int64_t iteration = 0; iteration < 21; iteration++) {
+            eplb::stats_options one;
+            one.iter_start = iteration;
+            one.iter_stop = iteration + 1;
+            const std::vector<double> of_one =
+                eplb::stats::load(path("held_out"), one).layer_loads(layers[i]);
+            loads.insert(loads.end(), of_one.begin(), of_one.end());
+        }
+        projected += placement.evaluate(layers[i], loads, 21).imbalance_ratio;
+        was += before.at("layers").at(i).at("imbalance_ratio").get<double>();
+        is += least_loaded.at("layers").at(i).at("imbalance_ratio").get<double>();
+        is_even += round_robin.at("layers").at(i).at("imbalance_ratio").get<double>();
+        EXPECT_GT(before.at("layers").at(i).at("imbalance_ratio"), 0.4);
+    }
+    EXPECT_GT(was, 8 * is);
+    EXPECT_GT(was, 8 * is_even);
+    EXPECT_NEAR(is_even, projected, 0.1 * projected);
+
+    // What the recorder counted of slots is what the ranks served.
+    const auto slots = eplb::stats::load(path("slots"));
+    EXPECT_EQ(slots.info().num_experts, 320u);
+    for (size_t i = 0; i < num_layers; i++) {
+        const std::vector<double> loads = slots.layer_loads(layers[i]);
+        for (size_t rank = 0; rank < 8; rank++) {
+            const std::vector<double> of_rank(loads.begin() + ptrdiff_t(rank * 40),
+                                              loads.begin() + ptrdiff_t(rank * 40 + 40));
+            EXPECT_EQ(sum(of_rank), round_robin.at("layers").at(i).at("rank_tokens").at(rank).get<double>());
+        }
+    }
+}
+
+TEST_F(FullFlow, TheSameRangeOfASecondRunCountsSlots) {
+    threads()
+        .with({"--questions", "0-660", "--batch", "1", "--iterations", "200"})
+        .with({"--moe_load_balancer", path("8x40.yaml"), "--count", "slots"})
+        .counting(path("second"), "100-200")
+        .succeed();
+    const auto stats = eplb::stats::load(path("second"));
+    EXPECT_EQ(stats.info().num_experts, 320u);
+    EXPECT_EQ(stats.info().iter_stop - stats.info().iter_start, 100);
+    const double expected = double(tokens_of(0, 660, 1, 8, 100, 200) * choices);
+    for (const int32_t layer : layers) {
+        EXPECT_EQ(sum(stats.layer_loads(layer)), expected);
+    }
+}
+
+TEST_F(FullFlow, EveryNumberOfProcessesGivesWhatThreadsGive) {
+    const auto balanced = [](const std::string &config) {
+        return std::vector<std::string>{"--moe_load_balancer", path(config)};
+    };
+    EXPECT_EQ(difference(outputs_of_run(mpi(8).with(few), path("mpi_plain")), plain_), 0);
+    for (const auto &[ranks, config] : {std::pair{4, "4x80.yaml"}, {8, "8x40.yaml"}, {12, "12x36.yaml"}}) {
+        const std::string folder =
+            outputs_of_run(mpi(ranks).with(few).with(balanced(config)), path("mpi_" + std::to_string(ranks)));
+        EXPECT_EQ(difference(folder, plain_), 0) << ranks;
+    }
+}
+
+TEST_F(FullFlow, ProcessesDumpWhatThreadsDump) {
+    const std::vector<std::string> flags = {"--questions", "0-24", "--batch", "1"};
+    threads().with(flags).counting(path("dump_threads"), "1-3").succeed();
+    mpi().with(flags).counting(path("dump_mpi"), "1-3").succeed();
+    for (int rank = 0; rank < 8; rank++) {
+        const std::string name = "/rank" + std::to_string(rank) + ".safetensors";
+        EXPECT_EQ(read_file(path("dump_threads") + name), read_file(path("dump_mpi") + name)) << rank;
+    }
+}
+
+TEST_F(FullFlow, ARankThatDiesWhileItDumpsLeavesTheOthersWhole) {
+    engine_run dying = mpi().with({"--questions", "0-32", "--batch", "1"}).counting(path("dying"), "1-3");
+    dying.environment.push_back(std::string("LD_PRELOAD=") + KILL_AT_RENAME);
+    const outcome outcome = dying.try_out();
+    EXPECT_NE(outcome.status, 0) << outcome.output;
+    EXPECT_FALSE(std::filesystem::exists(path("dying") + "/rank3.safetensors"));
+
+    // The others have what they have when nobody dies.
+    mpi().with({"--questions", "0-32", "--batch", "1"}).counting(path("living"), "1-3").succeed();
+    for (int rank = 0; rank < 8; rank++) {
+        const std::string name = "/rank" + std::to_string(rank) + ".safetensors";
+        if (rank != 3) {
+            EXPECT_EQ(read_file(path("dying") + name), read_file(path("living") + name)) << rank;
+        }
+    }
+    try {
+        generate(path("dying"), 8, 320, path("dying.yaml"));
+        FAIL() << "a rank is missing";
+    } catch (const eplb::error &error) {
+        EXPECT_NE(std::string(error.what()).find("(rank 3)"), std::string::npos) << error.what();
+    }
+}
+
+TEST_F(FullFlow, RanksWithDifferentConfigurationsAreRefused) {
+    std::filesystem::create_directories(path("differ"));
+    for (int rank = 0; rank < 8; rank++) {
+        generate(path("dump"), 8, 320, path("differ/" + std::to_string(rank) + ".yaml"),
+                 rank == 5 ? 101 : 100);
+    }
+    engine_run differing = mpi().with({"--questions", "0-8"});
+    const std::string each_its_own =
+        "exec \"$0\" \"$@\" --moe_load_balancer " + path("differ") + "/$OMPI_COMM_WORLD_RANK.yaml";
+    differing.program = {"mpirun", "-n", "8", "sh", "-c", each_its_own, MOE_ENGINE, "--transport", "mpi"};
+    const outcome outcome = differing.try_out();
+    EXPECT_NE(outcome.status, 0);
+    EXPECT_NE(outcome.output.find("the ranks have loaded different configuration files"), std::string::npos)
+        << outcome.output;
+}
+
+// ---- With the ids on a CUDA device ----
+
+/// A fake driver that works at once or when it is waited for.
+class Cuda : public FullFlow, public testing::WithParamInterface<const char *> {
+  protected:
+    static engine_run on_device() {
+        engine_run run = threads().with({"--device", "cuda"});
+        run.environment = {std::string("LD_LIBRARY_PATH=") + FAKE_CUDA_DIR,
+                           std::string("EPLB_FAKE_CUDA=") + GetParam()};
+        return run;
+    }
+};
+INSTANTIATE_TEST_SUITE_P(Driver, Cuda, testing::Values("immediate", "deferred"));
+
+TEST_P(Cuda, TheThreeStepsGiveWhatTheyGiveOnTheHost) {
+    const std::string name = GetParam();
+    const auto expect_same_dumps = [](const std::string &one, const std::string &other) {
+        for (int rank = 0; rank < 8; rank++) {
+            const std::string file = "/rank" + std::to_string(rank) + ".safetensors";
+            EXPECT_EQ(read_file(one + file), read_file(other + file)) << other << ", rank " << rank;
+        }
+    };
+    threads().with(few).counting(path("host_" + name), "0-2").succeed();
+    on_device().with(few).counting(path("cuda_" + name), "0-2").succeed();
+    expect_same_dumps(path("cuda_" + name), path("host_" + name));
+    generate(path("cuda_" + name), 8, 320, path(name + ".yaml"));
+    for (const std::string rule : {"round-robin", "token-hash", "nearest", "least-loaded"}) {
+        const std::vector<std::string> balanced = {"--moe_load_balancer",
+                                                   path(name + ".yaml"),
+                                                   "--route",
+                                                   rule,
+                                                   "--ranks_per_node",
+                                                   "2",
+                                                   "--count",
+                                                   "slots"};
+        const std::string run = path(name + "_" + rule);
+        threads().with(few).with(balanced).counting(run + "_host", "0-2").succeed();
+        outputs_of_run(on_device().with(few).with(balanced).counting(run + "_cuda", "0-2"), run);
+        EXPECT_EQ(difference(run, plain_), 0) << rule;
+        expect_same_dumps(run + "_cuda", run + "_host");
+    }
+}
+
+TEST_F(FullFlow, WhatIsWrongIsSaid) {
+    const auto message = [](const engine_run &run) {
+        const outcome outcome = run.try_out();
+        EXPECT_NE(outcome.status, 0);
+        return outcome.output;
+    };
+    EXPECT_EQ(message(threads().with({"--rout", "nearest"})),
+              "error: --rout is not known: --help lists what is\n");
+    EXPECT_EQ(message(threads().with({"--route", "fastest"})),
+              "error: --route fastest: one of least-loaded, nearest, round-robin, token-hash expected\n");
+    EXPECT_EQ(message(threads().with({"--questions", "1300-1400"})),
+              "error: --questions 1300-1400: there are 1319\n");
+    // The engine says what eplb says.
+    const std::string other_ranks = message(threads(12).with({"--moe_load_balancer", path("8x40.yaml")}));
+    EXPECT_NE(other_ranks.find("8x40.yaml: 320 slots"), std::string::npos) << other_ranks;
+    const std::string too_late = message(threads().with(few).counting(path("late"), "100-200"));
+    EXPECT_NE(too_late.find("no iteration of 100..200 has begun"), std::string::npos) << too_late;
+}
+
+} // namespace

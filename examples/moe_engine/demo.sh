@@ -1,0 +1,37 @@
+#!/bin/sh
+# The three steps with a real model on 8 ranks, threads of one process: demo.sh ENGINE_FOLDER EPLB MODEL OUTPUT_FOLDER
+#
+# The configuration is made from the first half of GSM8K's test questions, and what it brings is measured on the
+# other half.
+set -eu
+engine=$1/moe_engine before_after=$1/before_after eplb=$2 model=$3 out=$4
+rm -rf "$out"
+mkdir -p "$out"
+
+say() {
+    printf '\n== %s\n' "$1"
+}
+# Prints a command with its environment, and runs it.
+show() {
+    echo "\$ $*"
+    env "$@"
+}
+
+say "Step 1, collect: reads questions 0 to 659, and counts the experts chosen in iterations 100 to 199"
+show EXPERT_STATISTIC_PATH="$out/expert_statistic" EXPERT_STATISTIC_ITER_RANGE=100-200 \
+    "$engine" --model "$model" --ep_size 8 --questions 0-660 --batch 1 --iterations 200
+
+say "Step 2, generate: which expert each of 320 slots holds"
+show "$eplb" generate --expert_statistic_path "$out/expert_statistic" --ep_size 8 --num_slots 320 \
+    --output_path "$out/moe_load_balancer.yaml"
+
+say "Before: questions 660 to 1318 without it, 21 iterations; what is counted is for the projection"
+show EXPERT_STATISTIC_PATH="$out/held_out" EXPERT_STATISTIC_ITER_RANGE=0-21 \
+    "$engine" --model "$model" --ep_size 8 --questions 660-1319 --report "$out/before.json"
+
+say "Step 3, run: the same questions with it"
+show "$engine" --model "$model" --ep_size 8 --questions 660-1319 --report "$out/after.json" \
+    --moe_load_balancer "$out/moe_load_balancer.yaml"
+
+say "What it brought"
+"$before_after" "$out/before.json" "$out/after.json" "$out/held_out" "$out/moe_load_balancer.yaml"

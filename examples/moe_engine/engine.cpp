@@ -1,0 +1,180 @@
+// Everything this engine does with eplb is in this file.
+#include "engine.h"
+
+#include <algorithm>
+#include <ctime>
+#include <numeric>
+#include <stdexcept>
+
+namespace {
+
+std::vector<int32_t> moe_layers_of(const model_config &config) {
+    std::vector<int32_t> layers(config.num_hidden_layers - config.first_k_dense_replace);
+    std::iota(layers.begin(), layers.end(), static_cast<int32_t>(config.first_k_dense_replace));
+    return layers;
+}
+
+/// Adds the CPU time of its life to a sum: that of eplb's calls is reported, and is to stay below 1 %.
+class cpu_timer {
+  public:
+    explicit cpu_timer(double &sum) : sum_(sum), start_(now()) {}
+    ~cpu_timer() { sum_ += now() - start_; }
+    cpu_timer(const cpu_timer &) = delete;
+    cpu_timer &operator=(const cpu_timer &) = delete;
+
+  private:
+    static double now() {
+        timespec time;
+        clock_gettime(CLOCK_THREAD_CPUTIME_ID, &time);
+        return double(time.tv_sec) + 1e-9 * double(time.tv_nsec);
+    }
+
+    double &sum_;
+    double start_;
+};
+
+} // namespace
+
+// ---- When the engine starts ----
+
+engine::engine(const model &model, transport &transport, const engine_options &options)
+    : model_(model), transport_(transport), moe_layers_(moe_layers_of(model.config())),
+      placement_(load_placement(options.moe_load_balancer)), num_slots_(placement_.info().num_slots),
+      device_(options.device, transport.rank()), recorder_(create_recorder(options.counted)),
+      dispatch_(create_dispatch(options)), max_tokens_(static_cast<uint32_t>(options.max_tokens)),
+      expert_ids_(device_, max_tokens_ * model.config().num_experts_per_tok), num_valid_(device_, 1),
+      slot_ids_(device_, max_tokens_ * model.config().num_experts_per_tok) {
+    check_same_placement();
+    for (const int32_t layer : moe_layers_) {
+        const auto experts = placement_.rank_experts(layer, static_cast<uint32_t>(transport.rank()));
+        experts_.emplace_back(model, static_cast<size_t>(layer), experts.data(), experts.size());
+    }
+}
+
+/// Step 3: which expert each slot of each rank holds.
+eplb::placement engine::load_placement(const std::string &path) const {
+    const auto num_experts = static_cast<uint32_t>(model_.config().n_routed_experts);
+    const auto num_ranks = static_cast<uint32_t>(transport_.num_ranks());
+    if (path.empty()) {
+        std::vector<int32_t> slot_experts;
+        for (size_t layer = 0; layer < moe_layers_.size(); layer++) {
+            for (uint32_t expert = 0; expert < num_experts; expert++) {
+                slot_experts.push_back(static_cast<int32_t>(expert));
+            }
+        }
+        eplb::placement_config config;
+        config.num_experts = num_experts;
+        config.num_ranks = num_ranks;
+        return eplb::placement::create(config, moe_layers_, slot_experts);
+    }
+    eplb::placement_load_options expected; // What the file is checked against.
+    expected.num_experts = num_experts;
+    expected.num_ranks = num_ranks;
+    expected.layer_ids = moe_layers_;
+    return eplb::placement::load(path, expected);
+}
+
+/// Ranks that route by different files send tokens to experts that are not there.
+void engine::check_same_placement() {
+    const uint64_t hash = placement_.hash();
+    const std::vector<int> mine(transport_.num_ranks(), static_cast<int>((hash ^ hash >> 32) & 0x7fffffff));
+    if (transport_.all_to_all(mine) != mine) {
+        throw std::runtime_error("the ranks have loaded different configuration files");
+    }
+}
+
+/// Step 1: counts what EXPERT_STATISTIC_ITER_RANGE asks for; without it, every call does nothing.
+eplb::recorder engine::create_recorder(eplb_counted counted) const {
+    eplb::recorder_config config;
+    config.rank = static_cast<uint32_t>(transport_.rank());
+    config.num_ranks = static_cast<uint32_t>(transport_.num_ranks());
+    config.counted = counted;
+    config.num_experts =
+        counted == EPLB_COUNTED_SLOTS ? num_slots_ : static_cast<uint32_t>(model_.config().n_routed_experts);
+    config.experts_per_token = static_cast<uint32_t>(model_.config().num_experts_per_tok);
+    config.layer_ids = moe_layers_;
+    config.device = device_.ordinal();
+    config.from_env();
+    return eplb::recorder::create(config);
+}
+
+/// Step 3: the tables that turn expert ids into slot ids.
+eplb::dispatch engine::create_dispatch(const engine_options &options) const {
+    eplb::dispatch_config config;
+    config.rank = static_cast<uint32_t>(transport_.rank());
+    config.num_ranks = static_cast<uint32_t>(transport_.num_ranks());
+    config.experts_per_token = static_cast<uint32_t>(model_.config().num_experts_per_tok);
+    config.layer_ids = moe_layers_;
+    config.device = device_.ordinal();
+    config.rule = options.route;
+    config.offset_by_rank = true;
+    for (int rank = 0; options.ranks_per_node > 0 && rank < transport_.num_ranks(); rank++) {
+        config.rank_to_node.push_back(rank / options.ranks_per_node);
+    }
+    return eplb::dispatch::create(placement_, config);
+}
+
+// ---- In every iteration ----
+
+step_result engine::step(int64_t iteration, const batch &sequences) {
+    const size_t num_tokens = sequences.num_tokens();
+    if (num_tokens > max_tokens_) {
+        throw std::invalid_argument("a batch of " + std::to_string(num_tokens) + " tokens, " +
+                                    std::to_string(max_tokens_) + " at most expected");
+    }
+    {
+        const cpu_timer timer(eplb_seconds_);
+        recorder_.begin_iteration(iteration, device_.stream());
+    }
+    const model_config &config = model_.config();
+    step_result result;
+    std::vector<float> x(num_tokens * config.hidden_size), h(x.size());
+    std::vector<float> weights(num_tokens * config.num_experts_per_tok);
+    model_.embed(sequences, x.data());
+    for (size_t layer = 0; layer < config.num_hidden_layers; layer++) {
+        model_.attention(layer, sequences, x.data());
+        if (!config.is_moe(layer)) {
+            model_.dense(layer, num_tokens, x.data());
+            continue;
+        }
+        std::vector<int32_t> expert_ids(weights.size());
+        model_.moe_norm(layer, x.data(), num_tokens, h.data());
+        model_.gate(layer, h.data(), num_tokens, expert_ids.data(), weights.data());
+        const int32_t *slot_ids = route(static_cast<int32_t>(layer), expert_ids);
+        const routed_experts &experts = experts_[layer - config.first_k_dense_replace];
+        result.served.push_back(
+            experts.add(transport_, h.data(), slot_ids, weights.data(), num_tokens, x.data()));
+        model_.shared_expert(layer, h.data(), num_tokens, x.data());
+        result.topk_ids.push_back(std::move(expert_ids));
+    }
+    result.logits.resize(num_tokens * config.vocab_size);
+    model_.logits(x.data(), num_tokens, result.logits.data());
+    return result;
+}
+
+/// The slots that serve a layer's choices; the recorder counts them in passing. On a GPU one CUDA graph a
+/// layer does it, captured in the first iteration and the same for counting and not counting.
+const int32_t *engine::route(int32_t layer, const std::vector<int32_t> &expert_ids) {
+    std::copy(expert_ids.begin(), expert_ids.end(), expert_ids_.host());
+    *num_valid_.host() = static_cast<int32_t>(expert_ids.size() / model_.config().num_experts_per_tok);
+    device_.replay(static_cast<size_t>(layer), [&] {
+        expert_ids_.upload();
+        num_valid_.upload();
+        {
+            const cpu_timer timer(eplb_seconds_);
+            dispatch_.route_and_count(recorder_, layer, expert_ids_.on_device(), EPLB_DTYPE_INT32,
+                                      max_tokens_, num_valid_.on_device(), slot_ids_.on_device(),
+                                      device_.stream());
+        }
+        slot_ids_.download();
+    });
+    device_.synchronize();
+    return slot_ids_.host();
+}
+
+// ---- When it ends ----
+
+void engine::finish() {
+    recorder_.dump(device_.stream());
+    recorder_.flush();
+}

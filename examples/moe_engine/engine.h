@@ -1,0 +1,72 @@
+#ifndef MOE_ENGINE_ENGINE_H
+#define MOE_ENGINE_ENGINE_H
+
+#include <eplb.hpp>
+#include <string>
+#include <vector>
+
+#include "device.h"
+#include "model/model.h"
+#include "routed_experts.h"
+#include "transport.h"
+
+struct engine_options {
+    /// The configuration file; none: E / ranks consecutive experts on each rank, one slot each.
+    std::string moe_load_balancer;
+    eplb_route route = EPLB_ROUTE_DEFAULT;
+    /// What the recorder counts while EXPERT_STATISTIC_ITER_RANGE asks for it.
+    eplb_counted counted = EPLB_COUNTED_EXPERTS;
+    /// Ranks that share a node, for EPLB_ROUTE_NEAREST; 0: all.
+    int ranks_per_node = 0;
+    /// host or cuda: where ids are counted and routed.
+    std::string device = "host";
+    /// Tokens of a rank in an iteration at most.
+    size_t max_tokens = 0;
+};
+
+/// What a rank computed in an iteration.
+struct step_result {
+    std::vector<float> logits;                  // [num_tokens][vocab_size]
+    std::vector<std::vector<int32_t>> topk_ids; // of each MoE layer, [num_tokens][num_experts_per_tok]
+    std::vector<size_t> served;                 // of each MoE layer, the tokens that this rank's slots served
+};
+
+/// One rank of an expert-parallel engine: its own requests, and the experts in its slots for all requests.
+class engine {
+  public:
+    engine(const model &model, transport &transport, const engine_options &options);
+
+    /// One iteration, which all ranks do together; a rank may have no sequences in it.
+    step_result step(int64_t iteration, const batch &sequences);
+
+    /// After the last iteration: writes the dump if the range has not passed yet, and waits for it.
+    void finish();
+
+    size_t num_slots() const { return num_slots_; }
+    /// CPU time spent in eplb's calls of step().
+    double eplb_seconds() const { return eplb_seconds_; }
+
+  private:
+    eplb::placement load_placement(const std::string &path) const;
+    void check_same_placement();
+    eplb::recorder create_recorder(eplb_counted counted) const;
+    eplb::dispatch create_dispatch(const engine_options &options) const;
+    const int32_t *route(int32_t layer, const std::vector<int32_t> &expert_ids);
+
+    const model &model_;
+    transport &transport_;
+    std::vector<int32_t> moe_layers_;
+    eplb::placement placement_;
+    uint32_t num_slots_;
+    device device_;
+    eplb::recorder recorder_;
+    eplb::dispatch dispatch_;
+    std::vector<routed_experts> experts_; // of each MoE layer
+
+    // What the graphs read and write, at addresses that stay.
+    uint32_t max_tokens_;
+    mirrored<int32_t> expert_ids_, num_valid_, slot_ids_;
+    double eplb_seconds_ = 0;
+};
+
+#endif

@@ -1,0 +1,13 @@
+#ifndef MOE_ENGINE_QUESTIONS_H
+#define MOE_ENGINE_QUESTIONS_H
+
+#include <cstddef>
+#include <cstdint>
+#include <string>
+#include <vector>
+
+/// The questions of a GSM8K file with their answers, as sequences of at most `max_tokens` tokens; a token is
+/// a byte. Throws std::runtime_error naming file and line where these are not as expected.
+std::vector<std::vector<int32_t>> read_questions(const std::string &path, size_t max_tokens);
+
+#endif

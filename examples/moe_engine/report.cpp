@@ -1,0 +1,96 @@
+#include "report.h"
+
+#include <algorithm>
+#include <cmath>
+#include <fstream>
+#include <nlohmann/json.hpp>
+#include <stdexcept>
+
+namespace {
+
+/// -log of the probability that softmax(logits) gives a token.
+double surprise(const float *logits, size_t vocab_size, int32_t token) {
+    const double most = *std::max_element(logits, logits + vocab_size);
+    double sum = 0;
+    for (size_t i = 0; i < vocab_size; i++) {
+        sum += std::exp(logits[i] - most);
+    }
+    return std::log(sum) + most - logits[token];
+}
+
+} // namespace
+
+void report::add(const batch &sequences, const step_result &result, size_t vocab_size) {
+    served_.insert(served_.end(), result.served.begin(), result.served.end());
+    num_tokens_ += static_cast<int64_t>(sequences.num_tokens());
+    for (size_t sequence = 0; sequence < sequences.num_sequences(); sequence++) {
+        for (size_t t = sequences.starts[sequence]; t + 1 < sequences.starts[sequence + 1]; t++) {
+            nats_ += surprise(&result.logits[t * vocab_size], vocab_size, sequences.tokens[t + 1]);
+            num_predicted_++;
+        }
+    }
+}
+
+void report::add_times(double cpu_seconds, double eplb_seconds) {
+    cpu_seconds_ += cpu_seconds;
+    eplb_seconds_ += eplb_seconds;
+}
+
+void report::gather(transport &transport) {
+    num_ranks_ = static_cast<size_t>(transport.num_ranks());
+    served_ = transport.gather(served_);
+    const auto sum = [&](auto &value) {
+        const auto all = transport.gather(std::vector<std::decay_t<decltype(value)>>{value});
+        value = std::accumulate(all.begin(), all.end(), std::decay_t<decltype(value)>());
+    };
+    sum(num_tokens_);
+    sum(num_predicted_);
+    sum(nats_);
+    sum(cpu_seconds_);
+    sum(eplb_seconds_);
+}
+
+double report::perplexity() const { return std::exp(nats_ / static_cast<double>(num_predicted_)); }
+
+void report::save(const std::string &path, size_t num_slots, double wall_seconds) const {
+    const size_t num_iterations = served_.size() / num_ranks_ / num_layers_;
+    const auto served = [&](size_t rank, size_t iteration, size_t layer) {
+        return served_[(rank * num_iterations + iteration) * num_layers_ + layer];
+    };
+    nlohmann::json layers;
+    for (size_t layer = 0; layer < num_layers_; layer++) {
+        std::vector<int64_t> rank_tokens(num_ranks_);
+        int64_t hottest_tokens = 0;
+        double ratios = 0;
+        for (size_t iteration = 0; iteration < num_iterations; iteration++) {
+            int64_t hottest = 0, all = 0;
+            for (size_t rank = 0; rank < num_ranks_; rank++) {
+                const int64_t tokens = served(rank, iteration, layer);
+                rank_tokens[rank] += tokens;
+                hottest = std::max(hottest, tokens);
+                all += tokens;
+            }
+            hottest_tokens += hottest;
+            ratios += double(hottest) * double(num_ranks_) / double(all) - 1;
+        }
+        layers.push_back({{"layer", first_layer_ + layer},
+                          {"rank_tokens", rank_tokens},
+                          // (max - mean) / mean of the ranks' tokens, taken in each iteration, on average.
+                          {"imbalance_ratio", ratios / double(num_iterations)},
+                          // What the step waits for: the sum over iterations of the hottest rank's tokens.
+                          {"hottest_tokens", hottest_tokens}});
+    }
+    const nlohmann::json json = {{"ep_size", num_ranks_},
+                                 {"num_slots", num_slots},
+                                 {"iterations", num_iterations},
+                                 {"tokens", num_tokens_},
+                                 {"tokens_per_second", static_cast<double>(num_tokens_) / wall_seconds},
+                                 {"eplb_share_of_cpu_time", eplb_seconds_ / cpu_seconds_},
+                                 {"perplexity", perplexity()},
+                                 {"layers", layers}};
+    std::ofstream file(path);
+    file << json.dump(1) << '\n';
+    if (!file.flush()) {
+        throw std::runtime_error(path + " could not be written");
+    }
+}

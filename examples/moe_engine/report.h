@@ -1,0 +1,40 @@
+#ifndef MOE_ENGINE_REPORT_H
+#define MOE_ENGINE_REPORT_H
+
+#include <cstdint>
+#include <string>
+#include <vector>
+
+#include "engine.h"
+#include "model/batch.h"
+
+/// What a rank did in a run, and on rank 0, once gathered, what all of them did.
+class report {
+  public:
+    /// `num_layers` MoE layers, the first of them `first_layer`.
+    report(size_t first_layer, size_t num_layers) : first_layer_(first_layer), num_layers_(num_layers) {}
+
+    void add(const batch &sequences, const step_result &result, size_t vocab_size);
+    /// After the last iteration: CPU time of the rank and of its calls of eplb.
+    void add_times(double cpu_seconds, double eplb_seconds);
+    /// To rank 0.
+    void gather(transport &transport);
+
+    // Of rank 0.
+    double perplexity() const;
+    /// As JSON; `wall_seconds` is the time of all iterations.
+    void save(const std::string &path, size_t num_slots, double wall_seconds) const;
+
+    /// Of this rank, or once gathered of all.
+    int64_t num_tokens() const { return num_tokens_; }
+
+  private:
+    size_t first_layer_, num_layers_, num_ranks_ = 1;
+    /// Tokens served: [ranks][iterations][layers]
+    std::vector<int64_t> served_;
+    int64_t num_tokens_ = 0, num_predicted_ = 0;
+    double nats_ = 0; // of the tokens predicted
+    double cpu_seconds_ = 0, eplb_seconds_ = 0;
+};
+
+#endif
