@@ -2,6 +2,7 @@
 #include <gtest/gtest.h>
 
 #include <memory>
+#include <numeric>
 #include <random>
 #include <vector>
 
@@ -22,6 +23,8 @@ struct layer_memory {
     std::vector<uint32_t> experts, group_start = {0}, group_rank, group_first, group_size;
     std::vector<uint64_t> totals, quotas, rank_loads;
     std::vector<uint32_t> ends, block_counts, blocks_done = {0};
+    /// Of nearest, for one rank.
+    std::vector<uint32_t> shares;
 
     explicit layer_memory(const layer_placement &layer)
         : totals(layer.num_experts, 77), rank_loads(layer.num_ranks, 77), ends(layer.experts.size(), 77),
@@ -61,11 +64,25 @@ struct layer_memory {
         quotas.assign(group_rank.size(), 77);
     }
 
+    void share(const layer_placement &layer, uint32_t rank, const std::vector<int32_t> &nodes) {
+        __extension__ using wide = unsigned __int128;
+        for (uint32_t expert = 0; expert < layer.num_experts; expert++) {
+            const auto units = nearest_units(layer, layer.slots_of(expert), rank, nodes);
+            const wide all = std::accumulate(units.begin(), units.end(), wide(0));
+            wide sum = 0;
+            for (const uint64_t unit : units) {
+                sum += unit;
+                shares.push_back(static_cast<uint32_t>(std::min((sum << 32) / all, wide(UINT32_MAX))));
+            }
+        }
+    }
+
     eplb_route_arguments arguments(const layer_placement &layer) {
         eplb_route_arguments args = {};
         args.replica_count = count.data();
         args.replica_start = start.data();
         args.replica_slots = slots.data();
+        args.shares = shares.data();
         args.num_experts = layer.num_experts;
         args.num_slots = static_cast<uint32_t>(layer.experts.size());
         args.level = {experts.data(),
@@ -113,6 +130,13 @@ TEST(RouteKernels, GiveTheSameSlotsInAnyOrderOfThreads) {
         std::mt19937_64 random(seed);
         const auto layer = a_placement(random);
         layer_memory memory(layer);
+        // What nearest adds to a block's number is the rank; three ranks share a node.
+        const uint32_t rank = static_cast<uint32_t>(random() % layer.num_ranks);
+        std::vector<int32_t> nodes;
+        for (uint32_t r = 0; r < layer.num_ranks; r++) {
+            nodes.push_back(static_cast<int32_t>(r / 3));
+        }
+        memory.share(layer, rank, nodes);
         const uint32_t tokens = 1 + static_cast<uint32_t>(random() % 1000);
         std::vector<int32_t> ids(tokens * choices);
         for (int32_t &id : ids) {
@@ -127,7 +151,7 @@ TEST(RouteKernels, GiveTheSameSlotsInAnyOrderOfThreads) {
         args.num_valid = &valid;
         args.num_tokens = tokens;
         args.experts_per_token = choices;
-        args.offset = 5;
+        args.offset = rank;
         // Slots are counted: in bins, or in cells where the seed says that there is no room.
         const uint32_t row = 1;
         std::vector<uint32_t> cells(2 * layer.experts.size());
@@ -168,7 +192,9 @@ TEST(RouteKernels, GiveTheSameSlotsInAnyOrderOfThreads) {
             totals = {};
         };
         launch(eplb_route_round_robin_i32, blocks_of(EPLB_ROUTE_BLOCK));
-        expect(round_robin(layer, ids, valid_ids, 5));
+        expect(round_robin(layer, ids, valid_ids, rank));
+        launch(eplb_route_nearest_i32, blocks_of(EPLB_ROUTE_BLOCK));
+        expect(nearest(layer, ids, valid_ids, rank, nodes));
         launch(eplb_route_token_hash_i32, blocks_of(EPLB_ROUTE_THREADS * 4));
         expect(token_hash(layer, ids, valid_ids, choices));
         // A second time, since workspaces are used again.
