@@ -26,8 +26,8 @@ build: ## the library (target/release/libeplb.so and .a) and the program eplb
 
 demo: ## the three steps with a real model on 8 ranks: the engine of examples/moe_engine, against an installed eplb
 	@scripts/need.sh cmake:cmake g++:g++ nlohmann-json3-dev:/usr/include/nlohmann/json.hpp
-	@$(MAKE) -s install DESTDIR= PREFIX=$(CURDIR)/build/install >/dev/null
-	@cmake -S examples/moe_engine -B build/moe_engine -DCMAKE_PREFIX_PATH=$(CURDIR)/build/install -Wno-dev >/dev/null
+	@$(MAKE) -s install DESTDIR= PREFIX=$(CURDIR)/build/install LIBDIR=lib >/dev/null
+	@cmake -S examples/moe_engine -B build/moe_engine -Deplb_DIR=$(CURDIR)/build/install/lib/cmake/eplb -Wno-dev >/dev/null
 	@cmake --build build/moe_engine -j 2 >/dev/null
 	@examples/moe_engine/demo.sh build/moe_engine build/install/bin/eplb data/tiny-moe build/demo
 

@@ -5,6 +5,8 @@
 // function is covered by itself; a parameter of a new type does not compile until it has values below.
 #include <gtest/gtest.h>
 
+#include <numeric>
+
 #include <cmath>
 #include <cstring>
 #include <eplb.hpp>
@@ -358,4 +360,27 @@ TEST(Boundary, AnyValuesGiveAStatus) {
     EXPECT_GE(functions, 45u);
     // After all that, the library works.
     EXPECT_EQ(eplb::suggest_num_slots(256, 36, 290).second, 324u);
+}
+
+TEST(Boundary, MemoryThatIsNotToBeHadIsAStatusAndNotTheEndOfTheHost) {
+    // A million experts on a million ranks: the counts of all ranks would take 8 TiB.
+    constexpr uint32_t many = 1 << 20;
+    std::vector<int32_t> slot_experts(many);
+    std::iota(slot_experts.begin(), slot_experts.end(), 0);
+    eplb::placement_config wide;
+    wide.num_experts = wide.num_ranks = many;
+    const std::vector<int32_t> layer = {0};
+    const auto placement = eplb::placement::create(wide, layer, slot_experts);
+    eplb_dispatch_config config = EPLB_DISPATCH_CONFIG_INIT;
+    config.num_ranks = many;
+    config.experts_per_token = 1;
+    const std::vector<uint32_t> tokens(many);
+    std::vector<double> loads(many, 7);
+    const auto routed = [&](int32_t rule, int32_t with_rank_counts) {
+        config.rule = rule;
+        return eplb_dispatch_routed_load(placement.get(), &config, 0, nullptr, EPLB_DTYPE_INT32,
+                                         tokens.data(), with_rank_counts, loads.data());
+    };
+    EXPECT_EQ(routed(EPLB_ROUTE_LEAST_LOADED, 1), EPLB_STATUS_OUT_OF_MEMORY);
+    EXPECT_EQ(loads[0], 7);
 }

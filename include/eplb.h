@@ -1450,7 +1450,7 @@ typedef struct eplb_dispatch_tables {
   uint32_t max_replicas;
   /** Slots of a rank: rank r owns slots r x slots_per_rank and those after. */
   uint32_t slots_per_rank;
-  /** Bytes that the handle holds on its device, for all layers. */
+  /** Bytes of the tables that the handle holds on its device, for all layers: eplb_dispatch_memory_required(). */
   uint64_t memory_bytes;
 } eplb_dispatch_tables;
 /** An eplb_dispatch_tables with every default. */
@@ -1461,8 +1461,9 @@ extern "C" {
 #endif // __cplusplus
 
 /**
- * The memory that a dispatch takes on its device, before it is created. It takes no more afterwards, and as much for every
- * placement with as many experts, slots, ranks and layers.
+ * The memory of its tables that a dispatch takes on its device, before it is created: as much for every placement with as many
+ * experts, slots, ranks and layers. On a CUDA device it takes no more. On EPLB_DEVICE_HOST the library keeps what it routes by
+ * beside the tables, in memory of its own: some two to eight times as much.
  *
  * \param placement        that of eplb_dispatch_create()
  * \param config           that of eplb_dispatch_create(); the workspace is not looked at
@@ -1605,7 +1606,7 @@ eplb_status eplb_dispatch_expected_load(const eplb_placement *placement,
  * \param expert_ids        host memory, `dtype`: the tokens of rank 0, [rank_tokens[0]][experts_per_token], then those of rank 1,
  *                          and so on
  * \param dtype             an eplb_dtype
- * \param rank_tokens       uint32 [num_ranks]: the tokens of each rank's batch
+ * \param rank_tokens       uint32 [num_ranks]: the tokens of each rank's batch, of at most 2^31 - 1 ids
  * \param with_rank_counts  not 0: EPLB_ROUTE_LEAST_LOADED knows the counts of all ranks
  * \param rank_loads        receives the tokens that each rank gets: [num_ranks]
  * \return EPLB_STATUS_OK; EPLB_STATUS_INVALID_ARGUMENT, also for an unknown layer; EPLB_STATUS_OUT_OF_MEMORY

@@ -101,6 +101,8 @@ test_on() {
     check "$1" "$2_$1.log" "$2" start "$2"
 }
 
+unset EXPERT_STATISTIC_PATH EXPERT_STATISTIC_ITER_RANGE # Each step says what it counts.
+
 # engine DEVICE ARGUMENT...
 engine() {
     device=$1

@@ -110,6 +110,18 @@ inline float difference(const std::string &one, const std::string &other) {
     return most;
 }
 
+/// Each rank's file of two dumps, of which there must be something.
+inline void expect_same_dumps(const std::string &one, const std::string &other, int but_rank = -1) {
+    for (int rank = 0; rank < 8; rank++) {
+        const std::string file = "/rank" + std::to_string(rank) + ".safetensors";
+        if (rank != but_rank) {
+            const std::string bytes = read_file(one + file);
+            EXPECT_FALSE(bytes.empty()) << one << file;
+            EXPECT_EQ(bytes, read_file(other + file)) << other << file;
+        }
+    }
+}
+
 /// What a dump holds of a layer, summed over iterations and ranks.
 inline double sum(const std::vector<double> &loads) {
     double sum = 0;

@@ -14,9 +14,10 @@ struct outcome {
     std::string output;
 };
 
-/// Runs a program with NAME=VALUE pairs added to its environment, and waits for it.
+/// Runs a program with NAME=VALUE pairs added to its environment, and waits for it. What the caller's
+/// environment asks to be counted is not for it.
 inline outcome run(const std::vector<std::string> &environment, const std::vector<std::string> &command) {
-    std::string line = "env";
+    std::string line = "env -u EXPERT_STATISTIC_PATH -u EXPERT_STATISTIC_ITER_RANGE";
     for (const std::vector<std::string> *words : {&environment, &command}) {
         for (const std::string &word : *words) {
             line += " '" + word + "'";

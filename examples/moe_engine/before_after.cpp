@@ -66,6 +66,16 @@ std::string with_commas(int64_t number) {
     return text;
 }
 
+/// Two runs on other questions have nothing to say about each other.
+void check_same_run(const nlohmann::json &before, const nlohmann::json &after) {
+    for (const char *what : {"ep_size", "iterations", "tokens"}) {
+        if (before.at(what) != after.at(what)) {
+            throw std::runtime_error(std::string("the runs differ in ") + what + ": " +
+                                     before.at(what).dump() + " before, " + after.at(what).dump() + " after");
+        }
+    }
+}
+
 void print(const nlohmann::json &before, const nlohmann::json &after, const projection &projection) {
     const auto worst = [](const nlohmann::json &layer) {
         const auto tokens = layer.at("rank_tokens").get<std::vector<int64_t>>();
@@ -98,9 +108,9 @@ void print(const nlohmann::json &before, const nlohmann::json &after, const proj
                 hottest[0] / hottest[1]);
     std::printf("perplexity %.4f before, %.4f after\n", before.at("perplexity").get<double>(),
                 after.at("perplexity").get<double>());
-    std::printf("eplb's calls took %.2f %% of the CPU time before, %.2f %% after\n",
-                100 * before.at("eplb_share_of_cpu_time").get<double>(),
-                100 * after.at("eplb_share_of_cpu_time").get<double>());
+    std::printf("eplb's calls took %.2f %% of the time before, %.2f %% after\n",
+                100 * before.at("eplb_share_of_time").get<double>(),
+                100 * after.at("eplb_share_of_time").get<double>());
 }
 
 } // namespace
@@ -112,6 +122,7 @@ int main(int argc, char **argv) {
     }
     try {
         const nlohmann::json before = read(argv[1]), after = read(argv[2]);
+        check_same_run(before, after);
         const projection projection(argv[3], argv[4], after.at("ep_size").get<uint32_t>(),
                                     before.at("iterations").get<int64_t>());
         print(before, after, projection);

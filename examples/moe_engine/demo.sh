@@ -5,6 +5,7 @@
 # other half.
 set -eu
 engine=$1/moe_engine before_after=$1/before_after eplb=$2 model=$3 out=$4
+unset EXPERT_STATISTIC_PATH EXPERT_STATISTIC_ITER_RANGE # Each step says what it counts.
 rm -rf "$out"
 mkdir -p "$out"
 

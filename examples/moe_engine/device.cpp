@@ -124,10 +124,16 @@ void device::replay(size_t key, const std::function<void()> &work) {
     if (exec == nullptr) {
         struct CUgraph_st *graph = nullptr;
         check(driver_->cuStreamBeginCapture_v2(stream_, thread_local_mode), "cuStreamBeginCapture");
-        work();
+        try {
+            work();
+        } catch (...) { // A stream that goes on capturing refuses what is to be given back.
+            driver_->cuStreamEndCapture(stream_, &graph);
+            throw;
+        }
         check(driver_->cuStreamEndCapture(stream_, &graph), "cuStreamEndCapture");
-        check(driver_->cuGraphInstantiateWithFlags(&exec, graph, 0), "cuGraphInstantiate");
+        const int instantiated = driver_->cuGraphInstantiateWithFlags(&exec, graph, 0);
         check(driver_->cuGraphDestroy(graph), "cuGraphDestroy");
+        check(instantiated, "cuGraphInstantiate");
     }
     check(driver_->cuGraphLaunch(exec, stream_), "cuGraphLaunch");
 }

@@ -2,7 +2,7 @@
 #include "engine.h"
 
 #include <algorithm>
-#include <ctime>
+#include <chrono>
 #include <numeric>
 #include <stdexcept>
 
@@ -14,23 +14,18 @@ std::vector<int32_t> moe_layers_of(const model_config &config) {
     return layers;
 }
 
-/// Adds the CPU time of its life to a sum: that of eplb's calls is reported, and is to stay below 1 %.
-class cpu_timer {
+/// Adds the time of its life to a sum: that of eplb's calls is reported, and is to stay below 1 %.
+class timer {
   public:
-    explicit cpu_timer(double &sum) : sum_(sum), start_(now()) {}
-    ~cpu_timer() { sum_ += now() - start_; }
-    cpu_timer(const cpu_timer &) = delete;
-    cpu_timer &operator=(const cpu_timer &) = delete;
+    explicit timer(double &sum) : sum_(sum) {}
+    ~timer() { sum_ += std::chrono::duration<double>(clock::now() - start_).count(); }
+    timer(const timer &) = delete;
+    timer &operator=(const timer &) = delete;
 
   private:
-    static double now() {
-        timespec time;
-        clock_gettime(CLOCK_THREAD_CPUTIME_ID, &time);
-        return double(time.tv_sec) + 1e-9 * double(time.tv_nsec);
-    }
-
+    using clock = std::chrono::steady_clock;
     double &sum_;
-    double start_;
+    clock::time_point start_ = clock::now();
 };
 
 } // namespace
@@ -77,7 +72,7 @@ eplb::placement engine::load_placement(const std::string &path) const {
 /// Ranks that route by different files send tokens to experts that are not there.
 void engine::check_same_placement() {
     const uint64_t hash = placement_.hash();
-    const std::vector<int> mine(transport_.num_ranks(), static_cast<int>((hash ^ hash >> 32) & 0x7fffffff));
+    const std::vector<uint64_t> mine(static_cast<size_t>(transport_.num_ranks()), hash);
     if (transport_.all_to_all(mine) != mine) {
         throw std::runtime_error("the ranks have loaded different configuration files");
     }
@@ -123,7 +118,7 @@ step_result engine::step(int64_t iteration, const batch &sequences) {
                                     std::to_string(max_tokens_) + " at most expected");
     }
     {
-        const cpu_timer timer(eplb_seconds_);
+        const timer timer(eplb_seconds_);
         recorder_.begin_iteration(iteration, device_.stream());
     }
     const model_config &config = model_.config();
@@ -157,15 +152,12 @@ step_result engine::step(int64_t iteration, const batch &sequences) {
 const int32_t *engine::route(int32_t layer, const std::vector<int32_t> &expert_ids) {
     std::copy(expert_ids.begin(), expert_ids.end(), expert_ids_.host());
     *num_valid_.host() = static_cast<int32_t>(expert_ids.size() / model_.config().num_experts_per_tok);
+    const timer timer(eplb_seconds_);
     device_.replay(static_cast<size_t>(layer), [&] {
         expert_ids_.upload();
         num_valid_.upload();
-        {
-            const cpu_timer timer(eplb_seconds_);
-            dispatch_.route_and_count(recorder_, layer, expert_ids_.on_device(), EPLB_DTYPE_INT32,
-                                      max_tokens_, num_valid_.on_device(), slot_ids_.on_device(),
-                                      device_.stream());
-        }
+        dispatch_.route_and_count(recorder_, layer, expert_ids_.on_device(), EPLB_DTYPE_INT32, max_tokens_,
+                                  num_valid_.on_device(), slot_ids_.on_device(), device_.stream());
         slot_ids_.download();
     });
     device_.synchronize();
@@ -174,7 +166,12 @@ const int32_t *engine::route(int32_t layer, const std::vector<int32_t> &expert_i
 
 // ---- When it ends ----
 
-void engine::finish() {
-    recorder_.dump(device_.stream());
-    recorder_.flush();
+std::string engine::finish() {
+    try {
+        recorder_.dump(device_.stream());
+        recorder_.flush();
+        return "";
+    } catch (const eplb::error &error) {
+        return error.what();
+    }
 }

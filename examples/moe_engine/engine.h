@@ -39,11 +39,13 @@ class engine {
     /// One iteration, which all ranks do together; a rank may have no sequences in it.
     step_result step(int64_t iteration, const batch &sequences);
 
-    /// After the last iteration: writes the dump if the range has not passed yet, and waits for it.
-    void finish();
+    /// After the last iteration: writes the dump if the range has not passed yet, and waits for it. Returns
+    /// what went wrong, which is no reason to lose what else the run gave, or to keep other ranks from their
+    /// dumps.
+    std::string finish();
 
     size_t num_slots() const { return num_slots_; }
-    /// CPU time spent in eplb's calls of step().
+    /// Time spent in eplb's calls of step(); on a GPU, that of the graphs with them.
     double eplb_seconds() const { return eplb_seconds_; }
 
   private:

@@ -2,8 +2,10 @@
 #include <algorithm>
 #include <chrono>
 #include <cstdio>
-#include <ctime>
+#include <cstdlib>
 #include <exception>
+#include <filesystem>
+#include <fstream>
 
 #include <unistd.h>
 
@@ -25,13 +27,7 @@ double seconds_since(clock_type::time_point start) {
     return std::chrono::duration<double>(clock_type::now() - start).count();
 }
 
-double thread_cpu_seconds() {
-    timespec time;
-    clock_gettime(CLOCK_THREAD_CPUTIME_ID, &time);
-    return double(time.tv_sec) + 1e-9 * double(time.tv_nsec);
-}
-
-/// The line that says how far rank 0 is, drawn anew a few times a second on a terminal.
+/// The line that says how far the run is, by rank 0's tokens, drawn anew a few times a second on a terminal.
 class progress {
   public:
     progress(int64_t iterations, int num_ranks) : iterations_(iterations), num_ranks_(num_ranks) {}
@@ -93,18 +89,35 @@ class requests {
     bool repeats_;
 };
 
+/// What is written at the end of a long run had better be writable at its start.
+void check_writable(const std::string &path) {
+    if (!std::ofstream(path, std::ios::app)) {
+        throw std::runtime_error(path + " cannot be written");
+    }
+}
+
 void run_rank(const options &options, const model &model, transport &transport) {
     const model_config &config = model.config();
     const requests requests(options, config.max_position_embeddings, transport.num_ranks());
     engine_options engine_options = options.engine;
     engine_options.max_tokens = options.batch * config.max_position_embeddings;
     engine engine(model, transport, engine_options);
+    const std::string outputs_file =
+        options.outputs.empty()
+            ? ""
+            : options.outputs + "/rank" + std::to_string(transport.rank()) + ".safetensors";
+    if (!outputs_file.empty()) {
+        std::filesystem::create_directories(options.outputs);
+        check_writable(outputs_file);
+    }
+    if (!options.report.empty() && transport.rank() == 0) {
+        check_writable(options.report);
+    }
 
     report report(config.first_k_dense_replace, config.num_hidden_layers - config.first_k_dense_replace);
     outputs outputs;
     progress progress(requests.iterations(), transport.num_ranks());
     const auto start = clock_type::now();
-    const double cpu_start = thread_cpu_seconds();
     for (int64_t iteration = 0; iteration < requests.iterations(); iteration++) {
         const std::vector<size_t> questions = requests.of(iteration, transport.rank());
         batch sequences;
@@ -120,26 +133,36 @@ void run_rank(const options &options, const model &model, transport &transport) 
             progress.show(iteration + 1, report.num_tokens());
         }
     }
-    const double wall_seconds = seconds_since(start);
-    report.add_times(thread_cpu_seconds() - cpu_start, engine.eplb_seconds());
-    engine.finish();
-
-    if (!options.outputs.empty()) {
-        outputs.save(options.outputs + "/rank" + std::to_string(transport.rank()) + ".safetensors");
+    report.add_times(seconds_since(start), engine.eplb_seconds());
+    const std::string lost_dump = engine.finish();
+    if (!outputs_file.empty()) {
+        outputs.save(outputs_file);
     }
     report.gather(transport);
     if (transport.rank() == 0) {
         std::printf("%lld tokens, perplexity %.4f\n", static_cast<long long>(report.num_tokens()),
                     report.perplexity());
         if (!options.report.empty()) {
-            report.save(options.report, engine.num_slots(), wall_seconds);
+            report.save(options.report, engine.num_slots());
         }
+    }
+    // Once all ranks have what they are to have: one that fails ends the others.
+    const std::vector<int> is_lost(static_cast<size_t>(transport.num_ranks()), lost_dump.empty() ? 0 : 1);
+    transport.all_to_all(is_lost);
+    if (!lost_dump.empty()) {
+        throw std::runtime_error(lost_dump);
     }
 }
 
 void run(const options &options) {
-    const model model(options.model);
     if (options.transport == "threads") {
+        for (const char *name : {"OMPI_COMM_WORLD_SIZE", "PMI_SIZE"}) {
+            if (const char *size = std::getenv(name); size != nullptr && std::string(size) != "1") {
+                throw std::invalid_argument(std::string("started ") + size +
+                                            " times by mpirun: --transport mpi makes one run of them");
+            }
+        }
+        const model model(options.model);
         run_on_threads(options.ep_size.value_or(1),
                        [&](transport &transport) { run_rank(options, model, transport); });
         return;
@@ -151,7 +174,7 @@ void run(const options &options) {
                                         ", and mpirun started " + std::to_string(transport.num_ranks()) +
                                         " processes");
         }
-        run_rank(options, model, transport);
+        run_rank(options, model(options.model), transport);
     });
 #else
     throw std::invalid_argument(

@@ -25,7 +25,7 @@ The three steps of expert parallelism load balancing:
                             [least-loaded]
   --ranks_per_node N        ranks that share a node, for nearest [all]
   --device NAME             host, or cuda: where expert ids are counted and routed [host]
-  --questions FIRST-LAST    questions to read, without LAST [all]
+  --questions FIRST-LAST    questions to read, from FIRST up to, not including, LAST [all]
   --batch N                 questions of a rank in an iteration [4]
   --iterations N            iterations; beyond the last question, the first comes again [each question once]
   --count WHAT              what EXPERT_STATISTIC_ITER_RANGE counts: experts or slots [experts]

@@ -35,7 +35,7 @@ void outputs::add(const std::vector<size_t> &questions, const batch &sequences, 
 }
 
 void outputs::save(const std::string &path) const {
-    nlohmann::json header;
+    nlohmann::json header = nlohmann::json::object();
     size_t end = 0;
     for (const auto &[name, tensor] : tensors_) {
         const size_t begin = end;

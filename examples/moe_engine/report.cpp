@@ -31,8 +31,8 @@ void report::add(const batch &sequences, const step_result &result, size_t vocab
     }
 }
 
-void report::add_times(double cpu_seconds, double eplb_seconds) {
-    cpu_seconds_ += cpu_seconds;
+void report::add_times(double seconds, double eplb_seconds) {
+    seconds_ += seconds;
     eplb_seconds_ += eplb_seconds;
 }
 
@@ -46,13 +46,13 @@ void report::gather(transport &transport) {
     sum(num_tokens_);
     sum(num_predicted_);
     sum(nats_);
-    sum(cpu_seconds_);
+    sum(seconds_);
     sum(eplb_seconds_);
 }
 
 double report::perplexity() const { return std::exp(nats_ / static_cast<double>(num_predicted_)); }
 
-void report::save(const std::string &path, size_t num_slots, double wall_seconds) const {
+void report::save(const std::string &path, size_t num_slots) const {
     const size_t num_iterations = served_.size() / num_ranks_ / num_layers_;
     const auto served = [&](size_t rank, size_t iteration, size_t layer) {
         return served_[(rank * num_iterations + iteration) * num_layers_ + layer];
@@ -84,8 +84,8 @@ void report::save(const std::string &path, size_t num_slots, double wall_seconds
                                  {"num_slots", num_slots},
                                  {"iterations", num_iterations},
                                  {"tokens", num_tokens_},
-                                 {"tokens_per_second", static_cast<double>(num_tokens_) / wall_seconds},
-                                 {"eplb_share_of_cpu_time", eplb_seconds_ / cpu_seconds_},
+                                 {"tokens_per_second", double(num_tokens_) * double(num_ranks_) / seconds_},
+                                 {"eplb_share_of_time", eplb_seconds_ / seconds_},
                                  {"perplexity", perplexity()},
                                  {"layers", layers}};
     std::ofstream file(path);

@@ -15,15 +15,15 @@ class report {
     report(size_t first_layer, size_t num_layers) : first_layer_(first_layer), num_layers_(num_layers) {}
 
     void add(const batch &sequences, const step_result &result, size_t vocab_size);
-    /// After the last iteration: CPU time of the rank and of its calls of eplb.
-    void add_times(double cpu_seconds, double eplb_seconds);
+    /// After the last iteration: the time of all iterations, and that of eplb's calls.
+    void add_times(double seconds, double eplb_seconds);
     /// To rank 0.
     void gather(transport &transport);
 
     // Of rank 0.
     double perplexity() const;
-    /// As JSON; `wall_seconds` is the time of all iterations.
-    void save(const std::string &path, size_t num_slots, double wall_seconds) const;
+    /// As JSON.
+    void save(const std::string &path, size_t num_slots) const;
 
     /// Of this rank, or once gathered of all.
     int64_t num_tokens() const { return num_tokens_; }
@@ -33,8 +33,8 @@ class report {
     /// Tokens served: [ranks][iterations][layers]
     std::vector<int64_t> served_;
     int64_t num_tokens_ = 0, num_predicted_ = 0;
-    double nats_ = 0; // of the tokens predicted
-    double cpu_seconds_ = 0, eplb_seconds_ = 0;
+    double nats_ = 0;                       // of the tokens predicted
+    double seconds_ = 0, eplb_seconds_ = 0; // of all ranks together
 };
 
 #endif

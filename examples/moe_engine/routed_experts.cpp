@@ -24,7 +24,7 @@ size_t routed_experts::add(transport &transport, const float *h, const int32_t *
     const size_t num_choices = num_tokens * choices_;
 
     // The choices by the rank they go to.
-    std::vector<int> send_counts(num_ranks);
+    std::vector<size_t> send_counts(num_ranks);
     for (size_t choice = 0; choice < num_choices; choice++) {
         const auto slot = static_cast<size_t>(slot_ids[choice]);
         if (slot >= slots_per_rank * num_ranks) {
@@ -35,7 +35,7 @@ size_t routed_experts::add(transport &transport, const float *h, const int32_t *
     }
     std::vector<size_t> next(num_ranks);
     for (size_t rank = 1; rank < num_ranks; rank++) {
-        next[rank] = next[rank - 1] + static_cast<size_t>(send_counts[rank - 1]);
+        next[rank] = next[rank - 1] + send_counts[rank - 1];
     }
     std::vector<size_t> place_of(num_choices);
     std::vector<int32_t> slots(num_choices);
@@ -48,13 +48,15 @@ size_t routed_experts::add(transport &transport, const float *h, const int32_t *
     }
 
     // Dispatch, the experts' work, and combine.
-    const auto times_hidden = [this](std::vector<int> counts) {
-        std::for_each(counts.begin(), counts.end(), [this](int &count) { count *= int(hidden_); });
+    const auto times_hidden = [this](std::vector<size_t> counts) {
+        for (size_t &count : counts) {
+            count *= hidden_;
+        }
         return counts;
     };
-    const std::vector<int> receive_counts = transport.all_to_all(send_counts);
-    const std::vector<int> send_floats = times_hidden(send_counts),
-                           receive_floats = times_hidden(receive_counts);
+    const std::vector<size_t> receive_counts = transport.all_to_all(send_counts);
+    const std::vector<size_t> send_floats = times_hidden(send_counts),
+                              receive_floats = times_hidden(receive_counts);
     const std::vector<int32_t> received_slots = transport.all_to_all(slots, send_counts, receive_counts);
     const std::vector<float> received_rows = transport.all_to_all(rows, send_floats, receive_floats);
     const std::vector<float> outputs =

@@ -4,6 +4,7 @@
 #include <cstring>
 #include <exception>
 #include <mutex>
+#include <string>
 #include <thread>
 
 namespace {
@@ -74,19 +75,22 @@ class thread_transport : public transport {
         point_.posts[rank_] = {static_cast<const char *>(send), &send_bytes};
         point_.meet();
         char *to = static_cast<char *>(receive);
+        std::string mismatch;
         for (size_t from = 0; from < point_.posts.size(); from++) {
             const auto &[data, bytes] = point_.posts[from];
             const size_t before = std::accumulate(bytes->begin(), bytes->begin() + rank_, size_t(0));
             if ((*bytes)[rank_] != receive_bytes[from]) {
-                throw std::logic_error("rank " + std::to_string(from) + " sends rank " +
-                                       std::to_string(rank_) + " another number of bytes than it expects");
-            }
-            if (receive_bytes[from] != 0) {
+                mismatch = "rank " + std::to_string(from) + " sends rank " + std::to_string(rank_) +
+                           " another number of bytes than it expects";
+            } else if (receive_bytes[from] != 0) {
                 std::memcpy(to, data + before, receive_bytes[from]);
             }
             to += receive_bytes[from];
         }
         point_.meet(); // Until all have taken theirs, what was sent must stay.
+        if (!mismatch.empty()) {
+            throw std::logic_error(mismatch);
+        }
     }
 
     int rank_;
@@ -98,16 +102,21 @@ class thread_transport : public transport {
 void run_on_threads(int num_ranks, const std::function<void(transport &)> &rank_main) {
     meeting_point point(num_ranks);
     std::vector<std::thread> threads;
-    for (int rank = 0; rank < num_ranks; rank++) {
-        threads.emplace_back([&point, &rank_main, rank] {
-            try {
-                thread_transport transport(rank, point);
-                rank_main(transport);
-            } catch (const abandoned &) {
-            } catch (...) {
-                point.fail(std::current_exception());
-            }
-        });
+    const auto on_thread = [&point, &rank_main](int rank) {
+        try {
+            thread_transport transport(rank, point);
+            rank_main(transport);
+        } catch (const abandoned &) {
+        } catch (...) {
+            point.fail(std::current_exception());
+        }
+    };
+    try {
+        for (int rank = 0; rank < num_ranks; rank++) {
+            threads.emplace_back(on_thread, rank);
+        }
+    } catch (...) { // No more threads are to be had.
+        point.fail(std::current_exception());
     }
     for (std::thread &thread : threads) {
         thread.join();

@@ -100,17 +100,31 @@ pub(crate) fn routed_load<I: Id>(
             config.experts_per_token
         )));
     }
+    if let Some(rank) = lengths().position(|length| i32::try_from(length).is_err()) {
+        return Err(Error::InvalidArgument(format!(
+            "rank {rank} has {} tokens of {} ids, more than the {} ids of a batch",
+            rank_tokens[rank],
+            config.experts_per_token,
+            i32::MAX
+        )));
+    }
     let mut slots: Vec<I> = try_zeroed(Some(ids.len()), "the slots")?;
     slots.copy_from_slice(ids);
     let mut rest = slots.as_mut_slice();
     let mut batches: Vec<&mut [I]> =
         lengths().map(|length| rest.split_off_mut(..length).expect("checked above")).collect();
-    let mut rank_counts = vec![0; num_ranks * num_experts];
-    for (counts, ids) in rank_counts.chunks_exact_mut(num_experts).zip(&batches) {
-        let experts = ids.iter().map(|id| id.bin(num_experts)).filter(|&expert| expert < num_experts);
-        experts.for_each(|expert| counts[expert] += 1);
-    }
-    route_batches(placement, layer, config, &mut batches, with_rank_counts.then_some(&rank_counts))?;
+    let rank_counts = match config.rule {
+        Rule::LeastLoaded if with_rank_counts => {
+            let mut counts = try_zeroed(num_ranks.checked_mul(num_experts), "the counts of all ranks")?;
+            for (counts, ids) in counts.chunks_exact_mut(num_experts).zip(&batches) {
+                let experts = ids.iter().map(|id| id.bin(num_experts)).filter(|&expert| expert < num_experts);
+                experts.for_each(|expert| counts[expert] += 1);
+            }
+            Some(counts)
+        }
+        _ => None,
+    };
+    route_batches(placement, layer, config, &mut batches, rank_counts.as_deref())?;
     let mut loads = vec![0.0; num_ranks];
     let served =
         slots.iter().map(|slot| slot.bin(shape.num_slots())).filter(|&slot| slot < shape.num_slots());
