@@ -17,8 +17,16 @@ template <class Id> constexpr eplb_dtype dtype = sizeof(Id) == 4 ? EPLB_DTYPE_IN
 constexpr eplb_route all_rules[] = {EPLB_ROUTE_ROUND_ROBIN, EPLB_ROUTE_TOKEN_HASH, EPLB_ROUTE_NEAREST,
                                     EPLB_ROUTE_LEAST_LOADED};
 
-/// Far fewer ids where every thread is a fiber.
-size_t scaled(size_t ids) { return engine::get().fake() != nullptr ? std::min<size_t>(ids, 5000) : ids; }
+/// Far fewer ids where every thread is a fiber, and fewer yet where each of its steps is looked at; more than
+/// a block's.
+size_t scaled(size_t ids) {
+#ifdef EPLB_SANITIZE
+    constexpr size_t most = 1500;
+#else
+    constexpr size_t most = 5000;
+#endif
+    return engine::get().fake() != nullptr ? std::min<size_t>(ids, most) : ids;
+}
 
 eplb::placement placement_of(const layer_placement &layer, std::vector<int32_t> layers = {3}) {
     eplb::placement_config config;

@@ -1,6 +1,7 @@
 #!/bin/sh
-# Fuzzes what reads files of others and routing by placements of others, each target for so many seconds: fuzz.sh [SECONDS]. The corpus in fuzz/corpus is the
-# start and stays as it is; an input that breaks a target is left in build/fuzz.
+# Fuzzes what reads files of others and routing by placements of others: fuzz.sh [SECONDS], so many for configuration files and
+# for routing, and a third of it for each kind of file in a dump. The corpus in fuzz/corpus is the start and stays as it is; an
+# input that breaks a target is left in build/fuzz.
 #
 # libFuzzer with the stable compiler: the coverage pass is LLVM's own, and no sanitizer is needed for safe code. Integer
 # overflow and debug assertions are on.
@@ -17,8 +18,12 @@ RUSTFLAGS="--cfg fuzzing -Cpasses=sancov-module -Cllvm-args=-sanitizer-coverage-
 for target in config_file meta_info rank_file routing; do
     work=build/fuzz/$target
     mkdir -p "$work/corpus" "fuzz/corpus/$target" # git keeps no empty folder
-    echo "$target for $seconds s"
-    "target/fuzz/$host/release/$target" -max_total_time="$seconds" -timeout=10 -rss_limit_mb=1024 -max_len=4096 \
+    case $target in
+    meta_info | rank_file) time=$((seconds / 3)) ;;
+    *) time=$seconds ;;
+    esac
+    echo "$target for $time s"
+    "target/fuzz/$host/release/$target" -max_total_time="$time" -timeout=10 -rss_limit_mb=1024 -max_len=4096 \
         -artifact_prefix="$work/" "$work/corpus" "fuzz/corpus/$target" 2>"$work/log" || {
         tail -n 40 "$work/log" >&2
         exit 1

@@ -152,6 +152,13 @@ TEST_F(FullFlow, RanksAreLevelOnQuestionsThatTheConfigurationHasNotSeen) {
     std::snprintf(average, sizeof average, " average   %.4f     %.4f   %.4f\n", was / num_layers,
                   projected / num_layers, is_even / num_layers);
     EXPECT_NE(table.output.find(average), std::string::npos) << table.output;
+    // And the README shows what it prints, but for the times.
+    const std::string shown = run({}, {BEFORE_AFTER, path("before.json"), path("least_loaded.json"),
+                                       path("held_out"), path("8x40.yaml")})
+                                  .output;
+    const std::string times = "eplb's calls took";
+    ASSERT_NE(shown.find(times), std::string::npos) << shown;
+    EXPECT_NE(read_file(README).find("\n" + shown.substr(0, shown.find(times))), std::string::npos) << shown;
     const auto of_other_questions =
         run({}, {BEFORE_AFTER, path("before.json"), path("few.json"), path("held_out"), path("8x40.yaml")});
     EXPECT_NE(of_other_questions.status, 0);

@@ -284,7 +284,7 @@ pub(crate) fn route_batches<I: Id>(
     let of_rank = |rank| DispatchConfig { rank, layers: Some(&only), place: Place::Host, ..*config };
     check(placement, &of_rank(0))?;
     let tables = LayerTables::new(shape, placement.layer_experts(layer)?);
-    for (rank, ids) in batches.iter_mut().enumerate() {
+    for (rank, ids) in batches.iter_mut().enumerate().filter(|(_, ids)| !ids.is_empty()) {
         let config = of_rank(rank);
         let mut host = Needs::of(shape, &tables, &config).host_layer(shape, &tables, &config);
         let valid = ids.len();
