@@ -1092,6 +1092,13 @@ enum eplb_policy
    * slot, ties to the lower rank. Samples are added up and rounded to float32. It may put an expert twice on a rank.
    */
   EPLB_POLICY_TRTLLM = 1,
+  /**
+   * Replica counts and ranks chosen together: exchanges of slots and changes of counts from a first placement on, until no
+   * placement can be better by more than a ten-thousandth or the effort is spent. Never above EPLB_POLICY_TRTLLM, and an
+   * expert twice on a rank only where that could not be reached otherwise. Of several samples it levels each: the mean over
+   * samples of the most loaded rank's load over the mean.
+   */
+  EPLB_POLICY_SEARCH = 4,
 };
 #ifndef __cplusplus
 #if __STDC_VERSION__ >= 202311L

@@ -18,15 +18,22 @@ pub enum eplb_policy {
     /// the higher expert; then each replica, heaviest first, ties by expert, to the least loaded rank that has a free
     /// slot, ties to the lower rank. Samples are added up and rounded to float32. It may put an expert twice on a rank.
     Trtllm = 1,
+    /// Replica counts and ranks chosen together: exchanges of slots and changes of counts from a first placement on, until no
+    /// placement can be better by more than a ten-thousandth or the effort is spent. Never above EPLB_POLICY_TRTLLM, and an
+    /// expert twice on a rank only where that could not be reached otherwise. Of several samples it levels each: the mean over
+    /// samples of the most loaded rank's load over the mean.
+    Search = 4,
 }
 
 /// A policy that came in from C.
 pub(super) fn policy(number: i32) -> Result<Policy> {
     const DEFAULT: i32 = eplb_policy::Default as i32;
     const TRTLLM: i32 = eplb_policy::Trtllm as i32;
+    const SEARCH: i32 = eplb_policy::Search as i32;
     match number {
         DEFAULT => Ok(Policy::default()),
         TRTLLM => Ok(Policy::Trtllm),
+        SEARCH => Ok(Policy::Search),
         unknown => Err(Error::InvalidArgument(format!(
             "policy is {unknown}; EPLB_POLICY_DEFAULT is {DEFAULT} and EPLB_POLICY_TRTLLM {TRTLLM}"
         ))),

@@ -1,0 +1,335 @@
+//! What the search may do next: exchanges between the most loaded rank and another, and slots that change their expert.
+
+use super::state::State;
+
+/// Less than this is no improvement but rounding.
+const LEAST_GAIN: f64 = 1e-10;
+
+/// With this much of its excess over the mean taken from the most loaded rank, no better partner is looked for.
+const GOOD_ENOUGH: f64 = 0.75;
+
+/// Slots to exchange, of one rank with slots of another: one pair, or two.
+#[derive(Debug, Clone, Copy)]
+pub(super) struct Exchange {
+    pairs: [(usize, usize); 2],
+    len: usize,
+}
+
+impl Exchange {
+    pub fn pairs(&self) -> &[(usize, usize)] {
+        &self.pairs[..self.len]
+    }
+
+    fn one(pair: (usize, usize)) -> Self {
+        Exchange { pairs: [pair; 2], len: 1 }
+    }
+}
+
+/// Whether exchanging leaves no expert twice on either rank that was not there twice before.
+fn is_clean(state: &State, pairs: &[(usize, usize)]) -> bool {
+    pairs.iter().all(|&(one, other)| {
+        !state.holds(state.rank_of(other), state.expert(one))
+            && !state.holds(state.rank_of(one), state.expert(other))
+    })
+}
+
+/// Of one sample: the exchange of one slot of the most loaded rank that leaves it and its partner least loaded.
+///
+/// Slots lie by weight, so that for each slot of the one rank the two that would level both best are side by side.
+pub(super) fn exchange(state: &State, looked_at: &mut usize) -> Option<Exchange> {
+    let hottest = *state.order().last()? as usize;
+    let load = state.rank_loads(hottest)[0];
+    let mut best = Best::new(load, state);
+    for &rank in state.order() {
+        let (rank, other_load) = (rank as usize, state.rank_loads(rank as usize)[0]);
+        if other_load >= best.load || best.is_good_enough() || rank == hottest {
+            break;
+        }
+        *looked_at += 2 * state.width();
+        let half = (load - other_load) / 2.0;
+        let (first, theirs) = (state.slots_of(rank).start, state.slot_weights(rank));
+        let mut next = 0;
+        for (mine, &moved) in state.slots_of(hottest).zip(state.slot_weights(hottest)) {
+            while next < theirs.len() && theirs[next] < moved - half {
+                next += 1;
+            }
+            if next > 0 {
+                let reached = other_load + (moved - theirs[next - 1]);
+                best.offer(state, reached, || Exchange::one((mine, first + next - 1)));
+            }
+            if next < theirs.len() {
+                let reached = load - (moved - theirs[next]);
+                best.offer(state, reached, || Exchange::one((mine, first + next)));
+            }
+        }
+    }
+    best.exchange
+}
+
+/// As [`exchange`], of two slots at once: many more differences to choose from.
+pub(super) fn exchange_of_two(state: &State, looked_at: &mut usize) -> Option<Exchange> {
+    let hottest = *state.order().last()? as usize;
+    let load = state.rank_loads(hottest)[0];
+    let mut mine: Vec<(f64, (usize, usize))> = pairs_of(state, hottest).collect();
+    mine.sort_unstable_by(|a, b| a.0.total_cmp(&b.0).then(a.1.cmp(&b.1)));
+    let mut best = Best::new(load, state);
+    for &rank in state.order() {
+        let (rank, other_load) = (rank as usize, state.rank_loads(rank as usize)[0]);
+        if other_load >= best.load || best.is_good_enough() || rank == hottest {
+            break;
+        }
+        *looked_at += state.width() * state.width();
+        let half = (load - other_load) / 2.0;
+        for (other, (c, d)) in pairs_of(state, rank) {
+            let next = mine.partition_point(|&(sum, _)| sum < other + half);
+            for &(sum, (a, b)) in &mine[next.saturating_sub(1)..mine.len().min(next + 1)] {
+                let moved = sum - other;
+                let reached = (load - moved).max(other_load + moved);
+                best.offer(state, reached, || Exchange { pairs: [(a, c), (b, d)], len: 2 });
+            }
+        }
+    }
+    best.exchange
+}
+
+/// Each two slots of a rank, and what they weigh.
+fn pairs_of(state: &State, rank: usize) -> impl Iterator<Item = (f64, (usize, usize))> {
+    let (first, weights) = (state.slots_of(rank).start, state.slot_weights(rank));
+    let with_lower = move |a: usize| (0..a).map(move |b| (weights[a] + weights[b], (first + a, first + b)));
+    (0..weights.len()).flat_map(with_lower)
+}
+
+/// The best exchange so far.
+struct Best {
+    /// What it leaves on the more loaded of its two ranks; without one, less than what is there.
+    load: f64,
+    enough: f64,
+    exchange: Option<Exchange>,
+}
+
+impl Best {
+    fn new(load: f64, state: &State) -> Self {
+        let mean = state.mean(0);
+        Best {
+            load: load - LEAST_GAIN * mean,
+            enough: mean + (1.0 - GOOD_ENOUGH) * (load - mean),
+            exchange: None,
+        }
+    }
+
+    fn is_good_enough(&self) -> bool {
+        self.load <= self.enough
+    }
+
+    #[inline(always)]
+    fn offer(&mut self, state: &State, load: f64, exchange: impl FnOnce() -> Exchange) {
+        if load < self.load {
+            let exchange = exchange();
+            if is_clean(state, exchange.pairs()) {
+                (self.load, self.exchange) = (load, Some(exchange));
+            }
+        }
+    }
+}
+
+/// Of several samples: the exchange of one slot of a rank that is the most loaded in some sample that lowers the cost most.
+pub(super) fn exchange_for_all(state: &State, looked_at: &mut usize) -> Option<Exchange> {
+    let tops: Vec<Top> = (0..state.num_samples()).map(|sample| Top::of(state, sample)).collect();
+    let cost: f64 = tops.iter().map(|top| top.loads[0]).sum();
+    // Ranks by what the samples would gain were they empty.
+    let mut gains = vec![0.0; state.num_ranks()];
+    tops.iter().for_each(|top| gains[top.ranks[0]] += top.loads[0] - top.loads[1]);
+    let mut hot: Vec<usize> = tops.iter().map(|top| top.ranks[0]).collect();
+    hot.sort_unstable_by(|&a, &b| gains[b].total_cmp(&gains[a]).then(a.cmp(&b)));
+    hot.dedup();
+    for rank in hot {
+        let mut best = (cost - LEAST_GAIN * cost, None);
+        for other in (0..state.num_ranks()).filter(|&other| other != rank) {
+            // What both would have to be below for this pair to be of use.
+            let without: Vec<f64> = tops.iter().map(|top| top.without(rank, other)).collect();
+            if without.iter().sum::<f64>() >= best.0 {
+                continue;
+            }
+            let (loads, other_loads) = (state.rank_loads(rank), state.rank_loads(other));
+            for mine in state.slots_of(rank) {
+                *looked_at += state.width();
+                let moved = state.weights(state.expert(mine));
+                for theirs in state.slots_of(other) {
+                    let back = state.weights(state.expert(theirs));
+                    let mut reached = 0.0;
+                    for (sample, without) in without.iter().enumerate() {
+                        let difference = moved[sample] - back[sample];
+                        let both = (loads[sample] - difference).max(other_loads[sample] + difference);
+                        reached += both.max(*without);
+                    }
+                    if reached < best.0 && is_clean(state, &[(mine, theirs)]) {
+                        best = (reached, Some(Exchange::one((mine, theirs))));
+                    }
+                }
+            }
+        }
+        if best.1.is_some() {
+            return best.1;
+        }
+    }
+    None
+}
+
+/// The most loaded ranks of a sample.
+struct Top {
+    ranks: [usize; 3],
+    loads: [f64; 3],
+}
+
+impl Top {
+    fn of(state: &State, sample: usize) -> Self {
+        let mut top = Top { ranks: [usize::MAX; 3], loads: [0.0; 3] };
+        for rank in 0..state.num_ranks() {
+            let load = state.rank_loads(rank)[sample];
+            let Some(place) = (0..3).find(|&place| top.ranks[place] == usize::MAX || load > top.loads[place])
+            else {
+                continue;
+            };
+            top.ranks[place..].rotate_right(1);
+            top.loads[place..].rotate_right(1);
+            (top.ranks[place], top.loads[place]) = (rank, load);
+        }
+        top
+    }
+
+    /// The load of the most loaded rank but for these two.
+    fn without(&self, one: usize, other: usize) -> f64 {
+        let place = (0..3).find(|&place| self.ranks[place] != one && self.ranks[place] != other);
+        place.map_or(0.0, |place| self.loads[place])
+    }
+}
+
+/// A slot that changes its expert, and the cost with it.
+#[derive(Debug, Clone, Copy)]
+pub(super) struct Recount {
+    pub slot: usize,
+    pub to: u32,
+    pub cost: f64,
+}
+
+/// Slots that may change their expert: those of the least loaded ranks to one that a most loaded rank holds, and those of the
+/// most loaded ranks to any. The `most` that cost least, cheapest first; the cost may be above the present one, since
+/// exchanges come after it.
+pub(super) fn recounts(state: &State, most: usize, looked_at: &mut usize) -> Vec<Recount> {
+    const COLD_RANKS: usize = 16;
+    let holders = Holders::of(state);
+    let mut hot: Vec<usize> =
+        (0..state.num_samples()).map(|sample| Top::of(state, sample).ranks[0]).collect();
+    hot.sort_unstable();
+    hot.dedup();
+    let mut wanted: Vec<u32> =
+        hot.iter().flat_map(|&rank| state.slots_of(rank)).map(|slot| state.expert(slot)).collect();
+    wanted.sort_unstable();
+    wanted.dedup();
+    let mut cheapest = Cheapest { most, found: Vec::new() };
+    let cold = state.order().iter().map(|&rank| rank as usize).filter(|rank| !hot.contains(rank));
+    for rank in cold.take(COLD_RANKS) {
+        for slot in state.slots_of(rank).filter(|&slot| state.count(state.expert(slot)) > 1) {
+            for &to in wanted.iter().filter(|&&to| !state.holds(rank, to)) {
+                *looked_at += state.num_ranks();
+                cheapest.offer(Recount { slot, to, cost: holders.cost_of(state, slot, to) });
+            }
+        }
+    }
+    for &rank in &hot {
+        for slot in state.slots_of(rank).filter(|&slot| state.count(state.expert(slot)) > 1) {
+            for to in (0..state.num_experts() as u32).filter(|&to| !state.holds(rank, to)) {
+                *looked_at += state.num_ranks();
+                cheapest.offer(Recount { slot, to, cost: holders.cost_of(state, slot, to) });
+            }
+        }
+    }
+    cheapest.found
+}
+
+/// The recounts that cost least, cheapest first and of equal ones the one that came first.
+struct Cheapest {
+    most: usize,
+    found: Vec<Recount>,
+}
+
+impl Cheapest {
+    fn offer(&mut self, recount: Recount) {
+        let place = self.found.partition_point(|other| other.cost <= recount.cost);
+        if place < self.most {
+            self.found.insert(place, recount);
+            self.found.truncate(self.most);
+        }
+    }
+}
+
+/// The ranks that hold each expert, once for each slot.
+struct Holders(Vec<Vec<usize>>);
+
+impl Holders {
+    fn of(state: &State) -> Self {
+        let mut holders = vec![Vec::new(); state.num_experts()];
+        for slot in 0..state.num_slots() {
+            holders[state.expert(slot) as usize].push(state.rank_of(slot));
+        }
+        Holders(holders)
+    }
+
+    /// The cost once a slot has changed its expert.
+    fn cost_of(&self, state: &State, slot: usize, to: u32) -> f64 {
+        let from = state.expert(slot);
+        let (fewer, more) = (f64::from(state.count(from) - 1), f64::from(state.count(to) + 1));
+        let mut loads = state.all_rank_loads().to_vec();
+        let samples = state.num_samples();
+        for sample in 0..samples {
+            let mut change = |rank: usize, by: f64| loads[rank * samples + sample] += by;
+            let (was, is) = (state.weights(from)[sample], state.load(from)[sample] / fewer);
+            self.0[from as usize].iter().for_each(|&rank| change(rank, is - was));
+            change(state.rank_of(slot), -is);
+            let (was, is) = (state.weights(to)[sample], state.load(to)[sample] / more);
+            self.0[to as usize].iter().for_each(|&rank| change(rank, is - was));
+            change(state.rank_of(slot), is);
+        }
+        let most = |sample| loads[sample..].iter().step_by(samples).copied().fold(0.0, f64::max);
+        (0..samples).map(most).sum()
+    }
+}
+
+/// What rids a slot of an expert that its rank holds twice.
+#[derive(Debug, Clone, Copy)]
+pub(super) enum Riddance {
+    Recount(Recount),
+    Exchange(Exchange),
+}
+
+/// The cheapest way to rid `slot` of an expert that its rank holds twice for no more than `most`.
+pub(super) fn riddance(state: &State, slot: usize, most: f64, looked_at: &mut usize) -> Option<Riddance> {
+    let (rank, holders) = (state.rank_of(slot), Holders::of(state));
+    let mut cheapest = Cheapest { most: 1, found: Vec::new() };
+    for to in (0..state.num_experts() as u32).filter(|&to| !state.holds(rank, to)) {
+        *looked_at += state.num_ranks();
+        cheapest.offer(Recount { slot, to, cost: holders.cost_of(state, slot, to) });
+    }
+    if let Some(&recount) = cheapest.found.first().filter(|recount| recount.cost <= most) {
+        return Some(Riddance::Recount(recount));
+    }
+    let tops: Vec<Top> = (0..state.num_samples()).map(|sample| Top::of(state, sample)).collect();
+    let mut best = (most, None);
+    for other in (0..state.num_ranks()).filter(|&other| other != rank) {
+        *looked_at += state.width();
+        for theirs in state.slots_of(other).filter(|&theirs| is_clean(state, &[(slot, theirs)])) {
+            let (moved, back) = (state.weights(state.expert(slot)), state.weights(state.expert(theirs)));
+            let reached: f64 = (0..state.num_samples())
+                .map(|sample| {
+                    let difference = moved[sample] - back[sample];
+                    let (mine, its) = (state.rank_loads(rank)[sample], state.rank_loads(other)[sample]);
+                    (mine - difference).max(its + difference).max(tops[sample].without(rank, other))
+                })
+                .sum();
+            if reached <= best.0 {
+                best = (reached, Some(Riddance::Exchange(Exchange::one((slot, theirs)))));
+            }
+        }
+    }
+    best.1
+}

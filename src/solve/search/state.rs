@@ -1,0 +1,255 @@
+//! A placement of one layer while it is searched: what each slot holds and what each rank carries, in each sample.
+
+/// No expert yet.
+pub(super) const EMPTY: u32 = u32::MAX;
+
+/// Loads are scaled so that what is to be made small is the sum over samples of the most loaded rank's load: a rank's mean
+/// load in a sample is the sample's weight, and these sum up to 1.
+#[derive(Debug, Clone)]
+pub(super) struct State {
+    width: usize,
+    num_ranks: usize,
+    num_samples: usize,
+    /// `[experts][samples]`
+    loads: Vec<f64>,
+    /// Of a rank, `[samples]`.
+    means: Vec<f64>,
+    counts: Vec<u32>,
+    /// Of one replica, `[experts][samples]`.
+    weights: Vec<f64>,
+    /// The expert of each slot; of each rank by ascending weight in the first sample.
+    slots: Vec<u32>,
+    /// What each slot holds weighs in the first sample.
+    slot_weights: Vec<f64>,
+    /// `[ranks][samples]`
+    rank_loads: Vec<f64>,
+    /// The ranks by ascending load in the first sample.
+    order: Vec<u32>,
+}
+
+impl State {
+    /// Nothing is in the slots yet. `loads` is `[experts][samples]`.
+    pub fn new(loads: Vec<f64>, counts: Vec<u32>, num_slots: usize, num_ranks: usize) -> Self {
+        let num_samples = loads.len() / counts.len();
+        let num_experts = counts.len() as u32;
+        let mean = |sample| loads[sample..].iter().step_by(num_samples).sum::<f64>() / num_ranks as f64;
+        let mut state = State {
+            width: num_slots / num_ranks,
+            num_ranks,
+            num_samples,
+            means: (0..num_samples).map(mean).collect(),
+            weights: loads.clone(),
+            loads,
+            counts,
+            slots: vec![EMPTY; num_slots],
+            slot_weights: vec![0.0; num_slots],
+            rank_loads: vec![0.0; num_ranks * num_samples],
+            order: (0..num_ranks as u32).collect(),
+        };
+        (0..num_experts).for_each(|expert| state.weigh(expert));
+        state
+    }
+
+    fn weigh(&mut self, expert: u32) {
+        let (range, count) = (self.samples(expert as usize), f64::from(self.counts[expert as usize]));
+        for (weight, load) in self.weights[range.clone()].iter_mut().zip(&self.loads[range]) {
+            *weight = load / count;
+        }
+    }
+
+    fn samples(&self, row: usize) -> std::ops::Range<usize> {
+        row * self.num_samples..(row + 1) * self.num_samples
+    }
+
+    pub fn width(&self) -> usize {
+        self.width
+    }
+
+    pub fn num_ranks(&self) -> usize {
+        self.num_ranks
+    }
+
+    pub fn num_samples(&self) -> usize {
+        self.num_samples
+    }
+
+    pub fn num_experts(&self) -> usize {
+        self.counts.len()
+    }
+
+    pub fn num_slots(&self) -> usize {
+        self.slots.len()
+    }
+
+    pub fn count(&self, expert: u32) -> u32 {
+        self.counts[expert as usize]
+    }
+
+    /// What an expert carries in each sample.
+    pub fn load(&self, expert: u32) -> &[f64] {
+        &self.loads[self.samples(expert as usize)]
+    }
+
+    /// What a replica of an expert weighs in each sample.
+    pub fn weights(&self, expert: u32) -> &[f64] {
+        &self.weights[self.samples(expert as usize)]
+    }
+
+    pub fn slots(&self) -> &[u32] {
+        &self.slots
+    }
+
+    pub fn expert(&self, slot: usize) -> u32 {
+        self.slots[slot]
+    }
+
+    /// What the slots of a rank weigh in the first sample, ascending.
+    pub fn slot_weights(&self, rank: usize) -> &[f64] {
+        &self.slot_weights[self.slots_of(rank)]
+    }
+
+    pub fn slots_of(&self, rank: usize) -> std::ops::Range<usize> {
+        rank * self.width..(rank + 1) * self.width
+    }
+
+    pub fn rank_of(&self, slot: usize) -> usize {
+        slot / self.width
+    }
+
+    pub fn holds(&self, rank: usize, expert: u32) -> bool {
+        self.slots[self.slots_of(rank)].contains(&expert)
+    }
+
+    /// What a rank carries in each sample.
+    pub fn rank_loads(&self, rank: usize) -> &[f64] {
+        &self.rank_loads[self.samples(rank)]
+    }
+
+    /// `[ranks][samples]`
+    pub fn all_rank_loads(&self) -> &[f64] {
+        &self.rank_loads
+    }
+
+    /// The mean rank load of a sample.
+    pub fn mean(&self, sample: usize) -> f64 {
+        self.means[sample]
+    }
+
+    /// The ranks by ascending load in the first sample.
+    pub fn order(&self) -> &[u32] {
+        &self.order
+    }
+
+    /// Puts an expert into a slot whose rank is not to be asked before [`State::settle`].
+    pub fn fill(&mut self, slot: usize, expert: u32) {
+        self.slots[slot] = expert;
+    }
+
+    /// Adds up what the slots hold.
+    pub fn settle(&mut self) {
+        self.rank_loads.fill(0.0);
+        for rank in 0..self.num_ranks {
+            self.add_up(rank);
+            self.sort_slots(rank);
+        }
+        self.sort_ranks();
+    }
+
+    fn sort_ranks(&mut self) {
+        let Self { rank_loads, order, num_samples, .. } = self;
+        let load_of = |rank: u32| rank_loads[rank as usize * *num_samples];
+        order.sort_unstable_by(|&a, &b| load_of(a).total_cmp(&load_of(b)).then(a.cmp(&b)));
+    }
+
+    fn add_up(&mut self, rank: usize) {
+        let range = self.samples(rank);
+        let loads = &mut self.rank_loads[range];
+        loads.fill(0.0);
+        for slot in rank * self.width..(rank + 1) * self.width {
+            let held = self.slots[slot] as usize * self.num_samples;
+            let weights = &self.weights[held..held + self.num_samples];
+            self.slot_weights[slot] = weights[0];
+            loads.iter_mut().zip(weights).for_each(|(load, weight)| *load += weight);
+        }
+    }
+
+    /// Of a rank that is added up.
+    fn sort_slots(&mut self, rank: usize) {
+        let range = self.slots_of(rank);
+        let (slots, weights) = (&mut self.slots[range.clone()], &mut self.slot_weights[range]);
+        // Almost sorted mostly.
+        for end in 1..slots.len() {
+            let mut place = end;
+            while place > 0 && weights[place - 1] > weights[place] {
+                slots.swap(place - 1, place);
+                weights.swap(place - 1, place);
+                place -= 1;
+            }
+        }
+    }
+
+    /// What a rank holds changed.
+    fn resettle(&mut self, rank: usize) {
+        self.add_up(rank);
+        self.sort_slots(rank);
+        let Self { rank_loads, order, num_samples, .. } = self;
+        let load_of = |rank: u32| rank_loads[rank as usize * *num_samples];
+        let load = load_of(rank as u32);
+        let mut place =
+            order.iter().position(|&other| other == rank as u32).expect("every rank is in the order");
+        while place > 0 && load_of(order[place - 1]) > load {
+            order.swap(place - 1, place);
+            place -= 1;
+        }
+        while place + 1 < order.len() && load_of(order[place + 1]) < load {
+            order.swap(place, place + 1);
+            place += 1;
+        }
+    }
+
+    /// Exchanges what slots of two ranks hold.
+    pub fn swap(&mut self, pairs: &[(usize, usize)]) {
+        for &(one, other) in pairs {
+            self.slots.swap(one, other);
+        }
+        let (one, other) = pairs[0];
+        self.resettle(self.rank_of(one));
+        self.resettle(self.rank_of(other));
+    }
+
+    /// Gives a slot to another expert.
+    pub fn recount(&mut self, slot: usize, to: u32) {
+        let from = std::mem::replace(&mut self.slots[slot], to);
+        self.counts[from as usize] -= 1;
+        self.counts[to as usize] += 1;
+        self.weigh(from);
+        self.weigh(to);
+        for rank in 0..self.num_ranks {
+            if rank == self.rank_of(slot) || self.holds(rank, from) || self.holds(rank, to) {
+                self.add_up(rank);
+                self.sort_slots(rank);
+            }
+        }
+        self.sort_ranks();
+    }
+
+    /// The sum over samples of the most loaded rank's load.
+    pub fn cost(&self) -> f64 {
+        if let (1, Some(&hottest)) = (self.num_samples, self.order.last()) {
+            return self.rank_loads[hottest as usize];
+        }
+        (0..self.num_samples).map(|sample| self.most(sample)).sum()
+    }
+
+    fn most(&self, sample: usize) -> f64 {
+        self.rank_loads[sample..].iter().step_by(self.num_samples).copied().fold(0.0, f64::max)
+    }
+
+    /// Slots that repeat an expert of their rank.
+    pub fn duplicates(&self) -> impl Iterator<Item = usize> {
+        (0..self.slots.len()).filter(|&slot| {
+            let first = self.rank_of(slot) * self.width;
+            self.slots[first..slot].contains(&self.slots[slot])
+        })
+    }
+}
