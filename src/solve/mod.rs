@@ -3,6 +3,7 @@
 //! A policy is a rule for one layer: the loads of its experts in, the expert of each slot out. Layers are independent
 //! and solved in parallel; results do not depend on the number of threads.
 
+mod bound;
 mod loads;
 mod search;
 mod trtllm;
@@ -10,6 +11,7 @@ mod trtllm;
 use std::fmt;
 use std::str::FromStr;
 
+pub use bound::lower_bound;
 pub use loads::Loads;
 
 use crate::error::{Error, Result, try_zeroed};

@@ -1,0 +1,307 @@
+//! How good a placement can be at best: a maximum rank load that none is below.
+
+use crate::placement::Shape;
+
+/// A lower bound on the load of the most loaded rank, over every placement of `shape` that splits an expert's load evenly
+/// over its replicas. `loads` are those of one sample, `[experts]`, finite and not negative.
+///
+/// It is the smallest number, not below the mean, that none of these refutes as a maximum T:
+///
+/// - **The mean.** The ranks carry all load together, so one of them carries at least its share.
+/// - **Replicas.** Each replica of an expert of load l is on a rank of at most T, so it needs l / T of them, rounded up, and
+///   all needs together must not exceed the slots. What they leave are the spares.
+/// - **Company.** The c replicas of an expert are on q <= c ranks, whose other slots are not empty: these ranks carry l and
+///   what the lightest replicas for the other slots weigh, together at most q T. So the expert needs as many replicas as the
+///   smallest q for which that holds, which takes more spares, which makes the lightest replicas heavier.
+/// - **Crowding.** Where j + 1 replicas heavier than a weight w and the lightest for the rank's other slots exceed T, a rank
+///   has at most j such replicas, and all ranks have at most j each.
+///
+/// No replica count is assumed but the needs. A spare may go to any expert: it makes that expert's replicas lighter, and the
+/// k lightest of all still weigh as much as the k - spares lightest without any: k_e of an expert's c_e replicas weigh as much
+/// as k_e n_e / c_e of n_e, which is less by at most the spares c_e - n_e that the expert took. And a spare makes an expert's n
+/// replicas no longer heavier than w only where it comes with as many as the expert lacks to get there.
+///
+/// The bound is exact but for the rounding of sums, some 1e-15 of it. It is not always reached: that the loads fit together
+/// (bin packing) is more than it looks at.
+pub fn lower_bound(loads: &[f64], shape: Shape) -> f64 {
+    let total: f64 = loads.iter().sum();
+    if total == 0.0 || total.is_infinite() {
+        return 0.0; // No load, or sums that say nothing.
+    }
+    let experts = Experts::new(loads, shape);
+    let mut counts = Vec::new();
+    let mut refuted = total / shape.num_ranks() as f64;
+    if !experts.refute(refuted, &mut counts) {
+        return refuted;
+    }
+    // All load fits on one rank's budget of `total`, so nothing refutes that.
+    let mut possible = (2.0 * refuted).min(total);
+    while possible < total && experts.refute(possible, &mut counts) {
+        (refuted, possible) = (possible, (2.0 * possible).min(total));
+    }
+    loop {
+        let middle = refuted + (possible - refuted) / 2.0;
+        if middle <= refuted || middle >= possible {
+            return possible;
+        }
+        *(if experts.refute(middle, &mut counts) { &mut refuted } else { &mut possible }) = middle;
+    }
+}
+
+/// The experts of a layer, heaviest first.
+struct Experts {
+    shape: Shape,
+    loads: Vec<f64>,
+    /// `lightest[k]`: what the k lightest carry together.
+    lightest: Vec<f64>,
+}
+
+impl Experts {
+    fn new(loads: &[f64], shape: Shape) -> Experts {
+        let mut loads = loads.to_vec();
+        loads.sort_unstable_by(|a, b| b.total_cmp(a));
+        let mut lightest = vec![0.0; loads.len() + 1];
+        for (k, load) in loads.iter().rev().enumerate() {
+            lightest[k + 1] = lightest[k] + load;
+        }
+        Experts { shape, loads, lightest }
+    }
+
+    /// Whether no placement keeps every rank at or below `target`, which is at least the mean. `counts` is only memory.
+    fn refute(&self, target: f64, counts: &mut Vec<usize>) -> bool {
+        match Needs::new(self, target, counts) {
+            None => true,
+            Some(mut needs) => !needs.bear_company() || needs.crowd(),
+        }
+    }
+}
+
+/// How many replicas each expert needs at least for a maximum of `target`.
+struct Needs<'a> {
+    experts: &'a Experts,
+    target: f64,
+    /// Of the heaviest experts; all others need one.
+    counts: &'a mut Vec<usize>,
+    /// Slots beyond the needs.
+    spares: usize,
+    /// The lightest replica of the experts of `counts`.
+    lightest_hot: f64,
+    /// How many of the others are lighter than that.
+    num_lighter: usize,
+}
+
+impl<'a> Needs<'a> {
+    /// What the experts need whatever their company is, `None` where that is more than there is.
+    fn new(experts: &'a Experts, target: f64, counts: &'a mut Vec<usize>) -> Option<Self> {
+        let Experts { shape, loads, .. } = experts;
+        counts.clear();
+        let mut spares = shape.num_slots() - shape.num_experts();
+        for load in loads.iter().take_while(|&&load| load > target) {
+            let count = (load / target).ceil() as usize;
+            spares = spares.checked_sub(count - 1)?;
+            counts.push(count);
+        }
+        let mut needs = Needs { experts, target, counts, spares, lightest_hot: 0.0, num_lighter: 0 };
+        needs.weigh_hot();
+        Some(needs)
+    }
+
+    fn weigh_hot(&mut self) {
+        let (hot, others) = self.experts.loads.split_at(self.counts.len());
+        let weights = hot.iter().zip(&*self.counts).map(|(load, &count)| load / count as f64);
+        let lightest_hot = weights.fold(f64::INFINITY, f64::min);
+        self.lightest_hot = lightest_hot;
+        self.num_lighter = others.len() - others.partition_point(|&load| load >= lightest_hot);
+    }
+
+    /// What any `num_slots` slots carry at least.
+    fn lightest(&self, num_slots: usize) -> f64 {
+        let replicas = num_slots.saturating_sub(self.spares);
+        let of_others = replicas.min(self.num_lighter);
+        let others = self.experts.lightest[of_others];
+        if replicas == of_others {
+            others
+        } else {
+            others + (replicas - of_others) as f64 * self.lightest_hot
+        }
+    }
+
+    fn count(&self, expert: usize) -> usize {
+        self.counts.get(expert).copied().unwrap_or(1)
+    }
+
+    /// Raises the needs to what the company on their ranks asks for; false where that is more than there is.
+    fn bear_company(&mut self) -> bool {
+        loop {
+            let before = self.spares;
+            for expert in 0..self.experts.loads.len() {
+                let (count, needed) = (self.count(expert), self.ranks_needed(expert));
+                if needed <= count {
+                    match expert < self.counts.len() {
+                        true => continue,
+                        false => break, // The experts after it are lighter, and need one as well.
+                    }
+                }
+                match self.spares.checked_sub(needed - count) {
+                    None => return false,
+                    Some(spares) => self.spares = spares,
+                }
+                match self.counts.get_mut(expert) {
+                    Some(count) => *count = needed,
+                    None => self.counts.push(needed),
+                }
+                self.weigh_hot();
+            }
+            if self.spares == before {
+                return true;
+            }
+        }
+    }
+
+    /// The fewest ranks that can hold `expert` and what fills their other slots.
+    fn ranks_needed(&self, expert: usize) -> usize {
+        let Experts { shape, loads, .. } = self.experts;
+        let count = self.count(expert);
+        let fit = |ranks: usize| {
+            // Spares that the expert itself takes fill slots that others would leave, so `count` will do.
+            let others = (ranks * shape.slots_per_rank()).saturating_sub(count);
+            loads[expert] + self.lightest(others) <= ranks as f64 * self.target
+        };
+        let least = (loads[expert] / self.target).ceil().max(1.0) as usize;
+        (least..shape.num_ranks()).find(|&ranks| fit(ranks)).unwrap_or(shape.num_ranks().max(least))
+    }
+
+    /// Whether there are more heavy replicas than the ranks can hold.
+    fn crowd(&self) -> bool {
+        let Experts { shape, loads, .. } = self.experts;
+        let (hot, others) = loads.split_at(self.counts.len());
+        let width = shape.slots_per_rank();
+        (1..width).any(|most| {
+            let weight = (self.target - self.lightest(width - most - 1)) / (most + 1) as f64;
+            let (mut heavy, mut lightened_by_spare) = (others.partition_point(|&load| load > weight), 1.0);
+            for (load, &count) in hot.iter().zip(&*self.counts) {
+                if load / count as f64 > weight {
+                    heavy += count;
+                    let more = ((load / weight).ceil() - count as f64).max(1.0);
+                    lightened_by_spare = f64::max(lightened_by_spare, count as f64 / more);
+                }
+            }
+            heavy as f64 - self.spares as f64 * lightened_by_spare > (most * shape.num_ranks()) as f64
+        })
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn bound(loads: &[f64], num_slots: usize, num_ranks: usize) -> f64 {
+        lower_bound(loads, Shape::new(loads.len(), num_slots, num_ranks).unwrap())
+    }
+
+    #[test]
+    fn each_part_as_worked_by_hand() {
+        // The mean, which 4 + 1 and 3 + 2 reach.
+        assert_eq!(bound(&[4.0, 3.0, 2.0, 1.0], 4, 2), 5.0);
+        // Replicas: two spares make 30 into three of 10; the mean is 34 / 6.
+        assert_eq!(bound(&[30.0, 2.0, 2.0, 0.0], 6, 6), 10.0);
+        // Company: 9 shares its rank with 2 at least; the mean is 15 / 2.
+        assert_eq!(bound(&[9.0, 2.0, 2.0, 2.0], 4, 2), 11.0);
+        // Crowding: of three experts of 5 two share a rank; the mean is 8.
+        assert_eq!(bound(&[5.0, 5.0, 5.0, 1.0], 4, 2), 10.0);
+        assert_eq!(bound(&[0.0; 3], 4, 2), 0.0);
+    }
+
+    /// The smallest maximum rank load of all placements: every vector of replica counts, every way to fill the ranks one by
+    /// one, where each rank begins with the first expert that is left.
+    struct Exhaustive<'a> {
+        loads: &'a [f64],
+        width: usize,
+        counts: Vec<usize>,
+        weights: Vec<f64>,
+        least: f64,
+    }
+
+    impl Exhaustive<'_> {
+        fn optimum(loads: &[f64], num_slots: usize, num_ranks: usize) -> f64 {
+            let width = num_slots / num_ranks;
+            let (counts, weights) = (vec![1; loads.len()], loads.to_vec());
+            let mut search = Exhaustive { loads, width, counts, weights, least: f64::INFINITY };
+            search.count(0, num_slots - loads.len());
+            search.least
+        }
+
+        fn count(&mut self, expert: usize, spares: usize) {
+            let last = expert + 1 == self.loads.len();
+            for more in if last { spares } else { 0 }..=spares {
+                self.counts[expert] = 1 + more;
+                self.weights[expert] = self.loads[expert] / (1 + more) as f64;
+                match last {
+                    false => self.count(expert + 1, spares - more),
+                    true => self.fill(0, 0, 0.0, 0.0),
+                }
+            }
+        }
+
+        /// The rest of the slots, where the current rank has `held` replicas, of experts up to `from`, that carry `load`.
+        fn fill(&mut self, held: usize, from: usize, load: f64, max: f64) {
+            if held == self.width {
+                return self.fill(0, 0, 0.0, max.max(load));
+            }
+            let left = |&expert: &usize| self.counts[expert] > 0;
+            let mut choices: Vec<usize> = (from..self.loads.len()).filter(left).collect();
+            if held == 0 {
+                if choices.is_empty() {
+                    self.least = self.least.min(max);
+                }
+                choices.truncate(1);
+            }
+            for expert in choices {
+                self.counts[expert] -= 1;
+                self.fill(held + 1, expert, load + self.weights[expert], max);
+                self.counts[expert] += 1;
+            }
+        }
+    }
+
+    #[test]
+    fn never_above_the_optimum_of_small_shapes_and_mostly_equal_to_it() {
+        let mut state = 1u64;
+        let mut random = |below: u64| {
+            state = state.wrapping_mul(6_364_136_223_846_793_005).wrapping_add(1_442_695_040_888_963_407);
+            (state >> 33) % below
+        };
+        let (mut cases, mut reached) = (0, 0);
+        for (num_experts, num_ranks, width) in
+            (1..=5).flat_map(|e| (2..=4).flat_map(move |r| (1..=4).map(move |w| (e, r, w))))
+        {
+            let num_slots = num_ranks * width;
+            if num_slots < num_experts || num_slots > 8 {
+                continue;
+            }
+            for case in 0..100 {
+                // Ties and zeros, whole numbers, fractions, one hot expert, a falling row.
+                let loads: Vec<f64> = (0..num_experts)
+                    .map(|expert| match (case % 5, expert) {
+                        (0, _) => random(4) as f64,
+                        (1, _) => random(100) as f64,
+                        (2, _) => random(1 << 30) as f64 / 1e9,
+                        (3, 0) => 100.0,
+                        (3, _) => random(10) as f64,
+                        _ => 100.0 / ((expert + 1) as f64).powf(random(200) as f64 / 100.0),
+                    })
+                    .collect();
+                let optimum = Exhaustive::optimum(&loads, num_slots, num_ranks);
+                let bound = bound(&loads, num_slots, num_ranks);
+                assert!(
+                    bound <= optimum * (1.0 + 1e-14),
+                    "{loads:?} on {num_ranks} x {width}: {bound} > {optimum}"
+                );
+                cases += 1;
+                reached += u32::from(bound >= optimum * (1.0 - 1e-9));
+            }
+        }
+        let share = f64::from(reached) / f64::from(cases);
+        assert!((0.75..1.0).contains(&share), "{reached} of {cases}");
+    }
+}
