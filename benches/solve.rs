@@ -1,10 +1,11 @@
-//! Policies on the shape of DeepSeek-V3: 58 layers x 256 experts. `cargo bench --bench solve`
+//! Policies on the shape of DeepSeek-V3, 58 layers x 256 experts, and what measures one layer of their placements.
+//! `cargo bench --bench solve`
 
 use std::hint::black_box;
 
 use criterion::{Criterion, criterion_group, criterion_main};
 use eplb::placement::Shape;
-use eplb::solve::{Loads, Policy, solve};
+use eplb::solve::{Loads, Policy, best_split, lower_bound, solve};
 
 const LAYERS: u32 = 58;
 const EXPERTS: usize = 256;
@@ -40,5 +41,24 @@ fn policies(c: &mut Criterion) {
     }
 }
 
-criterion_group!(benches, policies);
+fn measures(c: &mut Criterion) {
+    for (name, exponent) in [("zipf 0.6", 0.6), ("zipf 1.0", 1.0), ("equal", 0.0)] {
+        let values = &zipf(exponent)[..EXPERTS];
+        let loads = Loads::new(values, &[3], 1, EXPERTS).unwrap();
+        for (slots, ranks) in [(288, 32), (288, 72), (320, 8)] {
+            let shape = Shape::new(EXPERTS, slots, ranks).unwrap();
+            let case = format!("{name}/{slots} slots on {ranks} ranks/1 layer");
+            c.bench_function(&format!("lower bound/{case}"), |b| {
+                b.iter(|| lower_bound(black_box(values), shape));
+            });
+            let placement = solve(Policy::Trtllm, shape, &loads, 1).unwrap();
+            let experts = placement.layer_experts(3).unwrap();
+            c.bench_function(&format!("best split/{case}"), |b| {
+                b.iter(|| best_split(black_box(values), experts, shape));
+            });
+        }
+    }
+}
+
+criterion_group!(benches, policies, measures);
 criterion_main!(benches);

@@ -101,17 +101,17 @@ impl<'a> Needs<'a> {
             spares = spares.checked_sub(count - 1)?;
             counts.push(count);
         }
-        let mut needs = Needs { experts, target, counts, spares, lightest_hot: 0.0, num_lighter: 0 };
-        needs.weigh_hot();
+        let mut needs =
+            Needs { experts, target, counts, spares, lightest_hot: f64::INFINITY, num_lighter: 0 };
+        let weights = loads.iter().zip(&*needs.counts).map(|(load, &count)| load / count as f64);
+        needs.lightest_hot = weights.fold(f64::INFINITY, f64::min);
+        needs.count_lighter();
         Some(needs)
     }
 
-    fn weigh_hot(&mut self) {
-        let (hot, others) = self.experts.loads.split_at(self.counts.len());
-        let weights = hot.iter().zip(&*self.counts).map(|(load, &count)| load / count as f64);
-        let lightest_hot = weights.fold(f64::INFINITY, f64::min);
-        self.lightest_hot = lightest_hot;
-        self.num_lighter = others.len() - others.partition_point(|&load| load >= lightest_hot);
+    fn count_lighter(&mut self) {
+        let others = &self.experts.loads[self.counts.len()..];
+        self.num_lighter = others.len() - others.partition_point(|&load| load >= self.lightest_hot);
     }
 
     /// What any `num_slots` slots carry at least.
@@ -150,7 +150,8 @@ impl<'a> Needs<'a> {
                     Some(count) => *count = needed,
                     None => self.counts.push(needed),
                 }
-                self.weigh_hot();
+                self.lightest_hot = self.lightest_hot.min(self.experts.loads[expert] / needed as f64);
+                self.count_lighter();
             }
             if self.spares == before {
                 return true;
@@ -158,17 +159,23 @@ impl<'a> Needs<'a> {
         }
     }
 
-    /// The fewest ranks that can hold `expert` and what fills their other slots.
+    /// On how many ranks `expert` has to be: on no more than it needs replicas, where that many can hold it and what fills
+    /// their other slots.
     fn ranks_needed(&self, expert: usize) -> usize {
         let Experts { shape, loads, .. } = self.experts;
-        let count = self.count(expert);
+        let (load, count) = (loads[expert], self.count(expert));
         let fit = |ranks: usize| {
-            // Spares that the expert itself takes fill slots that others would leave, so `count` will do.
+            // With a spare for the expert there is one slot less to fill and one spare less to fill it, so `count` will do.
             let others = (ranks * shape.slots_per_rank()).saturating_sub(count);
-            loads[expert] + self.lightest(others) <= ranks as f64 * self.target
+            load + self.lightest(others) <= ranks as f64 * self.target
         };
-        let least = (loads[expert] / self.target).ceil().max(1.0) as usize;
-        (least..shape.num_ranks()).find(|&ranks| fit(ranks)).unwrap_or(shape.num_ranks().max(least))
+        if fit(count.min(shape.num_ranks())) {
+            return count;
+        }
+        let least = (load / self.target).ceil().max(1.0) as usize;
+        // All ranks can hold all there is, and more replicas than the spares allow are too many anyway.
+        let most = shape.num_ranks().min(count + self.spares + 1).max(least);
+        (least..most).find(|&ranks| fit(ranks)).unwrap_or(most)
     }
 
     /// Whether there are more heavy replicas than the ranks can hold.
@@ -178,15 +185,16 @@ impl<'a> Needs<'a> {
         let width = shape.slots_per_rank();
         (1..width).any(|most| {
             let weight = (self.target - self.lightest(width - most - 1)) / (most + 1) as f64;
-            let (mut heavy, mut lightened_by_spare) = (others.partition_point(|&load| load > weight), 1.0);
-            for (load, &count) in hot.iter().zip(&*self.counts) {
-                if load / count as f64 > weight {
-                    heavy += count;
-                    let more = ((load / weight).ceil() - count as f64).max(1.0);
-                    lightened_by_spare = f64::max(lightened_by_spare, count as f64 / more);
-                }
-            }
-            heavy as f64 - self.spares as f64 * lightened_by_spare > (most * shape.num_ranks()) as f64
+            let heavy_hot = || hot.iter().zip(&*self.counts).filter(|&(load, &n)| *load > weight * n as f64);
+            let heavy =
+                others.partition_point(|&load| load > weight) + heavy_hot().map(|(_, &n)| n).sum::<usize>();
+            let Some(too_many) = heavy.checked_sub(most * shape.num_ranks()).filter(|&n| n > 0) else {
+                return false;
+            };
+            // How many replicas a spare makes light at most: one of an expert that needs no other.
+            let lightened =
+                heavy_hot().map(|(load, &n)| n as f64 / ((load / weight).ceil() - n as f64).max(1.0));
+            self.spares as f64 * lightened.fold(1.0, f64::max) < too_many as f64
         })
     }
 }

@@ -6,6 +6,7 @@
 mod bound;
 mod loads;
 mod search;
+mod split;
 mod trtllm;
 
 use std::fmt;
@@ -13,6 +14,7 @@ use std::str::FromStr;
 
 pub use bound::lower_bound;
 pub use loads::Loads;
+pub use split::best_split;
 
 use crate::error::{Error, Result, try_zeroed};
 use crate::placement::{Placement, Shape};
