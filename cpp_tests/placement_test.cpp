@@ -186,6 +186,48 @@ TEST(Placement, EvaluationSplitsAnExpertEvenlyAndAveragesSamples) {
     }
 }
 
+TEST(Placement, EvaluationSaysHowGoodAnyPlacementAndAnySplitCouldBe) {
+    // Layer 7: rank 0 holds 0 1 2, rank 1 holds 3 0 1. Loads 4 2 1 6: the ranks carry 4 and 9. The mean, 6.5,
+    // is the bound, and the best split: rank 0 takes 5.5 of the 6 of experts 0 and 1 to its 1, rank 1 the
+    // other 0.5 to its 6.
+    const auto placement = eplb::placement::create(cpp_sizes(), layers, slots);
+    const auto one = placement.evaluate(7, std::vector<double>{4, 2, 1, 6});
+    EXPECT_DOUBLE_EQ(one.lower_bound, 6.5);
+    EXPECT_DOUBLE_EQ(one.gap, 2.5 / 6.5);
+    EXPECT_DOUBLE_EQ(one.best_split_max_load, 6.5);
+    EXPECT_DOUBLE_EQ(one.best_split_balancedness, 1.0);
+    // Loads 1 1 1 9: the ranks carry 2 and 10. With both spares expert 3 has three replicas of 3, of which
+    // two share a rank: 6 is the mean and the bound. The best split leaves 9 on rank 1.
+    const auto other = placement.evaluate(7, std::vector<double>{1, 1, 1, 9});
+    EXPECT_DOUBLE_EQ(other.lower_bound, 6.0);
+    EXPECT_DOUBLE_EQ(other.gap, 4.0 / 6.0);
+    EXPECT_DOUBLE_EQ(other.best_split_max_load, 9.0);
+    EXPECT_DOUBLE_EQ(other.best_split_balancedness, 6.0 / 9.0);
+    const auto both = placement.evaluate(7, std::vector<double>{4, 2, 1, 6, 1, 1, 1, 9}, 2);
+    EXPECT_DOUBLE_EQ(both.lower_bound, 6.25);
+    EXPECT_DOUBLE_EQ(both.gap, (2.5 / 6.5 + 4.0 / 6.0) / 2);
+    EXPECT_DOUBLE_EQ(both.best_split_max_load, 7.75);
+    EXPECT_DOUBLE_EQ(both.best_split_balancedness, (1 + 6.0 / 9.0) / 2);
+
+    // 4 slots for 4 experts on 2 ranks. Loads 9 2 2 2, mean 7.5: 9 shares its rank with 2, so no placement is
+    // below 11.
+    eplb::placement_config config;
+    config.num_experts = 4;
+    config.num_ranks = 2;
+    const auto least =
+        eplb::placement::create(config, std::vector<int32_t>{0}, std::vector<int32_t>{0, 1, 2, 3});
+    const auto best = least.evaluate(0, std::vector<double>{9, 2, 2, 2});
+    EXPECT_DOUBLE_EQ(best.lower_bound, 11.0);
+    EXPECT_NEAR(best.gap, 0, 1e-12);
+    EXPECT_DOUBLE_EQ(best.best_split_max_load, 11.0);
+
+    const auto idle = placement.evaluate(7, std::vector<double>{4, 2, 1, 6, 0, 0, 0, 0}, 2);
+    EXPECT_DOUBLE_EQ(idle.lower_bound, 3.25);
+    EXPECT_DOUBLE_EQ(idle.best_split_max_load, 3.25);
+    EXPECT_TRUE(std::isnan(idle.gap));
+    EXPECT_TRUE(std::isnan(idle.best_split_balancedness));
+}
+
 TEST(Placement, NullAndUnknownNumbersAreErrors) {
     const auto placement = eplb::placement::create(cpp_sizes(), layers, slots);
     const auto config = sizes();

@@ -874,7 +874,7 @@ typedef struct eplb_placement_info {
 
 /**
  * How evenly a placement loads the ranks in one layer. Initialise with EPLB_PLACEMENT_EVALUATION_INIT. Figures are
- * taken per sample and averaged over samples; an expert's load is split evenly over its replicas.
+ * taken per sample and averaged over samples; but for the best split, an expert's load is split evenly over its replicas.
  */
 typedef struct eplb_placement_evaluation {
   /** sizeof(eplb_placement_evaluation) */
@@ -893,9 +893,28 @@ typedef struct eplb_placement_evaluation {
   uint32_t max_replicas;
   /** Slots that repeat an expert of their own rank. */
   uint64_t num_duplicates;
+  /**
+   * What the most loaded rank carries at least, whatever the placement of this many slots on this many ranks. It is the
+   * least maximum that none of these refutes: one rank carries the mean or more; an expert needs as many replicas as keep
+   * each below the maximum, together with the lightest that fill their ranks, and all needs must fit in the slots; of
+   * replicas that are too heavy to share a rank there must be no more than the ranks hold. Not every bound is reached.
+   */
+  double lower_bound;
+  /**
+   * (max - lower bound) / lower bound: how far the placement may be from the best one at most; 0 is proof that none is
+   * better. NaN where a sample has no load.
+   */
+  double gap;
+  /**
+   * Load of the most loaded rank if each expert's load were split over its replicas in the best fractions: what a rule
+   * that splits by need, as EPLB_ROUTE_LEAST_LOADED, can reach with this placement.
+   */
+  double best_split_max_load;
+  /** mean / max of the best split: 1 is even. NaN where a sample has no load. */
+  double best_split_balancedness;
 } eplb_placement_evaluation;
 /** An eplb_placement_evaluation with every default. */
-#define EPLB_PLACEMENT_EVALUATION_INIT { sizeof(eplb_placement_evaluation), 0, 0, 0, 0, 0, 0, 0 }
+#define EPLB_PLACEMENT_EVALUATION_INIT { sizeof(eplb_placement_evaluation), 0, 0, 0, 0, 0, 0, 0, 0, 0, 0, 0 }
 
 #ifdef __cplusplus
 extern "C" {
@@ -1040,7 +1059,7 @@ eplb_status eplb_placement_hash(const eplb_placement *placement,
                                 uint64_t *hash);
 
 /**
- * Tells how evenly a placement would load the ranks in one layer.
+ * Tells how evenly a placement would load the ranks in one layer, and how far that is from the best possible.
  *
  * \param placement    the placement
  * \param loads        [num_samples][num_experts], finite and not negative, in any unit

@@ -5,7 +5,7 @@ use std::path::Path;
 use crate::atomic_file::AtomicFile;
 use crate::error::{Error, Result};
 use crate::placement::{Placement, Shape};
-use crate::report::{Balance, average};
+use crate::report::{Balance, Certificate, average};
 use crate::solve::{Loads, Policy, solve};
 use crate::stats::{Counted, Dump, LoadOptions, Summary};
 
@@ -60,6 +60,11 @@ impl Generated {
     pub fn imbalance_after(&self) -> Option<f64> {
         average(self.layers.iter().map(|layer| layer.after.imbalance_ratio))
     }
+
+    /// The gap to the bound, averaged over layers.
+    pub fn gap(&self) -> Option<f64> {
+        average(self.layers.iter().map(|layer| layer.certificate.gap))
+    }
 }
 
 /// What a placement does for a layer, over the iterations it was made from.
@@ -71,6 +76,8 @@ pub struct LayerChange {
     pub before: Balance,
     /// With the placement, each expert's tokens split evenly over its replicas.
     pub after: Balance,
+    /// How far the placement is from the best possible for the loads that it was planned for: all iterations together.
+    pub certificate: Certificate,
 }
 
 /// Reads the dump, places its experts and writes the configuration file, whole or not at all.
@@ -100,12 +107,13 @@ pub fn generate(
     let placement = solve(config.policy, shape, &loads, config.options.threads)?
         .with_layer_updates_per_iter(config.layer_updates_per_iter);
     let mut changes = Vec::with_capacity(layers.len());
-    for (layer, slot_experts) in placement.iter() {
-        let loads = stats.layer_samples(layer, stats.summary().iterations.len() as usize, num_experts)?;
-        let iterations = loads.chunks_exact(num_experts);
+    for (index, (layer, slot_experts)) in placement.iter().enumerate() {
+        let samples = stats.layer_samples(layer, stats.summary().iterations.len() as usize, num_experts)?;
+        let iterations = samples.chunks_exact(num_experts);
         let before = Balance::unbalanced(num_ranks, iterations.clone());
         let after = Balance::projected(shape, slot_experts, iterations);
-        changes.push(LayerChange { layer, before, after });
+        let certificate = Certificate::new(shape, slot_experts, loads.layer(index));
+        changes.push(LayerChange { layer, before, after, certificate });
     }
     progress(Phase::Solve, num_layers, num_layers)?;
 

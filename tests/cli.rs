@@ -82,7 +82,7 @@ fn the_table_shows_each_layer_and_the_average() {
     // Layer 26 from the two load reports under data/expected: 0.72816 measured, 0.15894 projected.
     let row = |name: &str| text.lines().find(|line| line.trim_start().starts_with(name)).unwrap();
     assert_eq!(row("26 ").split_whitespace().collect::<Vec<_>>()[..3], ["26", "0.7282", "0.1589"]);
-    assert_eq!(row("average").split_whitespace().count(), 3);
+    assert_eq!(row("average").split_whitespace().count(), 4);
     assert!(text.contains("9 slots repeat an expert of their own rank"), "{text}");
     assert_eq!(String::from_utf8(eplb(&format!("{args} --quiet")).stdout).unwrap(), "");
 }

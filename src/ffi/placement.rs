@@ -132,7 +132,7 @@ pub struct eplb_placement_issue {
 }
 
 /// How evenly a placement loads the ranks in one layer. Initialise with EPLB_PLACEMENT_EVALUATION_INIT. Figures are
-/// taken per sample and averaged over samples; an expert's load is split evenly over its replicas.
+/// taken per sample and averaged over samples; but for the best split, an expert's load is split evenly over its replicas.
 #[repr(C)]
 #[derive(Clone, Copy)]
 pub struct eplb_placement_evaluation {
@@ -152,6 +152,19 @@ pub struct eplb_placement_evaluation {
     pub max_replicas: u32,
     /// Slots that repeat an expert of their own rank.
     pub num_duplicates: u64,
+    /// What the most loaded rank carries at least, whatever the placement of this many slots on this many ranks. It is the
+    /// least maximum that none of these refutes: one rank carries the mean or more; an expert needs as many replicas as keep
+    /// each below the maximum, together with the lightest that fill their ranks, and all needs must fit in the slots; of
+    /// replicas that are too heavy to share a rank there must be no more than the ranks hold. Not every bound is reached.
+    pub lower_bound: f64,
+    /// (max - lower bound) / lower bound: how far the placement may be from the best one at most; 0 is proof that none is
+    /// better. NaN where a sample has no load.
+    pub gap: f64,
+    /// Load of the most loaded rank if each expert's load were split over its replicas in the best fractions: what a rule
+    /// that splits by need, as EPLB_ROUTE_LEAST_LOADED, can reach with this placement.
+    pub best_split_max_load: f64,
+    /// mean / max of the best split: 1 is even. NaN where a sample has no load.
+    pub best_split_balancedness: f64,
 }
 
 // SAFETY: `repr(C)`, `struct_size` first, numbers only.
@@ -445,7 +458,7 @@ pub unsafe extern "C" fn eplb_placement_hash(
     })
 }
 
-/// Tells how evenly a placement would load the ranks in one layer.
+/// Tells how evenly a placement would load the ranks in one layer, and how far that is from the best possible.
 ///
 /// \param placement    the placement
 /// \param loads        [num_samples][num_experts], finite and not negative, in any unit
@@ -483,6 +496,10 @@ pub unsafe extern "C" fn eplb_placement_evaluate(
             worst_rank: number(found.balance.worst_rank, "worst_rank")?,
             max_replicas: found.max_replicas,
             num_duplicates: found.num_duplicates as u64,
+            lower_bound: found.certificate.lower_bound,
+            gap: found.certificate.gap.unwrap_or(f64::NAN),
+            best_split_max_load: found.best_split_max,
+            best_split_balancedness: found.best_split_balancedness.unwrap_or(f64::NAN),
         });
         Ok(())
     })

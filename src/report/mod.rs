@@ -1,13 +1,13 @@
 //! How even a placement makes the ranks: what needs a load and a placement together.
 
+mod evaluation;
 mod expected;
 
+pub use evaluation::{Certificate, Evaluation, evaluate};
 pub(crate) use expected::routed_load;
 pub use expected::{Routed, expected_load};
 
-use crate::error::{Error, Result};
-use crate::placement::{Placement, Shape, duplicates_in};
-use crate::solve::Loads;
+use crate::placement::Shape;
 
 /// How evenly the ranks of one layer are loaded, over one or more samples (iterations).
 ///
@@ -63,13 +63,7 @@ impl Balance {
         samples: impl Iterator<Item = &'a [f64]>,
     ) -> Balance {
         let replicas = replica_counts(shape, slot_experts);
-        Balance::of_ranks(samples.map(|loads| {
-            let load_of = |&expert: &u32| loads[expert as usize] / f64::from(replicas[expert as usize]);
-            slot_experts
-                .chunks_exact(shape.slots_per_rank())
-                .map(|rank| rank.iter().map(load_of).sum())
-                .collect()
-        }))
+        Balance::of_ranks(samples.map(|loads| even_split(shape, slot_experts, &replicas, loads).collect()))
     }
 
     /// Without a load balancer: consecutive experts on each rank, as many as divide evenly. Each sample is `[experts]`.
@@ -81,39 +75,15 @@ impl Balance {
     }
 }
 
-/// A placement held against the loads of one layer.
-#[derive(Debug, Clone, Copy, PartialEq)]
-pub struct Evaluation {
-    /// How even the ranks are.
-    pub balance: Balance,
-    /// The largest number of slots that an expert has.
-    pub max_replicas: u32,
-    /// Slots that repeat an expert of their own rank.
-    pub num_duplicates: usize,
-}
-
-/// Holds a layer of `placement` against its loads, `[num_samples][num_experts]`.
-pub fn evaluate(
-    placement: &Placement,
-    layer: u32,
-    loads: &[f64],
-    num_samples: usize,
-    num_experts: usize,
-) -> Result<Evaluation> {
-    let (shape, experts) = (placement.shape(), placement.layer_experts(layer)?);
-    if num_experts != shape.num_experts() {
-        let held = shape.num_experts();
-        return Err(Error::InvalidArgument(format!(
-            "num_experts is {num_experts}, the placement has {held}"
-        )));
-    }
-    let layers = [layer];
-    let samples = Loads::new(loads, &layers, num_samples, num_experts)?.layer(0);
-    Ok(Evaluation {
-        balance: Balance::projected(shape, experts, samples),
-        max_replicas: replica_counts(shape, experts).into_iter().max().unwrap_or(0),
-        num_duplicates: duplicates_in(shape, layer, experts).len(),
-    })
+/// The load of each rank where each expert's is split evenly over its `replicas`.
+fn even_split<'a>(
+    shape: Shape,
+    slot_experts: &'a [u32],
+    replicas: &'a [u32],
+    loads: &'a [f64],
+) -> impl Iterator<Item = f64> + 'a {
+    let load_of = |&expert: &u32| loads[expert as usize] / f64::from(replicas[expert as usize]);
+    slot_experts.chunks_exact(shape.slots_per_rank()).map(move |rank| rank.iter().map(load_of).sum())
 }
 
 /// How many slots each expert has.

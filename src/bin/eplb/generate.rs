@@ -126,7 +126,9 @@ fn describe(args: &Args, generated: &Generated) -> String {
     let _ = writeln!(
         text,
         "{}: {} experts, {} layers, iterations {}, {} ranks\n{}: {} slots on {} ranks, {} each\n\n\
-         Imbalance ratio, (max - mean) / mean of the ranks' tokens: 0 is even",
+         Imbalance ratio, (max - mean) / mean of the ranks' tokens: 0 is even\n\
+         Gap, (max - bound) / bound of all iterations together: no placement is\n\
+         below the bound, so 0 is as good as any",
         args.expert_statistic_path.display(),
         summary.num_experts,
         summary.layers.len(),
@@ -157,19 +159,21 @@ fn table(generated: &Generated) -> Table {
     table
         .set_style(TableComponent::HeaderLines, '─')
         .set_style(TableComponent::MiddleHeaderIntersections, '─');
-    table.set_header(["layer", "before", "after", "worst rank after"].map(right));
+    table.set_header(["layer", "before", "after", "gap", "worst rank after"].map(right));
     let ratio = |ratio: Option<f64>| ratio.map_or("-".to_owned(), |ratio| format!("{ratio:.4}"));
-    for LayerChange { layer, before, after } in &generated.layers {
+    for LayerChange { layer, before, after, certificate } in &generated.layers {
         let cells = [
             layer.to_string(),
             ratio(before.imbalance_ratio),
             ratio(after.imbalance_ratio),
+            ratio(certificate.gap),
             after.worst_rank.to_string(),
         ];
         table.add_row(cells.map(right));
     }
-    let (before, after) = (generated.imbalance_before(), generated.imbalance_after());
-    table.add_row(["average".to_owned(), ratio(before), ratio(after), String::new()].map(right));
+    let averages = [generated.imbalance_before(), generated.imbalance_after(), generated.gap()].map(ratio);
+    let [before, after, gap] = averages;
+    table.add_row(["average".to_owned(), before, after, gap, String::new()].map(right));
     table
 }
 
