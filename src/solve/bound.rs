@@ -5,24 +5,23 @@ use crate::placement::Shape;
 /// A lower bound on the load of the most loaded rank, over every placement of `shape` that splits an expert's load evenly
 /// over its replicas. `loads` are those of one sample, `[experts]`, finite and not negative.
 ///
-/// It is the smallest number, not below the mean, that none of these refutes as a maximum T:
+/// It is the mean, or, where one of these refutes the mean, the number next to one that is refuted as a maximum T:
 ///
 /// - **The mean.** The ranks carry all load together, so one of them carries at least its share.
-/// - **Replicas.** Each replica of an expert of load l is on a rank of at most T, so it needs l / T of them, rounded up, and
-///   all needs together must not exceed the slots. What they leave are the spares.
-/// - **Company.** The c replicas of an expert are on q <= c ranks, whose other slots are not empty: these ranks carry l and
-///   what the lightest replicas for the other slots weigh, together at most q T. So the expert needs as many replicas as the
-///   smallest q for which that holds, which takes more spares, which makes the lightest replicas heavier.
-/// - **Crowding.** Where j + 1 replicas heavier than a weight w and the lightest for the rank's other slots exceed T, a rank
-///   has at most j such replicas, and all ranks have at most j each.
+/// - **Replicas.** No replica may be heavier than T, so an expert of load l needs l / T of them, rounded up, and all needs
+///   must fit in the slots. The slots that they leave are the spares, which may go to any experts.
+/// - **Company.** The other slots of an expert's ranks are not empty: q ranks with all its replicas carry l and what the
+///   lightest replicas in their other slots carry, at most q T together. So the expert needs as many replicas as the smallest q
+///   for which that holds. That takes spares, which makes the lightest replicas heavier, so it is looked at again.
+/// - **Crowding.** If j + 1 replicas heavier than w, with the lightest in the rank's other slots, exceed T, then a rank holds at
+///   most j such replicas, and all ranks at most j each.
 ///
-/// No replica count is assumed but the needs. A spare may go to any expert: it makes that expert's replicas lighter, and the
-/// k lightest of all still weigh as much as the k - spares lightest without any: k_e of an expert's c_e replicas weigh as much
-/// as k_e n_e / c_e of n_e, which is less by at most the spares c_e - n_e that the expert took. And a spare makes an expert's n
-/// replicas no longer heavier than w only where it comes with as many as the expert lacks to get there.
+/// Spares change what is light and what is heavy, and none of this assumes where they go. **Light**: let an expert need n
+/// replicas and have c. Then k of its replicas carry as much as k n / c would without its spares, which is at most c - n fewer.
+/// So any k slots carry at least what, without spares, the lightest replicas would, as many as k minus the spares. **Heavy**: an
+/// expert's n replicas stay heavier than w unless spares bring it to l / w, so a spare makes at most n / (l / w - n) light.
 ///
-/// The bound is exact but for the rounding of sums, some 1e-15 of it. It is not always reached: that the loads fit together
-/// (bin packing) is more than it looks at.
+/// The bound holds but for the rounding of sums, some 1e-15 of it. It need not be reached: the loads may not fit together.
 pub fn lower_bound(loads: &[f64], shape: Shape) -> f64 {
     let total: f64 = loads.iter().sum();
     if total == 0.0 || total.is_infinite() {
@@ -34,7 +33,7 @@ pub fn lower_bound(loads: &[f64], shape: Shape) -> f64 {
     if !experts.refute(refuted, &mut counts) {
         return refuted;
     }
-    // All load fits on one rank's budget of `total`, so nothing refutes that.
+    // No rank carries more than `total`.
     let mut possible = (2.0 * refuted).min(total);
     while possible < total && experts.refute(possible, &mut counts) {
         (refuted, possible) = (possible, (2.0 * possible).min(total));
@@ -191,7 +190,7 @@ impl<'a> Needs<'a> {
             let Some(too_many) = heavy.checked_sub(most * shape.num_ranks()).filter(|&n| n > 0) else {
                 return false;
             };
-            // How many replicas a spare makes light at most: one of an expert that needs no other.
+            // How many replicas a spare makes light: at most one of an expert that needs only one.
             let lightened =
                 heavy_hot().map(|(load, &n)| n as f64 / ((load / weight).ceil() - n as f64).max(1.0));
             self.spares as f64 * lightened.fold(1.0, f64::max) < too_many as f64
