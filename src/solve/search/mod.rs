@@ -3,7 +3,7 @@
 //! A first placement without duplicates is improved by exchanging slots of the most loaded rank, one or two at once, with
 //! those of a less loaded one. Where no exchange helps, a slot changes its expert, and exchanges level what that upset; it
 //! is kept if the most loaded rank carries less in the end. This goes on until the certificate says that no placement can be
-//! better by more than a ten-thousandth, or the effort is spent. Effort counts what was looked at, not time, so that results
+//! better by more than one or two ten-thousandths, or the effort is spent. Effort counts what was looked at, not time, so that results
 //! repeat.
 
 mod moves;
@@ -12,10 +12,11 @@ mod state;
 
 use self::moves::{Riddance, exchange, exchange_for_all, exchange_of_two, recounts, riddance};
 use self::state::State;
+use super::lower_bound;
 use crate::placement::Shape;
 
 /// Better by less than this is not worth looking for.
-const TOLERANCE: f64 = 1e-4;
+const TOLERANCE: f64 = 1.5e-4;
 
 /// Less than this is no improvement but rounding.
 const LEAST_GAIN: f64 = 1e-10;
@@ -43,37 +44,38 @@ pub(super) struct Search<'a> {
 impl Search<'_> {
     /// The expert of each slot. The `others` are placements to start from where the search's own does not end below them.
     pub fn place(&self, others: &[Vec<u32>]) -> Vec<u32> {
-        let loads = self.scaled();
-        let others: Vec<State> = others.iter().map(|slots| self.state(loads.clone(), slots)).collect();
-        let to_beat = others.iter().map(State::cost).fold(f64::INFINITY, f64::min);
+        let scales = self.scales();
+        let loads = self.scaled(&scales);
+        let bound_of = |(loads, scale): (&&[f64], &f64)| lower_bound(loads, self.shape) * scale;
+        let bound: f64 = self.samples.iter().zip(&scales).map(bound_of).sum();
+        let enough = bound * (1.0 + TOLERANCE);
+        let costs: Vec<f64> = others.iter().map(|slots| self.cost(&loads, slots)).collect();
+        let to_beat = costs.iter().copied().fold(f64::INFINITY, f64::min);
         let mut best = self.start(&loads);
-        self.improve(&mut best, to_beat);
-        for mut other in others {
-            if other.cost() < best.cost() {
-                self.improve(&mut other, f64::INFINITY);
-                best = other;
+        self.improve(&mut best, enough.min(to_beat));
+        for (slots, cost) in others.iter().zip(costs) {
+            if cost < best.cost() {
+                best = self.state(loads.clone(), slots);
+                self.improve(&mut best, enough);
             }
         }
         best.slots().to_vec()
     }
 
-    /// `[experts][samples]`: the mean rank load of each sample is its weight.
-    fn scaled(&self) -> Vec<f64> {
-        let num_experts = self.shape.num_experts();
-        let scales: Vec<f64> = self
-            .samples
-            .iter()
-            .zip(self.weights)
-            .map(|(loads, weight)| {
-                let mean = loads.iter().sum::<f64>() / self.shape.num_ranks() as f64;
-                if mean > 0.0 { weight / mean } else { 0.0 }
-            })
-            .collect();
-        (0..num_experts)
-            .flat_map(|expert| {
-                self.samples.iter().zip(&scales).map(move |(loads, scale)| loads[expert] * scale)
-            })
-            .collect()
+    /// What makes the mean rank load of each sample its weight.
+    fn scales(&self) -> Vec<f64> {
+        let scale = |(loads, weight): (&&[f64], &f64)| {
+            let mean = loads.iter().sum::<f64>() / self.shape.num_ranks() as f64;
+            if mean > 0.0 { weight / mean } else { 0.0 }
+        };
+        self.samples.iter().zip(self.weights).map(scale).collect()
+    }
+
+    /// `[experts][samples]`
+    fn scaled(&self, scales: &[f64]) -> Vec<f64> {
+        let of_expert =
+            |expert: usize| self.samples.iter().zip(scales).map(move |(loads, scale)| loads[expert] * scale);
+        (0..self.shape.num_experts()).flat_map(of_expert).collect()
     }
 
     fn start(&self, loads: &[f64]) -> State {
@@ -88,22 +90,39 @@ impl Search<'_> {
         state
     }
 
-    fn state(&self, loads: Vec<f64>, slot_experts: &[u32]) -> State {
+    /// As [`State::cost`].
+    fn cost(&self, loads: &[f64], slot_experts: &[u32]) -> f64 {
+        let counts = self.counts(slot_experts);
+        let num_samples = self.samples.len();
+        let of_rank = |sample: usize, rank: &[u32]| -> f64 {
+            let weight = |&expert: &u32| {
+                loads[expert as usize * num_samples + sample] / f64::from(counts[expert as usize])
+            };
+            rank.iter().map(weight).sum()
+        };
+        let ranks = || slot_experts.chunks_exact(self.shape.slots_per_rank());
+        let most = |sample| ranks().map(|rank| of_rank(sample, rank)).fold(0.0, f64::max);
+        (0..num_samples).map(most).sum()
+    }
+
+    fn counts(&self, slot_experts: &[u32]) -> Vec<u32> {
         let mut counts = vec![0; self.shape.num_experts()];
         slot_experts.iter().for_each(|&expert| counts[expert as usize] += 1);
+        counts
+    }
+
+    fn state(&self, loads: Vec<f64>, slot_experts: &[u32]) -> State {
+        let counts = self.counts(slot_experts);
         let mut state = State::new(loads, counts, self.shape.num_slots(), self.shape.num_ranks());
         slot_experts.iter().enumerate().for_each(|(slot, &expert)| state.fill(slot, expert));
         state.settle();
         state
     }
 
-    /// Until the cost is as good as it can be, and not above `most`.
-    fn improve(&self, state: &mut State, most: f64) {
-        let means: f64 = (0..state.num_samples()).map(|sample| state.mean(sample)).sum();
-        let mut effort = Effort {
-            enough: (means * (1.0 + TOLERANCE)).min(most),
-            left: self.effort * self.shape.num_slots().max(LEAST_SLOTS),
-        };
+    /// Until the cost is not above `enough`, or as good as it can be.
+    fn improve(&self, state: &mut State, enough: f64) {
+        let left = self.effort * self.shape.num_slots().max(LEAST_SLOTS);
+        let mut effort = Effort { enough, left };
         effort.level(state);
         while effort.recount(state, RECOUNT_DEPTH) {}
         effort.rid(state);

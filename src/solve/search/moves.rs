@@ -6,7 +6,7 @@ use super::state::State;
 const LEAST_GAIN: f64 = 1e-10;
 
 /// With this much of its excess over the mean taken from the most loaded rank, no better partner is looked for.
-const GOOD_ENOUGH: f64 = 0.75;
+const GOOD_ENOUGH: f64 = 0.5;
 
 /// Slots to exchange, of one rank with slots of another: one pair, or two.
 #[derive(Debug, Clone, Copy)]
