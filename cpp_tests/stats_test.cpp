@@ -47,6 +47,18 @@ TEST(Stats, EveryTokenOfEveryIterationChoseSixExperts) {
             const auto row = iterations.begin() + i * 64;
             EXPECT_EQ(std::accumulate(row, row + 64, 0.0), 8 * 32 * 6) << "layer " << layer << ", row " << i;
         }
+        // 31 iterations in 4 groups: 0 to 6, 7 to 14, 15 to 22, 23 to 30.
+        const std::vector<double> groups = stats.layer_loads(layer, 4);
+        const size_t ends[] = {0, 7, 15, 23, 31};
+        for (size_t group = 0; group < 4; group++) {
+            for (size_t expert = 0; expert < 64; expert++) {
+                double sum = 0;
+                for (size_t i = ends[group]; i < ends[group + 1]; i++) {
+                    sum += iterations[i * 64 + expert];
+                }
+                ASSERT_EQ(groups[group * 64 + expert], sum) << "group " << group << ", expert " << expert;
+            }
+        }
     }
 }
 
@@ -120,7 +132,7 @@ TEST(Stats, NullAndWrongArgumentsAreErrorsAndWriteNothing) {
     EXPECT_EQ(eplb_stats_layer_loads(nullptr, 1, 1, 64, loads), EPLB_STATUS_INVALID_ARGUMENT);
     EXPECT_EQ(eplb_stats_layer_loads(stats.get(), 1, 1, 64, nullptr), EPLB_STATUS_INVALID_ARGUMENT);
     for (const auto &[layer, samples, experts] :
-         {std::tuple(0, 1, 64), {27, 1, 64}, {-1, 1, 64}, {1, 0, 64}, {1, 2, 64}, {1, 1, 63}}) {
+         {std::tuple(0, 1, 64), {27, 1, 64}, {-1, 1, 64}, {1, 0, 64}, {1, 32, 64}, {1, 1, 63}}) {
         EXPECT_EQ(eplb_stats_layer_loads(stats.get(), layer, samples, experts, loads),
                   EPLB_STATUS_INVALID_ARGUMENT);
     }

@@ -702,7 +702,8 @@ eplb_status eplb_stats_get_info(const eplb_stats *stats,
  *
  * \param stats        the counts
  * \param layer        the layer's number
- * \param num_samples  1: summed over the iterations; iter_stop - iter_start: one row an iteration
+ * \param num_samples  1: summed over the iterations; iter_stop - iter_start: one row an iteration; between: as many groups of
+ *                     iterations that follow each other, as even as can be, each summed up
  * \param num_experts  that of the dump, as a check
  * \param loads        receives [num_samples][num_experts]
  * \return EPLB_STATUS_OK; EPLB_STATUS_INVALID_ARGUMENT, also for an unknown layer; EPLB_STATUS_INVALID_DUMP where a sum is

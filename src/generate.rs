@@ -102,7 +102,7 @@ pub fn generate(
     let layers = &stats.summary().layers;
     let num_layers = layers.len() as u64;
     progress(Phase::Solve, 0, num_layers)?;
-    let loads = stats.total_loads()?;
+    let loads = stats.samples(1)?;
     let loads = Loads::new(&loads, layers, 1, num_experts)?;
     let placement = solve(config.policy, shape, &loads, config.options.threads)?
         .with_layer_updates_per_iter(config.layer_updates_per_iter);

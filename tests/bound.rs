@@ -59,7 +59,7 @@ fn no_greedy_placement_of_a_recorded_layer_is_below_the_bound() {
     for name in ["dsv2lite-law", "dsv2lite-translation", "dsr1-extreme", "dsr1-all-zero"] {
         let stats =
             Dump::open(&dumps.join(name), &LoadOptions::default()).unwrap().read(&mut |_, _| Ok(())).unwrap();
-        let (num_experts, loads) = (stats.summary().num_experts, stats.total_loads().unwrap());
+        let (num_experts, loads) = (stats.summary().num_experts, stats.samples(1).unwrap());
         for (spares, num_ranks) in [(0, 8), (8, 8), (16, 16), (32, 32), (0, 64)] {
             for layer in loads.chunks_exact(num_experts) {
                 let evaluation = greedy(layer, num_experts + spares, num_ranks);

@@ -618,10 +618,10 @@ fn counts_that_no_double_can_say_are_no_loads() {
     let dir = tempfile::tempdir().unwrap();
     write_meta(&dir);
     write_tensors(&rank_path(&dir, 0), &[("0_3".into(), Dtype::I64, vec![1 << 53, 0, 0, 0])]);
-    assert_eq!(load(&dir).unwrap().total_loads().unwrap()[0], 9_007_199_254_740_992.0);
+    assert_eq!(load(&dir).unwrap().samples(1).unwrap()[0], 9_007_199_254_740_992.0);
     write_tensors(&rank_path(&dir, 0), &[("0_3".into(), Dtype::I64, vec![0, (1 << 53) + 1, 0, 0])]);
     assert_eq!(
-        load(&dir).unwrap().total_loads().unwrap_err().to_string(),
+        load(&dir).unwrap().samples(1).unwrap_err().to_string(),
         "layer 3, expert 1: 9007199254740993 tokens are more than a load can say exactly; choose fewer iterations"
     );
 }

@@ -128,10 +128,20 @@ impl Stats {
 
     /// The counts of `layer` summed over the iterations, `[experts]`.
     pub fn layer_totals(&self, layer: u32) -> Result<Vec<u64>> {
-        let mut totals = vec![0u64; self.summary.num_experts];
-        for iteration in self.layer_counts(layer)?.chunks_exact(self.summary.num_experts) {
-            for (expert, (total, count)) in totals.iter_mut().zip(iteration).enumerate() {
-                *total = total.checked_add(*count).ok_or_else(|| {
+        self.layer_sums(layer, 1)
+    }
+
+    /// The counts of `layer`, summed up in groups of iterations that follow each other, as even as can be:
+    /// `[groups][experts]`.
+    fn layer_sums(&self, layer: u32, groups: usize) -> Result<Vec<u64>> {
+        let (num_experts, counts) = (self.summary.num_experts, self.layer_counts(layer)?);
+        let iterations = counts.len() / num_experts;
+        let mut sums = vec![0u64; groups * num_experts];
+        for (iteration, counts) in counts.chunks_exact(num_experts).enumerate() {
+            // The group whose end, (group + 1) x iterations / groups rounded down, is the first beyond it.
+            let group = ((iteration + 1) * groups - 1) / iterations;
+            for (expert, (sum, count)) in sums[group * num_experts..].iter_mut().zip(counts).enumerate() {
+                *sum = sum.checked_add(*count).ok_or_else(|| {
                     Error::InvalidDump(format!(
                         "layer {layer}, expert {expert}: the sum over iterations {} overflows 64 bits; choose fewer",
                         self.summary.iterations
@@ -139,32 +149,31 @@ impl Stats {
                 })?;
             }
         }
-        Ok(totals)
+        Ok(sums)
     }
 
-    /// Loads of `layer` for a solver: summed over the iterations when `num_samples` is 1, else one row an iteration,
-    /// `[num_samples][num_experts]`. The number of experts is the caller's, as a check.
+    /// Loads of `layer` for a solver, `[num_samples][num_experts]`: the iterations in `num_samples` groups that follow each
+    /// other, as even as can be, each summed up. The number of experts is the caller's, as a check.
     pub fn layer_samples(&self, layer: u32, num_samples: usize, num_experts: usize) -> Result<Vec<f64>> {
         if num_experts != self.summary.num_experts {
             let held = self.summary.num_experts;
             return Err(Error::InvalidArgument(format!("num_experts is {num_experts}, the dump has {held}")));
         }
-        match num_samples {
-            1 => self.loads_of(layer, &self.layer_totals(layer)?),
-            n if n as u64 == self.summary.iterations.len() => self.loads_of(layer, self.layer_counts(layer)?),
-            n => Err(Error::InvalidArgument(format!(
-                "{n} samples asked for; 1 is the sum over iterations {}, {} one an iteration",
-                self.summary.iterations,
-                self.summary.iterations.len()
-            ))),
+        let iterations = self.summary.iterations;
+        if num_samples == 0 || num_samples as u64 > iterations.len() {
+            return Err(Error::InvalidArgument(format!(
+                "{num_samples} samples asked for; 1, the sum, to the {} iterations {iterations} expected",
+                iterations.len()
+            )));
         }
+        self.loads_of(layer, &self.layer_sums(layer, num_samples)?)
     }
 
-    /// Loads of all layers for a solver, `[layers][1][experts]`: the counts summed over the iterations.
-    pub fn total_loads(&self) -> Result<Vec<f64>> {
+    /// Loads of all layers for a solver, `[layers][num_samples][experts]`: see [`Stats::layer_samples`].
+    pub fn samples(&self, num_samples: usize) -> Result<Vec<f64>> {
         let mut loads = Vec::new();
         for &layer in &self.summary.layers {
-            loads.extend(self.loads_of(layer, &self.layer_totals(layer)?)?);
+            loads.extend(self.layer_samples(layer, num_samples, self.summary.num_experts)?);
         }
         Ok(loads)
     }
