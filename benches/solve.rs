@@ -5,7 +5,7 @@ use std::hint::black_box;
 
 use criterion::{Criterion, criterion_group, criterion_main};
 use eplb::placement::Shape;
-use eplb::solve::{Loads, Policy, best_split, lower_bound, solve};
+use eplb::solve::{Loads, Policy, SolveConfig, best_split, lower_bound, solve};
 
 const LAYERS: u32 = 58;
 const EXPERTS: usize = 256;
@@ -27,16 +27,20 @@ fn zipf(exponent: f64) -> Vec<f64> {
         .collect()
 }
 
+/// Hierarchical with the groups of DeepSeek-V3 on nodes that suit each number of ranks.
 fn policies(c: &mut Criterion) {
     let layers: Vec<u32> = (3..3 + LAYERS).collect();
-    for (name, exponent) in [("zipf 0.6", 0.6), ("zipf 1.0", 1.0), ("equal", 0.0)] {
-        let values = zipf(exponent);
-        let loads = Loads::new(&values, &layers, 1, EXPERTS).unwrap();
-        for (slots, ranks) in [(288, 32), (288, 72), (320, 8)] {
-            c.bench_function(&format!("trtllm/{name}/{slots} slots on {ranks} ranks/1 thread"), |b| {
+    for policy in Policy::ALL {
+        for (name, exponent) in [("zipf 0.6", 0.6), ("zipf 1.0", 1.0), ("equal", 0.0)] {
+            let values = zipf(exponent);
+            let loads = Loads::new(&values, &layers, 1, EXPERTS).unwrap();
+            for (slots, ranks, num_nodes) in [(288, 32, 4), (288, 72, 8), (320, 8, 1)] {
+                let config = SolveConfig { policy, num_groups: 8, num_nodes };
                 let shape = Shape::new(EXPERTS, slots, ranks).unwrap();
-                b.iter(|| solve(Policy::Trtllm, shape, black_box(&loads), 1).unwrap());
-            });
+                c.bench_function(&format!("{policy}/{name}/{slots} slots on {ranks} ranks/1 thread"), |b| {
+                    b.iter(|| solve(&config, shape, black_box(&loads), 1).unwrap());
+                });
+            }
         }
     }
 }

@@ -51,7 +51,7 @@ pub enum Error {
     InvalidDump(String),
     /// A statistic dump in which ranks, iterations or layers are missing.
     IncompleteDump(String),
-    /// Experts, slots and ranks that do not fit together.
+    /// Experts, slots and ranks, or groups and nodes, that do not fit together.
     InvalidShape(String),
     /// Loads that are not finite and non-negative.
     InvalidLoads(String),

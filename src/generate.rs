@@ -6,7 +6,7 @@ use crate::atomic_file::AtomicFile;
 use crate::error::{Error, Result};
 use crate::placement::{Placement, Shape};
 use crate::report::{Balance, Certificate, average};
-use crate::solve::{Loads, Policy, solve};
+use crate::solve::{Loads, SolveConfig, solve};
 use crate::stats::{Counted, Dump, LoadOptions, Summary};
 
 /// What to generate. Each `None` has the default of TensorRT-LLM's script.
@@ -24,8 +24,8 @@ pub struct GenerateConfig<'a> {
     pub num_slots: Option<usize>,
     /// Written to the file; see [`Placement::with_layer_updates_per_iter`].
     pub layer_updates_per_iter: u32,
-    /// The rule.
-    pub policy: Policy,
+    /// How to place the experts.
+    pub solve: SolveConfig,
 }
 
 /// What [`generate`] is doing.
@@ -92,6 +92,7 @@ pub fn generate(
     let Summary { num_experts, num_ranks, counted, .. } = *dump.summary();
     let num_ranks = config.num_ranks.unwrap_or(num_ranks);
     let shape = Shape::new(num_experts, config.num_slots.unwrap_or(num_experts), num_ranks)?;
+    config.solve.check(shape)?;
     let output = AtomicFile::create(config.output_path)?;
     if counted == Counted::Slots {
         let message = "it counts slots, not experts; count with the placement off, or with experts counted";
@@ -104,7 +105,7 @@ pub fn generate(
     progress(Phase::Solve, 0, num_layers)?;
     let loads = stats.samples(1)?;
     let loads = Loads::new(&loads, layers, 1, num_experts)?;
-    let placement = solve(config.policy, shape, &loads, config.options.threads)?
+    let placement = solve(&config.solve, shape, &loads, config.options.threads)?
         .with_layer_updates_per_iter(config.layer_updates_per_iter);
     let mut changes = Vec::with_capacity(layers.len());
     for (index, (layer, slot_experts)) in placement.iter().enumerate() {
@@ -125,7 +126,7 @@ pub fn generate(
         "{}: {} slots on {num_ranks} ranks for {num_layers} layers by policy {}",
         config.output_path.display(),
         shape.num_slots(),
-        config.policy
+        config.solve.policy
     );
     // The file is there: too late to cancel.
     let _ = progress(Phase::Write, 1, 1);

@@ -9,8 +9,10 @@ use std::{env, fs};
 use eplb::generate::{GenerateConfig, generate};
 use eplb::placement::{Expected, Placement};
 use eplb::report::Balance;
-use eplb::solve::Policy;
+use eplb::solve::{Policy, SolveConfig};
 use eplb::stats::{Dump, LoadOptions, RankFile, Stats};
+
+const TRTLLM: SolveConfig = SolveConfig { policy: Policy::Trtllm, num_groups: 1, num_nodes: 1 };
 
 fn data_dirs() -> Vec<PathBuf> {
     let shipped = Path::new(env!("CARGO_MANIFEST_DIR")).join("data");
@@ -64,7 +66,7 @@ fn policy_trtllm_gives_the_expected_configuration_files_to_the_byte() {
                 num_ranks,
                 num_slots,
                 layer_updates_per_iter: 0,
-                policy: Policy::Trtllm,
+                solve: TRTLLM,
             };
             let generated = generate(&config, &mut |_, _, _| Ok(())).unwrap();
             assert!(

@@ -1,8 +1,10 @@
 //! Policy `trtllm` against a second implementation: the rule as the specification words it, with no thought for speed.
 
 use eplb::placement::{Placement, Shape};
-use eplb::solve::{Loads, Policy, solve};
+use eplb::solve::{Loads, Policy, SolveConfig, solve};
 use proptest::prelude::*;
+
+const TRTLLM: SolveConfig = SolveConfig { policy: Policy::Trtllm, num_groups: 1, num_nodes: 1 };
 
 /// Per layer: load is float32, all arithmetic in float64.
 fn as_specified(loads: &[f64], num_slots: usize, num_ranks: usize) -> Vec<u32> {
@@ -82,7 +84,7 @@ proptest! {
         let shape = Shape::new(num_experts, num_slots, num_ranks).unwrap();
         let expected = Placement::new(shape, &layers, &expected).unwrap();
         for threads in [1, 2, 8] {
-            prop_assert_eq!(&solve(Policy::Trtllm, shape, &checked, threads).unwrap(), &expected);
+            prop_assert_eq!(&solve(&TRTLLM, shape, &checked, threads).unwrap(), &expected);
         }
     }
 }
@@ -99,7 +101,7 @@ fn models_of_the_field_on_1_to_72_ranks() {
             let layers = [3];
             let checked = Loads::new(&loads, &layers, 1, num_experts).unwrap();
             let shape = Shape::new(num_experts, num_slots, num_ranks).unwrap();
-            let placement = solve(Policy::Trtllm, shape, &checked, 1).unwrap();
+            let placement = solve(&TRTLLM, shape, &checked, 1).unwrap();
             let expected = as_specified(&loads, num_slots, num_ranks);
             assert_eq!(
                 placement.layer_experts(3).unwrap(),
@@ -116,6 +118,6 @@ fn samples_are_added_up() {
     let loads = [5.0, 4.0, 0.0, 0.0, 4.0, 5.0];
     let layers = [0];
     let checked = Loads::new(&loads, &layers, 2, 3).unwrap();
-    let placement = solve(Policy::Trtllm, Shape::new(3, 4, 2).unwrap(), &checked, 1).unwrap();
+    let placement = solve(&TRTLLM, Shape::new(3, 4, 2).unwrap(), &checked, 1).unwrap();
     assert_eq!(placement.layer_experts(0).unwrap().iter().filter(|&&expert| expert == 1).count(), 2);
 }

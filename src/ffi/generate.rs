@@ -8,6 +8,7 @@ use super::stats::eplb_stats_options;
 use super::status::eplb_status;
 use crate::error::{Error, Result};
 use crate::generate::{GenerateConfig, Generated, Phase, generate};
+use crate::solve::SolveConfig;
 
 /// What eplb_generate() is doing.
 #[repr(i32)]
@@ -155,7 +156,7 @@ unsafe fn generate_config(config: &eplb_generate_config) -> Result<GenerateConfi
         num_ranks: or_default(config.num_ranks),
         num_slots: or_default(config.num_slots),
         layer_updates_per_iter: config.layer_updates_per_iter,
-        policy: policy(config.policy)?,
+        solve: SolveConfig { policy: policy(config.policy)?, ..Default::default() },
     })
 }
 

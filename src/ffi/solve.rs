@@ -5,7 +5,7 @@ use super::placement::eplb_placement;
 use super::status::eplb_status;
 use crate::error::{Error, Result};
 use crate::placement::{Shape, suggest_num_slots};
-use crate::solve::{Loads, Policy, solve};
+use crate::solve::{Loads, Policy, SolveConfig, solve};
 
 /// A rule for placing experts.
 #[repr(i32)]
@@ -96,7 +96,12 @@ pub unsafe extern "C" fn eplb_solve(
         let num_slots = or_default(config.num_slots).unwrap_or(num_experts);
         let shape = Shape::new(num_experts, num_slots, config.num_ranks as usize)?;
         let loads = Loads::new(loads, &layers, num_samples, num_experts)?;
-        placement.give(eplb_placement(solve(policy, shape, &loads, config.num_threads as usize)?));
+        placement.give(eplb_placement(solve(
+            &SolveConfig { policy, ..Default::default() },
+            shape,
+            &loads,
+            config.num_threads as usize,
+        )?));
         Ok(())
     })
 }

@@ -7,7 +7,7 @@ use clap::builder::{PossibleValuesParser, TypedValueParser};
 use comfy_table::{Cell, CellAlignment, Table, TableComponent, presets};
 use eplb::Result;
 use eplb::generate::{GenerateConfig, Generated, LayerChange, Phase, generate};
-use eplb::solve::Policy;
+use eplb::solve::{Policy, SolveConfig};
 use eplb::stats::LoadOptions;
 use indicatif::{ProgressBar, ProgressStyle};
 
@@ -98,7 +98,7 @@ pub fn run(args: &Args) -> Result<String> {
         num_ranks: args.ep_size,
         num_slots: args.num_slots,
         layer_updates_per_iter: args.layer_updates_per_iter,
-        policy: args.policy,
+        solve: SolveConfig { policy: args.policy, ..Default::default() },
     };
     let bar = reading_bar();
     let generated = generate(&config, &mut |phase, done, total| {

@@ -1,0 +1,299 @@
+//! DeepSeek's rules, those of its published `eplb.py`. Loads, quotients and totals are float32 as there. Two things it leaves
+//! open, and with them its own results: its sort the order of equal loads, of which ours keeps the lower index first; and its
+//! sum over a group the order of adding, which here is that of the experts.
+
+use std::cmp::Reverse;
+use std::collections::BinaryHeap;
+use std::collections::binary_heap::PeekMut;
+
+use super::{Loads, Policy, Rule, SolveConfig, check_experts};
+use crate::error::{Error, Result, try_zeroed};
+use crate::placement::Shape;
+use crate::threads;
+
+/// What is packed where: groups of experts onto nodes, and the replicas of a node's experts onto its ranks.
+#[derive(Debug, Clone, Copy)]
+pub(super) struct Hierarchy {
+    shape: Shape,
+    num_groups: usize,
+    num_nodes: usize,
+}
+
+impl Hierarchy {
+    /// One group on one node, which is the global rule.
+    pub fn global(shape: Shape) -> Self {
+        Hierarchy { shape, num_groups: 1, num_nodes: 1 }
+    }
+
+    /// Fails with [`Error::InvalidShape`] naming what cannot be split evenly. Slots can wherever ranks can.
+    pub fn new(shape: Shape, num_groups: usize, num_nodes: usize) -> Result<Self> {
+        if num_groups == 0 || num_nodes == 0 {
+            let message =
+                format!("{num_groups} groups on {num_nodes} nodes: there must be at least 1 of each");
+            return Err(Error::InvalidShape(message));
+        }
+        for (count, what, parts) in [
+            (shape.num_experts(), "experts", (num_groups, "groups")),
+            (num_groups, "groups", (num_nodes, "nodes")),
+            (shape.num_ranks(), "ranks", (num_nodes, "nodes")),
+        ] {
+            if !count.is_multiple_of(parts.0) {
+                return Err(Error::InvalidShape(format!(
+                    "{count} {what} cannot be split evenly over {} {}; policy {} needs that, {} does not",
+                    parts.0,
+                    parts.1,
+                    Policy::DeepseekHierarchical,
+                    Policy::DeepseekGlobal
+                )));
+            }
+        }
+        Ok(Hierarchy { shape, num_groups, num_nodes })
+    }
+}
+
+/// As [`place`], the experts alone.
+pub(super) fn slot_experts(loads: &[f32], hierarchy: Hierarchy) -> Vec<u32> {
+    place(loads, hierarchy).iter().map(|slot| slot.expert).collect()
+}
+
+/// What a slot holds.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(super) struct Replica {
+    pub expert: u32,
+    /// Which of its expert's replicas it is, in the order of their creation.
+    pub number: u32,
+}
+
+/// The replica in each slot of a layer whose experts carry `loads`.
+///
+/// Groups are packed onto nodes by the sum of their loads. In each node the experts, in the order in which their groups
+/// were packed, share the node's slots, and the replicas are packed onto its ranks.
+pub(super) fn place(loads: &[f32], hierarchy: Hierarchy) -> Vec<Replica> {
+    let Hierarchy { shape, num_groups, num_nodes } = hierarchy;
+    let group_size = shape.num_experts() / num_groups;
+    let group_loads: Vec<f32> = loads.chunks_exact(group_size).map(|group| group.iter().sum()).collect();
+    let mut slots = Vec::with_capacity(shape.num_slots());
+    for groups in pack(&group_loads, num_nodes).chunks_exact(num_groups / num_nodes) {
+        let first = |&group: &usize| group * group_size;
+        let experts: Vec<usize> = groups.iter().map(first).flat_map(|e| e..e + group_size).collect();
+        let node_loads: Vec<f32> = experts.iter().map(|&expert| loads[expert]).collect();
+        let (replicas, weights) = replicate(&node_loads, shape.num_slots() / num_nodes);
+        let packed = pack(&weights, shape.num_ranks() / num_nodes).into_iter().map(|i| replicas[i]);
+        slots.extend(packed.map(|(index, number)| Replica { expert: experts[index] as u32, number }));
+    }
+    slots
+}
+
+/// Which expert each of `num_slots` replicas is of and its number among them, in the order of their creation, and the load
+/// of each replica.
+///
+/// One an expert, then each spare slot goes to the expert with the largest load per replica, ties to the lower expert.
+fn replicate(loads: &[f32], num_slots: usize) -> (Vec<(usize, u32)>, Vec<f32>) {
+    let mut quotients = loads.to_vec();
+    let mut counts = vec![1; loads.len()];
+    let mut replicas = Vec::with_capacity(num_slots);
+    replicas.extend((0..loads.len()).map(|expert| (expert, 0)));
+    let mut heaviest: BinaryHeap<_> =
+        loads.iter().enumerate().map(|(expert, &load)| Reverse(heaviest_first(load, expert))).collect();
+    for _ in loads.len()..num_slots {
+        let Some(mut top) = heaviest.peek_mut() else { break };
+        let expert = index(top.0);
+        replicas.push((expert, counts[expert]));
+        counts[expert] += 1;
+        quotients[expert] = loads[expert] / counts[expert] as f32;
+        top.0 = heaviest_first(quotients[expert], expert);
+    }
+    let weights = replicas.iter().map(|&(expert, _)| quotients[expert]).collect();
+    (replicas, weights)
+}
+
+/// The items of each pack in the order in which they came to it, all packs equally long.
+///
+/// Where there are as many packs as items, item i makes pack i. Otherwise items go by weight descending, ties to the lower
+/// item, each to the lightest pack that has room, ties to the lower pack.
+fn pack(weights: &[f32], num_packs: usize) -> Vec<usize> {
+    let width = weights.len() / num_packs;
+    if width == 1 {
+        return (0..num_packs).collect();
+    }
+    let mut items: Vec<_> =
+        weights.iter().enumerate().map(|(item, &weight)| heaviest_first(weight, item)).collect();
+    items.sort_unstable();
+    let mut packed = vec![0; weights.len()];
+    let mut totals = vec![0.0; num_packs];
+    let mut next: Vec<_> = (0..num_packs).map(|pack| pack * width).collect();
+    let mut lightest: BinaryHeap<_> = (0..num_packs).map(|pack| Reverse(lightest_first(0.0, pack))).collect();
+    for item in items.into_iter().map(index) {
+        let Some(mut top) = lightest.peek_mut() else { break };
+        let pack = index(top.0);
+        packed[next[pack]] = item;
+        next[pack] += 1;
+        totals[pack] += weights[item];
+        top.0 = lightest_first(totals[pack], pack);
+        if next[pack] == (pack + 1) * width {
+            PeekMut::pop(top);
+        }
+    }
+    packed
+}
+
+/// A number that sorts by weight, the lightest first, then by index. The bits of non-negative floats order as they do.
+fn lightest_first(weight: f32, index: usize) -> u64 {
+    u64::from(weight.to_bits()) << 32 | index as u64
+}
+
+/// The same, the heaviest first.
+fn heaviest_first(weight: f32, index: usize) -> u64 {
+    u64::from(!weight.to_bits()) << 32 | index as u64
+}
+
+/// The index in such a number.
+fn index(number: u64) -> usize {
+    number as u32 as usize
+}
+
+/// A placement as DeepSeek's `rebalance_experts()` hands it over: three arrays, for code that was written for them.
+#[derive(Debug, Clone)]
+pub struct DeepseekArrays {
+    shape: Shape,
+    layers: Vec<Vec<Replica>>,
+}
+
+impl DeepseekArrays {
+    /// Solves by the policy of `config`, which must be one of DeepSeek's.
+    ///
+    /// `threads` as for [`solve`](super::solve()), and so are the errors.
+    pub fn solve(config: &SolveConfig, shape: Shape, loads: &Loads<'_>, threads: usize) -> Result<Self> {
+        check_experts(shape, loads)?;
+        let Rule::Deepseek(hierarchy) = Rule::new(config, shape)? else {
+            return Err(Error::InvalidArgument(format!(
+                "policy {} is none of DeepSeek's; they are {} and {}",
+                config.policy,
+                Policy::DeepseekGlobal,
+                Policy::DeepseekHierarchical
+            )));
+        };
+        let layers = threads::map(loads.layers().len(), threads::resolve(threads), |layer| {
+            Ok(place(&loads.layer_sums_f32(layer)?, hierarchy))
+        })?;
+        Ok(DeepseekArrays { shape, layers })
+    }
+
+    /// The expert of each slot, `[layers][slots]`.
+    pub fn phy2log(&self) -> Vec<i32> {
+        self.layers.iter().flatten().map(|replica| replica.expert as i32).collect()
+    }
+
+    /// The slots of each expert in the order in which its replicas were created, `[layers][experts][max_replicas]`, padded
+    /// with -1.
+    ///
+    /// `max_replicas` is `logcnt`'s largest value in `eplb.py`; `num_slots - num_experts + 1` is always enough. Fails with
+    /// [`Error::InvalidArgument`] where an expert has more, naming it and how many there must be.
+    pub fn log2phy(&self, max_replicas: usize) -> Result<Vec<i32>> {
+        let fullest = self.layers.iter().enumerate().flat_map(|(layer, slots)| {
+            slots.iter().map(move |replica| (replica.number as usize + 1, Reverse((layer, replica.expert))))
+        });
+        if let Some((needed, Reverse((layer, expert)))) = fullest.max().filter(|most| most.0 > max_replicas) {
+            return Err(Error::InvalidArgument(format!(
+                "max_replicas is {max_replicas}, but expert {expert} of layer {layer} has {needed} replicas; \
+                 {needed} is enough"
+            )));
+        }
+        let row = self.shape.num_experts().checked_mul(max_replicas);
+        let mut log2phy = try_zeroed(row.and_then(|row| row.checked_mul(self.layers.len())), "log2phy")?;
+        log2phy.fill(-1);
+        for (layer, slots) in self.layers.iter().enumerate() {
+            for (slot, replica) in slots.iter().enumerate() {
+                let expert = layer * self.shape.num_experts() + replica.expert as usize;
+                log2phy[expert * max_replicas + replica.number as usize] = slot as i32;
+            }
+        }
+        Ok(log2phy)
+    }
+
+    /// The number of replicas of each expert, `[layers][experts]`.
+    pub fn logcnt(&self) -> Vec<i32> {
+        let mut logcnt = vec![0; self.layers.len() * self.shape.num_experts()];
+        for (counts, slots) in logcnt.chunks_exact_mut(self.shape.num_experts()).zip(&self.layers) {
+            slots.iter().for_each(|replica| counts[replica.expert as usize] += 1);
+        }
+        logcnt
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn shape(num_experts: usize, num_slots: usize, num_ranks: usize) -> Shape {
+        Shape::new(num_experts, num_slots, num_ranks).unwrap()
+    }
+
+    fn experts(slots: Vec<Replica>) -> Vec<u32> {
+        slots.into_iter().map(|replica| replica.expert).collect()
+    }
+
+    #[test]
+    fn four_groups_on_two_nodes_as_worked_by_hand() {
+        // Groups 0 1 | 2 3 | 4 5 | 6 7 carry 5, 9, 10, 6. By load: group 2 to node 0, group 1 to node 1, group 3 to node 1
+        // (9 < 10), group 0 to node 0, so that both carry 15. Node 0 holds experts 4 5 0 1, node 1 experts 2 3 6 7.
+        // Node 0, 6 slots: 8 2 4 1, two more to 4 (8 -> 4, then 4 ties with expert 0's 4 and is first -> 8/3):
+        // 4 5 0 1 4 4 with 8/3 2 4 1 8/3 8/3. By load: 0 (4) to rank 0, 4 4 4 (8/3 each) to ranks 1, 1 (2.7 < 4), 0
+        // (4 < 5.3): 6.7 and 5.3. 5 (2) to rank 1, which is full now, 1 to rank 0.
+        // Node 1: 3 6 1 5, one more to 3 (6 -> 3), one to 7 (5 -> 2.5): 2 3 6 7 3 7 with 3 3 1 2.5 3 2.5. By load:
+        // 2 3 3 (3 each) to ranks 2 3 2, 7 7 (2.5) to ranks 3 (3 < 6) and 3 (5.5 < 6), 6 to rank 2.
+        let loads = [4.0, 1.0, 3.0, 6.0, 8.0, 2.0, 1.0, 5.0];
+        let slots = place(&loads, Hierarchy::new(shape(8, 12, 4), 4, 2).unwrap());
+        assert_eq!(experts(slots.clone()), [0, 4, 1, 4, 4, 5, 2, 3, 6, 3, 7, 7]);
+        let numbers: Vec<u32> = slots.iter().map(|replica| replica.number).collect();
+        assert_eq!(numbers, [0, 2, 0, 0, 1, 0, 0, 1, 0, 0, 0, 1]);
+    }
+
+    #[test]
+    fn as_many_slots_as_ranks_keeps_the_order_of_creation() {
+        // 6 to expert 1, which then ties with expert 0 at 3: the lower one is next.
+        assert_eq!(experts(place(&[3.0, 6.0, 1.0], Hierarchy::global(shape(3, 5, 5)))), [0, 1, 2, 1, 0]);
+    }
+
+    #[test]
+    fn no_load_gives_all_spare_slots_to_the_first_expert_of_a_node() {
+        // All totals stay 0, so that ranks fill one after the other.
+        assert_eq!(experts(place(&[0.0; 4], Hierarchy::global(shape(4, 6, 2)))), [0, 1, 2, 3, 0, 0]);
+        let by_node = Hierarchy::new(shape(4, 8, 4), 2, 2).unwrap();
+        assert_eq!(experts(place(&[0.0; 4], by_node)), [0, 1, 0, 0, 2, 3, 2, 2]);
+    }
+
+    #[test]
+    fn what_cannot_be_split_evenly_is_named() {
+        let message = |num_groups, num_nodes| {
+            let error = Hierarchy::new(shape(256, 288, 32), num_groups, num_nodes).unwrap_err().to_string();
+            error.replace("; policy deepseek-hierarchical needs that, deepseek-global does not", "")
+        };
+        assert_eq!(message(7, 1), "256 experts cannot be split evenly over 7 groups");
+        assert_eq!(message(8, 3), "8 groups cannot be split evenly over 3 nodes");
+        assert_eq!(message(64, 64), "32 ranks cannot be split evenly over 64 nodes");
+        assert_eq!(message(8, 0), "8 groups on 0 nodes: there must be at least 1 of each");
+        assert_eq!(message(0, 1), "0 groups on 1 nodes: there must be at least 1 of each");
+    }
+
+    #[test]
+    fn arrays_list_slots_in_the_order_in_which_replicas_were_created() {
+        // One layer as above: replicas 0 1 2 | 1 | 0, by load 0 1 0 1 2 with 1.5 3 1 3 1.5: 1 1 0 0 2 on one rank.
+        let loads = [3.0, 6.0, 1.0];
+        let loads = Loads::new(&loads, &[0], 1, 3).unwrap();
+        let config = SolveConfig { policy: Policy::DeepseekGlobal, ..Default::default() };
+        let arrays = DeepseekArrays::solve(&config, shape(3, 5, 1), &loads, 1).unwrap();
+        assert_eq!(arrays.phy2log(), [1, 1, 0, 0, 2]);
+        assert_eq!(arrays.logcnt(), [2, 2, 1]);
+        assert_eq!(arrays.log2phy(3).unwrap(), [2, 3, -1, 0, 1, -1, 4, -1, -1]);
+        assert_eq!(
+            arrays.log2phy(1).unwrap_err().to_string(),
+            "max_replicas is 1, but expert 0 of layer 0 has 2 replicas; 2 is enough"
+        );
+        let trtllm = SolveConfig { policy: Policy::Trtllm, ..config };
+        assert_eq!(
+            DeepseekArrays::solve(&trtllm, shape(3, 5, 1), &loads, 1).unwrap_err().to_string(),
+            "policy trtllm is none of DeepSeek's; they are deepseek-global and deepseek-hierarchical"
+        );
+    }
+}
