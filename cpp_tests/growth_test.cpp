@@ -66,7 +66,8 @@ TEST(Growth, AnOlderConfigHasDefaultsWhereItHasNoFields) {
     uint64_t whole = 0, part = 0;
     ASSERT_EQ(solve(config, whole), EPLB_STATUS_OK);
     for (const size_t size :
-         {offsetof(eplb_solve_config, num_slots), offsetof(eplb_solve_config, num_threads)}) {
+         {offsetof(eplb_solve_config, num_slots), offsetof(eplb_solve_config, num_threads),
+          offsetof(eplb_solve_config, num_groups)}) {
         ASSERT_EQ(solve(older(config, size), part), EPLB_STATUS_OK) << eplb_last_error_message();
         EXPECT_EQ(part, whole);
     }
@@ -83,7 +84,7 @@ TEST(Growth, AnOlderConfigHasDefaultsWhereItHasNoFields) {
     for (const size_t size :
          {offsetof(eplb_generate_config, iter_start), offsetof(eplb_generate_config, policy),
           offsetof(eplb_generate_config, expected_ranks), offsetof(eplb_generate_config, progress),
-          sizeof(eplb_generate_config)}) {
+          offsetof(eplb_generate_config, num_groups), sizeof(eplb_generate_config)}) {
         const eplb_generate_config config_of_then = older(generate, size);
         ASSERT_EQ(eplb_generate(&config_of_then, nullptr), EPLB_STATUS_OK) << eplb_last_error_message();
         EXPECT_TRUE(read_file(output) == read_file(data("expected/dsr1-all-zero.ep8.slots320.yaml")));

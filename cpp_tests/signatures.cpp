@@ -63,6 +63,8 @@ SIGNATURE(eplb_placement_destroy, void (*)(eplb_placement *));
 // Solving
 SIGNATURE(eplb_solve, eplb_status (*)(const eplb_solve_config *, const double *, const int32_t *, size_t,
                                       size_t, size_t, eplb_placement **));
+SIGNATURE(eplb_deepseek_rebalance, eplb_status (*)(const eplb_solve_config *, const double *, size_t, size_t,
+                                                   size_t, int32_t *, int32_t *, int32_t *));
 SIGNATURE(eplb_suggest_num_slots, eplb_status (*)(uint32_t, uint32_t, uint32_t, uint32_t *, uint32_t *));
 
 // Generating

@@ -1,4 +1,4 @@
-// eplb_solve and eplb_suggest_num_slots.
+// eplb_solve, eplb_deepseek_rebalance and eplb_suggest_num_slots.
 #include <gtest/gtest.h>
 
 #include <cmath>
@@ -36,6 +36,22 @@ std::string refused(const eplb_solve_config &config, const std::vector<double> &
     EXPECT_EQ(eplb_solve(&config, loads.data(), &layer, 1, 1, loads.size(), &placement), expected);
     EXPECT_EQ(placement, nullptr);
     return eplb_last_error_message();
+}
+
+/// The example that DeepSeek published, two layers of 12 experts, and its result.
+const std::vector<double> published = {90, 132, 40,  61, 104, 165, 39,  4,   73,  56, 183, 86,
+                                       20, 107, 104, 64, 19,  197, 187, 157, 172, 86, 16,  27};
+const std::vector<int32_t> published_phy2log = {5, 6,  5, 7, 8, 4,  3, 4, 10, 9, 10, 2, 0, 1, 11, 1,
+                                                7, 10, 6, 8, 6, 11, 8, 9, 2,  4, 5,  1, 5, 0, 3,  1};
+
+eplb::solve_config deepseek(eplb_policy policy, uint32_t num_groups, uint32_t num_nodes) {
+    eplb::solve_config config;
+    config.policy = policy;
+    config.num_ranks = 8;
+    config.num_slots = 16;
+    config.num_groups = num_groups;
+    config.num_nodes = num_nodes;
+    return config;
 }
 
 } // namespace
@@ -116,14 +132,133 @@ TEST(Solve, NullWildAndHugeArgumentsAreErrors) {
          }) {
         EXPECT_EQ(status, EPLB_STATUS_INVALID_ARGUMENT);
     }
-    EXPECT_STREQ(eplb_last_error_message(),
-                 "policy is 77; EPLB_POLICY_DEFAULT is 0 and EPLB_POLICY_TRTLLM 1");
+    EXPECT_STREQ(
+        eplb_last_error_message(),
+        "policy is 77; EPLB_POLICY_DEFAULT is 0, EPLB_POLICY_TRTLLM 1, EPLB_POLICY_DEEPSEEK_GLOBAL 2 and "
+        "EPLB_POLICY_DEEPSEEK_HIERARCHICAL 3");
     EXPECT_EQ(eplb_solve(&config, loads, &layer, 1, 1, 0, &placement), EPLB_STATUS_INVALID_SHAPE);
     EXPECT_EQ(placement, nullptr);
     const int32_t twice[] = {5, 5};
     const double loads_of_two[8] = {};
     EXPECT_EQ(eplb_solve(&config, loads_of_two, twice, 2, 1, 4, &placement), EPLB_STATUS_INVALID_PLACEMENT);
     EXPECT_STREQ(eplb_last_error_message(), "layer 5 is given twice");
+}
+
+TEST(Solve, DeepseeksPublishedExampleComesOut) {
+    const auto config = deepseek(EPLB_POLICY_DEEPSEEK_HIERARCHICAL, 4, 2);
+    const auto placement = eplb::solve(config, published, std::vector<int32_t>{3, 4}, 1, 12);
+    auto both = experts(placement, 3);
+    const auto second = experts(placement, 4);
+    both.insert(both.end(), second.begin(), second.end());
+    EXPECT_EQ(both, published_phy2log);
+    // One group on one node is the global rule.
+    const auto global = eplb::solve(deepseek(EPLB_POLICY_DEEPSEEK_GLOBAL, 4, 2), published,
+                                    std::vector<int32_t>{3, 4}, 1, 12);
+    const auto defaults = eplb::solve(deepseek(EPLB_POLICY_DEEPSEEK_HIERARCHICAL, 0, 0), published,
+                                      std::vector<int32_t>{3, 4}, 1, 12);
+    EXPECT_EQ(global.hash(), defaults.hash());
+    EXPECT_NE(global.hash(), placement.hash());
+}
+
+TEST(Solve, WhatDoesNotSplitEvenlyIsNamed) {
+    auto config = on(8, 16);
+    config.policy = EPLB_POLICY_DEEPSEEK_HIERARCHICAL;
+    const auto message = [&](uint32_t num_groups, uint32_t num_nodes) {
+        config.num_groups = num_groups;
+        config.num_nodes = num_nodes;
+        return refused(config, std::vector<double>(12, 1.0), EPLB_STATUS_INVALID_SHAPE);
+    };
+    const std::string why = "; policy deepseek-hierarchical needs that, deepseek-global does not";
+    EXPECT_EQ(message(5, 1), "12 experts cannot be split evenly over 5 groups" + why);
+    EXPECT_EQ(message(4, 3), "4 groups cannot be split evenly over 3 nodes" + why);
+    EXPECT_EQ(message(6, 3), "8 ranks cannot be split evenly over 3 nodes" + why);
+    message(UINT32_MAX, UINT32_MAX);
+    config.policy = EPLB_POLICY_DEEPSEEK_GLOBAL;
+    eplb_placement *placement = nullptr;
+    const int32_t layer = 3;
+    EXPECT_EQ(eplb_solve(&config, published.data(), &layer, 1, 1, 12, &placement), EPLB_STATUS_OK)
+        << "the global rule has no groups and nodes";
+    eplb_placement_destroy(placement);
+}
+
+TEST(Solve, DeepseeksArraysAreThoseOfItsProgram) {
+    const auto arrays = eplb::deepseek_rebalance(deepseek(EPLB_POLICY_DEFAULT, 4, 2), published, 12, 2);
+    EXPECT_EQ(arrays.phy2log, published_phy2log) << "4 groups on 2 nodes: hierarchical by default";
+    // Layer 0: two slots each of experts 1, 4, 5 and 10; layer 1: of 1, 5, 6 and 8.
+    EXPECT_EQ(arrays.logcnt,
+              (std::vector<int32_t>{1, 2, 1, 1, 2, 2, 1, 1, 1, 1, 2, 1, 1, 2, 1, 1, 1, 2, 2, 1, 2, 1, 1, 1}));
+    ASSERT_EQ(arrays.log2phy.size(), 2u * 12 * 2);
+    for (int32_t layer = 0, row = 0; layer < 2; layer++) {
+        for (int32_t expert = 0; expert < 12; expert++, row++) {
+            const int32_t *slots = &arrays.log2phy[row * 2];
+            EXPECT_EQ(arrays.phy2log[layer * 16 + slots[0]], expert);
+            if (arrays.logcnt[row] == 2) {
+                EXPECT_EQ(arrays.phy2log[layer * 16 + slots[1]], expert);
+                EXPECT_NE(slots[0], slots[1]);
+            } else {
+                EXPECT_EQ(slots[1], -1);
+            }
+        }
+    }
+
+    // Groups that cannot be split over the nodes: eplb.py places without them, and so does the default.
+    const auto global =
+        eplb::deepseek_rebalance(deepseek(EPLB_POLICY_DEEPSEEK_GLOBAL, 4, 3), published, 12, 5);
+    const auto chosen = eplb::deepseek_rebalance(deepseek(EPLB_POLICY_DEFAULT, 4, 3), published, 12, 5);
+    EXPECT_EQ(chosen.phy2log, global.phy2log);
+    EXPECT_EQ(chosen.log2phy, global.log2phy);
+    EXPECT_THROW(
+        eplb::deepseek_rebalance(deepseek(EPLB_POLICY_DEEPSEEK_HIERARCHICAL, 4, 3), published, 12, 5),
+        eplb::error);
+    EXPECT_THROW(eplb::deepseek_rebalance({}, std::vector<double>(13), 12, 5), eplb::error);
+    EXPECT_THROW(eplb::deepseek_rebalance({}, published, 0, 5), eplb::error);
+}
+
+TEST(Solve, ReplicasAreListedInTheOrderOfTheirCreation) {
+    // See src/solve/deepseek.rs: two nodes of two ranks of three slots, 4 groups of two experts.
+    eplb::solve_config config = deepseek(EPLB_POLICY_DEEPSEEK_HIERARCHICAL, 4, 2);
+    config.num_ranks = 4;
+    config.num_slots = 12;
+    const auto arrays = eplb::deepseek_rebalance(config, std::vector<double>{4, 1, 3, 6, 8, 2, 1, 5}, 8, 3);
+    EXPECT_EQ(arrays.phy2log, (std::vector<int32_t>{0, 4, 1, 4, 4, 5, 2, 3, 6, 3, 7, 7}));
+    EXPECT_EQ(arrays.log2phy, (std::vector<int32_t>{0, -1, -1, 2, -1, -1, 6, -1, -1, 9,  7,  -1,
+                                                    3, 4,  1,  5, -1, -1, 8, -1, -1, 10, 11, -1}));
+    EXPECT_EQ(arrays.logcnt, (std::vector<int32_t>{1, 1, 1, 2, 3, 1, 1, 2}));
+}
+
+TEST(Solve, ArraysAreWrittenWholeOrNotAtAll) {
+    eplb_solve_config config = on(8, 16);
+    config.policy = EPLB_POLICY_DEEPSEEK_GLOBAL;
+    std::vector<int32_t> phy2log(32, 7), log2phy(2 * 12 * 2, 7), logcnt(24, 7);
+    const auto call = [&](const double *loads, size_t num_experts, size_t max_replicas, int32_t *to_phy2log,
+                          int32_t *to_log2phy, int32_t *to_logcnt) {
+        return eplb_deepseek_rebalance(&config, loads, 2, num_experts, max_replicas, to_phy2log, to_log2phy,
+                                       to_logcnt);
+    };
+    int32_t *const a = phy2log.data(), *const b = log2phy.data(), *const c = logcnt.data();
+    const double *const loads = published.data();
+    EXPECT_EQ(call(loads, 12, 1, a, b, c), EPLB_STATUS_INVALID_ARGUMENT);
+    EXPECT_STREQ(eplb_last_error_message(),
+                 "max_replicas is 1, but expert 1 of layer 0 has 2 replicas; 2 is enough");
+    EXPECT_EQ(call(loads, 12, 0, a, b, c), EPLB_STATUS_INVALID_ARGUMENT);
+    EXPECT_EQ(call(nullptr, 12, 2, a, b, c), EPLB_STATUS_INVALID_ARGUMENT);
+    EXPECT_EQ(call(loads, 12, 2, nullptr, b, c), EPLB_STATUS_INVALID_ARGUMENT);
+    EXPECT_EQ(call(loads, 12, 2, a, nullptr, c), EPLB_STATUS_INVALID_ARGUMENT);
+    EXPECT_EQ(call(loads, 12, 2, a, b, nullptr), EPLB_STATUS_INVALID_ARGUMENT);
+    EXPECT_STREQ(eplb_last_error_message(), "logcnt is NULL");
+    EXPECT_EQ(call(loads, 12, SIZE_MAX, a, b, c), EPLB_STATUS_OUT_OF_MEMORY);
+    EXPECT_EQ(call(loads, 0, 2, a, b, c), EPLB_STATUS_INVALID_SHAPE);
+    const std::vector<double> bad(24, -1.0);
+    EXPECT_EQ(call(bad.data(), 12, 2, a, b, c), EPLB_STATUS_INVALID_LOADS);
+    config.policy = EPLB_POLICY_TRTLLM;
+    EXPECT_EQ(call(loads, 12, 2, a, b, c), EPLB_STATUS_INVALID_ARGUMENT);
+    EXPECT_STREQ(eplb_last_error_message(),
+                 "policy trtllm is none of DeepSeek's; they are deepseek-global and deepseek-hierarchical");
+    for (const auto &array : {phy2log, log2phy, logcnt}) {
+        EXPECT_EQ(array, std::vector<int32_t>(array.size(), 7));
+    }
+    config.policy = EPLB_POLICY_DEFAULT;
+    EXPECT_EQ(call(loads, 12, 2, a, b, c), EPLB_STATUS_OK);
 }
 
 TEST(Solve, SuggestsTheNearestValidSlotCounts) {

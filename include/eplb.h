@@ -88,7 +88,10 @@ enum eplb_status
   EPLB_STATUS_INVALID_DUMP = 20,
   /** Ranks, iterations or layers are missing from a statistic dump. */
   EPLB_STATUS_INCOMPLETE_DUMP = 21,
-  /** Experts, slots and ranks do not fit together; the message names the nearest valid numbers of slots. */
+  /**
+   * Experts, slots and ranks, or groups and nodes, do not fit together; the message names the nearest valid numbers of
+   * slots where those are at fault.
+   */
   EPLB_STATUS_INVALID_SHAPE = 30,
   /** A load is not a finite, non-negative number. */
   EPLB_STATUS_INVALID_LOADS = 31,
@@ -1113,10 +1116,26 @@ enum eplb_policy
    */
   EPLB_POLICY_TRTLLM = 1,
   /**
+   * DeepSeek's greedy over all ranks, as its eplb.py with one group and one node. Each spare slot goes to the expert
+   * with the largest load per replica; then each replica, heaviest first, to the least loaded rank that has a free
+   * slot; with as many slots as ranks, each in the order of its creation. All ties go to the lower expert, replica and
+   * rank. Samples are added up and rounded to float32, in which the rest is computed. It may put an expert twice on a
+   * rank.
+   */
+  EPLB_POLICY_DEEPSEEK_GLOBAL = 2,
+  /**
+   * The same in two stages, for models that route each token to a few groups of experts: whole groups go to nodes,
+   * heaviest first, each to the least loaded node that has room for it; then each node places its experts on its own
+   * ranks. num_groups and num_nodes say how many there are. The groups must split evenly over the nodes, and so must
+   * the experts over the groups and the ranks over the nodes. A group's load is the float32 sum of its experts, one
+   * after the other.
+   */
+  EPLB_POLICY_DEEPSEEK_HIERARCHICAL = 3,
+  /**
    * Replica counts and ranks chosen together: exchanges of slots and changes of counts from a first placement on, until no
-   * placement can be better by more than a ten-thousandth or the effort is spent. Never above EPLB_POLICY_TRTLLM, and an
-   * expert twice on a rank only where that could not be reached otherwise. Of several samples it levels each: the mean over
-   * samples of the most loaded rank's load over the mean.
+   * placement can be better by more than a ten-thousandth or the effort is spent. Never above EPLB_POLICY_TRTLLM and
+   * EPLB_POLICY_DEEPSEEK_GLOBAL, and an expert twice on a rank only where that could not be reached otherwise. Of several
+   * samples it levels each: the mean over samples of the most loaded rank's load over the mean rank load.
    */
   EPLB_POLICY_SEARCH = 4,
 };
@@ -1140,9 +1159,16 @@ typedef struct eplb_solve_config {
   uint32_t num_slots;
   /** Threads that solve, layers in parallel; 0: one a core, at most 8. Results do not depend on it. */
   uint32_t num_threads;
+  /**
+   * Groups of experts, of consecutive experts and equally large; 0: one. For EPLB_POLICY_DEEPSEEK_HIERARCHICAL, the
+   * others ignore it.
+   */
+  uint32_t num_groups;
+  /** Nodes, of consecutive ranks and equally large; 0: one. For EPLB_POLICY_DEEPSEEK_HIERARCHICAL, the others ignore it. */
+  uint32_t num_nodes;
 } eplb_solve_config;
 /** An eplb_solve_config with every default. */
-#define EPLB_SOLVE_CONFIG_INIT { sizeof(eplb_solve_config), 0, 0, 0, 0 }
+#define EPLB_SOLVE_CONFIG_INIT { sizeof(eplb_solve_config), 0, 0, 0, 0, 0, 0 }
 
 #ifdef __cplusplus
 extern "C" {
@@ -1159,8 +1185,9 @@ extern "C" {
  *                     workload
  * \param num_experts  experts of each layer
  * \param placement    receives the handle, which goes back by eplb_placement_destroy()
- * \return EPLB_STATUS_OK; EPLB_STATUS_INVALID_SHAPE with the nearest valid numbers of slots in the message;
- *         EPLB_STATUS_INVALID_LOADS naming layer, sample and expert; EPLB_STATUS_INVALID_ARGUMENT
+ * \return EPLB_STATUS_OK; EPLB_STATUS_INVALID_SHAPE with the nearest valid numbers of slots in the message, or with what
+ *         does not split evenly over groups or nodes; EPLB_STATUS_INVALID_LOADS naming layer, sample and expert;
+ *         EPLB_STATUS_INVALID_ARGUMENT
  */
 EPLB_API
 eplb_status eplb_solve(const eplb_solve_config *config,
@@ -1170,6 +1197,37 @@ eplb_status eplb_solve(const eplb_solve_config *config,
                        size_t num_samples,
                        size_t num_experts,
                        eplb_placement **placement);
+
+/**
+ * Solves by DeepSeek's rules and gives the three arrays of its rebalance_experts(), for code written for eplb.py. A
+ * program that is not can call eplb_solve() with the same policies.
+ *
+ * In place of `weight, num_replicas, num_groups, num_nodes, num_gpus` there are loads and the config's num_slots,
+ * num_groups, num_nodes and num_ranks. Its policy is EPLB_POLICY_DEEPSEEK_GLOBAL, EPLB_POLICY_DEEPSEEK_HIERARCHICAL or
+ * EPLB_POLICY_DEFAULT, which here is eplb.py's own choice: hierarchical where the groups split evenly over the nodes,
+ * global where they do not.
+ *
+ * \param config        from EPLB_SOLVE_CONFIG_INIT, with the ranks filled in
+ * \param loads         [num_layers][num_experts], finite and not negative, in any unit
+ * \param num_layers    at least 1; errors name layers by their index
+ * \param num_experts   experts of each layer
+ * \param max_replicas  room for the slots of each expert in log2phy; num_slots - num_experts + 1 is always enough
+ * \param phy2log       int32 [num_layers][num_slots], receives the expert of each slot
+ * \param log2phy       int32 [num_layers][num_experts][max_replicas], receives the slots of each expert in the order in
+ *                      which its replicas were created, padded with -1
+ * \param logcnt        int32 [num_layers][num_experts], receives the number of replicas of each expert
+ * \return as eplb_solve(); EPLB_STATUS_INVALID_ARGUMENT also where an expert has more than max_replicas, with the number
+ *         that is enough in the message, and for another policy. Nothing is written then.
+ */
+EPLB_API
+eplb_status eplb_deepseek_rebalance(const eplb_solve_config *config,
+                                    const double *loads,
+                                    size_t num_layers,
+                                    size_t num_experts,
+                                    size_t max_replicas,
+                                    int32_t *phy2log,
+                                    int32_t *log2phy,
+                                    int32_t *logcnt);
 
 /**
  * Finds the valid numbers of slots nearest to a wanted one: multiples of the ranks that are not below the experts.
@@ -1268,9 +1326,13 @@ typedef struct eplb_generate_config {
   eplb_progress_callback progress;
   /** Handed to each call of `progress`. */
   void *user_data;
+  /** As eplb_solve_config has it: groups of experts; 0: one. */
+  uint32_t num_groups;
+  /** As eplb_solve_config has it: nodes; 0: one. */
+  uint32_t num_nodes;
 } eplb_generate_config;
 /** An eplb_generate_config with every default. */
-#define EPLB_GENERATE_CONFIG_INIT { sizeof(eplb_generate_config), NULL, NULL, 0, 0, 0, 0, 0, 0, 0, 0, 0, NULL, NULL }
+#define EPLB_GENERATE_CONFIG_INIT { sizeof(eplb_generate_config), NULL, NULL, 0, 0, 0, 0, 0, 0, 0, 0, 0, NULL, NULL, 0, 0 }
 
 /** What eplb_generate() made. Initialise with EPLB_GENERATE_REPORT_INIT. */
 typedef struct eplb_generate_report {

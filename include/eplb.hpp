@@ -546,6 +546,8 @@ struct solve_config {
     std::uint32_t num_ranks = 0;
     std::uint32_t num_slots = 0;
     std::uint32_t num_threads = 0;
+    std::uint32_t num_groups = 0;
+    std::uint32_t num_nodes = 0;
 
     eplb_solve_config c() const {
         eplb_solve_config c = EPLB_SOLVE_CONFIG_INIT;
@@ -553,6 +555,8 @@ struct solve_config {
         c.num_ranks = num_ranks;
         c.num_slots = num_slots;
         c.num_threads = num_threads;
+        c.num_groups = num_groups;
+        c.num_nodes = num_nodes;
         return c;
     }
 };
@@ -571,6 +575,38 @@ inline returns<placement> solve(const solve_config &config, view<double> loads, 
     });
 }
 
+/// What DeepSeek's rebalance_experts() returns.
+struct deepseek_arrays {
+    /// [layers][slots]
+    std::vector<std::int32_t> phy2log = {};
+    /// [layers][experts][max_replicas], padded with -1
+    std::vector<std::int32_t> log2phy = {};
+    /// [layers][experts]
+    std::vector<std::int32_t> logcnt = {};
+};
+
+/// eplb_deepseek_rebalance(): `loads` is [layers][num_experts].
+inline returns<deepseek_arrays> deepseek_rebalance(const solve_config &config, view<double> loads,
+                                                   std::size_t num_experts, std::size_t max_replicas) {
+    const eplb_solve_config c = config.c();
+    const std::size_t num_slots = c.num_slots != 0 ? c.num_slots : num_experts;
+    const std::size_t num_layers = num_experts != 0 ? loads.size() / num_experts : 0;
+    if (loads.size() != num_layers * num_experts) {
+        return detail::finish(EPLB_STATUS_INVALID_ARGUMENT, deepseek_arrays(),
+                              "loads is not [layers][num_experts] long");
+    }
+    return detail::run(
+        [&](deepseek_arrays &arrays) {
+            arrays.phy2log.resize(num_layers * num_slots);
+            arrays.log2phy.resize(num_layers * num_experts * max_replicas);
+            arrays.logcnt.resize(num_layers * num_experts);
+            return eplb_deepseek_rebalance(&c, loads.data(), num_layers, num_experts, max_replicas,
+                                           arrays.phy2log.data(), arrays.log2phy.data(),
+                                           arrays.logcnt.data());
+        },
+        deepseek_arrays());
+}
+
 /// eplb_generate_config, but for the progress callback.
 struct generate_config {
     std::string expert_statistic_path = {};
@@ -584,6 +620,8 @@ struct generate_config {
     bool allow_missing_ranks = false;
     std::uint32_t num_threads = 0;
     std::size_t expected_ranks = 0;
+    std::uint32_t num_groups = 0;
+    std::uint32_t num_nodes = 0;
 
     eplb_generate_config c() const {
         eplb_generate_config c = EPLB_GENERATE_CONFIG_INIT;
@@ -598,6 +636,8 @@ struct generate_config {
         c.allow_missing_ranks = allow_missing_ranks;
         c.num_threads = num_threads;
         c.expected_ranks = expected_ranks;
+        c.num_groups = num_groups;
+        c.num_nodes = num_nodes;
         return c;
     }
 };

@@ -3,12 +3,11 @@
 use std::ffi::{c_char, c_void};
 
 use super::boundary::{Growing, boundary, config, growing_out, number, or_default, path};
-use super::solve::policy;
+use super::solve::solve_config;
 use super::stats::eplb_stats_options;
 use super::status::eplb_status;
 use crate::error::{Error, Result};
 use crate::generate::{GenerateConfig, Generated, Phase, generate};
-use crate::solve::SolveConfig;
 
 /// What eplb_generate() is doing.
 #[repr(i32)]
@@ -66,6 +65,10 @@ pub struct eplb_generate_config {
     pub progress: eplb_progress_callback,
     /// Handed to each call of `progress`.
     pub user_data: *mut c_void,
+    /// As eplb_solve_config has it: groups of experts; 0: one.
+    pub num_groups: u32,
+    /// As eplb_solve_config has it: nodes; 0: one.
+    pub num_nodes: u32,
 }
 
 // SAFETY: `repr(C)`, `struct_size` first, integers, pointers and a nullable function pointer.
@@ -156,7 +159,7 @@ unsafe fn generate_config(config: &eplb_generate_config) -> Result<GenerateConfi
         num_ranks: or_default(config.num_ranks),
         num_slots: or_default(config.num_slots),
         layer_updates_per_iter: config.layer_updates_per_iter,
-        solve: SolveConfig { policy: policy(config.policy)?, ..Default::default() },
+        solve: solve_config(config.policy, config.num_groups, config.num_nodes)?,
     })
 }
 

@@ -145,6 +145,16 @@ mod signatures {
         usize,
         *mut *mut eplb_placement,
     ) -> eplb_status = eplb_solve;
+    const _: unsafe extern "C" fn(
+        *const eplb_solve_config,
+        *const f64,
+        usize,
+        usize,
+        usize,
+        *mut i32,
+        *mut i32,
+        *mut i32,
+    ) -> eplb_status = eplb_deepseek_rebalance;
     const _: unsafe extern "C" fn(u32, u32, u32, *mut u32, *mut u32) -> eplb_status = eplb_suggest_num_slots;
 
     const _: unsafe extern "C" fn(*const eplb_generate_config, *mut eplb_generate_report) -> eplb_status =

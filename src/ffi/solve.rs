@@ -1,11 +1,11 @@
 //! Solving: loads to placement.
 
-use super::boundary::{Growing, array, boundary, config, layer_numbers, or_default, out};
+use super::boundary::{Growing, array, boundary, config, copy_out, layer_numbers, number, or_default, out};
 use super::placement::eplb_placement;
 use super::status::eplb_status;
 use crate::error::{Error, Result};
 use crate::placement::{Shape, suggest_num_slots};
-use crate::solve::{Loads, Policy, SolveConfig, solve};
+use crate::solve::{DeepseekArrays, Loads, Policy, SolveConfig, solve};
 
 /// A rule for placing experts.
 #[repr(i32)]
@@ -18,26 +18,49 @@ pub enum eplb_policy {
     /// the higher expert; then each replica, heaviest first, ties by expert, to the least loaded rank that has a free
     /// slot, ties to the lower rank. Samples are added up and rounded to float32. It may put an expert twice on a rank.
     Trtllm = 1,
+    /// DeepSeek's greedy over all ranks, as its eplb.py with one group and one node. Each spare slot goes to the expert
+    /// with the largest load per replica; then each replica, heaviest first, to the least loaded rank that has a free
+    /// slot; with as many slots as ranks, each in the order of its creation. All ties go to the lower expert, replica and
+    /// rank. Samples are added up and rounded to float32, in which the rest is computed. It may put an expert twice on a
+    /// rank.
+    DeepseekGlobal = 2,
+    /// The same in two stages, for models that route each token to a few groups of experts: whole groups go to nodes,
+    /// heaviest first, each to the least loaded node that has room for it; then each node places its experts on its own
+    /// ranks. num_groups and num_nodes say how many there are. The groups must split evenly over the nodes, and so must
+    /// the experts over the groups and the ranks over the nodes. A group's load is the float32 sum of its experts, one
+    /// after the other.
+    DeepseekHierarchical = 3,
     /// Replica counts and ranks chosen together: exchanges of slots and changes of counts from a first placement on, until no
-    /// placement can be better by more than a ten-thousandth or the effort is spent. Never above EPLB_POLICY_TRTLLM, and an
-    /// expert twice on a rank only where that could not be reached otherwise. Of several samples it levels each: the mean over
-    /// samples of the most loaded rank's load over the mean.
+    /// placement can be better by more than a ten-thousandth or the effort is spent. Never above EPLB_POLICY_TRTLLM and
+    /// EPLB_POLICY_DEEPSEEK_GLOBAL, and an expert twice on a rank only where that could not be reached otherwise. Of several
+    /// samples it levels each: the mean over samples of the most loaded rank's load over the mean rank load.
     Search = 4,
 }
 
-/// A policy that came in from C.
-pub(super) fn policy(number: i32) -> Result<Policy> {
-    const DEFAULT: i32 = eplb_policy::Default as i32;
+const DEFAULT: i32 = eplb_policy::Default as i32;
+
+/// How to solve, as it came in from C.
+pub(super) fn solve_config(policy: i32, num_groups: u32, num_nodes: u32) -> Result<SolveConfig> {
     const TRTLLM: i32 = eplb_policy::Trtllm as i32;
+    const GLOBAL: i32 = eplb_policy::DeepseekGlobal as i32;
+    const HIERARCHICAL: i32 = eplb_policy::DeepseekHierarchical as i32;
     const SEARCH: i32 = eplb_policy::Search as i32;
-    match number {
-        DEFAULT => Ok(Policy::default()),
-        TRTLLM => Ok(Policy::Trtllm),
-        SEARCH => Ok(Policy::Search),
-        unknown => Err(Error::InvalidArgument(format!(
-            "policy is {unknown}; EPLB_POLICY_DEFAULT is {DEFAULT} and EPLB_POLICY_TRTLLM {TRTLLM}"
-        ))),
-    }
+    let policy = match policy {
+        DEFAULT => Policy::default(),
+        TRTLLM => Policy::Trtllm,
+        GLOBAL => Policy::DeepseekGlobal,
+        HIERARCHICAL => Policy::DeepseekHierarchical,
+        SEARCH => Policy::Search,
+        unknown => {
+            return Err(Error::InvalidArgument(format!(
+                "policy is {unknown}; EPLB_POLICY_DEFAULT is {DEFAULT}, EPLB_POLICY_TRTLLM {TRTLLM}, \
+                 EPLB_POLICY_DEEPSEEK_GLOBAL {GLOBAL}, EPLB_POLICY_DEEPSEEK_HIERARCHICAL {HIERARCHICAL} and \
+                  EPLB_POLICY_SEARCH {SEARCH}"
+            )));
+        }
+    };
+    let count = |count| or_default(count).unwrap_or(1);
+    Ok(SolveConfig { policy, num_groups: count(num_groups), num_nodes: count(num_nodes), ..SolveConfig::default() })
 }
 
 /// How to solve. Initialise with EPLB_SOLVE_CONFIG_INIT; zero is a field's default where it has one.
@@ -54,6 +77,11 @@ pub struct eplb_solve_config {
     pub num_slots: u32,
     /// Threads that solve, layers in parallel; 0: one a core, at most 8. Results do not depend on it.
     pub num_threads: u32,
+    /// Groups of experts, of consecutive experts and equally large; 0: one. For EPLB_POLICY_DEEPSEEK_HIERARCHICAL, the
+    /// others ignore it.
+    pub num_groups: u32,
+    /// Nodes, of consecutive ranks and equally large; 0: one. For EPLB_POLICY_DEEPSEEK_HIERARCHICAL, the others ignore it.
+    pub num_nodes: u32,
 }
 
 // SAFETY: `repr(C)`, `struct_size` first, integers only.
@@ -69,8 +97,9 @@ unsafe impl Growing for eplb_solve_config {}
 ///                     workload
 /// \param num_experts  experts of each layer
 /// \param placement    receives the handle, which goes back by eplb_placement_destroy()
-/// \return EPLB_STATUS_OK; EPLB_STATUS_INVALID_SHAPE with the nearest valid numbers of slots in the message;
-///         EPLB_STATUS_INVALID_LOADS naming layer, sample and expert; EPLB_STATUS_INVALID_ARGUMENT
+/// \return EPLB_STATUS_OK; EPLB_STATUS_INVALID_SHAPE with the nearest valid numbers of slots in the message, or with what
+///         does not split evenly over groups or nodes; EPLB_STATUS_INVALID_LOADS naming layer, sample and expert;
+///         EPLB_STATUS_INVALID_ARGUMENT
 #[unsafe(no_mangle)]
 pub unsafe extern "C" fn eplb_solve(
     config: *const eplb_solve_config,
@@ -92,18 +121,81 @@ pub unsafe extern "C" fn eplb_solve(
                 out(placement, "placement")?,
             )
         };
-        let (policy, layers) = (policy(config.policy)?, layer_numbers(layer_ids)?);
-        let num_slots = or_default(config.num_slots).unwrap_or(num_experts);
-        let shape = Shape::new(num_experts, num_slots, config.num_ranks as usize)?;
+        let solving = solve_config(config.policy, config.num_groups, config.num_nodes)?;
+        let layers = layer_numbers(layer_ids)?;
+        let shape = shape(&config, num_experts)?;
         let loads = Loads::new(loads, &layers, num_samples, num_experts)?;
-        placement.give(eplb_placement(solve(
-            &SolveConfig { policy, ..Default::default() },
-            shape,
-            &loads,
-            config.num_threads as usize,
-        )?));
+        placement.give(eplb_placement(solve(&solving, shape, &loads, config.num_threads as usize)?));
         Ok(())
     })
+}
+
+/// Solves by DeepSeek's rules and gives the three arrays of its rebalance_experts(), for code written for eplb.py. A
+/// program that is not can call eplb_solve() with the same policies.
+///
+/// In place of `weight, num_replicas, num_groups, num_nodes, num_gpus` there are loads and the config's num_slots,
+/// num_groups, num_nodes and num_ranks. Its policy is EPLB_POLICY_DEEPSEEK_GLOBAL, EPLB_POLICY_DEEPSEEK_HIERARCHICAL or
+/// EPLB_POLICY_DEFAULT, which here is eplb.py's own choice: hierarchical where the groups split evenly over the nodes,
+/// global where they do not.
+///
+/// \param config        from EPLB_SOLVE_CONFIG_INIT, with the ranks filled in
+/// \param loads         [num_layers][num_experts], finite and not negative, in any unit
+/// \param num_layers    at least 1; errors name layers by their index
+/// \param num_experts   experts of each layer
+/// \param max_replicas  room for the slots of each expert in log2phy; num_slots - num_experts + 1 is always enough
+/// \param phy2log       int32 [num_layers][num_slots], receives the expert of each slot
+/// \param log2phy       int32 [num_layers][num_experts][max_replicas], receives the slots of each expert in the order in
+///                      which its replicas were created, padded with -1
+/// \param logcnt        int32 [num_layers][num_experts], receives the number of replicas of each expert
+/// \return as eplb_solve(); EPLB_STATUS_INVALID_ARGUMENT also where an expert has more than max_replicas, with the number
+///         that is enough in the message, and for another policy. Nothing is written then.
+#[unsafe(no_mangle)]
+pub unsafe extern "C" fn eplb_deepseek_rebalance(
+    config: *const eplb_solve_config,
+    loads: *const f64,
+    num_layers: usize,
+    num_experts: usize,
+    max_replicas: usize,
+    phy2log: *mut i32,
+    log2phy: *mut i32,
+    logcnt: *mut i32,
+) -> eplb_status {
+    boundary(|| {
+        // SAFETY: the caller's promises for each pointer.
+        let (config, loads) = unsafe {
+            out(phy2log, "phy2log")?;
+            out(log2phy, "log2phy")?;
+            out(logcnt, "logcnt")?;
+            (self::config(config, "config")?, array(loads, num_layers.checked_mul(num_experts), "loads")?)
+        };
+        let shape = shape(&config, num_experts)?;
+        let layers: Vec<u32> = (0..number(num_layers, "num_layers")?).collect();
+        let loads = Loads::new(loads, &layers, 1, num_experts)?;
+        let solving = deepseek_config(&config)?;
+        let arrays = DeepseekArrays::solve(&solving, shape, &loads, config.num_threads as usize)?;
+        let of_experts = arrays.log2phy(max_replicas)?;
+        // SAFETY: the caller's promises for each pointer.
+        unsafe {
+            copy_out(&arrays.phy2log(), phy2log, "phy2log")?;
+            copy_out(&of_experts, log2phy, "log2phy")?;
+            copy_out(&arrays.logcnt(), logcnt, "logcnt")
+        }
+    })
+}
+
+/// As [`solve_config`], where the default is the choice of DeepSeek's rebalance_experts().
+fn deepseek_config(config: &eplb_solve_config) -> Result<SolveConfig> {
+    let given = solve_config(config.policy, config.num_groups, config.num_nodes)?;
+    let policy = match config.policy {
+        DEFAULT => Policy::of_deepseek(given.num_groups, given.num_nodes),
+        _ => given.policy,
+    };
+    Ok(SolveConfig { policy, ..given })
+}
+
+fn shape(config: &eplb_solve_config, num_experts: usize) -> Result<Shape> {
+    let num_slots = or_default(config.num_slots).unwrap_or(num_experts);
+    Shape::new(num_experts, num_slots, config.num_ranks as usize)
 }
 
 /// Finds the valid numbers of slots nearest to a wanted one: multiples of the ranks that are not below the experts.

@@ -30,7 +30,8 @@ pub enum eplb_status {
     InvalidDump = 20,
     /// Ranks, iterations or layers are missing from a statistic dump.
     IncompleteDump = 21,
-    /// Experts, slots and ranks do not fit together; the message names the nearest valid numbers of slots.
+    /// Experts, slots and ranks, or groups and nodes, do not fit together; the message names the nearest valid numbers of
+    /// slots where those are at fault.
     InvalidShape = 30,
     /// A load is not a finite, non-negative number.
     InvalidLoads = 31,
