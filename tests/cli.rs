@@ -1,12 +1,14 @@
 //! The program as a user meets it: messages, exit codes, and files that are whole whenever it dies.
 #![cfg(feature = "cli")]
 
+use std::collections::BTreeSet;
 use std::fs::{self, OpenOptions};
 use std::path::{Path, PathBuf};
 use std::process::{Command, Output, Stdio};
 use std::thread::sleep;
 use std::time::Instant;
 
+use eplb::placement::{Expected, Placement};
 use tempfile::TempDir;
 
 fn eplb(args: &str) -> Output {
@@ -140,6 +142,41 @@ fn five_mistakes_get_five_messages_that_say_what_to_do() {
 }
 
 #[test]
+fn deepseek_hierarchical_keeps_whole_groups_on_a_node() {
+    let dir = tempfile::tempdir().unwrap();
+    let out = dir.path().join("config.yaml");
+    let args = format!(
+        "generate --expert_statistic_path {} --output_path {} --ep_size 32 --num_slots 288 --num_groups 8",
+        dump("dsr1-extreme"),
+        out.display()
+    );
+    let (message, code) = failure(&format!("{args} --policy deepseek-hierarchical --num-nodes 3"));
+    assert_eq!(
+        (&message[..], code),
+        (
+            "8 groups cannot be split evenly over 3 nodes; policy deepseek-hierarchical needs that, deepseek-global \
+             does not",
+            2
+        )
+    );
+    assert!(!out.exists());
+
+    let mut groups_of_a_node = Vec::new();
+    for policy in ["deepseek-hierarchical", "deepseek-global"] {
+        let output = eplb(&format!("{args} --policy {policy} --num-nodes 4"));
+        assert!(output.status.success(), "{output:?}");
+        let expected = Expected { num_ranks: Some(32), ..Default::default() };
+        let placement = Placement::load(&out, expected).unwrap();
+        let groups =
+            |experts: &[u32]| experts.iter().map(|expert| expert / 32).collect::<BTreeSet<_>>().len();
+        // 288 slots on 4 nodes are 72 a node; 256 experts in 8 groups are 32 a group.
+        let most = placement.iter().flat_map(|(_, experts)| experts.chunks_exact(72).map(groups)).max();
+        groups_of_a_node.push(most.unwrap());
+    }
+    assert_eq!(groups_of_a_node, [2, 8]);
+}
+
+#[test]
 fn output_errors_have_a_code_of_their_own_and_come_before_the_work() {
     let from = dump("dsr1-extreme");
     let (message, code) =
@@ -196,7 +233,7 @@ fn the_examples_of_the_help_work_as_written() {
             run += 1;
         }
     }
-    assert_eq!(run, 4);
+    assert_eq!(run, 5);
 }
 
 #[test]

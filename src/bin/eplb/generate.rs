@@ -3,7 +3,7 @@
 use std::fmt::Write;
 use std::path::PathBuf;
 
-use clap::builder::{PossibleValuesParser, TypedValueParser};
+use clap::builder::{PossibleValue, PossibleValuesParser, TypedValueParser};
 use comfy_table::{Cell, CellAlignment, Table, TableComponent, presets};
 use eplb::Result;
 use eplb::generate::{GenerateConfig, Generated, LayerChange, Phase, generate};
@@ -17,9 +17,14 @@ use indicatif::{ProgressBar, ProgressStyle};
 /// configuration file, and prints how uneven the ranks are before and after.
 #[derive(clap::Args)]
 #[command(after_help = "\
-Example (a recording that ships with eplb):
+Examples (recordings that ship with eplb):
   eplb generate --expert_statistic_path data/dumps/dsv2lite-translation \\
       --ep_size 8 --num_slots 72 --output_path moe_load_balancer.yaml
+
+DeepSeek's rule for a model with 8 groups of experts, on 4 nodes of 8 ranks:
+  eplb generate --expert_statistic_path data/dumps/dsr1-extreme --policy deepseek-hierarchical \\
+      --num_groups 8 --num_nodes 4 --ep_size 32 --num_slots 288 \\
+      --output_path moe_load_balancer.yaml
 
 Flags may be written with hyphens too: --ep-size, --num-slots.")]
 pub struct Args {
@@ -57,9 +62,19 @@ pub struct Args {
     )]
     layer_updates_per_iter: u32,
 
-    /// Rule for placing experts; trtllm is TensorRT-LLM's, bit for bit
+    /// Rule for placing experts
     #[arg(long, default_value = Policy::default().name(), value_parser = policies())]
     policy: Policy,
+
+    /// Groups of experts from which the model's router chooses a few for each token (n_group in DeepSeek's model
+    /// configurations). deepseek-hierarchical keeps each group on one node; the other rules ignore it
+    #[arg(long = "num_groups", alias = "num-groups", value_name = "GROUPS", default_value_t = 1)]
+    num_groups: usize,
+
+    /// Nodes that the ranks are on, equally many consecutive ranks on each. deepseek-hierarchical gives each node
+    /// equally many groups; the other rules ignore it
+    #[arg(long = "num_nodes", alias = "num-nodes", value_name = "NODES", default_value_t = 1)]
+    num_nodes: usize,
 
     /// Ranks that the run had, so that a loss of any file is noticed [default: what the dump says, which in
     /// TensorRT-LLM's is no more than the highest rank]
@@ -80,7 +95,17 @@ pub struct Args {
 }
 
 fn policies() -> impl TypedValueParser<Value = Policy> {
-    PossibleValuesParser::new(Policy::ALL.map(Policy::name)).try_map(|name| name.parse::<Policy>())
+    let help = |policy| match policy {
+        Policy::Trtllm => "TensorRT-LLM's, bit for bit",
+        Policy::DeepseekGlobal => "that of DeepSeek's eplb.py, over all ranks",
+        Policy::DeepseekHierarchical => {
+            "the same in two stages: whole groups of experts to nodes, then each node's experts to its ranks; needs \
+             --num_groups and --num_nodes"
+        }
+        _ => "",
+    };
+    let values = Policy::ALL.map(|policy| PossibleValue::new(policy.name()).help(help(policy)));
+    PossibleValuesParser::new(values).try_map(|name| name.parse::<Policy>())
 }
 
 /// Generates, and returns what to print.
@@ -98,7 +123,7 @@ pub fn run(args: &Args) -> Result<String> {
         num_ranks: args.ep_size,
         num_slots: args.num_slots,
         layer_updates_per_iter: args.layer_updates_per_iter,
-        solve: SolveConfig { policy: args.policy, ..Default::default() },
+        solve: SolveConfig { policy: args.policy, num_groups: args.num_groups, num_nodes: args.num_nodes },
     };
     let bar = reading_bar();
     let generated = generate(&config, &mut |phase, done, total| {
