@@ -40,7 +40,7 @@ test: ## all tests: Rust, then C and C++ also under valgrind, and the example en
 
 bench: ## the figures of docs/benchmarks.md
 	@scripts/need.sh $(CPP_TESTS_NEED)
-	$(CARGO) bench --locked --features cli --bench solve --bench generate
+	$(CARGO) bench --locked --features cli --bench solve --bench generate --bench balance
 	cmake -S cpp_tests -B build/cpp_tests -Wno-dev >/dev/null
 	cmake --build build/cpp_tests --target host_bench
 	@mkdir -p build/bench

@@ -35,7 +35,7 @@ fn policies(c: &mut Criterion) {
             let values = zipf(exponent);
             let loads = Loads::new(&values, &layers, 1, EXPERTS).unwrap();
             for (slots, ranks, num_nodes) in [(288, 32, 4), (288, 72, 8), (320, 8, 1)] {
-                let config = SolveConfig { policy, num_groups: 8, num_nodes };
+                let config = SolveConfig { policy, num_groups: 8, num_nodes, ..SolveConfig::default() };
                 let shape = Shape::new(EXPERTS, slots, ranks).unwrap();
                 c.bench_function(&format!("{policy}/{name}/{slots} slots on {ranks} ranks/1 thread"), |b| {
                     b.iter(|| solve(&config, shape, black_box(&loads), 1).unwrap());
@@ -55,7 +55,8 @@ fn measures(c: &mut Criterion) {
             c.bench_function(&format!("lower bound/{case}"), |b| {
                 b.iter(|| lower_bound(black_box(values), shape));
             });
-            let placement = solve(Policy::Trtllm, shape, &loads, 1).unwrap();
+            let greedy = SolveConfig { policy: Policy::Trtllm, ..SolveConfig::default() };
+            let placement = solve(&greedy, shape, &loads, 1).unwrap();
             let experts = placement.layer_experts(3).unwrap();
             c.bench_function(&format!("best split/{case}"), |b| {
                 b.iter(|| best_split(black_box(values), experts, shape));

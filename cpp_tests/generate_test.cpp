@@ -61,10 +61,12 @@ TEST(Generate, GivesTheExpectedFilesToTheByte) {
     }
 }
 
-TEST(Generate, DefaultsAreThoseOfTheReferenceScript) {
+TEST(Generate, DefaultsAreThoseOfTheReferenceScriptButForThePolicy) {
     temporary_directory dir;
     const std::string output = dir / "config.yaml";
-    const auto report = eplb::generate(config_for(translation, output));
+    auto config = config_for(translation, output);
+    config.policy = EPLB_POLICY_TRTLLM;
+    const auto report = eplb::generate(config);
     EXPECT_EQ(report.num_ranks, 8u) << "the number of rank files";
     EXPECT_EQ(report.num_slots, 64u) << "the number of experts";
     EXPECT_EQ(report.num_layers, 26u);
@@ -72,6 +74,14 @@ TEST(Generate, DefaultsAreThoseOfTheReferenceScript) {
     EXPECT_EQ(report.iter_stop, 131);
     EXPECT_LT(report.imbalance_after, report.imbalance_before);
     EXPECT_TRUE(read_file(output) == read_file(data("expected/dsv2lite-translation.ep8.slots64.yaml")));
+    // The default levels better, better yet for each of several samples, which is the default, too.
+    config.policy = EPLB_POLICY_DEFAULT;
+    const auto searched = eplb::generate(config);
+    config.num_samples = 1;
+    const auto for_the_sum = eplb::generate(config);
+    EXPECT_LT(searched.imbalance_after, for_the_sum.imbalance_after);
+    EXPECT_LT(searched.imbalance_after, report.imbalance_after);
+    EXPECT_EQ(searched.num_duplicates, 0u);
 }
 
 TEST(Generate, ProgressGoesThroughThePhasesOnThisThread) {

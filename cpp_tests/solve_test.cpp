@@ -63,13 +63,39 @@ TEST(Solve, FiveExpertsOnThreeRanksAsWorkedByHand) {
     EXPECT_EQ(experts(placement, 3), (std::vector<int32_t>{0, 3, 4, 0, 3, 4, 1, 3, 2}));
 }
 
-TEST(Solve, NoSlotsGivenMeansOneAnExpertAndTheDefaultPolicyIsTrtllm) {
-    auto config = cpp_on(2, 0);
-    config.policy = EPLB_POLICY_DEFAULT;
+TEST(Solve, NoSlotsGivenMeansOneAnExpert) {
     // By load 3 2 1 0 go to ranks 0 1 1 0: 4 to 0, 3 to 1, 2 to 1 (3 < 4), 1 to 0 (4 < 5).
     const auto placement =
-        eplb::solve(config, std::vector<double>{1, 2, 3, 4}, std::vector<int32_t>{0}, 1, 4);
+        eplb::solve(cpp_on(2, 0), std::vector<double>{1, 2, 3, 4}, std::vector<int32_t>{0}, 1, 4);
     EXPECT_EQ(experts(placement, 0), (std::vector<int32_t>{3, 0, 2, 1}));
+}
+
+TEST(Solve, TheDefaultPolicyIsTheSearch) {
+    // needs.md: the greedy leaves 232 on a rank, and 196.67 is the best that is known. No expert twice on a
+    // rank.
+    const std::vector<double> loads = {600, 560, 120, 120, 20, 10, 10, 10};
+    auto config = cpp_on(8, 16);
+    for (const eplb_policy policy : {EPLB_POLICY_DEFAULT, EPLB_POLICY_SEARCH}) {
+        config.policy = policy;
+        const auto placement = eplb::solve(config, loads, std::vector<int32_t>{0}, 1, 8);
+        const auto evaluation = placement.evaluate(0, loads);
+        EXPECT_LE(evaluation.max_load, 196.67);
+        EXPECT_GE(evaluation.max_load, evaluation.lower_bound);
+        EXPECT_EQ(evaluation.num_duplicates, 0u);
+    }
+    // Less effort is not more.
+    config.effort = 1;
+    EXPECT_LE(eplb::solve(config, loads, std::vector<int32_t>{0}, 1, 8).evaluate(0, loads).max_load, 232);
+}
+
+TEST(Solve, TheSearchLevelsEachSampleWhereItCan) {
+    // Two workloads: each has two hot experts of four on two ranks. Their sum is the same for all experts, of
+    // which any two on a rank level it; only one of each two of a workload levels both.
+    const std::vector<double> loads = {9, 9, 1, 1, 1, 1, 9, 9};
+    auto config = cpp_on(2, 4);
+    config.policy = EPLB_POLICY_SEARCH;
+    const auto placement = eplb::solve(config, loads, std::vector<int32_t>{0}, 2, 4);
+    EXPECT_EQ(placement.evaluate(0, loads, 2).imbalance_ratio, 0);
 }
 
 TEST(Solve, LoadsOfADumpGiveTheConfigurationFileOfAnotherProgram) {
@@ -134,8 +160,8 @@ TEST(Solve, NullWildAndHugeArgumentsAreErrors) {
     }
     EXPECT_STREQ(
         eplb_last_error_message(),
-        "policy is 77; EPLB_POLICY_DEFAULT is 0, EPLB_POLICY_TRTLLM 1, EPLB_POLICY_DEEPSEEK_GLOBAL 2 and "
-        "EPLB_POLICY_DEEPSEEK_HIERARCHICAL 3");
+        "policy is 77; EPLB_POLICY_DEFAULT is 0, EPLB_POLICY_TRTLLM 1, EPLB_POLICY_DEEPSEEK_GLOBAL 2, "
+        "EPLB_POLICY_DEEPSEEK_HIERARCHICAL 3 and EPLB_POLICY_SEARCH 4");
     EXPECT_EQ(eplb_solve(&config, loads, &layer, 1, 1, 0, &placement), EPLB_STATUS_INVALID_SHAPE);
     EXPECT_EQ(placement, nullptr);
     const int32_t twice[] = {5, 5};

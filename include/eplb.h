@@ -1105,7 +1105,7 @@ enum eplb_policy
 #endif // defined(__cplusplus) || __STDC_VERSION__ >= 202311L
  {
   /**
-   * The best that the library has: today EPLB_POLICY_TRTLLM. Name a policy where results must not change with a
+   * The best that the library has: today EPLB_POLICY_SEARCH. Name a policy where results must not change with a
    * later library.
    */
   EPLB_POLICY_DEFAULT = 0,
@@ -1166,9 +1166,14 @@ typedef struct eplb_solve_config {
   uint32_t num_groups;
   /** Nodes, of consecutive ranks and equally large; 0: one. For EPLB_POLICY_DEEPSEEK_HIERARCHICAL, the others ignore it. */
   uint32_t num_nodes;
+  /**
+   * How many exchanges EPLB_POLICY_SEARCH looks at for each slot and sample before it is content with what it has; 0: 200,
+   * beyond which there is little to gain. Not time, so that results repeat.
+   */
+  size_t effort;
 } eplb_solve_config;
 /** An eplb_solve_config with every default. */
-#define EPLB_SOLVE_CONFIG_INIT { sizeof(eplb_solve_config), 0, 0, 0, 0, 0, 0 }
+#define EPLB_SOLVE_CONFIG_INIT { sizeof(eplb_solve_config), 0, 0, 0, 0, 0, 0, 0 }
 
 #ifdef __cplusplus
 extern "C" {
@@ -1330,9 +1335,16 @@ typedef struct eplb_generate_config {
   uint32_t num_groups;
   /** As eplb_solve_config has it: nodes; 0: one. */
   uint32_t num_nodes;
+  /** As eplb_solve_config has it: the search's effort; 0: the default. */
+  size_t effort;
+  /**
+   * Samples for EPLB_POLICY_SEARCH to level each of: groups of iterations that follow each other, as even as can be; 0: 16;
+   * fewer where there are fewer iterations. The other policies go by the sum.
+   */
+  size_t num_samples;
 } eplb_generate_config;
 /** An eplb_generate_config with every default. */
-#define EPLB_GENERATE_CONFIG_INIT { sizeof(eplb_generate_config), NULL, NULL, 0, 0, 0, 0, 0, 0, 0, 0, 0, NULL, NULL, 0, 0 }
+#define EPLB_GENERATE_CONFIG_INIT { sizeof(eplb_generate_config), NULL, NULL, 0, 0, 0, 0, 0, 0, 0, 0, 0, NULL, NULL, 0, 0, 0, 0 }
 
 /** What eplb_generate() made. Initialise with EPLB_GENERATE_REPORT_INIT. */
 typedef struct eplb_generate_report {

@@ -548,6 +548,7 @@ struct solve_config {
     std::uint32_t num_threads = 0;
     std::uint32_t num_groups = 0;
     std::uint32_t num_nodes = 0;
+    std::size_t effort = 0;
 
     eplb_solve_config c() const {
         eplb_solve_config c = EPLB_SOLVE_CONFIG_INIT;
@@ -557,6 +558,7 @@ struct solve_config {
         c.num_threads = num_threads;
         c.num_groups = num_groups;
         c.num_nodes = num_nodes;
+        c.effort = effort;
         return c;
     }
 };
@@ -622,6 +624,8 @@ struct generate_config {
     std::size_t expected_ranks = 0;
     std::uint32_t num_groups = 0;
     std::uint32_t num_nodes = 0;
+    std::size_t effort = 0;
+    std::size_t num_samples = 0;
 
     eplb_generate_config c() const {
         eplb_generate_config c = EPLB_GENERATE_CONFIG_INIT;
@@ -638,6 +642,8 @@ struct generate_config {
         c.expected_ranks = expected_ranks;
         c.num_groups = num_groups;
         c.num_nodes = num_nodes;
+        c.effort = effort;
+        c.num_samples = num_samples;
         return c;
     }
 };

@@ -6,8 +6,11 @@ use crate::atomic_file::AtomicFile;
 use crate::error::{Error, Result};
 use crate::placement::{Placement, Shape};
 use crate::report::{Balance, Certificate, average};
-use crate::solve::{Loads, SolveConfig, solve};
+use crate::solve::{Loads, Policy, SolveConfig, solve};
 use crate::stats::{Counted, Dump, LoadOptions, Summary};
+
+/// Samples that iterations are grouped into unless told otherwise: enough for a hot expert of some of them to be seen.
+pub const DEFAULT_NUM_SAMPLES: usize = 16;
 
 /// What to generate. Each `None` has the default of TensorRT-LLM's script.
 #[derive(Debug, Clone, Copy)]
@@ -26,6 +29,9 @@ pub struct GenerateConfig<'a> {
     pub layer_updates_per_iter: u32,
     /// How to place the experts.
     pub solve: SolveConfig,
+    /// Samples for [`Policy::Search`] to level each of: groups of iterations that follow each other, as even as can be, or
+    /// fewer where there are fewer iterations. The other rules go by the sum.
+    pub num_samples: usize,
 }
 
 /// What [`generate`] is doing.
@@ -76,7 +82,7 @@ pub struct LayerChange {
     pub before: Balance,
     /// With the placement, each expert's tokens split evenly over its replicas.
     pub after: Balance,
-    /// How far the placement is from the best possible for the loads that it was planned for: all iterations together.
+    /// How far the placement is from the best possible for the loads that it was planned for: the samples that iterations were grouped into.
     pub certificate: Certificate,
 }
 
@@ -103,8 +109,12 @@ pub fn generate(
     let layers = &stats.summary().layers;
     let num_layers = layers.len() as u64;
     progress(Phase::Solve, 0, num_layers)?;
-    let loads = stats.samples(1)?;
-    let loads = Loads::new(&loads, layers, 1, num_experts)?;
+    let num_samples = match config.solve.policy {
+        Policy::Search => config.num_samples.clamp(1, stats.summary().iterations.len() as usize),
+        _ => 1,
+    };
+    let loads = stats.samples(num_samples)?;
+    let loads = Loads::new(&loads, layers, num_samples, num_experts)?;
     let placement = solve(&config.solve, shape, &loads, config.options.threads)?
         .with_layer_updates_per_iter(config.layer_updates_per_iter);
     let mut changes = Vec::with_capacity(layers.len());

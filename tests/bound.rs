@@ -4,7 +4,7 @@ use std::path::Path;
 
 use eplb::placement::Shape;
 use eplb::report::{Evaluation, evaluate};
-use eplb::solve::{Loads, Policy, solve};
+use eplb::solve::{Loads, Policy, SolveConfig, solve};
 use eplb::stats::{Dump, LoadOptions};
 use proptest::prelude::*;
 
@@ -12,7 +12,8 @@ use proptest::prelude::*;
 fn greedy(loads: &[f64], num_slots: usize, num_ranks: usize) -> Evaluation {
     let shape = Shape::new(loads.len(), num_slots, num_ranks).unwrap();
     let checked = Loads::new(loads, &[0], 1, loads.len()).unwrap();
-    let placement = solve(Policy::Trtllm, shape, &checked, 1).unwrap();
+    let greedy = SolveConfig { policy: Policy::Trtllm, ..SolveConfig::default() };
+    let placement = solve(&greedy, shape, &checked, 1).unwrap();
     evaluate(&placement, 0, loads, 1, loads.len()).unwrap()
 }
 

@@ -60,12 +60,15 @@ fn generate_writes_the_expected_bytes_with_underscores_and_with_hyphens() {
 }
 
 #[test]
-fn defaults_are_those_of_the_reference_script() {
+fn defaults_are_those_of_the_reference_script_but_for_the_policy() {
     // 8 rank files, 64 experts, all iterations.
     let dir = tempfile::tempdir().unwrap();
     let out = dir.path().join("config.yaml");
     let from = dump("dsv2lite-translation");
-    let output = eplb(&format!("generate --expert_statistic_path {from} --output_path {}", out.display()));
+    let output = eplb(&format!(
+        "generate --policy trtllm --expert_statistic_path {from} --output_path {}",
+        out.display()
+    ));
     assert!(output.status.success(), "{output:?}");
     let expected = fs::read("data/expected/dsv2lite-translation.ep8.slots64.yaml").unwrap();
     assert!(fs::read(&out).unwrap() == expected);
@@ -76,7 +79,7 @@ fn the_table_shows_each_layer_and_the_average() {
     let dir = tempfile::tempdir().unwrap();
     let out = dir.path().join("config.yaml");
     let args = format!(
-        "generate --expert_statistic_path {} --output_path {} --ep_size 8 --num_slots 72",
+        "generate --policy trtllm --expert_statistic_path {} --output_path {} --ep_size 8 --num_slots 72",
         dump("dsv2lite-translation"),
         out.display()
     );
@@ -87,6 +90,37 @@ fn the_table_shows_each_layer_and_the_average() {
     assert_eq!(row("average").split_whitespace().count(), 4);
     assert!(text.contains("9 slots repeat an expert of their own rank"), "{text}");
     assert_eq!(String::from_utf8(eplb(&format!("{args} --quiet")).stdout).unwrap(), "");
+}
+
+#[test]
+fn the_default_policy_is_the_search_which_levels_each_sample_and_repeats_no_expert() {
+    let dir = tempfile::tempdir().unwrap();
+    let out = dir.path().join("config.yaml");
+    let args = format!(
+        "generate --expert_statistic_path {} --output_path {} --ep_size 8 --num_slots 72",
+        dump("dsv2lite-translation"),
+        out.display()
+    );
+    let after = |flags: &str| -> f64 {
+        let text = String::from_utf8(eplb(&format!("{args} {flags}")).stdout).unwrap();
+        let average = text.lines().find(|line| line.starts_with(" average")).unwrap();
+        assert_eq!(text.contains("slots repeat an expert"), flags.contains("trtllm"), "{text}");
+        average.split_whitespace().nth(2).unwrap().parse().unwrap()
+    };
+    let (search, sum, greedy) = (after(""), after("--num_samples 1"), after("--policy trtllm"));
+    assert!(search < 0.6 * greedy && sum < greedy, "{search} {sum} {greedy}");
+    // The same file whatever the number of threads.
+    let first = fs::read(&out).unwrap();
+    for threads in [1, 2, 8] {
+        let output = eplb(&format!("{args} --policy trtllm --threads {threads}"));
+        assert!(output.status.success());
+        assert!(fs::read(&out).unwrap() == first);
+    }
+    let with = |threads: usize| {
+        assert!(eplb(&format!("{args} --threads {threads}")).status.success());
+        fs::read(&out).unwrap()
+    };
+    assert!(with(1) == with(8));
 }
 
 #[test]

@@ -108,7 +108,7 @@ fn found(values: &[f64], sizes: Sizes, policy: Policy, threads: usize) -> Vec<Ar
     let layers: Vec<u32> = (0..(values.len() / experts) as u32).collect();
     let loads = Loads::new(values, &layers, 1, experts).unwrap();
     let shape = Shape::new(experts, slots, ranks).unwrap();
-    let config = SolveConfig { policy, num_groups: groups, num_nodes: nodes };
+    let config = SolveConfig { policy, num_groups: groups, num_nodes: nodes, ..SolveConfig::default() };
     let arrays = DeepseekArrays::solve(&config, shape, &loads, threads).unwrap();
 
     let (phy2log, logcnt) = (arrays.phy2log(), arrays.logcnt());

@@ -12,7 +12,7 @@ use eplb::report::Balance;
 use eplb::solve::{Policy, SolveConfig};
 use eplb::stats::{Dump, LoadOptions, RankFile, Stats};
 
-const TRTLLM: SolveConfig = SolveConfig { policy: Policy::Trtllm, num_groups: 1, num_nodes: 1 };
+const TRTLLM: SolveConfig = SolveConfig { policy: Policy::Trtllm, num_groups: 1, num_nodes: 1, effort: 0 };
 
 fn data_dirs() -> Vec<PathBuf> {
     let shipped = Path::new(env!("CARGO_MANIFEST_DIR")).join("data");
@@ -67,6 +67,7 @@ fn policy_trtllm_gives_the_expected_configuration_files_to_the_byte() {
                 num_slots,
                 layer_updates_per_iter: 0,
                 solve: TRTLLM,
+                num_samples: 1,
             };
             let generated = generate(&config, &mut |_, _, _| Ok(())).unwrap();
             assert!(

@@ -7,7 +7,7 @@ use super::solve::solve_config;
 use super::stats::eplb_stats_options;
 use super::status::eplb_status;
 use crate::error::{Error, Result};
-use crate::generate::{GenerateConfig, Generated, Phase, generate};
+use crate::generate::{DEFAULT_NUM_SAMPLES, GenerateConfig, Generated, Phase, generate};
 
 /// What eplb_generate() is doing.
 #[repr(i32)]
@@ -69,6 +69,11 @@ pub struct eplb_generate_config {
     pub num_groups: u32,
     /// As eplb_solve_config has it: nodes; 0: one.
     pub num_nodes: u32,
+    /// As eplb_solve_config has it: the search's effort; 0: the default.
+    pub effort: usize,
+    /// Samples for EPLB_POLICY_SEARCH to level each of: groups of iterations that follow each other, as even as can be; 0: 16;
+    /// fewer where there are fewer iterations. The other policies go by the sum.
+    pub num_samples: usize,
 }
 
 // SAFETY: `repr(C)`, `struct_size` first, integers, pointers and a nullable function pointer.
@@ -159,7 +164,8 @@ unsafe fn generate_config(config: &eplb_generate_config) -> Result<GenerateConfi
         num_ranks: or_default(config.num_ranks),
         num_slots: or_default(config.num_slots),
         layer_updates_per_iter: config.layer_updates_per_iter,
-        solve: solve_config(config.policy, config.num_groups, config.num_nodes)?,
+        solve: solve_config(config.policy, (config.num_groups, config.num_nodes), config.effort)?,
+        num_samples: if config.num_samples == 0 { DEFAULT_NUM_SAMPLES } else { config.num_samples },
     })
 }
 

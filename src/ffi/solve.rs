@@ -5,13 +5,13 @@ use super::placement::eplb_placement;
 use super::status::eplb_status;
 use crate::error::{Error, Result};
 use crate::placement::{Shape, suggest_num_slots};
-use crate::solve::{DeepseekArrays, Loads, Policy, SolveConfig, solve};
+use crate::solve::{DEFAULT_EFFORT, DeepseekArrays, Loads, Policy, SolveConfig, solve};
 
 /// A rule for placing experts.
 #[repr(i32)]
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub enum eplb_policy {
-    /// The best that the library has: today EPLB_POLICY_TRTLLM. Name a policy where results must not change with a
+    /// The best that the library has: today EPLB_POLICY_SEARCH. Name a policy where results must not change with a
     /// later library.
     Default = 0,
     /// TensorRT-LLM's greedy, bit for bit. Each spare slot goes to the expert with the largest load per replica, ties to
@@ -40,7 +40,11 @@ pub enum eplb_policy {
 const DEFAULT: i32 = eplb_policy::Default as i32;
 
 /// How to solve, as it came in from C.
-pub(super) fn solve_config(policy: i32, num_groups: u32, num_nodes: u32) -> Result<SolveConfig> {
+pub(super) fn solve_config(
+    policy: i32,
+    (num_groups, num_nodes): (u32, u32),
+    effort: usize,
+) -> Result<SolveConfig> {
     const TRTLLM: i32 = eplb_policy::Trtllm as i32;
     const GLOBAL: i32 = eplb_policy::DeepseekGlobal as i32;
     const HIERARCHICAL: i32 = eplb_policy::DeepseekHierarchical as i32;
@@ -60,7 +64,8 @@ pub(super) fn solve_config(policy: i32, num_groups: u32, num_nodes: u32) -> Resu
         }
     };
     let count = |count| or_default(count).unwrap_or(1);
-    Ok(SolveConfig { policy, num_groups: count(num_groups), num_nodes: count(num_nodes), ..SolveConfig::default() })
+    let effort = if effort == 0 { DEFAULT_EFFORT } else { effort };
+    Ok(SolveConfig { policy, num_groups: count(num_groups), num_nodes: count(num_nodes), effort })
 }
 
 /// How to solve. Initialise with EPLB_SOLVE_CONFIG_INIT; zero is a field's default where it has one.
@@ -82,6 +87,9 @@ pub struct eplb_solve_config {
     pub num_groups: u32,
     /// Nodes, of consecutive ranks and equally large; 0: one. For EPLB_POLICY_DEEPSEEK_HIERARCHICAL, the others ignore it.
     pub num_nodes: u32,
+    /// How many exchanges EPLB_POLICY_SEARCH looks at for each slot and sample before it is content with what it has; 0: 200,
+    /// beyond which there is little to gain. Not time, so that results repeat.
+    pub effort: usize,
 }
 
 // SAFETY: `repr(C)`, `struct_size` first, integers only.
@@ -121,7 +129,7 @@ pub unsafe extern "C" fn eplb_solve(
                 out(placement, "placement")?,
             )
         };
-        let solving = solve_config(config.policy, config.num_groups, config.num_nodes)?;
+        let solving = solve_config(config.policy, (config.num_groups, config.num_nodes), config.effort)?;
         let layers = layer_numbers(layer_ids)?;
         let shape = shape(&config, num_experts)?;
         let loads = Loads::new(loads, &layers, num_samples, num_experts)?;
@@ -185,7 +193,7 @@ pub unsafe extern "C" fn eplb_deepseek_rebalance(
 
 /// As [`solve_config`], where the default is the choice of DeepSeek's rebalance_experts().
 fn deepseek_config(config: &eplb_solve_config) -> Result<SolveConfig> {
-    let given = solve_config(config.policy, config.num_groups, config.num_nodes)?;
+    let given = solve_config(config.policy, (config.num_groups, config.num_nodes), config.effort)?;
     let policy = match config.policy {
         DEFAULT => Policy::of_deepseek(given.num_groups, given.num_nodes),
         _ => given.policy,

@@ -33,7 +33,6 @@ pub const DEFAULT_EFFORT: usize = 200;
 pub enum Policy {
     /// TensorRT-LLM's greedy, bit for bit: replicas go one by one to the expert with the largest load per replica,
     /// then each replica, heaviest first, to the rank with the smallest load that has a free slot. Samples are added up.
-    #[default]
     Trtllm,
     /// DeepSeek's greedy over all ranks, as its `eplb.py` with one group and one node: replicas go one by one to the expert
     /// with the largest load per replica, then each replica, heaviest first, to the rank with the smallest load that has a
@@ -42,10 +41,11 @@ pub enum Policy {
     /// The same for models whose tokens are limited to a few expert groups: whole groups are packed onto nodes, and each
     /// node places its experts on its own ranks.
     DeepseekHierarchical,
-    /// Counts and ranks chosen together, from the better of greedy starts on, until no placement can be better by more than
+    /// Counts and ranks chosen together: exchanges of slots and changes of counts from a first placement on, until no placement can be better by more than
     /// a ten-thousandth or the effort is spent. Never above the greedies, and an expert twice on a rank only where a greedy
     /// that does so could not be reached otherwise. With several samples, the mean over them of the most loaded rank's load
     /// over the mean.
+    #[default]
     Search,
 }
 

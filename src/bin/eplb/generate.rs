@@ -6,8 +6,8 @@ use std::path::PathBuf;
 use clap::builder::{PossibleValue, PossibleValuesParser, TypedValueParser};
 use comfy_table::{Cell, CellAlignment, Table, TableComponent, presets};
 use eplb::Result;
-use eplb::generate::{GenerateConfig, Generated, LayerChange, Phase, generate};
-use eplb::solve::{Policy, SolveConfig};
+use eplb::generate::{DEFAULT_NUM_SAMPLES, GenerateConfig, Generated, LayerChange, Phase, generate};
+use eplb::solve::{DEFAULT_EFFORT, Policy, SolveConfig};
 use eplb::stats::LoadOptions;
 use indicatif::{ProgressBar, ProgressStyle};
 
@@ -76,6 +76,15 @@ pub struct Args {
     #[arg(long = "num_nodes", alias = "num-nodes", value_name = "NODES", default_value_t = 1)]
     num_nodes: usize,
 
+    /// Samples for the search to level each of, so that the plan holds for each and not only for their sum: the iterations in
+    /// as many groups that follow each other
+    #[arg(long = "num_samples", alias = "num-samples", value_name = "SAMPLES", default_value_t = DEFAULT_NUM_SAMPLES)]
+    num_samples: usize,
+
+    /// Exchanges that the search looks at for each slot and sample before it is content
+    #[arg(long, value_name = "EXCHANGES", default_value_t = DEFAULT_EFFORT)]
+    effort: usize,
+
     /// Ranks that the run had, so that a loss of any file is noticed [default: what the dump says, which in
     /// TensorRT-LLM's is no more than the highest rank]
     #[arg(long = "expected_ranks", alias = "expected-ranks", value_name = "RANKS")]
@@ -102,6 +111,10 @@ fn policies() -> impl TypedValueParser<Value = Policy> {
             "the same in two stages: whole groups of experts to nodes, then each node's experts to its ranks; needs \
              --num_groups and --num_nodes"
         }
+        Policy::Search => {
+            "replica counts and ranks chosen together: closer to level than any greedy, and no expert twice on a rank \
+             where that costs nothing"
+        }
         _ => "",
     };
     let values = Policy::ALL.map(|policy| PossibleValue::new(policy.name()).help(help(policy)));
@@ -123,7 +136,13 @@ pub fn run(args: &Args) -> Result<String> {
         num_ranks: args.ep_size,
         num_slots: args.num_slots,
         layer_updates_per_iter: args.layer_updates_per_iter,
-        solve: SolveConfig { policy: args.policy, num_groups: args.num_groups, num_nodes: args.num_nodes },
+        solve: SolveConfig {
+            policy: args.policy,
+            num_groups: args.num_groups,
+            num_nodes: args.num_nodes,
+            effort: args.effort,
+        },
+        num_samples: args.num_samples,
     };
     let bar = reading_bar();
     let generated = generate(&config, &mut |phase, done, total| {
@@ -152,8 +171,8 @@ fn describe(args: &Args, generated: &Generated) -> String {
         text,
         "{}: {} experts, {} layers, iterations {}, {} ranks\n{}: {} slots on {} ranks, {} each\n\n\
          Imbalance ratio, (max - mean) / mean of the ranks' tokens: 0 is even\n\
-         Gap, (max - bound) / bound of all iterations together: no placement is\n\
-         below the bound, so 0 is as good as any",
+         Gap, (max - bound) / bound of what was planned for: no placement is below\n\
+         the bound, so 0 is as good as any",
         args.expert_statistic_path.display(),
         summary.num_experts,
         summary.layers.len(),

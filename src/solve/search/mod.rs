@@ -121,7 +121,7 @@ impl Search<'_> {
 
     /// Until the cost is not above `enough`, or as good as it can be.
     fn improve(&self, state: &mut State, enough: f64) {
-        let left = self.effort * self.shape.num_slots().max(LEAST_SLOTS);
+        let left = self.effort.saturating_mul(self.shape.num_slots().max(LEAST_SLOTS));
         let mut effort = Effort { enough, left };
         effort.level(state);
         while effort.recount(state, RECOUNT_DEPTH) {}

@@ -1,0 +1,108 @@
+//! How level each policy leaves the ranks: the mean over layers of mean / max rank load, an expert's load split evenly over its
+//! replicas. `cargo bench --bench balance`; with EPLB_EXTRA_DATA, a folder with more `dumps`, on DeepSeek-V3's recordings too.
+
+use std::path::Path;
+
+use eplb::placement::{Placement, Shape};
+use eplb::report::{Balance, average};
+use eplb::solve::{Loads, Policy, SolveConfig, solve};
+use eplb::stats::{Dump, LoadOptions};
+
+const LAYERS: u64 = 58;
+
+/// Loads that fall off like `1 / rank^exponent`, shuffled in each layer as in `benches/solve.rs`.
+fn zipf(exponent: f64) -> Vec<f64> {
+    let of_layer = |layer: u64| {
+        let mut loads: Vec<f64> =
+            (1..=256).map(|rank| (1e6 / f64::from(rank).powf(exponent)).round()).collect();
+        let mut state = layer;
+        for i in (1..loads.len()).rev() {
+            state = state.wrapping_mul(6_364_136_223_846_793_005).wrapping_add(1_442_695_040_888_963_407);
+            loads.swap(i, (state >> 33) as usize % (i + 1));
+        }
+        loads
+    };
+    (0..LAYERS).flat_map(of_layer).collect()
+}
+
+/// `[layers][samples][experts]`
+fn recorded(dump: &Path, start: u64, stop: u64, num_samples: usize) -> Vec<f64> {
+    let options = LoadOptions { iter_start: Some(start), iter_stop: Some(stop), ..LoadOptions::default() };
+    let stats = Dump::open(dump, &options).unwrap().read(&mut |_, _| Ok(())).unwrap();
+    stats.samples(num_samples).unwrap()
+}
+
+struct Case<'a> {
+    name: &'a str,
+    num_experts: usize,
+    num_slots: usize,
+    num_ranks: usize,
+}
+
+impl Case<'_> {
+    fn place(&self, policy: Policy, loads: &[f64], num_samples: usize) -> Placement {
+        let shape = Shape::new(self.num_experts, self.num_slots, self.num_ranks).unwrap();
+        let layers: Vec<u32> = (0..(loads.len() / num_samples / self.num_experts) as u32).collect();
+        let loads = Loads::new(loads, &layers, num_samples, self.num_experts).unwrap();
+        solve(&SolveConfig { policy, ..SolveConfig::default() }, shape, &loads, 1).unwrap()
+    }
+
+    fn balancedness(&self, placement: &Placement, loads: &[f64], num_samples: usize) -> f64 {
+        let layers = loads.chunks_exact(num_samples * self.num_experts);
+        average(placement.iter().zip(layers).map(|((_, slots), loads)| {
+            Balance::projected(placement.shape(), slots, loads.chunks_exact(self.num_experts)).balancedness
+        }))
+        .unwrap()
+    }
+
+    fn row(&self, loads: &[f64]) {
+        print!("| {} {}/{}", self.name, self.num_slots, self.num_ranks);
+        for policy in [Policy::DeepseekGlobal, Policy::Trtllm, Policy::Search] {
+            let placement = self.place(policy, loads, 1);
+            let twice = placement.duplicates().len();
+            print!(" | {:.5} | {twice}", self.balancedness(&placement, loads, 1));
+        }
+        println!(" |");
+    }
+}
+
+fn main() {
+    println!(
+        "| loads, slots/ranks | deepseek-global | duplicates | trtllm | duplicates | search | duplicates |"
+    );
+    println!("|---|---|---|---|---|---|---|");
+    for (name, exponent, num_slots, num_ranks) in [
+        ("zipf 0.6", 0.6, 288, 32),
+        ("zipf 1.0", 1.0, 288, 32),
+        ("zipf 1.0", 1.0, 288, 36),
+        ("zipf 1.0", 1.0, 320, 8),
+    ] {
+        Case { name, num_experts: 256, num_slots, num_ranks }.row(&zipf(exponent));
+    }
+    let extra = std::env::var_os("EPLB_EXTRA_DATA").map(|folder| Path::new(&folder).join("dumps"));
+    if let Some(dumps) = &extra {
+        for (name, num_slots, num_ranks) in
+            [("dsv3-decode", 288, 32), ("dsv3-decode", 288, 72), ("dsv3-prefill", 288, 32)]
+        {
+            let loads = recorded(&dumps.join(name), 0, 1, 1);
+            Case { name, num_experts: 256, num_slots, num_ranks }.row(&loads);
+        }
+    }
+
+    println!(
+        "\n| planned on iterations 100-114, measured on each of 115-130 | trtllm | search, the sum | search, each of 15 |"
+    );
+    println!("|---|---|---|---|");
+    let dumps = Path::new(env!("CARGO_MANIFEST_DIR")).join("data/dumps");
+    for (name, num_slots, num_ranks) in [("dsv2lite-translation", 72, 8), ("dsv2lite-law", 80, 16)] {
+        let case = Case { name, num_experts: 64, num_slots, num_ranks };
+        let planned = |samples| recorded(&dumps.join(name), 100, 115, samples);
+        let measured = recorded(&dumps.join(name), 115, 131, 16);
+        print!("| {name} {num_slots}/{num_ranks}");
+        for (policy, samples) in [(Policy::Trtllm, 1), (Policy::Search, 1), (Policy::Search, 15)] {
+            let placement = case.place(policy, &planned(samples), samples);
+            print!(" | {:.4}", case.balancedness(&placement, &measured, 16));
+        }
+        println!(" |");
+    }
+}
