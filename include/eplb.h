@@ -1564,7 +1564,7 @@ extern "C" {
 /**
  * The memory of its tables that a dispatch takes on its device, before it is created: as much for every placement with as many
  * experts, slots, ranks and layers. On a CUDA device it takes no more. On EPLB_DEVICE_HOST the library keeps what it routes by
- * beside the tables, in memory of its own: some two to eight times as much.
+ * beside the tables, in memory of its own: some two to twelve times as much.
  *
  * \param placement        that of eplb_dispatch_create()
  * \param config           that of eplb_dispatch_create(); the workspace is not looked at

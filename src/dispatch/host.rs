@@ -8,6 +8,10 @@ use crate::placement::Shape;
 
 const GOLDEN_RATIO: u32 = 2_654_435_769;
 
+/// Ids of a batch for which slots are laid out one by one: in a larger one, runs of tokens that go to one slot are long enough
+/// for their ends to be predicted.
+const SMALL_BATCH: usize = 4096;
+
 /// A layer's tables as the host goes through them, and what it notes meanwhile.
 #[derive(Debug)]
 pub(super) struct HostLayer {
@@ -80,6 +84,57 @@ struct LeastLoaded {
     next: Vec<std::ops::Range<u32>>,
     /// The run of each expert's next token, and at last of the invalid slot.
     dealing: Vec<Run>,
+    small: SmallBatch,
+}
+
+/// The slots of a small batch, token after token.
+#[derive(Debug)]
+struct SmallBatch {
+    /// At `e` that of expert e if it has one slot, then the invalid slot, and from there on those of the other experts' tokens.
+    slots: Vec<u32>,
+    /// Where the slot of each expert's next token is, and at last of the invalid slot.
+    next: Vec<u32>,
+    /// How far that goes with each token: 0 for experts with one slot and for the invalid slot, else 1.
+    steps: Vec<u32>,
+}
+
+/// Slots that are written at once, some of them beyond the end.
+const WRITTEN_AT_ONCE: usize = 8;
+
+impl SmallBatch {
+    fn new(shape: Shape, tables: &LayerTables) -> Self {
+        let mut slots = first_slots(shape, tables);
+        slots.resize(slots.len() + SMALL_BATCH + WRITTEN_AT_ONCE, 0);
+        let steps = tables.replica_count.iter().map(|&count| u32::from(count > 1)).chain([0]).collect();
+        SmallBatch { slots, next: (0..=shape.num_experts() as u32).collect(), steps }
+    }
+
+    /// Lays out the tokens of the experts with several slots by the quotas of their groups.
+    fn lay_out(&mut self, levelling: &Levelling, tables: &LayerTables, totals: &[u64], quotas: &[u64]) {
+        let mut end = self.next.len();
+        for (place, &expert) in levelling.experts.iter().enumerate() {
+            self.next[expert as usize] = end as u32;
+            let share = Share { before: 0, own: totals[expert as usize] };
+            levelling.runs(place, quotas, share, |replica, tokens| {
+                let (slot, start) = (tables.replica_slots[replica as usize], end);
+                end += tokens as usize;
+                for chunk in self.slots[start..end + WRITTEN_AT_ONCE].chunks_exact_mut(WRITTEN_AT_ONCE) {
+                    chunk.fill(slot);
+                }
+            });
+        }
+    }
+
+    fn route<I: Id>(&mut self, ids: &mut [I]) {
+        let Self { slots, next, steps } = self;
+        let num_experts = next.len() - 1;
+        for id in ids {
+            let expert = id.bin(num_experts);
+            let place = &mut next[expert];
+            *id = I::of_slot(slots[*place as usize]);
+            *place += steps[expert];
+        }
+    }
 }
 
 /// Tokens of an expert that go to one slot.
@@ -150,6 +205,7 @@ impl HostLayer {
                         .into_iter()
                         .map(|slot| Run { slot, left: u32::MAX })
                         .collect(),
+                    small: SmallBatch::new(shape, tables),
                 }))
             }
         };
@@ -183,8 +239,11 @@ impl<Counts: Fn(usize) -> u64> Job for HostJob<'_, Counts> {
             ByRule::TokenHash(hash) => hash.route(ids, experts_per_token),
             ByRule::Nearest(nearest) => nearest.route(ids, tables, *offset),
             ByRule::LeastLoaded(least) => {
-                least.plan(ids, *shape, tables, *rank, self.rank_counts.as_ref());
-                least.route(ids, tables);
+                least.level(ids, *shape, self.rank_counts.as_ref());
+                match &self.rank_counts {
+                    None if ids.len() <= SMALL_BATCH => least.route_small(ids, tables),
+                    rank_counts => least.route(ids, *shape, tables, *rank, rank_counts.as_ref()),
+                }
             }
         }
     }
@@ -245,27 +304,17 @@ impl Nearest {
 }
 
 impl LeastLoaded {
-    fn plan<I: Id>(
-        &mut self,
-        ids: &[I],
-        shape: Shape,
-        tables: &LayerTables,
-        rank: usize,
-        rank_counts: Option<&impl Fn(usize) -> u64>,
-    ) {
-        let num_experts = shape.num_experts();
-        let Self { levelling, alone, counts, totals, quotas, rank_loads, dealing, .. } = self;
+    /// Counts the batch, and deals its tokens, or those of all ranks, to the groups.
+    fn level<I: Id>(&mut self, ids: &[I], shape: Shape, rank_counts: Option<&impl Fn(usize) -> u64>) {
+        let Self { levelling, alone, counts, totals, quotas, rank_loads, .. } = self;
         counts.fill(0);
         histogram(ids, counts);
-        let count_of =
-            |rank: usize, expert: usize| rank_counts.map_or(0, |count| count(rank * num_experts + expert));
-        let sum =
-            |ranks: std::ops::Range<usize>, expert| ranks.map(|rank| count_of(rank, expert)).sum::<u64>();
+        let sum = |expert: usize| sum_of(rank_counts, shape, 0..shape.num_ranks(), expert);
         match rank_counts {
             None => totals.iter_mut().zip(&*counts).for_each(|(total, &count)| *total = u64::from(count)),
             Some(_) => {
                 for (expert, total) in totals.iter_mut().enumerate() {
-                    *total = sum(0..shape.num_ranks(), expert);
+                    *total = sum(expert);
                 }
             }
         }
@@ -274,14 +323,42 @@ impl LeastLoaded {
         }
         quotas.fill(0);
         levelling.level(totals, quotas, rank_loads);
-        dealing.iter_mut().for_each(|run| run.left = u32::MAX);
+    }
+
+    fn route_small<I: Id>(&mut self, ids: &mut [I], tables: &LayerTables) {
+        let Self { levelling, totals, quotas, small, .. } = self;
+        small.lay_out(levelling, tables, totals, quotas);
+        small.route(ids);
+    }
+
+    fn route<I: Id>(
+        &mut self,
+        ids: &mut [I],
+        shape: Shape,
+        tables: &LayerTables,
+        rank: usize,
+        rank_counts: Option<&impl Fn(usize) -> u64>,
+    ) {
+        let sum = |ranks, expert| sum_of(rank_counts, shape, ranks, expert);
+        self.dealing.iter_mut().for_each(|run| run.left = u32::MAX);
         for place in 0..self.levelling.experts.len() {
             let expert = self.levelling.experts[place] as usize;
             let share = match rank_counts {
                 None => Share { before: 0, own: self.totals[expert] },
-                Some(_) => Share { before: sum(0..rank, expert), own: count_of(rank, expert) },
+                Some(_) => Share { before: sum(0..rank, expert), own: sum(rank..rank + 1, expert) },
             };
             self.put_runs(place, tables, share, rank_counts.is_none());
+        }
+        let num_experts = self.dealing.len() - 1;
+        for id in ids {
+            let expert = id.bin(num_experts);
+            let run = &mut self.dealing[expert];
+            *id = I::of_slot(run.slot);
+            // With one slot, there are more left than a batch has.
+            run.left -= 1;
+            if run.left == 0 {
+                self.begin_run(expert, tables);
+            }
         }
     }
 
@@ -318,18 +395,14 @@ impl LeastLoaded {
             }
         };
     }
+}
 
-    fn route<I: Id>(&mut self, ids: &mut [I], tables: &LayerTables) {
-        let num_experts = self.dealing.len() - 1;
-        for id in ids {
-            let expert = id.bin(num_experts);
-            let run = &mut self.dealing[expert];
-            *id = I::of_slot(run.slot);
-            // With one slot, there are more left than a batch has.
-            run.left -= 1;
-            if run.left == 0 {
-                self.begin_run(expert, tables);
-            }
-        }
-    }
+/// The tokens of an expert that some ranks have, by all ranks' counts.
+fn sum_of(
+    rank_counts: Option<&impl Fn(usize) -> u64>,
+    shape: Shape,
+    ranks: std::ops::Range<usize>,
+    expert: usize,
+) -> u64 {
+    rank_counts.map_or(0, |count| ranks.map(|rank| count(rank * shape.num_experts() + expert)).sum())
 }
