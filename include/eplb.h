@@ -1133,8 +1133,8 @@ enum eplb_policy
   EPLB_POLICY_DEEPSEEK_HIERARCHICAL = 3,
   /**
    * Replica counts and ranks chosen together: exchanges of slots and changes of counts from a first placement on, until no
-   * placement can be better by more than a ten-thousandth or the effort is spent. Never above EPLB_POLICY_TRTLLM and
-   * EPLB_POLICY_DEEPSEEK_GLOBAL, and an expert twice on a rank only where that could not be reached otherwise. Of several
+   * placement can be better by more than one or two ten-thousandths or the effort is spent. Never above EPLB_POLICY_TRTLLM and
+   * EPLB_POLICY_DEEPSEEK_GLOBAL, and an expert twice on a rank only where it finds nothing as good otherwise. Of several
    * samples it levels each: the mean over samples of the most loaded rank's load over the mean rank load.
    */
   EPLB_POLICY_SEARCH = 4,
@@ -1167,7 +1167,7 @@ typedef struct eplb_solve_config {
   /** Nodes, of consecutive ranks and equally large; 0: one. For EPLB_POLICY_DEEPSEEK_HIERARCHICAL, the others ignore it. */
   uint32_t num_nodes;
   /**
-   * How many exchanges EPLB_POLICY_SEARCH looks at for each slot and sample before it is content with what it has; 0: 200,
+   * How many exchanges, about, EPLB_POLICY_SEARCH looks at for each slot before it is content with what it has; 0: 200,
    * beyond which there is little to gain. Not time, so that results repeat.
    */
   size_t effort;

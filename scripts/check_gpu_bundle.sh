@@ -8,12 +8,15 @@ cmake --build build/gpu -j 2 --target fake_cuda >/dev/null
 run() {
     env -i PATH=/usr/bin:/bin "$@" build/gpu-bundle/run.sh --quick build/gpu-results >build/gpu-results.log 2>&1
 }
-for glibc in "" 1; do
-    run LD_LIBRARY_PATH="$PWD/build/gpu/fake_cuda/lib" EPLB_BUNDLE_GLIBC=$glibc || {
+passes() {
+    run LD_LIBRARY_PATH="$PWD/build/gpu/fake_cuda/lib" "$@" || {
         cat build/gpu-results.log >&2
         exit 1
     }
-done
+}
+# On the bundle's glibc it is starting that is in question.
+passes EPLB_BUNDLE_GLIBC=1 GTEST_FILTER='Collect.*:Dispatch.Tables*:Cuda.*'
+passes EPLB_BUNDLE_GLIBC=
 sed -n '/^program/,$p' build/gpu-results.log
 if [ ! -e /proc/driver/nvidia/version ] && run; then
     echo "run.sh passes without a driver" >&2

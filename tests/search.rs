@@ -1,7 +1,10 @@
 //! The policy `search` against exhaustive enumeration, against the greedies, and on recorded loads.
 
+use std::path::Path;
+
 use eplb::placement::{Placement, Shape};
-use eplb::solve::{Loads, Policy, SolveConfig, solve};
+use eplb::solve::{Loads, Policy, SolveConfig, lower_bound, solve};
+use eplb::stats::{Dump, LoadOptions};
 
 /// Numbers that repeat: SplitMix64.
 struct Random(u64);
@@ -169,6 +172,9 @@ fn a_duplicate_where_it_pays_and_only_there() {
     // 60 | 40 1: with the spare slot for expert 0 on its own rank. Without a duplicate: 30 40 | 30 1.
     let shape = Shape::new(3, 4, 2).unwrap();
     assert_eq!(most(shape, &placed(Policy::Search, shape, &[60.0, 40.0, 1.0]), &[60.0, 40.0, 1.0]), 60.0);
+    // 2 | 1 1: without one, 1 1 | 1 1 is level.
+    let slots = placed(Policy::Search, shape, &[2.0, 1.0, 1.0]);
+    assert_eq!((most(shape, &slots, &[2.0, 1.0, 1.0]), duplicates(shape, &slots)), (2.0, 0));
 }
 
 #[test]
@@ -208,5 +214,85 @@ fn random_shapes_are_never_above_the_greedies() {
                 "case {case}: {found}, {policy} {of_greedy}: {loads:?} on {shape:?}"
             );
         }
+    }
+}
+
+/// The mean over samples of the most loaded rank's load over the mean, of samples that have load.
+fn unevenness(shape: Shape, slots: &[u32], samples: &[f64], num_experts: usize) -> f64 {
+    samples
+        .chunks_exact(num_experts)
+        .map(|loads| (most(shape, slots, loads), loads.iter().sum::<f64>() / shape.num_ranks() as f64))
+        .filter(|&(_, mean)| mean > 0.0)
+        .map(|(most, mean)| most / mean)
+        .sum()
+}
+
+#[test]
+fn several_samples_are_never_less_level_than_by_the_greedies() {
+    let mut random = Random(3);
+    for case in 0..3000 {
+        let (num_ranks, width, num_samples) = (1 + random.below(8), 1 + random.below(5), 2 + random.below(4));
+        let num_experts = 1 + random.below(num_ranks * width);
+        let shape = Shape::new(num_experts, num_ranks * width, num_ranks).unwrap();
+        let samples: Vec<f64> = (0..num_samples).flat_map(|_| random.loads(num_experts)).collect();
+        let placed = |policy| {
+            let config = SolveConfig { policy, ..SolveConfig::default() };
+            let loads = Loads::new(&samples, &[0], num_samples, num_experts).unwrap();
+            solve(&config, shape, &loads, 1).unwrap().layer_experts(0).unwrap().to_vec()
+        };
+        let found = unevenness(shape, &placed(Policy::Search), &samples, num_experts);
+        for policy in [Policy::Trtllm, Policy::DeepseekGlobal] {
+            let greedy = unevenness(shape, &placed(policy), &samples, num_experts);
+            assert!(found <= greedy * (1.0 + 1e-9), "case {case}: {found}, {policy} {greedy} on {shape:?}");
+        }
+    }
+}
+
+#[test]
+fn recorded_loads_have_no_duplicates_and_come_near_the_bound_whatever_the_number_of_threads() {
+    for (name, num_slots, num_ranks) in [
+        ("dsv2lite-translation", 72, 8),
+        ("dsv2lite-law", 80, 16),
+        ("dsr1-extreme", 288, 32),
+        ("dsr1-all-zero", 288, 32),
+    ] {
+        let dump = Path::new(env!("CARGO_MANIFEST_DIR")).join("data/dumps").join(name);
+        let options = LoadOptions::default();
+        let stats = Dump::open(&dump, &options).unwrap().read(&mut |_, _| Ok(())).unwrap();
+        let (num_experts, layers) = (stats.summary().num_experts, &stats.summary().layers);
+        let shape = Shape::new(num_experts, num_slots, num_ranks).unwrap();
+        for num_samples in [1, 4.min(stats.summary().iterations.len() as usize)] {
+            let samples = stats.samples(num_samples).unwrap();
+            let loads = Loads::new(&samples, layers, num_samples, num_experts).unwrap();
+            let config = SolveConfig { policy: Policy::Search, ..SolveConfig::default() };
+            let placement = solve(&config, shape, &loads, 1).unwrap();
+            assert_eq!(placement.duplicates(), [], "{name}");
+            for threads in [2, 8] {
+                assert_eq!(solve(&config, shape, &loads, threads).unwrap(), placement, "{name}");
+            }
+            if num_samples == 1 && name.starts_with("dsv2lite") {
+                for ((_, slots), loads) in placement.iter().zip(samples.chunks_exact(num_experts)) {
+                    let bound = lower_bound(loads, shape);
+                    assert!(most(shape, slots, loads) <= 1.02 * bound, "{name}");
+                }
+            }
+        }
+    }
+}
+
+#[test]
+fn loads_at_the_edge_of_numbers_and_wide_ranks_end_soon() {
+    let tiny = f64::from_bits(1);
+    for loads in [vec![tiny, 0.0], vec![tiny, tiny], vec![-0.0, 0.0], vec![3e38, 1.0]] {
+        let shape = Shape::new(2, 4, 2).unwrap();
+        let placement = placed(Policy::Search, shape, &loads);
+        Placement::new(shape, &[0], &placement).unwrap();
+        assert!(lower_bound(&loads, shape).is_finite());
+    }
+    // Pairs of the slots of a rank would be 2^29, and slots that repeat an expert 19,000.
+    for (num_experts, num_slots, num_ranks) in [(32768, 32768, 2), (1000, 20000, 1), (16, 4096, 4)] {
+        let shape = Shape::new(num_experts, num_slots, num_ranks).unwrap();
+        let loads: Vec<f64> = (0..num_experts).map(|expert| (expert % 5) as f64).collect();
+        Placement::new(shape, &[0], &placed(Policy::Search, shape, &loads)).unwrap();
     }
 }

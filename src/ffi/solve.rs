@@ -31,8 +31,8 @@ pub enum eplb_policy {
     /// after the other.
     DeepseekHierarchical = 3,
     /// Replica counts and ranks chosen together: exchanges of slots and changes of counts from a first placement on, until no
-    /// placement can be better by more than a ten-thousandth or the effort is spent. Never above EPLB_POLICY_TRTLLM and
-    /// EPLB_POLICY_DEEPSEEK_GLOBAL, and an expert twice on a rank only where that could not be reached otherwise. Of several
+    /// placement can be better by more than one or two ten-thousandths or the effort is spent. Never above EPLB_POLICY_TRTLLM and
+    /// EPLB_POLICY_DEEPSEEK_GLOBAL, and an expert twice on a rank only where it finds nothing as good otherwise. Of several
     /// samples it levels each: the mean over samples of the most loaded rank's load over the mean rank load.
     Search = 4,
 }
@@ -87,7 +87,7 @@ pub struct eplb_solve_config {
     pub num_groups: u32,
     /// Nodes, of consecutive ranks and equally large; 0: one. For EPLB_POLICY_DEEPSEEK_HIERARCHICAL, the others ignore it.
     pub num_nodes: u32,
-    /// How many exchanges EPLB_POLICY_SEARCH looks at for each slot and sample before it is content with what it has; 0: 200,
+    /// How many exchanges, about, EPLB_POLICY_SEARCH looks at for each slot before it is content with what it has; 0: 200,
     /// beyond which there is little to gain. Not time, so that results repeat.
     pub effort: usize,
 }

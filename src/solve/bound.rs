@@ -30,6 +30,9 @@ pub fn lower_bound(loads: &[f64], shape: Shape) -> f64 {
     let experts = Experts::new(loads, shape);
     let mut counts = Vec::new();
     let mut refuted = total / shape.num_ranks() as f64;
+    if refuted == 0.0 {
+        return 0.0; // Too little to be divided.
+    }
     if !experts.refute(refuted, &mut counts) {
         return refuted;
     }

@@ -42,8 +42,8 @@ pub enum Policy {
     /// node places its experts on its own ranks.
     DeepseekHierarchical,
     /// Counts and ranks chosen together: exchanges of slots and changes of counts from a first placement on, until no placement can be better by more than
-    /// a ten-thousandth or the effort is spent. Never above the greedies, and an expert twice on a rank only where a greedy
-    /// that does so could not be reached otherwise. With several samples, the mean over them of the most loaded rank's load
+    /// one or two ten-thousandths or the effort is spent. Never above the greedies, and an expert twice on a rank only where
+    /// the search finds nothing as good as the greedies otherwise. With several samples, the mean over them of the most loaded rank's load
     /// over the mean.
     #[default]
     Search,
@@ -100,7 +100,7 @@ pub struct SolveConfig {
     pub num_groups: usize,
     /// Nodes of consecutive ranks, equally many in each. Only for [`Policy::DeepseekHierarchical`].
     pub num_nodes: usize,
-    /// How many exchanges [`Policy::Search`] looks at for each slot and sample before it is content with what it has. Not
+    /// How many exchanges, about, [`Policy::Search`] looks at for each slot before it is content with what it has. Not
     /// time, so that results repeat.
     pub effort: usize,
 }

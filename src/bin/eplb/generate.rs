@@ -3,7 +3,7 @@
 use std::fmt::Write;
 use std::path::PathBuf;
 
-use clap::builder::{PossibleValue, PossibleValuesParser, TypedValueParser};
+use clap::builder::{PossibleValue, PossibleValuesParser, RangedU64ValueParser, TypedValueParser};
 use comfy_table::{Cell, CellAlignment, Table, TableComponent, presets};
 use eplb::Result;
 use eplb::generate::{DEFAULT_NUM_SAMPLES, GenerateConfig, Generated, LayerChange, Phase, generate};
@@ -78,11 +78,12 @@ pub struct Args {
 
     /// Samples for the search to level each of, so that the plan holds for each and not only for their sum: the iterations in
     /// as many groups that follow each other
-    #[arg(long = "num_samples", alias = "num-samples", value_name = "SAMPLES", default_value_t = DEFAULT_NUM_SAMPLES)]
+    #[arg(long = "num_samples", alias = "num-samples", value_name = "SAMPLES", default_value_t = DEFAULT_NUM_SAMPLES,
+        value_parser = one_or_more())]
     num_samples: usize,
 
-    /// Exchanges that the search looks at for each slot and sample before it is content
-    #[arg(long, value_name = "EXCHANGES", default_value_t = DEFAULT_EFFORT)]
+    /// Exchanges that the search looks at for each slot before it is content, about
+    #[arg(long, value_name = "EXCHANGES", default_value_t = DEFAULT_EFFORT, value_parser = one_or_more())]
     effort: usize,
 
     /// Ranks that the run had, so that a loss of any file is noticed [default: what the dump says, which in
@@ -101,6 +102,10 @@ pub struct Args {
     /// Do not print the table
     #[arg(short, long)]
     quiet: bool,
+}
+
+fn one_or_more() -> RangedU64ValueParser<usize> {
+    RangedU64ValueParser::new().range(1..)
 }
 
 fn policies() -> impl TypedValueParser<Value = Policy> {

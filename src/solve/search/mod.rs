@@ -18,8 +18,11 @@ use crate::placement::Shape;
 /// Better by less than this is not worth looking for.
 const TOLERANCE: f64 = 1.5e-4;
 
-/// Less than this is no improvement but rounding.
+/// Less than this is no improvement worth its while.
 const LEAST_GAIN: f64 = 1e-10;
+
+/// What sums in another order may differ by.
+const ROUNDING: f64 = 1e-13;
 
 /// Changes of an expert that are tried out, the cheapest first.
 const RECOUNTS: usize = 6;
@@ -37,24 +40,24 @@ pub(super) struct Search<'a> {
     pub samples: &'a [&'a [f64]],
     /// What each sample counts for.
     pub weights: &'a [f64],
-    /// Exchanges that are looked at for each slot and sample, about.
+    /// Exchanges that are looked at for each slot, about.
     pub effort: usize,
 }
 
 impl Search<'_> {
     /// The expert of each slot. The `others` are placements to start from where the search's own does not end below them.
     pub fn place(&self, others: &[Vec<u32>]) -> Vec<u32> {
-        let scales = self.scales();
-        let loads = self.scaled(&scales);
-        let bound_of = |(loads, scale): (&&[f64], &f64)| lower_bound(loads, self.shape) * scale;
-        let bound: f64 = self.samples.iter().zip(&scales).map(bound_of).sum();
-        let enough = bound * (1.0 + TOLERANCE);
+        let units = self.units();
+        let loads = self.scaled(&units);
+        let bounds =
+            self.samples.iter().zip(&units).map(|(loads, unit)| unit.scale(lower_bound(loads, self.shape)));
+        let enough = bounds.sum::<f64>() * (1.0 + TOLERANCE);
         let costs: Vec<f64> = others.iter().map(|slots| self.cost(&loads, slots)).collect();
         let to_beat = costs.iter().copied().fold(f64::INFINITY, f64::min);
         let mut best = self.start(&loads);
         self.improve(&mut best, enough.min(to_beat));
         for (slots, cost) in others.iter().zip(costs) {
-            if cost < best.cost() {
+            if cost < best.cost() * (1.0 - ROUNDING) {
                 best = self.state(loads.clone(), slots);
                 self.improve(&mut best, enough);
             }
@@ -62,19 +65,19 @@ impl Search<'_> {
         best.slots().to_vec()
     }
 
-    /// What makes the mean rank load of each sample its weight.
-    fn scales(&self) -> Vec<f64> {
-        let scale = |(loads, weight): (&&[f64], &f64)| {
+    fn units(&self) -> Vec<Unit> {
+        let unit = |(loads, &weight): (&&[f64], &f64)| {
             let mean = loads.iter().sum::<f64>() / self.shape.num_ranks() as f64;
-            if mean > 0.0 { weight / mean } else { 0.0 }
+            Unit { mean, weight: if mean > 0.0 { weight } else { 0.0 } }
         };
-        self.samples.iter().zip(self.weights).map(scale).collect()
+        self.samples.iter().zip(self.weights).map(unit).collect()
     }
 
     /// `[experts][samples]`
-    fn scaled(&self, scales: &[f64]) -> Vec<f64> {
-        let of_expert =
-            |expert: usize| self.samples.iter().zip(scales).map(move |(loads, scale)| loads[expert] * scale);
+    fn scaled(&self, units: &[Unit]) -> Vec<f64> {
+        let of_expert = |expert: usize| {
+            self.samples.iter().zip(units).map(move |(loads, unit)| unit.scale(loads[expert]))
+        };
         (0..self.shape.num_experts()).flat_map(of_expert).collect()
     }
 
@@ -125,7 +128,21 @@ impl Search<'_> {
         let mut effort = Effort { enough, left };
         effort.level(state);
         while effort.recount(state, RECOUNT_DEPTH) {}
+        effort.left = left;
         effort.rid(state);
+    }
+}
+
+/// In what a sample is measured: its mean rank load is its weight.
+struct Unit {
+    mean: f64,
+    weight: f64,
+}
+
+impl Unit {
+    fn scale(&self, load: f64) -> f64 {
+        // Not by a factor, which is infinite where the mean is tiny.
+        if self.weight == 0.0 { 0.0 } else { load / self.mean * self.weight }
     }
 }
 
@@ -164,9 +181,9 @@ impl Effort {
         if self.is_over(state) {
             return false;
         }
-        let to_beat = state.cost() * (1.0 - LEAST_GAIN);
+        let (to_beat, left) = (state.cost() * (1.0 - LEAST_GAIN), self.left);
         let mut tried: Vec<State> = Vec::new();
-        for recount in self.spend(|looked_at| recounts(state, RECOUNTS, looked_at)) {
+        for recount in self.spend(|looked_at| recounts(state, RECOUNTS, left, looked_at)) {
             let mut changed = state.clone();
             changed.recount(recount.slot, recount.to);
             self.level(&mut changed);
@@ -195,9 +212,14 @@ impl Effort {
 
     /// Has no rank hold an expert twice where that costs nothing.
     fn rid(&mut self, state: &mut State) {
-        let most = state.cost().max(self.enough.min(state.cost() * (1.0 + LEAST_GAIN)));
+        if state.num_ranks() == 1 {
+            return;
+        }
+        let most = state.cost() * (1.0 + ROUNDING);
         let mut twice: Vec<usize> = state.duplicates().collect();
-        while let Some(slot) = twice.pop() {
+        while let Some(slot) = twice.pop()
+            && self.left > 0
+        {
             match self.spend(|looked_at| riddance(state, slot, most, looked_at)) {
                 None => continue,
                 Some(Riddance::Recount(recount)) => state.recount(recount.slot, recount.to),
@@ -205,7 +227,10 @@ impl Effort {
             }
             // Slots of a rank lie by weight, and may have moved.
             let left = twice.len();
-            twice = state.duplicates().collect();
+            twice = self.spend(|looked_at| {
+                *looked_at += state.num_slots() * state.width();
+                state.duplicates().collect()
+            });
             twice.truncate(left);
         }
     }

@@ -66,8 +66,12 @@ pub(super) fn exchange(state: &State, looked_at: &mut usize) -> Option<Exchange>
     best.exchange
 }
 
-/// As [`exchange`], of two slots at once: many more differences to choose from.
+/// As [`exchange`], of two slots at once: many more differences to choose from. Ranks of many slots have enough without.
 pub(super) fn exchange_of_two(state: &State, looked_at: &mut usize) -> Option<Exchange> {
+    const MOST_SLOTS: usize = 64;
+    if state.width() > MOST_SLOTS {
+        return None;
+    }
     let hottest = *state.order().last()? as usize;
     let load = state.rank_loads(hottest)[0];
     let mut mine: Vec<(f64, (usize, usize))> = pairs_of(state, hottest).collect();
@@ -214,8 +218,8 @@ pub(super) struct Recount {
 
 /// Slots that may change their expert: those of the least loaded ranks to one that a most loaded rank holds, and those of the
 /// most loaded ranks to any. The `most` that cost least, cheapest first; the cost may be above the present one, since
-/// exchanges come after it.
-pub(super) fn recounts(state: &State, most: usize, looked_at: &mut usize) -> Vec<Recount> {
+/// exchanges come after it. Looks no further once it has looked at `left`.
+pub(super) fn recounts(state: &State, most: usize, left: usize, looked_at: &mut usize) -> Vec<Recount> {
     const COLD_RANKS: usize = 16;
     let holders = Holders::of(state);
     let mut hot: Vec<usize> =
@@ -231,6 +235,9 @@ pub(super) fn recounts(state: &State, most: usize, looked_at: &mut usize) -> Vec
     for rank in cold.take(COLD_RANKS) {
         for slot in state.slots_of(rank).filter(|&slot| state.count(state.expert(slot)) > 1) {
             for &to in wanted.iter().filter(|&&to| !state.holds(rank, to)) {
+                if *looked_at >= left {
+                    return cheapest.found;
+                }
                 *looked_at += state.num_ranks();
                 cheapest.offer(Recount { slot, to, cost: holders.cost_of(state, slot, to) });
             }
@@ -239,6 +246,9 @@ pub(super) fn recounts(state: &State, most: usize, looked_at: &mut usize) -> Vec
     for &rank in &hot {
         for slot in state.slots_of(rank).filter(|&slot| state.count(state.expert(slot)) > 1) {
             for to in (0..state.num_experts() as u32).filter(|&to| !state.holds(rank, to)) {
+                if *looked_at >= left {
+                    return cheapest.found;
+                }
                 *looked_at += state.num_ranks();
                 cheapest.offer(Recount { slot, to, cost: holders.cost_of(state, slot, to) });
             }
@@ -304,6 +314,7 @@ pub(super) enum Riddance {
 
 /// The cheapest way to rid `slot` of an expert that its rank holds twice for no more than `most`.
 pub(super) fn riddance(state: &State, slot: usize, most: f64, looked_at: &mut usize) -> Option<Riddance> {
+    *looked_at += state.num_slots();
     let (rank, holders) = (state.rank_of(slot), Holders::of(state));
     let mut cheapest = Cheapest { most: 1, found: Vec::new() };
     for to in (0..state.num_experts() as u32).filter(|&to| !state.holds(rank, to)) {

@@ -6,9 +6,9 @@ use std::collections::BinaryHeap;
 use super::state::{EMPTY, State};
 use crate::placement::Shape;
 
-/// A finite, non-negative number by its bits, which order as the numbers do.
+/// A finite, non-negative number by its bits, which order as the numbers do, once a zero has no sign.
 fn key(load: f64) -> u64 {
-    load.to_bits()
+    (load + 0.0).to_bits()
 }
 
 /// How many slots each expert gets: each spare slot goes to the expert with the largest load per replica, of equal ones to the

@@ -149,8 +149,10 @@ impl State {
     pub fn settle(&mut self) {
         self.rank_loads.fill(0.0);
         for rank in 0..self.num_ranks {
+            let (range, weights, samples) = (self.slots_of(rank), &self.weights, self.num_samples);
+            let weight = |expert: u32| weights[expert as usize * samples];
+            self.slots[range].sort_by(|&a, &b| weight(a).total_cmp(&weight(b)));
             self.add_up(rank);
-            self.sort_slots(rank);
         }
         self.sort_ranks();
     }
