@@ -1,6 +1,6 @@
 #!/bin/sh
-# Makes build/gpu-bundle: the device tests, the three steps with the example engine, and the benchmark as a folder that runs on any x86-64 Linux with an NVIDIA driver,
-# whatever else is missing there. Its run.sh is scripts/gpu_run.sh.
+# Makes build/gpu-bundle: the device tests, the three steps with the example engine, and the benchmark, as a folder that runs on
+# any x86-64 Linux with an NVIDIA driver, whatever else is missing there. Its run.sh is scripts/gpu_run.sh.
 set -eu
 cd "$(dirname "$0")/.."
 scripts/need.sh cmake:cmake g++:g++ libgtest-dev:/usr/include/gtest/gtest.h \
