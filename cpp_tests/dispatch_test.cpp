@@ -591,7 +591,9 @@ TEST(Dispatch, CountsWhatItRoutesInTheSamePass) {
                 graph.replay(stream);
                 how way;
                 way.num_valid = valid.data();
-                EXPECT_EQ(download(ids.data(), 2400, stream), routed(dispatch, warm_up, 4, way));
+                // Here and below, what is compared comes after: two streams do not share a layer's workspace.
+                const auto first = download(ids.data(), 2400, stream);
+                EXPECT_EQ(first, routed(dispatch, warm_up, 4, way));
                 for (int64_t iteration = 0; iteration < 2; iteration++) {
                     const ids32 batch = source.ids<int32_t>(600);
                     ids.upload(batch, stream);

@@ -7,32 +7,23 @@
 
 #include "count.cuh"
 
-/// Threads of a block.
-constexpr uint32_t EPLB_ROUTE_THREADS = 256;
+/// Threads of a block by the rules that go by position, and by EPLB_ROUTE_TOKEN_HASH, whose ids need not
+/// meet.
+constexpr uint32_t EPLB_ROUTE_THREADS = 512;
+constexpr uint32_t EPLB_HASH_THREADS = 128;
 
 /// Ids that a block takes at a time, and of which the round robin's blocks are made.
 constexpr uint32_t EPLB_ROUTE_BLOCK = 1024;
 
-/// Blocks that count and deal a batch by EPLB_ROUTE_LEAST_LOADED at most.
-constexpr uint32_t EPLB_LEVEL_BLOCKS = 64;
+/// Where in shared memory a part begins for which there is no room.
+constexpr uint32_t EPLB_NO_ROOM = 0xffffffff;
 
-/// How often it goes over all replicated experts at most.
-constexpr uint32_t EPLB_LEVEL_SWEEPS = 4;
-
-/// What EPLB_ROUTE_LEAST_LOADED needs beside the tables. A group is the replicas of an expert on one rank.
+/// What EPLB_ROUTE_LEAST_LOADED needs beside; see level.cuh.
 struct eplb_level_arguments {
-    /// Experts of several slots, by ascending number of groups and then by id, [num_experts].
-    const uint32_t *experts;
-    /// The groups of each, [num_experts + 1].
-    const uint32_t *group_start;
-    /// The rank, the first replica and the number of replicas of each group, [num_groups].
-    const uint32_t *group_rank;
-    const uint32_t *group_first;
-    const uint32_t *group_size;
-    /// Workspace: tokens of each expert, of each group, of each rank.
-    uint64_t *totals;
-    uint64_t *quotas;
-    uint64_t *rank_loads;
+    /// The words that stay, the parts one behind the other; each begins at its number of words.
+    const uint32_t *tables;
+    /// Workspace, where shared memory has no room for it: see level_memory.
+    uint64_t *memory;
     /// Workspace: this rank's tokens up to and with each replica, [num_slots].
     uint32_t *ends;
     /// Workspace: first the counts of each block, then those of the blocks before,
@@ -43,8 +34,9 @@ struct eplb_level_arguments {
     /// All ranks' counts, [num_ranks][num_experts], int32 or int64; NULL: only this rank's are known.
     const void *rank_counts;
     uint32_t rank_counts_are_64_bits;
-    uint32_t num_experts;
+    uint32_t num_replicated;
     uint32_t num_groups;
+    uint32_t num_steps;
     uint32_t num_ranks;
     uint32_t slots_per_rank;
     /// This rank.
@@ -53,9 +45,18 @@ struct eplb_level_arguments {
     uint32_t ids_per_block;
     /// 0: count and plan, and deal if there is but one block; 1: deal.
     uint32_t phase;
+    /// The parts of `tables`.
+    uint32_t group_rank_at, group_place_at, group_first_at, group_size_at, experts_at, group_start_at,
+        step_start_at;
+    /// Words of all parts.
+    uint32_t table_words;
+    /// Where in shared memory begin, in words, a copy of `tables`, what `memory` is for, and a block's counts
+    /// [num_experts], followed, at a multiple of 4, by a copy of `ends`.
+    uint32_t shared_tables_at, shared_memory_at, shared_counts_at;
 };
 
-/// One launch. src/device/route.rs has the same struct.
+/// One launch. src/device/route.rs has the same struct. What every launch reads comes first, in one line of
+/// the constant cache.
 struct eplb_route_arguments {
     /// [num_tokens][experts_per_token], aligned as its type.
     const void *expert_ids;
@@ -63,13 +64,27 @@ struct eplb_route_arguments {
     void *slot_ids;
     /// How many of the tokens are valid, clamped to [0, num_tokens]; NULL: all.
     const int32_t *num_valid;
-    /// The dispatch tables.
-    const int32_t *replica_count;
-    const int32_t *replica_start;
-    const int32_t *replica_slots;
-    /// Of EPLB_ROUTE_NEAREST, [num_slots].
-    const uint32_t *shares;
-    eplb_level_arguments level;
+    /// The dispatch tables, one behind the other: replica_count [num_experts], and so many words from there
+    /// replica_start [num_experts], replica_slots [num_slots], and by EPLB_ROUTE_NEAREST shares [num_slots].
+    const uint32_t *tables;
+    uint32_t num_tokens;
+    uint32_t experts_per_token;
+    uint32_t num_experts;
+    uint32_t num_slots;
+    uint32_t start_at;
+    uint32_t slots_at;
+    /// Words of all tables, a multiple of 4.
+    uint32_t table_words;
+    /// Where in shared memory a copy of the tables begins, in words, a multiple of 4.
+    uint32_t shared_tables_at;
+
+    uint32_t shares_at;
+    /// Added to the block's index: the rank or 0.
+    uint32_t offset;
+    /// Where in shared memory the rows of block_ids::find_positions() and the bins of what is counted begin,
+    /// in words.
+    uint32_t shared_rows_at;
+    uint32_t shared_bins_at;
     /// What is counted, as in eplb_count_arguments; row is NULL where nothing is.
     const uint32_t *row;
     void *cells;
@@ -79,17 +94,8 @@ struct eplb_route_arguments {
     uint32_t num_cells;
     uint32_t cells_are_64_bits;
     uint32_t counts_slots;
-    /// Not 0: the launch has shared memory for num_cells + 1 bins.
-    uint32_t has_bins;
-    uint32_t num_tokens;
-    uint32_t experts_per_token;
-    uint32_t num_experts;
-    uint32_t num_slots;
-    /// Added to the block's index: the rank or 0.
-    uint32_t offset;
-    /// Where the rows of positions_in_block() begin in shared memory, in words; 0xffffffff: there is no room
-    /// for them.
-    uint32_t rows_at;
+    uint32_t unused;
+    eplb_level_arguments level;
 };
 
 static_assert(sizeof(eplb_level_arguments) == 128 && sizeof(eplb_route_arguments) == 256,
@@ -99,8 +105,9 @@ namespace eplb {
 
 constexpr uint32_t route_warps = EPLB_ROUTE_THREADS / 32;
 constexpr uint32_t ids_per_thread = EPLB_ROUTE_BLOCK / EPLB_ROUTE_THREADS;
-constexpr uint32_t no_rows = 0xffffffff;
 constexpr uint32_t golden_ratio = 2654435769u;
+
+static_assert(route_warps == 16 && ids_per_thread * 32 < 256, "a row is 16 bytes, one for each warp");
 
 /// Ids of valid tokens.
 __device__ inline uint32_t num_valid_ids(const eplb_route_arguments &args) {
@@ -113,13 +120,58 @@ __device__ inline uint32_t num_valid_ids(const eplb_route_arguments &args) {
     return tokens * args.experts_per_token;
 }
 
+/// Copies words to shared memory, `count` rounded up to a multiple of 4; both are aligned to 16 bytes. A
+/// thread waits for so many loads at once. In use after a barrier.
+template <uint32_t at_once> __device__ void stage(uint32_t *to, const uint32_t *from, uint32_t count) {
+    const uint4 *source = reinterpret_cast<const uint4 *>(from);
+    uint4 *target = reinterpret_cast<uint4 *>(to);
+    const uint32_t vectors = (count + 3) / 4;
+#pragma unroll 1
+    for (uint32_t i = threadIdx.x; i < vectors; i += at_once * blockDim.x) {
+        uint4 taken[at_once];
+#pragma unroll
+        for (uint32_t j = 0; j < at_once; j++) {
+            if (i + j * blockDim.x < vectors) {
+                taken[j] = source[i + j * blockDim.x];
+            }
+        }
+#pragma unroll
+        for (uint32_t j = 0; j < at_once; j++) {
+            if (i + j * blockDim.x < vectors) {
+                target[i + j * blockDim.x] = taken[j];
+            }
+        }
+    }
+}
+
+/// The dispatch tables, in shared memory where there is room.
+struct route_tables {
+    const uint32_t *count, *start, *slots, *shares;
+
+    /// In use after a barrier. A block of EPLB_ROUTE_THREADS threads has one for each vector of most tables.
+    template <uint32_t at_once = 1> __device__ void find(const eplb_route_arguments &args) {
+        const uint32_t *words = args.tables;
+        if (args.shared_tables_at != EPLB_NO_ROOM) {
+            words = eplb_bins + args.shared_tables_at;
+            stage<at_once>(eplb_bins + args.shared_tables_at, args.tables, args.table_words);
+        }
+        count = words;
+        start = words + args.start_at;
+        slots = words + args.slots_at;
+        shares = words + args.shares_at;
+    }
+};
+
 /// Counts in the same pass what is routed. Every thread of the block calls begin(), and end() after the last
-/// add().
+/// add(); between begin() and the first add() stands a barrier.
 struct route_counter {
     bool on = false;
     uint32_t row = 0;
 
-    /// Leaves the bins cleared, though other threads may not have come that far.
+    __device__ uint32_t *bins(const eplb_route_arguments &args) const {
+        return eplb_bins + args.shared_bins_at;
+    }
+
     __device__ void begin(const eplb_route_arguments &args, uint32_t valid_ids) {
         if (args.row == nullptr) {
             return;
@@ -129,10 +181,10 @@ struct route_counter {
         if (!on) {
             return;
         }
-        if (args.has_bins != 0) {
+        if (args.shared_bins_at != EPLB_NO_ROOM) {
 #pragma unroll 1
             for (uint32_t bin = threadIdx.x; bin <= args.num_cells; bin += blockDim.x) {
-                eplb_bins[bin] = 0;
+                bins(args)[bin] = 0;
             }
         }
         if (blockIdx.x == 0 && threadIdx.x == 0) {
@@ -160,31 +212,32 @@ struct route_counter {
             return;
         }
         const uint32_t cell = args.counts_slots != 0 ? slot : bin;
-        if (args.has_bins != 0) {
-            atomicAdd(&eplb_bins[cell], 1u);
+        if (args.shared_bins_at != EPLB_NO_ROOM) {
+            atomicAdd(&bins(args)[cell], 1u);
         } else {
             add_to_cell(args, cell, 1);
         }
     }
 
     __device__ void end(const eplb_route_arguments &args) const {
-        if (!on || args.has_bins == 0) {
+        if (!on || args.shared_bins_at == EPLB_NO_ROOM) {
             return;
         }
         __syncthreads();
 #pragma unroll 1
         for (uint32_t bin = threadIdx.x; bin <= args.num_cells; bin += blockDim.x) {
-            if (eplb_bins[bin] != 0) {
-                add_to_cell(args, bin, eplb_bins[bin]);
+            if (bins(args)[bin] != 0) {
+                add_to_cell(args, bin, bins(args)[bin]);
             }
         }
     }
 };
 
 /// A thread's share of a block's ids: `ids_per_thread` of them, 32 apart, so that each load of a warp is one
-/// line.
-struct block_ids {
+/// line, and the ids of a warp lie side by side.
+template <class Id> struct block_ids {
     uint32_t first;
+    Id ids[ids_per_thread];
     uint32_t bins[ids_per_thread];
     /// How many ids of the same bin stand before each in the block.
     uint32_t positions[ids_per_thread];
@@ -193,67 +246,77 @@ struct block_ids {
         return first + threadIdx.x / 32 * (32 * ids_per_thread) + i * 32 + threadIdx.x % 32;
     }
 
-    /// Loads the ids from `start` on; those that are not before `valid_ids` are as good as out of range.
-    template <class Id>
-    __device__ void load(const eplb_route_arguments &args, uint32_t start, uint32_t valid_ids) {
+    /// Loads the ids from `start` on.
+    __device__ void load(const eplb_route_arguments &args, uint32_t start, uint32_t end) {
         first = start;
-        const Id *ids = static_cast<const Id *>(args.expert_ids);
 #pragma unroll
         for (uint32_t i = 0; i < ids_per_thread; i++) {
-            bins[i] = index(i) < valid_ids ? bin_of(ids[index(i)], args.num_experts) : args.num_experts;
+            ids[i] = index(i) < end ? static_cast<const Id *>(args.expert_ids)[index(i)] : Id(-1);
         }
     }
 
-    /// Finds the positions. Begins and ends with a barrier or with nothing shared in use.
+    /// Finds the bins; ids that are not before `valid_ids` are as good as out of range.
+    __device__ void find_bins(const eplb_route_arguments &args, uint32_t valid_ids) {
+#pragma unroll
+        for (uint32_t i = 0; i < ids_per_thread; i++) {
+            bins[i] = index(i) < valid_ids ? bin_of(ids[i], args.num_experts) : args.num_experts;
+        }
+    }
+
+    /// Clears what find_positions() needs; a barrier stands between.
+    __device__ static void clear_rows(const eplb_route_arguments &args) {
+        if (args.shared_rows_at == EPLB_NO_ROOM) {
+            return;
+        }
+        uint4 *rows = reinterpret_cast<uint4 *>(eplb_bins + args.shared_rows_at);
+#pragma unroll 1
+        for (uint32_t bin = threadIdx.x; bin < args.num_experts; bin += blockDim.x) {
+            rows[bin] = {0, 0, 0, 0};
+        }
+    }
+
     __device__ void find_positions(const eplb_route_arguments &args) {
-        if (args.rows_at == no_rows) {
+        if (args.shared_rows_at == EPLB_NO_ROOM) {
             scan();
         } else {
-            count_by_warp(args.num_experts, reinterpret_cast<uint16_t *>(eplb_bins + args.rows_at));
+            count_by_warp(args.num_experts, reinterpret_cast<uint8_t *>(eplb_bins + args.shared_rows_at));
         }
     }
 
   private:
-    /// A row of counts for each warp: equal ids of a warp find each other, and the rows add up.
-    __device__ void count_by_warp(uint32_t num_experts, uint16_t *rows) {
+    /// A row for each bin has a byte for each warp, how many of the warp's ids are of it: equal ids of a warp
+    /// find each other, and those of the warps before are added up four bytes at a time.
+    __device__ void count_by_warp(uint32_t num_experts, uint8_t *rows) {
         const uint32_t warp = threadIdx.x / 32, lane = threadIdx.x % 32;
-        __syncthreads();
-        uint32_t *words = reinterpret_cast<uint32_t *>(rows);
-#pragma unroll 1
-        for (uint32_t word = threadIdx.x; word < route_warps / 2 * num_experts; word += blockDim.x) {
-            words[word] = 0;
-        }
-        __syncthreads();
-        uint16_t *row = rows + warp * num_experts;
 #pragma unroll
         for (uint32_t i = 0; i < ids_per_thread; i++) {
             const uint32_t bin = bins[i];
             const uint32_t same = __match_any_sync(0xffffffff, bin);
             const uint32_t before = static_cast<uint32_t>(__popc(same & ((1u << lane) - 1)));
-            const uint32_t seen = bin < num_experts ? row[bin] : 0;
+            uint8_t *count = rows + bin * route_warps + warp;
+            const uint32_t seen = i > 0 && bin < num_experts ? *count : 0;
             positions[i] = seen + before;
             __syncwarp();
             if (bin < num_experts && before == 0) {
-                row[bin] = static_cast<uint16_t>(seen + static_cast<uint32_t>(__popc(same)));
+                *count = static_cast<uint8_t>(seen + static_cast<uint32_t>(__popc(same)));
             }
             __syncwarp();
-        }
-        __syncthreads();
-#pragma unroll 1
-        for (uint32_t bin = threadIdx.x; bin < num_experts; bin += blockDim.x) {
-            uint32_t before = 0;
-#pragma unroll
-            for (uint32_t w = 0; w < route_warps; w++) {
-                const uint32_t count = rows[w * num_experts + bin];
-                rows[w * num_experts + bin] = static_cast<uint16_t>(before);
-                before += count;
-            }
         }
         __syncthreads();
 #pragma unroll
         for (uint32_t i = 0; i < ids_per_thread; i++) {
-            positions[i] += bins[i] < num_experts ? row[bins[i]] : 0;
+            if (bins[i] < num_experts) {
+                const uint4 row = reinterpret_cast<const uint4 *>(rows)[bins[i]];
+                positions[i] += sum_of_bytes(row.x, warp) + sum_of_bytes(row.y, warp - 4) +
+                                sum_of_bytes(row.z, warp - 8) + sum_of_bytes(row.w, warp - 12);
+            }
         }
+    }
+
+    /// Of the first `count` of four bytes, none if it wrapped below 0.
+    __device__ static uint32_t sum_of_bytes(uint32_t bytes, uint32_t count) {
+        const uint32_t mask = count < 4 ? (1u << 8 * count) - 1 : count < route_warps ? 0xffffffff : 0;
+        return __dp4a(bytes & mask, 0x01010101u, 0u);
     }
 
     /// More experts than shared memory has rows for: each id looks at all before it.
@@ -279,8 +342,9 @@ struct block_ids {
 /// Writes the slots of a block's ids and counts them. `pick` tells the replica of an expert of several slots
 /// from its id, its first replica, their number, and the id's position.
 template <class Id, class Pick>
-__device__ void write_slots(const eplb_route_arguments &args, const block_ids &block, uint32_t end,
-                            uint32_t valid_ids, const route_counter &counter, Pick pick) {
+__device__ void write_slots(const eplb_route_arguments &args, const route_tables &tables,
+                            const block_ids<Id> &block, uint32_t end, uint32_t valid_ids,
+                            const route_counter &counter, Pick pick) {
     // All are looked up before any is written: for all the compiler knows, a slot written may be one of the
     // tables'.
     uint32_t slots[ids_per_thread];
@@ -289,10 +353,9 @@ __device__ void write_slots(const eplb_route_arguments &args, const block_ids &b
         const uint32_t bin = block.bins[i];
         slots[i] = args.num_slots;
         if (bin < args.num_experts) {
-            const uint32_t start = static_cast<uint32_t>(args.replica_start[bin]);
-            const uint32_t count = static_cast<uint32_t>(args.replica_count[bin]);
+            const uint32_t start = tables.start[bin], count = tables.count[bin];
             const uint32_t replica = count == 1 ? 0 : pick(bin, start, count, block.positions[i]);
-            slots[i] = static_cast<uint32_t>(args.replica_slots[start + replica]);
+            slots[i] = tables.slots[start + replica];
         }
     }
 #pragma unroll
@@ -307,58 +370,65 @@ __device__ void write_slots(const eplb_route_arguments &args, const block_ids &b
     }
 }
 
-/// One block of ids a block of threads, by a rule that goes by an id's position in it.
-template <class Id, class Pick> __device__ void route_block(const eplb_route_arguments &args, Pick pick) {
+/// One block of ids a block of threads, by a rule that goes by an id's position in it: `rule` makes of the
+/// tables and of this block's turn what write_slots() picks by.
+template <class Id, class Rule> __device__ void route_block(const eplb_route_arguments &args, Rule rule) {
     const uint32_t all = args.num_tokens * args.experts_per_token;
+    // What comes from memory is asked for at once: a small batch is all waiting.
+    block_ids<Id> block;
+    block.load(args, blockIdx.x * EPLB_ROUTE_BLOCK, all);
     const uint32_t valid_ids = num_valid_ids(args);
+    block.clear_rows(args);
+    route_tables tables;
+    tables.find(args);
     route_counter counter;
     counter.begin(args, valid_ids);
-    block_ids block;
-    block.load<Id>(args, blockIdx.x * EPLB_ROUTE_BLOCK, valid_ids);
+    block.find_bins(args, valid_ids);
+    __syncthreads();
     block.find_positions(args);
-    write_slots<Id>(args, block, all, valid_ids, counter, pick);
+    write_slots(args, tables, block, all, valid_ids, counter, rule(tables, blockIdx.x + args.offset));
     counter.end(args);
 }
 
 template <class Id> __device__ void round_robin(const eplb_route_arguments &args) {
-    const uint32_t turn = blockIdx.x + args.offset;
-    route_block<Id>(args, [turn](uint32_t, uint32_t, uint32_t count, uint32_t position) {
-        return (position + turn) % count;
+    route_block<Id>(args, [](const route_tables &, uint32_t turn) {
+        return [turn](uint32_t, uint32_t, uint32_t count, uint32_t position) {
+            return (position + turn) % count;
+        };
     });
 }
 
 template <class Id> __device__ void nearest(const eplb_route_arguments &args) {
-    const uint32_t turn = blockIdx.x + args.offset;
-    const uint32_t *shares = args.shares;
-    route_block<Id>(args, [turn, shares](uint32_t, uint32_t start, uint32_t count, uint32_t position) {
-        const uint32_t point = (position + turn) * golden_ratio;
-        uint32_t replica = 0;
-        while (replica + 1 < count && point >= shares[start + replica]) {
-            replica++;
-        }
-        return replica;
+    route_block<Id>(args, [](const route_tables &tables, uint32_t turn) {
+        const uint32_t *shares = tables.shares;
+        return [turn, shares](uint32_t, uint32_t start, uint32_t count, uint32_t position) {
+            const uint32_t point = (position + turn) * golden_ratio;
+            uint32_t replica = 0;
+            while (replica + 1 < count && point >= shares[start + replica]) {
+                replica++;
+            }
+            return replica;
+        };
     });
 }
 
-template <class SlotOf> __device__ int4 slots_of(int4 ids, uint32_t first, SlotOf slot_of) {
-    const int4 slots = {slot_of(ids.x, first), slot_of(ids.y, first + 1), slot_of(ids.z, first + 2),
-                        slot_of(ids.w, first + 3)};
+template <class SlotOf> __device__ int4 slots_of(int4 ids, SlotOf slot_of) {
+    const int4 slots = {slot_of(ids.x, 0), slot_of(ids.y, 1), slot_of(ids.z, 2), slot_of(ids.w, 3)};
     return slots;
 }
-template <class SlotOf> __device__ longlong2 slots_of(longlong2 ids, uint32_t first, SlotOf slot_of) {
-    const longlong2 slots = {slot_of(ids.x, first), slot_of(ids.y, first + 1)};
+template <class SlotOf> __device__ longlong2 slots_of(longlong2 ids, SlotOf slot_of) {
+    const longlong2 slots = {slot_of(ids.x, 0), slot_of(ids.y, 1)};
     return slots;
 }
-template <class Count> __device__ void count_each(int4 ids, int4 slots, uint32_t first, Count count) {
-    count(ids.x, slots.x, first);
-    count(ids.y, slots.y, first + 1);
-    count(ids.z, slots.z, first + 2);
-    count(ids.w, slots.w, first + 3);
+template <class Count> __device__ void count_each(int4 ids, int4 slots, Count count) {
+    count(ids.x, slots.x, 0);
+    count(ids.y, slots.y, 1);
+    count(ids.z, slots.z, 2);
+    count(ids.w, slots.w, 3);
 }
-template <class Count>
-__device__ void count_each(longlong2 ids, longlong2 slots, uint32_t first, Count count) {
-    count(ids.x, slots.x, first);
-    count(ids.y, slots.y, first + 1);
+template <class Count> __device__ void count_each(longlong2 ids, longlong2 slots, Count count) {
+    count(ids.x, slots.x, 0);
+    count(ids.y, slots.y, 1);
 }
 
 /// As many ids as fit 16 bytes a thread.
@@ -366,306 +436,56 @@ template <class Id> __device__ void token_hash(const eplb_route_arguments &args)
     using vector = typename id_traits<Id>::vector;
     constexpr uint32_t width = sizeof(vector) / sizeof(Id);
     const uint32_t all = args.num_tokens * args.experts_per_token;
-    const uint32_t valid_ids = num_valid_ids(args);
-    route_counter counter;
-    counter.begin(args, valid_ids);
-    __syncthreads();
     const Id *ids = static_cast<const Id *>(args.expert_ids);
     Id *slots = static_cast<Id *>(args.slot_ids);
-    const bool aligned =
-        (reinterpret_cast<uintptr_t>(ids) | reinterpret_cast<uintptr_t>(slots)) % sizeof(vector) == 0;
     const uint32_t first = (blockIdx.x * blockDim.x + threadIdx.x) * width;
+    const bool is_vector =
+        (reinterpret_cast<uintptr_t>(ids) | reinterpret_cast<uintptr_t>(slots)) % sizeof(vector) == 0 &&
+        first + width <= all;
+    vector these = {};
+    if (is_vector) {
+        these = *reinterpret_cast<const vector *>(ids + first);
+    }
+    const uint32_t valid_ids = num_valid_ids(args);
+    route_tables tables;
+    tables.find<EPLB_ROUTE_THREADS / EPLB_HASH_THREADS>(args);
+    route_counter counter;
+    counter.begin(args, valid_ids);
+    // Of the first id; a division for each would cost more than all the rest.
+    const uint32_t token = first / args.experts_per_token, choice = first - token * args.experts_per_token;
+    __syncthreads();
 
-    const auto slot_of = [&](Id id, uint32_t index) {
-        const uint32_t bin = index < valid_ids ? bin_of(id, args.num_experts) : args.num_experts;
+    const auto slot_of = [&](Id id, uint32_t i) {
+        const uint32_t bin = first + i < valid_ids ? bin_of(id, args.num_experts) : args.num_experts;
         if (bin == args.num_experts) {
             return static_cast<Id>(args.num_slots);
         }
-        const uint32_t start = static_cast<uint32_t>(args.replica_start[bin]);
-        const uint32_t count = static_cast<uint32_t>(args.replica_count[bin]);
-        const uint32_t hash = index / args.experts_per_token * golden_ratio;
-        return static_cast<Id>(args.replica_slots[start + (count == 1 ? 0 : hash % count)]);
+        uint32_t row = token;
+#pragma unroll 1
+        for (uint32_t left = choice + i; left >= args.experts_per_token; left -= args.experts_per_token) {
+            row++;
+        }
+        const uint32_t count = tables.count[bin], hash = row * golden_ratio;
+        const uint32_t replica = count <= 2 ? hash & (count - 1) : hash % count;
+        return static_cast<Id>(tables.slots[tables.start[bin] + replica]);
     };
-    const auto count = [&](Id id, Id slot, uint32_t index) {
-        if (index < valid_ids) {
+    const auto count = [&](Id id, Id slot, uint32_t i) {
+        if (first + i < valid_ids) {
             counter.add(args, bin_of(id, args.num_experts), static_cast<uint32_t>(slot));
         }
     };
-    if (aligned && first + width <= all) {
-        const vector these = *reinterpret_cast<const vector *>(ids + first);
-        const vector those = slots_of(these, first, slot_of);
+    if (is_vector) {
+        const vector those = slots_of(these, slot_of);
         *reinterpret_cast<vector *>(slots + first) = those;
         if (counter.on) {
-            count_each(these, those, first, count);
+            count_each(these, those, count);
         }
     } else {
 #pragma unroll 1
-        for (uint32_t index = first; index < first + width && index < all; index++) {
-            const Id id = ids[index], slot = slot_of(id, index);
-            slots[index] = slot;
-            count(id, slot, index);
-        }
-    }
-    counter.end(args);
-}
-
-/// What a rank counted for an expert.
-__device__ inline uint64_t rank_count(const eplb_level_arguments &level, uint32_t rank, uint32_t expert,
-                                      uint32_t num_experts) {
-    const uint64_t at = uint64_t(rank) * num_experts + expert;
-    const int64_t count = level.rank_counts_are_64_bits != 0
-                              ? static_cast<const int64_t *>(level.rank_counts)[at]
-                              : static_cast<const int32_t *>(level.rank_counts)[at];
-    return count < 0 ? 0 : count > 0x7fffffff ? 0x7fffffff : static_cast<uint64_t>(count);
-}
-
-template <class T> __device__ T warp_sum(T value) {
-#pragma unroll
-    for (int lanes = 16; lanes > 0; lanes /= 2) {
-        value += __shfl_xor_sync(0xffffffff, value, lanes);
-    }
-    return value;
-}
-
-struct quotient {
-    uint64_t whole;
-    uint32_t rest;
-};
-
-/// By at most 2^20, the most of anything in a placement, 12 bits at a time: a division of 64 bits would be a
-/// call, and spill.
-__device__ inline quotient divide(uint64_t value, uint32_t by) {
-    quotient result = {0, 0};
-#pragma unroll 1
-    for (int shift = 60; shift >= 0; shift -= 12) {
-        const uint32_t part = result.rest << 12 | (static_cast<uint32_t>(value >> shift) & 0xfff);
-        result.whole = result.whole << 12 | part / by;
-        result.rest = part % by;
-    }
-    return result;
-}
-
-/// Deals an expert's tokens to its groups as levels water, after taking back what they had; one warp. Returns
-/// whether that changed anything.
-__device__ inline bool level_expert(const eplb_level_arguments &level, uint32_t place) {
-    const uint32_t lane = threadIdx.x % 32;
-    const uint32_t first = level.group_start[place];
-    const uint32_t count = level.group_start[place + 1] - first;
-    const uint64_t tokens = level.totals[level.experts[place]];
-    const uint32_t *ranks = level.group_rank + first;
-    uint64_t *quotas = level.quotas + first;
-    for (uint32_t g = lane; g < count; g += 32) {
-        level.rank_loads[ranks[g]] -= quotas[g];
-    }
-    __syncwarp();
-    // Those that the water reaches: to raise all others to their height takes no more than there is.
-    uint32_t reached = 0;
-    uint64_t sum = 0;
-    for (uint32_t g = lane; g < count; g += 32) {
-        const uint64_t load = level.rank_loads[ranks[g]];
-        uint64_t needed = 0;
-#pragma unroll 1
-        for (uint32_t other = 0; other < count; other++) {
-            const uint64_t lower = level.rank_loads[ranks[other]];
-            needed += load > lower ? load - lower : 0;
-        }
-        if (needed <= tokens) {
-            reached++;
-            sum += load;
-        }
-    }
-    reached = warp_sum(reached);
-    sum = warp_sum(sum) + tokens;
-    const auto [height, one_more] = divide(sum, reached);
-    const uint32_t turn = divide(tokens, count).rest;
-    uint32_t given = 0;
-    bool changed = false;
-#pragma unroll 1
-    for (uint32_t from = 0; from < count; from += 32) {
-        const bool is_group = from + lane < count;
-        const uint32_t g = is_group ? (from + lane + turn) % count : 0;
-        const uint64_t load = level.rank_loads[ranks[g]];
-        const bool is_reached = is_group && load <= height;
-        const uint32_t others = __ballot_sync(0xffffffff, is_reached);
-        if (is_group) {
-            const uint32_t before = given + static_cast<uint32_t>(__popc(others & ((1u << lane) - 1)));
-            const uint64_t quota = is_reached ? height - load + (before < one_more ? 1 : 0) : 0;
-            changed |= quota != quotas[g];
-            quotas[g] = quota;
-        }
-        given += static_cast<uint32_t>(__popc(others));
-    }
-    __syncwarp();
-    for (uint32_t g = lane; g < count; g += 32) {
-        level.rank_loads[ranks[g]] += quotas[g];
-    }
-    __syncwarp();
-    return __ballot_sync(0xffffffff, changed) != 0;
-}
-
-/// From all blocks' counts, the tokens of this rank up to each replica; one block of threads.
-__device__ inline void plan(const eplb_route_arguments &args) {
-    const eplb_level_arguments &level = args.level;
-    for (uint32_t expert = threadIdx.x; expert < args.num_experts; expert += blockDim.x) {
-        uint32_t before = 0;
-#pragma unroll 1
-        for (uint32_t block = 0; block < gridDim.x; block++) {
-            // Other blocks wrote it while this one ran.
-            volatile uint32_t *count = level.block_counts + block * args.num_experts + expert;
-            const uint32_t more = *count;
-            *count = before;
-            before += more;
-        }
-        uint64_t total = before;
-        if (level.rank_counts != nullptr) {
-            total = 0;
-#pragma unroll 1
-            for (uint32_t rank = 0; rank < level.num_ranks; rank++) {
-                total += rank_count(level, rank, expert, args.num_experts);
-            }
-        }
-        level.totals[expert] = total;
-    }
-    for (uint32_t rank = threadIdx.x; rank < level.num_ranks; rank += blockDim.x) {
-        level.rank_loads[rank] = 0;
-    }
-    for (uint32_t g = threadIdx.x; g < level.num_groups; g += blockDim.x) {
-        level.quotas[g] = 0;
-    }
-    __syncthreads();
-    for (uint32_t expert = threadIdx.x; expert < args.num_experts; expert += blockDim.x) {
-        if (args.replica_count[expert] == 1 && level.totals[expert] != 0) {
-            const uint32_t slot = static_cast<uint32_t>(args.replica_slots[args.replica_start[expert]]);
-            atomicAdd(reinterpret_cast<unsigned long long *>(&level.rank_loads[slot / level.slots_per_rank]),
-                      static_cast<unsigned long long>(level.totals[expert]));
-        }
-    }
-    __syncthreads();
-    if (threadIdx.x < 32) {
-        bool changed = true;
-#pragma unroll 1
-        for (uint32_t sweep = 0; sweep < EPLB_LEVEL_SWEEPS && changed; sweep++) {
-            changed = false;
-#pragma unroll 1
-            for (uint32_t place = 0; place < level.num_experts; place++) {
-                changed |= level_expert(level, place);
-            }
-        }
-    }
-    __syncthreads();
-    for (uint32_t place = threadIdx.x; place < level.num_experts; place += blockDim.x) {
-        const uint32_t expert = level.experts[place];
-        uint64_t before = 0, own = level.totals[expert];
-        if (level.rank_counts != nullptr) {
-#pragma unroll 1
-            for (uint32_t rank = 0; rank < level.rank; rank++) {
-                before += rank_count(level, rank, expert, args.num_experts);
-            }
-            own = rank_count(level, level.rank, expert, args.num_experts);
-        }
-        uint64_t dealt = 0;
-#pragma unroll 1
-        for (uint32_t g = level.group_start[place]; g < level.group_start[place + 1]; g++) {
-            const uint64_t quota = level.quotas[g];
-            const uint32_t size = level.group_size[g];
-#pragma unroll 1
-            for (uint32_t replica = 0; replica < size; replica++) {
-                const uint64_t end = dealt + divide(quota * (replica + 1) + size - 1, size).whole;
-                const uint64_t mine = end <= before ? 0 : end - before;
-                level.ends[level.group_first[g] + replica] = static_cast<uint32_t>(mine < own ? mine : own);
-            }
-            dealt += quota;
-        }
-    }
-    __syncthreads();
-}
-
-/// A block's counts of its ids, [first, end), to its row.
-template <class Id>
-__device__ void count_block(const eplb_route_arguments &args, uint32_t first, uint32_t end) {
-    uint32_t *row = args.level.block_counts + blockIdx.x * args.num_experts;
-    uint32_t *counts = args.rows_at == no_rows ? row : eplb_bins + args.rows_at;
-    for (uint32_t bin = threadIdx.x; bin < args.num_experts; bin += blockDim.x) {
-        counts[bin] = 0;
-    }
-    __syncthreads();
-    const Id *ids = static_cast<const Id *>(args.expert_ids);
-#pragma unroll 1
-    for (uint32_t index = first + threadIdx.x; index < end; index += blockDim.x) {
-        const uint32_t bin = bin_of(ids[index], args.num_experts);
-        if (bin < args.num_experts) {
-            atomicAdd(&counts[bin], 1u);
-        }
-    }
-    __syncthreads();
-    if (counts != row) {
-        for (uint32_t bin = threadIdx.x; bin < args.num_experts; bin += blockDim.x) {
-            row[bin] = counts[bin];
-        }
-    }
-}
-
-/// Whether this block is the last to come here, so that all others' writes before are to be seen.
-__device__ inline bool is_last_block(uint32_t *blocks_done) {
-    static __shared__ uint32_t is_last;
-    __threadfence();
-    __syncthreads();
-    if (threadIdx.x == 0) {
-        is_last = atomicAdd(blocks_done, 1u) + 1 == gridDim.x;
-    }
-    __syncthreads();
-    if (is_last == 0) {
-        return false;
-    }
-    __threadfence();
-    if (threadIdx.x == 0) {
-        *blocks_done = 0;
-    }
-    return true;
-}
-
-template <class Id> __device__ void least_loaded(const eplb_route_arguments &args) {
-    const uint32_t all = args.num_tokens * args.experts_per_token;
-    const uint32_t valid_ids = num_valid_ids(args);
-    const uint32_t first = blockIdx.x * args.level.ids_per_block;
-    const uint32_t end = all - first < args.level.ids_per_block ? all : first + args.level.ids_per_block;
-    if (args.level.phase == 0) {
-        count_block<Id>(args, first, end < valid_ids ? end : valid_ids);
-        if (!is_last_block(args.level.blocks_done)) {
-            return;
-        }
-        plan(args);
-        if (gridDim.x > 1) {
-            return;
-        }
-    }
-    route_counter counter;
-    counter.begin(args, valid_ids);
-    const uint32_t *ends = args.level.ends;
-    volatile uint32_t *before = args.level.block_counts + blockIdx.x * args.num_experts;
-#pragma unroll 1
-    for (uint32_t start = first; start < end; start += EPLB_ROUTE_BLOCK) {
-        block_ids block;
-        block.load<Id>(args, start, valid_ids);
-        block.find_positions(args);
-        write_slots<Id>(args, block, end, valid_ids, counter,
-                        [=](uint32_t expert, uint32_t at, uint32_t count, uint32_t position) {
-                            const uint32_t token = position + before[expert];
-                            uint32_t replica = 0;
-                            while (replica < count && token >= ends[at + replica]) {
-                                replica++;
-                            }
-                            return replica < count ? replica : token % count;
-                        });
-        if (end - start > EPLB_ROUTE_BLOCK) {
-            __syncthreads();
-#pragma unroll
-            for (uint32_t i = 0; i < ids_per_thread; i++) {
-                if (block.bins[i] < args.num_experts) {
-                    atomicAdd(const_cast<uint32_t *>(&before[block.bins[i]]), 1u);
-                }
-            }
-            __threadfence();
+        for (uint32_t i = 0; i < width && first + i < all; i++) {
+            const Id id = ids[first + i], slot = slot_of(id, i);
+            slots[first + i] = slot;
+            count(id, slot, i);
         }
     }
     counter.end(args);
@@ -673,21 +493,15 @@ template <class Id> __device__ void least_loaded(const eplb_route_arguments &arg
 
 } // namespace eplb
 
-// One entry for each rule and type of ids: blocks of EPLB_ROUTE_THREADS threads. By round robin and nearest a
-// block of threads for each EPLB_ROUTE_BLOCK ids, by token hash for as many as fit 16 bytes a thread, by
-// least loaded one for each ids_per_block, and the launch of phase 0 is followed by the same with phase 1
-// unless it has one block.
-#define EPLB_ROUTE_ENTRY(name, rule, Id)                                                                     \
-    extern "C" __global__ void __launch_bounds__(EPLB_ROUTE_THREADS, 4)                                      \
-        name(const eplb_route_arguments args) {                                                              \
+// One entry for each rule and type of ids. By round robin and nearest a block of EPLB_ROUTE_THREADS threads
+// for each EPLB_ROUTE_BLOCK ids; by token hash one of EPLB_HASH_THREADS for as many as fit 16 bytes a thread.
+#define EPLB_ROUTE_ENTRY(name, rule, Id, threads)                                                            \
+    extern "C" __global__ void __launch_bounds__(threads, 1) name(const eplb_route_arguments args) {         \
         eplb::rule<Id>(args);                                                                                \
     }
-EPLB_ROUTE_ENTRY(eplb_route_round_robin_i32, round_robin, int32_t)
-EPLB_ROUTE_ENTRY(eplb_route_round_robin_i64, round_robin, int64_t)
-EPLB_ROUTE_ENTRY(eplb_route_token_hash_i32, token_hash, int32_t)
-EPLB_ROUTE_ENTRY(eplb_route_token_hash_i64, token_hash, int64_t)
-EPLB_ROUTE_ENTRY(eplb_route_nearest_i32, nearest, int32_t)
-EPLB_ROUTE_ENTRY(eplb_route_nearest_i64, nearest, int64_t)
-EPLB_ROUTE_ENTRY(eplb_route_least_loaded_i32, least_loaded, int32_t)
-EPLB_ROUTE_ENTRY(eplb_route_least_loaded_i64, least_loaded, int64_t)
-#undef EPLB_ROUTE_ENTRY
+EPLB_ROUTE_ENTRY(eplb_route_round_robin_i32, round_robin, int32_t, EPLB_ROUTE_THREADS)
+EPLB_ROUTE_ENTRY(eplb_route_round_robin_i64, round_robin, int64_t, EPLB_ROUTE_THREADS)
+EPLB_ROUTE_ENTRY(eplb_route_token_hash_i32, token_hash, int32_t, EPLB_HASH_THREADS)
+EPLB_ROUTE_ENTRY(eplb_route_token_hash_i64, token_hash, int64_t, EPLB_HASH_THREADS)
+EPLB_ROUTE_ENTRY(eplb_route_nearest_i32, nearest, int32_t, EPLB_ROUTE_THREADS)
+EPLB_ROUTE_ENTRY(eplb_route_nearest_i64, nearest, int64_t, EPLB_ROUTE_THREADS)

@@ -152,6 +152,13 @@ template <class T> unsigned __match_any_sync(unsigned mask, T value, EMULATION_C
 #undef EMULATION_CALLER
 
 inline int __popc(unsigned bits) { return __builtin_popcount(bits); }
+/// The products of the bytes, added up.
+inline unsigned __dp4a(unsigned a, unsigned b, unsigned sum) {
+    for (int shift = 0; shift < 32; shift += 8) {
+        sum += (a >> shift & 0xff) * (b >> shift & 0xff);
+    }
+    return sum;
+}
 inline int __ffs(int bits) { return __builtin_ffs(bits); }
 
 inline unsigned atomicAdd(unsigned *cell, unsigned value) {

@@ -11,32 +11,54 @@
 #include "cuda_emulation.h"
 
 EMULATION_SHARED_MEMORY(uint32_t, eplb_bins);
-#include "../../kernels/route.cuh"
+#include "../../kernels/level.cuh"
 
 namespace {
 
 constexpr uint32_t choices = 3;
 
-/// Tables and workspaces of one layer, each an allocation of its own, so that checkers see what lies behind.
+/// Parts one behind the other in an allocation of their own, so that checkers see what lies behind.
+struct table_words {
+    std::vector<uint32_t> words;
+
+    /// Where the part begins.
+    uint32_t add(const std::vector<uint32_t> &part) {
+        const size_t at = words.size();
+        words.insert(words.end(), part.begin(), part.end());
+        return static_cast<uint32_t>(at);
+    }
+    uint32_t size() {
+        words.resize((words.size() + 3) / 4 * 4, 77);
+        return static_cast<uint32_t>(words.size());
+    }
+};
+
+/// Tables and workspaces of one layer.
 struct layer_memory {
-    std::vector<int32_t> count, start, slots;
-    std::vector<uint32_t> experts, group_start = {0}, group_rank, group_first, group_size;
-    std::vector<uint64_t> totals, quotas, rank_loads;
+    std::vector<uint32_t> count, start, slots;
+    std::vector<uint32_t> experts, group_start = {0}, group_rank, group_place, group_first, group_size,
+                                   step_start;
+    std::vector<uint64_t> memory;
     std::vector<uint32_t> ends, block_counts, blocks_done = {0};
     /// Of nearest, for one rank.
     std::vector<uint32_t> shares;
+    table_words tables, level_tables;
 
     explicit layer_memory(const layer_placement &layer)
-        : totals(layer.num_experts, 77), rank_loads(layer.num_ranks, 77), ends(layer.experts.size(), 77),
+        : ends((layer.experts.size() + 3) / 4 * 4, 77),
           block_counts(size_t(EPLB_LEVEL_BLOCKS) * layer.num_experts, 77) {
         struct group {
             uint32_t rank, first, size;
         };
-        std::vector<std::pair<uint32_t, std::vector<group>>> replicated;
+        struct replicated {
+            uint32_t expert, step;
+            std::vector<group> groups;
+        };
+        std::vector<replicated> all;
         for (uint32_t expert = 0; expert < layer.num_experts; expert++) {
             const auto mine = layer.slots_of(expert);
-            start.push_back(static_cast<int32_t>(slots.size()));
-            count.push_back(static_cast<int32_t>(mine.size()));
+            start.push_back(static_cast<uint32_t>(slots.size()));
+            count.push_back(static_cast<uint32_t>(mine.size()));
             std::vector<group> groups;
             for (const int64_t slot : mine) {
                 const uint32_t rank = layer.rank_of(slot);
@@ -44,24 +66,50 @@ struct layer_memory {
                     groups.push_back({rank, static_cast<uint32_t>(slots.size()), 0});
                 }
                 groups.back().size++;
-                slots.push_back(static_cast<int32_t>(slot));
+                slots.push_back(static_cast<uint32_t>(slot));
             }
             if (mine.size() > 1) {
-                replicated.emplace_back(expert, groups);
+                all.push_back({expert, 0, groups});
             }
         }
-        std::stable_sort(replicated.begin(), replicated.end(),
-                         [](const auto &a, const auto &b) { return a.second.size() < b.second.size(); });
-        for (const auto &[expert, groups] : replicated) {
-            experts.push_back(expert);
+        std::stable_sort(all.begin(), all.end(), [](const replicated &a, const replicated &b) {
+            return a.groups.size() < b.groups.size();
+        });
+        // The step after the last one of an expert before that shares a rank.
+        for (size_t i = 0; i < all.size(); i++) {
+            for (size_t before = 0; before < i; before++) {
+                for (const group &mine : all[i].groups) {
+                    for (const group &other : all[before].groups) {
+                        if (mine.rank == other.rank) {
+                            all[i].step = std::max(all[i].step, all[before].step + 1);
+                        }
+                    }
+                }
+            }
+        }
+        std::stable_sort(all.begin(), all.end(),
+                         [](const replicated &a, const replicated &b) { return a.step < b.step; });
+        for (const auto &[expert, step, groups] : all) {
+            if (step == step_start.size()) {
+                step_start.push_back(static_cast<uint32_t>(group_rank.size()));
+            }
             for (const group &group : groups) {
                 group_rank.push_back(group.rank);
+                group_place.push_back(static_cast<uint32_t>(experts.size()));
                 group_first.push_back(group.first);
                 group_size.push_back(group.size);
             }
+            experts.push_back(expert);
             group_start.push_back(static_cast<uint32_t>(group_rank.size()));
         }
-        quotas.assign(group_rank.size(), 77);
+        step_start.push_back(static_cast<uint32_t>(group_rank.size()));
+        memory.assign(memory_words(layer) / 2, 77);
+    }
+
+    uint32_t memory_words(const layer_placement &layer) const {
+        const size_t words = 2 * (layer.num_ranks + 2 * group_rank.size() + layer.num_experts) +
+                             experts.size() + EPLB_LEVEL_SWEEPS + 1;
+        return static_cast<uint32_t>((words + 3) / 4 * 4);
     }
 
     void share(const layer_placement &layer, uint32_t rank, const std::vector<int32_t> &nodes) {
@@ -79,32 +127,34 @@ struct layer_memory {
 
     eplb_route_arguments arguments(const layer_placement &layer) {
         eplb_route_arguments args = {};
-        args.replica_count = count.data();
-        args.replica_start = start.data();
-        args.replica_slots = slots.data();
-        args.shares = shares.data();
+        tables.add(count);
+        args.start_at = tables.add(start);
+        args.slots_at = tables.add(slots);
+        args.shares_at = tables.add(shares);
+        args.table_words = tables.size();
+        args.tables = tables.words.data();
         args.num_experts = layer.num_experts;
         args.num_slots = static_cast<uint32_t>(layer.experts.size());
-        args.level = {experts.data(),
-                      group_start.data(),
-                      group_rank.data(),
-                      group_first.data(),
-                      group_size.data(),
-                      totals.data(),
-                      quotas.data(),
-                      rank_loads.data(),
-                      ends.data(),
-                      block_counts.data(),
-                      blocks_done.data(),
-                      nullptr,
-                      0,
-                      static_cast<uint32_t>(experts.size()),
-                      static_cast<uint32_t>(group_rank.size()),
-                      layer.num_ranks,
-                      args.num_slots / layer.num_ranks,
-                      0,
-                      EPLB_ROUTE_BLOCK,
-                      0};
+        eplb_level_arguments &level = args.level;
+        level.group_rank_at = level_tables.add(group_rank);
+        level.group_place_at = level_tables.add(group_place);
+        level.group_first_at = level_tables.add(group_first);
+        level.group_size_at = level_tables.add(group_size);
+        level.experts_at = level_tables.add(experts);
+        level.group_start_at = level_tables.add(group_start);
+        level.step_start_at = level_tables.add(step_start);
+        level.table_words = level_tables.size();
+        level.tables = level_tables.words.data();
+        level.memory = memory.data();
+        level.ends = ends.data();
+        level.block_counts = block_counts.data();
+        level.blocks_done = blocks_done.data();
+        level.num_replicated = static_cast<uint32_t>(experts.size());
+        level.num_groups = static_cast<uint32_t>(group_rank.size());
+        level.num_steps = static_cast<uint32_t>(step_start.size() - 1);
+        level.num_ranks = layer.num_ranks;
+        level.slots_per_rank = args.num_slots / layer.num_ranks;
+        level.ids_per_block = EPLB_ROUTE_BLOCK;
         return args;
     }
 };
@@ -162,19 +212,31 @@ TEST(RouteKernels, GiveTheSameSlotsInAnyOrderOfThreads) {
         args.totals = &totals;
         args.num_cells = args.num_slots;
         args.counts_slots = 1;
-        args.has_bins = seed % 3 != 0;
-        const uint32_t bins = args.has_bins != 0 ? args.num_cells + 1 : 0;
-        // Positions by rows, or by a scan.
-        args.rows_at = seed % 4 == 3 ? 0xffffffff : bins;
-        const size_t shared = (bins + (seed % 4 == 3 ? 0 : 4 * layer.num_experts)) * sizeof(uint32_t);
+        // Each part of shared memory is there or not: bins or cells, positions by rows or by a scan.
+        size_t shared = 0;
+        const auto take = [&](size_t words) {
+            const size_t at = shared / sizeof(uint32_t);
+            if (random() % 4 == 0) {
+                return EPLB_NO_ROOM;
+            }
+            shared += (words + 3) / 4 * 4 * sizeof(uint32_t);
+            return static_cast<uint32_t>(at);
+        };
+        args.shared_rows_at = take(4 * layer.num_experts);
+        args.shared_tables_at = take(args.table_words);
+        args.shared_bins_at = take(args.num_cells + 1);
+        args.level.shared_counts_at = take((layer.num_experts + 3) / 4 * 4 + args.num_slots);
+        args.level.shared_memory_at = take(memory.memory_words(layer));
+        args.level.shared_tables_at = take(args.level.table_words);
         const auto blocks_of = [&](size_t per_block) {
             return static_cast<unsigned>((ids.size() + per_block - 1) / per_block);
         };
-        const auto launch = [&](void (*kernel)(eplb_route_arguments), unsigned blocks) {
+        const auto launch = [&](void (*kernel)(eplb_route_arguments), unsigned blocks,
+                                unsigned threads = EPLB_ROUTE_THREADS) {
             emulation::options options;
             options.seed = seed;
             emulation::launch(
-                {blocks}, {EPLB_ROUTE_THREADS}, shared, [&] { kernel(args); }, options);
+                {blocks}, {threads}, shared, [&] { kernel(args); }, options);
         };
         const auto expect = [&](const std::vector<int32_t> &expected) {
             EXPECT_EQ(slots, expected) << "seed " << seed;
@@ -195,7 +257,7 @@ TEST(RouteKernels, GiveTheSameSlotsInAnyOrderOfThreads) {
         expect(round_robin(layer, ids, valid_ids, rank));
         launch(eplb_route_nearest_i32, blocks_of(EPLB_ROUTE_BLOCK));
         expect(nearest(layer, ids, valid_ids, rank, nodes));
-        launch(eplb_route_token_hash_i32, blocks_of(EPLB_ROUTE_THREADS * 4));
+        launch(eplb_route_token_hash_i32, blocks_of(EPLB_HASH_THREADS * 4), EPLB_HASH_THREADS);
         expect(token_hash(layer, ids, valid_ids, choices));
         // A second time, since workspaces are used again.
         for (int time = 0; time < 2; time++) {

@@ -15,7 +15,9 @@ use std::sync::Arc;
 pub(crate) use count::{CellType, Count, Id, OFF, Target, histogram};
 pub use count::{IdType, Ids, Totals};
 pub use route::RankCounts;
-pub(crate) use route::{Job, LEVEL_BLOCKS, LEVEL_SWEEPS, LevelTables, ROUTE_BLOCK, Route, Sizes, Tables};
+pub(crate) use route::{
+    Job, LEVEL_BLOCKS, LEVEL_SWEEPS, LevelTables, ROUTE_BLOCK, Route, Sizes, Tables, level_memory_words,
+};
 pub use route::{Routing, Rule};
 
 use crate::error::{Error, Result};

@@ -4,8 +4,9 @@ use super::count::{CellType, Count, Id, IdType, Ids, valid_tokens};
 use super::{Memory, Part, cuda};
 use crate::error::{Error, Result};
 
-/// Threads of a block, as in the kernels.
-const THREADS: u32 = 256;
+/// Threads of a block, as in the kernels: by position, and by token hash.
+const THREADS: u32 = 512;
+const HASH_THREADS: u32 = 128;
 
 /// Ids of a block, of which the round robin's definition speaks.
 pub(crate) const ROUTE_BLOCK: usize = 1024;
@@ -15,6 +16,9 @@ pub(crate) const LEVEL_BLOCKS: usize = 64;
 
 /// How often least loaded goes over all replicated experts at most.
 pub(crate) const LEVEL_SWEEPS: usize = 4;
+
+/// `EPLB_NO_ROOM` of the kernels.
+const NO_ROOM: u32 = u32::MAX;
 
 /// Shared memory that every device has without asking, less what the kernels take anyway.
 const SHARED_BYTES: usize = 48 * 1024 - 4 * ROUTE_BLOCK - 256;
@@ -158,7 +162,7 @@ impl RankCounts {
     }
 }
 
-/// A layer's tables in a device's memory.
+/// A layer's tables in a device's memory, one behind the other.
 #[derive(Debug, Clone, Copy)]
 pub(crate) struct Tables {
     pub replica_count: Part,
@@ -170,17 +174,17 @@ pub(crate) struct Tables {
     pub level: Option<LevelTables>,
 }
 
-/// What [`Rule::LeastLoaded`] needs of a layer beside the tables.
+/// What [`Rule::LeastLoaded`] needs of a layer beside the tables: what stays, one part behind the other, and its workspace.
 #[derive(Debug, Clone, Copy)]
 pub(crate) struct LevelTables {
-    pub experts: Part,
-    pub group_start: Part,
     pub group_rank: Part,
+    pub group_place: Part,
     pub group_first: Part,
     pub group_size: Part,
-    pub totals: Part,
-    pub quotas: Part,
-    pub rank_loads: Part,
+    pub experts: Part,
+    pub group_start: Part,
+    pub step_start: Part,
+    pub memory: Part,
     pub ends: Part,
     pub block_counts: Part,
     pub blocks_done: Part,
@@ -190,26 +194,32 @@ pub(crate) struct LevelTables {
 #[repr(C)]
 #[derive(Debug, Clone, Copy, Default)]
 struct LevelArguments {
-    experts: u64,
-    group_start: u64,
-    group_rank: u64,
-    group_first: u64,
-    group_size: u64,
-    totals: u64,
-    quotas: u64,
-    rank_loads: u64,
+    tables: u64,
+    memory: u64,
     ends: u64,
     block_counts: u64,
     blocks_done: u64,
     rank_counts: u64,
     rank_counts_are_64_bits: u32,
-    num_experts: u32,
+    num_replicated: u32,
     num_groups: u32,
+    num_steps: u32,
     num_ranks: u32,
     slots_per_rank: u32,
     rank: u32,
     ids_per_block: u32,
     phase: u32,
+    group_rank_at: u32,
+    group_place_at: u32,
+    group_first_at: u32,
+    group_size_at: u32,
+    experts_at: u32,
+    group_start_at: u32,
+    step_start_at: u32,
+    table_words: u32,
+    shared_tables_at: u32,
+    shared_memory_at: u32,
+    shared_counts_at: u32,
 }
 
 /// `eplb_route_arguments` of kernels/route.cuh.
@@ -219,11 +229,19 @@ struct Arguments {
     expert_ids: u64,
     slot_ids: u64,
     num_valid: u64,
-    replica_count: u64,
-    replica_start: u64,
-    replica_slots: u64,
-    shares: u64,
-    level: LevelArguments,
+    tables: u64,
+    num_tokens: u32,
+    experts_per_token: u32,
+    num_experts: u32,
+    num_slots: u32,
+    start_at: u32,
+    slots_at: u32,
+    table_words: u32,
+    shared_tables_at: u32,
+    shares_at: u32,
+    offset: u32,
+    shared_rows_at: u32,
+    shared_bins_at: u32,
     row: u64,
     cells: u64,
     row_stride: u64,
@@ -231,17 +249,66 @@ struct Arguments {
     num_cells: u32,
     cells_are_64_bits: u32,
     counts_slots: u32,
-    has_bins: u32,
-    num_tokens: u32,
-    experts_per_token: u32,
-    num_experts: u32,
-    num_slots: u32,
-    offset: u32,
-    rows_at: u32,
+    unused: u32,
+    level: LevelArguments,
 }
 
 const _: () =
     assert!(size_of::<LevelArguments>() == 128 && size_of::<Arguments>() == 256, "see kernels/route.cuh");
+
+/// Words from the beginning of one part of a memory to that of another.
+fn words_between(from: Part, to: Part) -> u32 {
+    ((to.start - from.start) / 4) as u32
+}
+
+/// Words from the beginning of one part to the end of another, rounded up to what is copied at once.
+fn words_through(from: Part, to: Part) -> u32 {
+    (words_between(from, to) + (to.bytes / 4) as u32).next_multiple_of(4)
+}
+
+impl LevelArguments {
+    fn new(level: &LevelTables, sizes: Sizes, memory: &Memory) -> Self {
+        let at = |part| words_between(level.group_rank, part);
+        let words = |part: Part| (part.bytes / 4) as u32;
+        LevelArguments {
+            tables: memory.at(level.group_rank),
+            memory: memory.at(level.memory),
+            ends: memory.at(level.ends),
+            block_counts: memory.at(level.block_counts),
+            blocks_done: memory.at(level.blocks_done),
+            num_replicated: words(level.experts),
+            num_groups: words(level.group_rank),
+            num_steps: words(level.step_start) - 1,
+            num_ranks: sizes.num_ranks,
+            slots_per_rank: sizes.num_slots / sizes.num_ranks,
+            rank: sizes.rank,
+            group_rank_at: at(level.group_rank),
+            group_place_at: at(level.group_place),
+            group_first_at: at(level.group_first),
+            group_size_at: at(level.group_size),
+            experts_at: at(level.experts),
+            group_start_at: at(level.group_start),
+            step_start_at: at(level.step_start),
+            table_words: words_through(level.group_rank, level.step_start),
+            ..LevelArguments::default()
+        }
+    }
+
+    /// Words of `level_memory` in kernels/level.cuh but for its tables.
+    fn memory_words(&self, num_experts: u32) -> usize {
+        level_memory_words(
+            num_experts as usize,
+            self.num_ranks as usize,
+            self.num_groups as usize,
+            self.num_replicated as usize,
+        )
+    }
+}
+
+/// Words that dealing takes: `level_memory` of kernels/level.cuh.
+pub(crate) fn level_memory_words(experts: usize, ranks: usize, groups: usize, replicated: usize) -> usize {
+    2 * (ranks + 2 * groups + experts) + replicated + LEVEL_SWEEPS + 1
+}
 
 /// One layer's routing on a CUDA device.
 #[derive(Debug, Clone, Copy)]
@@ -249,6 +316,27 @@ pub(crate) struct Route {
     rule: Rule,
     kind: IdType,
     arguments: Arguments,
+}
+
+/// The shared memory of a launch.
+#[derive(Debug)]
+struct Shared {
+    words: usize,
+}
+
+impl Shared {
+    /// Where a part of as many words begins, or [`NO_ROOM`].
+    fn take(&mut self, words: usize) -> u32 {
+        let end = self.words + words.next_multiple_of(4);
+        if end * 4 > SHARED_BYTES {
+            return NO_ROOM;
+        }
+        std::mem::replace(&mut self.words, end) as u32
+    }
+
+    fn bytes(&self) -> u32 {
+        self.words as u32 * 4
+    }
 }
 
 /// The sizes of a placement and the place of a rank in it, as the kernels need them.
@@ -265,35 +353,26 @@ pub(crate) struct Sizes {
 impl Route {
     /// Routes by the tables in `memory`.
     pub fn new(rule: Rule, routing: &Routing, sizes: Sizes, memory: &Memory, tables: &Tables) -> Self {
-        let words = |part: Part| (part.bytes / 4) as u32;
-        let level = tables.level.map_or_else(LevelArguments::default, |level| LevelArguments {
-            experts: memory.at(level.experts),
-            group_start: memory.at(level.group_start),
-            group_rank: memory.at(level.group_rank),
-            group_first: memory.at(level.group_first),
-            group_size: memory.at(level.group_size),
-            totals: memory.at(level.totals),
-            quotas: memory.at(level.quotas),
-            rank_loads: memory.at(level.rank_loads),
-            ends: memory.at(level.ends),
-            block_counts: memory.at(level.block_counts),
-            blocks_done: memory.at(level.blocks_done),
-            num_experts: words(level.experts),
-            num_groups: words(level.group_rank),
-            num_ranks: sizes.num_ranks,
-            slots_per_rank: sizes.num_slots / sizes.num_ranks,
-            rank: sizes.rank,
-            ..LevelArguments::default()
-        });
+        let at = |part| words_between(tables.replica_count, part);
+        let last = tables.shares.unwrap_or(tables.replica_slots);
+        let level = tables.level.as_ref().map(|level| LevelArguments::new(level, sizes, memory));
         let arguments = Arguments {
             expert_ids: routing.ids.address(),
             slot_ids: routing.slots,
             num_valid: routing.ids.num_valid(),
-            replica_count: memory.at(tables.replica_count),
-            replica_start: memory.at(tables.replica_start),
-            replica_slots: memory.at(tables.replica_slots),
-            shares: tables.shares.map_or(0, |shares| memory.at(shares)),
-            level,
+            tables: memory.at(tables.replica_count),
+            num_tokens: routing.num_tokens,
+            experts_per_token: routing.experts_per_token,
+            num_experts: sizes.num_experts,
+            num_slots: sizes.num_slots,
+            start_at: at(tables.replica_start),
+            slots_at: at(tables.replica_slots),
+            table_words: words_through(tables.replica_count, last),
+            shared_tables_at: NO_ROOM,
+            shares_at: at(last),
+            offset: sizes.offset,
+            shared_rows_at: NO_ROOM,
+            shared_bins_at: NO_ROOM,
             row: 0,
             cells: 0,
             row_stride: 0,
@@ -301,13 +380,8 @@ impl Route {
             num_cells: 0,
             cells_are_64_bits: 0,
             counts_slots: 0,
-            has_bins: 0,
-            num_tokens: routing.num_tokens,
-            experts_per_token: routing.experts_per_token,
-            num_experts: sizes.num_experts,
-            num_slots: sizes.num_slots,
-            offset: sizes.offset,
-            rows_at: 0,
+            unused: 0,
+            level: level.unwrap_or_default(),
         };
         Route { rule, kind: routing.ids.kind(), arguments }
     }
@@ -340,20 +414,13 @@ impl Route {
         if num_ids == 0 {
             return Ok(());
         }
-        // What fits: bins for what is counted, and a row of 16 bits an expert for each warp.
-        let bins = if arguments.row == 0 { 0 } else { (arguments.num_cells as usize + 1) * 4 };
-        let bins = if bins <= SHARED_BYTES { bins } else { 0 };
-        let needs_rows = self.rule != Rule::TokenHash;
-        let rows = arguments.num_experts as usize * (THREADS as usize / 32) * 2;
-        let has_rows = needs_rows && bins + rows <= SHARED_BYTES;
-        arguments.has_bins = u32::from(bins != 0);
-        arguments.rows_at = if has_rows { (bins / 4) as u32 } else { u32::MAX };
-        let shared = bins + if has_rows { rows } else { 0 };
+        let shared = self.share(&mut arguments);
+        let threads = if self.rule == Rule::TokenHash { HASH_THREADS } else { THREADS };
 
         let block = ROUTE_BLOCK as u64;
         let per_block = match self.rule {
             Rule::RoundRobin | Rule::Nearest => block,
-            Rule::TokenHash => u64::from(THREADS) * (16 / self.kind.size()) as u64,
+            Rule::TokenHash => u64::from(threads) * (16 / self.kind.size()) as u64,
             Rule::LeastLoaded => num_ids.div_ceil(LEVEL_BLOCKS as u64).next_multiple_of(block),
         };
         arguments.level.ids_per_block = per_block as u32;
@@ -364,13 +431,36 @@ impl Route {
             launch(&cuda::Launch {
                 kernel: self.kernel(),
                 blocks,
-                threads: THREADS,
-                shared_bytes: shared as u32,
+                threads,
+                shared_bytes: shared.bytes(),
                 arguments: (&raw const arguments).cast(),
                 _lent: std::marker::PhantomData,
             })?;
         }
         Ok(())
+    }
+
+    /// Gives shared memory to what fits, what gains most by it first.
+    fn share(&self, arguments: &mut Arguments) -> Shared {
+        let mut shared = Shared { words: 0 };
+        let num_experts = arguments.num_experts as usize;
+        if self.rule != Rule::TokenHash {
+            // A byte an expert for each warp.
+            arguments.shared_rows_at = shared.take(num_experts * (THREADS as usize / 32) / 4);
+        }
+        arguments.shared_tables_at = shared.take(arguments.table_words as usize);
+        if arguments.row != 0 {
+            arguments.shared_bins_at = shared.take(arguments.num_cells as usize + 1);
+        }
+        if self.rule == Rule::LeastLoaded {
+            let words = num_experts.next_multiple_of(4) + (arguments.num_slots as usize).next_multiple_of(4);
+            let memory = arguments.level.memory_words(arguments.num_experts);
+            let level = &mut arguments.level;
+            level.shared_counts_at = shared.take(words);
+            level.shared_memory_at = shared.take(memory);
+            level.shared_tables_at = shared.take(level.table_words as usize);
+        }
+        shared
     }
 
     fn kernel(&self) -> cuda::Kernel {

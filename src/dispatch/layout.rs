@@ -2,7 +2,7 @@
 //! placement in the same workspace keeps their addresses.
 
 use super::DispatchConfig;
-use crate::device::{LEVEL_BLOCKS, LevelTables, Part, Place, Rule, Tables};
+use crate::device::{LEVEL_BLOCKS, LevelTables, Part, Place, Rule, Tables, level_memory_words};
 use crate::error::{Error, Result};
 use crate::placement::Shape;
 
@@ -97,13 +97,13 @@ impl Rooms {
         let (experts, groups) = (spare.min(num_experts), num_slots.min(spare * 2));
         Ok(LevelTables {
             group_rank: self.words(groups, 1)?,
+            group_place: self.words(groups, 1)?,
             group_first: self.words(groups, 1)?,
             group_size: self.words(groups, 1)?,
             experts: self.words(experts, 1)?,
             group_start: self.words(experts + 1, 1)?,
-            totals: self.words(num_experts, 2)?,
-            quotas: self.words(groups, 2)?,
-            rank_loads: self.words(shape.num_ranks(), 2)?,
+            step_start: self.words(experts + 1, 1)?,
+            memory: self.words(level_memory_words(num_experts, shape.num_ranks(), groups, experts), 1)?,
             ends: self.words(num_slots, 1)?,
             block_counts: self.words(num_experts, LEVEL_BLOCKS)?,
             blocks_done: self.words(1, 1)?,

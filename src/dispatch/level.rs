@@ -15,15 +15,19 @@ pub(crate) struct Group {
     pub size: u32,
 }
 
-/// The experts with several slots in the order in which their tokens are dealt.
+/// The experts with several slots in an order in which their tokens can be dealt: by ascending number of groups, so that those
+/// with the least choice come first, and then by id, but that experts which share no rank, and so do not see each other's
+/// tokens, trade places to be dealt at once.
 #[derive(Debug, Clone, Default, PartialEq, Eq)]
 pub(crate) struct Levelling {
-    /// By ascending number of groups, so that those with the least choice come first, and then by id.
+    /// Step by step.
     pub experts: Vec<u32>,
     /// Where the groups of each begin, and at last the number of all.
     pub group_start: Vec<u32>,
     /// The groups, of each expert by ascending rank.
     pub groups: Vec<Group>,
+    /// Where the groups of each step begin, and at last the number of all; those of one step are on different ranks.
+    pub step_start: Vec<u32>,
 }
 
 impl Levelling {
@@ -32,12 +36,27 @@ impl Levelling {
         let mut experts: Vec<(u32, Vec<Group>)> =
             tables.replicated().map(|expert| (expert as u32, groups_of(shape, tables, expert))).collect();
         experts.sort_by_key(|(expert, groups)| (groups.len(), *expert));
+        // As early as the experts before allow that share a rank.
+        let mut free_from = vec![0; shape.num_ranks()];
+        let steps = experts.iter().map(|(_, groups)| {
+            let ranks = || groups.iter().map(|group| group.rank as usize);
+            let step: u32 = ranks().map(|rank| free_from[rank]).max().unwrap_or(0);
+            ranks().for_each(|rank| free_from[rank] = step + 1);
+            step
+        });
+        let mut experts: Vec<_> = steps.collect::<Vec<_>>().into_iter().zip(experts).collect();
+        experts.sort_by_key(|(step, _)| *step);
+
         let mut levelling = Levelling { group_start: vec![0], ..Levelling::default() };
-        for (expert, groups) in experts {
+        for (step, (expert, groups)) in experts {
+            if step as usize == levelling.step_start.len() {
+                levelling.step_start.push(levelling.groups.len() as u32);
+            }
             levelling.experts.push(expert);
             levelling.groups.extend(groups);
             levelling.group_start.push(levelling.groups.len() as u32);
         }
+        levelling.step_start.push(levelling.groups.len() as u32);
         levelling
     }
 

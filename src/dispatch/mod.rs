@@ -407,13 +407,19 @@ impl Image {
     }
 
     fn put_levelling(&mut self, room: LevelTables, levelling: &Levelling) -> LevelTables {
-        let Levelling { experts, group_start, groups } = levelling;
+        let Levelling { experts, group_start, groups, step_start } = levelling;
+        let places: Vec<u32> = (0..)
+            .zip(group_start.windows(2))
+            .flat_map(|(place, ends)| (ends[0]..ends[1]).map(move |_| place))
+            .collect();
         LevelTables {
             group_rank: self.put(room.group_rank, groups.iter().map(|group| group.rank)),
+            group_place: self.put(room.group_place, places.into_iter()),
             group_first: self.put(room.group_first, groups.iter().map(|group| group.first)),
             group_size: self.put(room.group_size, groups.iter().map(|group| group.size)),
             experts: self.put(room.experts, experts.iter().copied()),
             group_start: self.put(room.group_start, group_start.iter().copied()),
+            step_start: self.put(room.step_start, step_start.iter().copied()),
             ..room
         }
     }
