@@ -1,4 +1,5 @@
 #include <algorithm>
+#include <cstring>
 #include <map>
 #include <memory>
 #include <mutex>
@@ -210,16 +211,16 @@ void block_runner::complete_collectives(const thread &of_this_warp) {
         const unsigned mask = caller.mask;
         const auto has_called = [&](const thread &thread) {
             return thread.state == state::in_collective && thread.mask == mask &&
-                   std::string(thread.at.what) == at.what;
+                   std::strcmp(thread.at.what, at.what) == 0;
         };
         bool complete = true;
         offers all = {};
-        for (size_t lane = 0; lane < lanes; lane++) {
+        for (size_t lane = 0; complete && lane < lanes; lane++) {
             const thread &thread = threads[first + lane];
             if ((mask >> lane & 1) == 0 || thread.state == state::exited) {
                 continue;
             }
-            complete = complete && has_called(thread);
+            complete = has_called(thread);
             all.arrived |= 1u << lane;
             all.values[lane] = thread.offered;
         }
