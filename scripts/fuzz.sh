@@ -1,7 +1,7 @@
 #!/bin/sh
 # Fuzzes what reads files of others and routing by placements of others: fuzz.sh [SECONDS], so many for configuration files and
 # for routing, and a third of it for each kind of file in a dump. The corpus in fuzz/corpus is the start and stays as it is; an
-# input that breaks a target is left in build/fuzz.
+# input that breaks a target is left in build/fuzz. Two run at a time.
 #
 # libFuzzer with the stable compiler: the coverage pass is LLVM's own, and no sanitizer is needed for safe code. Integer
 # overflow and debug assertions are on.
@@ -15,19 +15,27 @@ RUSTFLAGS="--cfg fuzzing -Cpasses=sancov-module -Cllvm-args=-sanitizer-coverage-
 -Cdebug-assertions -Coverflow-checks" \
     cargo build --quiet --locked --release --manifest-path fuzz/Cargo.toml --target "$host" --target-dir target/fuzz
 
-for target in config_file meta_info rank_file routing; do
-    work=build/fuzz/$target
-    mkdir -p "$work/corpus" "fuzz/corpus/$target" # git keeps no empty folder
-    case $target in
-    meta_info | rank_file) time=$((seconds / 3)) ;;
-    *) time=$seconds ;;
-    esac
-    echo "$target for $time s"
-    "target/fuzz/$host/release/$target" -max_total_time="$time" -timeout=10 -rss_limit_mb=1024 -max_len=4096 \
-        -artifact_prefix="$work/" "$work/corpus" "fuzz/corpus/$target" 2>"$work/log" || {
+# fuzz TARGET SECONDS
+fuzz() {
+    work=build/fuzz/$1
+    mkdir -p "$work/corpus" "fuzz/corpus/$1" # git keeps no empty folder
+    "target/fuzz/$host/release/$1" -max_total_time="$2" -timeout=10 -rss_limit_mb=1024 -max_len=4096 \
+        -artifact_prefix="$work/" "$work/corpus" "fuzz/corpus/$1" 2>"$work/log" || {
+        echo "$1 fails:" >&2
         tail -n 40 "$work/log" >&2
-        exit 1
+        return 1
     }
-    grep -E '^(Done|#[0-9]+.*DONE)' "$work/log"
-done
+    echo "$1 for $2 s: $(grep '^Done' "$work/log")"
+}
+# both TARGET TARGET SECONDS
+both() {
+    fuzz "$1" "$3" &
+    first=$!
+    failed=
+    fuzz "$2" "$3" || failed=1
+    wait "$first" || failed=1
+    [ -z "$failed" ]
+}
+both config_file routing "$seconds"
+both meta_info rank_file $((seconds / 3))
 rm -rf /dev/shm/eplb-fuzz-*
