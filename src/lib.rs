@@ -6,11 +6,12 @@
 //! - [`solve`]: loads to placement: the policies
 //! - [`placement`]: which expert each slot holds: the plan, its checks, its configuration file
 //! - [`dispatch`]: which slot serves a token's expert: the tables, the rules, on a device
-//! - [`report`]: how balanced a placement makes the ranks
+//! - [`report`]: how balanced a placement makes the ranks: figures and pictures
 //! - [`mod@generate`]: the whole of step 2, a dump directory to a configuration file
+//! - [`atomic_file`]: files that are there whole or not at all
 //! - `ffi`: the C boundary
 
-mod atomic_file;
+pub mod atomic_file;
 pub mod device;
 pub mod dispatch;
 pub mod error;

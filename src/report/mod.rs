@@ -1,11 +1,24 @@
 //! How even a placement makes the ranks: what needs a load and a placement together.
 
+mod against;
+#[cfg(feature = "cli")]
+pub mod chart;
+mod document;
 mod evaluation;
 mod expected;
+mod load_report;
+pub mod page;
+mod recording;
 
+pub use against::{Against, AverageAgainst, LayerAgainst};
+pub use document::Document;
 pub use evaluation::{Certificate, Evaluation, evaluate};
 pub(crate) use expected::routed_load;
 pub use expected::{Routed, expected_load};
+pub use load_report::{AverageBalance, Imbalance, IterationReport, LayerReport, LoadReport, Views};
+pub use recording::Recording;
+
+use serde::Serialize;
 
 use crate::placement::Shape;
 
@@ -13,10 +26,12 @@ use crate::placement::Shape;
 ///
 /// Figures are taken per sample and then averaged over the samples, as TensorRT-LLM's load report does, so that a layer
 /// whose hot rank changes from iteration to iteration does not look even.
-#[derive(Debug, Clone, Copy, PartialEq)]
+#[derive(Debug, Clone, Copy, PartialEq, Serialize)]
 pub struct Balance {
     /// Mean load of a rank.
     pub mean: f64,
+    /// Standard deviation of the ranks' loads, that of a sample (divided by ranks - 1); 0 for a single rank.
+    pub std: f64,
     /// Load of the most loaded rank.
     pub max: f64,
     /// The rank with the largest load over all samples.
@@ -29,25 +44,29 @@ pub struct Balance {
 
 impl Balance {
     /// The balance of ranks whose loads are given sample by sample.
-    fn of_ranks(samples: impl Iterator<Item = Vec<f64>>) -> Balance {
+    fn of_ranks(samples: impl Iterator<Item: AsRef<[f64]>>) -> Balance {
         let (mut num_samples, mut totals) = (0.0, Vec::new());
-        let (mut mean, mut max, mut imbalance, mut balancedness) = (0.0, 0.0, 0.0, 0.0);
+        let (mut mean, mut std, mut max, mut imbalance, mut balancedness) = (0.0, 0.0, 0.0, 0.0, 0.0);
         for ranks in samples {
+            let ranks = ranks.as_ref();
             let sample_mean = ranks.iter().sum::<f64>() / ranks.len() as f64;
             let sample_max = ranks.iter().copied().fold(0.0, f64::max);
             mean += sample_mean;
             max += sample_max;
+            let squares: f64 = ranks.iter().map(|load| (load - sample_mean).powi(2)).sum();
+            std += (squares / (ranks.len().max(2) - 1) as f64).sqrt();
             // 0 / 0 in a sample without load makes the layer's ratio NaN, and None below.
             imbalance += (sample_max - sample_mean) / sample_mean;
             balancedness += sample_mean / sample_max;
             num_samples += 1.0;
             totals.resize(ranks.len(), 0.0);
-            totals.iter_mut().zip(&ranks).for_each(|(total, load)| *total += load);
+            totals.iter_mut().zip(ranks).for_each(|(total, load)| *total += load);
         }
         let ratio = |sum: f64| Some(sum / num_samples).filter(|ratio| ratio.is_finite());
         let heavier = |worst: usize, rank: usize| if totals[rank] > totals[worst] { rank } else { worst };
         Balance {
             mean: mean / num_samples,
+            std: std / num_samples,
             max: max / num_samples,
             worst_rank: (1..totals.len()).fold(0, heavier),
             imbalance_ratio: ratio(imbalance),
@@ -63,16 +82,20 @@ impl Balance {
         samples: impl Iterator<Item = &'a [f64]>,
     ) -> Balance {
         let replicas = replica_counts(shape, slot_experts);
-        Balance::of_ranks(samples.map(|loads| even_split(shape, slot_experts, &replicas, loads).collect()))
+        let ranks = |loads| even_split(shape, slot_experts, &replicas, loads).collect::<Vec<_>>();
+        Balance::of_ranks(samples.map(ranks))
     }
 
     /// Without a load balancer: consecutive experts on each rank, as many as divide evenly. Each sample is `[experts]`.
     pub fn unbalanced<'a>(num_ranks: usize, samples: impl Iterator<Item = &'a [f64]>) -> Balance {
-        Balance::of_ranks(samples.map(|loads| {
-            let first_of = |rank: usize| rank * loads.len() / num_ranks;
-            (0..num_ranks).map(|rank| loads[first_of(rank)..first_of(rank + 1)].iter().sum()).collect()
-        }))
+        Balance::of_ranks(samples.map(|loads| in_order(num_ranks, loads)))
     }
+}
+
+/// The load of each rank where consecutive experts are on each, as many as divide evenly.
+fn in_order(num_ranks: usize, loads: &[f64]) -> Vec<f64> {
+    let first_of = |rank: usize| rank * loads.len() / num_ranks;
+    (0..num_ranks).map(|rank| loads[first_of(rank)..first_of(rank + 1)].iter().sum()).collect()
 }
 
 /// The load of each rank where each expert's is split evenly over its `replicas`.
@@ -111,6 +134,8 @@ mod tests {
         assert_eq!(average(balances.iter().map(|balance| balance.balancedness)), Some(0.75));
         assert_eq!(balances[0].imbalance_ratio, Some(50.0 / 150.0));
         assert_eq!((balances[0].mean, balances[0].max, balances[0].worst_rank), (150.0, 200.0, 1));
+        // Two ranks, 50 from the mean each: the root of 5000 / 1.
+        assert_eq!(balances[0].std, 5000f64.sqrt());
     }
 
     #[test]

@@ -1,7 +1,10 @@
 //! The command line of eplb: parsing and printing over the library.
 
+mod dump_args;
 mod generate;
 mod inspect;
+mod output;
+mod report;
 
 use std::io::{self, IsTerminal, Write};
 use std::path::{Path, PathBuf};
@@ -19,6 +22,13 @@ use eplb::Error;
     name = "eplb",
     version,
     after_help = "\
+Example (files that ship with eplb):
+  eplb report --expert_statistic_path data/dumps/dsv2lite-translation
+  eplb generate --expert_statistic_path data/dumps/dsv2lite-translation \\
+      --ep_size 8 --num_slots 72 --output_path moe_load_balancer.yaml
+  eplb report --expert_statistic_path data/dumps/dsv2lite-translation --ep_size 8 \\
+      --config moe_load_balancer.yaml --html report.html
+
 Exit codes:
   0  done
   1  out of memory, or a defect of eplb
@@ -35,6 +45,7 @@ struct Cli {
 enum Command {
     Generate(generate::Args),
     Inspect(inspect::Args),
+    Report(report::Args),
     /// Write the manual pages, as `make install` does
     #[command(hide = true)]
     Man {
@@ -49,6 +60,7 @@ fn main() -> ExitCode {
     let done = match Cli::parse().command {
         Command::Generate(args) => generate::run(&args),
         Command::Inspect(args) => inspect::run(&args),
+        Command::Report(args) => report::run(&args),
         Command::Man { directory } => manual(&directory),
     };
     match done.map(print) {

@@ -1,0 +1,126 @@
+//! What commands print and write: tables, CSV, and files that are whole or not there.
+
+use std::env;
+use std::fmt::Display;
+use std::io::{self, IsTerminal};
+use std::path::Path;
+
+use comfy_table::{Cell, CellAlignment, Color, Table, TableComponent, presets};
+use eplb::Result;
+use eplb::atomic_file::AtomicFile;
+
+/// The form of what goes to standard output.
+#[derive(clap::Args)]
+#[group(multiple = false)]
+pub struct Form {
+    /// Print JSON
+    #[arg(long)]
+    pub json: bool,
+
+    /// Print comma-separated values
+    #[arg(long)]
+    pub csv: bool,
+}
+
+/// A table with its header.
+pub fn table<const N: usize>(header: [&str; N]) -> Table {
+    let mut table = Table::new();
+    table.load_preset(presets::NOTHING);
+    table
+        .set_style(TableComponent::HeaderLines, '─')
+        .set_style(TableComponent::MiddleHeaderIntersections, '─')
+        .set_header(header.map(right));
+    // Redirected, it is as wide as its contents; on a terminal colours say more than numbers.
+    if coloured() {
+        table.enforce_styling();
+    } else {
+        table.force_no_tty();
+    }
+    table
+}
+
+fn coloured() -> bool {
+    io::stdout().is_terminal() && env::var_os("NO_COLOR").is_none_or(|value| value.is_empty())
+}
+
+pub fn right(text: impl ToString) -> Cell {
+    Cell::new(text).set_alignment(CellAlignment::Right)
+}
+
+/// An imbalance ratio: green where it costs next to nothing, red where it costs much.
+pub fn imbalance(ratio: Option<f64>) -> Cell {
+    let cell = right(four_digits(ratio));
+    match ratio {
+        None => cell,
+        Some(ratio) if ratio < 0.05 => cell.fg(Color::Green),
+        Some(ratio) if ratio < 0.2 => cell.fg(Color::Yellow),
+        Some(_) => cell.fg(Color::Red),
+    }
+}
+
+/// `-` where there is no such ratio.
+pub fn four_digits(ratio: Option<f64>) -> String {
+    ratio.map_or("-".to_owned(), |ratio| format!("{ratio:.4}"))
+}
+
+/// `+0.0123`: a part of a difference.
+pub fn signed(part: Option<f64>) -> String {
+    part.map_or("-".to_owned(), |part| format!("{part:+.4}"))
+}
+
+/// 4.7 %, with as many digits as matter.
+pub fn percent(ratio: f64) -> String {
+    let percent = 100.0 * ratio;
+    let digits = if percent.abs() < 1.0 { 2 } else { usize::from(percent.abs() < 100.0) };
+    format!("{percent:.digits$} %")
+}
+
+/// Tokens: as whole as they are large.
+pub fn tokens(count: f64) -> String {
+    format!("{count:.*}", usize::from(count < 10_000.0))
+}
+
+/// A line of comma-separated values.
+pub fn csv_line<T: Display>(values: impl IntoIterator<Item = T>) -> String {
+    let quoted = |value: T| {
+        let text = value.to_string();
+        match text.contains([',', '"', '\n', '\r']) {
+            true => format!("\"{}\"", text.replace('"', "\"\"")),
+            false => text,
+        }
+    };
+    let mut line = values.into_iter().map(quoted).collect::<Vec<_>>().join(",");
+    line.push('\n');
+    line
+}
+
+/// A number of a CSV file, exact; empty where there is none.
+pub fn exact(number: Option<f64>) -> String {
+    number.map_or(String::new(), |number| number.to_string())
+}
+
+/// A file to write, if one was asked for: begun before the work, so that a path that cannot be written costs nobody time.
+pub fn begin(path: Option<&Path>) -> Result<Option<AtomicFile>> {
+    path.map(AtomicFile::create).transpose()
+}
+
+/// Writes what was begun.
+pub fn finish(file: Option<AtomicFile>, text: impl FnOnce() -> Result<String>) -> Result<()> {
+    match file {
+        None => Ok(()),
+        Some(file) => {
+            let text = text()?;
+            file.replace(|file| file.write_all(text.as_bytes()))
+        }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn names_with_commas_stay_one_value() {
+        assert_eq!(csv_line(["a,b", "c \"d\"", "e"]), "\"a,b\",\"c \"\"d\"\"\",e\n");
+    }
+}

@@ -1,0 +1,203 @@
+//! The load report as JSON: what `eplb report --json` prints and what the page embeds.
+
+use std::path::Path;
+
+use serde::{Serialize, Serializer};
+
+use super::{Against, AverageBalance, Balance, LayerAgainst, LoadReport, Views};
+use crate::error::{Error, Result};
+use crate::placement::Placement;
+use crate::stats::{Counted, Summary};
+
+/// How many of the hottest experts are listed with all that is known of them.
+const NUM_HOTTEST: usize = 20;
+
+/// What a report is about, with the names that readers know it by.
+#[derive(Debug, Clone, Copy)]
+pub struct Document<'a> {
+    /// The report.
+    pub report: &'a LoadReport,
+    /// The dump's directory.
+    pub dump: &'a Path,
+    /// The placement that is projected and its file.
+    pub placement: Option<(&'a Path, &'a Placement)>,
+    /// The comparison with a second dump, and its directory.
+    pub against: Option<(&'a Path, &'a Against)>,
+}
+
+impl Document<'_> {
+    /// The JSON text. Layers are keys of objects, in ascending order. `per_expert` adds what is said of each expert.
+    pub fn to_json(&self, per_expert: bool) -> Result<String> {
+        let LoadReport { summary, counts_slots, num_ranks, layers, iterations, .. } = self.report;
+        let by_layer = |of: fn(&super::LayerReport) -> Views<Balance>| {
+            views(layers.iter().map(|layer| (layer.layer, of(layer))))
+        };
+        let root = Root {
+            eplb: env!("CARGO_PKG_VERSION"),
+            dump: Dump::new(self.dump, summary, *counts_slots),
+            placement: self.placement.map(|(path, placement)| Placed::new(path, placement)),
+            num_ranks: *num_ranks,
+            ranks: by_layer(|layer| layer.ranks),
+            average: self.report.averages(|layer| layer.ranks),
+            iterations: iterations
+                .iter()
+                .map(|i| Iteration { iteration: i.iteration, of: i.imbalance })
+                .collect(),
+            rank_tokens: views(layers.iter().map(|layer| (layer.layer, layer.rank_tokens.clone()))),
+            per_expert: per_expert.then(|| PerExpert {
+                balances: by_layer(|layer| layer.experts),
+                average: self.report.averages(|layer| layer.experts),
+                tokens: Ordered(layers.iter().map(|layer| (layer.layer, &layer.tokens[..])).collect()),
+                replicas: self.report.shape.map(|_| {
+                    Ordered(layers.iter().map(|layer| (layer.layer, &layer.replicas[..])).collect())
+                }),
+                hottest: self.hottest(),
+            }),
+            against: self.against.map(|(path, against)| Second {
+                dump: Dump::new(path, &against.summary, against.measured),
+                layers: Ordered(against.layers.iter().map(|layer| (layer.layer, layer)).collect()),
+                average: against.averages(),
+            }),
+        };
+        serde_json::to_string(&root).map_err(|e| Error::Internal(e.to_string()))
+    }
+
+    fn hottest(&self) -> Vec<Hot<'_>> {
+        let hot = |(index, expert): (usize, usize)| {
+            let layer = &self.report.layers[index];
+            Hot {
+                layer: layer.layer,
+                expert,
+                tokens: layer.tokens[expert],
+                share: layer.tokens[expert] as f64 / layer.tokens.iter().sum::<u64>() as f64,
+                ranks: layer.expert_ranks.get(expert).map(|ranks| &ranks[..]),
+            }
+        };
+        self.report.hottest(NUM_HOTTEST).into_iter().map(hot).collect()
+    }
+}
+
+/// The views of each layer as a map of layers for each view.
+fn views<T>(layers: impl Iterator<Item = (u32, Views<T>)>) -> Views<Ordered<T>> {
+    let (mut measured, mut unbalanced, mut projected) = (Vec::new(), Vec::new(), Vec::new());
+    for (layer, views) in layers {
+        measured.push((layer, views.measured));
+        unbalanced.extend(views.unbalanced.map(|view| (layer, view)));
+        projected.extend(views.projected.map(|view| (layer, view)));
+    }
+    let some = |layers: Vec<_>| Some(Ordered(layers)).filter(|layers| !layers.0.is_empty());
+    Views { measured: Ordered(measured), unbalanced: some(unbalanced), projected: some(projected) }
+}
+
+/// A map in the order of its entries.
+struct Ordered<T>(Vec<(u32, T)>);
+
+impl<T: Serialize> Serialize for Ordered<T> {
+    fn serialize<S: Serializer>(&self, serializer: S) -> std::result::Result<S::Ok, S::Error> {
+        serializer.collect_map(self.0.iter().map(|(layer, value)| (layer, value)))
+    }
+}
+
+#[derive(Serialize)]
+struct Root<'a> {
+    eplb: &'static str,
+    dump: Dump,
+    placement: Option<Placed>,
+    num_ranks: usize,
+    #[serde(flatten)]
+    ranks: Views<Ordered<Balance>>,
+    average: Views<AverageBalance>,
+    iterations: Vec<Iteration>,
+    rank_tokens: Views<Ordered<Vec<f64>>>,
+    #[serde(skip_serializing_if = "Option::is_none")]
+    per_expert: Option<PerExpert<'a>>,
+    #[serde(skip_serializing_if = "Option::is_none")]
+    against: Option<Second<'a>>,
+}
+
+#[derive(Serialize)]
+struct Dump {
+    path: String,
+    num_experts: usize,
+    experts_per_token: usize,
+    num_ranks: usize,
+    missing_ranks: Vec<u32>,
+    counts: Counted,
+    iter_start: u64,
+    iter_stop: u64,
+}
+
+impl Dump {
+    fn new(path: &Path, summary: &Summary, counts_slots: bool) -> Dump {
+        Dump {
+            path: path.display().to_string(),
+            num_experts: summary.num_experts,
+            experts_per_token: summary.experts_per_token,
+            num_ranks: summary.num_ranks,
+            missing_ranks: summary.missing_ranks.clone(),
+            counts: if counts_slots { Counted::Slots } else { Counted::Experts },
+            iter_start: summary.iterations.start,
+            iter_stop: summary.iterations.stop,
+        }
+    }
+}
+
+#[derive(Serialize)]
+struct Placed {
+    path: String,
+    num_experts: usize,
+    num_slots: usize,
+    num_ranks: usize,
+    num_duplicates: usize,
+    hash: String,
+}
+
+impl Placed {
+    fn new(path: &Path, placement: &Placement) -> Placed {
+        let shape = placement.shape();
+        Placed {
+            path: path.display().to_string(),
+            num_experts: shape.num_experts(),
+            num_slots: shape.num_slots(),
+            num_ranks: shape.num_ranks(),
+            num_duplicates: placement.duplicates().len(),
+            hash: format!("{:016x}", placement.hash()),
+        }
+    }
+}
+
+#[derive(Serialize)]
+struct Iteration {
+    iteration: u64,
+    #[serde(flatten)]
+    of: Views<super::Imbalance>,
+}
+
+#[derive(Serialize)]
+struct PerExpert<'a> {
+    #[serde(flatten)]
+    balances: Views<Ordered<Balance>>,
+    average: Views<AverageBalance>,
+    tokens: Ordered<&'a [u64]>,
+    #[serde(skip_serializing_if = "Option::is_none")]
+    replicas: Option<Ordered<&'a [u32]>>,
+    hottest: Vec<Hot<'a>>,
+}
+
+#[derive(Serialize)]
+struct Hot<'a> {
+    layer: u32,
+    expert: usize,
+    tokens: u64,
+    /// Of its layer's.
+    share: f64,
+    #[serde(skip_serializing_if = "Option::is_none")]
+    ranks: Option<&'a [u32]>,
+}
+
+#[derive(Serialize)]
+struct Second<'a> {
+    dump: Dump,
+    layers: Ordered<&'a LayerAgainst>,
+    average: super::AverageAgainst,
+}

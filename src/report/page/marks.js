@@ -1,0 +1,201 @@
+// The marks that figures are made of: elements, scales, charts, heat maps, tables. They know nothing of the report.
+
+const NS = "http://www.w3.org/2000/svg";
+const count = n => n.toLocaleString("en-US", { maximumFractionDigits: n < 100 ? 1 : 0 });
+const percent = r => r == null ? "–" : (100 * r).toFixed(Math.abs(r) < .01 ? 2 : Math.abs(r) < 1 ? 1 : 0) + " %";
+const ratio = r => r == null ? "–" : r.toFixed(4);
+const times = r => r.toFixed(r < 10 ? 2 : 1) + " ×";
+const css = name => getComputedStyle(document.documentElement).getPropertyValue(name).trim();
+
+/// An element with attributes and children; text is only ever text.
+function make(tag, attributes = {}, ...children) {
+  const element = tag.startsWith("svg:") ? document.createElementNS(NS, tag.slice(4)) : document.createElement(tag);
+  for (const [name, value] of Object.entries(attributes)) if (value != null) element.setAttribute(name, value);
+  element.append(...children.flat(Infinity).filter(child => child != null));
+  return element;
+}
+
+/// What has to be drawn anew when the width or the colours change.
+const drawings = [];
+let width = 0;
+const redraw = () => drawings.forEach(draw => draw());
+new ResizeObserver(() => {
+  if (document.body.clientWidth !== width) { width = document.body.clientWidth; redraw(); }
+}).observe(document.body);
+
+/// A table whose first column names the rows. `last` marks the last row as a summary.
+function table(head, rows, { last = false, wide = false, caption } = {}) {
+  const cells = row => row.map((cell, i) =>
+    cell instanceof Node ? cell : make(i ? "td" : "th", i ? {} : { scope: "row" }, String(cell)));
+  return make("table", { class: wide ? "wide" : null },
+    caption ? make("caption", { class: "skip" }, caption) : null,
+    make("thead", {}, make("tr", {}, head.map(name => name instanceof Node ? name : make("th", { scope: "col" }, name)))),
+    make("tbody", {}, rows.map((row, i) =>
+      make("tr", { class: last && i === rows.length - 1 ? "last" : null }, cells(row)))));
+}
+
+/// A figure: a heading, what it shows, its parts, and the numbers behind it, which are laid out once asked for.
+function figure(id, title, text, parts, numbers) {
+  const details = numbers && make("details", { id: id + "-numbers" }, make("summary", {}, "Numbers"));
+  const fill = () => {
+    if (details.open && details.children.length < 2) {
+      details.append(make("div", { class: "scroll", tabindex: 0, role: "region", "aria-label": title }, numbers()));
+    }
+  };
+  if (details) {
+    details.addEventListener("toggle", fill);
+    if (location.hash === "#numbers") { details.open = true; fill(); }
+  }
+  document.getElementById("main").append(make("figure", { id, "aria-labelledby": id + "-title" },
+    make("figcaption", {}, make("h2", { id: id + "-title" }, title), make("p", {}, text)), parts, details || null));
+}
+
+const keys = (...entries) => make("div", { class: "keys" }, entries.map(([style, name, shape]) =>
+  make("span", {}, make("i", { style: "background:" + style, class: shape }), name)));
+
+/// Lets mouse, touch and arrow keys move over `columns` x `rows` places of `plot`; `say` tells what is at one.
+function explore(plot, columns, rows, place, say, mark) {
+  const readout = make("output", { "aria-live": "polite" });
+  let at = null;
+  const show = to => {
+    at = to;
+    mark(at);
+    readout.textContent = at ? say(...at) : "";
+  };
+  plot.addEventListener("pointermove", event => {
+    const box = plot.getBoundingClientRect();
+    const to = place(event.clientX - box.left, event.clientY - box.top);
+    if (!at || !to || to[0] !== at[0] || to[1] !== at[1]) show(to);
+  });
+  plot.addEventListener("pointerleave", () => { if (document.activeElement !== plot) show(null); });
+  plot.addEventListener("blur", () => show(null));
+  plot.addEventListener("keydown", event => {
+    const step = { ArrowLeft: [-1, 0], ArrowRight: [1, 0], ArrowUp: [0, -1], ArrowDown: [0, 1], Home: [-1e9, 0], End: [1e9, 0] }[event.key];
+    if (event.key === "Escape") return show(null);
+    if (!step || (!step[0] && rows === 1)) return;
+    event.preventDefault();
+    const move = (from, by, limit) => Math.max(0, Math.min(limit - 1, from + by));
+    show(at ? [move(at[0], step[0], columns), move(at[1], step[1], rows)] : [0, 0]);
+  });
+  return readout;
+}
+
+/// Round steps up to `top`, about `wanted` of them.
+function steps(top, wanted) {
+  const raw = top / wanted, power = 10 ** Math.floor(Math.log10(raw));
+  const step = [1, 2, 2.5, 5, 10].find(f => f * power >= raw) * power;
+  return Array.from({ length: Math.floor(top / step + 1e-9) + 1 }, (_, i) => i * step);
+}
+
+/// A chart of `series` of numbers over `names`, as "dots" with a line from first to last, or as "lines".
+/// A series: { name, color, values, faint }.
+function chart({ label, names, series, kind, height = 270, axis, noun }) {
+  const plot = make("div", { class: "plot", tabindex: 0, role: "group", "aria-label": label + " Arrow keys read single values." });
+  const left = 52, right = 10, top = 12, bottom = 40;
+  const known = series.flatMap(s => s.values).filter(v => v != null);
+  const most = Math.max(1e-4, ...known) * 1.04;
+  let x, cursor;
+  const draw = () => {
+    const w = Math.max(320, plot.clientWidth || 1000);
+    const step = (w - left - right) / names.length;
+    x = i => left + (i + .5) * step;
+    const y = v => top + (height - top - bottom) * (1 - v / most);
+    const svg = make("svg:svg", { viewBox: `0 0 ${w} ${height}`, width: w, height, "aria-hidden": "true" });
+    for (const v of steps(most, 5)) {
+      svg.append(make("svg:line", { x1: left, x2: w - right, y1: y(v), y2: y(v), stroke: "var(--grid)" }),
+        make("svg:text", { x: left - 9, y: y(v) + 4, "text-anchor": "end" }, +(100 * v).toFixed(2) + " %"));
+    }
+    const every = Math.ceil(names.length / (w / 34));
+    names.forEach((name, i) => {
+      if (i % every === 0) svg.append(make("svg:text", { x: x(i), y: height - bottom + 18, "text-anchor": "middle" }, String(name)));
+    });
+    svg.append(make("svg:text", { x: left + (w - left - right) / 2, y: height - 4, "text-anchor": "middle" }, axis));
+    cursor = make("svg:line", { y1: top, y2: height - bottom, stroke: "var(--soft)", "stroke-dasharray": "2 3", visibility: "hidden" });
+    svg.append(cursor);
+    if (kind === "dots") {
+      names.forEach((_, i) => {
+        const values = series.map(s => s.values[i]).filter(v => v != null);
+        if (values.length > 1) svg.append(make("svg:line", { x1: x(i), x2: x(i), y1: y(Math.min(...values)), y2: y(Math.max(...values)), stroke: "var(--line)", "stroke-width": Math.min(5, step * .35) }));
+      });
+      const radius = Math.max(2.4, Math.min(5.5, step * .26));
+      for (const s of series) s.values.forEach((v, i) => {
+        if (v != null) svg.append(make("svg:circle", { cx: x(i), cy: y(v), r: radius, fill: s.color }));
+      });
+    } else {
+      for (const s of series) {
+        const path = s.values.map((v, i) => v == null ? "" : (i && s.values[i - 1] != null ? "L" : "M") + x(i).toFixed(1) + " " + y(v).toFixed(1)).join("");
+        svg.append(make("svg:path", { d: path, fill: "none", stroke: s.color, "stroke-width": s.faint ? 1.1 : 2.2, "stroke-linejoin": "round", "stroke-linecap": "round", opacity: s.faint ? .55 : 1 }));
+        if (names.length === 1) svg.append(make("svg:circle", { cx: x(0), cy: y(s.values[0] ?? 0), r: s.faint ? 3 : 5, fill: s.color, opacity: s.faint ? .55 : 1 }));
+      }
+    }
+    plot.replaceChildren(svg);
+  };
+  drawings.push(draw);
+  const place = px => {
+    const step = x(1) - x(0), i = Math.floor((px - left) / step);
+    return i >= 0 && i < names.length ? [i, 0] : null;
+  };
+  const say = i => `${noun} ${names[i]}: ` + series.map(s => `${s.name} ${percent(s.values[i])}`).join(", ");
+  const mark = at => {
+    if (!at) return cursor.setAttribute("visibility", "hidden");
+    cursor.setAttribute("x1", x(at[0])); cursor.setAttribute("x2", x(at[0])); cursor.setAttribute("visibility", "visible");
+  };
+  return [plot, explore(plot, names.length, 1, place, say, mark)];
+}
+
+/// Red, green and blue of "#rrggbb".
+const rgb = hex => [1, 3, 5].map(i => parseInt(hex.slice(i, i + 2), 16));
+
+/// The colour of `t` from 0 to 1 between colours at equal distances.
+function ramp(names) {
+  const stops = names.map(name => rgb(css(name)));
+  return t => {
+    const at = Math.max(0, Math.min(1, t)) * (stops.length - 1), i = Math.min(stops.length - 2, Math.floor(at));
+    return `rgb(${stops[i].map((c, k) => Math.round(c + (stops[i + 1][k] - c) * (at - i))).join()})`;
+  };
+}
+
+/// Colours of a load as a multiple of the mean: `span` doublings to each side.
+const LOAD = ["--cold2", "--cold1", "--even", "--hot1", "--hot2"];
+const loadColors = span => { const of = ramp(LOAD); return v => of(v > 0 ? .5 + Math.log2(v) / span / 2 : 0); };
+const loadKeys = span => make("div", { class: "keys" }, make("span", {}, `≤ ${1 / 2 ** span} ×`,
+  make("i", { class: "ramp", style: `background:linear-gradient(90deg,${LOAD.map(name => `var(${name})`).join()})` }), `≥ ${2 ** span} × the mean of the layer`));
+
+/// A heat map of `values` by layer and column. `colors()` gives the colour of a value, `say` what is at a cell.
+function heatmap({ label, names, values, colors, say, axis, rowHeight }) {
+  const columns = values[0].length, left = 34, bottom = 34, height = rowHeight * names.length + bottom;
+  const canvas = make("canvas", { "aria-hidden": "true" });
+  const plot = make("div", { class: "plot", tabindex: 0, role: "group", "aria-label": label + " Arrow keys read single cells." }, canvas);
+  let w = 1, at = null;
+  const edge = i => left + (w - left - 1) * i / columns;
+  const draw = () => {
+    w = Math.max(200, plot.clientWidth || 1000);
+    const scale = Math.min(3, devicePixelRatio || 1), draws = canvas.getContext("2d"), color = colors();
+    canvas.width = w * scale; canvas.height = height * scale; canvas.style.height = height + "px";
+    const pixel = v => Math.round(v * scale);
+    const gap = edge(1) - edge(0) > 7 ? scale : 0, rowGap = rowHeight > 7 ? scale : 0;
+    values.forEach((row, r) => row.forEach((v, c) => {
+      draws.fillStyle = color(v);
+      const x0 = pixel(edge(c)), y0 = pixel(r * rowHeight);
+      draws.fillRect(x0, y0, pixel(edge(c + 1)) - x0 - gap, pixel((r + 1) * rowHeight) - y0 - rowGap);
+    }));
+    draws.scale(scale, scale);
+    draws.fillStyle = css("--soft"); draws.font = "12px system-ui, sans-serif"; draws.textBaseline = "middle"; draws.textAlign = "right";
+    const every = Math.ceil(15 / rowHeight);
+    names.forEach((name, r) => { if (r % every === 0) draws.fillText(name, left - 7, (r + .5) * rowHeight); });
+    draws.textAlign = "center";
+    const ticks = [1, 2, 4, 8, 16, 32, 64, 128, 256].find(n => n * (w - left) / columns >= 30) || 512;
+    for (let c = 0; c < columns; c += ticks) draws.fillText(c, (edge(c) + edge(c + 1)) / 2, height - bottom + 10);
+    draws.fillText(axis, (left + w) / 2, height - 8);
+    if (at) {
+      draws.strokeStyle = css("--ink"); draws.lineWidth = 2;
+      draws.strokeRect(edge(at[0]) - 1, at[1] * rowHeight - 1, Math.max(4, edge(at[0] + 1) - edge(at[0]) + 1), rowHeight + 1);
+    }
+  };
+  drawings.push(draw);
+  const place = (px, py) => {
+    const c = Math.floor((px - left) / (w - left - 1) * columns), r = Math.floor(py / rowHeight);
+    return c >= 0 && c < columns && r >= 0 && r < names.length ? [c, r] : null;
+  };
+  return [plot, explore(plot, columns, names.length, place, say, to => { at = to; draw(); })];
+}

@@ -1,0 +1,185 @@
+// The figures of a load report, from the JSON in this page.
+
+const report = JSON.parse(document.getElementById("data").textContent);
+const layers = Object.keys(report.measured); // ascending, as keys that are whole numbers are
+const placed = report.placement, slotsAsDumped = report.dump.counts === "slots";
+const before = report.unbalanced || report.measured, after = report.projected;
+const beforeAverage = report.average.unbalanced || report.average.measured, afterAverage = report.average.projected;
+// Without a placement there is no before and after, only what is.
+const BEFORE = { name: placed ? "before" : report.unbalanced ? "in order" : "measured", color: "var(--before)" };
+const AFTER = { name: "after", color: "var(--after)" };
+const MEASURED = { name: "measured", color: "var(--measured)" };
+const views = [{ ...BEFORE, of: before, average: beforeAverage, key: report.unbalanced ? "unbalanced" : "measured" }];
+if (after) views.push({ ...AFTER, of: after, average: afterAverage, key: "projected" });
+if (placed && slotsAsDumped) views.push({ ...MEASURED, of: report.measured, average: report.average.measured, key: "measured" });
+const tokens = layers.map(layer => report.per_expert.tokens[layer]);
+const means = tokens.map(row => row.reduce((a, b) => a + b, 0) / row.length);
+const rowHeight = layers.length > 40 ? 7 : layers.length > 20 ? 10 : layers.length > 8 ? 14 : 20;
+const ids = slotsAsDumped && !placed ? "slot" : "expert";
+
+function verdict() {
+  const b = beforeAverage.imbalance_ratio, a = afterAverage && afterAverage.imbalance_ratio;
+  const span = (name, text) => make("span", { class: name }, text);
+  if (b == null) return ["No layer has load in every iteration, so there is no balance to speak of."];
+  if (a == null) return ["The hottest rank carries ", span("b", percent(b)), " more than the mean."];
+  return ["The hottest rank carries ", span("b", percent(b)), " more than the mean. With this placement, ", span("a", percent(a)), "."];
+}
+
+function about() {
+  const d = report.dump, code = text => make("code", {}, text);
+  const text = [code(d.path), ` · ${layers.length} layers × ${d.num_experts} ${slotsAsDumped ? "slots" : "experts"}, top ${d.experts_per_token} · ` +
+    (d.iter_stop - d.iter_start > 1 ? `iterations ${d.iter_start} to ${d.iter_stop - 1}` : `iteration ${d.iter_start}`) + ` · ${d.num_ranks} rank${d.num_ranks > 1 ? "s" : ""}`];
+  if (d.missing_ranks.length) text.push(`, without those of ${d.missing_ranks.join(", ")}`);
+  if (placed) text.push(make("br"), code(placed.path), ` · ${placed.num_slots} slots on ${placed.num_ranks} ranks · hash ${placed.hash}`);
+  return text;
+}
+
+function tile(name, value, note) {
+  document.getElementById("tiles").append(make("div", {}, make("dt", {}, name), make("dd", {}, value, note ? make("small", {}, note) : null)));
+}
+
+function tiles() {
+  const change = (from, to) => [from, make("span", { class: "to", "aria-label": " to " }, "→"), to];
+  const each = of => views.length > 1 ? change(of(views[0]), of(views[1])) : [of(views[0])];
+  const worst = view => layers.map(layer => [view.of[layer].imbalance_ratio, layer]).filter(([r]) => r != null)
+    .reduce((a, b) => b[0] > a[0] ? b : a, [null, ""]);
+  tile("Imbalance, average", each(view => percent(view.average.imbalance_ratio)), "0 is even");
+  tile("Balancedness", each(view => view.average.balancedness == null ? "–" : view.average.balancedness.toFixed(3)), "mean / max, 1 is even");
+  tile("Worst layer", each(view => percent(worst(view)[0])), worst(views[0])[1] && views.slice(0, 2).map(view => "layer " + worst(view)[1]).join(" before, ") + (views.length > 1 ? " after" : ""));
+  if (after) {
+    const sum = of => layers.reduce((total, layer) => total + of[layer].max, 0);
+    tile("Experts’ work", sum(after) > 0 ? times(sum(before) / sum(after)) : "–", "as fast, where the hottest rank of each layer sets the pace");
+    const extra = placed.num_slots - placed.num_experts;
+    tile("Extra slots", `${extra}`, `${percent(extra / placed.num_experts)} more expert weights` + (placed.num_duplicates ? `; ${count(placed.num_duplicates)} slots of all layers repeat an expert of their rank` : ""));
+  } else {
+    const hot = report.per_expert.hottest[0];
+    tile("Hottest " + ids, hot ? percent(hot.share) : "–", hot ? `of layer ${hot.layer}’s tokens, ${ids} ${hot.expert}` : "no load");
+    tile("Tokens a rank", count(beforeAverage.mean), "of a layer and iteration, the mean");
+  }
+}
+
+function layerFigure() {
+  const head = ["layer", ...views.flatMap(view => [`${view.name}: mean`, "std", "max", "imbalance", "balancedness", "worst rank"])];
+  const figures = b => [count(b.mean), count(b.std), count(b.max), ratio(b.imbalance_ratio), ratio(b.balancedness), b.worst_rank ?? ""];
+  const rows = () => [...layers.map(layer => [layer, ...views.flatMap(view => figures(view.of[layer]))]),
+    ["average", ...views.flatMap(view => figures(view.average))]];
+  figure("layers", "Imbalance of each layer", `What the hottest of ${report.num_ranks} ranks carries above the mean. Lower is better.`, [
+    keys(...views.map(view => [view.color, `${view.name}, ${percent(view.average.imbalance_ratio)} on average`])),
+    chart({ label: "Imbalance of the ranks by layer.", names: layers, kind: "dots", axis: "layer", noun: "layer",
+      series: views.map(view => ({ ...view, values: layers.map(layer => view.of[layer].imbalance_ratio) })) }),
+  ], () => table(head, rows(), { last: true, caption: "Mean, standard deviation, imbalance and balancedness by layer" }));
+}
+
+function rankFigure() {
+  const maps = views.map(view => {
+    const rows = layers.map(layer => report.rank_tokens[view.key][layer]);
+    const relative = rows.map(row => { const mean = row.reduce((a, b) => a + b, 0) / row.length; return row.map(v => mean ? v / mean : 1); });
+    const parts = heatmap({ label: `Tokens of each rank by layer, ${view.name}.`, names: layers, values: relative, rowHeight, axis: "rank",
+      colors: () => loadColors(1), say: (c, r) => `layer ${layers[r]}, rank ${c}, ${view.name}: ${count(rows[r][c])} tokens an iteration, ${times(relative[r][c])} the mean` });
+    return make("div", {}, make("h3", { style: `color:${view.color}` }, view.name), parts);
+  });
+  const numbers = () => views.map(view => [make("h3", {}, view.name), table(["layer", ...report.rank_tokens[view.key][layers[0]].map((_, r) => "rank " + r)],
+    layers.map(layer => [layer, ...report.rank_tokens[view.key][layer].map(count)]), { caption: `Tokens an iteration of each rank, ${view.name}` })]).flat();
+  figure("ranks", "Load of each rank", "The mean of all iterations, against that of the layer: a pale row is an even layer. What differs from iteration to iteration evens out here; in the figures of imbalance it counts.",
+    [loadKeys(1), make("div", { class: maps.length > 1 ? "pair" : "" }, maps)], numbers);
+}
+
+function expertFigure() {
+  const relative = tokens.map((row, r) => row.map(v => means[r] ? v / means[r] : 1));
+  figure("experts", `Load of each ${ids}`, `How often the router chose each ${ids}, against the mean of the layer.`, [loadKeys(3),
+    heatmap({ label: `Tokens of each ${ids} by layer.`, names: layers, values: relative, rowHeight, axis: ids, colors: () => loadColors(3),
+      say: (c, r) => `layer ${layers[r]}, ${ids} ${c}: ${count(tokens[r][c])} tokens, ${times(relative[r][c])} the mean` +
+        (placed ? `, ${report.per_expert.replicas[layers[r]][c]} slots` : "") })],
+  () => table(["layer", ...tokens[0].map((_, e) => String(e))], layers.map((layer, r) => [layer, ...tokens[r].map(count)]), { caption: `Tokens of each ${ids}` }));
+}
+
+function iterationFigure() {
+  const names = report.iterations.map(i => i.iteration);
+  const of = (view, part) => report.iterations.map(i => i[view.key][part]);
+  const series = views.flatMap(view => [
+    { name: view.name + ", worst layer", color: view.color, values: of(view, "worst"), faint: true },
+    { name: view.name + ", average", color: view.color, values: of(view, "average") }]);
+  const head = ["iteration", ...views.flatMap(view => [view.name + ": average", "worst", "in layer"])];
+  figure("iterations", "Imbalance over iterations", "The average over layers, and the worst layer of each iteration as a thin line.", [
+    keys(...views.map(view => [view.color, view.name])),
+    chart({ label: "Imbalance of the ranks by iteration.", names, series, kind: "lines", axis: "iteration", noun: "iteration" })],
+  () => table(head, report.iterations.map(i => [i.iteration, ...views.flatMap(view =>
+    [ratio(i[view.key].average), ratio(i[view.key].worst), i[view.key].worst_layer ?? "–"])]), { caption: "Imbalance by iteration" }));
+}
+
+function replicaFigure() {
+  const rows = layers.map(layer => report.per_expert.replicas[layer]);
+  const totals = new Map();
+  rows.flat().forEach(n => totals.set(n, (totals.get(n) || 0) + 1));
+  const most = Math.max(...totals.keys()), NAMES = ["--r1", "--r2", "--r3", "--r4", "--r5", "--r6"];
+  const name = n => NAMES[Math.min(n, 6) - 1];
+  const group = n => n < 6 ? totals.get(n) || 0 : [...totals].filter(([k]) => k >= 6).reduce((sum, [, v]) => sum + v, 0);
+  const legend = [1, 2, 3, 4, 5, 6].filter(n => group(n)).map(n => [`var(${name(n)})`, `${n}${n === 6 && most > 6 ? ` to ${most}` : ""} slot${n > 1 ? "s" : ""}: ${count(group(n))} experts`, "cell"]);
+  figure("replicas", "Replicas of each expert", "How many slots the placement gives each expert.", [keys(...legend),
+    heatmap({ label: "Slots of each expert by layer.", names: layers, values: rows, rowHeight, axis: "expert",
+      colors: () => { const known = NAMES.map(css); return n => known[Math.min(n, 6) - 1]; },
+      say: (c, r) => `layer ${layers[r]}, expert ${c}: ${rows[r][c]} slot${rows[r][c] > 1 ? "s" : ""} for ${times(means[r] ? tokens[r][c] / means[r] : 1)} the mean load` })],
+  () => table(["layer", ...rows[0].map((_, e) => String(e))], layers.map((layer, r) => [layer, ...rows[r]]), { caption: "Slots of each expert" }));
+}
+
+function hottestFigure() {
+  const hottest = report.per_expert.hottest, text = value => make("td", { class: "text" }, value);
+  if (!hottest.length) return;
+  const head = [ids, "layer", "tokens", "of the layer", ""].concat(placed ? ["slots", make("th", { scope: "col", class: "text" }, "ranks")] : []);
+  const rows = hottest.map(hot => {
+    const bar = make("td", { class: "meter", "aria-hidden": "true" }, make("i", { style: `width:${100 * hot.share / hottest[0].share}%` }));
+    const row = [hot.expert, hot.layer, count(hot.tokens), percent(hot.share), bar];
+    return placed ? [...row, report.per_expert.replicas[hot.layer][hot.expert], text(hot.ranks.join(", "))] : row;
+  });
+  figure("hottest", `Hottest ${ids}s`, `The ${hottest.length} with the largest share of their layer’s tokens; an even share is ${percent(1 / tokens[0].length)}.`,
+    [make("div", { class: "scroll", tabindex: 0, role: "region", "aria-label": `Hottest ${ids}s`, style: "max-height:none" }, table(head, rows, { wide: true }))]);
+}
+
+function againstFigure() {
+  const { dump, layers: of, average } = report.against, numbers = Object.keys(of), measured = average.measured != null;
+  const came = measured ? "measured" : "projected", signed = v => v == null ? "–" : (v < 0 ? "−" : "+") + Math.abs(v).toFixed(4);
+  const series = [{ name: "predicted", color: "var(--after)", key: "predicted" }, { name: measured ? "measured" : "with its load, split evenly", color: "var(--measured)", key: came }];
+  const row = (name, l) => [name, ratio(l.predicted), ratio(l[came]), ...[l.drift, l.iterations, l.dispatch].map(signed), ratio(l.load_shift)];
+  const head = ["layer", "predicted", came, "drift", "iterations", "dispatch", "load shift"];
+  const parts = [["Drift", average.drift, "other experts are hot now, with the iterations of each dump added up"],
+    ["Iterations", average.iterations, `they differ more from each other, or less: ${count(average.tokens[0])} tokens a layer in the first dump’s, ${count(average.tokens[1])} in the second’s`],
+    ["Dispatch", average.dispatch, measured ? "what the router did beyond an even split over replicas" : "unknown: the second dump counts experts, not slots"]];
+  figure("against", "Predicted and measured", `The second dump, ${dump.path}, iterations ${dump.iter_start} to ${dump.iter_stop - 1}, recorded with this placement in force. ` +
+    `${percent(average.load_shift)} of the tokens chose other experts.`, [
+    keys(...series.map(s => [s.color, `${s.name}, ${percent(average[s.key])} on average`])),
+    chart({ label: "Predicted and measured imbalance by layer.", names: numbers, kind: "dots", axis: "layer", noun: "layer",
+      series: series.map(s => ({ ...s, values: numbers.map(layer => of[layer][s.key]) })) }),
+    table([make("th", { scope: "col", class: "text" }, "What explains the difference"), "imbalance", ""], parts.map(([name, value, why]) => [make("th", { scope: "row", class: "text" }, name), signed(value), make("td", { class: "text" }, why)]), { wide: true })],
+  () => table(head, [...numbers.map(layer => row(layer, of[layer])), row("average", average)], { last: true, caption: "Predicted and measured imbalance" }));
+}
+
+function themes() {
+  const root = document.documentElement, button = document.getElementById("theme"), system = matchMedia("(prefers-color-scheme: dark)");
+  let chosen = null;
+  const apply = theme => {
+    root.dataset.theme = theme;
+    button.textContent = theme === "dark" ? "Light" : "Dark";
+    button.setAttribute("aria-label", `Switch to the ${theme === "dark" ? "light" : "dark"} theme`);
+    redraw();
+  };
+  const current = () => chosen || (system.matches ? "dark" : "light");
+  button.addEventListener("click", () => { chosen = current() === "dark" ? "light" : "dark"; apply(chosen); });
+  system.addEventListener("change", () => apply(current()));
+  addEventListener("beforeprint", () => apply("light"));
+  addEventListener("afterprint", () => apply(current()));
+  apply(current());
+}
+
+document.getElementById("verdict").replaceChildren(...verdict());
+document.getElementById("about").replaceChildren(...about());
+document.getElementById("made").textContent = `Made by eplb ${report.eplb}. Arrow keys read single values of a figure that has the focus; “Numbers” lists all.`;
+document.title = `eplb load report: ${report.dump.path}`;
+tiles();
+layerFigure();
+if (report.against) againstFigure();
+rankFigure();
+expertFigure();
+if (report.iterations.length > 1) iterationFigure();
+if (placed) replicaFigure();
+hottestFigure();
+themes();
