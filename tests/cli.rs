@@ -6,7 +6,7 @@ use std::fs::{self, OpenOptions};
 use std::os::unix::fs::symlink;
 use std::path::{Path, PathBuf};
 use std::process::{Command, Output, Stdio};
-use std::thread::sleep;
+use std::thread::{self, sleep};
 use std::time::Instant;
 
 use eplb::placement::{Expected, Placement};
@@ -262,8 +262,8 @@ fn the_examples_of_the_help_work_as_written() {
     let commands = main.split_once("Commands:\n").unwrap().1.split_once("\n\n").unwrap().0;
     let commands = commands.lines().filter_map(|line| line.strip_prefix("  ")?.split(' ').next());
     let commands: Vec<&str> = commands.filter(|command| !["", "help"].contains(command)).collect();
-    for command in commands.into_iter().chain([""]) {
-        // What an example writes, the next one may read.
+    // What an example writes, the next one of the same help may read.
+    let try_all = |command: &str| {
         let dir = tempfile::tempdir().unwrap();
         symlink(Path::new(env!("CARGO_MANIFEST_DIR")).join("data"), dir.path().join("data")).unwrap();
         let help = help(command).replace("\\\n", " ");
@@ -276,7 +276,12 @@ fn the_examples_of_the_help_work_as_written() {
             run += 1;
         }
         assert!(run > 0, "{command} has no example");
-    }
+    };
+    thread::scope(|scope| {
+        commands.into_iter().chain([""]).for_each(|command| {
+            scope.spawn(move || try_all(command));
+        });
+    });
 }
 
 #[test]

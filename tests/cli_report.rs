@@ -135,3 +135,102 @@ fn what_does_not_fit_is_named() {
     assert_eq!((&message[..], code), ("error: 65 ranks: there must be 1 to the 64 experts\n", 2));
     assert_eq!(failure(&format!("{TRANSLATION} --against data/dumps/dsv2lite-law")).1, 2);
 }
+
+/// The mean over layers of the imbalance ratios of a view of a file under data/expected.
+fn expected_average(name: &str) -> f64 {
+    let report: Value = serde_json::from_str(&fs::read_to_string(name).unwrap()).unwrap();
+    let layers = report["projected"].as_object().unwrap();
+    layers.values().map(|layer| layer["imbalance_ratio"].as_f64().unwrap()).sum::<f64>() / layers.len() as f64
+}
+
+#[test]
+fn candidates_stand_side_by_side() {
+    let yaml = "data/expected/dsv2lite-translation.ep8.slots72.yaml";
+    let dump = "--expert_statistic_path data/dumps/dsv2lite-translation";
+    let compare = format!("compare {dump} --bytes_per_slot 1000 {yaml} in-order trtllm deepseek-global");
+    let rows: Value = serde_json::from_str(&says(&format!("{compare} --json"))).unwrap();
+    let figure = |row: usize, name: &str| rows[row][name].as_f64().unwrap();
+    // The file is what trtllm gives for this dump and the file's number of slots, so nothing is moved from one to the other.
+    for row in [0, 2] {
+        let expected = expected_average("data/expected/dsv2lite-translation.ep8.slots72.report.json");
+        assert!((figure(row, "imbalance_ratio") - expected).abs() < 1e-9);
+        assert_eq!((figure(row, "moved_slots"), figure(row, "num_duplicates")), (0.0, 9.0));
+    }
+    assert_eq!(rows[0]["hash"], rows[2]["hash"]);
+    // In order, slot i of rank r holds (8 r + i) mod 64, 9 on each rank: one more than are its own.
+    assert_eq!((figure(1, "num_slots"), figure(1, "num_duplicates")), (72.0, 0.0));
+    for row in 0..4 {
+        assert_eq!(figure(row, "moved_bytes"), 1000.0 * figure(row, "moved_slots"));
+        let best = figure(row, "best_split_imbalance_ratio");
+        assert!(0.0 <= best && best < figure(row, "imbalance_ratio"), "{best}");
+        assert!(figure(row, "gap") >= 0.0);
+    }
+    // The gap that generate's table has for the policy.
+    let dir = tempfile::tempdir().unwrap();
+    let out = dir.path().join("config.yaml");
+    let generated =
+        says(&format!("generate {dump} --policy trtllm --num_slots 72 --output_path {}", out.display()));
+    let gap = |rows: &str| -> f64 {
+        let rows: Value = serde_json::from_str(rows).unwrap();
+        rows[0]["gap"].as_f64().unwrap()
+    };
+    let one_sample = gap(&says(&format!("compare {dump} {yaml} --num_samples 1 --json")));
+    assert_eq!(row(&generated, "average")[3], format!("{one_sample:.4}"));
+
+    let text = says(&compare);
+    assert_eq!(row(&text, "C").join(" "), "C trtllm: 72 slots on 8 ranks");
+    assert!(
+        text.lines().filter(|line| line.starts_with(' ')).all(|line| line.chars().count() <= 84),
+        "{text}"
+    );
+    assert_eq!(says(&format!("{compare} --csv")).lines().count(), 5);
+
+    let (message, code) = failure(&format!("compare {dump} serach"));
+    assert_eq!(
+        message,
+        "error: serach: there is no such file, and unknown policy \"serach\"; there is trtllm, deepseek-global, \
+         deepseek-hierarchical, search, and in-order\n"
+    );
+    assert_eq!(code, 2);
+}
+
+#[test]
+fn a_sweep_projects_each_shape_and_finds_the_fewest_slots() {
+    let sweep = "sweep --expert_statistic_path data/dumps/dsv2lite-translation --policy trtllm";
+    let json =
+        |args: &str| -> Value { serde_json::from_str(&says(&format!("{sweep} {args} --json"))).unwrap() };
+    let points = json("");
+    let slots: Vec<u64> =
+        points.as_array().unwrap().iter().map(|p| p["num_slots"].as_u64().unwrap()).collect();
+    assert_eq!(slots, [64, 72, 80, 88, 96, 112, 128]);
+    let ratio = |point: &Value| point["imbalance_ratio"].as_f64().unwrap();
+    for (index, slots) in [(0, 64), (1, 72)] {
+        let name = format!("data/expected/dsv2lite-translation.ep8.slots{slots}.report.json");
+        assert!((ratio(&points[index]) - expected_average(&name)).abs() < 1e-9);
+    }
+    // The fewest of those that are as even as 80 slots.
+    let target = ratio(&points[2]);
+    let fewest = json(&format!("--target {target}"));
+    let found = fewest[0]["found"]["num_slots"].as_u64().unwrap();
+    let first = points.as_array().unwrap().iter().find(|point| ratio(point) <= target).unwrap();
+    assert_eq!(Some(found), first["num_slots"].as_u64());
+    let text = says(&format!("{sweep} --target {}% --bytes_per_slot 1MiB", 100.0 * target + 1e-6));
+    // Of 26 layers, 26 MiB for each extra slot of a rank.
+    let extra = (found - 64) / 8;
+    assert!(text.contains(&format!("8 ranks need {found} slots for ")), "{text}");
+    assert!(text.contains(&format!("{} MiB a rank", format_args!("{:.1}", 26.0 * extra as f64))), "{text}");
+
+    assert_eq!(json("--target 0.001% --most_slots 72")[0]["found"], Value::Null);
+    let text = says(&format!("{sweep} --target 0.001% --most_slots 72"));
+    assert!(
+        text.contains("8 ranks do not come to 0.00 % with up to 72 slots: the best is 72 slots"),
+        "{text}"
+    );
+    let (message, code) = failure(&format!("{sweep} --num_slots 70"));
+    assert!(message.contains("70 slots cannot be split evenly over 8 ranks"), "{message}");
+    assert_eq!(code, 2);
+    let (message, code) =
+        failure("sweep --expert_statistic_path data/dumps/dsr1-all-zero --target 5% --policy trtllm");
+    assert!(message.contains("dsr1-all-zero: no layer has load in every iteration"), "{message}");
+    assert_eq!(code, 3);
+}

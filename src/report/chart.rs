@@ -2,12 +2,21 @@
 
 use plotters::prelude::*;
 
-use super::{Balance, LoadReport, Views};
+use super::{Balance, LoadReport, Point, Views};
 use crate::error::{Error, Result};
 
 const SIZE: (u32, u32) = (1280, 720);
 const BEFORE: RGBColor = RGBColor(0xd9, 0x77, 0x57);
 const AFTER: RGBColor = RGBColor(0x1f, 0x6f, 0xb2);
+/// Of curves, told apart without seeing red and green.
+const CURVES: [RGBColor; 6] = [
+    AFTER,
+    BEFORE,
+    RGBColor(0x2f, 0x7d, 0x4f),
+    RGBColor(0x7a, 0x4f, 0xa3),
+    RGBColor(0xb0, 0x89, 0x1e),
+    RGBColor(0x55, 0x5c, 0x66),
+];
 const INK: RGBColor = RGBColor(0x22, 0x26, 0x2b);
 const FAINT: RGBColor = RGBColor(0xe3, 0xe6, 0xea);
 
@@ -79,6 +88,65 @@ fn draw_layers(report: &LoadReport, svg: &mut String) -> Drawn {
             .draw_series(bars)?
             .label(name)
             .legend(move |(x, y)| Rectangle::new([(x, y - 8), (x + 18, y + 8)], color.filled()));
+    }
+    chart
+        .configure_series_labels()
+        .position(SeriesLabelPosition::UpperRight)
+        .background_style(WHITE.mix(0.9))
+        .border_style(FAINT)
+        .label_font(font(20))
+        .draw()?;
+    root.present()?;
+    Ok(())
+}
+
+/// The imbalance ratio over the extra slots, a curve for each number of ranks.
+pub fn curves(points: &[Point]) -> Result<String> {
+    let mut svg = String::new();
+    draw_curves(points, &mut svg).map_err(|e| Error::Internal(format!("drawing: {e}")))?;
+    Ok(svg)
+}
+
+fn draw_curves(points: &[Point], svg: &mut String) -> Drawn {
+    let place = |point: &Point| {
+        let num_experts = point.num_slots - point.extra_slots;
+        Some((100.0 * point.extra_slots as f64 / num_experts as f64, 100.0 * point.imbalance_ratio?))
+    };
+    let known = || points.iter().filter_map(place);
+    let right = 1.02 * known().map(|(x, _)| x).fold(1.0, f64::max);
+    let top = 1.05 * known().map(|(_, y)| y).fold(1.0, f64::max);
+    let mut nums_ranks: Vec<usize> = points.iter().map(|point| point.num_ranks).collect();
+    nums_ranks.sort_unstable();
+    nums_ranks.dedup();
+
+    let root = SVGBackend::with_string(svg, SIZE).into_drawing_area();
+    root.fill(&WHITE)?;
+    let font = |size: u32| ("sans-serif", size).into_font().color(&INK);
+    let mut chart = ChartBuilder::on(&root)
+        .caption("What the hottest rank carries above the mean, by the memory for extra slots", font(30))
+        .margin(24)
+        .x_label_area_size(60)
+        .y_label_area_size(84)
+        .build_cartesian_2d(0.0..right, 0.0..top)?;
+    chart
+        .configure_mesh()
+        .bold_line_style(FAINT)
+        .light_line_style(TRANSPARENT)
+        .axis_style(INK)
+        .x_label_formatter(&|x| format!("{x:.0} %"))
+        .y_label_formatter(&|y| format!("{y:.0} %"))
+        .x_desc("extra slots, of the experts")
+        .label_style(font(18))
+        .axis_desc_style(font(20))
+        .draw()?;
+    for (&num_ranks, &color) in nums_ranks.iter().zip(CURVES.iter().cycle()) {
+        let curve: Vec<_> =
+            points.iter().filter(|point| point.num_ranks == num_ranks).filter_map(place).collect();
+        chart
+            .draw_series(LineSeries::new(curve.iter().copied(), color.stroke_width(3)))?
+            .label(format!("{num_ranks} ranks"))
+            .legend(move |(x, y)| PathElement::new([(x, y), (x + 18, y)], color.stroke_width(3)));
+        chart.draw_series(curve.into_iter().map(|at| Circle::new(at, 5, color.filled())))?;
     }
     chart
         .configure_series_labels()

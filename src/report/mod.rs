@@ -1,6 +1,7 @@
 //! How even a placement makes the ranks: what needs a load and a placement together.
 
 mod against;
+mod candidate;
 #[cfg(feature = "cli")]
 pub mod chart;
 mod document;
@@ -9,14 +10,17 @@ mod expected;
 mod load_report;
 pub mod page;
 mod recording;
+mod sweep;
 
 pub use against::{Against, AverageAgainst, LayerAgainst};
+pub use candidate::{Candidate, CandidateLayer, Planner, moved_slots};
 pub use document::Document;
 pub use evaluation::{Certificate, Evaluation, evaluate};
 pub(crate) use expected::routed_load;
 pub use expected::{Routed, expected_load};
 pub use load_report::{AverageBalance, Imbalance, IterationReport, LayerReport, LoadReport, Views};
 pub use recording::Recording;
+pub use sweep::{Fewest, Point, fewest_slots, usual_num_slots};
 
 use serde::Serialize;
 

@@ -104,11 +104,11 @@ pub struct Args {
     quiet: bool,
 }
 
-fn one_or_more() -> RangedU64ValueParser<usize> {
+pub fn one_or_more() -> RangedU64ValueParser<usize> {
     RangedU64ValueParser::new().range(1..)
 }
 
-fn policies() -> impl TypedValueParser<Value = Policy> {
+pub fn policies() -> impl TypedValueParser<Value = Policy> {
     let help = |policy| match policy {
         Policy::Trtllm => "TensorRT-LLM's, bit for bit",
         Policy::DeepseekGlobal => "that of DeepSeek's eplb.py, over all ranks",

@@ -1,10 +1,13 @@
 //! The command line of eplb: parsing and printing over the library.
 
+mod compare;
 mod dump_args;
 mod generate;
 mod inspect;
 mod output;
+mod plan_args;
 mod report;
+mod sweep;
 
 use std::io::{self, IsTerminal, Write};
 use std::path::{Path, PathBuf};
@@ -46,6 +49,8 @@ enum Command {
     Generate(generate::Args),
     Inspect(inspect::Args),
     Report(report::Args),
+    Compare(compare::Args),
+    Sweep(sweep::Args),
     /// Write the manual pages, as `make install` does
     #[command(hide = true)]
     Man {
@@ -61,6 +66,8 @@ fn main() -> ExitCode {
         Command::Generate(args) => generate::run(&args),
         Command::Inspect(args) => inspect::run(&args),
         Command::Report(args) => report::run(&args),
+        Command::Compare(args) => compare::run(&args),
+        Command::Sweep(args) => sweep::run(&args),
         Command::Man { directory } => manual(&directory),
     };
     match done.map(print) {

@@ -1,0 +1,31 @@
+//! The flags of how to place experts that every command with policies has.
+
+use eplb::generate::DEFAULT_NUM_SAMPLES;
+use eplb::report::Planner;
+use eplb::solve::{Policy, SolveConfig};
+
+use crate::generate::one_or_more;
+
+#[derive(clap::Args)]
+pub struct PlanArgs {
+    /// Groups of experts of the model's router, for deepseek-hierarchical
+    #[arg(long = "num_groups", alias = "num-groups", value_name = "GROUPS", default_value_t = 1)]
+    num_groups: usize,
+
+    /// Nodes that the ranks are on, for deepseek-hierarchical
+    #[arg(long = "num_nodes", alias = "num-nodes", value_name = "NODES", default_value_t = 1)]
+    num_nodes: usize,
+
+    /// Samples for the search to level each of, and to take gaps of: the iterations in as many groups
+    #[arg(long = "num_samples", alias = "num-samples", value_name = "SAMPLES", default_value_t = DEFAULT_NUM_SAMPLES,
+        value_parser = one_or_more())]
+    pub num_samples: usize,
+}
+
+impl PlanArgs {
+    pub fn planner(&self, policy: Policy, threads: usize) -> Planner {
+        let (num_groups, num_nodes) = (self.num_groups, self.num_nodes);
+        let solve = SolveConfig { policy, num_groups, num_nodes, ..SolveConfig::default() };
+        Planner { solve, num_samples: self.num_samples, threads }
+    }
+}
