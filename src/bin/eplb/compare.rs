@@ -32,7 +32,7 @@ Examples (files that ship with eplb):
 
 What a new placement is worth on new load, and the weights to be moved for it, 16.5 MiB an expert:
   eplb compare --expert_statistic_path data/dumps/dsv2lite-law --bytes_per_slot 16.5MiB \\
-      data/expected/dsv2lite-translation.ep8.slots72.yaml search")]
+      data/expected/dsv2lite-translation.ep8.slots72.yaml trtllm")]
 pub struct Args {
     #[command(flatten)]
     dump: DumpArgs,

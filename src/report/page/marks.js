@@ -2,7 +2,8 @@
 
 const NS = "http://www.w3.org/2000/svg";
 const count = n => n.toLocaleString("en-US", { maximumFractionDigits: n < 100 ? 1 : 0 });
-const percent = r => r == null ? "–" : (100 * r).toFixed(Math.abs(r) < .01 ? 2 : Math.abs(r) < 1 ? 1 : 0) + " %";
+const percent = r => r == null ? "–" : fixed(100 * r, Math.abs(r) < .01 ? 2 : Math.abs(r) < 1 ? 1 : 0) + " %";
+const fixed = (n, digits) => n.toLocaleString("en-US", { minimumFractionDigits: digits, maximumFractionDigits: digits });
 const ratio = r => r == null ? "–" : r.toFixed(4);
 const times = r => r.toFixed(r < 10 ? 2 : 1) + " ×";
 const css = name => getComputedStyle(document.documentElement).getPropertyValue(name).trim();
@@ -91,7 +92,7 @@ function steps(top, wanted) {
 /// A series: { name, color, values, faint }.
 function chart({ label, names, series, kind, height = 270, axis, noun }) {
   const plot = make("div", { class: "plot", tabindex: 0, role: "group", "aria-label": label + " Arrow keys read single values." });
-  const left = 52, right = 10, top = 12, bottom = 40;
+  const left = 60, right = 10, top = 12, bottom = 40;
   const known = series.flatMap(s => s.values).filter(v => v != null);
   const most = Math.max(1e-4, ...known) * 1.04;
   let x, cursor;
@@ -103,7 +104,7 @@ function chart({ label, names, series, kind, height = 270, axis, noun }) {
     const svg = make("svg:svg", { viewBox: `0 0 ${w} ${height}`, width: w, height, "aria-hidden": "true" });
     for (const v of steps(most, 5)) {
       svg.append(make("svg:line", { x1: left, x2: w - right, y1: y(v), y2: y(v), stroke: "var(--grid)" }),
-        make("svg:text", { x: left - 9, y: y(v) + 4, "text-anchor": "end" }, +(100 * v).toFixed(2) + " %"));
+        make("svg:text", { x: left - 9, y: y(v) + 4, "text-anchor": "end" }, (+(100 * v).toFixed(2)).toLocaleString("en-US") + " %"));
     }
     const every = Math.ceil(names.length / (w / 34));
     names.forEach((name, i) => {
@@ -163,7 +164,7 @@ const loadKeys = span => make("div", { class: "keys" }, make("span", {}, `≤ ${
 
 /// A heat map of `values` by layer and column. `colors()` gives the colour of a value, `say` what is at a cell.
 function heatmap({ label, names, values, colors, say, axis, rowHeight }) {
-  const columns = values[0].length, left = 34, bottom = 34, height = rowHeight * names.length + bottom;
+  const columns = values[0].length, left = 34, top = 6, bottom = 34, height = top + rowHeight * names.length + bottom;
   const canvas = make("canvas", { "aria-hidden": "true" });
   const plot = make("div", { class: "plot", tabindex: 0, role: "group", "aria-label": label + " Arrow keys read single cells." }, canvas);
   let w = 1, at = null;
@@ -176,25 +177,25 @@ function heatmap({ label, names, values, colors, say, axis, rowHeight }) {
     const gap = edge(1) - edge(0) > 7 ? scale : 0, rowGap = rowHeight > 7 ? scale : 0;
     values.forEach((row, r) => row.forEach((v, c) => {
       draws.fillStyle = color(v);
-      const x0 = pixel(edge(c)), y0 = pixel(r * rowHeight);
-      draws.fillRect(x0, y0, pixel(edge(c + 1)) - x0 - gap, pixel((r + 1) * rowHeight) - y0 - rowGap);
+      const x0 = pixel(edge(c)), y0 = pixel(top + r * rowHeight);
+      draws.fillRect(x0, y0, pixel(edge(c + 1)) - x0 - gap, pixel(top + (r + 1) * rowHeight) - y0 - rowGap);
     }));
     draws.scale(scale, scale);
     draws.fillStyle = css("--soft"); draws.font = "12px system-ui, sans-serif"; draws.textBaseline = "middle"; draws.textAlign = "right";
     const every = Math.ceil(15 / rowHeight);
-    names.forEach((name, r) => { if (r % every === 0) draws.fillText(name, left - 7, (r + .5) * rowHeight); });
+    names.forEach((name, r) => { if (r % every === 0) draws.fillText(name, left - 7, top + (r + .5) * rowHeight); });
     draws.textAlign = "center";
     const ticks = [1, 2, 4, 8, 16, 32, 64, 128, 256].find(n => n * (w - left) / columns >= 30) || 512;
     for (let c = 0; c < columns; c += ticks) draws.fillText(c, (edge(c) + edge(c + 1)) / 2, height - bottom + 10);
     draws.fillText(axis, (left + w) / 2, height - 8);
     if (at) {
       draws.strokeStyle = css("--ink"); draws.lineWidth = 2;
-      draws.strokeRect(edge(at[0]) - 1, at[1] * rowHeight - 1, Math.max(4, edge(at[0] + 1) - edge(at[0]) + 1), rowHeight + 1);
+      draws.strokeRect(edge(at[0]) - 1, top + at[1] * rowHeight - 1, Math.max(4, edge(at[0] + 1) - edge(at[0]) + 1), rowHeight + 1);
     }
   };
   drawings.push(draw);
   const place = (px, py) => {
-    const c = Math.floor((px - left) / (w - left - 1) * columns), r = Math.floor(py / rowHeight);
+    const c = Math.floor((px - left) / (w - left - 1) * columns), r = Math.floor((py - top) / rowHeight);
     return c >= 0 && c < columns && r >= 0 && r < names.length ? [c, r] : null;
   };
   return [plot, explore(plot, columns, names.length, place, say, to => { at = to; draw(); })];

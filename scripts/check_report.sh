@@ -1,0 +1,11 @@
+#!/bin/sh
+# The page of `eplb report --html` in a real browser: its figures are the JSON's, and it logs and asks for nothing. Leaves
+# screenshots in build/check_report, to be looked at.
+set -eu
+cd "$(dirname "$0")/.."
+scripts/need.sh chromium:chromium
+cargo build --quiet --locked --release --features cli
+python=$(scripts/python.sh)
+rm -rf build/check_report
+mkdir -p build/check_report
+"$python" scripts/check_report.py target/release/eplb build/check_report
