@@ -164,7 +164,7 @@ fn describe(args: &Args, summary: &Summary, rows: &[Row]) -> String {
         gap         (max - bound) / bound of what is planned for: no placement is below the bound\n\
         twice       slots that repeat an expert of their own rank\n\
         moved       experts that a rank holds and does not in A\n\n";
-    let mut table = table(["", "even", "best split", "worst layer", "", "gap", "twice", "moved"]);
+    let mut table = table(["", "even", "best split", "worst layer", "", "gap", "twice", "moved"].map(right));
     for (index, row) in rows.iter().enumerate() {
         let of = &row.candidate;
         let moved = match (row.moved_slots, row.moved_bytes) {

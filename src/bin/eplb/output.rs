@@ -22,14 +22,17 @@ pub struct Form {
     pub csv: bool,
 }
 
-/// A table with its header.
-pub fn table<const N: usize>(header: [&str; N]) -> Table {
+/// A table with its header. Eight columns of figures fit into 80 characters.
+pub fn table(header: impl IntoIterator<Item = Cell>) -> Table {
     let mut table = Table::new();
     table.load_preset(presets::NOTHING);
     table
         .set_style(TableComponent::HeaderLines, '─')
         .set_style(TableComponent::MiddleHeaderIntersections, '─')
-        .set_header(header.map(right));
+        .set_header(header.into_iter().collect::<Vec<_>>());
+    table.column_iter_mut().for_each(|column| {
+        column.set_padding((1, 0));
+    });
     // Redirected, it is as wide as its contents; on a terminal colours say more than numbers.
     if coloured() {
         table.enforce_styling();

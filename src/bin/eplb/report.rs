@@ -218,22 +218,27 @@ fn layers_table(args: &Args, report: &LoadReport, of: fn(&LayerReport) -> Views)
     let titled = |title: &str, name: &str| {
         right(if columns.len() == 1 { title.to_owned() } else { format!("{title}\n{name}") })
     };
+    // Three views with a deviation each would not fit a terminal.
+    let deviations = columns.len() < 3;
     for (name, _) in columns {
-        header.extend([titled("std", name), titled("imbalance", name)]);
+        header.extend(deviations.then(|| titled("std", name)));
+        header.push(titled("imbalance", name));
     }
+    let figures = |std: f64, ratio: Option<f64>| {
+        deviations.then(|| right(tokens(std))).into_iter().chain([imbalance(ratio)])
+    };
     let &(last, view) = columns.last().unwrap_or(&MEASURED);
     let worst = if args.per_expert { "hottest" } else { "worst" };
     header.extend([titled("mean/max", last), titled(worst, last)]);
-    let mut table = output::table([]);
-    table.set_header(header);
+    let mut table = output::table(header);
     for layer in &report.layers {
         let views = of(layer);
         let balances = columns.iter().filter_map(|(_, view)| view(&views));
         let first = [right(layer.layer), right(tokens(views.measured.mean))];
-        let figures = balances.flat_map(|b| [right(tokens(b.std)), imbalance(b.imbalance_ratio)]);
+        let of_views = balances.flat_map(|b| figures(b.std, b.imbalance_ratio));
         let last = view(&views).unwrap_or(views.measured);
         let end = [right(four_digits(last.balancedness)), right(last.worst_rank)];
-        table.add_row(first.into_iter().chain(figures).chain(end).collect::<Vec<Cell>>());
+        table.add_row(first.into_iter().chain(of_views).chain(end).collect::<Vec<Cell>>());
     }
     let average = report.averages(of);
     let averages: Vec<AverageBalance> = columns
@@ -245,9 +250,9 @@ fn layers_table(args: &Args, report: &LoadReport, of: fn(&LayerReport) -> Views)
         })
         .collect();
     let first = [right("average"), right(tokens(average.measured.mean))];
-    let figures = averages.iter().flat_map(|b| [right(tokens(b.std)), imbalance(b.imbalance_ratio)]);
+    let of_views = averages.iter().flat_map(|b| figures(b.std, b.imbalance_ratio));
     let end = averages.last().map(|b| right(four_digits(b.balancedness)));
-    table.add_row(first.into_iter().chain(figures).chain(end).chain([right("")]).collect::<Vec<Cell>>());
+    table.add_row(first.into_iter().chain(of_views).chain(end).chain([right("")]).collect::<Vec<Cell>>());
     table
 }
 
@@ -320,8 +325,9 @@ fn verdict_against(against: &Against) -> String {
 
 fn against_table(against: &Against) -> Table {
     let came = if against.measured { "measured" } else { "after" };
-    let mut table =
-        output::table(["layer", "predicted", came, "change", "drift", "iterations", "dispatch", "shift"]);
+    let mut table = output::table(
+        ["layer", "predicted", came, "change", "drift", "iterations", "dispatch", "shift"].map(right),
+    );
     let average = against.averages();
     let rows = against.layers.iter().map(|l| {
         let came = if against.measured { l.measured } else { l.projected };

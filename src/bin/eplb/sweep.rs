@@ -157,7 +157,7 @@ fn describe(args: &Args, summary: &Summary, points: &[Point]) -> String {
 
 fn points_table(args: &Args, summary: &Summary, points: &[Point]) -> Table {
     let memory = if args.bytes_per_slot.is_some() { "extra a rank" } else { "extra" };
-    let mut table = table(["ranks", "slots", "a rank", memory, "imbalance", "worst", "layer", ""]);
+    let mut table = table(["ranks", "slots", "a rank", memory, "imbalance", "worst", "layer", ""].map(right));
     let most = points.iter().filter_map(|point| point.imbalance_ratio).fold(0.0, f64::max);
     for point in points {
         let bar = point.imbalance_ratio.map_or(String::new(), |ratio| bar(ratio / most));
