@@ -94,7 +94,7 @@ function chart({ label, names, series, kind, height = 270, axis, noun }) {
   const plot = make("div", { class: "plot", tabindex: 0, role: "group", "aria-label": label + " Arrow keys read single values." });
   const left = 60, right = 10, top = 12, bottom = 40;
   const known = series.flatMap(s => s.values).filter(v => v != null);
-  const most = Math.max(1e-4, ...known) * 1.04;
+  const most = (known.length ? Math.max(1e-5, ...known) : 1) * 1.04;
   let x, cursor;
   const draw = () => {
     const w = Math.max(320, plot.clientWidth || 1000);
@@ -104,7 +104,7 @@ function chart({ label, names, series, kind, height = 270, axis, noun }) {
     const svg = make("svg:svg", { viewBox: `0 0 ${w} ${height}`, width: w, height, "aria-hidden": "true" });
     for (const v of steps(most, 5)) {
       svg.append(make("svg:line", { x1: left, x2: w - right, y1: y(v), y2: y(v), stroke: "var(--grid)" }),
-        make("svg:text", { x: left - 9, y: y(v) + 4, "text-anchor": "end" }, (+(100 * v).toFixed(2)).toLocaleString("en-US") + " %"));
+        make("svg:text", { x: left - 9, y: y(v) + 4, "text-anchor": "end" }, (100 * v).toLocaleString("en-US", { maximumSignificantDigits: 3 }) + " %"));
     }
     const every = Math.ceil(names.length / (w / 34));
     names.forEach((name, i) => {
@@ -119,9 +119,10 @@ function chart({ label, names, series, kind, height = 270, axis, noun }) {
         if (values.length > 1) svg.append(make("svg:line", { x1: x(i), x2: x(i), y1: y(Math.min(...values)), y2: y(Math.max(...values)), stroke: "var(--line)", "stroke-width": Math.min(5, step * .35) }));
       });
       const radius = Math.max(2.4, Math.min(5.5, step * .26));
-      for (const s of series) s.values.forEach((v, i) => {
-        if (v != null) svg.append(make("svg:circle", { cx: x(i), cy: y(v), r: radius, fill: s.color }));
-      });
+      // A third dot is smaller, so that a second one below it is seen.
+      series.forEach((s, k) => s.values.forEach((v, i) => {
+        if (v != null) svg.append(make("svg:circle", { cx: x(i), cy: y(v), r: k < 2 ? radius : radius * .6, fill: s.color }));
+      }));
     } else {
       for (const s of series) {
         const path = s.values.map((v, i) => v == null ? "" : (i && s.values[i - 1] != null ? "L" : "M") + x(i).toFixed(1) + " " + y(v).toFixed(1)).join("");
