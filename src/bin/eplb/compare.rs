@@ -88,7 +88,9 @@ pub fn run(args: &Args) -> Result<String> {
             num_ranks: placement.shape().num_ranks(),
             hash: format!("{:016x}", placement.hash()),
             moved_slots,
-            moved_bytes: moved_slots.zip(args.bytes_per_slot).map(|(slots, bytes)| slots as u64 * bytes),
+            moved_bytes: moved_slots
+                .zip(args.bytes_per_slot)
+                .map(|(slots, bytes)| (slots as u64).saturating_mul(bytes)),
             candidate,
         });
     }

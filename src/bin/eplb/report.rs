@@ -48,7 +48,7 @@ pub struct Args {
     #[arg(long = "ep_size", alias = "ep-size", value_name = "RANKS")]
     ep_size: Option<usize>,
 
-    /// A second dump, recorded with the configuration file in force: of slots, or of experts
+    /// A second dump, recorded with the configuration file in force: of slots, or of experts. All of its iterations are used
     #[arg(long, value_name = "DIR", requires = "config")]
     against: Option<PathBuf>,
 
