@@ -4,7 +4,7 @@
 use std::path::Path;
 
 use eplb::placement::{Placement, Shape};
-use eplb::report::{Balance, average};
+use eplb::report::{Balance, average, off_node_share};
 use eplb::solve::{Loads, Policy, SolveConfig, solve};
 use eplb::stats::{Dump, LoadOptions};
 
@@ -66,6 +66,35 @@ impl Case<'_> {
     }
 }
 
+/// 8 groups on 4 nodes of 8 ranks: how level against how much of the load is away from home, for each price.
+fn nodes(loads: &[f64]) {
+    println!("\n| policy | price | balancedness | off-node share | time, one thread |");
+    println!("|---|---|---|---|---|");
+    let case = Case { name: "dsv3-prefill", num_experts: 256, num_slots: 288, num_ranks: 32 };
+    let rank_to_node: Vec<u32> = (0..32).map(|rank| rank / 8).collect();
+    let layers: Vec<u32> = (0..58).collect();
+    let search = [f64::INFINITY, 3.0, 2.5, 2.0, 1.5, 1.2, 1.0, 0.5, 0.1, 0.0];
+    let hierarchical = (Policy::DeepseekHierarchical, 0.0);
+    for (policy, price) in [hierarchical].into_iter().chain(search.map(|price| (Policy::Search, price))) {
+        let config = SolveConfig {
+            policy,
+            num_groups: 8,
+            num_nodes: 4,
+            off_node_price: price,
+            ..SolveConfig::default()
+        };
+        let checked = Loads::new(loads, &layers, 1, 256).unwrap();
+        let start = std::time::Instant::now();
+        let placement = solve(&config, Shape::new(256, 288, 32).unwrap(), &checked, 1).unwrap();
+        let time = start.elapsed();
+        let shares = layers.iter().zip(loads.chunks_exact(256)).map(|(&layer, loads)| {
+            off_node_share(&placement, layer, (loads, 1, 256), 8, &rank_to_node).unwrap()
+        });
+        let (level, share) = (case.balancedness(&placement, loads, 1), average(shares).unwrap());
+        println!("| {policy} | {price} | {level:.5} | {share:.4} | {:.0} ms |", time.as_secs_f64() * 1e3);
+    }
+}
+
 fn main() {
     println!(
         "| loads, slots/ranks | deepseek-global | duplicates | trtllm | duplicates | search | duplicates |"
@@ -87,6 +116,11 @@ fn main() {
             let loads = recorded(&dumps.join(name), 0, 1, 1);
             Case { name, num_experts: 256, num_slots, num_ranks }.row(&loads);
         }
+    }
+
+    if let Some(dumps) = &extra {
+        let loads = recorded(&dumps.join("dsv3-prefill"), 0, 1, 1);
+        nodes(&loads);
     }
 
     println!(

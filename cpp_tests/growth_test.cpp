@@ -67,7 +67,8 @@ TEST(Growth, AnOlderConfigHasDefaultsWhereItHasNoFields) {
     ASSERT_EQ(solve(config, whole), EPLB_STATUS_OK);
     for (const size_t size :
          {offsetof(eplb_solve_config, num_slots), offsetof(eplb_solve_config, num_threads),
-          offsetof(eplb_solve_config, num_groups), offsetof(eplb_solve_config, effort)}) {
+          offsetof(eplb_solve_config, num_groups), offsetof(eplb_solve_config, effort),
+          offsetof(eplb_solve_config, rank_to_node)}) {
         ASSERT_EQ(solve(older(config, size), part), EPLB_STATUS_OK) << eplb_last_error_message();
         EXPECT_EQ(part, whole);
     }
@@ -86,7 +87,8 @@ TEST(Growth, AnOlderConfigHasDefaultsWhereItHasNoFields) {
     for (const size_t size :
          {offsetof(eplb_generate_config, iter_start), offsetof(eplb_generate_config, policy),
           offsetof(eplb_generate_config, expected_ranks), offsetof(eplb_generate_config, progress),
-          offsetof(eplb_generate_config, num_groups), offsetof(eplb_generate_config, effort)}) {
+          offsetof(eplb_generate_config, num_groups), offsetof(eplb_generate_config, effort),
+          offsetof(eplb_generate_config, rank_to_node)}) {
         const eplb_generate_config config_of_then = older(generate, size);
         ASSERT_EQ(eplb_generate(&config_of_then, nullptr), EPLB_STATUS_OK) << eplb_last_error_message();
         EXPECT_TRUE(read_file(output) == by_default);

@@ -58,6 +58,9 @@ SIGNATURE(eplb_placement_distinct_experts,
 SIGNATURE(eplb_placement_hash, eplb_status (*)(const eplb_placement *, uint64_t *));
 SIGNATURE(eplb_placement_evaluate, eplb_status (*)(const eplb_placement *, const double *, int32_t, size_t,
                                                    size_t, eplb_placement_evaluation *));
+SIGNATURE(eplb_placement_off_node_share,
+          eplb_status (*)(const eplb_placement *, const double *, int32_t, size_t, size_t, uint32_t,
+                          const int32_t *, double *));
 SIGNATURE(eplb_placement_destroy, void (*)(eplb_placement *));
 
 // Solving

@@ -98,6 +98,53 @@ TEST(Solve, TheSearchLevelsEachSampleWhereItCan) {
     EXPECT_EQ(placement.evaluate(0, loads, 2).imbalance_ratio, 0);
 }
 
+TEST(Solve, ASampleCountsForItsWeight) {
+    // Two experts a rank: of the three ways to pair them, each levels two of the samples, and none all.
+    const std::vector<double> loads = {3, 3, 1, 1, 3, 1, 3, 1, 3, 1, 1, 3};
+    auto config = cpp_on(2, 4);
+    config.policy = EPLB_POLICY_SEARCH;
+    for (size_t sample = 0; sample < 3; sample++) {
+        config.sample_weights = {0, 0, 0};
+        config.sample_weights[sample] = 2;
+        const auto placement = eplb::solve(config, loads, std::vector<int32_t>{0}, 3, 4);
+        const std::vector<double> one(loads.begin() + sample * 4, loads.begin() + sample * 4 + 4);
+        EXPECT_EQ(placement.evaluate(0, one).imbalance_ratio, 0);
+    }
+    for (const std::vector<double> &weights :
+         {std::vector<double>{0, 0, 0}, {1, -1, 1}, {1, std::nan(""), 1}, {1, 1}}) {
+        config.sample_weights = weights;
+        EXPECT_THROW(eplb::solve(config, loads, std::vector<int32_t>{0}, 3, 4), eplb::error);
+    }
+}
+
+TEST(Solve, LoadOffItsNodeHasAPrice) {
+    // Two groups of two on two nodes, of one rank and of two: 12 and 6 where a rank should carry 6.
+    const std::vector<double> loads = {6, 6, 3, 3};
+    auto config = cpp_on(3, 6);
+    config.policy = EPLB_POLICY_SEARCH;
+    config.num_groups = 2;
+    config.rank_to_node = {7, -3, -3};
+    config.off_node_price = std::numeric_limits<double>::infinity();
+    const std::vector<int32_t> layer = {0};
+    const auto hard = eplb::solve(config, loads, layer, 1, 4);
+    // At best the heavy group has the two ranks.
+    EXPECT_EQ(hard.evaluate(0, loads).max_load, 6);
+    EXPECT_EQ(hard.off_node_share(0, loads, 2, config.rank_to_node), 0);
+    // Ranks hold 0 1 | 2 3 | 0 1: half of group 0, 6 of 18, is away from its home, of equal ones the lower.
+    eplb::placement_config sizes;
+    sizes.num_experts = 4;
+    sizes.num_ranks = 3;
+    sizes.num_slots = 6;
+    const auto split = eplb::placement::create(sizes, layer, std::vector<int32_t>{0, 1, 2, 3, 0, 1});
+    EXPECT_DOUBLE_EQ(split.off_node_share(0, loads, 2, config.rank_to_node), 6.0 / 18);
+    EXPECT_TRUE(std::isnan(split.off_node_share(0, std::vector<double>(4), 2, config.rank_to_node)));
+    EXPECT_THROW(split.off_node_share(0, loads, 3, config.rank_to_node), eplb::error);
+    EXPECT_THROW(split.off_node_share(1, loads, 2, config.rank_to_node), eplb::error);
+    EXPECT_THROW(split.off_node_share(0, loads, 2, std::vector<int32_t>{0, 1}), eplb::error);
+    config.off_node_price = -1;
+    EXPECT_THROW(eplb::solve(config, loads, layer, 1, 4), eplb::error);
+}
+
 TEST(Solve, LoadsOfADumpGiveTheConfigurationFileOfAnotherProgram) {
     const auto stats = eplb::stats::load(data("dumps/dsr1-extreme"));
     std::vector<double> loads;

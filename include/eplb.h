@@ -1083,6 +1083,32 @@ eplb_status eplb_placement_evaluate(const eplb_placement *placement,
                                     eplb_placement_evaluation *evaluation);
 
 /**
+ * Tells which share of a layer's load a placement leaves outside its home: the load of replicas on another node than their
+ * group's, over all load, an expert's split evenly over its replicas. A group's home is the node that carries most of its
+ * load, of equal ones the lower.
+ *
+ * \param placement     the placement
+ * \param loads         [num_samples][num_experts], finite and not negative, in any unit
+ * \param layer         the layer's number
+ * \param num_samples   situations to average over, at least 1; homes are those of all together
+ * \param num_experts   that of the placement, as a check
+ * \param num_groups    groups of consecutive experts, equally many in each
+ * \param rank_to_node  the node of each rank, int32 [num_ranks], any ids
+ * \param share         receives the share, 0 to 1; NaN where a sample has no load at all
+ * \return EPLB_STATUS_OK; EPLB_STATUS_INVALID_SHAPE where the groups are not equally large; EPLB_STATUS_INVALID_LOADS naming
+ *         sample and expert; EPLB_STATUS_INVALID_ARGUMENT, also for an unknown layer
+ */
+EPLB_API
+eplb_status eplb_placement_off_node_share(const eplb_placement *placement,
+                                          const double *loads,
+                                          int32_t layer,
+                                          size_t num_samples,
+                                          size_t num_experts,
+                                          uint32_t num_groups,
+                                          const int32_t *rank_to_node,
+                                          double *share);
+
+/**
  * Gives the handle back.
  *
  * \param placement  not to be used again, nor what it lent; NULL is allowed
@@ -1160,20 +1186,37 @@ typedef struct eplb_solve_config {
   /** Threads that solve, layers in parallel; 0: one a core, at most 8. Results do not depend on it. */
   uint32_t num_threads;
   /**
-   * Groups of experts, of consecutive experts and equally large; 0: one. For EPLB_POLICY_DEEPSEEK_HIERARCHICAL, the
-   * others ignore it.
+   * Groups of experts, of consecutive experts and equally large; 0: one. For EPLB_POLICY_DEEPSEEK_HIERARCHICAL, and for
+   * EPLB_POLICY_SEARCH with an off_node_price; otherwise ignored.
    */
   uint32_t num_groups;
-  /** Nodes, of consecutive ranks and equally large; 0: one. For EPLB_POLICY_DEEPSEEK_HIERARCHICAL, the others ignore it. */
+  /** Nodes, of consecutive ranks and equally large; 0: one. As num_groups. */
   uint32_t num_nodes;
   /**
    * How many exchanges, about, EPLB_POLICY_SEARCH looks at for each slot before it is content with what it has; 0: 200,
    * beyond which there is little to gain. Not time, so that results repeat.
    */
   size_t effort;
+  /**
+   * In place of num_nodes, for EPLB_POLICY_SEARCH: the node of each rank, int32 [num_ranks], any ids, nodes of any size;
+   * NULL: as num_nodes says.
+   */
+  const int32_t *rank_to_node;
+  /**
+   * For EPLB_POLICY_SEARCH: what load on another node than its group's home costs; not negative. 0: nodes are no matter.
+   * Otherwise each group of experts has a home node in each layer, and what is to be small is the most loaded rank's load
+   * over the mean rank load, plus this times the share of all load that is not at home. Infinity keeps every replica at
+   * home, DeepSeek's hard rule. See eplb_placement_off_node_share().
+   */
+  double off_node_price;
+  /**
+   * For EPLB_POLICY_SEARCH: what each sample counts for, double [num_samples], finite, not negative and not all zero; only
+   * ratios matter. NULL: the same.
+   */
+  const double *sample_weights;
 } eplb_solve_config;
 /** An eplb_solve_config with every default. */
-#define EPLB_SOLVE_CONFIG_INIT { sizeof(eplb_solve_config), 0, 0, 0, 0, 0, 0, 0 }
+#define EPLB_SOLVE_CONFIG_INIT { sizeof(eplb_solve_config), 0, 0, 0, 0, 0, 0, 0, NULL, 0, NULL }
 
 #ifdef __cplusplus
 extern "C" {
@@ -1192,7 +1235,7 @@ extern "C" {
  * \param placement    receives the handle, which goes back by eplb_placement_destroy()
  * \return EPLB_STATUS_OK; EPLB_STATUS_INVALID_SHAPE with the nearest valid numbers of slots in the message, or with what
  *         does not split evenly over groups or nodes; EPLB_STATUS_INVALID_LOADS naming layer, sample and expert;
- *         EPLB_STATUS_INVALID_ARGUMENT
+ *         EPLB_STATUS_INVALID_ARGUMENT, also for weights or a price that are none
  */
 EPLB_API
 eplb_status eplb_solve(const eplb_solve_config *config,
@@ -1342,9 +1385,13 @@ typedef struct eplb_generate_config {
    * fewer where there are fewer iterations. The other policies go by the sum.
    */
   size_t num_samples;
+  /** As eplb_solve_config has it: the node of each rank, int32 [num_ranks], which then must be given; NULL: as num_nodes says. */
+  const int32_t *rank_to_node;
+  /** As eplb_solve_config has it: what load off its node costs; 0: nothing. */
+  double off_node_price;
 } eplb_generate_config;
 /** An eplb_generate_config with every default. */
-#define EPLB_GENERATE_CONFIG_INIT { sizeof(eplb_generate_config), NULL, NULL, 0, 0, 0, 0, 0, 0, 0, 0, 0, NULL, NULL, 0, 0, 0, 0 }
+#define EPLB_GENERATE_CONFIG_INIT { sizeof(eplb_generate_config), NULL, NULL, 0, 0, 0, 0, 0, 0, 0, 0, 0, NULL, NULL, 0, 0, 0, 0, NULL, 0 }
 
 /** What eplb_generate() made. Initialise with EPLB_GENERATE_REPORT_INIT. */
 typedef struct eplb_generate_report {
@@ -1375,9 +1422,11 @@ typedef struct eplb_generate_report {
   double imbalance_after;
   /** eplb_placement_hash() of the placement. */
   uint64_t hash;
+  /** As eplb_placement_off_node_share() has it, averaged over layers. NaN where nodes are no matter to the policy. */
+  double off_node_share;
 } eplb_generate_report;
 /** An eplb_generate_report with every default. */
-#define EPLB_GENERATE_REPORT_INIT { sizeof(eplb_generate_report), 0, 0, 0, 0, 0, 0, 0, 0, 0, 0, 0 }
+#define EPLB_GENERATE_REPORT_INIT { sizeof(eplb_generate_report), 0, 0, 0, 0, 0, 0, 0, 0, 0, 0, 0, 0 }
 
 #ifdef __cplusplus
 extern "C" {

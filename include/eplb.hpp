@@ -517,6 +517,25 @@ class placement {
             eplb_placement_evaluation(EPLB_PLACEMENT_EVALUATION_INIT));
     }
 
+    /// eplb_placement_off_node_share(): `loads` is [num_samples][experts], `rank_to_node` one of each rank.
+    returns<double> off_node_share(std::int32_t layer, view<double> loads, std::uint32_t num_groups,
+                                   view<std::int32_t> rank_to_node, std::size_t num_samples = 1) const {
+        const std::size_t num_experts = num_samples != 0 ? loads.size() / num_samples : 0;
+        eplb_placement_info info = EPLB_PLACEMENT_INFO_INIT;
+        eplb_placement_get_info(get(), &info);
+        if (num_experts * num_samples != loads.size() || rank_to_node.size() != info.num_ranks) {
+            return detail::finish(
+                EPLB_STATUS_INVALID_ARGUMENT, 0.0,
+                "loads is not [num_samples][experts] long, or rank_to_node not [num_ranks]");
+        }
+        return detail::run(
+            [&](double &share) {
+                return eplb_placement_off_node_share(get(), loads.data(), layer, num_samples, num_experts,
+                                                     num_groups, rank_to_node.data(), &share);
+            },
+            0.0);
+    }
+
     returns<std::uint64_t> hash() const {
         return detail::run([&](std::uint64_t &hash) { return eplb_placement_hash(get(), &hash); },
                            std::uint64_t(0));
@@ -549,6 +568,11 @@ struct solve_config {
     std::uint32_t num_groups = 0;
     std::uint32_t num_nodes = 0;
     std::size_t effort = 0;
+    /// Empty, or one of each rank.
+    std::vector<std::int32_t> rank_to_node = {};
+    double off_node_price = 0;
+    /// Empty, or one of each sample.
+    std::vector<double> sample_weights = {};
 
     eplb_solve_config c() const {
         eplb_solve_config c = EPLB_SOLVE_CONFIG_INIT;
@@ -559,6 +583,9 @@ struct solve_config {
         c.num_groups = num_groups;
         c.num_nodes = num_nodes;
         c.effort = effort;
+        c.rank_to_node = rank_to_node.empty() ? nullptr : rank_to_node.data();
+        c.off_node_price = off_node_price;
+        c.sample_weights = sample_weights.empty() ? nullptr : sample_weights.data();
         return c;
     }
 };
@@ -570,6 +597,11 @@ inline returns<placement> solve(const solve_config &config, view<double> loads, 
     if (loads.size() != layer_ids.size() * num_samples * num_experts) {
         return detail::finish(EPLB_STATUS_INVALID_ARGUMENT, placement(nullptr),
                               "loads is not [layers][num_samples][num_experts] long");
+    }
+    if ((c.rank_to_node != nullptr && config.rank_to_node.size() != c.num_ranks) ||
+        (c.sample_weights != nullptr && config.sample_weights.size() != num_samples)) {
+        return detail::finish(EPLB_STATUS_INVALID_ARGUMENT, placement(nullptr),
+                              "rank_to_node is not [num_ranks] long, or sample_weights not [num_samples]");
     }
     return detail::make<placement, eplb_placement>([&](eplb_placement **handle) {
         return eplb_solve(&c, loads.data(), layer_ids.data(), layer_ids.size(), num_samples, num_experts,
@@ -626,6 +658,9 @@ struct generate_config {
     std::uint32_t num_nodes = 0;
     std::size_t effort = 0;
     std::size_t num_samples = 0;
+    /// Empty, or one of each of num_ranks.
+    std::vector<std::int32_t> rank_to_node = {};
+    double off_node_price = 0;
 
     eplb_generate_config c() const {
         eplb_generate_config c = EPLB_GENERATE_CONFIG_INIT;
@@ -644,6 +679,8 @@ struct generate_config {
         c.num_nodes = num_nodes;
         c.effort = effort;
         c.num_samples = num_samples;
+        c.rank_to_node = rank_to_node.empty() ? nullptr : rank_to_node.data();
+        c.off_node_price = off_node_price;
         return c;
     }
 };

@@ -5,7 +5,7 @@ use std::path::Path;
 use crate::atomic_file::AtomicFile;
 use crate::error::{Error, Result};
 use crate::placement::{Placement, Shape};
-use crate::report::{Balance, Certificate, average};
+use crate::report::{Balance, Certificate, average, off_node_share};
 use crate::solve::{Loads, Policy, SolveConfig, solve};
 use crate::stats::{Counted, Dump, LoadOptions, Summary};
 
@@ -28,7 +28,7 @@ pub struct GenerateConfig<'a> {
     /// Written to the file; see [`Placement::with_layer_updates_per_iter`].
     pub layer_updates_per_iter: u32,
     /// How to place the experts.
-    pub solve: SolveConfig,
+    pub solve: SolveConfig<'a>,
     /// Samples for [`Policy::Search`] to level each of: groups of iterations that follow each other, as even as can be, or
     /// fewer where there are fewer iterations. The other rules go by the sum.
     pub num_samples: usize,
@@ -67,6 +67,11 @@ impl Generated {
         average(self.layers.iter().map(|layer| layer.after.imbalance_ratio))
     }
 
+    /// The share of the load that is off its group's home node, averaged over layers.
+    pub fn off_node_share(&self) -> Option<f64> {
+        average(self.layers.iter().map(|layer| layer.off_node_share))
+    }
+
     /// The gap to the bound, averaged over layers.
     pub fn gap(&self) -> Option<f64> {
         average(self.layers.iter().map(|layer| layer.certificate.gap))
@@ -84,6 +89,9 @@ pub struct LayerChange {
     pub after: Balance,
     /// How far the placement is from the best possible for the loads that it was planned for: the samples that iterations were grouped into.
     pub certificate: Certificate,
+    /// The share of the load that the placement leaves off its group's home node, of the same samples: see
+    /// [`off_node_share`]. `None` where nodes are no matter, or a sample has no load at all.
+    pub off_node_share: Option<f64>,
 }
 
 /// Reads the dump, places its experts and writes the configuration file, whole or not at all.
@@ -117,6 +125,7 @@ pub fn generate(
     let loads = Loads::new(&loads, layers, num_samples, num_experts)?;
     let placement = solve(&config.solve, shape, &loads, config.options.threads)?
         .with_layer_updates_per_iter(config.layer_updates_per_iter);
+    let nodes = config.solve.off_nodes(shape);
     let mut changes = Vec::with_capacity(layers.len());
     for (index, (layer, slot_experts)) in placement.iter().enumerate() {
         let samples = stats.layer_samples(layer, stats.summary().iterations.len() as usize, num_experts)?;
@@ -124,7 +133,15 @@ pub fn generate(
         let before = Balance::unbalanced(num_ranks, iterations.clone());
         let after = Balance::projected(shape, slot_experts, iterations);
         let certificate = Certificate::new(shape, slot_experts, loads.layer(index));
-        changes.push(LayerChange { layer, before, after, certificate });
+        let away = match &nodes {
+            Some(nodes) => {
+                let planned: Vec<f64> = loads.layer(index).flatten().copied().collect();
+                let planned = (&planned[..], num_samples, num_experts);
+                off_node_share(&placement, layer, planned, config.solve.num_groups, nodes)?
+            }
+            None => None,
+        };
+        changes.push(LayerChange { layer, before, after, certificate, off_node_share: away });
     }
     progress(Phase::Solve, num_layers, num_layers)?;
 

@@ -12,7 +12,15 @@ use eplb::report::Balance;
 use eplb::solve::{Policy, SolveConfig};
 use eplb::stats::{Dump, LoadOptions, RankFile, Stats};
 
-const TRTLLM: SolveConfig = SolveConfig { policy: Policy::Trtllm, num_groups: 1, num_nodes: 1, effort: 0 };
+const TRTLLM: SolveConfig = SolveConfig {
+    policy: Policy::Trtllm,
+    num_groups: 1,
+    num_nodes: 1,
+    rank_to_node: None,
+    off_node_price: 0.0,
+    sample_weights: None,
+    effort: 0,
+};
 
 fn data_dirs() -> Vec<PathBuf> {
     let shipped = Path::new(env!("CARGO_MANIFEST_DIR")).join("data");

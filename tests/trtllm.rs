@@ -4,7 +4,15 @@ use eplb::placement::{Placement, Shape};
 use eplb::solve::{Loads, Policy, SolveConfig, solve};
 use proptest::prelude::*;
 
-const TRTLLM: SolveConfig = SolveConfig { policy: Policy::Trtllm, num_groups: 1, num_nodes: 1, effort: 0 };
+const TRTLLM: SolveConfig = SolveConfig {
+    policy: Policy::Trtllm,
+    num_groups: 1,
+    num_nodes: 1,
+    rank_to_node: None,
+    off_node_price: 0.0,
+    sample_weights: None,
+    effort: 0,
+};
 
 /// Per layer: load is float32, all arithmetic in float64.
 fn as_specified(loads: &[f64], num_slots: usize, num_ranks: usize) -> Vec<u32> {

@@ -59,6 +59,19 @@ pub(super) unsafe fn array<'a, T>(pointer: *const T, len: Option<usize>, name: &
     Ok(unsafe { slice::from_raw_parts(pointer, len) })
 }
 
+/// As [`array`], where NULL is none.
+///
+/// # Safety
+/// As for [`array`].
+pub(super) unsafe fn optional_array<'a, T>(
+    pointer: *const T,
+    len: usize,
+    name: &str,
+) -> Result<Option<&'a [T]>> {
+    // SAFETY: the caller's promise.
+    (!pointer.is_null()).then(|| unsafe { array(pointer, Some(len), name) }).transpose()
+}
+
 /// Copies `values` to an array of the caller's, which may be NULL where there are none.
 ///
 /// # Safety

@@ -3,7 +3,7 @@
 use std::ffi::{c_char, c_void};
 
 use super::boundary::{Growing, boundary, config, growing_out, number, or_default, path};
-use super::solve::solve_config;
+use super::solve::{rank_nodes, solve_config};
 use super::stats::eplb_stats_options;
 use super::status::eplb_status;
 use crate::error::{Error, Result};
@@ -74,6 +74,10 @@ pub struct eplb_generate_config {
     /// Samples for EPLB_POLICY_SEARCH to level each of: groups of iterations that follow each other, as even as can be; 0: 16;
     /// fewer where there are fewer iterations. The other policies go by the sum.
     pub num_samples: usize,
+    /// As eplb_solve_config has it: the node of each rank, int32 [num_ranks], which then must be given; NULL: as num_nodes says.
+    pub rank_to_node: *const i32,
+    /// As eplb_solve_config has it: what load off its node costs; 0: nothing.
+    pub off_node_price: f64,
 }
 
 // SAFETY: `repr(C)`, `struct_size` first, integers, pointers and a nullable function pointer.
@@ -108,6 +112,8 @@ pub struct eplb_generate_report {
     pub imbalance_after: f64,
     /// eplb_placement_hash() of the placement.
     pub hash: u64,
+    /// As eplb_placement_off_node_share() has it, averaged over layers. NaN where nodes are no matter to the policy.
+    pub off_node_share: f64,
 }
 
 // SAFETY: `repr(C)`, `struct_size` first, numbers only.
@@ -131,9 +137,11 @@ pub unsafe extern "C" fn eplb_generate(
             (self::config(config, "config")?, report)
         };
         // SAFETY: as above.
-        let generated = generate(&unsafe { generate_config(&config) }?, &mut |phase, done, total| {
-            tell(&config, phase, done, total)
-        })?;
+        let nodes = unsafe { rank_nodes(config.rank_to_node, config.num_ranks, "config->rank_to_node") }?;
+        // SAFETY: as above.
+        let mut generating = unsafe { generate_config(&config) }?;
+        generating.solve.rank_to_node = nodes.as_deref();
+        let generated = generate(&generating, &mut |phase, done, total| tell(&config, phase, done, total))?;
         if let Some(report) = report {
             report.set(report_of(&generated)?);
         }
@@ -143,7 +151,7 @@ pub unsafe extern "C" fn eplb_generate(
 
 /// # Safety
 /// The paths of `config` are NULL or strings that end in NUL.
-unsafe fn generate_config(config: &eplb_generate_config) -> Result<GenerateConfig<'_>> {
+unsafe fn generate_config<'a>(config: &eplb_generate_config) -> Result<GenerateConfig<'a>> {
     // SAFETY: the caller's promise.
     let (expert_statistic_path, output_path) = unsafe {
         let from = path(config.expert_statistic_path, "config->expert_statistic_path")?;
@@ -164,7 +172,12 @@ unsafe fn generate_config(config: &eplb_generate_config) -> Result<GenerateConfi
         num_ranks: or_default(config.num_ranks),
         num_slots: or_default(config.num_slots),
         layer_updates_per_iter: config.layer_updates_per_iter,
-        solve: solve_config(config.policy, (config.num_groups, config.num_nodes), config.effort)?,
+        solve: solve_config(
+            config.policy,
+            (config.num_groups, config.num_nodes),
+            config.effort,
+            config.off_node_price,
+        )?,
         num_samples: if config.num_samples == 0 { DEFAULT_NUM_SAMPLES } else { config.num_samples },
     })
 }
@@ -198,5 +211,6 @@ fn report_of(generated: &Generated) -> Result<eplb_generate_report> {
         imbalance_before: generated.imbalance_before().unwrap_or(f64::NAN),
         imbalance_after: generated.imbalance_after().unwrap_or(f64::NAN),
         hash: placement.hash(),
+        off_node_share: generated.off_node_share().unwrap_or(f64::NAN),
     })
 }

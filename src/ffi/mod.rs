@@ -224,4 +224,14 @@ mod signatures {
         usize,
         *mut usize,
     ) -> eplb_status = eplb_placement_distinct_experts;
+    const _: unsafe extern "C" fn(
+        *const eplb_placement,
+        *const f64,
+        i32,
+        usize,
+        usize,
+        u32,
+        *const i32,
+        *mut f64,
+    ) -> eplb_status = eplb_placement_off_node_share;
 }

@@ -9,7 +9,7 @@ use super::boundary::{
 use super::status::eplb_status;
 use crate::error::{Error, Result};
 use crate::placement::{Duplicate, Expected, MissingLayers, Placement, Shape};
-use crate::report::{evaluate, replica_counts};
+use crate::report::{evaluate, off_node_share, replica_counts};
 
 /// The expert of every slot of every layer. Rank r owns the consecutive slots r * S/R .. (r + 1) * S/R. Immutable, and
 /// always servable: each slot holds an expert that exists and each expert has a slot. Any number of threads may use it
@@ -501,6 +501,52 @@ pub unsafe extern "C" fn eplb_placement_evaluate(
             best_split_max_load: found.best_split_max,
             best_split_balancedness: found.best_split_balancedness.unwrap_or(f64::NAN),
         });
+        Ok(())
+    })
+}
+
+/// Tells which share of a layer's load a placement leaves outside its home: the load of replicas on another node than their
+/// group's, over all load, an expert's split evenly over its replicas. A group's home is the node that carries most of its
+/// load, of equal ones the lower.
+///
+/// \param placement     the placement
+/// \param loads         [num_samples][num_experts], finite and not negative, in any unit
+/// \param layer         the layer's number
+/// \param num_samples   situations to average over, at least 1; homes are those of all together
+/// \param num_experts   that of the placement, as a check
+/// \param num_groups    groups of consecutive experts, equally many in each
+/// \param rank_to_node  the node of each rank, int32 [num_ranks], any ids
+/// \param share         receives the share, 0 to 1; NaN where a sample has no load at all
+/// \return EPLB_STATUS_OK; EPLB_STATUS_INVALID_SHAPE where the groups are not equally large; EPLB_STATUS_INVALID_LOADS naming
+///         sample and expert; EPLB_STATUS_INVALID_ARGUMENT, also for an unknown layer
+#[unsafe(no_mangle)]
+pub unsafe extern "C" fn eplb_placement_off_node_share(
+    placement: *const eplb_placement,
+    loads: *const f64,
+    layer: i32,
+    num_samples: usize,
+    num_experts: usize,
+    num_groups: u32,
+    rank_to_node: *const i32,
+    share: *mut f64,
+) -> eplb_status {
+    boundary(|| {
+        // SAFETY: the caller's promises for each pointer.
+        let (placement, loads, share) = unsafe {
+            (
+                &borrowed(placement, "placement")?.0,
+                array(loads, num_samples.checked_mul(num_experts), "loads")?,
+                out(share, "share")?,
+            )
+        };
+        // SAFETY: the caller's promise of [num_ranks].
+        let nodes = unsafe { array(rank_to_node, Some(placement.shape().num_ranks()), "rank_to_node") }?;
+        // Only which are the same matters.
+        let nodes: Vec<u32> = nodes.iter().map(|&node| node as u32).collect();
+        let layer = number(layer, "layer")?;
+        let found =
+            off_node_share(placement, layer, (loads, num_samples, num_experts), num_groups as usize, &nodes)?;
+        share.set(found.unwrap_or(f64::NAN));
         Ok(())
     })
 }

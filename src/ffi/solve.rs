@@ -1,6 +1,8 @@
 //! Solving: loads to placement.
 
-use super::boundary::{Growing, array, boundary, config, copy_out, layer_numbers, number, or_default, out};
+use super::boundary::{
+    Growing, array, boundary, config, copy_out, layer_numbers, number, optional_array, or_default, out,
+};
 use super::placement::eplb_placement;
 use super::status::eplb_status;
 use crate::error::{Error, Result};
@@ -39,12 +41,28 @@ pub enum eplb_policy {
 
 const DEFAULT: i32 = eplb_policy::Default as i32;
 
+/// The node of each rank, `None` for NULL.
+///
+/// # Safety
+/// `rank_to_node` is NULL or points to `num_ranks` nodes.
+pub(super) unsafe fn rank_nodes(
+    rank_to_node: *const i32,
+    num_ranks: u32,
+    name: &str,
+) -> Result<Option<Vec<u32>>> {
+    // SAFETY: the caller's promise.
+    let nodes = unsafe { optional_array(rank_to_node, num_ranks as usize, name) }?;
+    // Only which are the same matters.
+    Ok(nodes.map(|nodes| nodes.iter().map(|&node| node as u32).collect()))
+}
+
 /// How to solve, as it came in from C.
 pub(super) fn solve_config(
     policy: i32,
     (num_groups, num_nodes): (u32, u32),
     effort: usize,
-) -> Result<SolveConfig> {
+    off_node_price: f64,
+) -> Result<SolveConfig<'static>> {
     const TRTLLM: i32 = eplb_policy::Trtllm as i32;
     const GLOBAL: i32 = eplb_policy::DeepseekGlobal as i32;
     const HIERARCHICAL: i32 = eplb_policy::DeepseekHierarchical as i32;
@@ -65,7 +83,14 @@ pub(super) fn solve_config(
     };
     let count = |count| or_default(count).unwrap_or(1);
     let effort = if effort == 0 { DEFAULT_EFFORT } else { effort };
-    Ok(SolveConfig { policy, num_groups: count(num_groups), num_nodes: count(num_nodes), effort })
+    Ok(SolveConfig {
+        policy,
+        num_groups: count(num_groups),
+        num_nodes: count(num_nodes),
+        effort,
+        off_node_price,
+        ..SolveConfig::default()
+    })
 }
 
 /// How to solve. Initialise with EPLB_SOLVE_CONFIG_INIT; zero is a field's default where it has one.
@@ -82,17 +107,28 @@ pub struct eplb_solve_config {
     pub num_slots: u32,
     /// Threads that solve, layers in parallel; 0: one a core, at most 8. Results do not depend on it.
     pub num_threads: u32,
-    /// Groups of experts, of consecutive experts and equally large; 0: one. For EPLB_POLICY_DEEPSEEK_HIERARCHICAL, the
-    /// others ignore it.
+    /// Groups of experts, of consecutive experts and equally large; 0: one. For EPLB_POLICY_DEEPSEEK_HIERARCHICAL, and for
+    /// EPLB_POLICY_SEARCH with an off_node_price; otherwise ignored.
     pub num_groups: u32,
-    /// Nodes, of consecutive ranks and equally large; 0: one. For EPLB_POLICY_DEEPSEEK_HIERARCHICAL, the others ignore it.
+    /// Nodes, of consecutive ranks and equally large; 0: one. As num_groups.
     pub num_nodes: u32,
     /// How many exchanges, about, EPLB_POLICY_SEARCH looks at for each slot before it is content with what it has; 0: 200,
     /// beyond which there is little to gain. Not time, so that results repeat.
     pub effort: usize,
+    /// In place of num_nodes, for EPLB_POLICY_SEARCH: the node of each rank, int32 [num_ranks], any ids, nodes of any size;
+    /// NULL: as num_nodes says.
+    pub rank_to_node: *const i32,
+    /// For EPLB_POLICY_SEARCH: what load on another node than its group's home costs; not negative. 0: nodes are no matter.
+    /// Otherwise each group of experts has a home node in each layer, and what is to be small is the most loaded rank's load
+    /// over the mean rank load, plus this times the share of all load that is not at home. Infinity keeps every replica at
+    /// home, DeepSeek's hard rule. See eplb_placement_off_node_share().
+    pub off_node_price: f64,
+    /// For EPLB_POLICY_SEARCH: what each sample counts for, double [num_samples], finite, not negative and not all zero; only
+    /// ratios matter. NULL: the same.
+    pub sample_weights: *const f64,
 }
 
-// SAFETY: `repr(C)`, `struct_size` first, integers only.
+// SAFETY: `repr(C)`, `struct_size` first, numbers and pointers.
 unsafe impl Growing for eplb_solve_config {}
 
 /// Decides which expert each slot holds, so that the ranks carry equal load.
@@ -107,7 +143,7 @@ unsafe impl Growing for eplb_solve_config {}
 /// \param placement    receives the handle, which goes back by eplb_placement_destroy()
 /// \return EPLB_STATUS_OK; EPLB_STATUS_INVALID_SHAPE with the nearest valid numbers of slots in the message, or with what
 ///         does not split evenly over groups or nodes; EPLB_STATUS_INVALID_LOADS naming layer, sample and expert;
-///         EPLB_STATUS_INVALID_ARGUMENT
+///         EPLB_STATUS_INVALID_ARGUMENT, also for weights or a price that are none
 #[unsafe(no_mangle)]
 pub unsafe extern "C" fn eplb_solve(
     config: *const eplb_solve_config,
@@ -129,7 +165,19 @@ pub unsafe extern "C" fn eplb_solve(
                 out(placement, "placement")?,
             )
         };
-        let solving = solve_config(config.policy, (config.num_groups, config.num_nodes), config.effort)?;
+        // SAFETY: the caller's promises of [num_ranks] and [num_samples].
+        let (nodes, weights) = unsafe {
+            (
+                rank_nodes(config.rank_to_node, config.num_ranks, "config->rank_to_node")?,
+                optional_array(config.sample_weights, num_samples, "config->sample_weights")?,
+            )
+        };
+        let counts = (config.num_groups, config.num_nodes);
+        let solving = SolveConfig {
+            rank_to_node: nodes.as_deref(),
+            sample_weights: weights,
+            ..solve_config(config.policy, counts, config.effort, config.off_node_price)?
+        };
         let layers = layer_numbers(layer_ids)?;
         let shape = shape(&config, num_experts)?;
         let loads = Loads::new(loads, &layers, num_samples, num_experts)?;
@@ -192,8 +240,9 @@ pub unsafe extern "C" fn eplb_deepseek_rebalance(
 }
 
 /// As [`solve_config`], where the default is the choice of DeepSeek's rebalance_experts().
-fn deepseek_config(config: &eplb_solve_config) -> Result<SolveConfig> {
-    let given = solve_config(config.policy, (config.num_groups, config.num_nodes), config.effort)?;
+fn deepseek_config(config: &eplb_solve_config) -> Result<SolveConfig<'static>> {
+    let counts = (config.num_groups, config.num_nodes);
+    let given = solve_config(config.policy, counts, config.effort, config.off_node_price)?;
     let policy = match config.policy {
         DEFAULT => Policy::of_deepseek(given.num_groups, given.num_nodes),
         _ => given.policy,

@@ -11,9 +11,9 @@ use crate::threads;
 
 /// How to place experts by a dump, and on how many threads.
 #[derive(Debug, Clone, Copy)]
-pub struct Planner {
+pub struct Planner<'a> {
     /// The rule.
-    pub solve: SolveConfig,
+    pub solve: SolveConfig<'a>,
     /// Samples that the iterations are grouped into, for [`Policy::Search`] to level each of and for gaps to be measured
     /// with; fewer where there are fewer iterations.
     pub num_samples: usize,
@@ -21,7 +21,7 @@ pub struct Planner {
     pub threads: usize,
 }
 
-impl Planner {
+impl Planner<'_> {
     /// The placement that `generate` would write.
     pub fn place(&self, stats: &Stats, shape: Shape) -> Result<Placement> {
         let summary = stats.summary();

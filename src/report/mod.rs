@@ -8,6 +8,7 @@ mod document;
 mod evaluation;
 mod expected;
 mod load_report;
+mod nodes;
 pub mod page;
 mod recording;
 mod sweep;
@@ -19,6 +20,7 @@ pub use evaluation::{Certificate, Evaluation, evaluate};
 pub(crate) use expected::routed_load;
 pub use expected::{Routed, expected_load};
 pub use load_report::{AverageBalance, Imbalance, IterationReport, LayerReport, LoadReport, Views};
+pub use nodes::off_node_share;
 pub use recording::Recording;
 pub use sweep::{Fewest, Point, fewest_slots, usual_num_slots};
 

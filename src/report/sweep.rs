@@ -27,7 +27,7 @@ pub struct Point {
 
 impl Point {
     /// Places the experts of the dump for `shape`, and projects the dump on it.
-    pub fn new(stats: &Stats, shape: Shape, planner: &Planner) -> Result<Point> {
+    pub fn new(stats: &Stats, shape: Shape, planner: &Planner<'_>) -> Result<Point> {
         refuse_slots(stats)?;
         let placement = planner.place(stats, shape)?;
         let num_iterations = stats.summary().iterations.len() as usize;
@@ -84,7 +84,7 @@ pub fn fewest_slots(
     num_ranks: usize,
     target: f64,
     most_slots: usize,
-    planner: &Planner,
+    planner: &Planner<'_>,
 ) -> Result<Fewest> {
     let num_experts = stats.summary().num_experts;
     let least = least_num_slots(num_experts, num_ranks)?;

@@ -163,7 +163,7 @@ impl DeepseekArrays {
     /// Solves by the policy of `config`, which must be one of DeepSeek's.
     ///
     /// `threads` as for [`solve`](super::solve()), and so are the errors.
-    pub fn solve(config: &SolveConfig, shape: Shape, loads: &Loads<'_>, threads: usize) -> Result<Self> {
+    pub fn solve(config: &SolveConfig<'_>, shape: Shape, loads: &Loads<'_>, threads: usize) -> Result<Self> {
         check_experts(shape, loads)?;
         let Rule::Deepseek(hierarchy) = Rule::new(config, shape)? else {
             return Err(Error::InvalidArgument(format!(

@@ -46,6 +46,11 @@ impl<'a> Loads<'a> {
         self.num_experts
     }
 
+    /// Samples of each layer.
+    pub fn num_samples(&self) -> usize {
+        self.num_samples
+    }
+
     /// The layers' numbers, in the order of the loads.
     pub fn layers(&self) -> &'a [u32] {
         self.layers

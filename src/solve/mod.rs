@@ -19,7 +19,8 @@ pub use loads::Loads;
 pub use split::best_split;
 
 use self::deepseek::Hierarchy;
-use self::search::Search;
+pub(crate) use self::search::Nodes;
+use self::search::{Priced, Search};
 use crate::error::{Error, Result, try_zeroed};
 use crate::placement::{Placement, Shape};
 use crate::threads;
@@ -91,27 +92,55 @@ impl FromStr for Policy {
 }
 
 /// How to place experts. The results depend on this, the shape and the loads, and on nothing else.
-#[derive(Debug, Clone, Copy, PartialEq, Eq)]
-pub struct SolveConfig {
+#[derive(Debug, Clone, Copy, PartialEq)]
+pub struct SolveConfig<'a> {
     /// The rule.
     pub policy: Policy,
-    /// Groups of consecutive experts, equally many in each: those that the model's router chooses a few of. Only for
-    /// [`Policy::DeepseekHierarchical`].
+    /// Groups of consecutive experts, equally many in each: those that the model's router chooses a few of. For
+    /// [`Policy::DeepseekHierarchical`], and for [`Policy::Search`] where load off its node has a price.
     pub num_groups: usize,
-    /// Nodes of consecutive ranks, equally many in each. Only for [`Policy::DeepseekHierarchical`].
+    /// Nodes of consecutive ranks, equally many in each. As `num_groups`.
     pub num_nodes: usize,
+    /// In place of `num_nodes`, for [`Policy::Search`]: the node of each rank, any ids, `[num_ranks]`.
+    pub rank_to_node: Option<&'a [u32]>,
+    /// For [`Policy::Search`]: what load on another node than its group's home costs. At 0 nodes are no matter. Otherwise each
+    /// group has a home node in each layer, and what is to be small is the most loaded rank's load over the mean, plus this
+    /// times the share of all load that is not at home. Infinity keeps every replica at home: DeepSeek's hard rule.
+    pub off_node_price: f64,
+    /// For [`Policy::Search`]: what each sample counts for, `[num_samples]`, finite, not negative and not all zero; only ratios
+    /// matter. `None` for the same.
+    pub sample_weights: Option<&'a [f64]>,
     /// How many exchanges, about, [`Policy::Search`] looks at for each slot before it is content with what it has. Not
     /// time, so that results repeat.
     pub effort: usize,
 }
 
-impl Default for SolveConfig {
+impl Default for SolveConfig<'_> {
     fn default() -> Self {
-        SolveConfig { policy: Policy::default(), num_groups: 1, num_nodes: 1, effort: DEFAULT_EFFORT }
+        SolveConfig {
+            policy: Policy::default(),
+            num_groups: 1,
+            num_nodes: 1,
+            rank_to_node: None,
+            off_node_price: 0.0,
+            sample_weights: None,
+            effort: DEFAULT_EFFORT,
+        }
     }
 }
 
-impl SolveConfig {
+impl SolveConfig<'_> {
+    /// The node of each rank, where the policy is one to which load off its node matters.
+    pub(crate) fn off_nodes(&self, shape: Shape) -> Option<Vec<u32>> {
+        let matter = match self.policy {
+            Policy::Search => self.off_node_price > 0.0,
+            policy => policy == Policy::DeepseekHierarchical,
+        };
+        let given = self.rank_to_node.filter(|_| self.policy == Policy::Search);
+        let nodes = matter.then(|| Nodes::new(shape, self.num_groups, self.num_nodes, given));
+        nodes?.ok().map(|nodes| nodes.of_rank)
+    }
+
     /// Fails as [`solve`] would for the shape alone, before there are loads.
     pub fn check(&self, shape: Shape) -> Result<()> {
         Rule::new(self, shape).map(drop)
@@ -123,16 +152,28 @@ enum Rule {
     Trtllm,
     Deepseek(Hierarchy),
     Search,
+    SearchOnNodes(Nodes),
 }
 
 impl Rule {
-    fn new(config: &SolveConfig, shape: Shape) -> Result<Self> {
-        let SolveConfig { policy, num_groups, num_nodes, .. } = *config;
+    fn new(config: &SolveConfig<'_>, shape: Shape) -> Result<Self> {
+        let SolveConfig { policy, num_groups, num_nodes, rank_to_node, off_node_price, .. } = *config;
+        if off_node_price.is_nan() || off_node_price < 0.0 {
+            let message = format!("off_node_price is {off_node_price}; it must not be negative");
+            return Err(Error::InvalidArgument(message));
+        }
         Ok(match policy {
             Policy::Trtllm => Rule::Trtllm,
             Policy::DeepseekGlobal => Rule::Deepseek(Hierarchy::global(shape)),
             Policy::DeepseekHierarchical => Rule::Deepseek(Hierarchy::new(shape, num_groups, num_nodes)?),
-            Policy::Search => Rule::Search,
+            Policy::Search if off_node_price == 0.0 => Rule::Search,
+            Policy::Search => {
+                let nodes = Nodes::new(shape, num_groups, num_nodes, rank_to_node)?;
+                if off_node_price.is_infinite() {
+                    nodes.check_fit(shape)?;
+                }
+                Rule::SearchOnNodes(nodes)
+            }
         })
     }
 }
@@ -141,27 +182,51 @@ impl Rule {
 ///
 /// `threads` 0 means one a core, at most 8. Fails with [`Error::InvalidShape`] where the policy needs groups, nodes or
 /// ranks that can be split evenly and they cannot.
-pub fn solve(config: &SolveConfig, shape: Shape, loads: &Loads<'_>, threads: usize) -> Result<Placement> {
+pub fn solve(config: &SolveConfig<'_>, shape: Shape, loads: &Loads<'_>, threads: usize) -> Result<Placement> {
     check_experts(shape, loads)?;
     let rule = Rule::new(config, shape)?;
+    let weights = sample_weights(config.sample_weights, loads.num_samples())?;
     let num_slots = shape.num_slots();
     let mut slot_experts = try_zeroed(loads.layers().len().checked_mul(num_slots), "the placement")?;
-    let rows = threads::map(loads.layers().len(), threads::resolve(threads), |layer| match rule {
-        Rule::Trtllm => trtllm::place(&loads.layer_sums_f32(layer)?, shape),
-        Rule::Deepseek(hierarchy) => Ok(deepseek::slot_experts(&loads.layer_sums_f32(layer)?, hierarchy)),
-        Rule::Search => {
-            let sums = loads.layer_sums_f32(layer)?;
-            let greedies =
-                [trtllm::place(&sums, shape)?, deepseek::slot_experts(&sums, Hierarchy::global(shape))];
-            let samples: Vec<&[f64]> = loads.layer(layer).collect();
-            let weights = vec![1.0 / samples.len() as f64; samples.len()];
-            Ok(Search { shape, samples: &samples, weights: &weights, effort: config.effort }.place(&greedies))
+    let rows = threads::map(loads.layers().len(), threads::resolve(threads), |layer| {
+        let sums = loads.layer_sums_f32(layer)?;
+        let samples: Vec<&[f64]> = loads.layer(layer).collect();
+        let search = Search { shape, samples: &samples, weights: &weights, effort: config.effort };
+        match &rule {
+            Rule::Trtllm => trtllm::place(&sums, shape),
+            Rule::Deepseek(hierarchy) => Ok(deepseek::slot_experts(&sums, *hierarchy)),
+            Rule::Search => {
+                let of_deepseek = deepseek::slot_experts(&sums, Hierarchy::global(shape));
+                Ok(search.place(&[trtllm::place(&sums, shape)?, of_deepseek]))
+            }
+            Rule::SearchOnNodes(nodes) => search.place_on(Priced { nodes, price: config.off_node_price }),
         }
     })?;
     for (slots, row) in slot_experts.chunks_exact_mut(num_slots).zip(rows) {
         slots.copy_from_slice(&row);
     }
     Placement::new(shape, loads.layers(), &slot_experts)
+}
+
+/// What each sample counts for, of 1 together.
+fn sample_weights(given: Option<&[f64]>, num_samples: usize) -> Result<Vec<f64>> {
+    let Some(given) = given else { return Ok(vec![1.0 / num_samples as f64; num_samples]) };
+    if given.len() != num_samples {
+        let message = format!("{} sample weights for {num_samples} samples", given.len());
+        return Err(Error::InvalidArgument(message));
+    }
+    if let Some(sample) = given.iter().position(|weight| !(weight.is_finite() && *weight >= 0.0)) {
+        let message =
+            format!("the weight of sample {sample} is {}; it must be finite and not negative", given[sample]);
+        return Err(Error::InvalidArgument(message));
+    }
+    let most = given.iter().copied().fold(0.0, f64::max);
+    if most == 0.0 {
+        return Err(Error::InvalidArgument("all sample weights are 0".into()));
+    }
+    // First by the largest, so that no sum overflows.
+    let sum: f64 = given.iter().map(|weight| weight / most).sum();
+    Ok(given.iter().map(|weight| weight / most / sum).collect())
 }
 
 fn check_experts(shape: Shape, loads: &Loads<'_>) -> Result<()> {

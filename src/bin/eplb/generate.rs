@@ -67,14 +67,23 @@ pub struct Args {
     policy: Policy,
 
     /// Groups of experts from which the model's router chooses a few for each token (n_group in DeepSeek's model
-    /// configurations). deepseek-hierarchical keeps each group on one node; the other rules ignore it
+    /// configurations). deepseek-hierarchical keeps each group on one node, and so does search at a price; otherwise ignored
     #[arg(long = "num_groups", alias = "num-groups", value_name = "GROUPS", default_value_t = 1)]
     num_groups: usize,
 
     /// Nodes that the ranks are on, equally many consecutive ranks on each. deepseek-hierarchical gives each node
-    /// equally many groups; the other rules ignore it
+    /// equally many groups, and search goes by them at a price; otherwise ignored
     #[arg(long = "num_nodes", alias = "num-nodes", value_name = "NODES", default_value_t = 1)]
     num_nodes: usize,
+
+    /// The node of each rank, such as 0,0,0,1: in place of num_nodes, for nodes of any size. For search
+    #[arg(long = "rank_to_node", alias = "rank-to-node", value_name = "NODES", value_delimiter = ',')]
+    rank_to_node: Option<Vec<u32>>,
+
+    /// What search pays for load that is not on the home node of its group: it makes small the most loaded rank's load over the
+    /// mean, plus this times the share of the load off its node. 0: nodes are no matter; inf: no load leaves its node
+    #[arg(long = "off_node_price", alias = "off-node-price", value_name = "PRICE", default_value_t = 0.0)]
+    off_node_price: f64,
 
     /// Samples for the search to level each of, so that the plan holds for each and not only for their sum: the iterations in
     /// as many groups that follow each other
@@ -146,6 +155,9 @@ pub fn run(args: &Args) -> Result<String> {
             num_groups: args.num_groups,
             num_nodes: args.num_nodes,
             effort: args.effort,
+            rank_to_node: args.rank_to_node.as_deref(),
+            off_node_price: args.off_node_price,
+            ..SolveConfig::default()
         },
         num_samples: args.num_samples,
     };
@@ -189,6 +201,9 @@ fn describe(args: &Args, generated: &Generated) -> String {
         shape.slots_per_rank(),
     );
     let _ = writeln!(text, "{}\n", table(generated));
+    if let Some(share) = generated.off_node_share() {
+        let _ = writeln!(text, "off-node share: {share:.4} of the load is not on its group's home node");
+    }
     let duplicates = placement.duplicates();
     if !duplicates.is_empty() {
         let _ = writeln!(
@@ -210,7 +225,7 @@ fn table(generated: &Generated) -> Table {
         .set_style(TableComponent::MiddleHeaderIntersections, '─');
     table.set_header(["layer", "before", "after", "gap", "worst rank after"].map(right));
     let ratio = |ratio: Option<f64>| ratio.map_or("-".to_owned(), |ratio| format!("{ratio:.4}"));
-    for LayerChange { layer, before, after, certificate } in &generated.layers {
+    for LayerChange { layer, before, after, certificate, .. } in &generated.layers {
         let cells = [
             layer.to_string(),
             ratio(before.imbalance_ratio),

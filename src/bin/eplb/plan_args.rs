@@ -23,7 +23,7 @@ pub struct PlanArgs {
 }
 
 impl PlanArgs {
-    pub fn planner(&self, policy: Policy, threads: usize) -> Planner {
+    pub fn planner(&self, policy: Policy, threads: usize) -> Planner<'static> {
         let (num_groups, num_nodes) = (self.num_groups, self.num_nodes);
         let solve = SolveConfig { policy, num_groups, num_nodes, ..SolveConfig::default() };
         Planner { solve, num_samples: self.num_samples, threads }

@@ -6,13 +6,21 @@
 //! better by more than one or two ten-thousandths, or the effort is spent. Effort counts what was looked at, not time, so that results
 //! repeat.
 
+mod easing;
+mod homes;
 mod moves;
 mod start;
 mod state;
 
+use std::sync::Arc;
+
+use self::homes::Homes;
+pub(crate) use self::homes::Nodes;
 use self::moves::{Riddance, exchange, exchange_for_all, exchange_of_two, recounts, riddance};
 use self::state::State;
-use super::lower_bound;
+use super::deepseek::{self, Hierarchy};
+use super::{lower_bound, trtllm};
+use crate::error::Result;
 use crate::placement::Shape;
 
 /// Better by less than this is not worth looking for.
@@ -44,6 +52,14 @@ pub(super) struct Search<'a> {
     pub effort: usize,
 }
 
+/// Nodes, and what all load outside its home would cost, in units of the mean rank load.
+#[derive(Clone, Copy)]
+pub(super) struct Priced<'a> {
+    pub nodes: &'a Nodes,
+    /// Above 0; infinite where nothing may leave its home.
+    pub price: f64,
+}
+
 impl Search<'_> {
     /// The expert of each slot. The `others` are placements to start from where the search's own does not end below them.
     pub fn place(&self, others: &[Vec<u32>]) -> Vec<u32> {
@@ -63,6 +79,98 @@ impl Search<'_> {
             }
         }
         best.slots().to_vec()
+    }
+
+    /// As [`Search::place`] on `nodes`, where an expert's load outside the home of its group has a price. Fails where nothing
+    /// may leave its home and the groups do not fit.
+    pub fn place_on(&self, Priced { nodes, price }: Priced<'_>) -> Result<Vec<u32>> {
+        let units = self.units();
+        let loads = self.scaled(&units);
+        let group = loads.len() / nodes.num_groups;
+        let of_groups: Vec<f64> = loads.chunks_exact(group).map(|group| group.iter().sum()).collect();
+        let hard = price.is_infinite();
+        if hard {
+            nodes.check_fit(self.shape)?;
+        }
+        let homes = nodes.homes(self.shape, &of_groups, hard);
+        let start = match nodes.fit(self.shape) {
+            true => Some(self.place_at_home(nodes, &homes)?),
+            false => None,
+        };
+        if let (true, Some(start)) = (hard, &start) {
+            return Ok(start.clone());
+        }
+        let size = self.shape.num_experts() / nodes.num_groups;
+        let homes = Arc::new(Homes {
+            of_expert: (0..self.shape.num_experts()).map(|expert| homes[expert / size]).collect(),
+            of_rank: nodes.of_rank.clone(),
+            price: price / self.shape.num_ranks() as f64,
+        });
+        let least = self.least_costs(&units, nodes, &homes, price);
+        let enough = least.iter().map(|least| least.cost).sum::<f64>() * (1.0 + TOLERANCE);
+        let most: Vec<f64> = least.iter().map(|least| least.most).collect();
+        let start = start.unwrap_or_else(|| self.place(&[]));
+        let mut state = self.state(loads, &start).with_homes(homes.clone());
+        state.settle();
+        let to_beat = state.cost();
+        easing::ease(&mut state, &homes, &most);
+        self.improve(&mut state, enough);
+        Ok(if state.cost() < to_beat { state.slots().to_vec() } else { start })
+    }
+
+    /// Each node by itself, with the experts that are at home there.
+    fn place_at_home(&self, nodes: &Nodes, homes: &[u32]) -> Result<Vec<u32>> {
+        let (width, size) = (self.shape.slots_per_rank(), self.shape.num_experts() / nodes.num_groups);
+        let mut slots = vec![0; self.shape.num_slots()];
+        for (node, &num_ranks) in nodes.num_ranks.iter().enumerate() {
+            let is_home = |&expert: &u32| homes[expert as usize / size] as usize == node;
+            let experts: Vec<u32> = (0..self.shape.num_experts() as u32).filter(is_home).collect();
+            let shape = Shape::new(experts.len(), num_ranks * width, num_ranks)?;
+            let of_sample =
+                |loads: &&[f64]| experts.iter().map(|&expert| loads[expert as usize]).collect::<Vec<f64>>();
+            let samples: Vec<Vec<f64>> = self.samples.iter().map(of_sample).collect();
+            let samples: Vec<&[f64]> = samples.iter().map(|loads| &loads[..]).collect();
+            // So that a load weighs as much as it does among all.
+            let weight = |((all, part), weight): ((&&[f64], &&[f64]), &f64)| {
+                let mean = |loads: &[f64], ranks: usize| loads.iter().sum::<f64>() / ranks as f64;
+                let all = mean(all, self.shape.num_ranks());
+                if all > 0.0 { weight * (mean(part, num_ranks) / all) } else { 0.0 }
+            };
+            let weights: Vec<f64> = self.samples.iter().zip(&samples).zip(self.weights).map(weight).collect();
+            let sum = |expert: usize| samples.iter().map(|loads| loads[expert]).sum::<f64>() as f32;
+            let sums: Vec<f32> = (0..experts.len()).map(sum).collect();
+            let greedies =
+                [trtllm::place(&sums, shape)?, deepseek::slot_experts(&sums, Hierarchy::global(shape))];
+            let search = Search { shape, samples: &samples, weights: &weights, effort: self.effort };
+            let mut placed = search.place(&greedies).into_iter();
+            for rank in (0..self.shape.num_ranks()).filter(|&rank| nodes.of_rank[rank] as usize == node) {
+                let held = placed.by_ref().take(width).map(|index| experts[index as usize]);
+                slots[rank * width..][..width].iter_mut().zip(held).for_each(|(slot, expert)| *slot = expert);
+            }
+        }
+        Ok(slots)
+    }
+
+    /// Of each sample, what no placement costs less than with these homes: at a maximum of T, what a node's experts carry beyond T on each of
+    /// its ranks is elsewhere. Of all T, since that is convex, the best is where a node is just full, or at the bound.
+    fn least_costs(&self, units: &[Unit], nodes: &Nodes, homes: &Homes, price: f64) -> Vec<Least> {
+        let num_ranks = self.shape.num_ranks() as f64;
+        let of_sample = |(loads, unit): (&&[f64], &Unit)| {
+            let mut of_nodes = vec![0.0; nodes.num_ranks.len()];
+            for (load, &home) in loads.iter().zip(&homes.of_expert) {
+                of_nodes[home as usize] += unit.scale(*load);
+            }
+            let bound = unit.scale(lower_bound(loads, self.shape));
+            let full = of_nodes.iter().zip(&nodes.num_ranks).map(|(load, &ranks)| load / ranks as f64);
+            let at = |most: f64| {
+                let away = of_nodes.iter().zip(&nodes.num_ranks);
+                let away: f64 = away.map(|(load, &ranks)| (load - most * ranks as f64).max(0.0)).sum();
+                Least { most, cost: most + price * away / num_ranks }
+            };
+            let candidates = full.filter(|&most| most > bound).chain([bound]).map(at);
+            candidates.min_by(|a, b| a.cost.total_cmp(&b.cost)).expect("there is the bound")
+        };
+        self.samples.iter().zip(units).map(of_sample).collect()
     }
 
     fn units(&self) -> Vec<Unit> {
@@ -133,6 +241,12 @@ impl Search<'_> {
     }
 }
 
+/// The maximum rank load at which a sample costs least, and that cost.
+struct Least {
+    most: f64,
+    cost: f64,
+}
+
 /// In what a sample is measured: its mean rank load is its weight.
 struct Unit {
     mean: f64,
@@ -167,9 +281,15 @@ impl Effort {
     /// Exchanges slots while that helps.
     fn level(&mut self, state: &mut State) {
         while !self.is_over(state) {
-            let found = self.spend(|looked_at| match state.num_samples() {
-                1 => exchange(state, looked_at).or_else(|| exchange_of_two(state, looked_at)),
-                _ => exchange_for_all(state, looked_at),
+            let found = self.spend(|looked_at| {
+                let of_one = |looked_at: &mut usize| {
+                    exchange(state, looked_at).or_else(|| exchange_of_two(state, looked_at))
+                };
+                match (state.num_samples(), state.has_homes()) {
+                    (1, false) => of_one(looked_at),
+                    (1, true) => of_one(looked_at).or_else(|| exchange_for_all(state, looked_at)),
+                    _ => exchange_for_all(state, looked_at),
+                }
             });
             let Some(found) = found else { return };
             state.swap(found.pairs());

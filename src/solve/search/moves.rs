@@ -33,7 +33,8 @@ fn is_clean(state: &State, pairs: &[(usize, usize)]) -> bool {
     })
 }
 
-/// Of one sample: the exchange of one slot of the most loaded rank that leaves it and its partner least loaded.
+/// Of one sample: the exchange of one slot of the most loaded rank, with one of its node, that leaves it and its partner least
+/// loaded.
 ///
 /// Slots lie by weight, so that for each slot of the one rank the two that would level both best are side by side.
 pub(super) fn exchange(state: &State, looked_at: &mut usize) -> Option<Exchange> {
@@ -44,6 +45,9 @@ pub(super) fn exchange(state: &State, looked_at: &mut usize) -> Option<Exchange>
         let (rank, other_load) = (rank as usize, state.rank_loads(rank as usize)[0]);
         if other_load >= best.load || best.is_good_enough() || rank == hottest {
             break;
+        }
+        if !state.are_on_one_node(rank, hottest) {
+            continue;
         }
         *looked_at += 2 * state.width();
         let half = (load - other_load) / 2.0;
@@ -81,6 +85,9 @@ pub(super) fn exchange_of_two(state: &State, looked_at: &mut usize) -> Option<Ex
         let (rank, other_load) = (rank as usize, state.rank_loads(rank as usize)[0]);
         if other_load >= best.load || best.is_good_enough() || rank == hottest {
             break;
+        }
+        if !state.are_on_one_node(rank, hottest) {
+            continue;
         }
         *looked_at += state.width() * state.width();
         let half = (load - other_load) / 2.0;
@@ -136,7 +143,8 @@ impl Best {
     }
 }
 
-/// Of several samples: the exchange of one slot of a rank that is the most loaded in some sample that lowers the cost most.
+/// Of several samples, or with nodes: the exchange of one slot of a rank that is the most loaded in some sample that lowers the
+/// cost most; where there is none, of one slot that is not at home.
 pub(super) fn exchange_for_all(state: &State, looked_at: &mut usize) -> Option<Exchange> {
     let tops: Vec<Top> = (0..state.num_samples()).map(|sample| Top::of(state, sample)).collect();
     let cost: f64 = tops.iter().map(|top| top.loads[0]).sum();
@@ -147,36 +155,73 @@ pub(super) fn exchange_for_all(state: &State, looked_at: &mut usize) -> Option<E
     hot.sort_unstable_by(|&a, &b| gains[b].total_cmp(&gains[a]).then(a.cmp(&b)));
     hot.dedup();
     for rank in hot {
-        let mut best = (cost - LEAST_GAIN * cost, None);
-        for other in (0..state.num_ranks()).filter(|&other| other != rank) {
-            // What both would have to be below for this pair to be of use.
-            let without: Vec<f64> = tops.iter().map(|top| top.without(rank, other)).collect();
-            if without.iter().sum::<f64>() >= best.0 {
-                continue;
-            }
-            let (loads, other_loads) = (state.rank_loads(rank), state.rank_loads(other));
-            for mine in state.slots_of(rank) {
-                *looked_at += state.width();
-                let moved = state.weights(state.expert(mine));
-                for theirs in state.slots_of(other) {
-                    let back = state.weights(state.expert(theirs));
-                    let mut reached = 0.0;
-                    for (sample, without) in without.iter().enumerate() {
-                        let difference = moved[sample] - back[sample];
-                        let both = (loads[sample] - difference).max(other_loads[sample] + difference);
-                        reached += both.max(*without);
-                    }
-                    if reached < best.0 && is_clean(state, &[(mine, theirs)]) {
-                        best = (reached, Some(Exchange::one((mine, theirs))));
-                    }
-                }
-            }
+        let found = exchange_of_rank(state, &tops, cost, rank, |_| true, looked_at);
+        if found.is_some() {
+            return found;
         }
-        if best.1.is_some() {
-            return best.1;
+    }
+    if state.tolls() > 0.0 {
+        for rank in 0..state.num_ranks() {
+            let away = |slot| !state.is_home(state.expert(slot), rank);
+            let found = exchange_of_rank(state, &tops, cost, rank, away, looked_at);
+            if found.is_some() {
+                return found;
+            }
         }
     }
     None
+}
+
+/// The exchange of one `wanted` slot of a rank that lowers the cost most.
+fn exchange_of_rank(
+    state: &State,
+    tops: &[Top],
+    cost: f64,
+    rank: usize,
+    wanted: impl Fn(usize) -> bool,
+    looked_at: &mut usize,
+) -> Option<Exchange> {
+    let mut best = (cost - LEAST_GAIN * cost, None);
+    let tolls = state.has_homes();
+    let wanted: Vec<usize> = state.slots_of(rank).filter(|&slot| wanted(slot)).collect();
+    for other in (0..state.num_ranks()).filter(|&other| other != rank && !wanted.is_empty()) {
+        // What both would have to be below for this pair to be of use.
+        let without: Vec<f64> = tops.iter().map(|top| top.without(rank, other)).collect();
+        if !tolls && without.iter().sum::<f64>() >= best.0 {
+            continue;
+        }
+        let (loads, other_loads) = (state.rank_loads(rank), state.rank_loads(other));
+        for &mine in &wanted {
+            *looked_at += state.width();
+            let moved = state.weights(state.expert(mine));
+            for theirs in state.slots_of(other) {
+                let back = state.weights(state.expert(theirs));
+                let mut reached = 0.0;
+                for (sample, without) in without.iter().enumerate() {
+                    let difference = moved[sample] - back[sample];
+                    let both = (loads[sample] - difference).max(other_loads[sample] + difference);
+                    reached += both.max(*without);
+                }
+                if tolls {
+                    reached += toll_of_exchange(state, mine, theirs);
+                }
+                if reached < best.0 && is_clean(state, &[(mine, theirs)]) {
+                    best = (reached, Some(Exchange::one((mine, theirs))));
+                }
+            }
+        }
+    }
+    best.1
+}
+
+/// How much more than before is to be paid for what is not at home once two slots have exchanged their experts.
+fn toll_of_exchange(state: &State, one: usize, other: usize) -> f64 {
+    let (a, b) = (state.rank_of(one), state.rank_of(other));
+    if state.are_on_one_node(a, b) {
+        return 0.0;
+    }
+    let change = |expert, from, to| state.toll_of_replica(expert, to) - state.toll_of_replica(expert, from);
+    change(state.expert(one), a, b) + change(state.expert(other), b, a)
 }
 
 /// The most loaded ranks of a sample.
@@ -254,6 +299,22 @@ pub(super) fn recounts(state: &State, most: usize, left: usize, looked_at: &mut 
             }
         }
     }
+    if state.tolls() > 0.0 {
+        let away = |&slot: &usize| {
+            state.count(state.expert(slot)) > 1 && !state.is_home(state.expert(slot), state.rank_of(slot))
+        };
+        for slot in (0..state.num_slots()).filter(away) {
+            let rank = state.rank_of(slot);
+            let at_home = |&to: &u32| state.is_home(to, rank) && !state.holds(rank, to);
+            for to in (0..state.num_experts() as u32).filter(at_home) {
+                if *looked_at >= left {
+                    return cheapest.found;
+                }
+                *looked_at += state.num_ranks();
+                cheapest.offer(Recount { slot, to, cost: holders.cost_of(state, slot, to) });
+            }
+        }
+    }
     cheapest.found
 }
 
@@ -301,7 +362,27 @@ impl Holders {
             change(state.rank_of(slot), is);
         }
         let most = |sample| loads[sample..].iter().step_by(samples).copied().fold(0.0, f64::max);
-        (0..samples).map(most).sum()
+        let unevenness: f64 = (0..samples).map(most).sum();
+        if state.has_homes() { unevenness + self.tolls_of(state, slot, to) } else { unevenness }
+    }
+
+    /// What is to be paid for what is not at home once a slot has changed its expert.
+    fn tolls_of(&self, state: &State, slot: usize, to: u32) -> f64 {
+        let (from, rank) = (state.expert(slot), state.rank_of(slot));
+        let of = |expert: u32, replicas: &mut dyn Iterator<Item = usize>, count: u32| -> f64 {
+            let load = state.load(expert).iter().sum::<f64>() / f64::from(count);
+            replicas.map(|rank| state.toll(expert, rank, load)).sum()
+        };
+        let before =
+            |expert: u32| of(expert, &mut self.0[expert as usize].iter().copied(), state.count(expert));
+        let mut held = self.0[from as usize].clone();
+        if let Some(place) = held.iter().position(|&other| other == rank) {
+            held.swap_remove(place);
+        }
+        let of_from = of(from, &mut held.into_iter(), state.count(from) - 1);
+        let mut with = self.0[to as usize].iter().copied().chain([rank]);
+        let of_to = of(to, &mut with, state.count(to) + 1);
+        state.tolls() - before(from) - before(to) + of_from + of_to
     }
 }
 
@@ -337,6 +418,7 @@ pub(super) fn riddance(state: &State, slot: usize, most: f64, looked_at: &mut us
                     (mine - difference).max(its + difference).max(tops[sample].without(rank, other))
                 })
                 .sum();
+            let reached = reached + state.tolls() + toll_of_exchange(state, slot, theirs);
             if reached <= best.0 {
                 best = (reached, Some(Riddance::Exchange(Exchange::one((slot, theirs)))));
             }

@@ -1,5 +1,9 @@
 //! A placement of one layer while it is searched: what each slot holds and what each rank carries, in each sample.
 
+use std::sync::Arc;
+
+use super::homes::Homes;
+
 /// No expert yet.
 pub(super) const EMPTY: u32 = u32::MAX;
 
@@ -25,6 +29,9 @@ pub(super) struct State {
     rank_loads: Vec<f64>,
     /// The ranks by ascending load in the first sample.
     order: Vec<u32>,
+    homes: Option<Arc<Homes>>,
+    /// What each rank's replicas that are not at home cost; empty where nodes are no matter.
+    tolls: Vec<f64>,
 }
 
 impl State {
@@ -45,9 +52,51 @@ impl State {
             slot_weights: vec![0.0; num_slots],
             rank_loads: vec![0.0; num_ranks * num_samples],
             order: (0..num_ranks as u32).collect(),
+            homes: None,
+            tolls: Vec::new(),
         };
         (0..num_experts).for_each(|expert| state.weigh(expert));
         state
+    }
+
+    /// Has load outside its home cost something, from the next [`State::settle`] on.
+    pub fn with_homes(self, homes: Arc<Homes>) -> Self {
+        State { tolls: vec![0.0; self.num_ranks], homes: Some(homes), ..self }
+    }
+
+    pub fn has_homes(&self) -> bool {
+        self.homes.is_some()
+    }
+
+    /// Whether an expert's node is that of a rank, or nodes are no matter.
+    pub fn is_home(&self, expert: u32, rank: usize) -> bool {
+        self.homes.as_ref().is_none_or(|homes| homes.is_home(expert, rank))
+    }
+
+    /// Whether an exchange between two ranks leaves all load on its node.
+    pub fn are_on_one_node(&self, one: usize, other: usize) -> bool {
+        self.homes.as_ref().is_none_or(|homes| homes.of_rank[one] == homes.of_rank[other])
+    }
+
+    /// What `load` of all samples together, of an expert, costs on a rank.
+    pub fn toll(&self, expert: u32, rank: usize, load: f64) -> f64 {
+        match &self.homes {
+            Some(homes) if !homes.is_home(expert, rank) => homes.price * load,
+            _ => 0.0,
+        }
+    }
+
+    /// What a replica of an expert costs on a rank.
+    pub fn toll_of_replica(&self, expert: u32, rank: usize) -> f64 {
+        match self.is_home(expert, rank) {
+            true => 0.0,
+            false => self.toll(expert, rank, self.weights(expert).iter().sum()),
+        }
+    }
+
+    /// What all replicas that are not at home cost.
+    pub fn tolls(&self) -> f64 {
+        self.tolls.iter().sum()
     }
 
     fn weigh(&mut self, expert: u32) {
@@ -173,6 +222,10 @@ impl State {
             self.slot_weights[slot] = weights[0];
             loads.iter_mut().zip(weights).for_each(|(load, weight)| *load += weight);
         }
+        if self.homes.is_some() {
+            self.tolls[rank] =
+                self.slots_of(rank).map(|slot| self.toll_of_replica(self.slots[slot], rank)).sum();
+        }
     }
 
     /// Of a rank that is added up.
@@ -235,8 +288,12 @@ impl State {
         self.sort_ranks();
     }
 
-    /// The sum over samples of the most loaded rank's load.
+    /// The sum over samples of the most loaded rank's load, and what is not at home.
     pub fn cost(&self) -> f64 {
+        self.unevenness() + self.tolls()
+    }
+
+    fn unevenness(&self) -> f64 {
         if let (1, Some(&hottest)) = (self.num_samples, self.order.last()) {
             return self.rank_loads[hottest as usize];
         }

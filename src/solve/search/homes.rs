@@ -1,0 +1,209 @@
+//! Nodes in the search: which node each group of experts is at home on, and what a replica elsewhere costs.
+
+use crate::error::{Error, Result};
+use crate::placement::Shape;
+
+/// Beginnings from which the homes are improved.
+const RESTARTS: u64 = 64;
+
+/// Groups of experts and nodes of ranks, checked.
+#[derive(Debug, Clone)]
+pub(crate) struct Nodes {
+    /// Groups of consecutive experts, equally many in each.
+    pub num_groups: usize,
+    /// The node of each rank, without gaps from 0.
+    pub of_rank: Vec<u32>,
+    /// How many ranks each node has.
+    pub num_ranks: Vec<usize>,
+}
+
+impl Nodes {
+    /// The node ids of `rank_to_node` may be any; without it there are `num_nodes` of consecutive ranks, equally many in each.
+    pub fn new(
+        shape: Shape,
+        num_groups: usize,
+        num_nodes: usize,
+        rank_to_node: Option<&[u32]>,
+    ) -> Result<Self> {
+        let num_ranks = shape.num_ranks();
+        if num_groups == 0 || !shape.num_experts().is_multiple_of(num_groups) {
+            let num_experts = shape.num_experts();
+            let message = format!("{num_experts} experts cannot be split evenly over {num_groups} groups");
+            return Err(Error::InvalidShape(message));
+        }
+        let of_rank: Vec<u32> = match rank_to_node {
+            Some(nodes) if nodes.len() != num_ranks => {
+                let message = format!("rank_to_node has {} ranks, there are {num_ranks}", nodes.len());
+                return Err(Error::InvalidArgument(message));
+            }
+            Some(nodes) => {
+                let mut ids = nodes.to_vec();
+                ids.sort_unstable();
+                ids.dedup();
+                nodes.iter().map(|id| ids.partition_point(|other| other < id) as u32).collect()
+            }
+            None if num_nodes == 0 || !num_ranks.is_multiple_of(num_nodes) => {
+                return Err(Error::InvalidShape(format!(
+                    "{num_ranks} ranks cannot be split evenly over {num_nodes} nodes; rank_to_node can say which is where"
+                )));
+            }
+            None => (0..num_ranks).map(|rank| (rank * num_nodes / num_ranks) as u32).collect(),
+        };
+        let mut of_node = vec![0; of_rank.iter().max().map_or(0, |&most| most as usize + 1)];
+        of_rank.iter().for_each(|&node| of_node[node as usize] += 1);
+        Ok(Nodes { num_groups, of_rank, num_ranks: of_node })
+    }
+
+    /// How many whole groups fit into the slots of each node.
+    fn room(&self, shape: Shape) -> Vec<usize> {
+        let group = shape.num_experts() / self.num_groups;
+        self.num_ranks.iter().map(|&ranks| ranks * shape.slots_per_rank() / group).collect()
+    }
+
+    /// Whether all groups can be whole on one node each, and all nodes have one.
+    pub fn fit(&self, shape: Shape) -> bool {
+        let room = self.room(shape);
+        room.iter().sum::<usize>() >= self.num_groups && room.len() <= self.num_groups && !room.contains(&0)
+    }
+
+    /// Fails where a group cannot be kept on one node.
+    pub fn check_fit(&self, shape: Shape) -> Result<()> {
+        match self.fit(shape) {
+            true => Ok(()),
+            false => Err(Error::InvalidShape(format!(
+                "the slots of {} nodes cannot hold {} groups of {} experts, each on one node and each node with one",
+                self.num_ranks.len(),
+                self.num_groups,
+                shape.num_experts() / self.num_groups
+            ))),
+        }
+    }
+
+    /// The node that each group is at home on, such that nodes have least more than their share: at the most loaded one where
+    /// `hard`, else together. `loads` is `[groups]`. Where all groups cannot be whole on one node each, only shares count.
+    pub fn homes(&self, shape: Shape, loads: &[f64], hard: bool) -> Vec<u32> {
+        let fit = self.fit(shape);
+        let room = if fit { self.room(shape) } else { vec![self.num_groups; self.num_ranks.len()] };
+        let mean = loads.iter().sum::<f64>() / self.of_rank.len() as f64;
+        let cost = |carried: &[f64]| -> f64 {
+            let nodes = carried.iter().zip(&self.num_ranks);
+            match hard {
+                true => nodes.map(|(load, &ranks)| load / ranks as f64).fold(0.0, f64::max),
+                false => nodes.map(|(load, &ranks)| (load - ranks as f64 * mean).max(0.0)).sum(),
+            }
+        };
+        let mut heaviest: Vec<usize> = (0..loads.len()).collect();
+        heaviest.sort_by(|&a, &b| loads[b].total_cmp(&loads[a]));
+        let mut best: Option<(f64, Vec<u32>)> = None;
+        for start in 0..RESTARTS {
+            let mut order = heaviest.clone();
+            if start > 0 {
+                shuffle(&mut order, start);
+            }
+            let mut homes = Assigned::new(self, &room, loads, &order);
+            homes.improve(usize::from(fit), &cost);
+            let found = cost(&homes.carried);
+            if best.as_ref().is_none_or(|(least, _)| found < least * (1.0 - 1e-12)) {
+                best = Some((found, homes.of_group));
+            }
+        }
+        best.expect("there is a first start").1
+    }
+}
+
+/// Fisher-Yates, driven by the generator of Numerical Recipes.
+fn shuffle(order: &mut [usize], seed: u64) {
+    let mut state = seed;
+    for i in (1..order.len()).rev() {
+        state = state.wrapping_mul(6_364_136_223_846_793_005).wrapping_add(1_442_695_040_888_963_407);
+        order.swap(i, (state >> 33) as usize % (i + 1));
+    }
+}
+
+/// Groups on nodes while they are improved.
+struct Assigned<'a> {
+    loads: &'a [f64],
+    of_group: Vec<u32>,
+    carried: Vec<f64>,
+    /// Groups that still fit on each node.
+    room: Vec<usize>,
+    /// Groups on each node.
+    held: Vec<usize>,
+}
+
+impl<'a> Assigned<'a> {
+    /// Groups in `order`, each to the node with the least load a rank that has room.
+    fn new(nodes: &Nodes, room: &[usize], loads: &'a [f64], order: &[usize]) -> Self {
+        let num_nodes = nodes.num_ranks.len();
+        let (of_group, carried) = (vec![0; loads.len()], vec![0.0; num_nodes]);
+        let mut assigned =
+            Assigned { loads, of_group, carried, room: room.to_vec(), held: vec![0; num_nodes] };
+        for &group in order {
+            let per_rank = |&node: &usize| assigned.carried[node] / nodes.num_ranks[node] as f64;
+            let free = (0..num_nodes).filter(|&node| assigned.room[node] > 0);
+            let node = free
+                .min_by(|a, b| {
+                    per_rank(a).total_cmp(&per_rank(b)).then(assigned.held[*a].cmp(&assigned.held[*b]))
+                })
+                .expect("room for all groups");
+            assigned.of_group[group] = node as u32;
+            assigned.carried[node] += loads[group];
+            assigned.room[node] -= 1;
+            assigned.held[node] += 1;
+        }
+        assigned
+    }
+
+    /// Moves groups, or exchanges two, while that helps and leaves each node `least_held`.
+    fn improve(&mut self, least_held: usize, cost: &impl Fn(&[f64]) -> f64) {
+        let mut least = cost(&self.carried);
+        loop {
+            let mut best = None;
+            let mut carried = self.carried.clone();
+            for (group, &load) in self.loads.iter().enumerate() {
+                let from = self.of_group[group] as usize;
+                for to in (0..self.room.len()).filter(|&to| to != from) {
+                    let others =
+                        (group + 1..self.loads.len()).filter(|&other| self.of_group[other] as usize == to);
+                    let moved = (self.room[to] > 0 && self.held[from] > least_held).then_some(None);
+                    for other in moved.into_iter().chain(others.map(Some)) {
+                        let by = load - other.map_or(0.0, |other| self.loads[other]);
+                        (carried[from], carried[to]) = (self.carried[from] - by, self.carried[to] + by);
+                        let found = cost(&carried);
+                        if found < least * (1.0 - 1e-12) {
+                            (least, best) = (found, Some((group, to, other)));
+                        }
+                    }
+                    (carried[from], carried[to]) = (self.carried[from], self.carried[to]);
+                }
+            }
+            let Some((group, to, other)) = best else { return };
+            let from = self.of_group[group] as usize;
+            self.of_group[group] = to as u32;
+            match other {
+                Some(other) => self.of_group[other] = from as u32,
+                None => {
+                    (self.room[from], self.room[to]) = (self.room[from] + 1, self.room[to] - 1);
+                    (self.held[from], self.held[to]) = (self.held[from] - 1, self.held[to] + 1);
+                }
+            }
+            let by = self.loads[group] - other.map_or(0.0, |other| self.loads[other]);
+            (self.carried[from], self.carried[to]) = (self.carried[from] - by, self.carried[to] + by);
+        }
+    }
+}
+
+/// What the search holds a placement against: the node that each expert is at home on, and what load elsewhere costs.
+#[derive(Debug)]
+pub(super) struct Homes {
+    pub of_expert: Vec<u32>,
+    pub of_rank: Vec<u32>,
+    /// What all load outside its home would cost, over the sum of all ranks' mean loads.
+    pub price: f64,
+}
+
+impl Homes {
+    pub fn is_home(&self, expert: u32, rank: usize) -> bool {
+        self.of_expert[expert as usize] == self.of_rank[rank]
+    }
+}
