@@ -289,6 +289,32 @@ TYPED_TEST(DispatchOf, LargeBatchesOfLeastLoadedAreTheSameInAnyNumberOfBlocks) {
     }
 }
 
+TEST(Dispatch, CountsOfMoreThan32BitsAreLevelledAsOnTheHost) {
+    const auto layer = a_placement(24, 4, 3, 9);
+    const auto placement = placement_of(layer);
+    std::mt19937_64 random(5);
+    std::vector<int64_t> counts(4 * 24);
+    for (int64_t &count : counts) {
+        count = static_cast<int64_t>(random() % (uint64_t(1) << 31));
+    }
+    engine_stream stream;
+    engine_array<int64_t> counts_there(counts.size());
+    counts_there.upload(counts, stream);
+    stream.synchronize();
+    auto config = a_config(layer, EPLB_ROUTE_LEAST_LOADED, 4);
+    auto there = eplb::dispatch::create(placement, config);
+    config.device = EPLB_DEVICE_HOST;
+    auto here = eplb::dispatch::create(placement, config);
+    there.register_rank_counts(3, counts_there.data(), EPLB_DTYPE_INT64);
+    here.register_rank_counts(3, counts.data(), EPLB_DTYPE_INT64);
+    for (const size_t tokens : {10, 700}) {
+        const auto ids = routing(24, 4, 2).ids<int32_t>(tokens);
+        ids32 slots(ids.size());
+        here.route(3, ids.data(), EPLB_DTYPE_INT32, static_cast<uint32_t>(tokens), nullptr, slots.data());
+        EXPECT_EQ(routed(there, ids, 4), slots);
+    }
+}
+
 TEST(Dispatch, WithAllRanksCountsTheRanksLevelTheirSum) {
     const auto layer = a_placement(24, 4, 3, 9);
     const auto placement = placement_of(layer);

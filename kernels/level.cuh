@@ -320,11 +320,12 @@ __device__ inline void plan(const eplb_route_arguments &args, const route_tables
     }
     __syncthreads();
     const uint32_t width = level.num_ranks > 32 ? blockDim.x : 32;
-    if (threadIdx.x >= width) {
-    } else if (*memory.is_large == 0) {
-        deal<uint32_t>(memory, level, width);
-    } else {
-        deal<uint64_t>(memory, level, width);
+    if (threadIdx.x < width) {
+        if (*memory.is_large == 0) {
+            deal<uint32_t>(memory, level, width);
+        } else {
+            deal<uint64_t>(memory, level, width);
+        }
     }
     __syncthreads();
 #pragma unroll 1
