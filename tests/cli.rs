@@ -212,6 +212,44 @@ fn deepseek_hierarchical_keeps_whole_groups_on_a_node() {
 }
 
 #[test]
+fn the_search_pays_a_price_for_load_off_its_node() {
+    let dir = tempfile::tempdir().unwrap();
+    let out = dir.path().join("config.yaml");
+    let args = format!(
+        "generate --expert_statistic_path {} --output_path {} --ep_size 8 --num_slots 72 --num_groups 8",
+        dump("dsv2lite-translation"),
+        out.display()
+    );
+    let (message, code) = failure(&format!("{args} --rank_to_node 3,3,1 --off_node_price 1"));
+    assert_eq!((&message[..], code), ("rank_to_node has 3 ranks, there are 8", 2));
+    assert!(!out.exists());
+
+    // Ranks 0, 1, 6 and 7 are on one node, the others on the other; 64 experts in 8 groups are 8 a group.
+    let at_home = |price: &str| {
+        let output = eplb(&format!("{args} --rank_to_node 3,3,1,1,1,1,3,3 --off-node-price {price}"));
+        assert!(output.status.success(), "{output:?}");
+        let expected = Expected { num_ranks: Some(8), ..Default::default() };
+        let placement = Placement::load(&out, expected).unwrap();
+        let whole_groups = placement.iter().map(|(_, experts)| {
+            let nodes_of = |group: u32| {
+                let slots = (0..72).filter(|&slot| experts[slot] / 8 == group);
+                slots.map(|slot| (2..6).contains(&(slot / 9))).collect::<BTreeSet<_>>().len()
+            };
+            (0..8).filter(|&group| nodes_of(group) == 1).count()
+        });
+        let told = String::from_utf8(output.stdout).unwrap();
+        let share = told.lines().find_map(|line| line.strip_prefix("off-node share: "));
+        let share = share.map(|share| share[..6].parse::<f64>().unwrap());
+        (whole_groups.sum::<usize>() / 26, share)
+    };
+    assert_eq!(at_home("inf"), (8, Some(0.0)));
+    let (whole, share) = at_home("1");
+    assert!(whole >= 6 && share.is_some_and(|share| share > 0.0 && share < 0.01), "{whole} {share:?}");
+    let (whole, share) = at_home("0");
+    assert!(whole <= 1 && share.is_none(), "{whole} {share:?}");
+}
+
+#[test]
 fn output_errors_have_a_code_of_their_own_and_come_before_the_work() {
     let from = dump("dsr1-extreme");
     let (message, code) =
