@@ -76,9 +76,33 @@ impl Search<'_> {
             if cost < best.cost() * (1.0 - ROUNDING) {
                 best = self.state(loads.clone(), slots);
                 self.improve(&mut best, enough);
+                if best.duplicates().next().is_some() {
+                    best = self.improve_with_duplicates(best, enough, to_beat);
+                }
             }
         }
         best.slots().to_vec()
+    }
+
+    /// What comes of a placement that has duplicates: without any where that will do, else with whichever pay.
+    fn improve_with_duplicates(&self, mut state: State, enough: f64, to_beat: f64) -> State {
+        if let Some(clean) = self.without_duplicates(&state, enough, to_beat) {
+            return clean;
+        }
+        state.allow_duplicates(true);
+        self.improve(&mut state, enough);
+        self.without_duplicates(&state, enough, to_beat).unwrap_or(state)
+    }
+
+    /// Rids a placement of its duplicates whatever it costs, and improves it from there; `None` where that leaves some, or ends
+    /// above `to_beat`.
+    fn without_duplicates(&self, state: &State, enough: f64, to_beat: f64) -> Option<State> {
+        let mut clean = state.clone();
+        clean.allow_duplicates(false);
+        self.effort(enough).rid(&mut clean, f64::INFINITY);
+        self.improve(&mut clean, enough.min(to_beat));
+        let will_do = clean.cost() <= to_beat * (1.0 + ROUNDING) && clean.duplicates().next().is_none();
+        will_do.then_some(clean)
     }
 
     /// As [`Search::place`] on `nodes`, where an expert's load outside the home of its group has a price. Fails where nothing
@@ -232,12 +256,14 @@ impl Search<'_> {
 
     /// Until the cost is not above `enough`, or as good as it can be.
     fn improve(&self, state: &mut State, enough: f64) {
-        let left = self.effort.saturating_mul(self.shape.num_slots().max(LEAST_SLOTS));
-        let mut effort = Effort { enough, left };
+        let mut effort = self.effort(enough);
         effort.level(state);
         while effort.recount(state, RECOUNT_DEPTH) {}
-        effort.left = left;
-        effort.rid(state);
+        self.effort(enough).rid(state, state.cost() * (1.0 + ROUNDING));
+    }
+
+    fn effort(&self, enough: f64) -> Effort {
+        Effort { enough, left: self.effort.saturating_mul(self.shape.num_slots().max(LEAST_SLOTS)) }
     }
 }
 
@@ -330,12 +356,11 @@ impl Effort {
         false
     }
 
-    /// Has no rank hold an expert twice where that costs nothing.
-    fn rid(&mut self, state: &mut State) {
+    /// Has no rank hold an expert twice where each step leaves the cost not above `most`.
+    fn rid(&mut self, state: &mut State, most: f64) {
         if state.num_ranks() == 1 {
             return;
         }
-        let most = state.cost() * (1.0 + ROUNDING);
         let mut twice: Vec<usize> = state.duplicates().collect();
         while let Some(slot) = twice.pop()
             && self.left > 0

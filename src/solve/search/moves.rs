@@ -25,11 +25,11 @@ impl Exchange {
     }
 }
 
-/// Whether exchanging leaves no expert twice on either rank that was not there twice before.
+/// Whether exchanging leaves no expert twice on either rank that was not there twice before, or may.
 fn is_clean(state: &State, pairs: &[(usize, usize)]) -> bool {
     pairs.iter().all(|&(one, other)| {
-        !state.holds(state.rank_of(other), state.expert(one))
-            && !state.holds(state.rank_of(one), state.expert(other))
+        state.may_take(state.rank_of(other), state.expert(one))
+            && state.may_take(state.rank_of(one), state.expert(other))
     })
 }
 
@@ -279,7 +279,7 @@ pub(super) fn recounts(state: &State, most: usize, left: usize, looked_at: &mut 
     let cold = state.order().iter().map(|&rank| rank as usize).filter(|rank| !hot.contains(rank));
     for rank in cold.take(COLD_RANKS) {
         for slot in state.slots_of(rank).filter(|&slot| state.count(state.expert(slot)) > 1) {
-            for &to in wanted.iter().filter(|&&to| !state.holds(rank, to)) {
+            for &to in wanted.iter().filter(|&&to| state.may_take(rank, to)) {
                 if *looked_at >= left {
                     return cheapest.found;
                 }
@@ -290,7 +290,7 @@ pub(super) fn recounts(state: &State, most: usize, left: usize, looked_at: &mut 
     }
     for &rank in &hot {
         for slot in state.slots_of(rank).filter(|&slot| state.count(state.expert(slot)) > 1) {
-            for to in (0..state.num_experts() as u32).filter(|&to| !state.holds(rank, to)) {
+            for to in (0..state.num_experts() as u32).filter(|&to| state.may_take(rank, to)) {
                 if *looked_at >= left {
                     return cheapest.found;
                 }
@@ -305,7 +305,7 @@ pub(super) fn recounts(state: &State, most: usize, left: usize, looked_at: &mut 
         };
         for slot in (0..state.num_slots()).filter(away) {
             let rank = state.rank_of(slot);
-            let at_home = |&to: &u32| state.is_home(to, rank) && !state.holds(rank, to);
+            let at_home = |&to: &u32| state.is_home(to, rank) && state.may_take(rank, to);
             for to in (0..state.num_experts() as u32).filter(at_home) {
                 if *looked_at >= left {
                     return cheapest.found;
@@ -409,7 +409,10 @@ pub(super) fn riddance(state: &State, slot: usize, most: f64, looked_at: &mut us
     let mut best = (most, None);
     for other in (0..state.num_ranks()).filter(|&other| other != rank) {
         *looked_at += state.width();
-        for theirs in state.slots_of(other).filter(|&theirs| is_clean(state, &[(slot, theirs)])) {
+        let rids = |&theirs: &usize| {
+            !state.holds(other, state.expert(slot)) && !state.holds(rank, state.expert(theirs))
+        };
+        for theirs in state.slots_of(other).filter(rids) {
             let (moved, back) = (state.weights(state.expert(slot)), state.weights(state.expert(theirs)));
             let reached: f64 = (0..state.num_samples())
                 .map(|sample| {

@@ -32,6 +32,7 @@ pub(super) struct State {
     homes: Option<Arc<Homes>>,
     /// What each rank's replicas that are not at home cost; empty where nodes are no matter.
     tolls: Vec<f64>,
+    duplicates_allowed: bool,
 }
 
 impl State {
@@ -54,6 +55,7 @@ impl State {
             order: (0..num_ranks as u32).collect(),
             homes: None,
             tolls: Vec::new(),
+            duplicates_allowed: num_slots / num_ranks > num_experts as usize,
         };
         (0..num_experts).for_each(|expert| state.weigh(expert));
         state
@@ -167,6 +169,17 @@ impl State {
 
     pub fn holds(&self, rank: usize, expert: u32) -> bool {
         self.slots[self.slots_of(rank)].contains(&expert)
+    }
+
+    /// Whether exchanges and recounts may give an expert to a rank that holds it. They may from the start where ranks have more
+    /// slots than there are experts.
+    pub fn allow_duplicates(&mut self, allowed: bool) {
+        self.duplicates_allowed = allowed || self.width > self.num_experts();
+    }
+
+    /// Whether an exchange or a recount may give an expert to a rank.
+    pub fn may_take(&self, rank: usize, expert: u32) -> bool {
+        self.duplicates_allowed || !self.holds(rank, expert)
     }
 
     /// What a rank carries in each sample.
