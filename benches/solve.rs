@@ -1,4 +1,5 @@
-//! Policies on the shape of DeepSeek-V3, 58 layers x 256 experts, and what measures one layer of their placements.
+//! Policies on the shape of DeepSeek-V3, 58 layers x 256 experts, the search on shapes that grow from there, and what measures
+//! one layer of their placements.
 //! `cargo bench --bench solve`
 
 use std::hint::black_box;
@@ -12,13 +13,13 @@ const EXPERTS: usize = 256;
 
 /// Loads that fall off like `1 / rank^exponent`, the experts of each layer in an order of their own: a Fisher-Yates
 /// shuffle driven by the generator of Numerical Recipes, seeded with the layer's number.
-fn zipf(exponent: f64) -> Vec<f64> {
-    (0..LAYERS)
+fn zipf(num_layers: u32, num_experts: usize, exponent: f64) -> Vec<f64> {
+    (0..num_layers)
         .flat_map(|layer| {
             let mut loads: Vec<f64> =
-                (1..=EXPERTS).map(|rank| (1e6 / (rank as f64).powf(exponent)).round()).collect();
+                (1..=num_experts).map(|rank| (1e6 / (rank as f64).powf(exponent)).round()).collect();
             let mut state = u64::from(layer);
-            for i in (1..EXPERTS).rev() {
+            for i in (1..num_experts).rev() {
                 state = state.wrapping_mul(6_364_136_223_846_793_005).wrapping_add(1_442_695_040_888_963_407);
                 loads.swap(i, (state >> 33) as usize % (i + 1));
             }
@@ -32,7 +33,7 @@ fn policies(c: &mut Criterion) {
     let layers: Vec<u32> = (3..3 + LAYERS).collect();
     for policy in Policy::ALL {
         for (name, exponent) in [("zipf 0.6", 0.6), ("zipf 1.0", 1.0), ("equal", 0.0)] {
-            let values = zipf(exponent);
+            let values = zipf(LAYERS, EXPERTS, exponent);
             let loads = Loads::new(&values, &layers, 1, EXPERTS).unwrap();
             for (slots, ranks, num_nodes) in [(288, 32, 4), (288, 72, 8), (320, 8, 1)] {
                 let config = SolveConfig { policy, num_groups: 8, num_nodes, ..SolveConfig::default() };
@@ -45,9 +46,28 @@ fn policies(c: &mut Criterion) {
     }
 }
 
+/// 100 layers, four slots an expert, two experts a rank, on two threads.
+fn growth(c: &mut Criterion) {
+    let mut group = c.benchmark_group("growth");
+    group.sample_size(10);
+    let layers: Vec<u32> = (0..100).collect();
+    for (name, exponent) in [("zipf 0.6", 0.6), ("zipf 1.0", 1.0), ("equal", 0.0)] {
+        for experts in [256, 512, 1024, 2048] {
+            let values = zipf(100, experts, exponent);
+            let loads = Loads::new(&values, &layers, 1, experts).unwrap();
+            let shape = Shape::new(experts, 4 * experts, experts / 2).unwrap();
+            let config = SolveConfig::default();
+            group.bench_function(format!("search/{name}/{experts} experts/2 threads"), |b| {
+                b.iter(|| solve(&config, shape, black_box(&loads), 2).unwrap());
+            });
+        }
+    }
+    group.finish();
+}
+
 fn measures(c: &mut Criterion) {
     for (name, exponent) in [("zipf 0.6", 0.6), ("zipf 1.0", 1.0), ("equal", 0.0)] {
-        let values = &zipf(exponent)[..EXPERTS];
+        let values = &zipf(1, EXPERTS, exponent);
         let loads = Loads::new(values, &[3], 1, EXPERTS).unwrap();
         for (slots, ranks) in [(288, 32), (288, 72), (320, 8)] {
             let shape = Shape::new(EXPERTS, slots, ranks).unwrap();
@@ -65,5 +85,5 @@ fn measures(c: &mut Criterion) {
     }
 }
 
-criterion_group!(benches, policies, measures);
+criterion_group!(benches, policies, growth, measures);
 criterion_main!(benches);
