@@ -2,19 +2,22 @@
 
 use std::path::Path;
 
-use eplb::placement::Shape;
+use eplb::placement::{Placement, Shape};
 use eplb::report::{Evaluation, evaluate};
-use eplb::solve::{Loads, Policy, SolveConfig, solve};
+use eplb::solve::{Loads, Policy, SolveConfig, best_split, solve};
 use eplb::stats::{Dump, LoadOptions};
 use proptest::prelude::*;
 
 /// What the greedy's placement of one layer comes to, held against the loads it was made from.
 fn greedy(loads: &[f64], num_slots: usize, num_ranks: usize) -> Evaluation {
-    let shape = Shape::new(loads.len(), num_slots, num_ranks).unwrap();
-    let checked = Loads::new(loads, &[0], 1, loads.len()).unwrap();
-    let greedy = SolveConfig { policy: Policy::Trtllm, ..SolveConfig::default() };
-    let placement = solve(&greedy, shape, &checked, 1).unwrap();
+    let placement = placed(loads, Shape::new(loads.len(), num_slots, num_ranks).unwrap());
     evaluate(&placement, 0, loads, 1, loads.len()).unwrap()
+}
+
+fn placed(loads: &[f64], shape: Shape) -> Placement {
+    let loads = Loads::new(loads, &[0], 1, loads.len()).unwrap();
+    let greedy = SolveConfig { policy: Policy::Trtllm, ..SolveConfig::default() };
+    solve(&greedy, shape, &loads, 1).unwrap()
 }
 
 /// mean <= bound <= max, and mean <= best split <= max, but for rounding.
@@ -43,6 +46,55 @@ fn case() -> impl Strategy<Value = (Vec<f64>, usize, usize)> {
     })
 }
 
+/// Whether all load can flow from the experts to their ranks and no rank takes more than `capacity`: augmenting paths from one
+/// expert after the other, shortest first.
+fn can_flow(loads: &[f64], slots: &[u32], width: usize, capacity: f64) -> bool {
+    let num_ranks = slots.len() / width;
+    let mut ranks_of = vec![Vec::new(); loads.len()];
+    slots.iter().enumerate().for_each(|(slot, &expert)| ranks_of[expert as usize].push(slot / width));
+    let (mut flow, mut room) = (vec![vec![0.0; num_ranks]; loads.len()], vec![capacity; num_ranks]);
+    for source in 0..loads.len() {
+        let mut left = loads[source];
+        while left > 0.0 {
+            // Of each rank that is reached, the expert that may send more to it and the rank that this expert takes it from.
+            let mut reached: Vec<Option<(usize, Option<usize>)>> = vec![None; num_ranks];
+            ranks_of[source].iter().for_each(|&rank| reached[rank] = Some((source, None)));
+            let mut queue = ranks_of[source].clone();
+            let mut next = 0;
+            let end = loop {
+                let Some(&rank) = queue.get(next) else { return false };
+                if room[rank] > 0.0 {
+                    break rank;
+                }
+                next += 1;
+                let held = slots[rank * width..][..width].iter().map(|&expert| expert as usize);
+                for expert in held.filter(|&expert| flow[expert][rank] > 0.0) {
+                    for &other in &ranks_of[expert] {
+                        if reached[other].is_none() {
+                            reached[other] = Some((expert, Some(rank)));
+                            queue.push(other);
+                        }
+                    }
+                }
+            };
+            let (mut path, mut to) = (Vec::new(), Some(end));
+            while let Some((rank, (expert, from))) = to.and_then(|rank| Some((rank, reached[rank]?))) {
+                path.push((expert, from, rank));
+                to = from;
+            }
+            let taken = path.iter().filter_map(|&(expert, from, _)| Some(flow[expert][from?]));
+            let amount = taken.fold(left.min(room[end]), f64::min);
+            for (expert, from, to) in path {
+                flow[expert][to] += amount;
+                from.into_iter().for_each(|from| flow[expert][from] -= amount);
+            }
+            left -= amount;
+            room[end] -= amount;
+        }
+    }
+    true
+}
+
 proptest! {
     #![proptest_config(ProptestConfig { cases: 3000, failure_persistence: None, ..Default::default() })]
 
@@ -50,6 +102,21 @@ proptest! {
     fn no_greedy_placement_is_below_the_bound_or_splits_better((loads, num_slots, num_ranks) in case()) {
         let evaluation = greedy(&loads, num_slots, num_ranks);
         prop_assert!(in_order(&evaluation), "{evaluation:?}");
+    }
+}
+
+proptest! {
+    #![proptest_config(ProptestConfig { cases: 600, failure_persistence: None, ..Default::default() })]
+
+    #[test]
+    fn the_best_split_is_what_just_lets_all_load_flow((loads, num_slots, num_ranks) in case()) {
+        let shape = Shape::new(loads.len(), num_slots, num_ranks).unwrap();
+        let placement = placed(&loads, shape);
+        let slots = placement.layer_experts(0).unwrap();
+        let best = best_split(&loads, slots, shape);
+        let can_flow = |capacity| can_flow(&loads, slots, shape.slots_per_rank(), capacity);
+        prop_assert!(can_flow(best * (1.0 + 1e-9)), "not enough: {best}");
+        prop_assert!(best == 0.0 || !can_flow(best * (1.0 - 1e-9)), "more than needed: {best}");
     }
 }
 
