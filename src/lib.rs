@@ -7,6 +7,7 @@
 //! - [`placement`]: which expert each slot holds: the plan, its checks, its configuration file
 //! - [`dispatch`]: which slot serves a token's expert: the tables, the rules, on a device
 //! - [`report`]: how balanced a placement makes the ranks: figures and pictures
+//! - [`exchange`]: counts and placements in the files of other systems
 //! - [`mod@generate`]: the whole of step 2, a dump directory to a configuration file
 //! - [`atomic_file`]: files that are there whole or not at all
 //! - `ffi`: the C boundary
@@ -15,6 +16,7 @@ pub mod atomic_file;
 pub mod device;
 pub mod dispatch;
 pub mod error;
+pub mod exchange;
 mod ffi;
 pub mod generate;
 pub mod placement;

@@ -83,7 +83,7 @@ impl fmt::Display for IterationRange {
 pub struct Summary {
     /// Experts of a layer, or slots where [`Summary::counted`] says so.
     pub num_experts: usize,
-    /// Experts that each token chooses (the router's top-k).
+    /// Experts that each token chooses (the router's top-k); 0 where a file of another system does not say it.
     pub experts_per_token: usize,
     /// Ranks of the run that dumped, the missing ones included.
     pub num_ranks: usize,
@@ -106,6 +106,15 @@ pub struct Stats {
 }
 
 impl Stats {
+    /// Counts from elsewhere, `[layers][iterations][experts]` as `summary` has them.
+    pub(crate) fn from_counts(summary: Summary, counts: Vec<u64>) -> Self {
+        debug_assert_eq!(
+            counts.len() as u64,
+            summary.iterations.len() * (summary.layers.len() * summary.num_experts) as u64
+        );
+        Stats { summary, counts }
+    }
+
     /// What the counts are of.
     pub fn summary(&self) -> &Summary {
         &self.summary

@@ -49,7 +49,7 @@ fn line(text: &mut String, name: &str, value: impl Display) {
 }
 
 /// `26: 1..27` for consecutive layers, else all of them.
-fn layer_list(layers: &[u32]) -> String {
+pub fn layer_list(layers: &[u32]) -> String {
     match (layers.first(), layers.last()) {
         (Some(first), Some(last)) if (last - first) as usize + 1 == layers.len() => {
             format!("{} ({first} to {last})", layers.len())

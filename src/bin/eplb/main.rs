@@ -1,6 +1,7 @@
 //! The command line of eplb: parsing and printing over the library.
 
 mod compare;
+mod convert;
 mod dump_args;
 mod generate;
 mod inspect;
@@ -51,6 +52,7 @@ enum Command {
     Report(report::Args),
     Compare(compare::Args),
     Sweep(sweep::Args),
+    Convert(convert::Args),
     /// Write the manual pages, as `make install` does
     #[command(hide = true)]
     Man {
@@ -68,6 +70,7 @@ fn main() -> ExitCode {
         Command::Report(args) => report::run(&args),
         Command::Compare(args) => compare::run(&args),
         Command::Sweep(args) => sweep::run(&args),
+        Command::Convert(args) => convert::run(&args),
         Command::Man { directory } => manual(&directory),
     };
     match done.map(print) {

@@ -1,0 +1,216 @@
+//! `eplb convert`: counts and placements from one system's files to another's.
+
+use std::fmt::Write;
+use std::path::PathBuf;
+
+use clap::builder::{PossibleValue, PossibleValuesParser, TypedValueParser};
+use eplb::exchange::{
+    CountsFormat, Format, Model, PlacementFormat, detect, read_counts, read_placement, write_counts,
+    write_placement,
+};
+use eplb::placement::Placement;
+use eplb::{Error, Result};
+
+use crate::inspect::layer_list;
+
+/// Turn counts or a placement from one system's file into another's
+///
+/// Counts become counts and placements become placements; `eplb generate` makes a placement of counts. What a file does not say
+/// of its model is given by flags. An output file is replaced in one step; a dump is written to a new directory.
+#[derive(clap::Args)]
+#[command(after_help = "\
+Examples (files that ship with eplb):
+  eplb convert data/dumps/dsv2lite-translation --to sglang-count logical_count.json
+  eplb convert logical_count.json --to dump from_sglang --experts_per_token 6
+  eplb convert data/expected/dsv2lite-translation.ep8.slots64.yaml --ep_size 8 \\
+      --to vllm-ascend expert_map.json
+  eplb convert expert_map.json --layers 1-26 --to phy2log-npy phy2log.npy
+  eplb convert phy2log.npy --from phy2log-npy --layers 1-26 --ep_size 8 --to sglang-map map.json
+
+docs/exchange.md says what each format is and where it is from.
+Flags may be written with hyphens too: --ep-size.")]
+pub struct Args {
+    /// File to read, or directory of a dump
+    input: PathBuf,
+
+    /// File to write, or directory for a dump
+    output: PathBuf,
+
+    /// Format of the input [default: what the file says it is; an array alone does not say it]
+    #[arg(long, value_name = "FORMAT", value_parser = formats())]
+    from: Option<Format>,
+
+    /// Format of the output
+    #[arg(long, value_name = "FORMAT", value_parser = formats())]
+    to: Format,
+
+    /// Layers with experts, by the model's numbers, both ends included, such as 3-60 or 1-26,28: the rows of the input, or,
+    /// where it has more, those of its rows [default: row i is layer i, and in counts rows that are all zero are dense layers]
+    #[arg(long, value_name = "LAYERS", value_parser = layers)]
+    layers: Option<Layers>,
+
+    /// Layers of the model, dense ones among them, for SGLang's and LMDeploy's formats, which have a row for each
+    /// [default: up to the last layer with experts]
+    #[arg(long = "num_layers", alias = "num-layers", value_name = "LAYERS")]
+    num_layers: Option<usize>,
+
+    /// Ranks of a placement, which only expert maps say themselves
+    #[arg(long = "ep_size", alias = "ep-size", value_name = "RANKS")]
+    ep_size: Option<usize>,
+
+    /// Experts of a layer, as a check [default: as many as the file has]
+    #[arg(long = "num_experts", alias = "num-experts", value_name = "EXPERTS")]
+    num_experts: Option<usize>,
+
+    /// Experts that each token chooses, which a dump says and other counts do not
+    #[arg(long = "experts_per_token", alias = "experts-per-token", value_name = "EXPERTS")]
+    experts_per_token: Option<usize>,
+}
+
+fn formats() -> impl TypedValueParser<Value = Format> {
+    let help = |format| match format {
+        Format::Counts(CountsFormat::Dump) => "counts: a dump directory, eplb's own and TensorRT-LLM's",
+        Format::Counts(CountsFormat::SglangCount) => "counts: SGLang's logical_count in JSON",
+        Format::Counts(CountsFormat::SglangPt) => "counts: what SGLang's recorder writes; read only",
+        Format::Counts(CountsFormat::Lmdeploy) => "counts: LMDeploy's [layers][experts] in JSON",
+        Format::Counts(CountsFormat::Npy) => {
+            "counts: a NumPy array, [layers][experts] or [iterations][layers][experts]"
+        }
+        Format::Placement(PlacementFormat::Config) => {
+            "placement: the configuration file, eplb's own and TensorRT-LLM's"
+        }
+        Format::Placement(PlacementFormat::SglangMap) => {
+            "placement: SGLang's physical_to_logical_map in JSON"
+        }
+        Format::Placement(PlacementFormat::ExpertMap) => {
+            "placement: the expert map of vllm-ascend and MindIE"
+        }
+        Format::Placement(PlacementFormat::Phy2logNpy) => "placement: DeepSeek's phy2log as a NumPy array",
+        Format::Placement(PlacementFormat::Phy2logJson) => "placement: DeepSeek's phy2log in JSON",
+    };
+    let values = Format::all().map(|format| PossibleValue::new(format.name()).help(help(format)));
+    PossibleValuesParser::new(values).try_map(|name| name.parse::<Format>())
+}
+
+/// Numbers of layers; one value of the command line, where a `Vec` would be several.
+#[derive(Debug, Clone, PartialEq, Eq)]
+struct Layers(Vec<u32>);
+
+/// Reads `3-60` or `1-26,28`, both ends included.
+fn layers(text: &str) -> std::result::Result<Layers, String> {
+    // As many as no model has, so that a slip of the finger does not fill the memory.
+    const MOST: usize = 1 << 16;
+    let mut layers = Vec::new();
+    for part in text.split(',') {
+        let (first, last) = part.split_once('-').unwrap_or((part, part));
+        let number = |digits: &str| digits.trim().parse::<u16>();
+        let (Ok(first), Ok(last)) = (number(first), number(last)) else {
+            return Err("numbers of layers expected, such as 3-60 or 1-26,28".into());
+        };
+        if first > last {
+            return Err(format!("{part} ends before it begins"));
+        }
+        layers.extend(u32::from(first)..=u32::from(last));
+        if layers.len() > MOST {
+            return Err("these are more layers than a model has".into());
+        }
+    }
+    Ok(Layers(layers))
+}
+
+/// Converts, and returns what to print.
+pub fn run(args: &Args) -> Result<String> {
+    let model = Model {
+        layers: args.layers.as_ref().map(|layers| &layers.0[..]),
+        num_layers: args.num_layers,
+        num_experts: args.num_experts,
+        num_ranks: args.ep_size,
+        experts_per_token: args.experts_per_token,
+    };
+    let from = args.from.map_or_else(|| detect(&args.input), Ok).map_err(|error| match error {
+        Error::InvalidArgument(message) => {
+            Error::InvalidArgument(format!("{message}; --from FORMAT says it"))
+        }
+        other => other,
+    })?;
+    match (from, args.to) {
+        (Format::Counts(from), Format::Counts(to)) => counts(args, from, to, &model),
+        (Format::Placement(from), Format::Placement(to)) => placement(args, from, to, &model),
+        (Format::Counts(_), _) => Err(Error::InvalidArgument(format!(
+            "{} has counts ({from}), and {} is a placement: eplb generate makes one of a dump",
+            args.input.display(),
+            args.to
+        ))),
+        (Format::Placement(_), _) => Err(Error::InvalidArgument(format!(
+            "{} has a placement ({from}), and {} is counts, which no placement says",
+            args.input.display(),
+            args.to
+        ))),
+    }
+}
+
+fn counts(args: &Args, from: CountsFormat, to: CountsFormat, model: &Model) -> Result<String> {
+    let read = read_counts(&args.input, from, model)?;
+    write_counts(&read.stats, &args.output, to, model)?;
+    let summary = read.stats.summary();
+    let mut text = String::new();
+    let _ = writeln!(
+        text,
+        "{} ({}): {} iterations of layers {}, {} experts",
+        args.input.display(),
+        from.name(),
+        summary.iterations.len(),
+        layer_list(&summary.layers),
+        summary.num_experts
+    );
+    if !read.dense_layers.is_empty() {
+        let _ = writeln!(text, "dense, nothing was counted: layers {}", layer_list(&read.dense_layers));
+    }
+    if read.empty_steps > 0 {
+        let _ = writeln!(text, "left out: {} steps in which nothing was counted", read.empty_steps);
+    }
+    let _ = writeln!(text, "wrote {} ({})", args.output.display(), to.name());
+    Ok(text)
+}
+
+fn placement(args: &Args, from: PlacementFormat, to: PlacementFormat, model: &Model) -> Result<String> {
+    let placement = read_placement(&args.input, from, model)?;
+    write_placement(&placement, &args.output, to, model)?;
+    Ok(describe(args, from, to, &placement))
+}
+
+fn describe(args: &Args, from: PlacementFormat, to: PlacementFormat, placement: &Placement) -> String {
+    let shape = placement.shape();
+    format!(
+        "{} ({}): layers {}, {} experts in {} slots on {} ranks, placement hash {:016x}\nwrote {} ({})\n",
+        args.input.display(),
+        from.name(),
+        layer_list(placement.layers()),
+        shape.num_experts(),
+        shape.num_slots(),
+        shape.num_ranks(),
+        placement.hash(),
+        args.output.display(),
+        to.name()
+    )
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn layers_are_ranges_with_both_ends() {
+        assert_eq!(layers("3-5"), Ok(Layers(vec![3, 4, 5])));
+        assert_eq!(layers("1-2,5, 7"), Ok(Layers(vec![1, 2, 5, 7])));
+        assert_eq!(layers("5-3"), Err("5-3 ends before it begins".into()));
+        for wrong in ["", "a", "3-", "-3", "3..5", "70000"] {
+            assert_eq!(
+                layers(wrong),
+                Err("numbers of layers expected, such as 3-60 or 1-26,28".into()),
+                "{wrong}"
+            );
+        }
+        assert!(layers("0-65535,0").is_err());
+    }
+}

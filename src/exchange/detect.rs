@@ -1,0 +1,117 @@
+//! Which format a file has.
+
+use std::fmt;
+use std::path::Path;
+
+use serde::de::{Deserializer, IgnoredAny, MapAccess, Visitor};
+
+use super::{CountsFormat, Format, PlacementFormat, bytes_of, json, npy, sglang, zip};
+use crate::error::{Error, Result, shortened};
+
+/// What a file says it is. An array alone does not say whether it holds counts or a placement, and is refused.
+pub fn detect(path: &Path) -> Result<Format> {
+    if path.is_dir() {
+        return Ok(Format::Counts(CountsFormat::Dump));
+    }
+    of_bytes(&bytes_of(path)?).map_err(|message| Error::InvalidArgument(message).in_file(path))
+}
+
+fn of_bytes(bytes: &[u8]) -> std::result::Result<Format, String> {
+    let start = bytes.trim_ascii_start();
+    let bare = |counts: CountsFormat, placement: PlacementFormat| {
+        let (counts, placement) = (counts.name(), placement.name());
+        Err(format!(
+            "an array alone does not say what it holds: give its format, {counts} for counts or {placement} for a placement"
+        ))
+    };
+    if bytes.starts_with(npy::MAGIC) {
+        return match npy::dimensions(bytes)? {
+            3 => Ok(Format::Counts(CountsFormat::Npy)),
+            _ => bare(CountsFormat::Npy, PlacementFormat::Phy2logNpy),
+        };
+    }
+    if bytes.starts_with(zip::MAGIC) {
+        return Ok(Format::Counts(CountsFormat::SglangPt));
+    }
+    if bytes.starts_with(b"\x80\x02") {
+        return Err(
+            "it is a pickle by itself, as torch.save wrote before PyTorch 1.6; save it with a newer one"
+                .into(),
+        );
+    }
+    match start.first() {
+        Some(b'[') => bare(CountsFormat::Lmdeploy, PlacementFormat::Phy2logJson),
+        Some(b'{') => of_object(start),
+        // Text; its reader says what is wrong with it.
+        Some(_) if str::from_utf8(bytes).is_ok() => Ok(Format::Placement(PlacementFormat::Config)),
+        _ => Err("its format is not known: it is no .npy, .pt, JSON or configuration file".into()),
+    }
+}
+
+fn of_object(text: &[u8]) -> std::result::Result<Format, String> {
+    let mut json = serde_json::Deserializer::from_slice(text);
+    let keys = json.deserialize_map(Keys).map_err(json::bad)?;
+    let of_key = |key: &String| match key.as_str() {
+        sglang::LOGICAL_COUNT => Some(Format::Counts(CountsFormat::SglangCount)),
+        sglang::PHYSICAL_TO_LOGICAL_MAP => Some(Format::Placement(PlacementFormat::SglangMap)),
+        "moe_layer_count" | "layer_list" => Some(Format::Placement(PlacementFormat::ExpertMap)),
+        // JSON is YAML.
+        "initial_global_assignments" | "num_slots" => Some(Format::Placement(PlacementFormat::Config)),
+        _ => None,
+    };
+    keys.iter().find_map(of_key).ok_or_else(|| {
+        let keys = shortened(&keys.join(", "));
+        format!("its format is not known: it is an object with the keys {keys}")
+    })
+}
+
+/// The keys of an object.
+struct Keys;
+
+impl<'de> Visitor<'de> for Keys {
+    type Value = Vec<String>;
+
+    fn expecting(&self, f: &mut fmt::Formatter) -> fmt::Result {
+        f.write_str("an object")
+    }
+
+    fn visit_map<A: MapAccess<'de>>(self, mut map: A) -> std::result::Result<Vec<String>, A::Error> {
+        let mut keys = Vec::new();
+        while let Some((key, IgnoredAny)) = map.next_entry()? {
+            keys.push(key);
+        }
+        Ok(keys)
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_file_is_what_it_begins_with_or_what_its_keys_say() {
+        let of = |bytes: &[u8]| of_bytes(bytes).map(Format::name);
+        assert_eq!(of(b"{\"rank\": 0, \"logical_count\": [[[1]]]}"), Ok("sglang-count"));
+        assert_eq!(of(b"\n{\"physical_to_logical_map\": [[0]]}"), Ok("sglang-map"));
+        assert_eq!(of(b"{\"moe_layer_count\": 1}"), Ok("vllm-ascend"));
+        assert_eq!(of(b"{\"num_slots\": 8}"), Ok("config"));
+        assert_eq!(of(b"num_slots: 8\n"), Ok("config"));
+        assert_eq!(of(b"PK\x03\x04"), Ok("sglang-pt"));
+        let array = |counts: &str, placement: &str| {
+            format!(
+                "an array alone does not say what it holds: give its format, {counts} for counts or {placement} for a placement"
+            )
+        };
+        assert_eq!(of(b"[[1, 2]]"), Err(array("lmdeploy", "phy2log-json")));
+        let npy = |shape: &[usize]| {
+            let mut bytes = Vec::new();
+            npy::write(&mut bytes, shape, &mut (0..2)).unwrap();
+            of(&bytes)
+        };
+        assert_eq!(npy(&[1, 1, 2]), Ok("npy"));
+        assert_eq!(npy(&[1, 2]), Err(array("npy", "phy2log-npy")));
+        assert_eq!(of(b"{\"a\": 1}"), Err("its format is not known: it is an object with the keys a".into()));
+        assert!(of(b"\xff\xfe").unwrap_err().starts_with("its format is not known"));
+        assert!(of(b"\x80\x02}").unwrap_err().contains("before PyTorch 1.6"));
+    }
+}

@@ -1,0 +1,165 @@
+//! The expert map of vllm-ascend (`expert_map_path`) and MindIE (`ep_balance_file`).
+//!
+//! Rules: `expert_file_to_tensor` of vllm_ascend/eplb/core/eplb_utils.py, `_export_tensor_to_file` of
+//! vllm_ascend/eplb/adaptor/vllm_adaptor.py, `is_ep_file_valid` and `parse_ep_file` of MindIE's atb_llm/utils/moe_utils.py.
+//! Layers are those with experts, by position; both systems take them and the devices in the order in which they stand.
+
+use std::io::{self, Write};
+
+use serde::Deserialize;
+
+use super::json::bad;
+use crate::placement::Placement;
+
+/// A file, checked.
+pub struct ExpertMap {
+    /// What each layer's `layer_id` says, ascending.
+    pub layer_ids: Vec<u32>,
+    /// Ranks.
+    pub num_devices: usize,
+    /// Slots of a rank.
+    pub slots_per_device: usize,
+    /// `[layers][devices][slots of a device]`
+    pub experts: Vec<u32>,
+}
+
+#[derive(Deserialize)]
+#[serde(deny_unknown_fields)]
+struct File {
+    moe_layer_count: usize,
+    layer_list: Vec<Layer>,
+}
+
+#[derive(Deserialize)]
+#[serde(deny_unknown_fields)]
+struct Layer {
+    layer_id: u32,
+    device_count: usize,
+    device_list: Vec<Device>,
+}
+
+#[derive(Deserialize)]
+#[serde(deny_unknown_fields)]
+struct Device {
+    device_id: usize,
+    device_expert: Vec<u32>,
+}
+
+/// Reads a file.
+pub fn read(text: &[u8]) -> Result<ExpertMap, String> {
+    let file: File = serde_json::from_slice(text).map_err(bad)?;
+    let layers = &file.layer_list;
+    if file.moe_layer_count != layers.len() {
+        return Err(format!(
+            "moe_layer_count is {}, layer_list has {} layers",
+            file.moe_layer_count,
+            layers.len()
+        ));
+    }
+    let first = layers.first().ok_or("it has no layers")?;
+    let num_devices = first.device_list.len();
+    let slots_per_device = first.device_list.first().map_or(0, |device| device.device_expert.len());
+    let mut experts = Vec::new();
+    for (index, layer) in layers.iter().enumerate() {
+        let at = format!("layer_list[{index}]");
+        if index > 0 && layer.layer_id <= layers[index - 1].layer_id {
+            return Err(format!("{at}: layer_id {} does not ascend", layer.layer_id));
+        }
+        let devices = layer.device_list.len();
+        if layer.device_count != devices {
+            return Err(format!(
+                "{at}: device_count is {}, device_list has {devices} devices",
+                layer.device_count
+            ));
+        }
+        if devices != num_devices {
+            return Err(format!("{at} has {devices} devices, {num_devices} expected as in the first layer"));
+        }
+        for (rank, device) in layer.device_list.iter().enumerate() {
+            if device.device_id != rank {
+                return Err(format!(
+                    "{at}, device_list[{rank}]: device_id is {}, {rank} expected",
+                    device.device_id
+                ));
+            }
+            // MindIE also knows devices that hold fewer, or a shared expert beside the routed ones.
+            if device.device_expert.len() != slots_per_device {
+                return Err(format!(
+                    "{at}, device_list[{rank}] has {} experts, {slots_per_device} expected as on the first device: every \
+                     rank has equally many slots here",
+                    device.device_expert.len()
+                ));
+            }
+            experts.extend_from_slice(&device.device_expert);
+        }
+    }
+    let layer_ids = layers.iter().map(|layer| layer.layer_id).collect();
+    Ok(ExpertMap { layer_ids, num_devices, slots_per_device, experts })
+}
+
+/// Writes `placement`, its layers counted from 0, as both systems do.
+pub fn write(out: &mut dyn Write, placement: &Placement) -> io::Result<()> {
+    let shape = placement.shape();
+    write!(out, "{{\"moe_layer_count\": {}, \"layer_list\": [", placement.layers().len())?;
+    for (index, (_, experts)) in placement.iter().enumerate() {
+        let separator = if index == 0 { "" } else { ", " };
+        let devices = shape.num_ranks();
+        write!(out, "{separator}{{\"layer_id\": {index}, \"device_count\": {devices}, \"device_list\": [")?;
+        for (rank, experts) in experts.chunks_exact(shape.slots_per_rank()).enumerate() {
+            let separator = if rank == 0 { "" } else { ", " };
+            // A list of integers is the same in JSON.
+            write!(out, "{separator}{{\"device_id\": {rank}, \"device_expert\": {experts:?}}}")?;
+        }
+        write!(out, "]}}")?;
+    }
+    writeln!(out, "]}}")
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn every_number_that_contradicts_another_is_named() {
+        let device = |id: usize| format!("{{\"device_id\": {id}, \"device_expert\": [0, 1]}}");
+        let layer = |id: u32| {
+            let devices = [device(0), device(1)].join(", ");
+            format!("{{\"layer_id\": {id}, \"device_count\": 2, \"device_list\": [{devices}]}}")
+        };
+        let good = format!("{{\"moe_layer_count\": 2, \"layer_list\": [{}, {}]}}", layer(0), layer(1));
+        let map = read(good.as_bytes()).unwrap_or_else(|e| panic!("{e}"));
+        assert_eq!((map.layer_ids, map.num_devices, map.slots_per_device), (vec![0, 1], 2, 2));
+        assert_eq!(map.experts, [0, 1, 0, 1, 0, 1, 0, 1]);
+        for (was, is, expected) in [
+            ("count\": 2", "count\": 3", "moe_layer_count is 3, layer_list has 2 layers"),
+            (
+                "device_count\": 2",
+                "device_count\": 4",
+                "layer_list[0]: device_count is 4, device_list has 2 devices",
+            ),
+            ("layer_id\": 1", "layer_id\": 0", "layer_list[1]: layer_id 0 does not ascend"),
+            ("device_id\": 1", "device_id\": 0", "layer_list[0], device_list[1]: device_id is 0, 1 expected"),
+            (
+                "[0, 1]}]}, {",
+                "[0]}]}, {",
+                "layer_list[0], device_list[1] has 1 experts, 2 expected as on the first device: every rank has equally many \
+                 slots here",
+            ),
+            ("[0, 1]", "[0, -1]", "bad JSON: invalid value: integer `-1`, expected u32 at line 1 column 129"),
+            (
+                "device_expert",
+                "experts",
+                "bad JSON: unknown field `experts`, expected `device_id` or `device_expert` at ",
+            ),
+        ] {
+            let message = read(good.replacen(was, is, 1).as_bytes()).err().unwrap();
+            assert!(message.starts_with(expected), "{was}: {message}");
+        }
+        let fewer = good.replacen("\"device_count\": 2", "\"device_count\": 1", 1);
+        let fewer = fewer.replacen(&format!(", {}", device(1)), "", 1);
+        assert_eq!(
+            read(fewer.as_bytes()).err().unwrap(),
+            "layer_list[1] has 2 devices, 1 expected as in the first layer"
+        );
+    }
+}

@@ -1,0 +1,246 @@
+//! Files of other systems, both ways: counts to and from [`Stats`], placements to and from [`Placement`].
+//!
+//! `docs/exchange.md` lists the formats and where each rule is from. Readers refuse what they do not understand, by name and
+//! place, and hold no more memory than a small multiple of the file's size.
+
+mod array;
+mod counts;
+mod detect;
+mod element;
+mod expert_map;
+mod json;
+mod npy;
+mod pickle;
+mod placements;
+mod sglang;
+mod torch;
+mod zip;
+
+use std::fmt;
+use std::fs::File;
+use std::io::Read;
+use std::path::Path;
+use std::str::FromStr;
+
+pub use counts::{CountsRead, counts_from_bytes, read_counts, write_counts};
+pub use detect::detect;
+pub use placements::{placement_from_bytes, read_placement, write_placement};
+
+use crate::error::{Error, Result};
+#[cfg(doc)]
+use crate::{placement::Placement, stats::Stats};
+
+/// A thousand steps of the largest models take less; more than this is no recording.
+const MAX_FILE_BYTES: u64 = 4 << 30;
+
+/// A format of counts.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum CountsFormat {
+    /// A dump directory, eplb's own or TensorRT-LLM's.
+    Dump,
+    /// SGLang's `{"logical_count": [steps][layers][experts]}`, which `--init-expert-location` takes; without steps too.
+    SglangCount,
+    /// What SGLang's recorder writes in its mode `stat`: the same as a PyTorch file. Read only.
+    SglangPt,
+    /// LMDeploy's `[layers][experts]` in JSON, which `LMDEPLOY_EPLB_EXPERTS_STATISTIC_FILE` names.
+    Lmdeploy,
+    /// A NumPy array, `[layers][experts]` or `[iterations][layers][experts]`.
+    Npy,
+}
+
+/// A format of placements.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum PlacementFormat {
+    /// The configuration file, eplb's own and TensorRT-LLM's.
+    Config,
+    /// SGLang's `{"physical_to_logical_map": [layers][slots]}`, which `--init-expert-location` takes.
+    SglangMap,
+    /// The expert map of vllm-ascend and MindIE.
+    ExpertMap,
+    /// DeepSeek's `phy2log` as a NumPy array, `[layers][slots]`.
+    Phy2logNpy,
+    /// DeepSeek's `phy2log` as JSON.
+    Phy2logJson,
+}
+
+/// A format of either.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Format {
+    /// How often experts were chosen.
+    Counts(CountsFormat),
+    /// Which expert each slot holds.
+    Placement(PlacementFormat),
+}
+
+impl CountsFormat {
+    /// All of them.
+    pub const ALL: [Self; 5] = [Self::Dump, Self::SglangCount, Self::SglangPt, Self::Lmdeploy, Self::Npy];
+
+    /// The name on the command line and in messages.
+    pub fn name(self) -> &'static str {
+        match self {
+            Self::Dump => "dump",
+            Self::SglangCount => "sglang-count",
+            Self::SglangPt => "sglang-pt",
+            Self::Lmdeploy => "lmdeploy",
+            Self::Npy => "npy",
+        }
+    }
+}
+
+impl PlacementFormat {
+    /// All of them.
+    pub const ALL: [Self; 5] =
+        [Self::Config, Self::SglangMap, Self::ExpertMap, Self::Phy2logNpy, Self::Phy2logJson];
+
+    /// The name on the command line and in messages.
+    pub fn name(self) -> &'static str {
+        match self {
+            Self::Config => "config",
+            Self::SglangMap => "sglang-map",
+            Self::ExpertMap => "vllm-ascend",
+            Self::Phy2logNpy => "phy2log-npy",
+            Self::Phy2logJson => "phy2log-json",
+        }
+    }
+}
+
+impl Format {
+    /// All of them.
+    pub fn all() -> impl Iterator<Item = Format> {
+        let counts = CountsFormat::ALL.into_iter().map(Format::Counts);
+        counts.chain(PlacementFormat::ALL.into_iter().map(Format::Placement))
+    }
+
+    /// The name on the command line and in messages.
+    pub fn name(self) -> &'static str {
+        match self {
+            Format::Counts(format) => format.name(),
+            Format::Placement(format) => format.name(),
+        }
+    }
+}
+
+impl fmt::Display for Format {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.write_str(self.name())
+    }
+}
+
+impl FromStr for Format {
+    type Err = Error;
+
+    fn from_str(name: &str) -> Result<Self> {
+        Format::all().find(|format| format.name() == name).ok_or_else(|| {
+            let names: Vec<_> = Format::all().map(Format::name).collect();
+            Error::InvalidArgument(format!("unknown format \"{name}\"; there is {}", names.join(", ")))
+        })
+    }
+}
+
+/// What is known of the model that a file is for, since most files do not say it.
+#[derive(Debug, Clone, Copy, Default)]
+pub struct Model<'a> {
+    /// The numbers of the layers with experts. For a file that has a row for each of them, they are its rows in order; for one
+    /// with more rows, row `i` is layer `i`, and other rows are dense layers. `None`: row `i` is layer `i`, and in counts
+    /// rows that are all zero are dense layers.
+    pub layers: Option<&'a [u32]>,
+    /// Layers of the model, dense ones among them, of formats that are written with a row for each; `None` for those up to the
+    /// last one with experts.
+    pub num_layers: Option<usize>,
+    /// Experts of a layer: a check of counts. Of placements `None` means the highest expert of the file and those below it.
+    pub num_experts: Option<usize>,
+    /// Ranks (the EP size) of placements. Only expert maps say it, and some configuration files.
+    pub num_ranks: Option<usize>,
+    /// Experts that each token chooses; needed where a dump is made of counts that do not say it.
+    pub experts_per_token: Option<usize>,
+}
+
+impl Model<'_> {
+    /// The layers of a file's rows, ascending, each with its row.
+    fn layers_of_rows(&self, num_rows: usize) -> std::result::Result<Vec<(u32, usize)>, String> {
+        let Some(layers) = self.layers else {
+            return Ok((0..num_rows).map(|row| (row as u32, row)).collect());
+        };
+        let mut rows: Vec<(u32, usize)> = if layers.len() == num_rows {
+            layers.iter().copied().zip(0..).collect()
+        } else {
+            layers.iter().map(|&layer| (layer, layer as usize)).collect()
+        };
+        rows.sort_unstable();
+        if let Some(pair) = rows.windows(2).find(|pair| pair[0].0 == pair[1].0) {
+            return Err(format!("layer {} is given twice", pair[0].0));
+        }
+        match rows.last() {
+            None => Err("no layer is given".to_owned()),
+            Some(&(layer, row)) if row >= num_rows => Err(format!(
+                "it has {num_rows} rows, neither one for each of {} layers nor for layer {layer}",
+                rows.len()
+            )),
+            Some(_) => Ok(rows),
+        }
+    }
+
+    /// Rows that a format with one for every layer of the model is written with.
+    fn num_rows(&self, layers: &[u32]) -> Result<usize> {
+        let needed = layers.last().map_or(0, |&last| last as usize + 1);
+        let num_rows = self.num_layers.unwrap_or(needed);
+        // Rows of dense layers are made up; a layer's number alone must not fill the disk.
+        const MOST: usize = 1 << 16;
+        if num_rows < needed || num_rows > MOST {
+            return Err(Error::InvalidArgument(format!(
+                "a row for each of {num_rows} layers of the model: from {needed}, for layer {}, to {MOST} can be written",
+                needed.saturating_sub(1)
+            )));
+        }
+        Ok(num_rows)
+    }
+}
+
+/// The bytes of a file, which must be a regular one.
+fn bytes_of(path: &Path) -> Result<Vec<u8>> {
+    let read = |source| Error::read(path, source);
+    let refuse = |what: String| Err(Error::InvalidArgument(what).in_file(path));
+    let metadata = std::fs::metadata(path).map_err(read)?;
+    if !metadata.is_file() {
+        return refuse("it is not a regular file".into());
+    }
+    if metadata.len() > MAX_FILE_BYTES {
+        return refuse(format!("more than {MAX_FILE_BYTES} bytes, no file of these formats is so large"));
+    }
+    let mut bytes = Vec::new();
+    let size = metadata.len() as usize;
+    bytes.try_reserve_exact(size + 1).map_err(|_| Error::out_of_memory(size, "a file"))?;
+    File::open(path).map_err(read)?.take(metadata.len()).read_to_end(&mut bytes).map_err(read)?;
+    Ok(bytes)
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn rows_are_the_layers_given_or_are_picked_by_their_number() {
+        let rows =
+            |layers: Option<&[u32]>, num_rows| Model { layers, ..Model::default() }.layers_of_rows(num_rows);
+        assert_eq!(rows(None, 2).unwrap(), [(0, 0), (1, 1)]);
+        assert_eq!(rows(Some(&[3, 4]), 2).unwrap(), [(3, 0), (4, 1)]);
+        assert_eq!(rows(Some(&[4, 3]), 2).unwrap(), [(3, 1), (4, 0)]);
+        assert_eq!(rows(Some(&[3, 4]), 5).unwrap(), [(3, 3), (4, 4)]);
+        assert_eq!(
+            rows(Some(&[3, 4]), 4).unwrap_err(),
+            "it has 4 rows, neither one for each of 2 layers nor for layer 4"
+        );
+        assert_eq!(rows(Some(&[3, 3]), 2).unwrap_err(), "layer 3 is given twice");
+        assert_eq!(rows(Some(&[]), 2).unwrap_err(), "no layer is given");
+    }
+
+    #[test]
+    fn every_name_is_the_format_it_names() {
+        for format in Format::all() {
+            assert_eq!(format.name().parse::<Format>().unwrap(), format);
+        }
+        let message = "numpy".parse::<Format>().unwrap_err().to_string();
+        assert!(message.starts_with("unknown format \"numpy\"; there is dump, sglang-count, "), "{message}");
+    }
+}

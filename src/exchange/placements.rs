@@ -1,0 +1,135 @@
+//! Placements of other systems as [`Placement`], and back.
+
+use std::path::Path;
+
+use super::array::{Array, place};
+use super::{Model, PlacementFormat, bytes_of, expert_map, json, npy, sglang};
+use crate::atomic_file::AtomicFile;
+use crate::error::{Error, Result};
+use crate::placement::{ConfigFile, Expected, MAX_COUNT, Placement, Shape};
+
+/// Reads the placement of a file.
+///
+/// Fails with [`Error::InvalidPlacement`] naming layer, rank and slot, with [`Error::InvalidShape`], with [`Error::Read`], and
+/// with [`Error::InvalidArgument`] where neither the file nor `model` says the EP size.
+pub fn read_placement(path: &Path, format: PlacementFormat, model: &Model) -> Result<Placement> {
+    match format {
+        PlacementFormat::Config => Placement::load(path, expected(model)),
+        _ => placement_from_bytes(&bytes_of(path)?, format, model).map_err(|e| e.in_file(path)),
+    }
+}
+
+/// Reads the placement of a file whose bytes are at hand.
+pub fn placement_from_bytes(bytes: &[u8], format: PlacementFormat, model: &Model) -> Result<Placement> {
+    let array = match format {
+        PlacementFormat::Config => {
+            let text = str::from_utf8(bytes).map_err(|_| {
+                Error::InvalidPlacement("it is not UTF-8 text, so no configuration file".into())
+            })?;
+            return ConfigFile::parse(text)?.placement(expected(model));
+        }
+        PlacementFormat::ExpertMap => return of_expert_map(bytes, model),
+        PlacementFormat::SglangMap => sglang::read(bytes, sglang::PHYSICAL_TO_LOGICAL_MAP),
+        PlacementFormat::Phy2logNpy => npy::read(bytes),
+        PlacementFormat::Phy2logJson => json::read_lists(bytes),
+    };
+    of_rows(&array.map_err(Error::InvalidPlacement)?, model)
+}
+
+fn expected<'a>(model: &Model<'a>) -> Expected<'a> {
+    let Model { layers, num_experts, num_ranks, .. } = *model;
+    Expected { layers, num_experts, num_ranks, ..Expected::default() }
+}
+
+/// The placement of an array whose rows are layers.
+fn of_rows(array: &Array, model: &Model) -> Result<Placement> {
+    let ([num_rows, num_slots], values) = array.rows().map_err(Error::InvalidPlacement)?;
+    let rows = model.layers_of_rows(num_rows).map_err(Error::InvalidPlacement)?;
+    let num_ranks = model.num_ranks.ok_or_else(|| {
+        Error::InvalidArgument("the file does not say the EP size: give the number of ranks".into())
+    })?;
+    let mut experts = Vec::with_capacity(rows.len() * num_slots);
+    for &(_, row) in &rows {
+        for (slot, &expert) in values[row * num_slots..][..num_slots].iter().enumerate() {
+            if expert >= MAX_COUNT as u64 {
+                let message =
+                    format!("{} is {expert}: there are at most {MAX_COUNT} experts", place(&[row, slot]));
+                return Err(Error::InvalidPlacement(message));
+            }
+            experts.push(expert as u32);
+        }
+    }
+    let layers: Vec<u32> = rows.iter().map(|&(layer, _)| layer).collect();
+    let shape = Shape::new(num_experts(model, &experts), num_slots, num_ranks)?;
+    Placement::new(shape, &layers, &experts)
+}
+
+fn of_expert_map(text: &[u8], model: &Model) -> Result<Placement> {
+    let map = expert_map::read(text).map_err(Error::InvalidPlacement)?;
+    let refuse = |what: String| Err(Error::InvalidPlacement(what));
+    if let Some(expected) = model.num_ranks.filter(|&expected| expected != map.num_devices) {
+        return refuse(format!("it has {} devices, {expected} ranks expected", map.num_devices));
+    }
+    let layers = model.layers.unwrap_or(&map.layer_ids);
+    if layers.len() != map.layer_ids.len() {
+        return refuse(format!("it has {} layers, {} expected", map.layer_ids.len(), layers.len()));
+    }
+    let num_slots = map.num_devices.saturating_mul(map.slots_per_device);
+    let shape = Shape::new(num_experts(model, &map.experts), num_slots, map.num_devices)?;
+    Placement::new(shape, layers, &map.experts)
+}
+
+/// Experts that are known, or as many as are named.
+fn num_experts(model: &Model, experts: &[u32]) -> usize {
+    model.num_experts.unwrap_or_else(|| experts.iter().max().map_or(0, |&highest| highest as usize + 1))
+}
+
+/// Writes `placement` in a format: a file, replaced in one step.
+///
+/// SGLang's format gets a row for each of [`Model::num_layers`], in those of dense layers slot `s` holds expert `s % E` as where
+/// SGLang is given none. The others have one for each layer of the placement, and keep no numbers of layers.
+pub fn write_placement(
+    placement: &Placement,
+    path: &Path,
+    format: PlacementFormat,
+    model: &Model,
+) -> Result<()> {
+    let shape = placement.shape();
+    let all = [placement.layers().len(), shape.num_slots()];
+    let mut slots = placement.iter().flat_map(|(_, experts)| experts).map(|&expert| u64::from(expert));
+    match format {
+        PlacementFormat::Config => placement.save(path),
+        PlacementFormat::SglangMap => {
+            let num_rows = model.num_rows(placement.layers())?;
+            let trivial: Vec<u32> =
+                (0..shape.num_slots()).map(|slot| (slot % shape.num_experts()) as u32).collect();
+            let row = |layer| placement.layer_experts(layer).unwrap_or(&trivial);
+            let mut slots = (0..num_rows as u32).flat_map(row).map(|&expert| u64::from(expert));
+            AtomicFile::create(path)?.replace(|out| {
+                write!(out, "{{\"{}\": ", sglang::PHYSICAL_TO_LOGICAL_MAP)?;
+                json::write_lists(out, &[num_rows, shape.num_slots()], &mut slots)?;
+                writeln!(out, "}}")
+            })
+        }
+        PlacementFormat::ExpertMap => {
+            if let Some(first) = placement.duplicates().first() {
+                log::warn!(
+                    "{}: layer {}, rank {}, slot {} repeats expert {}: MindIE serves that, vllm-ascend does not",
+                    path.display(),
+                    first.layer,
+                    first.rank,
+                    first.slot,
+                    first.expert
+                );
+            }
+            AtomicFile::create(path)?.replace(|out| expert_map::write(out, placement))
+        }
+        PlacementFormat::Phy2logNpy => {
+            AtomicFile::create(path)?.replace(|out| npy::write(out, &all, &mut slots))
+        }
+        PlacementFormat::Phy2logJson => AtomicFile::create(path)?.replace(|out| {
+            json::write_lists(out, &all, &mut slots)?;
+            writeln!(out)
+        }),
+    }
+}
