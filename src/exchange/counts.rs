@@ -53,16 +53,19 @@ pub fn counts_from_bytes(bytes: &[u8], format: CountsFormat, model: &Model) -> R
     )
 }
 
+/// Whether counts are those of the model, as far as it is known.
 fn check_model(model: &Model, summary: &Summary) -> Result<()> {
     let (held, chosen) = (summary.num_experts, summary.experts_per_token);
-    match (model.num_experts, model.experts_per_token) {
-        (Some(expected), _) if expected != held => {
-            Err(Error::InvalidDump(format!("it has {held} experts, {expected} expected")))
-        }
-        (_, Some(expected)) if expected != chosen || !(1..=held).contains(&expected) => {
-            Err(Error::InvalidDump(format!(
-                "{expected} of {held} experts a token expected; the file says {chosen}"
-            )))
+    let refuse = |what: String| Err(Error::InvalidDump(what));
+    if let Some(expected) = model.num_experts.filter(|&expected| expected != held) {
+        return refuse(format!("it has {held} experts, {expected} expected"));
+    }
+    match model.experts_per_token {
+        Some(expected) if !(1..=held).contains(&expected) => refuse(format!(
+            "{expected} experts a token, and {held} experts: a token chooses 1 to all of them"
+        )),
+        Some(expected) if expected != chosen => {
+            refuse(format!("it says {chosen} experts a token, {expected} expected"))
         }
         _ => Ok(()),
     }

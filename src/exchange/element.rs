@@ -74,7 +74,7 @@ pub enum Undecodable {
 /// A count that was written as a float.
 pub fn whole(value: f64) -> Result<u64, String> {
     // 2^63, the first that is beyond.
-    match value >= 0.0 && value < 9_223_372_036_854_775_808.0 && value.fract() == 0.0 {
+    match (0.0..9_223_372_036_854_775_808.0).contains(&value) && value.fract() == 0.0 {
         true => Ok(value as u64),
         false => Err(value.to_string()),
     }

@@ -252,7 +252,7 @@ mod tests {
     fn what_is_written_is_read_and_begins_at_a_multiple_of_64() {
         let mut bytes = Vec::new();
         write(&mut bytes, &[2, 3], &mut (1..=6)).unwrap();
-        assert_eq!(bytes.len() % 64, 6 * 8 % 64);
+        assert_eq!(bytes.len() % 64, 6 * 8);
         assert_eq!(bytes[bytes.len() - 49], b'\n');
         assert_eq!(read(&bytes).unwrap(), Array::new(vec![2, 3], vec![1, 2, 3, 4, 5, 6]).unwrap());
         assert_eq!(dimensions(&bytes).unwrap(), 2);

@@ -1,0 +1,439 @@
+//! Files of other systems: those that PyTorch and NumPy wrote, round trips through every format, and files that are not whole
+//! or not what they say.
+
+use std::fs;
+use std::path::Path;
+
+use eplb::exchange::{
+    CountsFormat, CountsRead, Model, PlacementFormat, counts_from_bytes, detect, placement_from_bytes,
+    read_counts, read_placement, write_counts, write_placement,
+};
+use eplb::placement::{Expected, Placement, Shape};
+use eplb::stats::Stats;
+
+/// A file of tests/exchange, whose make.py says what is in it.
+fn fixture(name: &str) -> Vec<u8> {
+    fs::read(Path::new("tests/exchange").join(name)).unwrap()
+}
+
+fn refused(bytes: &[u8], format: CountsFormat) -> String {
+    counts_from_bytes(bytes, format, &Model::default()).unwrap_err().to_string()
+}
+
+/// Whether these are the counts of make.py, of `steps` steps from `first` on.
+fn check_counts(stats: &Stats, first: u64, steps: u64) {
+    let summary = stats.summary();
+    assert_eq!((summary.num_experts, &summary.layers[..]), (8, &[1, 2, 3][..]));
+    assert_eq!(summary.iterations.len(), steps);
+    for layer in 1..4 {
+        let expected: Vec<u64> = (first..first + steps)
+            .flat_map(|step| (0..8).map(move |expert| 100 * step + 10 * layer + expert))
+            .collect();
+        assert_eq!(stats.layer_counts(layer as u32).unwrap(), expected);
+    }
+}
+
+#[test]
+fn what_sglangs_recorder_saved_with_pytorch_is_read_without_its_dense_layer_and_its_empty_step() {
+    for name in ["recorder.pt", "double.pt"] {
+        let CountsRead { stats, dense_layers, empty_steps } =
+            counts_from_bytes(&fixture(name), CountsFormat::SglangPt, &Model::default()).unwrap();
+        check_counts(&stats, 0, 2);
+        assert_eq!((&dense_layers[..], empty_steps), (&[0][..], 1));
+    }
+    // A tensor that begins within its storage, and has no steps.
+    let read = counts_from_bytes(&fixture("one_step.pt"), CountsFormat::SglangPt, &Model::default()).unwrap();
+    check_counts(&read.stats, 1, 1);
+}
+
+#[test]
+fn other_files_of_pytorch_are_refused_by_name() {
+    let refused = |name: &str| refused(&fixture(name), CountsFormat::SglangPt);
+    assert_eq!(
+        refused("per_pass.pt"),
+        "it has \"records\", so it was recorded in the mode per_pass or per_token; \"logical_count\" of the mode stat expected"
+    );
+    assert_eq!(
+        refused("view.pt"),
+        "\"logical_count\" of shape [2, 3, 8] has strides [32, 8, 1]: save it with .contiguous(), row after row"
+    );
+    assert_eq!(
+        refused("half.pt"),
+        "\"logical_count\" is stored as HalfStorage; integers, floats and doubles are read"
+    );
+    assert_eq!(refused("legacy.pt"), "it does not end as a zip archive does: it is cut off, copy it again");
+    let message = detect(Path::new("tests/exchange/legacy.pt")).unwrap_err().to_string();
+    assert!(
+        message.contains("it is a pickle by itself, as torch.save wrote before PyTorch 1.6"),
+        "{message}"
+    );
+}
+
+#[test]
+fn arrays_that_numpy_saved_are_read_whatever_their_type_order_and_version() {
+    for name in ["int32.npy", "float32.npy", "big_endian.npy", "fortran.npy", "version_2.npy"] {
+        let read = counts_from_bytes(&fixture(name), CountsFormat::Npy, &Model::default()).unwrap();
+        // Only a recorder has steps that it has not come to: here it is an iteration without load.
+        assert_eq!((&read.dense_layers[..], read.empty_steps), (&[0][..], 0), "{name}");
+        assert_eq!(read.stats.summary().iterations.len(), 3);
+        assert_eq!(
+            read.stats.layer_counts(3).unwrap()[8..24],
+            [130, 131, 132, 133, 134, 135, 136, 137, 0, 0, 0, 0, 0, 0, 0, 0]
+        );
+    }
+}
+
+#[test]
+fn counts_stay_what_they_are_through_every_format() {
+    let dir = tempfile::tempdir().unwrap();
+    for name in ["dsv2lite-translation", "dsr1-extreme"] {
+        let dump = Path::new("data/dumps").join(name);
+        let original = read_counts(&dump, CountsFormat::Dump, &Model::default()).unwrap().stats;
+        let layers = &original.summary().layers;
+        let experts_per_token = Some(original.summary().experts_per_token);
+        for format in CountsFormat::ALL.into_iter().filter(|&format| format != CountsFormat::SglangPt) {
+            let path = dir.path().join(format!("{name}.{}", format.name()));
+            write_counts(&original, &path, format, &Model::default()).unwrap();
+            // The rows of an array are only those of the layers that were counted; others have one for each of the model.
+            let layers_of_rows = (format == CountsFormat::Npy).then_some(&layers[..]);
+            let model = match format {
+                CountsFormat::Dump => Model::default(),
+                _ => Model { layers: layers_of_rows, experts_per_token, ..Model::default() },
+            };
+            let again = read_counts(&path, format, &model).unwrap();
+            assert_eq!(&again.stats.summary().layers, layers, "{}", format.name());
+            let dense: Vec<u32> =
+                (0..layers[0]).filter(|_| layers_of_rows.is_none() && format != CountsFormat::Dump).collect();
+            assert_eq!(again.dense_layers, dense);
+            for &layer in layers {
+                let expected = match format {
+                    CountsFormat::Lmdeploy => original.layer_totals(layer).unwrap(),
+                    _ => original.layer_counts(layer).unwrap().to_vec(),
+                };
+                assert!(again.stats.layer_counts(layer).unwrap() == expected, "{} {layer}", format.name());
+            }
+        }
+    }
+}
+
+#[test]
+fn placements_keep_their_hash_through_every_format() {
+    let dir = tempfile::tempdir().unwrap();
+    for (name, num_ranks) in [("dsv2lite-translation.ep8.slots72", 8), ("dsr1-extreme.ep32.slots288", 32)] {
+        let config = Path::new("data/expected").join(format!("{name}.yaml"));
+        let expected = Expected { num_ranks: Some(num_ranks), ..Expected::default() };
+        let original = Placement::load(&config, expected).unwrap();
+        let model = Model { layers: Some(original.layers()), num_ranks: Some(num_ranks), ..Model::default() };
+        for format in PlacementFormat::ALL {
+            let path = dir.path().join(format!("{name}.{}", format.name()));
+            write_placement(&original, &path, format, &model).unwrap();
+            let again = read_placement(&path, format, &model).unwrap();
+            assert_eq!(again, original);
+            assert_eq!(again.hash(), original.hash());
+            assert_eq!(placement_from_bytes(&fs::read(&path).unwrap(), format, &model).unwrap(), original);
+        }
+    }
+}
+
+/// 4 experts in 6 slots on 2 ranks, layers 2 and 3.
+fn small_placement() -> Placement {
+    Placement::new(Shape::new(4, 6, 2).unwrap(), &[2, 3], &[0, 1, 2, 3, 0, 1, 3, 2, 1, 0, 3, 2]).unwrap()
+}
+
+#[test]
+fn files_are_to_the_byte_what_the_other_systems_take() {
+    let dir = tempfile::tempdir().unwrap();
+    let path = dir.path().join("file");
+    let text = |format, model: &Model| {
+        write_placement(&small_placement(), &path, format, model).unwrap();
+        fs::read_to_string(&path).unwrap()
+    };
+    // SGLang's trivial location in dense layers, slot modulo experts; a fifth layer when asked for.
+    let trivial = "[0, 1, 2, 3, 0, 1]";
+    let rows = format!("{trivial}, {trivial}, [0, 1, 2, 3, 0, 1], [3, 2, 1, 0, 3, 2]");
+    assert_eq!(
+        text(PlacementFormat::SglangMap, &Model::default()),
+        format!("{{\"physical_to_logical_map\": [{rows}]}}\n")
+    );
+    assert_eq!(
+        text(PlacementFormat::SglangMap, &Model { num_layers: Some(5), ..Model::default() }),
+        format!("{{\"physical_to_logical_map\": [{rows}, {trivial}]}}\n")
+    );
+    assert_eq!(
+        text(PlacementFormat::Phy2logJson, &Model::default()),
+        "[[0, 1, 2, 3, 0, 1], [3, 2, 1, 0, 3, 2]]\n"
+    );
+    let layer = |id: u32, first: &str, second: &str| {
+        format!(
+            "{{\"layer_id\": {id}, \"device_count\": 2, \"device_list\": [{{\"device_id\": 0, \"device_expert\": {first}}}, \
+             {{\"device_id\": 1, \"device_expert\": {second}}}]}}"
+        )
+    };
+    let layers = [layer(0, "[0, 1, 2]", "[3, 0, 1]"), layer(1, "[3, 2, 1]", "[0, 3, 2]")].join(", ");
+    assert_eq!(
+        text(PlacementFormat::ExpertMap, &Model::default()),
+        format!("{{\"moe_layer_count\": 2, \"layer_list\": [{layers}]}}\n")
+    );
+
+    let counts =
+        counts_from_bytes(b"[[0, 0], [3, 4]]", CountsFormat::Lmdeploy, &Model::default()).unwrap().stats;
+    let text = |format, model: &Model| {
+        write_counts(&counts, &path, format, model).unwrap();
+        fs::read_to_string(&path).unwrap()
+    };
+    let three = Model { num_layers: Some(3), ..Model::default() };
+    assert_eq!(
+        text(CountsFormat::SglangCount, &Model::default()),
+        "{\"logical_count\": [[[0, 0], [3, 4]]]}\n"
+    );
+    assert_eq!(text(CountsFormat::SglangCount, &three), "{\"logical_count\": [[[0, 0], [3, 4], [0, 0]]]}\n");
+    assert_eq!(text(CountsFormat::Lmdeploy, &three), "[[0, 0], [3, 4], [0, 0]]\n");
+    let few = Model { num_layers: Some(1), ..Model::default() };
+    assert_eq!(
+        write_counts(&counts, &path, CountsFormat::Lmdeploy, &few).unwrap_err().to_string(),
+        "a row for each of 1 layers of the model: from 2, for layer 1, to 65536 can be written"
+    );
+}
+
+#[test]
+fn layers_name_rows_or_pick_them_and_no_count_is_lost_in_silence() {
+    let read = |layers: &[u32]| {
+        let model = Model { layers: Some(layers), ..Model::default() };
+        counts_from_bytes(b"[[0, 0], [3, 4], [0, 0]]", CountsFormat::Lmdeploy, &model)
+    };
+    assert_eq!(read(&[1]).unwrap().stats.summary().layers, [1]);
+    // A layer that was given is one, even if nothing was counted in it.
+    assert_eq!(read(&[1, 2]).unwrap().stats.layer_totals(2).unwrap(), [0, 0]);
+    assert_eq!(read(&[5, 6, 7]).unwrap().stats.layer_totals(6).unwrap(), [3, 4]);
+    assert_eq!(read(&[2]).unwrap_err().to_string(), "row [1] has counts, and it is none of the layers given");
+    assert_eq!(
+        refused(b"[[0, 0], [0, 0]]", CountsFormat::Lmdeploy),
+        "every row is all zero; give the numbers of the layers to take it all the same"
+    );
+    assert_eq!(
+        refused(b"{\"logical_count\": [[[0]]]}", CountsFormat::SglangCount),
+        "nothing was counted in any step"
+    );
+}
+
+#[test]
+fn what_is_known_of_the_model_is_checked() {
+    let read = |model: Model| counts_from_bytes(b"[[1, 2, 3]]", CountsFormat::Lmdeploy, &model).map(|_| ());
+    assert_eq!(
+        read(Model { num_experts: Some(4), ..Model::default() }).unwrap_err().to_string(),
+        "it has 3 experts, 4 expected"
+    );
+    assert_eq!(
+        read(Model { experts_per_token: Some(4), ..Model::default() }).unwrap_err().to_string(),
+        "4 experts a token, and 3 experts: a token chooses 1 to all of them"
+    );
+    let dump = Path::new("data/dumps/dsv2lite-translation");
+    let read = |model: Model| read_counts(dump, CountsFormat::Dump, &model).unwrap_err().to_string();
+    assert_eq!(
+        read(Model { experts_per_token: Some(8), ..Model::default() }),
+        "data/dumps/dsv2lite-translation: it says 6 experts a token, 8 expected"
+    );
+    assert_eq!(
+        read(Model { layers: Some(&[1]), ..Model::default() }),
+        "a dump says its layers itself: do not give them"
+    );
+}
+
+#[test]
+fn a_malformed_placement_is_refused_with_its_place() {
+    let refused = |text: &str, format, model: &Model| {
+        placement_from_bytes(text.as_bytes(), format, model).unwrap_err().to_string()
+    };
+    let two_ranks = Model { num_ranks: Some(2), ..Model::default() };
+    let rows = |text: &str| refused(text, PlacementFormat::Phy2logJson, &two_ranks);
+    assert_eq!(rows("[[0, 1, 3, 0]]"), "layer 0: expert 2 has no slot; every expert needs one");
+    assert_eq!(
+        rows("[[0, 1, 2]]"),
+        "3 slots cannot be split evenly over 2 ranks; for 3 experts the nearest valid number of slots is 4"
+    );
+    assert_eq!(rows("[[0, 1], [0, 1048576]]"), "[1][1] is 1048576: there are at most 1048576 experts");
+    assert_eq!(rows("[[[0, 1]]]"), "it has 3 dimensions, [layers][slots] expected");
+    assert_eq!(
+        refused("[[0, 1]]", PlacementFormat::Phy2logJson, &Model::default()),
+        "the file does not say the EP size: give the number of ranks"
+    );
+    assert_eq!(
+        refused("[[0, 1, 2, 0]]", PlacementFormat::Phy2logJson, &Model { num_experts: Some(2), ..two_ranks }),
+        "layer 0, rank 1, slot 2: expert 2 does not exist; experts are 0 to 1"
+    );
+    let layers = Model { layers: Some(&[3, 4]), ..two_ranks };
+    assert_eq!(
+        refused("[[0, 1], [1, 0], [0, 1]]", PlacementFormat::Phy2logJson, &layers),
+        "it has 3 rows, neither one for each of 2 layers nor for layer 4"
+    );
+
+    let sglang = |text: &str| refused(text, PlacementFormat::SglangMap, &two_ranks);
+    assert_eq!(
+        sglang("{\"physical_to_logical_map\": [[0, 1], [1]]}"),
+        "bad JSON: [1] has 1 elements, 2 expected at line 1 column 40"
+    );
+    assert_eq!(
+        sglang("{\"logical_count\": [[0, 1]]}"),
+        "bad JSON: it has \"logical_count\", so it holds counts; \"physical_to_logical_map\" expected at line 1 column 16"
+    );
+    assert_eq!(
+        sglang("{\"physical_to_logical\": []}"),
+        "bad JSON: unknown key \"physical_to_logical\"; \"physical_to_logical_map\" expected at line 1 column 22"
+    );
+    assert_eq!(sglang("{\"rank\": 0}"), "it has no \"physical_to_logical_map\"");
+    let twice = "{\"physical_to_logical_map\": [[0]], \"physical_to_logical_map\": [[0]]}";
+    assert!(sglang(twice).starts_with("bad JSON: \"physical_to_logical_map\" stands twice at "));
+
+    let map = |devices: &str, model: &Model| {
+        let text = format!(
+            "{{\"moe_layer_count\": 1, \"layer_list\": [{{\"layer_id\": 0, \"device_count\": 2, \"device_list\": [{devices}]}}]}}"
+        );
+        refused(&text, PlacementFormat::ExpertMap, model)
+    };
+    let device = |id: u32, experts: &str| format!("{{\"device_id\": {id}, \"device_expert\": [{experts}]}}");
+    let devices = [device(0, "0, 1"), device(1, "2, 0")].join(", ");
+    let three_ranks = Model { num_ranks: Some(3), ..Model::default() };
+    assert_eq!(map(&devices, &three_ranks), "it has 2 devices, 3 ranks expected");
+    assert_eq!(map(&devices, &layers), "it has 1 layers, 2 expected");
+    let gap = [device(0, "0, 1"), device(1, "3, 0")].join(", ");
+    assert_eq!(map(&gap, &Model::default()), "layer 0: expert 2 has no slot; every expert needs one");
+    let none = [device(0, ""), device(1, "")].join(", ");
+    assert_eq!(map(&none, &Model::default()), "0 experts: there must be 1 to 1048576");
+}
+
+/// An archive of stored files, as small as the format allows.
+fn zip(files: &[(&str, &[u8])]) -> Vec<u8> {
+    let (mut archive, mut list) = (Vec::new(), Vec::new());
+    for (name, bytes) in files {
+        let mut crc = !0u32;
+        for byte in *bytes {
+            crc ^= u32::from(*byte);
+            (0..8).for_each(|_| crc = if crc & 1 == 1 { crc >> 1 ^ 0xedb8_8320 } else { crc >> 1 });
+        }
+        let sizes = [!crc, bytes.len() as u32, bytes.len() as u32].map(u32::to_le_bytes).concat();
+        let name_len = (name.len() as u16).to_le_bytes();
+        let start = (archive.len() as u32).to_le_bytes();
+        // Version, flags, method, time and date, then the sizes, the name's length, no extra field.
+        let common = [&[20, 0, 0, 0, 0, 0, 0, 0, 0, 0][..], &sizes, &name_len, &[0, 0]].concat();
+        archive.extend([b"PK\x03\x04", &common[..], name.as_bytes(), bytes].concat());
+        // No comment, disk 0, no attributes.
+        list.extend([b"PK\x01\x02\x14\0", &common[..], &[0; 10], &start, name.as_bytes()].concat());
+    }
+    let count = (files.len() as u16).to_le_bytes();
+    let (size, start) = ((list.len() as u32).to_le_bytes(), (archive.len() as u32).to_le_bytes());
+    [archive, list, [b"PK\x05\x06\0\0\0\0", &count[..], &count, &size, &start, &[0, 0]].concat()].concat()
+}
+
+/// The pickle of `{"logical_count": tensor}`, a tensor of int64 with these rows and columns.
+fn pickle(rows: u8, columns: u8) -> Vec<u8> {
+    let text = |text: &str| [b"X", &(text.len() as u32).to_le_bytes()[..], text.as_bytes()].concat();
+    let storage =
+        [&b"("[..], &text("storage"), b"ctorch\nLongStorage\n", &text("0"), &text("cuda:0"), b"K\x06tQ"]
+            .concat();
+    let shape = [b'K', rows, b'K', columns, 0x86, b'K', columns, b'K', 1, 0x86];
+    let tensor = [
+        b"ctorch._utils\n_rebuild_tensor_v2\n(",
+        &storage[..],
+        b"K\0",
+        &shape,
+        b"\x89ccollections\nOrderedDict\n)RtR",
+    ];
+    [&b"\x80\x02}"[..], &text("logical_count"), &tensor.concat(), b"s."].concat()
+}
+
+#[test]
+fn a_malformed_file_of_pytorch_is_refused_by_name() {
+    let numbers: Vec<u8> = (1..=6i64).flat_map(i64::to_le_bytes).collect();
+    let read =
+        |files: &[(&str, &[u8])]| counts_from_bytes(&zip(files), CountsFormat::SglangPt, &Model::default());
+    let refused = |files: &[(&str, &[u8])]| read(files).unwrap_err().to_string();
+    let (data, good) = (("a/data/0", &numbers[..]), pickle(2, 3));
+    let stats = read(&[("a/data.pkl", &good), data, ("a/byteorder", b"little")]).unwrap().stats;
+    assert_eq!([stats.layer_totals(0).unwrap(), stats.layer_totals(1).unwrap()], [[1, 2, 3], [4, 5, 6]]);
+
+    assert_eq!(refused(&[data]), "it has no data.pkl, or more than one, so it is no file of torch.save");
+    assert_eq!(refused(&[("a/data.pkl", &good)]), "it has no \"a/data/0\"");
+    assert_eq!(refused(&[data, ("a/data.pkl", &good), data]), "\"a/data/0\" is in it twice");
+    assert_eq!(
+        refused(&[("a/data.pkl", &good), data, ("a/byteorder", b"big")]),
+        "its numbers are in the byte order \"big\", little expected"
+    );
+    assert_eq!(
+        refused(&[("a/data.pkl", &pickle(3, 3)), data]),
+        "\"logical_count\" of shape [3, 3] goes beyond the 48 bytes of its storage"
+    );
+    assert_eq!(
+        refused(&[("a/data.pkl", &pickle(0, 3)), data]),
+        "its shape is [0, 3]: a size of 0 is none from 1 to 1048576"
+    );
+    let negative: Vec<u8> = [1, 2, 3, 4, 5, -6i64].iter().flat_map(|number| number.to_le_bytes()).collect();
+    assert_eq!(
+        refused(&[("a/data.pkl", &good), ("a/data/0", &negative)]),
+        "logical_count[1][2] is -6, a whole number from 0 to 2^63 - 1 expected"
+    );
+    // Other functions, storages and shapes of what is pickled; names of the same length keep the rest in place.
+    let edited = |was: &str, is: &str| {
+        let at = good.windows(was.len()).position(|window| window == was.as_bytes()).unwrap();
+        let mut pickle = good.clone();
+        pickle.splice(at..at + was.len(), is.bytes());
+        refused(&[("a/data.pkl", &pickle), data])
+    };
+    assert!(edited("_rebuild_tensor_v2", "_rebuild_qtensor").ends_with(
+        " of its pickle: it would call torch._utils._rebuild_qtensor, which no dictionary of tensors needs; it is not read"
+    ));
+    assert_eq!(
+        edited("LongStorage", "BoolStorage"),
+        "\"logical_count\" is stored as BoolStorage; integers, floats and doubles are read"
+    );
+    assert_eq!(
+        edited("logical_count", "logical_COUNT"),
+        "unknown key \"logical_COUNT\"; \"logical_count\" expected"
+    );
+    assert_eq!(edited("storage", "garbage"), "\"logical_count\" is no tensor of a plain kind");
+    let mut compressed = zip(&[("a/data.pkl", &good), data]);
+    let listed = compressed.windows(4).position(|window| window == b"PK\x01\x02").unwrap();
+    compressed[listed + 10] = 8;
+    let message =
+        counts_from_bytes(&compressed, CountsFormat::SglangPt, &Model::default()).unwrap_err().to_string();
+    assert_eq!(message, "\"a/data.pkl\" is compressed, which PyTorch's files are not");
+}
+
+#[test]
+fn a_file_that_is_cut_off_or_has_one_bit_wrong_is_refused_or_read_but_never_worse() {
+    let dir = tempfile::tempdir().unwrap();
+    let path = dir.path().join("file");
+    let counts =
+        counts_from_bytes(b"[[0, 0], [3, 4]]", CountsFormat::Lmdeploy, &Model::default()).unwrap().stats;
+    let two_ranks = Model { num_ranks: Some(2), layers: Some(&[2, 3]), ..Model::default() };
+    let damage = |bytes: &[u8], read: &dyn Fn(&[u8]) -> bool| {
+        assert!(read(bytes));
+        // The line break that text ends in may be missing.
+        let whole = bytes.strip_suffix(b"\n").unwrap_or(bytes).len();
+        assert!((0..whole).all(|end| !read(&bytes[..end])));
+        for at in 0..bytes.len() {
+            for bit in 0..8 {
+                let mut bytes = bytes.to_vec();
+                bytes[at] ^= 1 << bit;
+                read(&bytes);
+            }
+        }
+    };
+    for format in [CountsFormat::SglangCount, CountsFormat::Lmdeploy, CountsFormat::Npy] {
+        write_counts(&counts, &path, format, &Model::default()).unwrap();
+        damage(&fs::read(&path).unwrap(), &|bytes| {
+            counts_from_bytes(bytes, format, &Model::default()).is_ok()
+        });
+    }
+    let read_pt = |bytes: &[u8]| counts_from_bytes(bytes, CountsFormat::SglangPt, &Model::default()).is_ok();
+    damage(&fixture("recorder.pt"), &read_pt);
+    let formats = [
+        PlacementFormat::SglangMap,
+        PlacementFormat::ExpertMap,
+        PlacementFormat::Phy2logNpy,
+        PlacementFormat::Phy2logJson,
+    ];
+    for format in formats {
+        write_placement(&small_placement(), &path, format, &Model::default()).unwrap();
+        damage(&fs::read(&path).unwrap(), &|bytes| placement_from_bytes(bytes, format, &two_ranks).is_ok());
+    }
+}
