@@ -1,6 +1,6 @@
 #!/bin/sh
 # Fuzzes what reads files of others and routing by placements of others: fuzz.sh [SECONDS], so many for configuration files and
-# for routing, and a third of it for each kind of file in a dump. The corpus in fuzz/corpus is the start and stays as it is; an
+# for routing, and a third of it for each kind of file in a dump and for the files of other systems. The corpus in fuzz/corpus is the start and stays as it is; an
 # input that breaks a target is left in build/fuzz. Two run at a time.
 #
 # libFuzzer with the stable compiler: the coverage pass is LLVM's own, and no sanitizer is needed for safe code. Integer
@@ -38,4 +38,5 @@ both() {
 }
 both config_file routing "$seconds"
 both meta_info rank_file $((seconds / 3))
+both exchange torch $((seconds / 3))
 rm -rf /dev/shm/eplb-fuzz-*

@@ -1,0 +1,42 @@
+//! A file of another system of any bytes, read as each format: refused, or what is written and read back as itself.
+#![no_main]
+
+use std::path::PathBuf;
+use std::sync::LazyLock;
+
+use eplb::exchange::{
+    CountsFormat, Model, PlacementFormat, counts_from_bytes, placement_from_bytes, read_counts, read_placement,
+    write_counts, write_placement,
+};
+use libfuzzer_sys::fuzz_target;
+
+/// A file of this process, in memory where the system has such a place.
+static FILE: LazyLock<PathBuf> = LazyLock::new(|| {
+    let shared = PathBuf::from("/dev/shm");
+    let base = if shared.is_dir() { shared } else { std::env::temp_dir() };
+    let directory = base.join(format!("eplb-fuzz-{}", std::process::id()));
+    std::fs::create_dir_all(&directory).unwrap();
+    directory.join("file")
+});
+
+fuzz_target!(|bytes: &[u8]| {
+    for format in [CountsFormat::SglangCount, CountsFormat::Lmdeploy, CountsFormat::Npy] {
+        let Ok(read) = counts_from_bytes(bytes, format, &Model::default()) else { continue };
+        let layers = &read.stats.summary().layers;
+        for (format, layers) in [(CountsFormat::SglangCount, None), (CountsFormat::Npy, Some(&layers[..]))] {
+            let model = Model { layers, ..Model::default() };
+            write_counts(&read.stats, &FILE, format, &model).unwrap();
+            assert_eq!(read_counts(&FILE, format, &model).unwrap().stats, read.stats);
+        }
+    }
+    for format in PlacementFormat::ALL.into_iter().filter(|&format| format != PlacementFormat::Config) {
+        let num_ranks = (format != PlacementFormat::ExpertMap).then_some(2);
+        let Ok(placement) = placement_from_bytes(bytes, format, &Model { num_ranks, ..Model::default() }) else { continue };
+        let (layers, num_ranks) = (Some(placement.layers()), Some(placement.shape().num_ranks()));
+        let model = Model { layers, num_ranks, ..Model::default() };
+        for format in [PlacementFormat::ExpertMap, PlacementFormat::Phy2logNpy, PlacementFormat::Phy2logJson] {
+            write_placement(&placement, &FILE, format, &model).unwrap();
+            assert_eq!(read_placement(&FILE, format, &model).unwrap(), placement);
+        }
+    }
+});
