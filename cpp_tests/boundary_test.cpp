@@ -211,6 +211,15 @@ template <> std::vector<const eplb_placement_load_options *> values() {
     huge.num_layers = SIZE_MAX;
     return const_structs(init, {good, huge});
 }
+template <> std::vector<const eplb_file_options *> values() {
+    eplb_file_options init = EPLB_FILE_OPTIONS_INIT, counts = init, map = init;
+    counts.format = EPLB_FILE_FORMAT_NPY;
+    map.format = EPLB_FILE_FORMAT_SGLANG_MAP;
+    eplb_file_options wide = map, ranks = init;
+    wide.num_model_layers = UINT32_MAX;
+    ranks.num_ranks = 8;
+    return const_structs(init, {wild(init), counts, map, wide, ranks});
+}
 template <> std::vector<eplb_placement_info *> values() {
     return structs<eplb_placement_info>(EPLB_PLACEMENT_INFO_INIT);
 }
@@ -357,7 +366,7 @@ TEST(Boundary, AnyValuesGiveAStatus) {
     }
 #include "functions.inc"
 #undef SWEEP
-    EXPECT_GE(functions, 46u);
+    EXPECT_GE(functions, 50u);
     // After all that, the library works.
     EXPECT_EQ(eplb::suggest_num_slots(256, 36, 290).second, 324u);
 }

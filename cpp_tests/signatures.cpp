@@ -74,6 +74,14 @@ SIGNATURE(eplb_suggest_num_slots, eplb_status (*)(uint32_t, uint32_t, uint32_t, 
 SIGNATURE(eplb_generate, eplb_status (*)(const eplb_generate_config *, eplb_generate_report *));
 static_assert(std::is_same_v<eplb_progress_callback, int32_t (*)(void *, eplb_phase, uint64_t, uint64_t)>);
 
+// Exchange
+SIGNATURE(eplb_stats_load_file, eplb_status (*)(const char *, const eplb_file_options *, eplb_stats **));
+SIGNATURE(eplb_placement_load_file,
+          eplb_status (*)(const char *, const eplb_file_options *, eplb_placement **));
+SIGNATURE(eplb_stats_save_file, eplb_status (*)(const eplb_stats *, const char *, const eplb_file_options *));
+SIGNATURE(eplb_placement_save_file,
+          eplb_status (*)(const eplb_placement *, const char *, const eplb_file_options *));
+
 // Dispatch
 SIGNATURE(eplb_dispatch_memory_required,
           eplb_status (*)(const eplb_placement *, const eplb_dispatch_config *, size_t *));

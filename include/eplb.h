@@ -648,7 +648,7 @@ typedef struct eplb_stats_info {
   size_t struct_size;
   /** Experts of a layer, or slots where `counted` says so. */
   uint32_t num_experts;
-  /** Experts that each token chooses. */
+  /** Experts that each token chooses; 0 where a file of another system did not say it. */
   uint32_t experts_per_token;
   /** Ranks of the run that dumped, the missing ones included. */
   uint32_t num_ranks;
@@ -1443,6 +1443,146 @@ extern "C" {
 EPLB_API
 eplb_status eplb_generate(const eplb_generate_config *config,
                           eplb_generate_report *report);
+
+#ifdef __cplusplus
+}  // extern "C"
+#endif  // __cplusplus
+
+/* ----------------------------------------------------------------------------------------------------
+ * Exchange: counts and placements in files of other systems
+ * ---------------------------------------------------------------------------------------------------- */
+
+/** Formats of counts, below 100, and of placements. docs/exchange.md says what each one is and where it is from. */
+enum eplb_file_format
+#if defined(__cplusplus) || __STDC_VERSION__ >= 202311L
+  : int32_t
+#endif // defined(__cplusplus) || __STDC_VERSION__ >= 202311L
+ {
+  /** What the file says it is. An array alone does not say it, and nothing can be written so. */
+  EPLB_FILE_FORMAT_DETECT = 0,
+  /** A dump directory, eplb's own or TensorRT-LLM's. */
+  EPLB_FILE_FORMAT_DUMP = 1,
+  /** SGLang's {"logical_count": [steps][layers][experts]} in JSON, or without steps. */
+  EPLB_FILE_FORMAT_SGLANG_COUNT = 2,
+  /** What SGLang's recorder writes in its mode stat, the same as a PyTorch file. Only read, its pickle not executed. */
+  EPLB_FILE_FORMAT_SGLANG_PT = 3,
+  /** LMDeploy's [layers][experts] in JSON. Of several iterations the sum is written. */
+  EPLB_FILE_FORMAT_LMDEPLOY = 4,
+  /** A NumPy array, [layers][experts] or [iterations][layers][experts]. */
+  EPLB_FILE_FORMAT_NPY = 5,
+  /** The configuration file, eplb's own and TensorRT-LLM's. */
+  EPLB_FILE_FORMAT_CONFIG = 100,
+  /** SGLang's {"physical_to_logical_map": [layers][slots]} in JSON. */
+  EPLB_FILE_FORMAT_SGLANG_MAP = 101,
+  /** The expert map of vllm-ascend and MindIE. */
+  EPLB_FILE_FORMAT_EXPERT_MAP = 102,
+  /** DeepSeek's phy2log as a NumPy array, [layers][slots]. */
+  EPLB_FILE_FORMAT_PHY2LOG_NPY = 103,
+  /** DeepSeek's phy2log in JSON. */
+  EPLB_FILE_FORMAT_PHY2LOG_JSON = 104,
+};
+#ifndef __cplusplus
+#if __STDC_VERSION__ >= 202311L
+typedef enum eplb_file_format eplb_file_format;
+#else
+typedef int32_t eplb_file_format;
+#endif // __STDC_VERSION__ >= 202311L
+#endif // __cplusplus
+
+/**
+ * A file's format, and what is known of its model, since most files do not say it. Initialise with EPLB_FILE_OPTIONS_INIT; zero
+ * is every field's default.
+ */
+typedef struct eplb_file_options {
+  /** sizeof(eplb_file_options) */
+  size_t struct_size;
+  /**
+   * The layers with experts: int32 [num_layers]. Of a file that has as many rows they are the rows in this order; of one with
+   * more rows, row i is layer i, and other rows are dense layers. NULL: row i is layer i, and in counts rows that are all
+   * zero are dense layers.
+   */
+  const int32_t *layer_ids;
+  /** Length of layer_ids. */
+  size_t num_layers;
+  /** The format: an eplb_file_format. */
+  int32_t format;
+  /**
+   * Layers of the model, dense ones among them, for SGLang's and LMDeploy's formats, which are written with a row for each;
+   * 0: up to the last layer with experts.
+   */
+  uint32_t num_model_layers;
+  /** Experts of a layer, as a check; 0: as many as the file has. */
+  uint32_t num_experts;
+  /** Ranks (the EP size) of a placement; 0: what the file says, which only expert maps and some configuration files do. */
+  uint32_t num_ranks;
+  /** Slots of all ranks together of a placement, as a check; 0: as many as the file has. */
+  uint32_t num_slots;
+  /** Experts that each token chooses, which only dumps say; needed where one is to be written. */
+  uint32_t experts_per_token;
+} eplb_file_options;
+/** An eplb_file_options with every default. */
+#define EPLB_FILE_OPTIONS_INIT { sizeof(eplb_file_options), NULL, 0, 0, 0, 0, 0, 0, 0 }
+
+#ifdef __cplusplus
+extern "C" {
+#endif // __cplusplus
+
+/**
+ * Reads counts from a file of another system, or from a dump. Steps become iterations from 0 on, of one rank.
+ *
+ * \param path     the file, or the directory of a dump, UTF-8
+ * \param options  may be NULL: the file says its format and its layers
+ * \param stats    receives the handle, which goes back by eplb_stats_destroy()
+ * \return EPLB_STATUS_OK; EPLB_STATUS_INVALID_DUMP with a message naming the place; EPLB_STATUS_INCOMPLETE_DUMP;
+ *         EPLB_STATUS_READ_FAILED; EPLB_STATUS_INVALID_ARGUMENT, also for a format of placements, and for an array that does not
+ *         say what it holds
+ */
+EPLB_API
+eplb_status eplb_stats_load_file(const char *path,
+                                 const eplb_file_options *options,
+                                 eplb_stats **stats);
+
+/**
+ * Reads a placement from a file of another system, or from a configuration file.
+ *
+ * \param path       the file, UTF-8
+ * \param options    may be NULL where the file says it all
+ * \param placement  receives the handle, which goes back by eplb_placement_destroy()
+ * \return EPLB_STATUS_OK; EPLB_STATUS_INVALID_PLACEMENT naming the place, or layer, rank and slot; EPLB_STATUS_INVALID_SHAPE;
+ *         EPLB_STATUS_READ_FAILED; EPLB_STATUS_INVALID_ARGUMENT, also for a format of counts, for an array that does not say what
+ *         it holds, and where the EP size is needed
+ */
+EPLB_API
+eplb_status eplb_placement_load_file(const char *path,
+                                     const eplb_file_options *options,
+                                     eplb_placement **placement);
+
+/**
+ * Writes counts to a file of another system, or as a dump of one rank.
+ *
+ * \param stats    the counts
+ * \param path     the file, UTF-8; an existing one is replaced in one step. For a dump a directory, in which there is none yet
+ * \param options  with the format filled in, any of counts but EPLB_FILE_FORMAT_SGLANG_PT
+ * \return EPLB_STATUS_OK; EPLB_STATUS_WRITE_FAILED; EPLB_STATUS_INVALID_DUMP for counts of slots; EPLB_STATUS_INVALID_ARGUMENT,
+ *         also for a format of placements
+ */
+EPLB_API
+eplb_status eplb_stats_save_file(const eplb_stats *stats,
+                                 const char *path,
+                                 const eplb_file_options *options);
+
+/**
+ * Writes a placement to a file of another system, or as a configuration file.
+ *
+ * \param placement  the placement
+ * \param path       the file, UTF-8; an existing one is replaced in one step
+ * \param options    with the format filled in, any of placements
+ * \return EPLB_STATUS_OK; EPLB_STATUS_WRITE_FAILED; EPLB_STATUS_INVALID_ARGUMENT, also for a format of counts
+ */
+EPLB_API
+eplb_status eplb_placement_save_file(const eplb_placement *placement,
+                                     const char *path,
+                                     const eplb_file_options *options);
 
 #ifdef __cplusplus
 }  // extern "C"

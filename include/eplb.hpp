@@ -304,6 +304,30 @@ class recorder {
     detail::owner<eplb_recorder, eplb_recorder_destroy>::type handle_;
 };
 
+/// eplb_file_options.
+struct file_options {
+    eplb_file_format format = EPLB_FILE_FORMAT_DETECT;
+    std::vector<std::int32_t> layer_ids = {};
+    std::uint32_t num_model_layers = 0;
+    std::uint32_t num_experts = 0;
+    std::uint32_t num_ranks = 0;
+    std::uint32_t num_slots = 0;
+    std::uint32_t experts_per_token = 0;
+
+    eplb_file_options c() const {
+        eplb_file_options c = EPLB_FILE_OPTIONS_INIT;
+        c.layer_ids = layer_ids.data();
+        c.num_layers = layer_ids.size();
+        c.format = format;
+        c.num_model_layers = num_model_layers;
+        c.num_experts = num_experts;
+        c.num_ranks = num_ranks;
+        c.num_slots = num_slots;
+        c.experts_per_token = experts_per_token;
+        return c;
+    }
+};
+
 /// eplb_stats_options.
 struct stats_options {
     std::int64_t iter_start = 0;
@@ -333,6 +357,19 @@ class stats {
         const eplb_stats_options c = options.c();
         return detail::make<stats, eplb_stats>(
             [&](eplb_stats **handle) { return eplb_stats_load(path.c_str(), &c, handle); });
+    }
+
+    /// From a file of another system.
+    static returns<stats> load_file(const std::string &path, const file_options &options = {}) {
+        const eplb_file_options c = options.c();
+        return detail::make<stats, eplb_stats>(
+            [&](eplb_stats **handle) { return eplb_stats_load_file(path.c_str(), &c, handle); });
+    }
+
+    /// To a file of another system, whose format the options say.
+    returns<done> save_file(const std::string &path, const file_options &options) const {
+        const eplb_file_options c = options.c();
+        return detail::run([&](done &) { return eplb_stats_save_file(get(), path.c_str(), &c); }, done());
     }
 
     returns<eplb_stats_info> info() const {
@@ -440,6 +477,19 @@ class placement {
 
     returns<done> save(const std::string &path) const {
         return detail::run([&](done &) { return eplb_placement_save(get(), path.c_str()); }, done());
+    }
+
+    /// From a file of another system.
+    static returns<placement> load_file(const std::string &path, const file_options &options = {}) {
+        const eplb_file_options c = options.c();
+        return detail::make<placement, eplb_placement>(
+            [&](eplb_placement **handle) { return eplb_placement_load_file(path.c_str(), &c, handle); });
+    }
+
+    /// To a file of another system, whose format the options say.
+    returns<done> save_file(const std::string &path, const file_options &options) const {
+        const eplb_file_options c = options.c();
+        return detail::run([&](done &) { return eplb_placement_save_file(get(), path.c_str(), &c); }, done());
     }
 
     returns<eplb_placement_info> info() const {

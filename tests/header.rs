@@ -5,7 +5,7 @@ use std::path::Path;
 use std::{env, fs};
 
 /// The sections of the header, in the order in which an engine developer meets them, and the files of src/ffi for each.
-const SECTIONS: [(&str, &[&str]); 8] = [
+const SECTIONS: [(&str, &[&str]); 9] = [
     ("Library: versions, statuses, messages, log", &["status", "library"]),
     ("Devices and streams", &["device"]),
     ("Recorder: counting routed experts (step 1)", &["recorder"]),
@@ -13,6 +13,7 @@ const SECTIONS: [(&str, &[&str]); 8] = [
     ("Placement: which expert each slot holds", &["placement"]),
     ("Solving: loads to placement", &["solve"]),
     ("Generating: a dump directory to a configuration file (step 2 as a whole)", &["generate"]),
+    ("Exchange: counts and placements in files of other systems", &["exchange"]),
     ("Dispatch: expert ids to slot ids (step 3)", &["dispatch"]),
 ];
 

@@ -112,6 +112,26 @@ impl Format {
         counts.chain(PlacementFormat::ALL.into_iter().map(Format::Placement))
     }
 
+    /// The format of counts that it is.
+    pub fn of_counts(self) -> Result<CountsFormat> {
+        match self {
+            Format::Counts(format) => Ok(format),
+            Format::Placement(_) => Err(Error::InvalidArgument(format!(
+                "{self} is a format of placements, one of counts expected"
+            ))),
+        }
+    }
+
+    /// The format of placements that it is.
+    pub fn of_placement(self) -> Result<PlacementFormat> {
+        match self {
+            Format::Placement(format) => Ok(format),
+            Format::Counts(_) => Err(Error::InvalidArgument(format!(
+                "{self} is a format of counts, one of placements expected"
+            ))),
+        }
+    }
+
     /// The name on the command line and in messages.
     pub fn name(self) -> &'static str {
         match self {
@@ -152,6 +172,8 @@ pub struct Model<'a> {
     pub num_experts: Option<usize>,
     /// Ranks (the EP size) of placements. Only expert maps say it, and some configuration files.
     pub num_ranks: Option<usize>,
+    /// Slots of all ranks together: a check of placements.
+    pub num_slots: Option<usize>,
     /// Experts that each token chooses; needed where a dump is made of counts that do not say it.
     pub experts_per_token: Option<usize>,
 }

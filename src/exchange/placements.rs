@@ -37,8 +37,8 @@ pub fn placement_from_bytes(bytes: &[u8], format: PlacementFormat, model: &Model
 }
 
 fn expected<'a>(model: &Model<'a>) -> Expected<'a> {
-    let Model { layers, num_experts, num_ranks, .. } = *model;
-    Expected { layers, num_experts, num_ranks, ..Expected::default() }
+    let Model { layers, num_experts, num_ranks, num_slots, .. } = *model;
+    Expected { layers, num_experts, num_ranks, num_slots, ..Expected::default() }
 }
 
 /// The placement of an array whose rows are layers.
@@ -60,8 +60,7 @@ fn of_rows(array: &Array, model: &Model) -> Result<Placement> {
         }
     }
     let layers: Vec<u32> = rows.iter().map(|&(layer, _)| layer).collect();
-    let shape = Shape::new(num_experts(model, &experts), num_slots, num_ranks)?;
-    Placement::new(shape, &layers, &experts)
+    Placement::new(shape(model, &experts, num_slots, num_ranks)?, &layers, &experts)
 }
 
 fn of_expert_map(text: &[u8], model: &Model) -> Result<Placement> {
@@ -75,13 +74,16 @@ fn of_expert_map(text: &[u8], model: &Model) -> Result<Placement> {
         return refuse(format!("it has {} layers, {} expected", map.layer_ids.len(), layers.len()));
     }
     let num_slots = map.num_devices.saturating_mul(map.slots_per_device);
-    let shape = Shape::new(num_experts(model, &map.experts), num_slots, map.num_devices)?;
-    Placement::new(shape, layers, &map.experts)
+    Placement::new(shape(model, &map.experts, num_slots, map.num_devices)?, layers, &map.experts)
 }
 
-/// Experts that are known, or as many as are named.
-fn num_experts(model: &Model, experts: &[u32]) -> usize {
-    model.num_experts.unwrap_or_else(|| experts.iter().max().map_or(0, |&highest| highest as usize + 1))
+/// The sizes of a file's placement, of the experts that are known, or of as many as are named.
+fn shape(model: &Model, experts: &[u32], num_slots: usize, num_ranks: usize) -> Result<Shape> {
+    if let Some(expected) = model.num_slots.filter(|&expected| expected != num_slots) {
+        return Err(Error::InvalidPlacement(format!("it has {num_slots} slots, {expected} expected")));
+    }
+    let named = || experts.iter().max().map_or(0, |&highest| highest as usize + 1);
+    Shape::new(model.num_experts.unwrap_or_else(named), num_slots, num_ranks)
 }
 
 /// Writes `placement` in a format: a file, replaced in one step.

@@ -12,6 +12,7 @@
 mod boundary;
 mod device;
 mod dispatch;
+mod exchange;
 mod generate;
 mod library;
 mod placement;
@@ -28,6 +29,7 @@ mod signatures {
 
     use super::device::*;
     use super::dispatch::*;
+    use super::exchange::*;
     use super::generate::*;
     use super::library::*;
     use super::placement::*;
@@ -161,6 +163,24 @@ mod signatures {
         eplb_generate;
     const _: Option<unsafe extern "C" fn(*mut c_void, eplb_phase, u64, u64) -> i32> =
         None::<_> as eplb_progress_callback;
+
+    const _: unsafe extern "C" fn(
+        *const c_char,
+        *const eplb_file_options,
+        *mut *mut eplb_stats,
+    ) -> eplb_status = eplb_stats_load_file;
+    const _: unsafe extern "C" fn(
+        *const c_char,
+        *const eplb_file_options,
+        *mut *mut eplb_placement,
+    ) -> eplb_status = eplb_placement_load_file;
+    const _: unsafe extern "C" fn(*const eplb_stats, *const c_char, *const eplb_file_options) -> eplb_status =
+        eplb_stats_save_file;
+    const _: unsafe extern "C" fn(
+        *const eplb_placement,
+        *const c_char,
+        *const eplb_file_options,
+    ) -> eplb_status = eplb_placement_save_file;
 
     const _: unsafe extern "C" fn(
         *const eplb_placement,

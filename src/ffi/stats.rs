@@ -10,7 +10,7 @@ use crate::error::{Error, Result};
 use crate::stats::{Counted, Dump, LoadOptions, Stats};
 
 /// The counts of a dump, summed over ranks. Immutable: any number of threads may use it at once.
-pub struct eplb_stats(Stats);
+pub struct eplb_stats(pub(super) Stats);
 
 /// What to read of a dump. Initialise with EPLB_STATS_OPTIONS_INIT; zero is every field's default.
 #[repr(C)]
@@ -63,7 +63,7 @@ pub struct eplb_stats_info {
     pub struct_size: usize,
     /// Experts of a layer, or slots where `counted` says so.
     pub num_experts: u32,
-    /// Experts that each token chooses.
+    /// Experts that each token chooses; 0 where a file of another system did not say it.
     pub experts_per_token: u32,
     /// Ranks of the run that dumped, the missing ones included.
     pub num_ranks: u32,

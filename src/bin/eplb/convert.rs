@@ -126,6 +126,7 @@ pub fn run(args: &Args) -> Result<String> {
         num_experts: args.num_experts,
         num_ranks: args.ep_size,
         experts_per_token: args.experts_per_token,
+        ..Model::default()
     };
     let from = args.from.map_or_else(|| detect(&args.input), Ok).map_err(|error| match error {
         Error::InvalidArgument(message) => {
