@@ -9,7 +9,7 @@ use std::{env, fs};
 use eplb::generate::{GenerateConfig, generate};
 use eplb::placement::{Expected, Placement};
 use eplb::report::Balance;
-use eplb::solve::{Policy, SolveConfig};
+use eplb::solve::{Objective, Policy, SolveConfig};
 use eplb::stats::{Dump, LoadOptions, RankFile, Stats};
 
 const TRTLLM: SolveConfig = SolveConfig {
@@ -19,6 +19,9 @@ const TRTLLM: SolveConfig = SolveConfig {
     rank_to_node: None,
     off_node_price: 0.0,
     sample_weights: None,
+    quantile: None,
+    objective: Objective::EvenSplit,
+    drift: 0.0,
     effort: 0,
 };
 

@@ -18,26 +18,26 @@ const ROUNDING: f64 = 1e-12;
 /// load that has no replica elsewhere, so one of them carries the mean of these ranks however the load is split, and that is
 /// the next level. At the end no rank is above a level that some split must reach: it is the optimum, to 1e-9 of it.
 pub fn best_split(loads: &[f64], slot_experts: &[u32], shape: Shape) -> f64 {
-    let mut split = Split::new(loads, slot_experts, shape);
-    for _ in 0..SWEEPS {
-        (0..split.experts.len()).for_each(|expert| split.pour(expert));
-    }
-    let mut level = loads.iter().sum::<f64>() / shape.num_ranks() as f64;
-    loop {
-        match split.search(level) {
-            Search::Even => return level,
-            Search::Path { to } => split.shift(to, level),
-            Search::Confined { mean } if mean <= level * (1.0 + ROUNDING) => return level,
-            Search::Confined { mean } => level = mean,
+    let mut ranks_of: Vec<Vec<u32>> = vec![Vec::new(); shape.num_experts()];
+    for (slot, &expert) in slot_experts.iter().enumerate() {
+        let (rank, ranks) = (shape.rank_of(slot) as u32, &mut ranks_of[expert as usize]);
+        if ranks.last() != Some(&rank) {
+            ranks.push(rank);
         }
     }
+    let mut split = Split::new(shape.num_ranks());
+    split.place(&ranks_of);
+    split.level(loads, f64::INFINITY)
 }
 
-/// A split of the load of the experts that are on several ranks.
-struct Split {
+/// Finds best splits: of one placement after the other, and for each of any loads.
+#[derive(Debug, Clone)]
+pub(super) struct Split {
     rank_loads: Vec<f64>,
-    /// The load of each such expert, and which are its shares.
-    experts: Vec<(f64, Range<usize>)>,
+    /// Experts that are on one rank, and which.
+    fixed: Vec<(u32, u32)>,
+    /// The others.
+    experts: Vec<Replicated>,
     shares: Vec<Share>,
     /// Which shares each rank has.
     rank_shares: Vec<Vec<u32>>,
@@ -45,10 +45,20 @@ struct Split {
     steps: Vec<Option<Step>>,
     /// The ranks that the last search reached, in its order.
     reached: Vec<u32>,
+    confined: Vec<u32>,
+}
+
+/// An expert that is on several ranks.
+#[derive(Debug, Clone)]
+struct Replicated {
+    id: u32,
+    load: f64,
+    /// Among [`Split::shares`].
+    shares: Range<usize>,
 }
 
 /// An expert's load on one rank, whatever the number of its slots there.
-#[derive(Clone, Copy)]
+#[derive(Debug, Clone, Copy)]
 struct Share {
     rank: u32,
     /// Among [`Split::experts`].
@@ -56,7 +66,7 @@ struct Share {
     load: f64,
 }
 
-#[derive(Clone, Copy)]
+#[derive(Debug, Clone, Copy)]
 enum Step {
     /// The rank is above the level.
     Begin,
@@ -74,41 +84,76 @@ enum Search {
 }
 
 impl Split {
-    fn new(loads: &[f64], slot_experts: &[u32], shape: Shape) -> Split {
-        let num_ranks = shape.num_ranks();
-        let mut ranks_of: Vec<Vec<u32>> = vec![Vec::new(); shape.num_experts()];
-        for (slot, &expert) in slot_experts.iter().enumerate() {
-            let (rank, ranks) = (shape.rank_of(slot) as u32, &mut ranks_of[expert as usize]);
-            if ranks.last() != Some(&rank) {
-                ranks.push(rank);
-            }
-        }
-        let mut split = Split {
+    pub fn new(num_ranks: usize) -> Split {
+        Split {
             rank_loads: vec![0.0; num_ranks],
+            fixed: Vec::new(),
             experts: Vec::new(),
             shares: Vec::new(),
             rank_shares: vec![Vec::new(); num_ranks],
             steps: vec![None; num_ranks],
             reached: Vec::with_capacity(num_ranks),
-        };
-        for (&load, ranks) in loads.iter().zip(&ranks_of) {
+            confined: Vec::with_capacity(num_ranks),
+        }
+    }
+
+    /// Takes a placement: the ranks of each expert, each rank once.
+    pub fn place(&mut self, ranks_of: &[Vec<u32>]) {
+        self.fixed.clear();
+        self.experts.clear();
+        self.shares.clear();
+        self.rank_shares.iter_mut().for_each(Vec::clear);
+        for (id, ranks) in (0..).zip(ranks_of) {
             if let [rank] = ranks[..] {
-                split.rank_loads[rank as usize] += load;
+                self.fixed.push((id, rank));
                 continue;
             }
-            let (first, expert) = (split.shares.len(), split.experts.len() as u32);
+            let (first, expert) = (self.shares.len(), self.experts.len() as u32);
             for &rank in ranks {
-                split.rank_shares[rank as usize].push(split.shares.len() as u32);
-                split.shares.push(Share { rank, expert, load: 0.0 });
+                self.rank_shares[rank as usize].push(self.shares.len() as u32);
+                self.shares.push(Share { rank, expert, load: 0.0 });
             }
-            split.experts.push((load, first..split.shares.len()));
+            self.experts.push(Replicated { id, load: 0.0, shares: first..self.shares.len() });
         }
-        split
+    }
+
+    /// The load of the most loaded rank in the best split of `loads`; or some lower bound of it that is at least `enough`.
+    pub fn level(&mut self, loads: &[f64], enough: f64) -> f64 {
+        self.confined.clear();
+        self.rank_loads.fill(0.0);
+        for &(expert, rank) in &self.fixed {
+            self.rank_loads[rank as usize] += loads[expert as usize];
+        }
+        self.shares.iter_mut().for_each(|share| share.load = 0.0);
+        self.experts.iter_mut().for_each(|expert| expert.load = loads[expert.id as usize]);
+        for _ in 0..SWEEPS {
+            (0..self.experts.len()).for_each(|expert| self.pour(expert));
+        }
+        let mut level = loads.iter().sum::<f64>() / self.rank_loads.len() as f64;
+        loop {
+            match self.search(level) {
+                Search::Even => return level,
+                Search::Path { to } => self.shift(to, level),
+                Search::Confined { mean } if mean <= level * (1.0 + ROUNDING) => return level,
+                Search::Confined { mean } => {
+                    level = mean;
+                    self.confined.clone_from(&self.reached);
+                    if level >= enough {
+                        return level;
+                    }
+                }
+            }
+        }
+    }
+
+    /// The ranks that the level is the mean of, since what they carry has no replica elsewhere; none where it is the mean of all.
+    pub fn confined(&self) -> &[u32] {
+        &self.confined
     }
 
     /// Splits an expert's load anew as water: it raises the lowest of its ranks to one height.
     fn pour(&mut self, expert: usize) {
-        let (load, range) = self.experts[expert].clone();
+        let Replicated { load, shares: range, .. } = self.experts[expert].clone();
         let (shares, rank_loads) = (&mut self.shares[range], &mut self.rank_loads);
         for share in &mut *shares {
             rank_loads[share.rank as usize] -= share.load;
@@ -149,7 +194,7 @@ impl Split {
                 if load <= 0.0 {
                     continue;
                 }
-                for to in self.experts[expert as usize].1.clone() {
+                for to in self.experts[expert as usize].shares.clone() {
                     let other = self.shares[to].rank as usize;
                     if self.steps[other].is_none() {
                         self.steps[other] = Some(Step::Move { from, to: to as u32 });

@@ -6,16 +6,22 @@
 //! better by more than one or two ten-thousandths, or the effort is spent. Effort counts what was looked at, not time, so that results
 //! repeat.
 
+mod drift;
 mod easing;
 mod homes;
+mod linking;
+mod measure;
 mod moves;
 mod start;
 mod state;
 
 use std::sync::Arc;
 
+use self::drift::Random;
 use self::homes::Homes;
 pub(crate) use self::homes::Nodes;
+use self::linking::{Linking, Rows};
+pub(super) use self::measure::Measure;
 use self::moves::{Riddance, exchange, exchange_for_all, exchange_of_two, recounts, riddance};
 use self::state::State;
 use super::deepseek::{self, Hierarchy};
@@ -46,8 +52,10 @@ pub(super) struct Search<'a> {
     pub shape: Shape,
     /// One row of experts a sample; samples without load are left out by their weight.
     pub samples: &'a [&'a [f64]],
-    /// What each sample counts for.
+    /// What each sample counts for, of 1 together.
     pub weights: &'a [f64],
+    /// What is to be small of all samples.
+    pub measure: &'a Arc<Measure>,
     /// Exchanges that are looked at for each slot, about.
     pub effort: usize,
 }
@@ -65,9 +73,7 @@ impl Search<'_> {
     pub fn place(&self, others: &[Vec<u32>]) -> Vec<u32> {
         let units = self.units();
         let loads = self.scaled(&units);
-        let bounds =
-            self.samples.iter().zip(&units).map(|(loads, unit)| unit.scale(lower_bound(loads, self.shape)));
-        let enough = bounds.sum::<f64>() * (1.0 + TOLERANCE);
+        let enough = self.bound(&units) * (1.0 + TOLERANCE);
         let costs: Vec<f64> = others.iter().map(|slots| self.cost(&loads, slots)).collect();
         let to_beat = costs.iter().copied().fold(f64::INFINITY, f64::min);
         let mut best = self.start(&loads);
@@ -105,6 +111,24 @@ impl Search<'_> {
         will_do.then_some(clean)
     }
 
+    /// As [`Search::place`] for a run time that splits each expert's load by need, where loads may drift from these: a small
+    /// best split of drifted loads. The even split of these loads stays within a hundredth of what [`Search::place`] finds.
+    pub fn place_linked(&self, others: &[Vec<u32>], drift: f64) -> Vec<u32> {
+        let loads = self.scaled(&self.units());
+        let num_samples = self.samples.len();
+        let mut random = Random::new(0);
+        let scenarios = drift::scenarios(&loads, num_samples, drift, &mut random);
+        let measure = self.measure.of_copies(drift::copies(num_samples));
+        let samples: Vec<Vec<f64>> = (0..num_samples)
+            .map(|sample| loads[sample..].iter().step_by(num_samples).copied().collect())
+            .collect();
+        let samples = Rows { loads: &samples, measure: self.measure };
+        let scenarios = Rows { loads: &scenarios, measure: &measure };
+        let mut linking = Linking::new(self.shape, samples, scenarios, self.place(others));
+        linking.improve(self.effort.saturating_mul(self.shape.num_slots().max(LEAST_SLOTS)), &mut random);
+        linking.into_slots()
+    }
+
     /// As [`Search::place`] on `nodes`, where an expert's load outside the home of its group has a price. Fails where nothing
     /// may leave its home and the groups do not fit.
     pub fn place_on(&self, Priced { nodes, price }: Priced<'_>) -> Result<Vec<u32>> {
@@ -131,7 +155,12 @@ impl Search<'_> {
             price: price / self.shape.num_ranks() as f64,
         });
         let least = self.least_costs(&units, nodes, &homes, price);
-        let enough = least.iter().map(|least| least.cost).sum::<f64>() * (1.0 + TOLERANCE);
+        let bound = match **self.measure {
+            Measure::Mean => least.iter().map(|least| least.cost).sum(),
+            // What is off its node is paid for in the mean of all samples, whichever the measure.
+            Measure::Quantile { .. } => self.bound(&units),
+        };
+        let enough = bound * (1.0 + TOLERANCE);
         let most: Vec<f64> = least.iter().map(|least| least.most).collect();
         let start = start.unwrap_or_else(|| self.place(&[]));
         let mut state = self.state(loads, &start).with_homes(homes.clone());
@@ -165,7 +194,13 @@ impl Search<'_> {
             let sums: Vec<f32> = (0..experts.len()).map(sum).collect();
             let greedies =
                 [trtllm::place(&sums, shape)?, deepseek::slot_experts(&sums, Hierarchy::global(shape))];
-            let search = Search { shape, samples: &samples, weights: &weights, effort: self.effort };
+            let search = Search {
+                shape,
+                samples: &samples,
+                weights: &weights,
+                measure: self.measure,
+                effort: self.effort,
+            };
             let mut placed = search.place(&greedies).into_iter();
             for rank in (0..self.shape.num_ranks()).filter(|&rank| nodes.of_rank[rank] as usize == node) {
                 let held = placed.by_ref().take(width).map(|index| experts[index as usize]);
@@ -197,6 +232,12 @@ impl Search<'_> {
         self.samples.iter().zip(units).map(of_sample).collect()
     }
 
+    /// What no placement is below.
+    fn bound(&self, units: &[Unit]) -> f64 {
+        let bounds = self.samples.iter().zip(units);
+        self.measure.of(bounds.map(|(loads, unit)| unit.scale(lower_bound(loads, self.shape))))
+    }
+
     fn units(&self) -> Vec<Unit> {
         let unit = |(loads, &weight): (&&[f64], &f64)| {
             let mean = loads.iter().sum::<f64>() / self.shape.num_ranks() as f64;
@@ -219,10 +260,14 @@ impl Search<'_> {
         let counts = start::counts(&sums, self.shape);
         let weights: Vec<f64> =
             sums.iter().zip(&counts).map(|(sum, &count)| sum / f64::from(count)).collect();
-        let mut state = State::new(loads.to_vec(), counts, self.shape.num_slots(), self.shape.num_ranks());
+        let mut state = self.empty(loads.to_vec(), counts);
         start::pack(&mut state, &weights);
         state.settle();
         state
+    }
+
+    fn empty(&self, loads: Vec<f64>, counts: Vec<u32>) -> State {
+        State::new(loads, self.measure.clone(), counts, self.shape.num_slots(), self.shape.num_ranks())
     }
 
     /// As [`State::cost`].
@@ -237,7 +282,7 @@ impl Search<'_> {
         };
         let ranks = || slot_experts.chunks_exact(self.shape.slots_per_rank());
         let most = |sample| ranks().map(|rank| of_rank(sample, rank)).fold(0.0, f64::max);
-        (0..num_samples).map(most).sum()
+        self.measure.of((0..num_samples).map(most))
     }
 
     fn counts(&self, slot_experts: &[u32]) -> Vec<u32> {
@@ -248,7 +293,7 @@ impl Search<'_> {
 
     fn state(&self, loads: Vec<f64>, slot_experts: &[u32]) -> State {
         let counts = self.counts(slot_experts);
-        let mut state = State::new(loads, counts, self.shape.num_slots(), self.shape.num_ranks());
+        let mut state = self.empty(loads, counts);
         slot_experts.iter().enumerate().for_each(|(slot, &expert)| state.fill(slot, expert));
         state.settle();
         state

@@ -147,7 +147,7 @@ impl Best {
 /// cost most; where there is none, of one slot that is not at home.
 pub(super) fn exchange_for_all(state: &State, looked_at: &mut usize) -> Option<Exchange> {
     let tops: Vec<Top> = (0..state.num_samples()).map(|sample| Top::of(state, sample)).collect();
-    let cost: f64 = tops.iter().map(|top| top.loads[0]).sum();
+    let cost = state.measure().of(tops.iter().map(|top| top.loads[0]));
     // Ranks by what the samples would gain were they empty.
     let mut gains = vec![0.0; state.num_ranks()];
     tops.iter().for_each(|top| gains[top.ranks[0]] += top.loads[0] - top.loads[1]);
@@ -187,7 +187,7 @@ fn exchange_of_rank(
     for other in (0..state.num_ranks()).filter(|&other| other != rank && !wanted.is_empty()) {
         // What both would have to be below for this pair to be of use.
         let without: Vec<f64> = tops.iter().map(|top| top.without(rank, other)).collect();
-        if !tolls && without.iter().sum::<f64>() >= best.0 {
+        if !tolls && state.measure().of(without.iter().copied()) >= best.0 {
             continue;
         }
         let (loads, other_loads) = (state.rank_loads(rank), state.rank_loads(other));
@@ -196,12 +196,11 @@ fn exchange_of_rank(
             let moved = state.weights(state.expert(mine));
             for theirs in state.slots_of(other) {
                 let back = state.weights(state.expert(theirs));
-                let mut reached = 0.0;
-                for (sample, without) in without.iter().enumerate() {
+                let mut reached = state.measure().of(without.iter().enumerate().map(|(sample, without)| {
                     let difference = moved[sample] - back[sample];
                     let both = (loads[sample] - difference).max(other_loads[sample] + difference);
-                    reached += both.max(*without);
-                }
+                    both.max(*without)
+                }));
                 if tolls {
                     reached += toll_of_exchange(state, mine, theirs);
                 }
@@ -362,7 +361,7 @@ impl Holders {
             change(state.rank_of(slot), is);
         }
         let most = |sample| loads[sample..].iter().step_by(samples).copied().fold(0.0, f64::max);
-        let unevenness: f64 = (0..samples).map(most).sum();
+        let unevenness = state.measure().of((0..samples).map(most));
         if state.has_homes() { unevenness + self.tolls_of(state, slot, to) } else { unevenness }
     }
 
@@ -414,13 +413,11 @@ pub(super) fn riddance(state: &State, slot: usize, most: f64, looked_at: &mut us
         };
         for theirs in state.slots_of(other).filter(rids) {
             let (moved, back) = (state.weights(state.expert(slot)), state.weights(state.expert(theirs)));
-            let reached: f64 = (0..state.num_samples())
-                .map(|sample| {
-                    let difference = moved[sample] - back[sample];
-                    let (mine, its) = (state.rank_loads(rank)[sample], state.rank_loads(other)[sample]);
-                    (mine - difference).max(its + difference).max(tops[sample].without(rank, other))
-                })
-                .sum();
+            let reached = state.measure().of((0..state.num_samples()).map(|sample| {
+                let difference = moved[sample] - back[sample];
+                let (mine, its) = (state.rank_loads(rank)[sample], state.rank_loads(other)[sample]);
+                (mine - difference).max(its + difference).max(tops[sample].without(rank, other))
+            }));
             let reached = reached + state.tolls() + toll_of_exchange(state, slot, theirs);
             if reached <= best.0 {
                 best = (reached, Some(Riddance::Exchange(Exchange::one((slot, theirs)))));

@@ -3,17 +3,19 @@
 use std::sync::Arc;
 
 use super::homes::Homes;
+use super::measure::Measure;
 
 /// No expert yet.
 pub(super) const EMPTY: u32 = u32::MAX;
 
-/// Loads are scaled so that what is to be made small is the sum over samples of the most loaded rank's load: a rank's mean
-/// load in a sample is the sample's weight, and these sum up to 1.
+/// Loads are scaled so that a rank's mean load in a sample is the sample's weight, and these sum up to 1: the mean of the
+/// samples' ratios of the most loaded rank's load to the mean is the sum of their most loaded ranks' loads.
 #[derive(Debug, Clone)]
 pub(super) struct State {
     width: usize,
     num_ranks: usize,
     num_samples: usize,
+    measure: Arc<Measure>,
     /// `[experts][samples]`
     loads: Vec<f64>,
     /// Of a rank, `[samples]`.
@@ -37,7 +39,13 @@ pub(super) struct State {
 
 impl State {
     /// Nothing is in the slots yet. `loads` is `[experts][samples]`.
-    pub fn new(loads: Vec<f64>, counts: Vec<u32>, num_slots: usize, num_ranks: usize) -> Self {
+    pub fn new(
+        loads: Vec<f64>,
+        measure: Arc<Measure>,
+        counts: Vec<u32>,
+        num_slots: usize,
+        num_ranks: usize,
+    ) -> Self {
         let num_samples = loads.len() / counts.len();
         let num_experts = counts.len() as u32;
         let mean = |sample| loads[sample..].iter().step_by(num_samples).sum::<f64>() / num_ranks as f64;
@@ -45,6 +53,7 @@ impl State {
             width: num_slots / num_ranks,
             num_ranks,
             num_samples,
+            measure,
             means: (0..num_samples).map(mean).collect(),
             weights: loads.clone(),
             loads,
@@ -110,6 +119,11 @@ impl State {
 
     fn samples(&self, row: usize) -> std::ops::Range<usize> {
         row * self.num_samples..(row + 1) * self.num_samples
+    }
+
+    /// What is to be small of several samples.
+    pub fn measure(&self) -> &Measure {
+        &self.measure
     }
 
     pub fn width(&self) -> usize {
@@ -301,7 +315,7 @@ impl State {
         self.sort_ranks();
     }
 
-    /// The sum over samples of the most loaded rank's load, and what is not at home.
+    /// What is to be small of the samples' most loaded ranks' loads, and what is not at home.
     pub fn cost(&self) -> f64 {
         self.unevenness() + self.tolls()
     }
@@ -310,7 +324,7 @@ impl State {
         if let (1, Some(&hottest)) = (self.num_samples, self.order.last()) {
             return self.rank_loads[hottest as usize];
         }
-        (0..self.num_samples).map(|sample| self.most(sample)).sum()
+        self.measure.of((0..self.num_samples).map(|sample| self.most(sample)))
     }
 
     fn most(&self, sample: usize) -> f64 {
