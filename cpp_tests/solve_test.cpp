@@ -117,6 +117,65 @@ TEST(Solve, ASampleCountsForItsWeight) {
     }
 }
 
+TEST(Solve, AQuantileOfTheSamplesMayStandForTheirMean) {
+    // 0 2 | 1 3 levels the first two samples and leaves the third at 14 of 10; 0 1 | 2 3 levels the third and
+    // leaves the others at 21 of 20, which is the better mean.
+    const std::vector<double> loads = {11, 10, 9, 10, 11, 10, 9, 10, 9, 1, 5, 5};
+    auto config = cpp_on(2, 4);
+    config.policy = EPLB_POLICY_SEARCH;
+    const std::vector<double> first(loads.begin(), loads.begin() + 4);
+    EXPECT_EQ(eplb::solve(config, loads, std::vector<int32_t>{0}, 3, 4).evaluate(0, first).max_load, 21);
+    config.quantile = 0.5;
+    EXPECT_EQ(eplb::solve(config, loads, std::vector<int32_t>{0}, 3, 4).evaluate(0, first).max_load, 20);
+    for (const double wrong : {-0.5, 1.5, std::nan("")}) {
+        config.quantile = wrong;
+        EXPECT_THROW(eplb::solve(config, loads, std::vector<int32_t>{0}, 3, 4), eplb::error);
+    }
+}
+
+TEST(Solve, TheBestSplitMayBeWhatIsPlannedFor) {
+    // 24 experts on 8 ranks of 4 slots: with 8 to spare, the hot ones can link the ranks.
+    std::vector<double> loads;
+    for (int expert = 0; expert < 24; expert++) {
+        loads.push_back(100.0 / (1 + expert));
+    }
+    auto config = cpp_on(8, 32);
+    config.policy = EPLB_POLICY_SEARCH;
+    config.objective = EPLB_OBJECTIVE_BEST_SPLIT;
+    const std::vector<int32_t> layer = {0};
+    const auto linked = eplb::solve(config, loads, layer, 1, 24);
+    config.objective = EPLB_OBJECTIVE_EVEN_SPLIT;
+    const auto even = eplb::solve(config, loads, layer, 1, 24);
+    // The loads have drifted: each expert's in another direction than its neighbours'.
+    std::vector<double> drifted = loads;
+    for (size_t expert = 0; expert < 24; expert++) {
+        drifted[expert] *= expert % 2 == 0 ? 1.25 : 0.8;
+    }
+    EXPECT_LT(linked.evaluate(0, drifted).best_split_max_load, even.evaluate(0, drifted).best_split_max_load);
+    EXPECT_LE(linked.evaluate(0, loads).max_load, even.evaluate(0, loads).max_load * 1.0101);
+
+    config.objective = static_cast<eplb_objective>(7);
+    try {
+        eplb::solve(config, loads, layer, 1, 24);
+        FAIL();
+    } catch (const eplb::error &error) {
+        EXPECT_STREQ(error.what(),
+                     "objective is 7; EPLB_OBJECTIVE_EVEN_SPLIT is 0 and EPLB_OBJECTIVE_BEST_SPLIT 1");
+    }
+    config.objective = EPLB_OBJECTIVE_BEST_SPLIT;
+    config.drift = 3;
+    EXPECT_THROW(eplb::solve(config, loads, layer, 1, 24), eplb::error);
+    config.drift = 0;
+    config.off_node_price = 1;
+    EXPECT_THROW(eplb::solve(config, loads, layer, 1, 24), eplb::error);
+    eplb_solve_config c = config.c();
+    c.off_node_price = 0;
+    c.reserved = 1;
+    eplb_placement *placement = nullptr;
+    EXPECT_EQ(eplb_solve(&c, loads.data(), layer.data(), 1, 1, 24, &placement), EPLB_STATUS_INVALID_ARGUMENT);
+    EXPECT_STREQ(eplb_last_error_message(), "reserved is 1; it must be 0");
+}
+
 TEST(Solve, LoadOffItsNodeHasAPrice) {
     // Two groups of two on two nodes, of one rank and of two: 12 and 6 where a rank should carry 6.
     const std::vector<double> loads = {6, 6, 3, 3};

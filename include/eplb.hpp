@@ -623,6 +623,9 @@ struct solve_config {
     double off_node_price = 0;
     /// Empty, or one of each sample.
     std::vector<double> sample_weights = {};
+    double quantile = 0;
+    double drift = 0;
+    eplb_objective objective = EPLB_OBJECTIVE_EVEN_SPLIT;
 
     eplb_solve_config c() const {
         eplb_solve_config c = EPLB_SOLVE_CONFIG_INIT;
@@ -636,6 +639,9 @@ struct solve_config {
         c.rank_to_node = rank_to_node.empty() ? nullptr : rank_to_node.data();
         c.off_node_price = off_node_price;
         c.sample_weights = sample_weights.empty() ? nullptr : sample_weights.data();
+        c.quantile = quantile;
+        c.drift = drift;
+        c.objective = objective;
         return c;
     }
 };
@@ -711,6 +717,9 @@ struct generate_config {
     /// Empty, or one of each of num_ranks.
     std::vector<std::int32_t> rank_to_node = {};
     double off_node_price = 0;
+    double quantile = 0;
+    double drift = 0;
+    eplb_objective objective = EPLB_OBJECTIVE_EVEN_SPLIT;
 
     eplb_generate_config c() const {
         eplb_generate_config c = EPLB_GENERATE_CONFIG_INIT;
@@ -731,6 +740,9 @@ struct generate_config {
         c.num_samples = num_samples;
         c.rank_to_node = rank_to_node.empty() ? nullptr : rank_to_node.data();
         c.off_node_price = off_node_price;
+        c.quantile = quantile;
+        c.drift = drift;
+        c.objective = objective;
         return c;
     }
 };

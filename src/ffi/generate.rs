@@ -3,7 +3,7 @@
 use std::ffi::{c_char, c_void};
 
 use super::boundary::{Growing, boundary, config, growing_out, number, or_default, path};
-use super::solve::{rank_nodes, solve_config};
+use super::solve::{Wanted, rank_nodes, solve_config};
 use super::stats::eplb_stats_options;
 use super::status::eplb_status;
 use crate::error::{Error, Result};
@@ -78,6 +78,14 @@ pub struct eplb_generate_config {
     pub rank_to_node: *const i32,
     /// As eplb_solve_config has it: what load off its node costs; 0: nothing.
     pub off_node_price: f64,
+    /// As eplb_solve_config has it: a quantile of the samples; 0: their mean.
+    pub quantile: f64,
+    /// As eplb_solve_config has it: how far loads may drift, for EPLB_OBJECTIVE_BEST_SPLIT; 0: .2, negative: not at all.
+    pub drift: f64,
+    /// As eplb_solve_config has it: an eplb_objective.
+    pub objective: i32,
+    /// Must be 0.
+    pub reserved: u32,
 }
 
 // SAFETY: `repr(C)`, `struct_size` first, integers, pointers and a nullable function pointer.
@@ -175,8 +183,14 @@ unsafe fn generate_config<'a>(config: &eplb_generate_config) -> Result<GenerateC
         solve: solve_config(
             config.policy,
             (config.num_groups, config.num_nodes),
-            config.effort,
-            config.off_node_price,
+            &Wanted {
+                effort: config.effort,
+                off_node_price: config.off_node_price,
+                quantile: config.quantile,
+                drift: config.drift,
+                objective: config.objective,
+                reserved: config.reserved,
+            },
         )?,
         num_samples: if config.num_samples == 0 { DEFAULT_NUM_SAMPLES } else { config.num_samples },
     })

@@ -7,7 +7,9 @@ use super::placement::eplb_placement;
 use super::status::eplb_status;
 use crate::error::{Error, Result};
 use crate::placement::{Shape, suggest_num_slots};
-use crate::solve::{DEFAULT_EFFORT, DeepseekArrays, Loads, Policy, SolveConfig, solve};
+use crate::solve::{
+    DEFAULT_DRIFT, DEFAULT_EFFORT, DeepseekArrays, Loads, Objective, Policy, SolveConfig, solve,
+};
 
 /// A rule for placing experts.
 #[repr(i32)]
@@ -39,6 +41,19 @@ pub enum eplb_policy {
     Search = 4,
 }
 
+/// How an engine splits an expert's tokens over its replicas at run time, and so what EPLB_POLICY_SEARCH has to make small.
+#[repr(i32)]
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum eplb_objective {
+    /// Evenly, as all routes but EPLB_ROUTE_LEAST_LOADED do: the most loaded rank's load over the mean rank load.
+    EvenSplit = 0,
+    /// By need, as EPLB_ROUTE_LEAST_LOADED does: the same in the best possible split, where loads have drifted from the planned ones.
+    /// Replicas then link ranks such that load can flow to wherever it turns out too small. The even split of the planned
+    /// loads stays within a hundredth of what EPLB_OBJECTIVE_EVEN_SPLIT finds, for times when the engine has to fall back to
+    /// it. Takes about a hundred times as long: 20 to 40 ms for a layer of 256 experts. Not with an off_node_price.
+    BestSplit = 1,
+}
+
 const DEFAULT: i32 = eplb_policy::Default as i32;
 
 /// The node of each rank, `None` for NULL.
@@ -56,13 +71,24 @@ pub(super) unsafe fn rank_nodes(
     Ok(nodes.map(|nodes| nodes.iter().map(|&node| node as u32).collect()))
 }
 
+/// What the search is told, as it came in from C.
+pub(super) struct Wanted {
+    pub effort: usize,
+    pub off_node_price: f64,
+    pub quantile: f64,
+    pub drift: f64,
+    pub objective: i32,
+    pub reserved: u32,
+}
+
 /// How to solve, as it came in from C.
 pub(super) fn solve_config(
     policy: i32,
     (num_groups, num_nodes): (u32, u32),
-    effort: usize,
-    off_node_price: f64,
+    wanted: &Wanted,
 ) -> Result<SolveConfig<'static>> {
+    const EVEN_SPLIT: i32 = eplb_objective::EvenSplit as i32;
+    const BEST_SPLIT: i32 = eplb_objective::BestSplit as i32;
     const TRTLLM: i32 = eplb_policy::Trtllm as i32;
     const GLOBAL: i32 = eplb_policy::DeepseekGlobal as i32;
     const HIERARCHICAL: i32 = eplb_policy::DeepseekHierarchical as i32;
@@ -81,14 +107,32 @@ pub(super) fn solve_config(
             )));
         }
     };
+    let objective = match wanted.objective {
+        EVEN_SPLIT => Objective::EvenSplit,
+        BEST_SPLIT => Objective::BestSplit,
+        unknown => {
+            return Err(Error::InvalidArgument(format!(
+                "objective is {unknown}; EPLB_OBJECTIVE_EVEN_SPLIT is {EVEN_SPLIT} and EPLB_OBJECTIVE_BEST_SPLIT {BEST_SPLIT}"
+            )));
+        }
+    };
+    if wanted.reserved != 0 {
+        return Err(Error::InvalidArgument(format!("reserved is {}; it must be 0", wanted.reserved)));
+    }
     let count = |count| or_default(count).unwrap_or(1);
-    let effort = if effort == 0 { DEFAULT_EFFORT } else { effort };
     Ok(SolveConfig {
         policy,
         num_groups: count(num_groups),
         num_nodes: count(num_nodes),
-        effort,
-        off_node_price,
+        effort: if wanted.effort == 0 { DEFAULT_EFFORT } else { wanted.effort },
+        off_node_price: wanted.off_node_price,
+        quantile: (wanted.quantile != 0.0).then_some(wanted.quantile),
+        objective,
+        drift: match wanted.drift {
+            0.0 => DEFAULT_DRIFT,
+            none if none < 0.0 => 0.0,
+            drift => drift,
+        },
         ..SolveConfig::default()
     })
 }
@@ -126,6 +170,29 @@ pub struct eplb_solve_config {
     /// For EPLB_POLICY_SEARCH: what each sample counts for, double [num_samples], finite, not negative and not all zero; only
     /// ratios matter. NULL: the same.
     pub sample_weights: *const f64,
+    /// For EPLB_POLICY_SEARCH: in place of the mean over samples, what samples of at least this part of all weight do not
+    /// exceed: above 0, at most 1, such as .5 for the median or 1 for the worst sample. 0: the mean.
+    pub quantile: f64,
+    /// For EPLB_OBJECTIVE_BEST_SPLIT: how far an expert's load may drift from the planned one, as the standard deviation of its
+    /// natural logarithm, at most 2. 0: .2; negative: not at all, plan for these loads alone.
+    pub drift: f64,
+    /// For EPLB_POLICY_SEARCH: an eplb_objective, by how the engine splits tokens at run time.
+    pub objective: i32,
+    /// Must be 0.
+    pub reserved: u32,
+}
+
+impl eplb_solve_config {
+    fn wanted(&self) -> Wanted {
+        Wanted {
+            effort: self.effort,
+            off_node_price: self.off_node_price,
+            quantile: self.quantile,
+            drift: self.drift,
+            objective: self.objective,
+            reserved: self.reserved,
+        }
+    }
 }
 
 // SAFETY: `repr(C)`, `struct_size` first, numbers and pointers.
@@ -176,7 +243,7 @@ pub unsafe extern "C" fn eplb_solve(
         let solving = SolveConfig {
             rank_to_node: nodes.as_deref(),
             sample_weights: weights,
-            ..solve_config(config.policy, counts, config.effort, config.off_node_price)?
+            ..solve_config(config.policy, counts, &config.wanted())?
         };
         let layers = layer_numbers(layer_ids)?;
         let shape = shape(&config, num_experts)?;
@@ -242,7 +309,7 @@ pub unsafe extern "C" fn eplb_deepseek_rebalance(
 /// As [`solve_config`], where the default is the choice of DeepSeek's rebalance_experts().
 fn deepseek_config(config: &eplb_solve_config) -> Result<SolveConfig<'static>> {
     let counts = (config.num_groups, config.num_nodes);
-    let given = solve_config(config.policy, counts, config.effort, config.off_node_price)?;
+    let given = solve_config(config.policy, counts, &config.wanted())?;
     let policy = match config.policy {
         DEFAULT => Policy::of_deepseek(given.num_groups, given.num_nodes),
         _ => given.policy,

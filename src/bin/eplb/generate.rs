@@ -7,7 +7,7 @@ use clap::builder::{PossibleValue, PossibleValuesParser, RangedU64ValueParser, T
 use comfy_table::{Cell, CellAlignment, Table, TableComponent, presets};
 use eplb::Result;
 use eplb::generate::{DEFAULT_NUM_SAMPLES, GenerateConfig, Generated, LayerChange, Phase, generate};
-use eplb::solve::{DEFAULT_EFFORT, Policy, SolveConfig};
+use eplb::solve::{DEFAULT_DRIFT, DEFAULT_EFFORT, Objective, Policy, SolveConfig};
 use eplb::stats::LoadOptions;
 use indicatif::{ProgressBar, ProgressStyle};
 
@@ -25,6 +25,10 @@ DeepSeek's rule for a model with 8 groups of experts, on 4 nodes of 8 ranks:
   eplb generate --expert_statistic_path data/dumps/dsr1-extreme --policy deepseek-hierarchical \\
       --num_groups 8 --num_nodes 4 --ep_size 32 --num_slots 288 \\
       --output_path moe_load_balancer.yaml
+
+For an engine that routes to the least loaded replica:
+  eplb generate --expert_statistic_path data/dumps/dsv2lite-translation --objective best-split \\
+      --ep_size 8 --num_slots 72 --output_path moe_load_balancer.yaml
 
 Flags may be written with hyphens too: --ep-size, --num-slots.")]
 pub struct Args {
@@ -91,6 +95,24 @@ pub struct Args {
         value_parser = one_or_more())]
     num_samples: usize,
 
+    /// What each sample counts for, such as 1,1,2: one number for each of num_samples. For search
+    #[arg(long = "sample_weights", alias = "sample-weights", value_name = "WEIGHTS", value_delimiter = ',')]
+    sample_weights: Option<Vec<f64>>,
+
+    /// In place of the mean over samples, what samples of at least this part of all weight do not exceed: .5 for the median,
+    /// 1 for the worst sample. For search
+    #[arg(long, value_name = "PART")]
+    quantile: Option<f64>,
+
+    /// How the engine splits an expert's tokens over its replicas: even-split, or best-split for engines that route to the
+    /// least loaded. For search
+    #[arg(long, default_value = Objective::default().name(), value_parser = objectives())]
+    objective: Objective,
+
+    /// How far loads may drift from the dump's, for best-split: the standard deviation of an expert's load's natural logarithm
+    #[arg(long, value_name = "DEVIATION", default_value_t = DEFAULT_DRIFT)]
+    drift: f64,
+
     /// Exchanges that the search looks at for each slot before it is content, about
     #[arg(long, value_name = "EXCHANGES", default_value_t = DEFAULT_EFFORT, value_parser = one_or_more())]
     effort: usize,
@@ -135,6 +157,10 @@ pub fn policies() -> impl TypedValueParser<Value = Policy> {
     PossibleValuesParser::new(values).try_map(|name| name.parse::<Policy>())
 }
 
+fn objectives() -> impl TypedValueParser<Value = Objective> {
+    PossibleValuesParser::new(Objective::ALL.map(Objective::name)).try_map(|name| name.parse::<Objective>())
+}
+
 /// Generates, and returns what to print.
 pub fn run(args: &Args) -> Result<String> {
     let config = GenerateConfig {
@@ -157,7 +183,10 @@ pub fn run(args: &Args) -> Result<String> {
             effort: args.effort,
             rank_to_node: args.rank_to_node.as_deref(),
             off_node_price: args.off_node_price,
-            ..SolveConfig::default()
+            sample_weights: args.sample_weights.as_deref(),
+            quantile: args.quantile,
+            objective: args.objective,
+            drift: args.drift,
         },
         num_samples: args.num_samples,
     };
