@@ -1,7 +1,7 @@
 //! Policy `trtllm` against a second implementation: the rule as the specification words it, with no thought for speed.
 
 use eplb::placement::{Placement, Shape};
-use eplb::solve::{Loads, Policy, SolveConfig, solve};
+use eplb::solve::{Loads, Objective, Policy, SolveConfig, solve};
 use proptest::prelude::*;
 
 const TRTLLM: SolveConfig = SolveConfig {
@@ -11,6 +11,9 @@ const TRTLLM: SolveConfig = SolveConfig {
     rank_to_node: None,
     off_node_price: 0.0,
     sample_weights: None,
+    quantile: None,
+    objective: Objective::EvenSplit,
+    drift: 0.0,
     effort: 0,
 };
 
