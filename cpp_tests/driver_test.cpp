@@ -192,6 +192,8 @@ void run(eplb_recorder *recorder, fault &fault, const engine_array<int32_t> &ids
             flushed = flush();
         }
         EXPECT_EQ(flushed, EPLB_STATUS_OK) << eplb_last_error_message();
+        state();
+        EXPECT_GT(info.dumps_failed, 0u) << "it could not be started, or not be written";
     }
     EXPECT_EQ(state(), flushed == EPLB_STATUS_OK ? EPLB_RECORDER_STATE_DUMPED : EPLB_RECORDER_STATE_LOST);
     EXPECT_TRUE(flushed == EPLB_STATUS_OK || info.error_status == EPLB_STATUS_CUDA);

@@ -130,6 +130,10 @@ TEST(Growth, ResultsFillAsMuchAsTheCallerHas) {
         [&](eplb_placement_evaluation *evaluation) {
             return eplb_placement_evaluate(placement.get(), even.data(), 3, 1, even.size(), evaluation);
         });
+    const auto recorder = eplb::recorder::create(eplb::recorder_config());
+    fills_only<eplb_recorder_info>(
+        EPLB_RECORDER_INFO_INIT, offsetof(eplb_recorder_info, range_start),
+        [&](eplb_recorder_info *info) { return eplb_recorder_get_info(recorder.get(), info, nullptr, 0); });
     temporary_directory dir;
     const std::string dump = data("dumps/dsr1-all-zero"), output = dir / "config.yaml";
     eplb_generate_config generate = EPLB_GENERATE_CONFIG_INIT;

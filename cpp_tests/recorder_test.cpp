@@ -210,7 +210,10 @@ TEST(Recorder, OffEveryCallSucceedsAndDoesNothing) {
     recorder.dump();
     recorder.flush();
     recorder.reset();
-    EXPECT_EQ(recorder.info().state, EPLB_RECORDER_STATE_OFF);
+    const eplb_recorder_info info = recorder.info();
+    EXPECT_EQ(info.state, EPLB_RECORDER_STATE_OFF);
+    EXPECT_EQ(info.range_start + info.range_stop, 0);
+    EXPECT_EQ(info.num_layers + info.num_registered_layers, 0u);
     EXPECT_EQ(recorder.layer_tokens(3), std::vector<uint64_t>(3));
 }
 
@@ -312,6 +315,38 @@ TEST(Recorder, ARangeThatPassedBeforeTheFirstIterationIsNoErrorButMissed) {
     EXPECT_EQ(recorder.info().state, EPLB_RECORDER_STATE_WAITING);
 }
 
+TEST(Recorder, InfoTellsTheRangeAskedForAndTheIterationsOfItThatNeverBegan) {
+    temporary_directory dir;
+    const auto recorder = eplb::recorder::create(a_config(dir / "dump"));
+    const int32_t ids[8] = {};
+    recorder.register_buffer(4, ids, EPLB_DTYPE_INT32, 2);
+    eplb_recorder_info info = recorder.info();
+    EXPECT_EQ(info.range_start, 100);
+    EXPECT_EQ(info.range_stop, 200);
+    EXPECT_EQ(info.num_layers, 2u);
+    EXPECT_EQ(info.num_registered_layers, 1u);
+    EXPECT_EQ(info.iterations_skipped, 0u);
+    // Begun late, and without 112 to 114 and 118: those before 110 are not in the dump, the others are empty
+    // in it.
+    for (const int64_t iteration : {3, 110, 110, 111, 115, 116, 117, 119}) {
+        recorder.begin_iteration(iteration);
+    }
+    info = recorder.info();
+    EXPECT_EQ(info.iter_start, 110);
+    EXPECT_EQ(info.iter_stop, 120);
+    EXPECT_EQ(info.iterations_skipped, 4u);
+    EXPECT_EQ(info.dumps_written, 0u);
+    recorder.dump();
+    recorder.flush();
+    EXPECT_EQ(recorder.info().dumps_written, 1u);
+    recorder.reset();
+    info = recorder.info();
+    EXPECT_EQ(info.iterations_skipped, 0u);
+    EXPECT_EQ(info.dumps_written, 1u) << "what was done stays done";
+    EXPECT_EQ(info.num_registered_layers, 1u);
+    EXPECT_EQ(info.range_stop, 200);
+}
+
 TEST(Recorder, ARelativePathStaysWhereItWasAtCreate) {
     temporary_directory dir;
     const auto before = std::filesystem::current_path();
@@ -362,8 +397,11 @@ TEST(Recorder, PollingAFlushTellsOfAFailureAndThenTriesAgain) {
     };
     EXPECT_EQ(poll(), EPLB_STATUS_WRITE_FAILED);
     EXPECT_EQ(poll(), EPLB_STATUS_WRITE_FAILED);
+    EXPECT_EQ(recorder.info().dumps_failed, 2u);
     std::filesystem::remove(path);
     EXPECT_EQ(poll(), EPLB_STATUS_OK);
+    EXPECT_EQ(recorder.info().dumps_failed, 2u);
+    EXPECT_EQ(recorder.info().dumps_written, 1u);
     EXPECT_EQ(eplb::stats::load(path).layer_loads(3)[1], 100);
 }
 

@@ -392,9 +392,23 @@ typedef struct eplb_recorder_info {
   size_t host_bytes;
   /** The message that belongs to error_status, shortened to fit. */
   char error_message[512];
+  /** First iteration that the recorder is there to count; 0 where it is off. */
+  int64_t range_start;
+  /** The one after the last that it is there to count; 0 where it is off. */
+  int64_t range_stop;
+  /** Iterations from iter_start to iter_stop that never began, and count as empty. */
+  uint64_t iterations_skipped;
+  /** Dumps that were written since the recorder was created; eplb_recorder_reset() leaves it as it is. */
+  uint64_t dumps_written;
+  /** Tries at a dump that failed, to start it or to write it, since the recorder was created. */
+  uint64_t dumps_failed;
+  /** Layers of the config; 0 where the recorder is off. */
+  uint32_t num_layers;
+  /** Layers with a buffer that eplb_recorder_register_buffer() named. */
+  uint32_t num_registered_layers;
 } eplb_recorder_info;
 /** An eplb_recorder_info with every default. */
-#define EPLB_RECORDER_INFO_INIT { sizeof(eplb_recorder_info), 0, 0, 0, 0, 0, 0, 0, 0, 0, 0, { 0 } }
+#define EPLB_RECORDER_INFO_INIT { sizeof(eplb_recorder_info), 0, 0, 0, 0, 0, 0, 0, 0, 0, 0, { 0 }, 0, 0, 0, 0, 0, 0, 0 }
 
 #ifdef __cplusplus
 extern "C" {

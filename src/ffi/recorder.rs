@@ -134,6 +134,20 @@ pub struct eplb_recorder_info {
     pub host_bytes: usize,
     /// The message that belongs to error_status, shortened to fit.
     pub error_message: [c_char; 512],
+    /// First iteration that the recorder is there to count; 0 where it is off.
+    pub range_start: i64,
+    /// The one after the last that it is there to count; 0 where it is off.
+    pub range_stop: i64,
+    /// Iterations from iter_start to iter_stop that never began, and count as empty.
+    pub iterations_skipped: u64,
+    /// Dumps that were written since the recorder was created; eplb_recorder_reset() leaves it as it is.
+    pub dumps_written: u64,
+    /// Tries at a dump that failed, to start it or to write it, since the recorder was created.
+    pub dumps_failed: u64,
+    /// Layers of the config; 0 where the recorder is off.
+    pub num_layers: u32,
+    /// Layers with a buffer that eplb_recorder_register_buffer() named.
+    pub num_registered_layers: u32,
 }
 
 // SAFETY: `repr(C)`, `struct_size` first, integers only.
@@ -530,6 +544,13 @@ fn info_of(found: &Info) -> Result<eplb_recorder_info> {
         workspace_bytes: found.memory.workspace_bytes,
         host_bytes: found.memory.host_bytes,
         error_message: c_text(&message),
+        range_start: number(found.range.start, "range_start")?,
+        range_stop: number(found.range.stop, "range_stop")?,
+        iterations_skipped: found.skipped,
+        dumps_written: found.dumps.written,
+        dumps_failed: found.dumps.failed,
+        num_layers: number(found.layers.len(), "num_layers")?,
+        num_registered_layers: number(found.registered_layers, "num_registered_layers")?,
     })
 }
 

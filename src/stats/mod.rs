@@ -11,7 +11,7 @@ mod write;
 pub use dump::{Dump, LoadOptions};
 pub use meta::{Counted, DumpInfo, MetaInfo};
 pub use rank_file::RankFile;
-pub use recorder::{Info, MemoryRequired, Recorder, RecorderConfig, State};
+pub use recorder::{Dumps, Info, MemoryRequired, Recorder, RecorderConfig, State};
 pub use write::{Counts, RankDump};
 
 use std::fmt;

@@ -26,19 +26,38 @@ pub enum State {
     Missed,
 }
 
-/// How far a recorder is.
+/// How often a dump was tried.
+#[derive(Debug, Clone, Copy, Default, PartialEq, Eq)]
+pub struct Dumps {
+    /// It was written, whole.
+    pub written: u64,
+    /// It could not be written, or not even started.
+    pub failed: u64,
+}
+
+/// How far a recorder is: a copy that nothing changes any more.
 #[derive(Debug, Clone)]
 pub struct Info {
     /// What it is doing.
     pub state: State,
+    /// Iterations that it is there to count.
+    pub range: IterationRange,
     /// The iteration begun last.
     pub iteration: Option<u64>,
     /// Iterations counted so far, from the first to the last.
     pub held: IterationRange,
+    /// Iterations among `held` that never began, and count as empty.
+    pub skipped: u64,
+    /// Tries at a dump since the recorder was created.
+    pub dumps: Dumps,
     /// Experts that each token chooses.
     pub experts_per_token: usize,
-    /// What each layer's kernels were given, in the order of the config's layers.
+    /// The layers' numbers, in the order of the config.
+    pub layers: Vec<u32>,
+    /// What each layer's kernels were given, in the same order.
     pub totals: Vec<Totals>,
+    /// Layers with a registered buffer.
+    pub registered_layers: usize,
     /// What it holds.
     pub memory: MemoryRequired,
     /// Why the dump or the counts are not there, or the totals are those of an earlier look.
@@ -46,6 +65,16 @@ pub struct Info {
 }
 
 impl Info {
+    /// Iterations that began and were counted.
+    pub fn iterations(&self) -> u64 {
+        self.held.len() - self.skipped
+    }
+
+    /// Valid tokens of each layer that was counted, in the order of the layers.
+    pub fn tokens(&self) -> impl Iterator<Item = u64> {
+        self.totals.iter().map(|totals| totals.ids / self.experts_per_token as u64)
+    }
+
     /// Valid tokens counted of each layer: of the recorder's `num_layers`, or of none where 0 are asked for.
     pub fn layer_tokens(&self, num_layers: usize) -> Result<Vec<u64>> {
         if self.state == State::Off {
@@ -53,9 +82,7 @@ impl Info {
         }
         match num_layers {
             0 => Ok(Vec::new()),
-            n if n == self.totals.len() => {
-                Ok(self.totals.iter().map(|totals| totals.ids / self.experts_per_token as u64).collect())
-            }
+            n if n == self.totals.len() => Ok(self.tokens().collect()),
             n => Err(Error::InvalidArgument(format!(
                 "num_layers is {n}, the recorder has {}",
                 self.totals.len()
@@ -75,10 +102,15 @@ impl Info {
     pub(super) fn off() -> Self {
         Info {
             state: State::Off,
+            range: IterationRange { start: 0, stop: 0 },
             iteration: None,
             held: IterationRange { start: 0, stop: 0 },
+            skipped: 0,
+            dumps: Dumps::default(),
             experts_per_token: 1,
+            layers: Vec::new(),
             totals: Vec::new(),
+            registered_layers: 0,
             memory: MemoryRequired { workspace_bytes: 0, host_bytes: 0 },
             error: None,
         }

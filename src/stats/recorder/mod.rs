@@ -10,11 +10,12 @@ mod window;
 mod writer;
 
 pub use config::{MemoryRequired, RecorderConfig};
-pub use info::{Info, State};
+pub use info::{Dumps, Info, State};
 
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use std::time::Duration;
 
+use self::config::Run;
 use self::window::{Layout, Window};
 use self::writer::{Progress, Writer};
 use super::{Counted, IterationRange};
@@ -57,6 +58,8 @@ struct Counting {
     iteration: Option<u64>,
     /// Iterations counted, from the first to the last.
     held: Option<IterationRange>,
+    /// Iterations among `held` that never began.
+    skipped: u64,
     /// The row that is being counted into once all calls so far have taken effect, or [`OFF`].
     row: u32,
     /// Why the counts are wrong.
@@ -94,6 +97,7 @@ impl Recorder {
             buffers,
             iteration: None,
             held: None,
+            skipped: 0,
             row: OFF,
             lost: None,
             not_started: None,
@@ -223,6 +227,7 @@ impl Recorder {
         counting.lost = cleared.as_ref().err().cloned();
         counting.iteration = None;
         counting.held = None;
+        counting.skipped = 0;
         counting.row = OFF;
         counting.not_started = None;
         cleared
@@ -233,8 +238,9 @@ impl Recorder {
         let Some(active) = &self.active else { return Ok(Info::off()) };
         let mut totals = active.totals.lock().unwrap_or_else(PoisonError::into_inner);
         let counting = active.lock();
-        let range = active.writer.run().iterations;
-        let (state, error) = match (&counting.lost, &counting.not_started, active.writer.progress()) {
+        let Run { iterations: range, layers, experts_per_token, .. } = active.writer.run();
+        let (progress, dumps) = active.writer.progress_and_dumps();
+        let (state, error) = match (&counting.lost, &counting.not_started, progress) {
             (Some(error), ..) => (State::Lost, Some(error.clone())),
             (None, Some(error), _) => (State::Failed, Some(error.clone())),
             (None, None, Progress::Failed { error, .. }) => (State::Failed, Some(error)),
@@ -245,7 +251,8 @@ impl Recorder {
             (None, None, Progress::None) => (State::Waiting, None),
         };
         let held = counting.held.unwrap_or(IterationRange { start: range.start, stop: range.start });
-        let iteration = counting.iteration;
+        let (iteration, skipped) = (counting.iteration, counting.skipped);
+        let registered_layers = counting.buffers.iter().flatten().count();
         // Hot calls need not wait for the device; only on the host would they write what is read here.
         let quiet = active.window.device().is_host().then_some(counting);
         let LastTotals { seen, staging } = &mut *totals;
@@ -253,10 +260,15 @@ impl Recorder {
         drop(quiet);
         Ok(Info {
             state,
+            range: *range,
             iteration,
             held,
-            experts_per_token: active.writer.run().experts_per_token,
+            skipped,
+            dumps,
+            experts_per_token: *experts_per_token,
+            layers: layers.clone(),
             totals: seen.clone(),
+            registered_layers,
             memory: active.memory(),
             // A device that is lost is no reason to keep back what is known of it.
             error: error.or(looked.err()),
@@ -318,11 +330,12 @@ impl Active {
     /// Counts into `iteration`, which is in the range, from here on in the order of `stream`.
     fn count_into(&self, counting: &mut Counting, iteration: u64, stream: Stream) -> Result<()> {
         let range = self.writer.run().iterations;
-        if let Some(held) = counting.held.filter(|held| iteration > held.stop) {
+        let skipped = counting.held.map_or(0, |held| iteration.saturating_sub(held.stop));
+        if skipped > 0 {
             log::warn!(
                 "rank {}: iterations {}..{iteration} never began and count as empty",
                 self.writer.run().rank,
-                held.stop
+                iteration - skipped
             );
         }
         let row = (iteration - range.start) as u32;
@@ -332,6 +345,7 @@ impl Active {
         }
         let start = counting.held.map_or(iteration, |held| held.start);
         counting.held = Some(IterationRange { start, stop: iteration + 1 });
+        counting.skipped += skipped;
         Ok(())
     }
 

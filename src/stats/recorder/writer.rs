@@ -6,6 +6,7 @@ use std::thread::{self, JoinHandle};
 use std::time::{Duration, Instant};
 
 use super::config::Run;
+use super::info::Dumps;
 use super::window::Window;
 use crate::atomic_file::AtomicFile;
 use crate::device::{Fence, Staging, Stream};
@@ -45,6 +46,7 @@ struct Work {
 #[derive(Debug)]
 struct Order {
     progress: Progress,
+    dumps: Dumps,
     /// Iterations to write.
     held: IterationRange,
     /// Not to be taken up any more.
@@ -66,8 +68,13 @@ impl Writer {
         let claim = run.dump(run.iterations).claim(&run.directory)?;
         let fence = window.device().fence()?;
         let staging = window.staging()?;
-        let order =
-            Order { progress: Progress::None, held: run.iterations, ended: false, claim: Some(claim) };
+        let order = Order {
+            progress: Progress::None,
+            dumps: Dumps::default(),
+            held: run.iterations,
+            ended: false,
+            claim: Some(claim),
+        };
         let work = Arc::new(Work { run, window, fence, order: Mutex::new(order), changed: Condvar::new() });
         let thread = threads::without_signals(|| {
             let work = work.clone();
@@ -88,10 +95,20 @@ impl Writer {
         self.work.lock().progress.clone()
     }
 
+    /// Both as they are at one moment.
+    pub fn progress_and_dumps(&self) -> (Progress, Dumps) {
+        let order = self.work.lock();
+        (order.progress.clone(), order.dumps)
+    }
+
     /// Starts the dump of `held`, as it is after the work that `stream` has been given so far.
     pub fn dump(&self, held: IterationRange, stream: Stream) -> Result<()> {
-        self.work.window.device().record(&self.work.fence, stream)?;
+        let recorded = self.work.window.device().record(&self.work.fence, stream);
         let mut order = self.work.lock();
+        if let Err(error) = recorded {
+            order.dumps.failed += 1;
+            return Err(error);
+        }
         order.held = held;
         order.progress = Progress::Started;
         self.work.changed.notify_all();
@@ -180,11 +197,18 @@ impl Work {
             drop(order);
             let written = catch_unwind(AssertUnwindSafe(|| self.write(held, claim, &mut staging)))
                 .unwrap_or_else(|panic| Err(Error::of_panic(&*panic)));
-            let progress = match written {
-                Ok(()) => Progress::Written,
-                Err(error) => Progress::Failed { error, told: false },
-            };
-            self.lock().progress = progress;
+            let mut order = self.lock();
+            match written {
+                Ok(()) => {
+                    order.dumps.written += 1;
+                    order.progress = Progress::Written;
+                }
+                Err(error) => {
+                    order.dumps.failed += 1;
+                    order.progress = Progress::Failed { error, told: false };
+                }
+            }
+            drop(order);
             self.changed.notify_all();
         }
     }
