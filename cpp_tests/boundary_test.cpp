@@ -276,6 +276,9 @@ template <> std::vector<const eplb_dispatch_config *> values() {
 template <> std::vector<eplb_dispatch_tables *> values() {
     return structs<eplb_dispatch_tables>(EPLB_DISPATCH_TABLES_INIT);
 }
+template <> std::vector<eplb_dispatch_info *> values() {
+    return structs<eplb_dispatch_info>(EPLB_DISPATCH_INFO_INIT);
+}
 template <> std::vector<eplb_recorder_info *> values() {
     return structs<eplb_recorder_info>(EPLB_RECORDER_INFO_INIT);
 }

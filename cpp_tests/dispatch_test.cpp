@@ -515,6 +515,36 @@ TEST(Dispatch, TablesAreThoseOfTensorRtLlmAndStayWhereTheyAre) {
     EXPECT_EQ(tables.expert_slots, nullptr);
 }
 
+TEST(Dispatch, InfoTellsWhatIsServedAndHow) {
+    const auto placement = placement_of(small, {3, 7});
+    auto config = a_config(small, EPLB_ROUTE_DEFAULT);
+    config.rank = 1;
+    config.max_replicas = 3;
+    config.layer_ids = {7};
+    auto dispatch = eplb::dispatch::create(placement, config);
+    eplb_dispatch_info info = dispatch.info();
+    EXPECT_EQ(info.placement_hash, placement.hash()) << "that of all layers, which all ranks have in common";
+    EXPECT_EQ(info.memory_bytes, eplb::dispatch::memory_required(placement, config));
+    EXPECT_EQ(info.rule, EPLB_ROUTE_LEAST_LOADED) << "which is the default";
+    EXPECT_EQ(info.rank, 1u);
+    EXPECT_EQ(info.num_ranks, 2u);
+    EXPECT_EQ(info.num_experts, 4u);
+    EXPECT_EQ(info.num_slots, 6u);
+    EXPECT_EQ(info.slots_per_rank, 3u);
+    EXPECT_EQ(info.experts_per_token, config.experts_per_token);
+    EXPECT_EQ(info.max_replicas, 3u);
+    EXPECT_EQ(info.num_layers, 1u);
+    EXPECT_EQ(info.num_layers_with_rank_counts, 0u);
+    const engine_array<int64_t> rank_counts(2 * 4);
+    dispatch.register_rank_counts(7, rank_counts.data(), EPLB_DTYPE_INT64);
+    EXPECT_EQ(dispatch.info().num_layers_with_rank_counts, 1u);
+    dispatch.register_rank_counts(7, nullptr, EPLB_DTYPE_INT64);
+    EXPECT_EQ(dispatch.info().num_layers_with_rank_counts, 0u);
+    for (const eplb_route rule : {EPLB_ROUTE_ROUND_ROBIN, EPLB_ROUTE_TOKEN_HASH, EPLB_ROUTE_NEAREST}) {
+        EXPECT_EQ(eplb::dispatch::create(placement, a_config(small, rule)).info().rule, rule);
+    }
+}
+
 TEST(Dispatch, ALaterPlacementInTheSameWorkspaceHasItsTablesAtTheSameAddresses) {
     const engine_stream stream;
     for (const eplb_route rule : all_rules) {

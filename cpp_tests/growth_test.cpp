@@ -130,6 +130,13 @@ TEST(Growth, ResultsFillAsMuchAsTheCallerHas) {
         [&](eplb_placement_evaluation *evaluation) {
             return eplb_placement_evaluate(placement.get(), even.data(), 3, 1, even.size(), evaluation);
         });
+    eplb::dispatch_config config;
+    config.num_ranks = 8;
+    config.experts_per_token = 8;
+    const auto dispatch = eplb::dispatch::create(placement, config);
+    fills_only<eplb_dispatch_info>(
+        EPLB_DISPATCH_INFO_INIT, offsetof(eplb_dispatch_info, rule),
+        [&](eplb_dispatch_info *info) { return eplb_dispatch_get_info(dispatch.get(), info); });
     const auto recorder = eplb::recorder::create(eplb::recorder_config());
     fills_only<eplb_recorder_info>(
         EPLB_RECORDER_INFO_INIT, offsetof(eplb_recorder_info, range_start),

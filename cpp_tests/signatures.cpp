@@ -88,6 +88,7 @@ SIGNATURE(eplb_dispatch_memory_required,
 SIGNATURE(eplb_dispatch_create,
           eplb_status (*)(const eplb_placement *, const eplb_dispatch_config *, eplb_dispatch **));
 SIGNATURE(eplb_dispatch_get_tables, eplb_status (*)(const eplb_dispatch *, int32_t, eplb_dispatch_tables *));
+SIGNATURE(eplb_dispatch_get_info, eplb_status (*)(const eplb_dispatch *, eplb_dispatch_info *));
 SIGNATURE(eplb_dispatch_register_rank_counts,
           eplb_status (*)(eplb_dispatch *, int32_t, const void *, int32_t));
 SIGNATURE(eplb_dispatch_route, eplb_status (*)(const eplb_dispatch *, int32_t, const void *, int32_t,

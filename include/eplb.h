@@ -1806,6 +1806,41 @@ typedef struct eplb_dispatch_tables {
 /** An eplb_dispatch_tables with every default. */
 #define EPLB_DISPATCH_TABLES_INIT { sizeof(eplb_dispatch_tables), NULL, NULL, NULL, NULL, 0, 0, 0, 0, 0 }
 
+/** What a dispatch serves, and how. Initialise with EPLB_DISPATCH_INFO_INIT. */
+typedef struct eplb_dispatch_info {
+  /** sizeof(eplb_dispatch_info) */
+  size_t struct_size;
+  /**
+   * eplb_placement_hash() of the placement that it was created from: ranks that differ send tokens to experts that are not
+   * there.
+   */
+  uint64_t placement_hash;
+  /** Bytes of the tables on the device, for all layers: eplb_dispatch_memory_required(). */
+  uint64_t memory_bytes;
+  /** The rule of routing: an eplb_route, and never EPLB_ROUTE_DEFAULT. */
+  int32_t rule;
+  /** This rank of the expert-parallel group. */
+  uint32_t rank;
+  /** Ranks of the group. */
+  uint32_t num_ranks;
+  /** Experts of a layer. */
+  uint32_t num_experts;
+  /** Slots of all ranks together. */
+  uint32_t num_slots;
+  /** Slots of one rank. */
+  uint32_t slots_per_rank;
+  /** Experts that each token chooses. */
+  uint32_t experts_per_token;
+  /** Width of the dense map; 0: there is none. */
+  uint32_t max_replicas;
+  /** Layers that are routed. */
+  uint32_t num_layers;
+  /** Layers for which eplb_dispatch_register_rank_counts() has named the counts of all ranks. */
+  uint32_t num_layers_with_rank_counts;
+} eplb_dispatch_info;
+/** An eplb_dispatch_info with every default. */
+#define EPLB_DISPATCH_INFO_INIT { sizeof(eplb_dispatch_info), 0, 0, 0, 0, 0, 0, 0, 0, 0, 0, 0, 0 }
+
 #ifdef __cplusplus
 extern "C" {
 #endif // __cplusplus
@@ -1852,6 +1887,18 @@ EPLB_API
 eplb_status eplb_dispatch_get_tables(const eplb_dispatch *dispatch,
                                      int32_t layer,
                                      eplb_dispatch_tables *tables);
+
+/**
+ * Tells what a dispatch serves, and how. Looks at nothing on the device. How many tokens were routed it cannot tell: no call
+ * counts them but eplb_dispatch_route_and_count(), for its recorder.
+ *
+ * \param dispatch  the dispatch
+ * \param info      from EPLB_DISPATCH_INFO_INIT; receives the numbers
+ * \return EPLB_STATUS_OK; EPLB_STATUS_INVALID_ARGUMENT
+ */
+EPLB_API
+eplb_status eplb_dispatch_get_info(const eplb_dispatch *dispatch,
+                                   eplb_dispatch_info *info);
 
 /**
  * Names the place where all ranks' counts of a layer are whenever that layer is routed, for EPLB_ROUTE_LEAST_LOADED to level the

@@ -919,6 +919,11 @@ class dispatch {
             std::vector<double>());
     }
 
+    returns<eplb_dispatch_info> info() const {
+        return detail::run([&](eplb_dispatch_info &info) { return eplb_dispatch_get_info(get(), &info); },
+                           eplb_dispatch_info(EPLB_DISPATCH_INFO_INIT));
+    }
+
     returns<eplb_dispatch_tables> tables(std::int32_t layer) const {
         return detail::run(
             [&](eplb_dispatch_tables &tables) { return eplb_dispatch_get_tables(get(), layer, &tables); },

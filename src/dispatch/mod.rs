@@ -50,6 +50,7 @@ pub struct Dispatch {
     device: Device,
     memory: Memory,
     memory_bytes: usize,
+    placement_hash: u64,
     rule: Rule,
     shape: Shape,
     sizes: Sizes,
@@ -124,6 +125,7 @@ impl Dispatch {
             device,
             memory,
             memory_bytes: layout.bytes(),
+            placement_hash: placement.hash(),
             rule: config.rule,
             shape,
             sizes: Sizes {
@@ -153,6 +155,31 @@ impl Dispatch {
     /// The width of the dense map.
     pub fn max_replicas(&self) -> usize {
         self.max_replicas
+    }
+
+    /// Which replica serves a token.
+    pub fn rule(&self) -> Rule {
+        self.rule
+    }
+
+    /// This rank of the expert-parallel group.
+    pub fn rank(&self) -> usize {
+        self.sizes.rank as usize
+    }
+
+    /// [`Placement::hash`] of the placement whose tables these are.
+    pub fn placement_hash(&self) -> u64 {
+        self.placement_hash
+    }
+
+    /// Layers that are routed.
+    pub fn num_layers(&self) -> usize {
+        self.layers.len()
+    }
+
+    /// Layers for which [`Dispatch::register_rank_counts`] has named all ranks' counts.
+    pub fn num_layers_with_rank_counts(&self) -> usize {
+        self.layers.iter().filter(|(_, layer)| lock(&layer.rank_counts).is_some()).count()
     }
 
     /// Bytes held on the device.

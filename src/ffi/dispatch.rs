@@ -25,7 +25,7 @@ use crate::report::{Routed, expected_load, routed_load};
 /// layer uses that layer's workspace, so each must be ordered after the one before, by a stream or an event; where two batches
 /// are in one layer at once, each has a dispatch of its own. Work that is not ordered so still gives only slots that hold the
 /// expert, but not those of the rule.
-pub struct eplb_dispatch(Dispatch);
+pub struct eplb_dispatch(pub(super) Dispatch);
 
 /// Which of an expert's slots serves a token. E experts, S slots, R ranks of S/R slots, K ids a token; the ids of a call,
 /// [num_tokens][K], are numbered row by row: number i is of token i / K. The replicas of an expert are its slots in ascending
@@ -146,6 +146,42 @@ pub struct eplb_dispatch_tables {
 // SAFETY: `repr(C)`, `struct_size` first, integers and pointers only.
 unsafe impl Growing for eplb_dispatch_tables {}
 
+/// What a dispatch serves, and how. Initialise with EPLB_DISPATCH_INFO_INIT.
+#[repr(C)]
+#[derive(Clone, Copy)]
+pub struct eplb_dispatch_info {
+    /// sizeof(eplb_dispatch_info)
+    pub struct_size: usize,
+    /// eplb_placement_hash() of the placement that it was created from: ranks that differ send tokens to experts that are not
+    /// there.
+    pub placement_hash: u64,
+    /// Bytes of the tables on the device, for all layers: eplb_dispatch_memory_required().
+    pub memory_bytes: u64,
+    /// The rule of routing: an eplb_route, and never EPLB_ROUTE_DEFAULT.
+    pub rule: i32,
+    /// This rank of the expert-parallel group.
+    pub rank: u32,
+    /// Ranks of the group.
+    pub num_ranks: u32,
+    /// Experts of a layer.
+    pub num_experts: u32,
+    /// Slots of all ranks together.
+    pub num_slots: u32,
+    /// Slots of one rank.
+    pub slots_per_rank: u32,
+    /// Experts that each token chooses.
+    pub experts_per_token: u32,
+    /// Width of the dense map; 0: there is none.
+    pub max_replicas: u32,
+    /// Layers that are routed.
+    pub num_layers: u32,
+    /// Layers for which eplb_dispatch_register_rank_counts() has named the counts of all ranks.
+    pub num_layers_with_rank_counts: u32,
+}
+
+// SAFETY: `repr(C)`, `struct_size` first, integers only.
+unsafe impl Growing for eplb_dispatch_info {}
+
 /// The memory of its tables that a dispatch takes on its device, before it is created: as much for every placement with as many
 /// experts, slots, ranks and layers. On a CUDA device it takes no more. On EPLB_DEVICE_HOST the library keeps what it routes by
 /// beside the tables, in memory of its own: some two to twelve times as much.
@@ -238,6 +274,45 @@ pub unsafe extern "C" fn eplb_dispatch_get_tables(
             max_replicas: number(dispatch.max_replicas(), "max_replicas")?,
             slots_per_rank: number(shape.slots_per_rank(), "slots_per_rank")?,
             memory_bytes: number(dispatch.memory_bytes(), "memory_bytes")?,
+        });
+        Ok(())
+    })
+}
+
+/// Tells what a dispatch serves, and how. Looks at nothing on the device. How many tokens were routed it cannot tell: no call
+/// counts them but eplb_dispatch_route_and_count(), for its recorder.
+///
+/// \param dispatch  the dispatch
+/// \param info      from EPLB_DISPATCH_INFO_INIT; receives the numbers
+/// \return EPLB_STATUS_OK; EPLB_STATUS_INVALID_ARGUMENT
+#[unsafe(no_mangle)]
+pub unsafe extern "C" fn eplb_dispatch_get_info(
+    dispatch: *const eplb_dispatch,
+    info: *mut eplb_dispatch_info,
+) -> eplb_status {
+    boundary(|| {
+        // SAFETY: the caller's promises for each pointer.
+        let (dispatch, info) = unsafe { (&borrowed(dispatch, "dispatch")?.0, growing_out(info, "info")?) };
+        let shape = dispatch.shape();
+        info.set(eplb_dispatch_info {
+            struct_size: 0,
+            placement_hash: dispatch.placement_hash(),
+            memory_bytes: number(dispatch.memory_bytes(), "memory_bytes")?,
+            rule: match dispatch.rule() {
+                Rule::RoundRobin => eplb_route::RoundRobin,
+                Rule::TokenHash => eplb_route::TokenHash,
+                Rule::Nearest => eplb_route::Nearest,
+                Rule::LeastLoaded => eplb_route::LeastLoaded,
+            } as i32,
+            rank: number(dispatch.rank(), "rank")?,
+            num_ranks: number(shape.num_ranks(), "num_ranks")?,
+            num_experts: number(shape.num_experts(), "num_experts")?,
+            num_slots: number(shape.num_slots(), "num_slots")?,
+            slots_per_rank: number(shape.slots_per_rank(), "slots_per_rank")?,
+            experts_per_token: number(dispatch.experts_per_token(), "experts_per_token")?,
+            max_replicas: number(dispatch.max_replicas(), "max_replicas")?,
+            num_layers: number(dispatch.num_layers(), "num_layers")?,
+            num_layers_with_rank_counts: number(dispatch.num_layers_with_rank_counts(), "num_layers")?,
         });
         Ok(())
     })

@@ -194,6 +194,8 @@ mod signatures {
     ) -> eplb_status = eplb_dispatch_create;
     const _: unsafe extern "C" fn(*const eplb_dispatch, i32, *mut eplb_dispatch_tables) -> eplb_status =
         eplb_dispatch_get_tables;
+    const _: unsafe extern "C" fn(*const eplb_dispatch, *mut eplb_dispatch_info) -> eplb_status =
+        eplb_dispatch_get_info;
     const _: unsafe extern "C" fn(*mut eplb_dispatch, i32, *const c_void, i32) -> eplb_status =
         eplb_dispatch_register_rank_counts;
     const _: unsafe extern "C" fn(
