@@ -1,0 +1,425 @@
+//! What recorders, dispatches and placements tell of themselves, as text that Prometheus scrapes.
+
+mod exposition;
+
+use std::fmt::Display;
+
+use self::exposition::{Exposition, Kind, host_labels, label};
+use super::replica_counts;
+use crate::dispatch::{Dispatch, Rule};
+use crate::error::{Error, Result, shortened};
+use crate::placement::{Placement, duplicates_in};
+use crate::stats::{Info, State};
+
+/// The labels that metrics have of their own.
+const OWN_LABELS: [&str; 5] = ["hash", "layer", "result", "rule", "state"];
+
+/// Metrics of any number of objects, each as it was when it was added.
+///
+/// All objects of a process go into one text, since the format has the samples of a metric together, whichever objects they are
+/// of; labels tell them apart.
+#[derive(Debug, Clone, Default)]
+pub struct Metrics {
+    exposition: Exposition,
+    /// The kind of each object, and its labels as they are written.
+    objects: Vec<(&'static str, String)>,
+}
+
+impl Metrics {
+    /// Adds what a recorder tells. `labels` are the host's, such as `("rank", "3")`: names of letters, digits and underscores,
+    /// and any values but empty ones. Recorders need different ones to be told apart.
+    pub fn add_recorder(&mut self, info: &Info, labels: &[(&str, &str)]) -> Result<()> {
+        let mut object = self.object("recorder", labels)?;
+        object.gauge(
+            "eplb_recorder_state",
+            "1 for what the recorder is doing, 0 for what it is not.",
+            by("state", STATES.map(|(state, name)| (name, u8::from(state == info.state)))),
+        );
+        object.gauge(
+            "eplb_recorder_error",
+            "1 where the counts or the dump are not there, or the device could not be asked; otherwise 0.",
+            one(u8::from(info.error.is_some())),
+        );
+        object.gauge(
+            "eplb_recorder_iteration",
+            "The iteration begun last; -1 before the first.",
+            one(info.iteration.map_or(-1, i128::from)),
+        );
+        object.gauge("eplb_recorder_range_start", "First iteration to count.", one(info.range.start));
+        object.gauge(
+            "eplb_recorder_range_stop",
+            "First iteration not to count any more.",
+            one(info.range.stop),
+        );
+        object.counter(
+            "eplb_recorder_iterations_total",
+            "Iterations that began and were counted.",
+            one(info.iterations()),
+        );
+        object.counter(
+            "eplb_recorder_skipped_iterations_total",
+            "Iterations between counted ones that never began, and count as empty.",
+            one(info.skipped),
+        );
+        let layers = || info.layers.iter().zip(&info.totals);
+        object.counter(
+            "eplb_recorder_tokens_total",
+            "Valid tokens that were counted.",
+            by("layer", info.layers.iter().zip(info.tokens())),
+        );
+        object.counter(
+            "eplb_recorder_out_of_range_ids_total",
+            "Ids of valid tokens that name no expert.",
+            by("layer", layers().map(|(layer, totals)| (layer, totals.out_of_range))),
+        );
+        object.counter(
+            "eplb_recorder_padding_ids_total",
+            "Ids of the tokens after the valid ones.",
+            by("layer", layers().map(|(layer, totals)| (layer, totals.padding))),
+        );
+        object.counter(
+            "eplb_recorder_dumps_total",
+            "Tries at a dump.",
+            by("result", [("written", info.dumps.written), ("failed", info.dumps.failed)]),
+        );
+        object.gauge("eplb_recorder_layers", "Layers to count.", one(info.layers.len()));
+        object.gauge(
+            "eplb_recorder_registered_layers",
+            "Layers with a registered buffer.",
+            one(info.registered_layers),
+        );
+        object.gauge(
+            "eplb_recorder_workspace_bytes",
+            "Memory held on the device.",
+            one(info.memory.workspace_bytes),
+        );
+        object.gauge(
+            "eplb_recorder_host_bytes",
+            "Host memory held for the copy back.",
+            one(info.memory.host_bytes),
+        );
+        Ok(())
+    }
+
+    /// Adds what a placement tells. `labels` as for [`Metrics::add_recorder`].
+    pub fn add_placement(&mut self, placement: &Placement, labels: &[(&str, &str)]) -> Result<()> {
+        let mut object = self.object("placement", labels)?;
+        let shape = placement.shape();
+        object.gauge(
+            "eplb_placement_info",
+            "1, labelled with the placement's hash.",
+            by("hash", [(hex(placement.hash()), 1)]),
+        );
+        object.gauge("eplb_placement_experts", "Experts of a layer.", one(shape.num_experts()));
+        object.gauge("eplb_placement_ranks", "Ranks.", one(shape.num_ranks()));
+        object.gauge("eplb_placement_slots", "Slots of all ranks together.", one(shape.num_slots()));
+        object.gauge("eplb_placement_slots_per_rank", "Slots of one rank.", one(shape.slots_per_rank()));
+        object.gauge("eplb_placement_layers", "Layers.", one(placement.layers().len()));
+        object.gauge(
+            "eplb_placement_layer_updates_per_iter",
+            "Layers that an engine with an online balancer moves an iteration.",
+            one(placement.layer_updates_per_iter()),
+        );
+        let most = |experts| replica_counts(shape, experts).into_iter().max().unwrap_or(0);
+        object.gauge(
+            "eplb_placement_max_replicas",
+            "The largest number of slots that an expert has.",
+            by("layer", placement.iter().map(|(layer, experts)| (layer, most(experts)))),
+        );
+        let duplicates = |layer, experts| duplicates_in(shape, layer, experts).len();
+        object.gauge(
+            "eplb_placement_duplicates",
+            "Slots that repeat an expert of their own rank.",
+            by("layer", placement.iter().map(|(layer, experts)| (layer, duplicates(layer, experts)))),
+        );
+        Ok(())
+    }
+
+    /// Adds what a dispatch tells. `labels` as for [`Metrics::add_recorder`].
+    pub fn add_dispatch(&mut self, dispatch: &Dispatch, labels: &[(&str, &str)]) -> Result<()> {
+        let mut object = self.object("dispatch", labels)?;
+        let shape = dispatch.shape();
+        let rule = match dispatch.rule() {
+            Rule::RoundRobin => "round-robin",
+            Rule::TokenHash => "token-hash",
+            Rule::Nearest => "nearest",
+            Rule::LeastLoaded => "least-loaded",
+        };
+        let (hash, rule) = (label("hash", hex(dispatch.placement_hash())), label("rule", rule));
+        object.gauge(
+            "eplb_dispatch_info",
+            "1, labelled with the hash of the placement that is served, and the rule of routing.",
+            [(format!("{hash},{rule}"), 1)],
+        );
+        object.gauge("eplb_dispatch_experts", "Experts of a layer.", one(shape.num_experts()));
+        object.gauge("eplb_dispatch_ranks", "Ranks.", one(shape.num_ranks()));
+        object.gauge("eplb_dispatch_slots", "Slots of all ranks together.", one(shape.num_slots()));
+        object.gauge("eplb_dispatch_slots_per_rank", "Slots of one rank.", one(shape.slots_per_rank()));
+        object.gauge(
+            "eplb_dispatch_experts_per_token",
+            "Experts that each token chooses.",
+            one(dispatch.experts_per_token()),
+        );
+        object.gauge("eplb_dispatch_layers", "Layers to route.", one(dispatch.num_layers()));
+        object.gauge(
+            "eplb_dispatch_layers_with_rank_counts",
+            "Layers that are levelled by the counts of all ranks.",
+            one(dispatch.num_layers_with_rank_counts()),
+        );
+        object.gauge(
+            "eplb_dispatch_max_replicas",
+            "Width of the dense map; 0 where there is none.",
+            one(dispatch.max_replicas()),
+        );
+        object.gauge(
+            "eplb_dispatch_memory_bytes",
+            "Memory of the tables on the device.",
+            one(dispatch.memory_bytes()),
+        );
+        Ok(())
+    }
+
+    /// The text, each of its lines ended by a line feed. Its media type is `text/plain; version=0.0.4`.
+    pub fn text(&self) -> String {
+        self.exposition.text()
+    }
+
+    fn object(&mut self, kind: &'static str, labels: &[(&str, &str)]) -> Result<Object<'_>> {
+        let labels = host_labels(labels, &OWN_LABELS)?;
+        if self.objects.iter().any(|(other, same)| (*other, same) == (kind, &labels)) {
+            return Err(Error::InvalidArgument(format!(
+                "there is a {kind} with the labels {{{}}} already: give each one of its own, such as its rank",
+                shortened(&labels)
+            )));
+        }
+        self.objects.push((kind, labels.clone()));
+        Ok(Object { exposition: &mut self.exposition, labels })
+    }
+}
+
+/// Where the samples of an object go.
+struct Object<'a> {
+    exposition: &'a mut Exposition,
+    labels: String,
+}
+
+impl Object<'_> {
+    fn gauge<V: Display>(
+        &mut self,
+        name: &'static str,
+        help: &'static str,
+        samples: impl IntoIterator<Item = (String, V)>,
+    ) {
+        self.exposition.add((Kind::Gauge, name, help), &self.labels, samples);
+    }
+
+    fn counter(
+        &mut self,
+        name: &'static str,
+        help: &'static str,
+        samples: impl IntoIterator<Item = (String, u64)>,
+    ) {
+        self.exposition.add((Kind::Counter, name, help), &self.labels, samples);
+    }
+}
+
+/// The one sample of a metric.
+fn one<V>(value: V) -> [(String, V); 1] {
+    [(String::new(), value)]
+}
+
+/// A sample for each value of a label.
+fn by<L: Display, V>(
+    name: &'static str,
+    samples: impl IntoIterator<Item = (L, V)>,
+) -> impl Iterator<Item = (String, V)> {
+    samples.into_iter().map(move |(value, sample)| (label(name, value), sample))
+}
+
+/// A hash as everywhere in this project; a sample's value would be rounded to 53 bits.
+fn hex(hash: u64) -> String {
+    format!("{hash:016x}")
+}
+
+const STATES: [(State, &str); 8] = [
+    (State::Off, "off"),
+    (State::Waiting, "waiting"),
+    (State::Counting, "counting"),
+    (State::Dumping, "dumping"),
+    (State::Dumped, "dumped"),
+    (State::Failed, "failed"),
+    (State::Lost, "lost"),
+    (State::Missed, "missed"),
+];
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::device::{Place, Totals};
+    use crate::dispatch::DispatchConfig;
+    use crate::placement::Shape;
+    use crate::stats::{Dumps, IterationRange, MemoryRequired};
+
+    fn info() -> Info {
+        let totals = |ids, out_of_range, padding| Totals { ids, out_of_range, padding };
+        Info {
+            state: State::Counting,
+            range: IterationRange { start: 100, stop: 200 },
+            iteration: Some(119),
+            held: IterationRange { start: 110, stop: 120 },
+            skipped: 4,
+            dumps: Dumps { written: 1, failed: 2 },
+            experts_per_token: 8,
+            layers: vec![7, 3],
+            totals: vec![totals(80, 1, 24), totals(u64::MAX, 0, 0)],
+            registered_layers: 1,
+            memory: MemoryRequired { workspace_bytes: 5000, host_bytes: 6000 },
+            error: None,
+        }
+    }
+
+    /// The samples alone, without what is the same in each: the comments, and the start of the name.
+    fn samples(metrics: &Metrics, prefix: &str) -> Vec<String> {
+        let text = metrics.text();
+        let samples = text.lines().filter(|line| !line.starts_with('#'));
+        samples.map(|line| line.strip_prefix(prefix).unwrap().to_owned()).collect()
+    }
+
+    #[test]
+    fn a_recorder_tells_what_its_info_does() {
+        let mut metrics = Metrics::default();
+        metrics.add_recorder(&info(), &[]).unwrap();
+        let expected = [
+            "state{state=\"off\"} 0",
+            "state{state=\"waiting\"} 0",
+            "state{state=\"counting\"} 1",
+            "state{state=\"dumping\"} 0",
+            "state{state=\"dumped\"} 0",
+            "state{state=\"failed\"} 0",
+            "state{state=\"lost\"} 0",
+            "state{state=\"missed\"} 0",
+            "error 0",
+            "iteration 119",
+            "range_start 100",
+            "range_stop 200",
+            // 110 to 119 without 4.
+            "iterations_total 6",
+            "skipped_iterations_total 4",
+            // Of 8 ids a token; (2^64 - 1) / 8.
+            "tokens_total{layer=\"7\"} 10",
+            "tokens_total{layer=\"3\"} 2305843009213693951",
+            "out_of_range_ids_total{layer=\"7\"} 1",
+            "out_of_range_ids_total{layer=\"3\"} 0",
+            "padding_ids_total{layer=\"7\"} 24",
+            "padding_ids_total{layer=\"3\"} 0",
+            "dumps_total{result=\"written\"} 1",
+            "dumps_total{result=\"failed\"} 2",
+            "layers 2",
+            "registered_layers 1",
+            "workspace_bytes 5000",
+            "host_bytes 6000",
+        ];
+        assert_eq!(samples(&metrics, "eplb_recorder_"), expected);
+    }
+
+    #[test]
+    fn a_recorder_that_is_off_or_fails_says_so() {
+        let failed = Info {
+            state: State::Failed,
+            iteration: None,
+            error: Some(Error::NotReady("the disk is full".into())),
+            ..info()
+        };
+        let off = Info { state: State::Off, layers: vec![], totals: vec![], ..info() };
+        let mut metrics = Metrics::default();
+        metrics.add_recorder(&failed, &[("rank", "0")]).unwrap();
+        metrics.add_recorder(&off, &[("rank", "1")]).unwrap();
+        let text = metrics.text();
+        for line in [
+            "eplb_recorder_state{rank=\"0\",state=\"failed\"} 1\n",
+            "eplb_recorder_state{rank=\"0\",state=\"off\"} 0\n",
+            "eplb_recorder_state{rank=\"1\",state=\"failed\"} 0\n",
+            "eplb_recorder_state{rank=\"1\",state=\"off\"} 1\n",
+            "eplb_recorder_error{rank=\"0\"} 1\neplb_recorder_error{rank=\"1\"} 0\n",
+            "eplb_recorder_iteration{rank=\"0\"} -1\n",
+        ] {
+            assert!(text.contains(line), "{line}{text}");
+        }
+    }
+
+    #[test]
+    fn a_placement_tells_its_sizes_and_each_layers_replicas_and_duplicates() {
+        // 4 experts on 2 ranks x 3 slots. In layer 3 expert 3 has 2 slots of rank 0, expert 0 has 2 of rank 1.
+        let shape = Shape::new(4, 6, 2).unwrap();
+        let placement = Placement::new(shape, &[7, 3], &[0, 1, 2, 3, 0, 0, 3, 3, 2, 1, 0, 0]).unwrap();
+        let placement = placement.with_layer_updates_per_iter(5);
+        let mut metrics = Metrics::default();
+        metrics.add_placement(&placement, &[]).unwrap();
+        let expected = [
+            &*format!("info{{hash=\"{:016x}\"}} 1", placement.hash()),
+            "experts 4",
+            "ranks 2",
+            "slots 6",
+            "slots_per_rank 3",
+            "layers 2",
+            "layer_updates_per_iter 5",
+            "max_replicas{layer=\"3\"} 2",
+            "max_replicas{layer=\"7\"} 3",
+            "duplicates{layer=\"3\"} 2",
+            "duplicates{layer=\"7\"} 1",
+        ];
+        assert_eq!(samples(&metrics, "eplb_placement_"), expected);
+    }
+
+    #[test]
+    fn a_dispatch_tells_what_it_serves_and_how() {
+        let shape = Shape::new(4, 6, 2).unwrap();
+        let placement = Placement::new(shape, &[3, 7], &[0, 1, 2, 3, 0, 1, 3, 3, 2, 1, 0, 0]).unwrap();
+        let config = DispatchConfig {
+            rule: Rule::LeastLoaded,
+            rank: 1,
+            experts_per_token: 2,
+            layers: Some(&[7]),
+            rank_to_node: None,
+            offset_by_rank: false,
+            max_replicas: 3,
+            place: Place::Host,
+        };
+        let dispatch = Dispatch::create(&placement, &config, None).unwrap();
+        let mut metrics = Metrics::default();
+        metrics.add_dispatch(&dispatch, &[]).unwrap();
+        let expected = [
+            &*format!("info{{hash=\"{:016x}\",rule=\"least-loaded\"}} 1", placement.hash()),
+            "experts 4",
+            "ranks 2",
+            "slots 6",
+            "slots_per_rank 3",
+            "experts_per_token 2",
+            "layers 1",
+            "layers_with_rank_counts 0",
+            "max_replicas 3",
+            // 4 arrays of 4, 4, 6 and 4 x 3 numbers of 4 bytes, each from a multiple of 64 bytes on.
+            "memory_bytes 256",
+        ];
+        assert_eq!(samples(&metrics, "eplb_dispatch_"), expected);
+    }
+
+    #[test]
+    fn two_objects_of_a_kind_need_labels_that_tell_them_apart() {
+        let mut metrics = Metrics::default();
+        metrics.add_recorder(&info(), &[("rank", "0"), ("model", "r1")]).unwrap();
+        metrics.add_recorder(&info(), &[("rank", "1"), ("model", "r1")]).unwrap();
+        let before = metrics.text();
+        let refused =
+            metrics.add_recorder(&info(), &[("model", "r1"), ("rank", "0")]).unwrap_err().to_string();
+        assert_eq!(
+            refused,
+            "there is a recorder with the labels {model=\"r1\",rank=\"0\"} already: give each one of its own, such as its rank"
+        );
+        assert!(metrics.add_recorder(&info(), &[("state", "x")]).is_err());
+        assert_eq!(metrics.text(), before, "what is refused leaves no trace");
+        let placement = Placement::new(Shape::new(1, 1, 1).unwrap(), &[0], &[0]).unwrap();
+        metrics.add_placement(&placement, &[("rank", "0"), ("model", "r1")]).unwrap();
+        assert_eq!(Metrics::default().text(), "");
+    }
+}
