@@ -159,6 +159,30 @@ template <> std::vector<eplb_dispatch *> values() { return {nullptr, a_dispatch(
 template <> std::vector<eplb_dispatch **> values() {
     return arrays<eplb_dispatch *, 1>([](size_t) { return static_cast<eplb_dispatch *>(nullptr); });
 }
+template <> std::vector<eplb_metrics *> values() {
+    static const auto metrics = eplb::metrics::create();
+    return {nullptr, metrics.get()};
+}
+template <> std::vector<eplb_metrics **> values() {
+    return arrays<eplb_metrics *, 1>([](size_t) { return static_cast<eplb_metrics *>(nullptr); });
+}
+template <> std::vector<const eplb_metrics_label *> values() {
+    static const std::vector<std::string> names = [] {
+        std::vector<std::string> names;
+        for (size_t i = 0; i < some; i++) {
+            names.push_back("label" + std::to_string(i));
+        }
+        return names;
+    }();
+    const auto labels = arrays<eplb_metrics_label, some>([](size_t i) {
+        return eplb_metrics_label{names[i].c_str(), i % 2 == 0 ? "value" : "\"\\\n"};
+    });
+    static const std::vector<eplb_metrics_label> null(some, {nullptr, nullptr}), wild(some, {"\xff", ""});
+    return {labels[0], labels[1], null.data(), wild.data()};
+}
+template <> std::vector<const char **> values() {
+    return arrays<const char *, 1>([](size_t) { return static_cast<const char *>(nullptr); });
+}
 template <> std::vector<const eplb_stats *> values() { return {nullptr, a_stats()}; }
 template <> std::vector<const eplb_placement *> values() { return {nullptr, a_placement()}; }
 template <> std::vector<eplb_stats **> values() {
@@ -318,6 +342,11 @@ void give_back(eplb_dispatch **handle) {
         eplb_dispatch_destroy(std::exchange(*handle, nullptr));
     }
 }
+void give_back(eplb_metrics **handle) {
+    if (handle != nullptr) {
+        eplb_metrics_destroy(std::exchange(*handle, nullptr));
+    }
+}
 void give_back(eplb_placement **handle) {
     if (handle != nullptr) {
         eplb_placement_destroy(std::exchange(*handle, nullptr));
@@ -369,7 +398,7 @@ TEST(Boundary, AnyValuesGiveAStatus) {
     }
 #include "functions.inc"
 #undef SWEEP
-    EXPECT_GE(functions, 50u);
+    EXPECT_GE(functions, 58u);
     // After all that, the library works.
     EXPECT_EQ(eplb::suggest_num_slots(256, 36, 290).second, 324u);
 }

@@ -52,6 +52,10 @@ int main() {
     auto evaluation = placement->evaluate(1, *stats->layer_loads(1, 31), 31);
     CHECK(evaluation && evaluation->max_load > evaluation->mean_load);
     CHECK(!placement->evaluate(1, std::vector<double>(65, 1.0)));
+    auto metrics = eplb::metrics::create();
+    CHECK(metrics && metrics->add(*placement, {{"rank", "0"}}));
+    CHECK(metrics->add(*placement, {{"rank", "0"}}).status() == EPLB_STATUS_INVALID_ARGUMENT);
+    CHECK(metrics->text()->find("eplb_placement_slots{rank=\"0\"} 72\n") != std::string::npos);
     CHECK(eplb::suggest_num_slots(256, 36, 290)->second == 324);
     CHECK(!eplb::suggest_num_slots(0, 36, 290));
     return failures == 0 ? 0 : 1;

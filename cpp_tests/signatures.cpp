@@ -102,3 +102,14 @@ SIGNATURE(eplb_dispatch_routed_load,
           eplb_status (*)(const eplb_placement *, const eplb_dispatch_config *, int32_t, const void *,
                           int32_t, const uint32_t *, int32_t, double *));
 SIGNATURE(eplb_dispatch_destroy, void (*)(eplb_dispatch *));
+
+// Metrics
+SIGNATURE(eplb_metrics_create, eplb_status (*)(eplb_metrics **));
+SIGNATURE(eplb_metrics_add_recorder,
+          eplb_status (*)(eplb_metrics *, const eplb_recorder *, const eplb_metrics_label *, size_t));
+SIGNATURE(eplb_metrics_add_placement,
+          eplb_status (*)(eplb_metrics *, const eplb_placement *, const eplb_metrics_label *, size_t));
+SIGNATURE(eplb_metrics_add_dispatch,
+          eplb_status (*)(eplb_metrics *, const eplb_dispatch *, const eplb_metrics_label *, size_t));
+SIGNATURE(eplb_metrics_text, eplb_status (*)(eplb_metrics *, const char **, size_t *));
+SIGNATURE(eplb_metrics_destroy, void (*)(eplb_metrics *));

@@ -2031,4 +2031,127 @@ void eplb_dispatch_destroy(eplb_dispatch *dispatch);
 }  // extern "C"
 #endif  // __cplusplus
 
+/* ----------------------------------------------------------------------------------------------------
+ * Metrics: what recorders, placements and dispatches tell of themselves, for Prometheus
+ * ---------------------------------------------------------------------------------------------------- */
+
+/**
+ * What recorders, placements and dispatches tell of themselves, as text that Prometheus scrapes; docs/metrics.md lists the metrics.
+ * The numbers are those of eplb_recorder_get_info(), eplb_placement_get_info() and eplb_dispatch_get_info(), some of them layer by
+ * layer.
+ *
+ * The format has all samples of a metric stand together. So the objects of a process, of one kind or several, are added to one
+ * handle, which makes one text of them, and labels tell them apart:
+ *
+ * ```c
+ * const eplb_metrics_label rank = { "rank", "3" };
+ * eplb_metrics *metrics = NULL;
+ * eplb_metrics_create(&metrics);
+ * eplb_metrics_add_recorder(metrics, recorder, &rank, 1);
+ * eplb_metrics_add_dispatch(metrics, dispatch, &rank, 1);
+ * const char *text = NULL;
+ * size_t length = 0;
+ * eplb_metrics_text(metrics, &text, &length); // the answer to a scrape: Content-Type: text/plain; version=0.0.4
+ * eplb_metrics_destroy(metrics);
+ * ```
+ *
+ * Each object is looked at when it is added, and is not needed afterwards: make a handle for each scrape. Adding takes `const`
+ * objects, so it may run while other threads count and route; the handle itself is for one thread at a time.
+ */
+typedef struct eplb_metrics eplb_metrics;
+
+/** A label of the host's: what tells one object from another, and which process this is. */
+typedef struct eplb_metrics_label {
+  /**
+   * Letters, digits and underscores, but neither a digit nor two underscores first; none of the metrics' own, which are hash, layer,
+   * result, rule and state. UTF-8.
+   */
+  const char *name;
+  /** Any UTF-8 that is not empty. It is escaped as the format wants it. */
+  const char *value;
+} eplb_metrics_label;
+
+#ifdef __cplusplus
+extern "C" {
+#endif // __cplusplus
+
+/**
+ * Makes an empty collection of metrics.
+ *
+ * \param metrics  receives the handle, which goes back by eplb_metrics_destroy()
+ * \return EPLB_STATUS_OK; EPLB_STATUS_INVALID_ARGUMENT
+ */
+EPLB_API
+eplb_status eplb_metrics_create(eplb_metrics **metrics);
+
+/**
+ * Adds what a recorder tells, as it is now: it is asked as by eplb_recorder_get_info(), with what that says of the device.
+ *
+ * \param metrics     the metrics
+ * \param recorder    the recorder
+ * \param labels      labels of its own, [num_labels], copied; may be NULL where num_labels is 0
+ * \param num_labels  how many
+ * \return EPLB_STATUS_OK; EPLB_STATUS_INVALID_ARGUMENT, also for a recorder with the labels of one that was added before
+ */
+EPLB_API
+eplb_status eplb_metrics_add_recorder(eplb_metrics *metrics,
+                                      const eplb_recorder *recorder,
+                                      const eplb_metrics_label *labels,
+                                      size_t num_labels);
+
+/**
+ * Adds what a placement tells.
+ *
+ * \param metrics     the metrics
+ * \param placement   the placement
+ * \param labels      labels of its own, [num_labels], copied; may be NULL where num_labels is 0
+ * \param num_labels  how many
+ * \return EPLB_STATUS_OK; EPLB_STATUS_INVALID_ARGUMENT, also for a placement with the labels of one that was added before
+ */
+EPLB_API
+eplb_status eplb_metrics_add_placement(eplb_metrics *metrics,
+                                       const eplb_placement *placement,
+                                       const eplb_metrics_label *labels,
+                                       size_t num_labels);
+
+/**
+ * Adds what a dispatch tells, as it is now.
+ *
+ * \param metrics     the metrics
+ * \param dispatch    the dispatch
+ * \param labels      labels of its own, [num_labels], copied; may be NULL where num_labels is 0
+ * \param num_labels  how many
+ * \return EPLB_STATUS_OK; EPLB_STATUS_INVALID_ARGUMENT, also for a dispatch with the labels of one that was added before
+ */
+EPLB_API
+eplb_status eplb_metrics_add_dispatch(eplb_metrics *metrics,
+                                      const eplb_dispatch *dispatch,
+                                      const eplb_metrics_label *labels,
+                                      size_t num_labels);
+
+/**
+ * Lends the text: Prometheus' text format, version 0.0.4, each line ended by a line feed; empty where nothing was added.
+ *
+ * \param metrics  the metrics
+ * \param text     receives the text, which ends in NUL and lives until the next eplb_metrics_text() or eplb_metrics_destroy()
+ * \param length   receives its length in bytes, without the NUL; may be NULL
+ * \return EPLB_STATUS_OK; EPLB_STATUS_INVALID_ARGUMENT
+ */
+EPLB_API
+eplb_status eplb_metrics_text(eplb_metrics *metrics,
+                              const char **text,
+                              size_t *length);
+
+/**
+ * Gives the handle back.
+ *
+ * \param metrics  not to be used again, nor the text that it lent; NULL is allowed
+ */
+EPLB_API
+void eplb_metrics_destroy(eplb_metrics *metrics);
+
+#ifdef __cplusplus
+}  // extern "C"
+#endif  // __cplusplus
+
 #endif /* EPLB_H */

@@ -961,6 +961,64 @@ class dispatch {
     detail::owner<eplb_dispatch, eplb_dispatch_destroy>::type handle_;
 };
 
+/// Names and values of the host's, which tell objects apart.
+using metrics_labels = std::vector<std::pair<std::string, std::string>>;
+
+/// What objects tell of themselves when they are added, for Prometheus.
+class metrics {
+  public:
+    /// Takes over a handle.
+    explicit metrics(eplb_metrics *handle) : handle_(handle) {}
+
+    static returns<metrics> create() {
+        return detail::make<metrics, eplb_metrics>(
+            [](eplb_metrics **handle) { return eplb_metrics_create(handle); });
+    }
+
+    returns<done> add(const recorder &recorder, const metrics_labels &labels = {}) {
+        return add_by(eplb_metrics_add_recorder, recorder.get(), labels);
+    }
+
+    returns<done> add(const placement &placement, const metrics_labels &labels = {}) {
+        return add_by(eplb_metrics_add_placement, placement.get(), labels);
+    }
+
+    returns<done> add(const dispatch &dispatch, const metrics_labels &labels = {}) {
+        return add_by(eplb_metrics_add_dispatch, dispatch.get(), labels);
+    }
+
+    /// The answer to a scrape, of type text/plain; version=0.0.4.
+    returns<std::string> text() {
+        return detail::run(
+            [&](std::string &copy) {
+                const char *text = nullptr;
+                std::size_t length = 0;
+                const eplb_status status = eplb_metrics_text(get(), &text, &length);
+                if (status == EPLB_STATUS_OK) {
+                    copy.assign(text, length);
+                }
+                return status;
+            },
+            std::string());
+    }
+
+    eplb_metrics *get() const noexcept { return handle_.get(); }
+
+  private:
+    template <class Object>
+    returns<done> add_by(eplb_status (*call)(eplb_metrics *, const Object *, const eplb_metrics_label *,
+                                             std::size_t),
+                         const Object *object, const metrics_labels &labels) {
+        std::vector<eplb_metrics_label> c;
+        for (const auto &[name, value] : labels) {
+            c.push_back({name.c_str(), value.c_str()});
+        }
+        return detail::run([&](done &) { return call(get(), object, c.data(), c.size()); }, done());
+    }
+
+    detail::owner<eplb_metrics, eplb_metrics_destroy>::type handle_;
+};
+
 } // namespace eplb
 
 #endif // EPLB_HPP

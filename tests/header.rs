@@ -15,6 +15,7 @@ const SECTIONS: [(&str, &[&str]); 9] = [
     ("Generating: a dump directory to a configuration file (step 2 as a whole)", &["generate"]),
     ("Exchange: counts and placements in files of other systems", &["exchange"]),
     ("Dispatch: expert ids to slot ids (step 3)", &["dispatch"]),
+    ("Metrics: what recorders, placements and dispatches tell of themselves, for Prometheus", &["metrics"]),
 ];
 
 const START: &str = r#"/** \file

@@ -45,6 +45,16 @@ pub(super) unsafe fn borrowed<'a, T>(pointer: *const T, name: &str) -> Result<&'
     Ok(unsafe { &*pointer })
 }
 
+/// A handle that is the caller's alone while the call runs.
+///
+/// # Safety
+/// `pointer` is NULL or points to a live `T` that nobody else uses while the reference is.
+pub(super) unsafe fn borrowed_mut<'a, T>(pointer: *mut T, name: &str) -> Result<&'a mut T> {
+    check_pointer(pointer, name)?;
+    // SAFETY: not NULL and aligned as just checked, live and not shared by the caller's promise.
+    Ok(unsafe { &mut *pointer })
+}
+
 /// An array that the caller lends; NULL is an empty one when `len` is 0.
 ///
 /// # Safety

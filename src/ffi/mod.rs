@@ -15,6 +15,7 @@ mod dispatch;
 mod exchange;
 mod generate;
 mod library;
+mod metrics;
 mod placement;
 mod recorder;
 mod solve;
@@ -32,6 +33,7 @@ mod signatures {
     use super::exchange::*;
     use super::generate::*;
     use super::library::*;
+    use super::metrics::*;
     use super::placement::*;
     use super::recorder::*;
     use super::solve::*;
@@ -238,6 +240,30 @@ mod signatures {
         *mut f64,
     ) -> eplb_status = eplb_dispatch_routed_load;
     const _: unsafe extern "C" fn(*mut eplb_dispatch) = eplb_dispatch_destroy;
+
+    const _: unsafe extern "C" fn(*mut *mut eplb_metrics) -> eplb_status = eplb_metrics_create;
+    const _: unsafe extern "C" fn(
+        *mut eplb_metrics,
+        *const eplb_recorder,
+        *const eplb_metrics_label,
+        usize,
+    ) -> eplb_status = eplb_metrics_add_recorder;
+    const _: unsafe extern "C" fn(
+        *mut eplb_metrics,
+        *const eplb_placement,
+        *const eplb_metrics_label,
+        usize,
+    ) -> eplb_status = eplb_metrics_add_placement;
+    const _: unsafe extern "C" fn(
+        *mut eplb_metrics,
+        *const eplb_dispatch,
+        *const eplb_metrics_label,
+        usize,
+    ) -> eplb_status = eplb_metrics_add_dispatch;
+    const _: unsafe extern "C" fn(*mut eplb_metrics, *mut *const c_char, *mut usize) -> eplb_status =
+        eplb_metrics_text;
+    const _: unsafe extern "C" fn(*mut eplb_metrics) = eplb_metrics_destroy;
+
     const _: unsafe extern "C" fn(
         *const eplb_placement,
         i32,

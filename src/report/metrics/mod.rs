@@ -1,4 +1,4 @@
-//! What recorders, dispatches and placements tell of themselves, as text that Prometheus scrapes.
+//! What recorders, placements and dispatches tell of themselves, as text that Prometheus scrapes.
 
 mod exposition;
 
