@@ -4,6 +4,7 @@
 
 #include <unistd.h>
 
+#include "exposition.h"
 #include "golden.h"
 
 namespace {
@@ -37,6 +38,7 @@ class FullFlow : public testing::Test {
         dir_ = new temporary_directory;
         threads()
             .with({"--questions", "0-660", "--batch", "1", "--iterations", "200"})
+            .with({"--metrics", path("metrics")})
             .counting(path("dump"), "100-200")
             .succeed();
         generate(path("dump"), 8, 320, path("8x40.yaml"));
@@ -76,6 +78,36 @@ TEST_F(FullFlow, ADumpHoldsExactlyTheIterationsAskedFor) {
     for (const int32_t layer : layers) {
         EXPECT_EQ(sum(stats.layer_loads(layer)), expected);
     }
+}
+
+TEST_F(FullFlow, TheMetricsOfTheRanksTellWhatWasCountedAndDumped) {
+    const auto stats = eplb::stats::load(path("dump"));
+    std::map<int32_t, double> tokens;
+    std::set<exposition::labels> placements;
+    for (int rank = 0; rank < 8; rank++) {
+        const std::string number = std::to_string(rank);
+        const exposition found(read_file(path("metrics") + "/rank" + number + ".prom"));
+        EXPECT_EQ(found.at("eplb_recorder_state", {{"rank", number}, {"state", "dumped"}}), 1);
+        EXPECT_EQ(found.at("eplb_recorder_iterations_total", {{"rank", number}}), 100);
+        EXPECT_EQ(found.at("eplb_recorder_dumps_total", {{"rank", number}, {"result", "written"}}), 1);
+        EXPECT_EQ(found.at("eplb_dispatch_slots", {{"rank", number}}), num_experts);
+        for (const int32_t layer : layers) {
+            tokens[layer] +=
+                found.at("eplb_recorder_tokens_total", {{"rank", number}, {"layer", std::to_string(layer)}});
+        }
+        for (exposition::labels info : {found.metrics.at("eplb_placement_info").samples.begin()->first,
+                                        found.metrics.at("eplb_dispatch_info").samples.begin()->first}) {
+            placements.insert({{"hash", info.at("hash")}});
+        }
+    }
+    for (const int32_t layer : layers) {
+        EXPECT_EQ(tokens[layer] * choices, sum(stats.layer_loads(layer)));
+    }
+    EXPECT_EQ(placements.size(), 1u) << "all ranks serve one placement";
+    const outcome printed = threads(2).with({"--questions", "0-2", "--metrics", "-"}).try_out();
+    EXPECT_NE(printed.output.find("\n# TYPE eplb_dispatch_info gauge\neplb_dispatch_info{rank=\"0\",hash="),
+              std::string::npos)
+        << printed.output;
 }
 
 TEST_F(FullFlow, EightRanksGiveTheGoldenExpertsAndLogits) {

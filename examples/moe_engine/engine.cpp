@@ -164,6 +164,19 @@ const int32_t *engine::route(int32_t layer, const std::vector<int32_t> &expert_i
     return slot_ids_.host();
 }
 
+// ---- At any time ----
+
+/// The answer to a scrape. Every sample says which rank it is of, so that a process with several can tell
+/// them apart.
+std::string engine::metrics() const {
+    const eplb::metrics_labels rank = {{"rank", std::to_string(transport_.rank())}};
+    eplb::metrics metrics = eplb::metrics::create();
+    metrics.add(recorder_, rank);
+    metrics.add(placement_, rank);
+    metrics.add(dispatch_, rank);
+    return metrics.text();
+}
+
 // ---- When it ends ----
 
 std::string engine::finish() {

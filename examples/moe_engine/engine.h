@@ -44,6 +44,9 @@ class engine {
     /// dumps.
     std::string finish();
 
+    /// What eplb tells of this rank, for Prometheus; at any time.
+    std::string metrics() const;
+
     size_t num_slots() const { return num_slots_; }
     /// Time spent in eplb's calls of step(); on a GPU, that of the graphs with them.
     double eplb_seconds() const { return eplb_seconds_; }

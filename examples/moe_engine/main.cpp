@@ -96,6 +96,26 @@ void check_writable(const std::string &path) {
     }
 }
 
+/// Prometheus' node exporter has a collector of files that takes those of a directory; it wants them whole at
+/// any time.
+void write_metrics(const std::string &directory, int rank, const std::string &text) {
+    if (directory == "-") {
+        if (rank == 0) {
+            std::fputs(text.c_str(), stdout);
+        }
+        return;
+    }
+    const std::string path = directory + "/rank" + std::to_string(rank) + ".prom",
+                      partial = path + ".partial";
+    std::ofstream file(partial, std::ios::binary);
+    file << text;
+    file.close();
+    if (!file) {
+        throw std::runtime_error(partial + " could not be written");
+    }
+    std::filesystem::rename(partial, path);
+}
+
 void run_rank(const options &options, const model &model, transport &transport) {
     const model_config &config = model.config();
     const requests requests(options, config.max_position_embeddings, transport.num_ranks());
@@ -112,6 +132,9 @@ void run_rank(const options &options, const model &model, transport &transport) 
     }
     if (!options.report.empty() && transport.rank() == 0) {
         check_writable(options.report);
+    }
+    if (!options.metrics.empty() && options.metrics != "-") {
+        std::filesystem::create_directories(options.metrics);
     }
 
     report report(config.first_k_dense_replace, config.num_hidden_layers - config.first_k_dense_replace);
@@ -135,6 +158,9 @@ void run_rank(const options &options, const model &model, transport &transport) 
     }
     report.add_times(seconds_since(start), engine.eplb_seconds());
     const std::string lost_dump = engine.finish();
+    if (!options.metrics.empty()) {
+        write_metrics(options.metrics, transport.rank(), engine.metrics());
+    }
     if (!outputs_file.empty()) {
         outputs.save(outputs_file);
     }

@@ -31,6 +31,8 @@ The three steps of expert parallelism load balancing:
   --count WHAT              what EXPERT_STATISTIC_ITER_RANGE counts: experts or slots [experts]
   --report FILE             what the ranks served, and the perplexity, as JSON
   --outputs DIR             each rank's logits and chosen experts of each question, as DIR/rank<R>.safetensors
+  --metrics DIR             what eplb tells of each rank at the end, for Prometheus, as DIR/rank<R>.prom; - prints
+                            what it tells of rank 0
 )";
 
 uint64_t number(const std::string &flag, const std::string &text) {
@@ -119,6 +121,7 @@ options parse_options(int argc, char **argv) {
          }},
         {"--report", text(options.report)},
         {"--outputs", text(options.outputs)},
+        {"--metrics", text(options.metrics)},
     };
     for (int i = 1; i < argc; i += 2) {
         const std::string flag = argv[i];

@@ -18,7 +18,7 @@ struct options {
     size_t batch = 4;
     /// None: until each question was asked once.
     std::optional<int64_t> iterations;
-    std::string report, outputs;
+    std::string report, outputs, metrics;
     engine_options engine;
 };
 
