@@ -260,6 +260,17 @@ mod tests {
     use crate::placement::Shape;
     use crate::stats::{Dumps, IterationRange, MemoryRequired};
 
+    const CONFIG: DispatchConfig = DispatchConfig {
+        rule: Rule::LeastLoaded,
+        rank: 0,
+        experts_per_token: 1,
+        layers: None,
+        rank_to_node: None,
+        offset_by_rank: false,
+        max_replicas: 0,
+        place: Place::Host,
+    };
+
     fn info() -> Info {
         let totals = |ids, out_of_range, padding| Totals { ids, out_of_range, padding };
         Info {
@@ -375,16 +386,8 @@ mod tests {
     fn a_dispatch_tells_what_it_serves_and_how() {
         let shape = Shape::new(4, 6, 2).unwrap();
         let placement = Placement::new(shape, &[3, 7], &[0, 1, 2, 3, 0, 1, 3, 3, 2, 1, 0, 0]).unwrap();
-        let config = DispatchConfig {
-            rule: Rule::LeastLoaded,
-            rank: 1,
-            experts_per_token: 2,
-            layers: Some(&[7]),
-            rank_to_node: None,
-            offset_by_rank: false,
-            max_replicas: 3,
-            place: Place::Host,
-        };
+        let config =
+            DispatchConfig { rank: 1, experts_per_token: 2, layers: Some(&[7]), max_replicas: 3, ..CONFIG };
         let dispatch = Dispatch::create(&placement, &config, None).unwrap();
         let mut metrics = Metrics::default();
         metrics.add_dispatch(&dispatch, &[]).unwrap();
@@ -402,6 +405,21 @@ mod tests {
             "memory_bytes 256",
         ];
         assert_eq!(samples(&metrics, "eplb_dispatch_"), expected);
+    }
+
+    #[test]
+    fn the_documentation_lists_every_metric_with_its_type_and_no_other() {
+        let mut metrics = Metrics::default();
+        let placement = Placement::new(Shape::new(1, 1, 1).unwrap(), &[0], &[0]).unwrap();
+        metrics.add_recorder(&info(), &[]).unwrap();
+        metrics.add_placement(&placement, &[]).unwrap();
+        metrics.add_dispatch(&Dispatch::create(&placement, &CONFIG, None).unwrap(), &[]).unwrap();
+        let text = metrics.text();
+        let told = text.lines().filter_map(|line| line.strip_prefix("# TYPE ")?.split_once(' '));
+        let page = std::fs::read_to_string(concat!(env!("CARGO_MANIFEST_DIR"), "/docs/metrics.md")).unwrap();
+        let rows = page.lines().filter_map(|line| line.strip_prefix("| `")?.split_once("` | "));
+        let listed: Vec<_> = rows.map(|(name, rest)| (name, rest.split(' ').next().unwrap())).collect();
+        assert_eq!(told.collect::<Vec<_>>(), listed);
     }
 
     #[test]
