@@ -5,7 +5,7 @@ use std::path::Path;
 use std::{env, fs};
 
 /// The sections of the header, in the order in which an engine developer meets them, and the files of src/ffi for each.
-const SECTIONS: [(&str, &[&str]); 9] = [
+const SECTIONS: [(&str, &[&str]); 10] = [
     ("Library: versions, statuses, messages, log", &["status", "library"]),
     ("Devices and streams", &["device"]),
     ("Recorder: counting routed experts (step 1)", &["recorder"]),
