@@ -1,5 +1,7 @@
 //! What loads may become: scenarios that differ from the planned loads as later ones do.
 
+use super::random::Random;
+
 /// A standard normal distribution in sixteen equally likely values, each with its opposite: the quantiles at (i + 1/2) / 16.
 const NORMAL: [f64; 8] =
     [0.078_412, 0.237_202, 0.402_250, 0.579_132, 0.776_422, 1.009_990, 1.318_011, 1.862_732];
@@ -42,40 +44,6 @@ pub(super) fn scenarios(loads: &[f64], num_samples: usize, drift: f64, random: &
 fn exp(x: f64) -> f64 {
     const HALVINGS: u32 = 20;
     (0..HALVINGS).fold(1.0 + x / f64::from(1 << HALVINGS), |power, _| power * power)
-}
-
-/// A sequence of numbers that look random and are the same on every machine: SplitMix64 (Steele, Lea and Flood 2014).
-#[derive(Debug, Clone)]
-pub(super) struct Random(u64);
-
-impl Random {
-    pub fn new(seed: u64) -> Self {
-        Random(seed)
-    }
-
-    fn next(&mut self) -> u64 {
-        self.0 = self.0.wrapping_add(0x9e37_79b9_7f4a_7c15);
-        let mut z = self.0;
-        z = (z ^ (z >> 30)).wrapping_mul(0xbf58_476d_1ce4_e5b9);
-        z = (z ^ (z >> 27)).wrapping_mul(0x94d0_49bb_1331_11eb);
-        z ^ (z >> 31)
-    }
-
-    /// A number of `0..below`.
-    pub fn below(&mut self, below: usize) -> usize {
-        ((u128::from(self.next()) * below as u128) >> 64) as usize
-    }
-
-    /// A number of `0.0..1.0`.
-    pub fn unit(&mut self) -> f64 {
-        (self.next() >> 11) as f64 / (1u64 << 53) as f64
-    }
-
-    fn shuffle<T>(&mut self, items: &mut [T]) {
-        for last in (1..items.len()).rev() {
-            items.swap(last, self.below(last + 1));
-        }
-    }
 }
 
 #[cfg(test)]

@@ -8,8 +8,8 @@
 //! Each such set found is kept as a cut. However load is split, the set's ranks carry what is confined to them, so the cuts
 //! bound a changed placement from below at the cost of a few comparisons, and most changes need no split to be dropped.
 
-use super::drift::Random;
 use super::measure::Measure;
+use super::random::Random;
 use crate::placement::Shape;
 use crate::solve::split::Split;
 

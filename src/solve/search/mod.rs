@@ -12,17 +12,18 @@ mod homes;
 mod linking;
 mod measure;
 mod moves;
+mod random;
 mod start;
 mod state;
 
 use std::sync::Arc;
 
-use self::drift::Random;
 use self::homes::Homes;
 pub(crate) use self::homes::Nodes;
 use self::linking::{Linking, Rows};
 pub(super) use self::measure::Measure;
 use self::moves::{Riddance, exchange, exchange_for_all, exchange_of_two, recounts, riddance};
+use self::random::Random;
 use self::state::State;
 use super::deepseek::{self, Hierarchy};
 use super::{lower_bound, trtllm};
@@ -43,6 +44,13 @@ const RECOUNTS: usize = 6;
 
 /// Slots that change their expert before the outcome has to be better.
 const RECOUNT_DEPTH: usize = 2;
+
+/// How often a small placement that is to have no duplicates is changed by lot and improved again: where many ranks are the most
+/// loaded, no single step helps.
+const KICKS: usize = 16;
+
+/// Changes at each of these times.
+const CHANGES: usize = 4;
 
 /// Smaller placements are searched as hard as one of so many slots.
 const LEAST_SLOTS: usize = 256;
@@ -107,8 +115,20 @@ impl Search<'_> {
         clean.allow_duplicates(false);
         self.effort(enough).rid(&mut clean, f64::INFINITY);
         self.improve(&mut clean, enough.min(to_beat));
-        let will_do = clean.cost() <= to_beat * (1.0 + ROUNDING) && clean.duplicates().next().is_none();
-        will_do.then_some(clean)
+        let most = to_beat * (1.0 + ROUNDING);
+        let (again, mut random) = (Search { effort: self.effort / 8, ..*self }, Random::new(0));
+        for _ in 0..if self.shape.num_slots() <= LEAST_SLOTS { KICKS } else { 0 } {
+            if clean.cost() <= most || clean.duplicates().next().is_some() {
+                break;
+            }
+            let mut kicked = clean.clone();
+            kick(&mut kicked, &mut random);
+            again.improve(&mut kicked, enough.min(to_beat));
+            if kicked.cost() <= clean.cost() {
+                clean = kicked;
+            }
+        }
+        (clean.cost() <= most && clean.duplicates().next().is_none()).then_some(clean)
     }
 
     /// As [`Search::place`] for a run time that splits each expert's load by need, where loads may drift from these: a small
@@ -309,6 +329,23 @@ impl Search<'_> {
 
     fn effort(&self, enough: f64) -> Effort {
         Effort { enough, left: self.effort.saturating_mul(self.shape.num_slots().max(LEAST_SLOTS)) }
+    }
+}
+
+/// Changes a placement by lot: exchanges of slots, and slots that change their expert. No duplicates come of it that may not.
+fn kick(state: &mut State, random: &mut Random) {
+    for _ in 0..CHANGES {
+        let (slot, other) = (random.below(state.num_slots()), random.below(state.num_slots()));
+        let (expert, other_expert) = (state.expert(slot), state.expert(other));
+        if !state.may_take(state.rank_of(slot), other_expert) {
+            continue;
+        }
+        if random.below(2) == 0 && state.count(expert) > 1 {
+            state.recount(slot, other_expert);
+        } else if state.rank_of(slot) != state.rank_of(other) && state.may_take(state.rank_of(other), expert)
+        {
+            state.swap(&[(slot, other)]);
+        }
     }
 }
 
