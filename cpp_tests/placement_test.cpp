@@ -286,6 +286,67 @@ TEST(Placement, ListsTheExpertsThatARankMustLoadOnce) {
     EXPECT_EQ(placement.distinct_experts(4, 1), (std::vector<int32_t>{1}));
 }
 
+TEST(Placement, RanksMayHaveUnequalNumbersOfSlots) {
+    // Ranks of 2, 1 and 3 slots: slots 0 1 - | 3 - - | 6 7 8.
+    const std::vector<double> loads = {8, 4, 2, 2};
+    eplb::solve_config config;
+    config.num_ranks = 3;
+    config.slots_per_rank = {2, 1, 3};
+    const std::vector<int32_t> layer = {5};
+    const auto solved = eplb::solve(config, loads, layer, 1, 4);
+    EXPECT_EQ(solved.info().num_slots, 9u);
+    EXPECT_EQ(solved.info().slots_per_rank, 3u);
+    const auto experts = list(solved.layer_experts(5));
+    for (const size_t lacking : {2, 4, 5}) {
+        EXPECT_EQ(experts.at(lacking), -1);
+    }
+    EXPECT_EQ(solved.rank_experts(5, 0).size(), 2u);
+    EXPECT_EQ(solved.rank_experts(5, 1).size(), 1u);
+    EXPECT_EQ(solved.rank_experts(5, 2).size(), 3u);
+    // 4 + 2, 4 and 4 + 2, or 4 in place of one 4; no better, since a mean of 5.33 takes a 4 and a part of
+    // a 4.
+    EXPECT_EQ(solved.evaluate(5, loads).max_load, 6);
+
+    // Each rule sends an expert to a slot that holds it, and to each of them.
+    for (const eplb_route rule :
+         {EPLB_ROUTE_ROUND_ROBIN, EPLB_ROUTE_TOKEN_HASH, EPLB_ROUTE_NEAREST, EPLB_ROUTE_LEAST_LOADED}) {
+        eplb::dispatch_config run;
+        run.num_ranks = 3;
+        run.experts_per_token = 1;
+        run.layer_ids = layer;
+        run.rule = rule;
+        const auto dispatch = eplb::dispatch::create(solved, run);
+        std::vector<int32_t> ids(120), routed(120);
+        for (size_t i = 0; i < ids.size(); i++) {
+            ids[i] = static_cast<int32_t>(i / 5 % 4);
+        }
+        dispatch.route(5, ids.data(), EPLB_DTYPE_INT32, 120, nullptr, routed.data());
+        for (size_t i = 0; i < ids.size(); i++) {
+            ASSERT_LT(static_cast<size_t>(routed[i]), experts.size());
+            EXPECT_EQ(experts[static_cast<size_t>(routed[i])], ids[i]) << rule;
+        }
+    }
+
+    // Back from its arrays it is the same, and no configuration file holds it.
+    eplb::placement_config sizes;
+    sizes.num_experts = 4;
+    sizes.num_ranks = 3;
+    sizes.slots_per_rank = {2, 1, 3};
+    EXPECT_EQ(eplb::placement::create(sizes, layer, experts).hash(), solved.hash());
+    const temporary_directory dir;
+    try {
+        solved.save(dir / "config.yaml");
+        FAIL();
+    } catch (const eplb::error &error) {
+        EXPECT_NE(std::string(error.what()).find("rank 0 has 2 slots and others 3"), std::string::npos);
+    }
+    sizes.slots_per_rank = {};
+    sizes.num_slots = 9;
+    EXPECT_THROW(eplb::placement::create(sizes, layer, experts), eplb::error);
+    config.policy = EPLB_POLICY_TRTLLM;
+    EXPECT_THROW(eplb::solve(config, loads, layer, 1, 4), eplb::error);
+}
+
 TEST(Placement, ALayerThatTheFileLacksGetsWhatTheCallerChose) {
     const temporary_directory dir;
     write_file(dir / "config.yaml", "initial_global_assignments:\n  3: [0, 1, 2, 2]\n  10: [2, 0, 1, 0]\n"

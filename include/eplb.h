@@ -797,7 +797,8 @@ typedef int32_t eplb_missing_layers;
 #endif // __cplusplus
 
 /**
- * The expert of every slot of every layer. Rank r owns the consecutive slots r * S/R .. (r + 1) * S/R. Immutable, and
+ * The expert of every slot of every layer. Rank r owns the consecutive slots r * S/R .. (r + 1) * S/R, of which it may lack the
+ * last ones where slots_per_rank was given. Immutable, and
  * always servable: each slot holds an expert that exists and each expert has a slot. Any number of threads may use it
  * at once.
  */
@@ -815,9 +816,11 @@ typedef struct eplb_placement_config {
   uint32_t num_slots;
   /** Layers that an engine with an online balancer moves an iteration; eplb_placement_save() writes it. */
   uint32_t layer_updates_per_iter;
+  /** As eplb_solve_config has it: the slots of each rank, int32 [num_ranks]; NULL: as many on each. */
+  const int32_t *slots_per_rank;
 } eplb_placement_config;
 /** An eplb_placement_config with every default. */
-#define EPLB_PLACEMENT_CONFIG_INIT { sizeof(eplb_placement_config), 0, 0, 0, 0 }
+#define EPLB_PLACEMENT_CONFIG_INIT { sizeof(eplb_placement_config), 0, 0, 0, 0, NULL }
 
 /**
  * What the reader of a configuration file knows of its model. Initialise with EPLB_PLACEMENT_LOAD_OPTIONS_INIT; give
@@ -1015,7 +1018,8 @@ eplb_status eplb_placement_get_info(const eplb_placement *placement,
  *
  * \param placement  the placement
  * \param layer      the layer's number
- * \param experts    receives int32 [num_slots], the handle's own, which lives as long as it does
+ * \param experts    receives int32 [num_slots], the handle's own, which lives as long as it does; -1 in slots that a rank
+ *                   lacks, where slots_per_rank was given
  * \param num_slots  receives the length; may be NULL
  * \return EPLB_STATUS_OK; EPLB_STATUS_INVALID_ARGUMENT, also for an unknown layer
  */
@@ -1266,9 +1270,16 @@ typedef struct eplb_solve_config {
   int32_t objective;
   /** Must be 0. */
   uint32_t reserved;
+  /**
+   * For EPLB_POLICY_SEARCH: the slots of each rank, int32 [num_ranks], at least 1; NULL: num_slots / num_ranks each.
+   * num_slots is then 0 or the largest of them times num_ranks, since slots are numbered as if all ranks had as many as
+   * the one with the most: those that a rank lacks are its last and hold -1. Dispatch serves such a placement; a
+   * configuration file cannot hold it. Not with an off_node_price.
+   */
+  const int32_t *slots_per_rank;
 } eplb_solve_config;
 /** An eplb_solve_config with every default. */
-#define EPLB_SOLVE_CONFIG_INIT { sizeof(eplb_solve_config), 0, 0, 0, 0, 0, 0, 0, NULL, 0, NULL, 0, 0, 0, 0 }
+#define EPLB_SOLVE_CONFIG_INIT { sizeof(eplb_solve_config), 0, 0, 0, 0, 0, 0, 0, NULL, 0, NULL, 0, 0, 0, 0, NULL }
 
 #ifdef __cplusplus
 extern "C" {

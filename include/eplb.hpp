@@ -13,6 +13,7 @@
 #ifndef EPLB_HPP
 #define EPLB_HPP
 
+#include <algorithm>
 #include <cstddef>
 #include <cstdint>
 #include <memory>
@@ -418,6 +419,8 @@ struct placement_config {
     std::uint32_t num_ranks = 0;
     std::uint32_t num_slots = 0;
     std::uint32_t layer_updates_per_iter = 0;
+    /// Empty, or one of each rank.
+    std::vector<std::int32_t> slots_per_rank = {};
 
     eplb_placement_config c() const {
         eplb_placement_config c = EPLB_PLACEMENT_CONFIG_INIT;
@@ -425,6 +428,7 @@ struct placement_config {
         c.num_ranks = num_ranks;
         c.num_slots = num_slots;
         c.layer_updates_per_iter = layer_updates_per_iter;
+        c.slots_per_rank = slots_per_rank.empty() ? nullptr : slots_per_rank.data();
         return c;
     }
 };
@@ -459,10 +463,17 @@ class placement {
     static returns<placement> create(const placement_config &config, view<std::int32_t> layer_ids,
                                      view<std::int32_t> slot_experts) {
         const eplb_placement_config c = config.c();
-        const std::size_t num_slots = config.num_slots != 0 ? config.num_slots : config.num_experts;
-        if (slot_experts.size() != layer_ids.size() * num_slots) {
-            return detail::finish(EPLB_STATUS_INVALID_ARGUMENT, placement(nullptr),
-                                  "slot_experts is not [layers][slots] long");
+        const std::vector<std::int32_t> &slots = config.slots_per_rank;
+        std::size_t num_slots = config.num_slots != 0 ? config.num_slots : config.num_experts;
+        if (config.num_slots == 0 && !slots.empty()) {
+            num_slots =
+                static_cast<std::size_t>(*std::max_element(slots.begin(), slots.end())) * slots.size();
+        }
+        if ((!slots.empty() && slots.size() != config.num_ranks) ||
+            slot_experts.size() != layer_ids.size() * num_slots) {
+            return detail::finish(
+                EPLB_STATUS_INVALID_ARGUMENT, placement(nullptr),
+                "slot_experts is not [layers][slots] long, or slots_per_rank not [num_ranks]");
         }
         return detail::make<placement, eplb_placement>([&](eplb_placement **handle) {
             return eplb_placement_create(&c, layer_ids.data(), layer_ids.size(), slot_experts.data(), handle);
@@ -626,6 +637,8 @@ struct solve_config {
     double quantile = 0;
     double drift = 0;
     eplb_objective objective = EPLB_OBJECTIVE_EVEN_SPLIT;
+    /// Empty, or one of each rank.
+    std::vector<std::int32_t> slots_per_rank = {};
 
     eplb_solve_config c() const {
         eplb_solve_config c = EPLB_SOLVE_CONFIG_INIT;
@@ -642,6 +655,7 @@ struct solve_config {
         c.quantile = quantile;
         c.drift = drift;
         c.objective = objective;
+        c.slots_per_rank = slots_per_rank.empty() ? nullptr : slots_per_rank.data();
         return c;
     }
 };
@@ -655,9 +669,11 @@ inline returns<placement> solve(const solve_config &config, view<double> loads, 
                               "loads is not [layers][num_samples][num_experts] long");
     }
     if ((c.rank_to_node != nullptr && config.rank_to_node.size() != c.num_ranks) ||
+        (c.slots_per_rank != nullptr && config.slots_per_rank.size() != c.num_ranks) ||
         (c.sample_weights != nullptr && config.sample_weights.size() != num_samples)) {
-        return detail::finish(EPLB_STATUS_INVALID_ARGUMENT, placement(nullptr),
-                              "rank_to_node is not [num_ranks] long, or sample_weights not [num_samples]");
+        return detail::finish(
+            EPLB_STATUS_INVALID_ARGUMENT, placement(nullptr),
+            "rank_to_node or slots_per_rank is not [num_ranks] long, or sample_weights not [num_samples]");
     }
     return detail::make<placement, eplb_placement>([&](eplb_placement **handle) {
         return eplb_solve(&c, loads.data(), layer_ids.data(), layer_ids.size(), num_samples, num_experts,

@@ -107,6 +107,10 @@ pub fn generate(
     let num_ranks = config.num_ranks.unwrap_or(num_ranks);
     let shape = Shape::new(num_experts, config.num_slots.unwrap_or(num_experts), num_ranks)?;
     config.solve.check(shape)?;
+    if config.solve.slots_per_rank.is_some() {
+        let message = "a configuration file has one number of slots for all ranks; without slots_per_rank each has as many";
+        return Err(Error::InvalidArgument(message.into()));
+    }
     let output = AtomicFile::create(config.output_path)?;
     if counted == Counted::Slots {
         let message = "it counts slots, not experts; count with the placement off, or with experts counted";

@@ -141,7 +141,7 @@ proptest! {
                 let expected = Expected { num_experts, num_ranks: Some(2), layers: Some(&[3]), ..Default::default() };
                 if let Ok(placement) = config.placement(expected) {
                     // What is accepted is written in the one form, and means the same.
-                    let again = ConfigFile::parse(&placement.to_yaml()).unwrap().placement(expected).unwrap();
+                    let again = ConfigFile::parse(&placement.to_yaml().unwrap()).unwrap().placement(expected).unwrap();
                     prop_assert_eq!(&again, &placement);
                 }
             }

@@ -12,6 +12,7 @@ const TRTLLM: SolveConfig = SolveConfig {
     off_node_price: 0.0,
     sample_weights: None,
     quantile: None,
+    slots_per_rank: None,
     objective: Objective::EvenSplit,
     drift: 0.0,
     effort: 0,

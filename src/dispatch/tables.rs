@@ -1,6 +1,6 @@
 //! The dispatch tables of one layer, as TensorRT-LLM has them.
 
-use crate::placement::Shape;
+use crate::placement::{Shape, held_slots};
 
 /// Which slots serve each expert.
 #[derive(Debug, Clone, PartialEq, Eq)]
@@ -9,7 +9,7 @@ pub(crate) struct LayerTables {
     pub replica_count: Vec<u32>,
     /// The sum of the counts before each, `[num_experts]`.
     pub replica_start: Vec<u32>,
-    /// The slots of each expert, ascending, from its start on, `[num_slots]`.
+    /// The slots of each expert, ascending, from its start on, `[num_slots]`; zeros behind them where ranks lack slots.
     pub replica_slots: Vec<u32>,
 }
 
@@ -17,7 +17,7 @@ impl LayerTables {
     /// The tables of the layer whose slots hold `slot_experts`.
     pub fn new(shape: Shape, slot_experts: &[u32]) -> Self {
         let mut replica_count = vec![0; shape.num_experts()];
-        slot_experts.iter().for_each(|&expert| replica_count[expert as usize] += 1);
+        held_slots(slot_experts).for_each(|(_, expert)| replica_count[expert as usize] += 1);
         let mut sum = 0;
         let before = |&count: &u32| {
             sum += count;
@@ -26,7 +26,7 @@ impl LayerTables {
         let replica_start: Vec<u32> = replica_count.iter().map(before).collect();
         let mut next = replica_start.clone();
         let mut replica_slots = vec![0; slot_experts.len()];
-        for (slot, &expert) in slot_experts.iter().enumerate() {
+        for (slot, expert) in held_slots(slot_experts) {
             let place = &mut next[expert as usize];
             replica_slots[*place as usize] = slot as u32;
             *place += 1;

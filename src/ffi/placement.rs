@@ -6,12 +6,14 @@ use super::boundary::{
     Growing, array, borrowed, boundary, config, copy_out, destroy, growing_out, layer_numbers, number,
     optional_config, or_default, out, path,
 };
+use super::solve::{padded_shape, rank_slots};
 use super::status::eplb_status;
 use crate::error::{Error, Result};
-use crate::placement::{Duplicate, Expected, MissingLayers, Placement, Shape};
+use crate::placement::{Duplicate, Expected, MissingLayers, Placement};
 use crate::report::{evaluate, off_node_share, replica_counts};
 
-/// The expert of every slot of every layer. Rank r owns the consecutive slots r * S/R .. (r + 1) * S/R. Immutable, and
+/// The expert of every slot of every layer. Rank r owns the consecutive slots r * S/R .. (r + 1) * S/R, of which it may lack the
+/// last ones where slots_per_rank was given. Immutable, and
 /// always servable: each slot holds an expert that exists and each expert has a slot. Any number of threads may use it
 /// at once.
 pub struct eplb_placement(pub(super) Placement);
@@ -30,9 +32,11 @@ pub struct eplb_placement_config {
     pub num_slots: u32,
     /// Layers that an engine with an online balancer moves an iteration; eplb_placement_save() writes it.
     pub layer_updates_per_iter: u32,
+    /// As eplb_solve_config has it: the slots of each rank, int32 [num_ranks]; NULL: as many on each.
+    pub slots_per_rank: *const i32,
 }
 
-// SAFETY: `repr(C)`, `struct_size` first, integers only.
+// SAFETY: `repr(C)`, `struct_size` first, integers and a pointer.
 unsafe impl Growing for eplb_placement_config {}
 
 /// What the reader of a configuration file knows of its model. Initialise with EPLB_PLACEMENT_LOAD_OPTIONS_INIT; give
@@ -193,12 +197,17 @@ pub unsafe extern "C" fn eplb_placement_create(
             let layer_ids = array(layer_ids, Some(num_layers), "layer_ids")?;
             (self::config(config, "config")?, layer_ids, out(placement, "placement")?)
         };
-        let num_slots = or_default(config.num_slots).unwrap_or(config.num_experts as usize);
-        let shape = Shape::new(config.num_experts as usize, num_slots, config.num_ranks as usize)?;
+        // SAFETY: the caller's promise of [num_ranks].
+        let slots = unsafe { rank_slots(config.slots_per_rank, config.num_ranks) }?;
+        let shape = padded_shape((config.num_experts as usize, config.num_slots, config.num_ranks), slots)?;
+        let num_experts = num_layers.checked_mul(shape.num_slots());
         // SAFETY: the caller's promise of [num_layers][num_slots]. A negative expert becomes one that does not exist.
-        let slot_experts: &[u32] =
-            unsafe { array(slot_experts.cast(), num_layers.checked_mul(num_slots), "slot_experts") }?;
-        let made = Placement::new(shape, &layer_numbers(layer_ids)?, slot_experts)?;
+        let slot_experts: &[u32] = unsafe { array(slot_experts.cast(), num_experts, "slot_experts") }?;
+        let layers = layer_numbers(layer_ids)?;
+        let made = match slots {
+            None => Placement::new(shape, &layers, slot_experts)?,
+            Some(slots) => Placement::uneven(shape, slots, &layers, slot_experts)?,
+        };
         placement.give(eplb_placement(made.with_layer_updates_per_iter(config.layer_updates_per_iter)));
         Ok(())
     })
@@ -347,7 +356,8 @@ pub unsafe extern "C" fn eplb_placement_get_info(
 ///
 /// \param placement  the placement
 /// \param layer      the layer's number
-/// \param experts    receives int32 [num_slots], the handle's own, which lives as long as it does
+/// \param experts    receives int32 [num_slots], the handle's own, which lives as long as it does; -1 in slots that a rank
+///                   lacks, where slots_per_rank was given
 /// \param num_slots  receives the length; may be NULL
 /// \return EPLB_STATUS_OK; EPLB_STATUS_INVALID_ARGUMENT, also for an unknown layer
 #[unsafe(no_mangle)]

@@ -180,6 +180,11 @@ pub struct eplb_solve_config {
     pub objective: i32,
     /// Must be 0.
     pub reserved: u32,
+    /// For EPLB_POLICY_SEARCH: the slots of each rank, int32 [num_ranks], at least 1; NULL: num_slots / num_ranks each.
+    /// num_slots is then 0 or the largest of them times num_ranks, since slots are numbered as if all ranks had as many as
+    /// the one with the most: those that a rank lacks are its last and hold -1. Dispatch serves such a placement; a
+    /// configuration file cannot hold it. Not with an off_node_price.
+    pub slots_per_rank: *const i32,
 }
 
 impl eplb_solve_config {
@@ -233,20 +238,22 @@ pub unsafe extern "C" fn eplb_solve(
             )
         };
         // SAFETY: the caller's promises of [num_ranks] and [num_samples].
-        let (nodes, weights) = unsafe {
+        let (nodes, weights, slots) = unsafe {
             (
                 rank_nodes(config.rank_to_node, config.num_ranks, "config->rank_to_node")?,
                 optional_array(config.sample_weights, num_samples, "config->sample_weights")?,
+                rank_slots(config.slots_per_rank, config.num_ranks)?,
             )
         };
         let counts = (config.num_groups, config.num_nodes);
         let solving = SolveConfig {
             rank_to_node: nodes.as_deref(),
             sample_weights: weights,
+            slots_per_rank: slots,
             ..solve_config(config.policy, counts, &config.wanted())?
         };
         let layers = layer_numbers(layer_ids)?;
-        let shape = shape(&config, num_experts)?;
+        let shape = padded_shape((num_experts, config.num_slots, config.num_ranks), slots)?;
         let loads = Loads::new(loads, &layers, num_samples, num_experts)?;
         placement.give(eplb_placement(solve(&solving, shape, &loads, config.num_threads as usize)?));
         Ok(())
@@ -291,10 +298,12 @@ pub unsafe extern "C" fn eplb_deepseek_rebalance(
             out(logcnt, "logcnt")?;
             (self::config(config, "config")?, array(loads, num_layers.checked_mul(num_experts), "loads")?)
         };
-        let shape = shape(&config, num_experts)?;
+        // SAFETY: the caller's promise of [num_ranks].
+        let slots = unsafe { rank_slots(config.slots_per_rank, config.num_ranks) }?;
+        let shape = padded_shape((num_experts, config.num_slots, config.num_ranks), slots)?;
         let layers: Vec<u32> = (0..number(num_layers, "num_layers")?).collect();
         let loads = Loads::new(loads, &layers, 1, num_experts)?;
-        let solving = deepseek_config(&config)?;
+        let solving = SolveConfig { slots_per_rank: slots, ..deepseek_config(&config)? };
         let arrays = DeepseekArrays::solve(&solving, shape, &loads, config.num_threads as usize)?;
         let of_experts = arrays.log2phy(max_replicas)?;
         // SAFETY: the caller's promises for each pointer.
@@ -317,9 +326,24 @@ fn deepseek_config(config: &eplb_solve_config) -> Result<SolveConfig<'static>> {
     Ok(SolveConfig { policy, ..given })
 }
 
-fn shape(config: &eplb_solve_config, num_experts: usize) -> Result<Shape> {
-    let num_slots = or_default(config.num_slots).unwrap_or(num_experts);
-    Shape::new(num_experts, num_slots, config.num_ranks as usize)
+/// The slots of each rank, `None` for NULL.
+///
+/// # Safety
+/// `slots_per_rank` is NULL or points to `num_ranks` numbers, which live as long as the result.
+pub(super) unsafe fn rank_slots<'a>(slots_per_rank: *const i32, num_ranks: u32) -> Result<Option<&'a [u32]>> {
+    // SAFETY: the caller's promise. A negative number becomes one that is too large.
+    unsafe { optional_array(slots_per_rank.cast(), num_ranks as usize, "config->slots_per_rank") }
+}
+
+/// Experts, slots (0 for the default) and ranks, where ranks may have `slots` of their own.
+pub(super) fn padded_shape(
+    (num_experts, num_slots, num_ranks): (usize, u32, u32),
+    slots: Option<&[u32]>,
+) -> Result<Shape> {
+    let num_ranks = num_ranks as usize;
+    let most = slots.and_then(|slots| slots.iter().max()).map(|&most| most as usize);
+    let default = most.map_or(num_experts, |most| most.saturating_mul(num_ranks));
+    Shape::new(num_experts, or_default(num_slots).unwrap_or(default), num_ranks)
 }
 
 /// Finds the valid numbers of slots nearest to a wanted one: multiples of the ranks that are not below the experts.

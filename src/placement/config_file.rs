@@ -212,18 +212,21 @@ impl Placement {
     }
 
     /// Writes the configuration file, to the byte as PyYAML writes TensorRT-LLM's. A file of that name is replaced
-    /// in one step: whenever the process dies, the old or the new one is there, whole.
+    /// in one step: whenever the process dies, the old or the new one is there, whole. Fails as [`Placement::to_yaml`].
     pub fn save(&self, path: &Path) -> Result<()> {
+        self.check_even(FILE_NAME).map_err(|error| error.in_file(path))?;
         self.save_to(AtomicFile::create(path)?)
     }
 
     /// As [`Placement::save`], to a file begun before.
     pub(crate) fn save_to(&self, file: AtomicFile) -> Result<()> {
-        file.replace(|file| file.write_all(self.to_yaml().as_bytes()))
+        let yaml = self.to_yaml()?;
+        file.replace(|file| file.write_all(yaml.as_bytes()))
     }
 
-    /// The text of the configuration file.
-    pub fn to_yaml(&self) -> String {
+    /// The text of the configuration file. Fails with [`Error::InvalidPlacement`] where ranks have unequal numbers of slots.
+    pub fn to_yaml(&self) -> Result<String> {
+        self.check_even(FILE_NAME)?;
         let mut yaml = format!("{ASSIGNMENTS}:\n");
         for (layer, experts) in self.iter() {
             let mut separator = "[";
@@ -240,9 +243,12 @@ impl Placement {
             self.layer_updates_per_iter(),
             self.shape().num_slots()
         );
-        yaml
+        Ok(yaml)
     }
 }
+
+/// What messages call it.
+const FILE_NAME: &str = "a configuration file";
 
 struct FileVisitor;
 
@@ -416,15 +422,15 @@ mod tests {
         let read = placement(FILE, expected).unwrap();
         assert_eq!(read.layers(), [3, 10]);
         assert_eq!(read.rank_experts(10, 0).unwrap(), [2, 0]);
-        assert_eq!(read.to_yaml(), FILE);
+        assert_eq!(read.to_yaml().unwrap(), FILE);
         let updating = FILE.replace("iter: 0", "iter: 2");
-        assert_eq!(placement(&updating, expected).unwrap().to_yaml(), updating);
+        assert_eq!(placement(&updating, expected).unwrap().to_yaml().unwrap(), updating);
     }
 
     #[test]
     fn ep_size_is_read_and_never_written() {
         let with_ep_size = format!("ep_size: 2\n{FILE}");
-        assert_eq!(placement(&with_ep_size, Expected::default()).unwrap().to_yaml(), FILE);
+        assert_eq!(placement(&with_ep_size, Expected::default()).unwrap().to_yaml().unwrap(), FILE);
         let four = Expected { num_ranks: Some(4), ..Default::default() };
         assert_eq!(placement(&with_ep_size, four).unwrap_err().to_string(), "ep_size is 2, 4 ranks expected");
         assert_eq!(

@@ -8,6 +8,9 @@ pub use shape::{MAX_COUNT, Shape, suggest_num_slots};
 
 use crate::error::{Error, Result};
 
+/// What a slot holds that its rank does not have: see [`Placement::uneven`]. As a signed number, -1.
+pub const NO_EXPERT: u32 = u32::MAX;
+
 /// The expert of every slot of every layer, checked: each slot holds an expert that exists, each expert has a slot.
 ///
 /// Layers are the model's own numbers, ascending. An expert may hold several slots, even of one rank (see
@@ -15,6 +18,8 @@ use crate::error::{Error, Result};
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct Placement {
     shape: Shape,
+    /// `[ranks]`, no more than [`Shape::slots_per_rank`].
+    slots_per_rank: Vec<u32>,
     layers: Vec<u32>,
     /// `[layers][slots]`
     slot_experts: Vec<u32>,
@@ -41,6 +46,19 @@ impl Placement {
     ///
     /// Fails with [`Error::InvalidPlacement`] naming layer, rank and slot.
     pub fn new(shape: Shape, layers: &[u32], slot_experts: &[u32]) -> Result<Self> {
+        let slots_per_rank = vec![shape.slots_per_rank() as u32; shape.num_ranks()];
+        Placement::uneven(shape, &slots_per_rank, layers, slot_experts)
+    }
+
+    /// As [`Placement::new`] with ranks that have `slots_per_rank` slots, `[num_ranks]`, the largest as many as `shape` says. Slots
+    /// are numbered as if all ranks had as many: those that a rank lacks are its last, and hold [`NO_EXPERT`].
+    pub fn uneven(
+        shape: Shape,
+        slots_per_rank: &[u32],
+        layers: &[u32],
+        slot_experts: &[u32],
+    ) -> Result<Self> {
+        check_slots_per_rank(shape, slots_per_rank)?;
         let num_slots = shape.num_slots();
         if layers.is_empty() {
             return Err(Error::InvalidPlacement("a placement needs at least one layer".into()));
@@ -61,10 +79,11 @@ impl Placement {
             if i32::try_from(layer).is_err() {
                 return Err(Error::InvalidPlacement(format!("layer {layer} is beyond {}", i32::MAX)));
             }
-            check_layer(shape, layer, experts)?;
+            check_layer(shape, slots_per_rank, layer, experts)?;
         }
         Ok(Placement {
             shape,
+            slots_per_rank: slots_per_rank.to_vec(),
             layers: rows.iter().map(|&(layer, _)| layer).collect(),
             slot_experts: rows.iter().flat_map(|&(_, experts)| experts).copied().collect(),
             layer_updates_per_iter: 0,
@@ -87,17 +106,34 @@ impl Placement {
         self.shape
     }
 
+    /// Slots of each rank, `[num_ranks]`.
+    pub fn slots_per_rank(&self) -> &[u32] {
+        &self.slots_per_rank
+    }
+
+    /// Refuses a placement whose ranks have unequal numbers of slots, for `what`, which has one number for all.
+    pub(crate) fn check_even(&self, what: &str) -> Result<()> {
+        let most = self.shape.slots_per_rank() as u32;
+        match self.slots_per_rank.iter().position(|&slots| slots < most) {
+            None => Ok(()),
+            Some(rank) => Err(Error::InvalidPlacement(format!(
+                "rank {rank} has {} slots and others {most}: {what} has one number of slots for all ranks; give each rank as many",
+                self.slots_per_rank[rank]
+            ))),
+        }
+    }
+
     /// The layers' numbers, ascending.
     pub fn layers(&self) -> &[u32] {
         &self.layers
     }
 
-    /// Each layer's number with the experts of its slots.
+    /// Each layer's number with the experts of its slots, [`NO_EXPERT`] in those that a rank lacks.
     pub fn iter(&self) -> impl Iterator<Item = (u32, &[u32])> {
         self.layers.iter().copied().zip(self.slot_experts.chunks_exact(self.shape.num_slots()))
     }
 
-    /// The expert of each slot of `layer`.
+    /// The expert of each slot of `layer`, [`NO_EXPERT`] of those that a rank lacks.
     pub fn layer_experts(&self, layer: u32) -> Result<&[u32]> {
         let index = self.layers.binary_search(&layer).map_err(|_| {
             let (first, last) = (self.layers[0], self.layers[self.layers.len() - 1]);
@@ -116,7 +152,7 @@ impl Placement {
         if rank >= num_ranks {
             return Err(Error::InvalidArgument(format!("rank {rank} is not one of {num_ranks} ranks")));
         }
-        Ok(&self.layer_experts(layer)?[rank * width..][..width])
+        Ok(&self.layer_experts(layer)?[rank * width..][..self.slots_per_rank[rank] as usize])
     }
 
     /// The experts whose weights `rank` must load for `layer`, ascending, each once.
@@ -150,7 +186,7 @@ pub(crate) fn duplicates_in(shape: Shape, layer: u32, experts: &[u32]) -> Vec<Du
     let mut duplicates = Vec::new();
     // For each expert, the last rank that held it and the slot where it did so first.
     let mut held = vec![(usize::MAX, 0); shape.num_experts()];
-    for (slot, &expert) in experts.iter().enumerate() {
+    for (slot, expert) in held_slots(experts) {
         let rank = shape.rank_of(slot);
         match held[expert as usize] {
             (holder, first_slot) if holder == rank => {
@@ -162,18 +198,55 @@ pub(crate) fn duplicates_in(shape: Shape, layer: u32, experts: &[u32]) -> Vec<Du
     duplicates
 }
 
-fn check_layer(shape: Shape, layer: u32, experts: &[u32]) -> Result<()> {
+/// The slots of a layer that there are, each with its expert.
+pub(crate) fn held_slots(slot_experts: &[u32]) -> impl Iterator<Item = (usize, u32)> + Clone {
+    slot_experts.iter().copied().enumerate().filter(|&(_, expert)| expert != NO_EXPERT)
+}
+
+/// Whether each rank has at least one slot, the largest as many as `shape` says, and all together one an expert.
+pub(crate) fn check_slots_per_rank(shape: Shape, slots_per_rank: &[u32]) -> Result<()> {
+    let (most, num_ranks) = (shape.slots_per_rank() as u32, shape.num_ranks());
+    let refuse = |what: String| Err(Error::InvalidShape(what));
+    if slots_per_rank.len() != num_ranks {
+        return refuse(format!("{} numbers of slots for {num_ranks} ranks", slots_per_rank.len()));
+    }
+    if let Some(rank) = slots_per_rank.iter().position(|&slots| slots == 0 || slots > most) {
+        return refuse(format!(
+            "rank {rank} has {} slots, 1 to {most} expected",
+            slots_per_rank[rank] as i32
+        ));
+    }
+    if !slots_per_rank.contains(&most) {
+        return refuse(format!("no rank has {most} slots, the most that any should have"));
+    }
+    let all: u64 = slots_per_rank.iter().map(|&slots| u64::from(slots)).sum();
+    match all < shape.num_experts() as u64 {
+        true => refuse(format!("{all} slots of all ranks cannot hold {} experts", shape.num_experts())),
+        false => Ok(()),
+    }
+}
+
+fn check_layer(shape: Shape, slots_per_rank: &[u32], layer: u32, experts: &[u32]) -> Result<()> {
     let num_experts = shape.num_experts();
     let mut has_slot = vec![false; num_experts];
     for (slot, &expert) in experts.iter().enumerate() {
+        let rank = shape.rank_of(slot);
+        if slot % shape.slots_per_rank() >= slots_per_rank[rank] as usize {
+            if expert != NO_EXPERT {
+                return Err(Error::InvalidPlacement(format!(
+                    "layer {layer}, rank {rank}, slot {slot}: expert {} is in a slot that the rank, of {} slots, lacks; -1 expected",
+                    expert as i32, slots_per_rank[rank]
+                )));
+            }
+            continue;
+        }
         match has_slot.get_mut(expert as usize) {
             Some(seen) => *seen = true,
             None => {
                 // Signed, as C callers and files write it: -1 is the usual mistake.
                 let expert = expert as i32;
                 return Err(Error::InvalidPlacement(format!(
-                    "layer {layer}, rank {}, slot {slot}: expert {expert} does not exist; experts are 0 to {}",
-                    shape.rank_of(slot),
+                    "layer {layer}, rank {rank}, slot {slot}: expert {expert} does not exist; experts are 0 to {}",
                     num_experts - 1
                 )));
             }

@@ -2,8 +2,8 @@
 
 use super::{Balance, even_split, replica_counts};
 use crate::error::{Error, Result};
-use crate::placement::{Placement, Shape, duplicates_in};
-use crate::solve::{Loads, best_split, lower_bound};
+use crate::placement::{Placement, Shape, duplicates_in, held_slots};
+use crate::solve::{Loads, best_split, lower_bound, lower_bound_of_uneven};
 
 /// A placement held against the loads of one layer. Figures are taken per sample and then averaged over the samples, as
 /// those of [`Balance`] are.
@@ -41,9 +41,13 @@ impl Certificate {
         samples: impl Iterator<Item = &'a [f64]>,
     ) -> Certificate {
         let replicas = replica_counts(shape, slot_experts);
+        let num_slots = held_slots(slot_experts).count();
         let (mut num_samples, mut lower_bound, mut gap) = (0.0, 0.0, 0.0);
         for loads in samples {
-            let bound = self::lower_bound(loads, shape);
+            let bound = match num_slots == shape.num_slots() {
+                true => self::lower_bound(loads, shape),
+                false => lower_bound_of_uneven(loads, num_slots, shape.num_ranks()),
+            };
             let max = even_split(shape, slot_experts, &replicas, loads).fold(0.0, f64::max);
             lower_bound += bound;
             // A maximum that reaches the bound may be below it by the rounding of sums.

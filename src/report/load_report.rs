@@ -4,7 +4,7 @@ use serde::Serialize;
 
 use super::{Balance, Recording, average, even_split, in_order, replica_counts};
 use crate::error::{Error, Result};
-use crate::placement::{Shape, duplicates_in};
+use crate::placement::{Shape, duplicates_in, held_slots};
 use crate::stats::Summary;
 use crate::threads;
 
@@ -278,7 +278,8 @@ fn layer_report(
         let on_ranks = |loads| even_split(shape, slot_experts, &replicas, loads).collect();
         ranks.projected = Some(experts.clone().map(on_ranks).collect());
         let share = |loads: &[f64], expert: usize| loads[expert] / f64::from(replicas[expert]);
-        let in_slots = |loads| slot_experts.iter().map(|&e| share(loads, e as usize)).collect::<Vec<_>>();
+        let in_slots =
+            |loads| held_slots(slot_experts).map(|(_, e)| share(loads, e as usize)).collect::<Vec<_>>();
         balances.projected = Some(Balance::of_ranks(experts.clone().map(in_slots)));
         expert_ranks = ranks_of_experts(shape, slot_experts);
         num_duplicates = duplicates_in(shape, layer, slot_experts).len();
@@ -305,7 +306,7 @@ fn layer_report(
 /// The ranks that hold each expert, ascending.
 fn ranks_of_experts(shape: Shape, slot_experts: &[u32]) -> Vec<Vec<u32>> {
     let mut ranks_of = vec![Vec::new(); shape.num_experts()];
-    for (slot, &expert) in slot_experts.iter().enumerate() {
+    for (slot, expert) in held_slots(slot_experts) {
         let (rank, ranks) = (shape.rank_of(slot) as u32, &mut ranks_of[expert as usize]);
         if ranks.last() != Some(&rank) {
             ranks.push(rank);

@@ -28,7 +28,7 @@ pub use sweep::{Fewest, Point, fewest_slots, usual_num_slots};
 
 use serde::Serialize;
 
-use crate::placement::Shape;
+use crate::placement::{NO_EXPERT, Shape, held_slots};
 
 /// How evenly the ranks of one layer are loaded, over one or more samples (iterations).
 ///
@@ -114,13 +114,14 @@ fn even_split<'a>(
     loads: &'a [f64],
 ) -> impl Iterator<Item = f64> + 'a {
     let load_of = |&expert: &u32| loads[expert as usize] / f64::from(replicas[expert as usize]);
-    slot_experts.chunks_exact(shape.slots_per_rank()).map(move |rank| rank.iter().map(load_of).sum())
+    let ranks = slot_experts.chunks_exact(shape.slots_per_rank());
+    ranks.map(move |rank| rank.iter().filter(|&&expert| expert != NO_EXPERT).map(load_of).sum())
 }
 
 /// How many slots each expert has.
 pub fn replica_counts(shape: Shape, slot_experts: &[u32]) -> Vec<u32> {
     let mut counts = vec![0; shape.num_experts()];
-    slot_experts.iter().for_each(|&expert| counts[expert as usize] += 1);
+    held_slots(slot_experts).for_each(|(_, expert)| counts[expert as usize] += 1);
     counts
 }
 

@@ -2,7 +2,7 @@
 
 use super::replica_counts;
 use crate::error::{Error, Result};
-use crate::placement::Placement;
+use crate::placement::{Placement, held_slots};
 use crate::solve::{Loads, Nodes};
 
 /// The share of a layer's load that is not at home: of replicas on another node than their group's, an expert's load split
@@ -36,7 +36,7 @@ pub fn off_node_share(
     let shares = |loads: &[f64]| {
         let total: f64 = loads.iter().map(|load| load / loads.len() as f64).sum();
         let mut shares = vec![0.0; num_groups * num_nodes];
-        for (slot, &expert) in slot_experts.iter().enumerate() {
+        for (slot, expert) in held_slots(slot_experts) {
             let node = nodes.of_rank[shape.rank_of(slot)] as usize;
             let part = loads[expert as usize] / loads.len() as f64 / f64::from(replicas[expert as usize]);
             shares[expert as usize / size * num_nodes + node] += part / total;

@@ -2,7 +2,7 @@
 
 use super::in_order;
 use crate::error::{Error, Result};
-use crate::placement::Placement;
+use crate::placement::{Placement, held_slots};
 use crate::stats::{Counted, Stats, Summary};
 
 /// The counts of a dump, read as loads of experts whichever ids were counted.
@@ -80,8 +80,8 @@ impl<'a> Recording<'a> {
         for (loads, slots) in
             loads.chunks_exact_mut(shape.num_experts()).zip(dumped.chunks_exact(shape.num_slots()))
         {
-            for (&expert, tokens) in slot_experts.iter().zip(slots) {
-                loads[expert as usize] += tokens;
+            for (slot, expert) in held_slots(slot_experts) {
+                loads[expert as usize] += slots[slot];
             }
         }
         Ok(loads)

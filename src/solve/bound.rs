@@ -1,5 +1,7 @@
 //! How good a placement can be at best: a maximum rank load that none is below.
 
+use std::collections::BinaryHeap;
+
 use crate::placement::Shape;
 
 /// A lower bound on the load of the most loaded rank, over every placement of `shape` that splits an expert's load evenly
@@ -48,6 +50,22 @@ pub fn lower_bound(loads: &[f64], shape: Shape) -> f64 {
         }
         *(if experts.refute(middle, &mut counts) { &mut refuted } else { &mut possible }) = middle;
     }
+}
+
+/// As [`lower_bound`] where ranks have unequal numbers of slots, `num_slots` of all together: the mean, or the heaviest replica
+/// once each spare slot has gone to the expert with the heaviest, which leaves it as light as can be.
+pub fn lower_bound_of_uneven(loads: &[f64], num_slots: usize, num_ranks: usize) -> f64 {
+    // Loads are not negative, so their bits order as they do once a zero has no sign.
+    let replica =
+        |expert: usize, count: u32| ((loads[expert] / f64::from(count) + 0.0).to_bits(), expert, count);
+    let mut heaviest: BinaryHeap<_> = (0..loads.len()).map(|expert| replica(expert, 1)).collect();
+    for _ in loads.len()..num_slots {
+        if let Some(mut top) = heaviest.peek_mut() {
+            *top = replica(top.1, top.2 + 1);
+        }
+    }
+    let mean = loads.iter().sum::<f64>() / num_ranks as f64;
+    heaviest.peek().map_or(0.0, |top| f64::from_bits(top.0)).max(mean)
 }
 
 /// The experts of a layer, heaviest first.

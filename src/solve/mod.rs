@@ -14,7 +14,7 @@ use std::fmt;
 use std::str::FromStr;
 use std::sync::Arc;
 
-pub use bound::lower_bound;
+pub use bound::{lower_bound, lower_bound_of_uneven};
 pub use deepseek::DeepseekArrays;
 pub use loads::Loads;
 pub use split::best_split;
@@ -23,7 +23,7 @@ use self::deepseek::Hierarchy;
 pub(crate) use self::search::Nodes;
 use self::search::{Measure, Priced, Search};
 use crate::error::{Error, Result, try_zeroed};
-use crate::placement::{Placement, Shape};
+use crate::placement::{Placement, Shape, check_slots_per_rank};
 use crate::threads;
 
 /// The effort of the search unless told otherwise: where more gains little on the shapes of today's models.
@@ -166,6 +166,9 @@ pub struct SolveConfig<'a> {
     /// For [`Objective::BestSplit`]: how far an expert's load may drift from the planned one, as the standard deviation of its
     /// natural logarithm; from 0, the planned loads alone, to 2.
     pub drift: f64,
+    /// For [`Policy::Search`]: the slots of each rank, `[num_ranks]`, the largest as many as the shape's; see
+    /// [`Placement::uneven`]. `None` for as many on each.
+    pub slots_per_rank: Option<&'a [u32]>,
     /// How many exchanges, about, [`Policy::Search`] looks at for each slot before it is content with what it has. Not
     /// time, so that results repeat.
     pub effort: usize,
@@ -181,6 +184,7 @@ impl Default for SolveConfig<'_> {
             off_node_price: 0.0,
             sample_weights: None,
             quantile: None,
+            slots_per_rank: None,
             objective: Objective::default(),
             drift: DEFAULT_DRIFT,
             effort: DEFAULT_EFFORT,
@@ -231,6 +235,20 @@ impl Rule {
             let message = format!("quantile is {quantile}; above 0 and at most 1 expected");
             return Err(Error::InvalidArgument(message));
         }
+        if let Some(slots_per_rank) = config.slots_per_rank {
+            check_slots_per_rank(shape, slots_per_rank)?;
+            if policy != Policy::Search || off_node_price > 0.0 {
+                let what = if policy == Policy::Search {
+                    "an off_node_price".to_owned()
+                } else {
+                    format!("policy {policy}")
+                };
+                let message = format!(
+                    "{what} takes as many slots on each rank; slots_per_rank is for search without one"
+                );
+                return Err(Error::InvalidArgument(message));
+            }
+        }
         Ok(match policy {
             Policy::Trtllm => Rule::Trtllm,
             Policy::DeepseekGlobal => Rule::Deepseek(Hierarchy::global(shape)),
@@ -272,23 +290,37 @@ pub fn solve(config: &SolveConfig<'_>, shape: Shape, loads: &Loads<'_>, threads:
     let rows = threads::map(loads.layers().len(), threads::resolve(threads), |layer| {
         let sums = loads.layer_sums_f32(layer)?;
         let samples: Vec<&[f64]> = loads.layer(layer).collect();
-        let search =
-            Search { shape, samples: &samples, weights: &weights, measure: &measure, effort: config.effort };
-        let of_deepseek = || deepseek::slot_experts(&sums, Hierarchy::global(shape));
+        let search = Search {
+            shape,
+            slots_per_rank: config.slots_per_rank,
+            samples: &samples,
+            weights: &weights,
+            measure: &measure,
+            effort: config.effort,
+        };
+        let greedies = || match config.slots_per_rank {
+            None => Ok(vec![
+                trtllm::place(&sums, shape)?,
+                deepseek::slot_experts(&sums, Hierarchy::global(shape)),
+            ]),
+            // They know no such ranks.
+            Some(_) => Ok::<_, Error>(Vec::new()),
+        };
         match &rule {
             Rule::Trtllm => trtllm::place(&sums, shape),
             Rule::Deepseek(hierarchy) => Ok(deepseek::slot_experts(&sums, *hierarchy)),
-            Rule::Search => Ok(search.place(&[trtllm::place(&sums, shape)?, of_deepseek()])),
-            Rule::SearchLinks { drift } => {
-                Ok(search.place_linked(&[trtllm::place(&sums, shape)?, of_deepseek()], *drift))
-            }
+            Rule::Search => Ok(search.place(&greedies()?)),
+            Rule::SearchLinks { drift } => Ok(search.place_linked(&greedies()?, *drift)),
             Rule::SearchOnNodes(nodes) => search.place_on(Priced { nodes, price: config.off_node_price }),
         }
     })?;
     for (slots, row) in slot_experts.chunks_exact_mut(num_slots).zip(rows) {
         slots.copy_from_slice(&row);
     }
-    Placement::new(shape, loads.layers(), &slot_experts)
+    match config.slots_per_rank {
+        None => Placement::new(shape, loads.layers(), &slot_experts),
+        Some(slots_per_rank) => Placement::uneven(shape, slots_per_rank, loads.layers(), &slot_experts),
+    }
 }
 
 /// What each sample counts for, of 1 together.

@@ -2,7 +2,7 @@
 
 use std::ops::Range;
 
-use crate::placement::Shape;
+use crate::placement::{Shape, held_slots};
 
 /// How often each expert's load is poured anew before what is left is moved along paths. Any number gives the same result.
 const SWEEPS: usize = 4;
@@ -19,7 +19,7 @@ const ROUNDING: f64 = 1e-12;
 /// the next level. At the end no rank is above a level that some split must reach: it is the optimum, to 1e-9 of it.
 pub fn best_split(loads: &[f64], slot_experts: &[u32], shape: Shape) -> f64 {
     let mut ranks_of: Vec<Vec<u32>> = vec![Vec::new(); shape.num_experts()];
-    for (slot, &expert) in slot_experts.iter().enumerate() {
+    for (slot, expert) in held_slots(slot_experts) {
         let (rank, ranks) = (shape.rank_of(slot) as u32, &mut ranks_of[expert as usize]);
         if ranks.last() != Some(&rank) {
             ranks.push(rank);

@@ -187,6 +187,7 @@ pub fn run(args: &Args) -> Result<String> {
             quantile: args.quantile,
             objective: args.objective,
             drift: args.drift,
+            slots_per_rank: None,
         },
         num_samples: args.num_samples,
     };

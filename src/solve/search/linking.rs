@@ -10,7 +10,7 @@
 
 use super::measure::Measure;
 use super::random::Random;
-use crate::placement::Shape;
+use crate::placement::{NO_EXPERT, Shape, held_slots};
 use crate::solve::split::Split;
 
 /// What the even split may lose of what it had, for an engine that has to fall back to it.
@@ -62,7 +62,7 @@ impl<'a> Linking<'a> {
     pub fn new(shape: Shape, samples: Rows<'a>, scenarios: Rows<'a>, slots: Vec<u32>) -> Self {
         let (mut counts, mut ranks_of) =
             (vec![0; shape.num_experts()], vec![Vec::new(); shape.num_experts()]);
-        for (slot, &expert) in slots.iter().enumerate() {
+        for (slot, expert) in held_slots(&slots) {
             let (rank, ranks) = (shape.rank_of(slot) as u32, &mut ranks_of[expert as usize]);
             counts[expert as usize] += 1;
             if ranks.last() != Some(&rank) {
@@ -160,6 +160,9 @@ impl<'a> Linking<'a> {
         let (mine, theirs) = (rank * width + random.below(width), other * width + random.below(width));
         let is_exchange = random.unit() >= RECOUNTS;
         let (expert, other_expert) = (self.slots[mine], self.slots[theirs]);
+        if expert == NO_EXPERT || other_expert == NO_EXPERT {
+            return None;
+        }
         let is_on = |expert: u32, rank: usize| self.ranks_of[expert as usize].contains(&(rank as u32));
         if is_on(expert, other) {
             return None;
@@ -243,7 +246,7 @@ impl<'a> Linking<'a> {
                 rank_loads.iter_mut().zip(self.slots.chunks_exact(self.shape.slots_per_rank()))
             {
                 let weight = |&expert: &u32| loads[expert as usize] / f64::from(self.counts[expert as usize]);
-                *load = slots.iter().map(weight).sum();
+                *load = slots.iter().filter(|&&expert| expert != NO_EXPERT).map(weight).sum();
             }
             rank_loads.iter().copied().fold(0.0, f64::max)
         }))

@@ -26,9 +26,9 @@ use self::moves::{Riddance, exchange, exchange_for_all, exchange_of_two, recount
 use self::random::Random;
 use self::state::State;
 use super::deepseek::{self, Hierarchy};
-use super::{lower_bound, trtllm};
+use super::{lower_bound, lower_bound_of_uneven, trtllm};
 use crate::error::Result;
-use crate::placement::Shape;
+use crate::placement::{NO_EXPERT, Shape, held_slots};
 
 /// Better by less than this is not worth looking for.
 const TOLERANCE: f64 = 1.5e-4;
@@ -58,6 +58,8 @@ const LEAST_SLOTS: usize = 256;
 /// A layer's loads, and how hard to look.
 pub(super) struct Search<'a> {
     pub shape: Shape,
+    /// `[ranks]`, where some lack slots.
+    pub slots_per_rank: Option<&'a [u32]>,
     /// One row of experts a sample; samples without load are left out by their weight.
     pub samples: &'a [&'a [f64]],
     /// What each sample counts for, of 1 together.
@@ -93,6 +95,16 @@ impl Search<'_> {
                 if best.duplicates().next().is_some() {
                     best = self.improve_with_duplicates(best, enough, to_beat);
                 }
+            }
+        }
+        if self.slots_per_rank.is_some() {
+            // There is no greedy that would show where a duplicate pays.
+            let mut with = best.clone();
+            with.allow_duplicates(true);
+            self.improve(&mut with, enough);
+            if with.cost() < best.cost() * (1.0 - ROUNDING) {
+                let most = with.cost();
+                best = self.without_duplicates(&with, enough, most).unwrap_or(with);
             }
         }
         best.slots().to_vec()
@@ -216,6 +228,7 @@ impl Search<'_> {
                 [trtllm::place(&sums, shape)?, deepseek::slot_experts(&sums, Hierarchy::global(shape))];
             let search = Search {
                 shape,
+                slots_per_rank: None,
                 samples: &samples,
                 weights: &weights,
                 measure: self.measure,
@@ -254,8 +267,17 @@ impl Search<'_> {
 
     /// What no placement is below.
     fn bound(&self, units: &[Unit]) -> f64 {
-        let bounds = self.samples.iter().zip(units);
-        self.measure.of(bounds.map(|(loads, unit)| unit.scale(lower_bound(loads, self.shape))))
+        let bound = |loads: &[f64]| match self.slots_per_rank {
+            None => lower_bound(loads, self.shape),
+            Some(_) => lower_bound_of_uneven(loads, self.num_slots(), self.shape.num_ranks()),
+        };
+        self.measure.of(self.samples.iter().zip(units).map(|(loads, unit)| unit.scale(bound(loads))))
+    }
+
+    /// The slots that there are.
+    fn num_slots(&self) -> usize {
+        let of_ranks = |slots: &[u32]| slots.iter().map(|&slots| slots as usize).sum();
+        self.slots_per_rank.map_or(self.shape.num_slots(), of_ranks)
     }
 
     fn units(&self) -> Vec<Unit> {
@@ -277,7 +299,7 @@ impl Search<'_> {
     fn start(&self, loads: &[f64]) -> State {
         let num_samples = self.samples.len();
         let sums: Vec<f64> = loads.chunks_exact(num_samples).map(|samples| samples.iter().sum()).collect();
-        let counts = start::counts(&sums, self.shape);
+        let counts = start::counts(&sums, self.num_slots(), self.shape.num_ranks());
         let weights: Vec<f64> =
             sums.iter().zip(&counts).map(|(sum, &count)| sum / f64::from(count)).collect();
         let mut state = self.empty(loads.to_vec(), counts);
@@ -287,7 +309,7 @@ impl Search<'_> {
     }
 
     fn empty(&self, loads: Vec<f64>, counts: Vec<u32>) -> State {
-        State::new(loads, self.measure.clone(), counts, self.shape.num_slots(), self.shape.num_ranks())
+        State::new(loads, self.measure.clone(), counts, self.shape, self.slots_per_rank)
     }
 
     /// As [`State::cost`].
@@ -298,7 +320,7 @@ impl Search<'_> {
             let weight = |&expert: &u32| {
                 loads[expert as usize * num_samples + sample] / f64::from(counts[expert as usize])
             };
-            rank.iter().map(weight).sum()
+            rank.iter().filter(|&&expert| expert != NO_EXPERT).map(weight).sum()
         };
         let ranks = || slot_experts.chunks_exact(self.shape.slots_per_rank());
         let most = |sample| ranks().map(|rank| of_rank(sample, rank)).fold(0.0, f64::max);
@@ -307,14 +329,14 @@ impl Search<'_> {
 
     fn counts(&self, slot_experts: &[u32]) -> Vec<u32> {
         let mut counts = vec![0; self.shape.num_experts()];
-        slot_experts.iter().for_each(|&expert| counts[expert as usize] += 1);
+        held_slots(slot_experts).for_each(|(_, expert)| counts[expert as usize] += 1);
         counts
     }
 
     fn state(&self, loads: Vec<f64>, slot_experts: &[u32]) -> State {
         let counts = self.counts(slot_experts);
         let mut state = self.empty(loads, counts);
-        slot_experts.iter().enumerate().for_each(|(slot, &expert)| state.fill(slot, expert));
+        held_slots(slot_experts).for_each(|(slot, expert)| state.fill(slot, expert));
         state.settle();
         state
     }
@@ -337,7 +359,10 @@ fn kick(state: &mut State, random: &mut Random) {
     for _ in 0..CHANGES {
         let (slot, other) = (random.below(state.num_slots()), random.below(state.num_slots()));
         let (expert, other_expert) = (state.expert(slot), state.expert(other));
-        if !state.may_take(state.rank_of(slot), other_expert) {
+        if expert == NO_EXPERT
+            || other_expert == NO_EXPERT
+            || !state.may_take(state.rank_of(slot), other_expert)
+        {
             continue;
         }
         if random.below(2) == 0 && state.count(expert) > 1 {

@@ -1,6 +1,7 @@
 //! What the search may do next: exchanges between the most loaded rank and another, and slots that change their expert.
 
 use super::state::State;
+use crate::placement::held_slots;
 
 /// Less than this is no improvement but rounding.
 const LEAST_GAIN: f64 = 1e-10;
@@ -339,8 +340,8 @@ struct Holders(Vec<Vec<usize>>);
 impl Holders {
     fn of(state: &State) -> Self {
         let mut holders = vec![Vec::new(); state.num_experts()];
-        for slot in 0..state.num_slots() {
-            holders[state.expert(slot) as usize].push(state.rank_of(slot));
+        for (slot, expert) in held_slots(state.slots()) {
+            holders[expert as usize].push(state.rank_of(slot));
         }
         Holders(holders)
     }

@@ -3,8 +3,8 @@
 use std::cmp::Reverse;
 use std::collections::BinaryHeap;
 
-use super::state::{EMPTY, State};
-use crate::placement::Shape;
+use super::state::State;
+use crate::placement::NO_EXPERT;
 
 /// A finite, non-negative number by its bits, which order as the numbers do, once a zero has no sign.
 fn key(load: f64) -> u64 {
@@ -13,10 +13,10 @@ fn key(load: f64) -> u64 {
 
 /// How many slots each expert gets: each spare slot goes to the expert with the largest load per replica, of equal ones to the
 /// one with fewer, then to the lower. While another can, no expert gets more slots than there are ranks.
-pub(super) fn counts(loads: &[f64], shape: Shape) -> Vec<u32> {
+pub(super) fn counts(loads: &[f64], num_slots: usize, num_ranks: usize) -> Vec<u32> {
     let mut counts = vec![1u32; loads.len()];
-    let mut spare = shape.num_slots() - loads.len();
-    let mut most = shape.num_ranks() as u32;
+    let mut spare = num_slots - loads.len();
+    let mut most = num_ranks as u32;
     while spare > 0 {
         let mut heaviest: BinaryHeap<(u64, Reverse<(u32, u32)>)> = (0..)
             .zip(loads.iter().zip(&counts))
@@ -52,7 +52,7 @@ pub(super) fn pack(state: &mut State, weights: &[f64]) {
     experts.sort_unstable();
     let num_ranks = state.num_ranks();
     let mut totals = vec![0.0; num_ranks];
-    let mut free: Vec<usize> = (0..num_ranks).map(|rank| rank * state.width()).collect();
+    let mut free: Vec<usize> = (0..num_ranks).map(|rank| state.slots_of(rank).start).collect();
     let mut lightest: BinaryHeap<Reverse<(u64, u32)>> =
         (0..num_ranks as u32).map(|rank| Reverse((0, rank))).collect();
     let (mut taken, mut left) = (Vec::new(), Vec::new());
@@ -66,7 +66,7 @@ pub(super) fn pack(state: &mut State, weights: &[f64]) {
             state.fill(*slot, expert);
             *slot += 1;
             totals[rank as usize] += weights[expert as usize];
-            if *slot < (rank as usize + 1) * state.width() {
+            if *slot < state.slots_of(rank as usize).end {
                 taken.push(rank);
             }
         }
@@ -74,8 +74,9 @@ pub(super) fn pack(state: &mut State, weights: &[f64]) {
     }
     // Ranks with room hold these already.
     for expert in left {
-        let end_of = |rank: usize| (rank + 1) * state.width();
-        let rank = (0..num_ranks).find(|&rank| free[rank] < end_of(rank)).expect("as many slots as replicas");
+        let rank = (0..num_ranks)
+            .find(|&rank| free[rank] < state.slots_of(rank).end)
+            .expect("as many slots as replicas");
         let slot = free[rank];
         free[rank] += 1;
         match partner(state, weights, rank, expert) {
@@ -98,7 +99,7 @@ fn partner(state: &State, weights: &[f64], rank: usize, expert: u32) -> Option<u
     for other in (0..state.num_ranks()).filter(|&other| other != rank && !state.holds(other, expert)) {
         for slot in state.slots_of(other) {
             let held = state.expert(slot);
-            if held == EMPTY || state.holds(rank, held) {
+            if held == NO_EXPERT || state.holds(rank, held) {
                 continue;
             }
             let difference = (weights[held as usize] - weights[expert as usize]).abs();

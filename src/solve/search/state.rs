@@ -4,15 +4,15 @@ use std::sync::Arc;
 
 use super::homes::Homes;
 use super::measure::Measure;
-
-/// No expert yet.
-pub(super) const EMPTY: u32 = u32::MAX;
+use crate::placement::{NO_EXPERT, Shape, held_slots};
 
 /// Loads are scaled so that a rank's mean load in a sample is the sample's weight, and these sum up to 1: the mean of the
 /// samples' ratios of the most loaded rank's load to the mean is the sum of their most loaded ranks' loads.
 #[derive(Debug, Clone)]
 pub(super) struct State {
     width: usize,
+    /// `[ranks]`, where some lack slots.
+    slots_per_rank: Option<Arc<[u32]>>,
     num_ranks: usize,
     num_samples: usize,
     measure: Arc<Measure>,
@@ -23,7 +23,7 @@ pub(super) struct State {
     counts: Vec<u32>,
     /// Of one replica, `[experts][samples]`.
     weights: Vec<f64>,
-    /// The expert of each slot; of each rank by ascending weight in the first sample.
+    /// The expert of each slot, [`NO_EXPERT`] of those that a rank lacks; of each rank by ascending weight in the first sample.
     slots: Vec<u32>,
     /// What each slot holds weighs in the first sample.
     slot_weights: Vec<f64>,
@@ -43,14 +43,16 @@ impl State {
         loads: Vec<f64>,
         measure: Arc<Measure>,
         counts: Vec<u32>,
-        num_slots: usize,
-        num_ranks: usize,
+        shape: Shape,
+        slots_per_rank: Option<&[u32]>,
     ) -> Self {
+        let (num_slots, num_ranks) = (shape.num_slots(), shape.num_ranks());
         let num_samples = loads.len() / counts.len();
         let num_experts = counts.len() as u32;
         let mean = |sample| loads[sample..].iter().step_by(num_samples).sum::<f64>() / num_ranks as f64;
         let mut state = State {
-            width: num_slots / num_ranks,
+            width: shape.slots_per_rank(),
+            slots_per_rank: slots_per_rank.map(Arc::from),
             num_ranks,
             num_samples,
             measure,
@@ -58,7 +60,7 @@ impl State {
             weights: loads.clone(),
             loads,
             counts,
-            slots: vec![EMPTY; num_slots],
+            slots: vec![NO_EXPERT; num_slots],
             slot_weights: vec![0.0; num_slots],
             rank_loads: vec![0.0; num_ranks * num_samples],
             order: (0..num_ranks as u32).collect(),
@@ -174,7 +176,8 @@ impl State {
     }
 
     pub fn slots_of(&self, rank: usize) -> std::ops::Range<usize> {
-        rank * self.width..(rank + 1) * self.width
+        let width = self.slots_per_rank.as_ref().map_or(self.width, |slots| slots[rank] as usize);
+        rank * self.width..rank * self.width + width
     }
 
     pub fn rank_of(&self, slot: usize) -> usize {
@@ -240,10 +243,10 @@ impl State {
     }
 
     fn add_up(&mut self, rank: usize) {
-        let range = self.samples(rank);
+        let (range, slots) = (self.samples(rank), self.slots_of(rank));
         let loads = &mut self.rank_loads[range];
         loads.fill(0.0);
-        for slot in rank * self.width..(rank + 1) * self.width {
+        for slot in slots {
             let held = self.slots[slot] as usize * self.num_samples;
             let weights = &self.weights[held..held + self.num_samples];
             self.slot_weights[slot] = weights[0];
@@ -333,7 +336,7 @@ impl State {
 
     /// Slots that repeat an expert of their rank.
     pub fn duplicates(&self) -> impl Iterator<Item = usize> {
-        (0..self.slots.len()).filter(|&slot| {
+        held_slots(&self.slots).map(|(slot, _)| slot).filter(|&slot| {
             let first = self.rank_of(slot) * self.width;
             self.slots[first..slot].contains(&self.slots[slot])
         })
