@@ -10,6 +10,7 @@ mkdir -p "$tree"
 git ls-files -z | grep -zv '^data/' | xargs -0 cp --parents -t "$tree"
 cd "$tree"
 export CARGO_TARGET_DIR="$root/target/mutations"
+export CARGO_PROFILE_TEST_OPT_LEVEL=0
 export EPLB_LIBRARY="$CARGO_TARGET_DIR/debug/libeplb.so"
 
 header() { cargo test --quiet --locked --test header; }

@@ -113,19 +113,18 @@ fn replicas_placed_for_the_best_split_serve_later_iterations_better() {
     }
 }
 
-/// With EPLB_EXTRA_DATA, a folder with more `dumps`: planned on prompts of 1,024 tokens, measured on prompts of 4,096, every
-/// fourth layer. docs/benchmarks.md has all.
+/// With EPLB_EXTRA_DATA, a folder with more `dumps`: planned on prompts of 1,024 tokens, measured on prompts of 4,096.
 #[test]
 fn the_recorded_prefill_of_longer_prompts_keeps_what_was_reached() {
     let Some(folder) = std::env::var_os("EPLB_EXTRA_DATA") else { return };
     let dump = Path::new(&folder).join("dumps/dsv3-prefill");
-    let some = |loads: Vec<f64>| loads.chunks_exact(256).step_by(4).flatten().copied().collect::<Vec<f64>>();
-    let (planned, later) = (some(recorded(&dump, 0, 1, 1)), some(recorded(&dump, 1, 2, 1)));
+    let (planned, later) = (recorded(&dump, 0, 1, 1), recorded(&dump, 1, 2, 1));
     let shape = Shape::new(256, 288, 32).unwrap();
     let of = |config: &SolveConfig| balancedness(&placed(config, shape, &planned, 1), &later, 1);
     let search = SolveConfig::default();
     let greedy = of(&SolveConfig { policy: Policy::Trtllm, ..search });
     let linked = of(&SolveConfig { objective: Objective::BestSplit, ..search });
-    assert!(linked.0 >= greedy.0 - 0.005, "{linked:?} {greedy:?}");
-    assert!(linked.1 >= 0.945 && linked.1 > greedy.1 + 0.03, "{linked:?} {greedy:?}");
+    assert!((greedy.1 - 0.9053).abs() < 1e-4, "{greedy:?}");
+    assert!(of(&search).0 >= greedy.0 && linked.0 >= greedy.0, "{linked:?} {greedy:?}");
+    assert!(linked.1 >= 0.95, "{linked:?}");
 }
