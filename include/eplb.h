@@ -877,7 +877,7 @@ typedef struct eplb_placement_info {
   uint32_t num_ranks;
   /** Slots of all ranks together. */
   uint32_t num_slots;
-  /** Slots of one rank. */
+  /** Slots of one rank; of the one with the most, where the config gave slots_per_rank. */
   uint32_t slots_per_rank;
   /** The layers' numbers, ascending: int32 [num_layers]. */
   const int32_t *layer_ids;
@@ -947,7 +947,8 @@ extern "C" {
  * \param config        from EPLB_PLACEMENT_CONFIG_INIT, with the experts and ranks filled in
  * \param layer_ids     int32 [num_layers], the model's own layer numbers, each once
  * \param num_layers    at least 1
- * \param slot_experts  int32 [num_layers][num_slots]: the expert of each slot, rows in the order of layer_ids
+ * \param slot_experts  int32 [num_layers][num_slots]: the expert of each slot, rows in the order of layer_ids; -1 in slots
+ *                      that a rank lacks, where slots_per_rank is given
  * \param placement     receives the handle, which goes back by eplb_placement_destroy()
  * \return EPLB_STATUS_OK; EPLB_STATUS_INVALID_SHAPE; EPLB_STATUS_INVALID_PLACEMENT naming layer, rank and slot;
  *         EPLB_STATUS_INVALID_ARGUMENT
@@ -1037,7 +1038,7 @@ eplb_status eplb_placement_layer_experts(const eplb_placement *placement,
  * \param layer           the layer's number
  * \param rank            0 to num_ranks - 1
  * \param experts         receives int32 [slots_per_rank], the handle's own, which lives as long as it does
- * \param slots_per_rank  receives the length; may be NULL
+ * \param slots_per_rank  receives the length, this rank's own number of slots; may be NULL
  * \return EPLB_STATUS_OK; EPLB_STATUS_INVALID_ARGUMENT, also for an unknown layer or rank
  */
 EPLB_API

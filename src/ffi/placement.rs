@@ -91,7 +91,7 @@ pub struct eplb_placement_info {
     pub num_ranks: u32,
     /// Slots of all ranks together.
     pub num_slots: u32,
-    /// Slots of one rank.
+    /// Slots of one rank; of the one with the most, where the config gave slots_per_rank.
     pub slots_per_rank: u32,
     /// The layers' numbers, ascending: int32 [num_layers].
     pub layer_ids: *const i32,
@@ -179,7 +179,8 @@ unsafe impl Growing for eplb_placement_evaluation {}
 /// \param config        from EPLB_PLACEMENT_CONFIG_INIT, with the experts and ranks filled in
 /// \param layer_ids     int32 [num_layers], the model's own layer numbers, each once
 /// \param num_layers    at least 1
-/// \param slot_experts  int32 [num_layers][num_slots]: the expert of each slot, rows in the order of layer_ids
+/// \param slot_experts  int32 [num_layers][num_slots]: the expert of each slot, rows in the order of layer_ids; -1 in slots
+///                      that a rank lacks, where slots_per_rank is given
 /// \param placement     receives the handle, which goes back by eplb_placement_destroy()
 /// \return EPLB_STATUS_OK; EPLB_STATUS_INVALID_SHAPE; EPLB_STATUS_INVALID_PLACEMENT naming layer, rank and slot;
 ///         EPLB_STATUS_INVALID_ARGUMENT
@@ -382,7 +383,7 @@ pub unsafe extern "C" fn eplb_placement_layer_experts(
 /// \param layer           the layer's number
 /// \param rank            0 to num_ranks - 1
 /// \param experts         receives int32 [slots_per_rank], the handle's own, which lives as long as it does
-/// \param slots_per_rank  receives the length; may be NULL
+/// \param slots_per_rank  receives the length, this rank's own number of slots; may be NULL
 /// \return EPLB_STATUS_OK; EPLB_STATUS_INVALID_ARGUMENT, also for an unknown layer or rank
 #[unsafe(no_mangle)]
 pub unsafe extern "C" fn eplb_placement_rank_experts(

@@ -214,7 +214,8 @@ impl<'a> Linking<'a> {
         }
     }
 
-    /// Splits each scenario until the measure cannot stay below `to_beat`. `levels` holds what bounds them from below, and then what they are.
+    /// Splits each scenario until the measure cannot stay below `to_beat`. `levels` holds what bounds them from below, and then
+    /// what they are.
     fn verdict(&mut self, levels: &mut [f64], to_beat: f64) -> Verdict {
         self.spend(self.shape.num_slots() / 32);
         if self.even() > self.most_even {
