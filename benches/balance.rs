@@ -1,7 +1,9 @@
 //! How level each policy leaves the ranks: the mean over layers of mean / max rank load, an expert's load split evenly over its
 //! replicas. `cargo bench --bench balance`; with EPLB_EXTRA_DATA, a folder with more `dumps`, on DeepSeek-V3's recordings too.
 
+use std::hint::black_box;
 use std::path::Path;
+use std::time::Instant;
 
 use eplb::placement::{Placement, Shape};
 use eplb::report::{Balance, average, off_node_share};
@@ -62,7 +64,13 @@ impl Case<'_> {
             let twice = placement.duplicates().len();
             print!(" | {:.5} | {twice}", self.balancedness(&placement, loads, 1));
         }
-        println!(" |");
+        let mut times = [0.0; 31].map(|_: f64| {
+            let start = Instant::now();
+            black_box(self.place(Policy::Search, loads, 1));
+            start.elapsed().as_secs_f64()
+        });
+        times.sort_unstable_by(f64::total_cmp);
+        println!(" | {:.2} ms |", times[times.len() / 2] * 1e3);
     }
 }
 
@@ -84,7 +92,7 @@ fn nodes(loads: &[f64]) {
             ..SolveConfig::default()
         };
         let checked = Loads::new(loads, &layers, 1, 256).unwrap();
-        let start = std::time::Instant::now();
+        let start = Instant::now();
         let placement = solve(&config, Shape::new(256, 288, 32).unwrap(), &checked, 1).unwrap();
         let time = start.elapsed();
         let shares = layers.iter().zip(loads.chunks_exact(256)).map(|(&layer, loads)| {
@@ -113,7 +121,7 @@ fn later(planned: &[f64], measured: &[f64]) {
     );
     for (name, config) in rows {
         let checked = Loads::new(planned, &layers, 1, 256).unwrap();
-        let start = std::time::Instant::now();
+        let start = Instant::now();
         let placement = solve(&config, Shape::new(256, 288, 32).unwrap(), &checked, 1).unwrap();
         let time = start.elapsed();
         let best = |loads: &[f64]| {
@@ -137,9 +145,9 @@ fn later(planned: &[f64], measured: &[f64]) {
 
 fn main() {
     println!(
-        "| loads, slots/ranks | deepseek-global | duplicates | trtllm | duplicates | search | duplicates |"
+        "| loads, slots/ranks | deepseek-global | duplicates | trtllm | duplicates | search | duplicates | its time, one thread |"
     );
-    println!("|---|---|---|---|---|---|---|");
+    println!("|---|---|---|---|---|---|---|---|");
     for (name, exponent, num_slots, num_ranks) in [
         ("zipf 0.6", 0.6, 288, 32),
         ("zipf 1.0", 1.0, 288, 32),

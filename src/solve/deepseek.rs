@@ -3,9 +3,8 @@
 //! sum over a group the order of adding, which here is that of the experts.
 
 use std::cmp::Reverse;
-use std::collections::BinaryHeap;
-use std::collections::binary_heap::PeekMut;
 
+use super::tournament::Tournament;
 use super::{Loads, Policy, Rule, SolveConfig, check_experts};
 use crate::error::{Error, Result, try_zeroed};
 use crate::placement::Shape;
@@ -93,15 +92,14 @@ fn replicate(loads: &[f32], num_slots: usize) -> (Vec<(usize, u32)>, Vec<f32>) {
     let mut counts = vec![1; loads.len()];
     let mut replicas = Vec::with_capacity(num_slots);
     replicas.extend((0..loads.len()).map(|expert| (expert, 0)));
-    let mut heaviest: BinaryHeap<_> =
-        loads.iter().enumerate().map(|(expert, &load)| Reverse(heaviest_first(load, expert))).collect();
+    let keys = loads.iter().enumerate().map(|(expert, &load)| heaviest_first(load, expert));
+    let mut heaviest = Tournament::new(keys, u64::MAX);
     for _ in loads.len()..num_slots {
-        let Some(mut top) = heaviest.peek_mut() else { break };
-        let expert = index(top.0);
+        let expert = index(heaviest.next());
         replicas.push((expert, counts[expert]));
         counts[expert] += 1;
         quotients[expert] = loads[expert] / counts[expert] as f32;
-        top.0 = heaviest_first(quotients[expert], expert);
+        heaviest.set(expert, heaviest_first(quotients[expert], expert));
     }
     let weights = replicas.iter().map(|&(expert, _)| quotients[expert]).collect();
     (replicas, weights)
@@ -122,17 +120,14 @@ fn pack(weights: &[f32], num_packs: usize) -> Vec<usize> {
     let mut packed = vec![0; weights.len()];
     let mut totals = vec![0.0; num_packs];
     let mut next: Vec<_> = (0..num_packs).map(|pack| pack * width).collect();
-    let mut lightest: BinaryHeap<_> = (0..num_packs).map(|pack| Reverse(lightest_first(0.0, pack))).collect();
+    let mut lightest = Tournament::new((0..num_packs).map(|pack| lightest_first(0.0, pack)), u64::MAX);
     for item in items.into_iter().map(index) {
-        let Some(mut top) = lightest.peek_mut() else { break };
-        let pack = index(top.0);
+        let pack = index(lightest.next());
         packed[next[pack]] = item;
         next[pack] += 1;
         totals[pack] += weights[item];
-        top.0 = lightest_first(totals[pack], pack);
-        if next[pack] == (pack + 1) * width {
-            PeekMut::pop(top);
-        }
+        let full = next[pack] == (pack + 1) * width;
+        lightest.set(pack, if full { u64::MAX } else { lightest_first(totals[pack], pack) });
     }
     packed
 }

@@ -8,6 +8,7 @@ mod deepseek;
 mod loads;
 mod search;
 mod split;
+mod tournament;
 mod trtllm;
 
 use std::fmt;

@@ -1,10 +1,7 @@
 //! TensorRT-LLM's rule, bit for bit: the replication and placement of its `moeLoadBalancer`, whose quotients and
 //! totals are float64 and whose ties are broken as noted below.
 
-use std::cmp::Reverse;
-use std::collections::BinaryHeap;
-use std::collections::binary_heap::PeekMut;
-
+use super::tournament::Tournament;
 use crate::error::Result;
 use crate::placement::Shape;
 
@@ -24,13 +21,12 @@ fn replicas(loads: &[f32], num_slots: usize) -> Vec<u32> {
         return (0..num_experts).map(|expert| (each + usize::from(expert < more)) as u32).collect();
     }
     let mut counts = vec![1; num_experts];
-    let mut heaviest: BinaryHeap<(Weight, u32)> =
-        loads.iter().enumerate().map(|(expert, &load)| (Weight::new(load, 1), expert as u32)).collect();
+    let key = |expert: usize, count| !numbered(quotient(loads[expert], count), expert);
+    let mut heaviest = Tournament::new((0..num_experts).map(|expert| key(expert, 1)), u128::MAX);
     for _ in num_experts..num_slots {
-        let Some(mut top) = heaviest.peek_mut() else { break };
-        let expert = top.1 as usize;
+        let expert = number(!heaviest.next());
         counts[expert] += 1;
-        top.0 = Weight::new(loads[expert], counts[expert]);
+        heaviest.set(expert, key(expert, counts[expert]));
     }
     counts
 }
@@ -40,54 +36,50 @@ fn replicas(loads: &[f32], num_slots: usize) -> Vec<u32> {
 /// Replicas go by load descending, ties by expert ascending, each to the rank with the smallest total that has a free
 /// slot, ties to the lower rank, into that rank's next free slot.
 fn pack(loads: &[f32], counts: &[u32], shape: Shape) -> Vec<u32> {
-    let mut experts: Vec<(Reverse<Weight>, u32)> = loads
+    // Heaviest first: by the complement of each weight.
+    let mut experts: Vec<u128> = loads
         .iter()
         .zip(counts)
         .enumerate()
-        .map(|(expert, (&load, &count))| (Reverse(Weight::new(load, count)), expert as u32))
+        .map(|(expert, (&load, &count))| numbered(!quotient(load, count), expert))
         .collect();
     experts.sort_unstable();
 
     let width = shape.slots_per_rank();
     let mut slots = vec![0; shape.num_slots()];
-    let mut lightest: BinaryHeap<Reverse<Rank>> = (0..shape.num_ranks())
-        .map(|rank| Reverse(Rank { total: Weight(0), rank, next_slot: rank * width }))
-        .collect();
-    for (Reverse(weight), expert) in experts {
-        for _ in 0..counts[expert as usize] {
-            let Some(mut top) = lightest.peek_mut() else { break };
-            let rank = &mut top.0;
-            slots[rank.next_slot] = expert;
-            rank.next_slot += 1;
-            rank.total = rank.total.plus(weight);
-            if rank.next_slot == (rank.rank + 1) * width {
-                PeekMut::pop(top);
-            }
+    let mut totals = vec![0.0; shape.num_ranks()];
+    let mut free: Vec<usize> = (0..shape.num_ranks()).map(|rank| rank * width).collect();
+    let mut lightest = Tournament::new((0..shape.num_ranks()).map(|rank| numbered(0, rank)), u128::MAX);
+    for key in experts {
+        let (expert, weight) = (number(key), f64::from_bits(!weight(key)));
+        for _ in 0..counts[expert] {
+            let rank = number(lightest.next());
+            slots[free[rank]] = expert as u32;
+            free[rank] += 1;
+            totals[rank] += weight;
+            let full = free[rank] == (rank + 1) * width;
+            lightest.set(rank, if full { u128::MAX } else { numbered(totals[rank].to_bits(), rank) });
         }
     }
     slots
 }
 
-/// A rank that has free slots, in the order in which ranks are served.
-#[derive(PartialEq, Eq, PartialOrd, Ord)]
-struct Rank {
-    total: Weight,
-    rank: usize,
-    next_slot: usize,
+/// A replica's load, float64 by its bits: those of numbers that are not negative order as the numbers do.
+fn quotient(load: f32, count: u32) -> u64 {
+    (f64::from(load) / f64::from(count)).to_bits()
 }
 
-/// A finite, non-negative float64 by its bits, which order as the numbers do.
-#[derive(Clone, Copy, PartialEq, Eq, PartialOrd, Ord)]
-struct Weight(u64);
+/// A key that orders by a weight's bits, then by number.
+fn numbered(weight: u64, number: usize) -> u128 {
+    u128::from(weight) << 64 | number as u128
+}
 
-impl Weight {
-    fn new(load: f32, count: u32) -> Self {
-        Weight((f64::from(load) / f64::from(count)).to_bits())
-    }
+fn number(key: u128) -> usize {
+    key as u64 as usize
+}
 
-    fn plus(self, other: Weight) -> Self {
-        Weight((f64::from_bits(self.0) + f64::from_bits(other.0)).to_bits())
-    }
+fn weight(key: u128) -> u64 {
+    (key >> 64) as u64
 }
 
 #[cfg(test)]
