@@ -15,7 +15,7 @@ export EPLB_LIBRARY="$CARGO_TARGET_DIR/debug/libeplb.so"
 
 header() { cargo test --quiet --locked --test header; }
 layouts() { cargo run --quiet --locked --manifest-path abi_tests/Cargo.toml; }
-rust_signatures() { cargo test --quiet --locked --lib --no-run; }
+rust_signatures() { cargo check --quiet --locked --lib --profile test; }
 cpp_signatures() { g++ -std=c++17 -fsyntax-only -Iinclude cpp_tests/signatures.cpp; }
 padding() { gcc -std=c99 -fsyntax-only -Wpadded -Werror -x c include/eplb.h; }
 symbols() { cargo build --quiet --locked --lib && scripts/check_symbols.sh; }

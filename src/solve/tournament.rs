@@ -40,6 +40,24 @@ impl<K: Copy + Ord> Tournament<K> {
     }
 }
 
+/// A key above all of [`numbered`]'s.
+pub(super) const OUT: u128 = u128::MAX;
+
+/// A key that orders by a weight's bits, which order as the weights do where none is negative, then by number.
+pub(super) fn numbered(weight: u64, number: usize) -> u128 {
+    u128::from(weight) << 64 | number as u128
+}
+
+/// The number in such a key.
+pub(super) fn number(key: u128) -> usize {
+    key as u64 as usize
+}
+
+/// The bits of the weight in such a key.
+pub(super) fn weight(key: u128) -> u64 {
+    (key >> 64) as u64
+}
+
 #[cfg(test)]
 mod tests {
     use super::*;

@@ -1,7 +1,7 @@
 //! TensorRT-LLM's rule, bit for bit: the replication and placement of its `moeLoadBalancer`, whose quotients and
 //! totals are float64 and whose ties are broken as noted below.
 
-use super::tournament::Tournament;
+use super::tournament::{OUT, Tournament, number, numbered, weight};
 use crate::error::Result;
 use crate::placement::Shape;
 
@@ -22,7 +22,7 @@ fn replicas(loads: &[f32], num_slots: usize) -> Vec<u32> {
     }
     let mut counts = vec![1; num_experts];
     let key = |expert: usize, count| !numbered(quotient(loads[expert], count), expert);
-    let mut heaviest = Tournament::new((0..num_experts).map(|expert| key(expert, 1)), u128::MAX);
+    let mut heaviest = Tournament::new((0..num_experts).map(|expert| key(expert, 1)), OUT);
     for _ in num_experts..num_slots {
         let expert = number(!heaviest.next());
         counts[expert] += 1;
@@ -49,7 +49,7 @@ fn pack(loads: &[f32], counts: &[u32], shape: Shape) -> Vec<u32> {
     let mut slots = vec![0; shape.num_slots()];
     let mut totals = vec![0.0; shape.num_ranks()];
     let mut free: Vec<usize> = (0..shape.num_ranks()).map(|rank| rank * width).collect();
-    let mut lightest = Tournament::new((0..shape.num_ranks()).map(|rank| numbered(0, rank)), u128::MAX);
+    let mut lightest = Tournament::new((0..shape.num_ranks()).map(|rank| numbered(0, rank)), OUT);
     for key in experts {
         let (expert, weight) = (number(key), f64::from_bits(!weight(key)));
         for _ in 0..counts[expert] {
@@ -58,7 +58,7 @@ fn pack(loads: &[f32], counts: &[u32], shape: Shape) -> Vec<u32> {
             free[rank] += 1;
             totals[rank] += weight;
             let full = free[rank] == (rank + 1) * width;
-            lightest.set(rank, if full { u128::MAX } else { numbered(totals[rank].to_bits(), rank) });
+            lightest.set(rank, if full { OUT } else { numbered(totals[rank].to_bits(), rank) });
         }
     }
     slots
@@ -67,19 +67,6 @@ fn pack(loads: &[f32], counts: &[u32], shape: Shape) -> Vec<u32> {
 /// A replica's load, float64 by its bits: those of numbers that are not negative order as the numbers do.
 fn quotient(load: f32, count: u32) -> u64 {
     (f64::from(load) / f64::from(count)).to_bits()
-}
-
-/// A key that orders by a weight's bits, then by number.
-fn numbered(weight: u64, number: usize) -> u128 {
-    u128::from(weight) << 64 | number as u128
-}
-
-fn number(key: u128) -> usize {
-    key as u64 as usize
-}
-
-fn weight(key: u128) -> u64 {
-    (key >> 64) as u64
 }
 
 #[cfg(test)]

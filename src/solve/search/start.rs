@@ -1,10 +1,8 @@
 //! Where the search starts: how many slots each expert gets, and a first placement in which no rank holds an expert twice.
 
-use std::cmp::Reverse;
-use std::collections::BinaryHeap;
-
 use super::state::State;
 use crate::placement::NO_EXPERT;
+use crate::solve::tournament::{OUT, Tournament, number, numbered};
 
 /// A finite, non-negative number by its bits, which order as the numbers do, once a zero has no sign.
 fn key(load: f64) -> u64 {
@@ -17,26 +15,21 @@ pub(super) fn counts(loads: &[f64], num_slots: usize, num_ranks: usize) -> Vec<u
     let mut counts = vec![1u32; loads.len()];
     let mut spare = num_slots - loads.len();
     let mut most = num_ranks as u32;
+    // Its low half is the expert.
+    let order = |expert: usize, count: u32, most: u32| match count < most {
+        true => {
+            numbered(!key(loads[expert] / f64::from(count)), 0) | u128::from(count) << 32 | expert as u128
+        }
+        false => OUT,
+    };
     while spare > 0 {
-        let mut heaviest: BinaryHeap<(u64, Reverse<(u32, u32)>)> = (0..)
-            .zip(loads.iter().zip(&counts))
-            .filter(|&(_, (_, &count))| count < most)
-            .map(|(expert, (&load, &count))| (key(load / f64::from(count)), Reverse((count, expert))))
-            .collect();
-        while spare > 0
-            && let Some(top) = heaviest.peek_mut()
-        {
+        let keys = counts.iter().enumerate().map(|(expert, &count)| order(expert, count, most));
+        let mut heaviest = Tournament::new(keys, OUT);
+        while spare > 0 && heaviest.next() != OUT {
             spare -= 1;
-            let Reverse((_, expert)) = top.1;
-            let count = &mut counts[expert as usize];
-            *count += 1;
-            let next = (key(loads[expert as usize] / f64::from(*count)), Reverse((*count, expert)));
-            if *count < most {
-                let mut top = top;
-                *top = next;
-            } else {
-                std::collections::binary_heap::PeekMut::pop(top);
-            }
+            let expert = heaviest.next() as u32 as usize;
+            counts[expert] += 1;
+            heaviest.set(expert, order(expert, counts[expert], most));
         }
         // All experts are on all ranks.
         most = u32::MAX;
@@ -47,30 +40,31 @@ pub(super) fn counts(loads: &[f64], num_slots: usize, num_ranks: usize) -> Vec<u
 /// Fills the slots: experts by the weight of a replica, heaviest first, each on as many of the least loaded ranks as it has
 /// replicas. `weights` are those of all samples together.
 pub(super) fn pack(state: &mut State, weights: &[f64]) {
-    let mut experts: Vec<(Reverse<u64>, u32)> =
-        weights.iter().zip(0..).map(|(&weight, expert)| (Reverse(key(weight)), expert)).collect();
+    // Heaviest first: by the complement of each weight.
+    let mut experts: Vec<u128> =
+        weights.iter().enumerate().map(|(expert, &weight)| numbered(!key(weight), expert)).collect();
     experts.sort_unstable();
     let num_ranks = state.num_ranks();
     let mut totals = vec![0.0; num_ranks];
     let mut free: Vec<usize> = (0..num_ranks).map(|rank| state.slots_of(rank).start).collect();
-    let mut lightest: BinaryHeap<Reverse<(u64, u32)>> =
-        (0..num_ranks as u32).map(|rank| Reverse((0, rank))).collect();
+    let mut lightest = Tournament::new((0..num_ranks).map(|rank| numbered(0, rank)), OUT);
     let (mut taken, mut left) = (Vec::new(), Vec::new());
-    for (_, expert) in experts {
-        for _ in 0..state.count(expert) {
-            let Some(Reverse((_, rank))) = lightest.pop() else {
-                left.push(expert);
+    for expert in experts.into_iter().map(number) {
+        for _ in 0..state.count(expert as u32) {
+            if lightest.next() == OUT {
+                left.push(expert as u32);
                 continue;
-            };
-            let slot = &mut free[rank as usize];
-            state.fill(*slot, expert);
-            *slot += 1;
-            totals[rank as usize] += weights[expert as usize];
-            if *slot < state.slots_of(rank as usize).end {
+            }
+            let rank = number(lightest.next());
+            state.fill(free[rank], expert as u32);
+            free[rank] += 1;
+            totals[rank] += weights[expert];
+            lightest.set(rank, OUT);
+            if free[rank] < state.slots_of(rank).end {
                 taken.push(rank);
             }
         }
-        lightest.extend(taken.drain(..).map(|rank| Reverse((key(totals[rank as usize]), rank))));
+        taken.drain(..).for_each(|rank| lightest.set(rank, numbered(key(totals[rank]), rank)));
     }
     // Ranks with room hold these already.
     for expert in left {
