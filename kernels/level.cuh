@@ -3,7 +3,8 @@
 //
 // Dealing is one expert after the other by its definition, which took one warp 90 µs. Experts that
 // share no rank do not see each other's tokens, though, so the host sorts them into steps, and all of a step
-// are dealt at once, each of their groups by a thread, in shared memory.
+// are dealt at once. Up to 32 ranks are the lanes of a warp, which keep the ranks' tokens in their registers;
+// of more, each group of a step is a thread's, and tokens are in shared memory.
 #pragma once
 
 #include <cstdint>
@@ -16,36 +17,42 @@ constexpr uint32_t EPLB_LEVEL_BLOCKS = 64;
 /// How often it goes over all replicated experts at most.
 constexpr uint32_t EPLB_LEVEL_SWEEPS = 4;
 
+/// So many ranks can be a warp's lanes.
+constexpr uint32_t EPLB_LEVEL_LANES = 32;
+
+/// In the place of a group where there is none.
+constexpr uint32_t EPLB_NO_GROUP = 0xffffffff;
+
 namespace eplb {
 
 /// Where the tokens are dealt, in shared memory where there is room. A group is the replicas of an expert on
 /// one rank; groups come by the step in which they are dealt and then by expert, each expert's by rank.
 struct level_memory {
-    /// Tokens of each rank, of each group, of each group's rank without the group, and of each expert.
-    uint64_t *rank_loads, *quotas, *loads, *totals;
-    /// Of each replicated expert, the group that gets the first token more than others: totals mod groups.
+    /// Tokens of each rank, of each group, of each group's rank without the group, of each group's expert,
+    /// and of each expert.
+    uint64_t *rank_loads, *quotas, *loads, *tokens, *totals;
+    /// Of each group, which of its expert's gets the first token more than others: tokens mod their number.
     uint32_t *turns;
     /// Of each sweep, whether it changed anything; and whether the tokens may be 2^32 or more.
     uint32_t *changed, *is_large;
     const uint32_t *group_rank, *group_place, *group_first, *group_size, *experts, *group_start, *step_start;
+    /// Of up to EPLB_LEVEL_LANES ranks: by group the ranks of its expert's groups, a bit each, and the group
+    /// that each rank has in each step, [num_steps][num_ranks].
+    const uint32_t *group_ranks, *rank_groups;
 
-    /// In use after a barrier.
-    __device__ explicit level_memory(const eplb_route_arguments &args) {
+    /// `words` is where the tables are, those of the rule behind those of every rule.
+    __device__ level_memory(const eplb_route_arguments &args, const uint32_t *words) {
         const eplb_level_arguments &level = args.level;
         const bool is_shared = level.shared_memory_at != EPLB_NO_ROOM;
         rank_loads =
             is_shared ? reinterpret_cast<uint64_t *>(eplb_bins + level.shared_memory_at) : level.memory;
         quotas = rank_loads + level.num_ranks;
         loads = quotas + level.num_groups;
-        totals = loads + level.num_groups;
+        tokens = loads + level.num_groups;
+        totals = tokens + level.num_groups;
         turns = reinterpret_cast<uint32_t *>(totals + args.num_experts);
-        changed = turns + level.num_replicated;
+        changed = turns + level.num_groups;
         is_large = changed + EPLB_LEVEL_SWEEPS;
-        const uint32_t *words = level.tables;
-        if (level.shared_tables_at != EPLB_NO_ROOM) {
-            words = eplb_bins + level.shared_tables_at;
-            stage<1>(eplb_bins + level.shared_tables_at, level.tables, level.table_words);
-        }
         group_rank = words + level.group_rank_at;
         group_place = words + level.group_place_at;
         group_first = words + level.group_first_at;
@@ -53,6 +60,8 @@ struct level_memory {
         experts = words + level.experts_at;
         group_start = words + level.group_start_at;
         step_start = words + level.step_start_at;
+        group_ranks = words + level.group_ranks_at;
+        rank_groups = words + level.rank_groups_at;
     }
 };
 
@@ -182,7 +191,7 @@ struct seat {
             place = memory.group_place[group];
             first = memory.group_start[place];
             count = memory.group_start[place + 1] - first;
-            tokens = memory.totals[memory.experts[place]];
+            tokens = memory.tokens[group];
             quota = memory.quotas[group];
         }
     }
@@ -196,24 +205,17 @@ struct seat {
         const uint64_t dealt =
             count == 1   ? poured
             : count == 2 ? pour_over_two(poured, static_cast<T>(loads[at]), static_cast<T>(loads[1 - at]), at)
-                         : pour(poured, loads, count, at, memory.turns[place]);
+                         : pour(poured, loads, count, at, memory.turns[group]);
         memory.quotas[group] = dealt;
         memory.rank_loads[rank] = loads[at] + dealt;
         return dealt != quota;
     }
 };
 
-/// Deals all experts' tokens until nothing changes, by the threads of a warp or of the block: all `width`
-/// call. T has room for all tokens.
+/// Deals all experts' tokens until nothing changes, by all threads of the block. T has room for all tokens.
 template <class T>
-__device__ void deal(const level_memory &memory, const eplb_level_arguments &level, uint32_t width) {
-    const auto barrier = [width] {
-        if (width == 32) {
-            __syncwarp();
-        } else {
-            __syncthreads();
-        }
-    };
+__device__ void deal_by_block(const level_memory &memory, const eplb_level_arguments &level) {
+    const uint32_t width = blockDim.x;
 #pragma unroll 1
     for (uint32_t sweep = 0; sweep < EPLB_LEVEL_SWEEPS && level.num_steps > 0; sweep++) {
         bool changed = false;
@@ -230,7 +232,7 @@ __device__ void deal(const level_memory &memory, const eplb_level_arguments &lev
                 }
             }
             next = seat(memory, step + 1 < level.num_steps ? step + 1 : step, threadIdx.x);
-            barrier();
+            __syncthreads();
 #pragma unroll 1
             while (mine.is_taken) {
                 changed |= mine.deal<T>(memory);
@@ -239,15 +241,123 @@ __device__ void deal(const level_memory &memory, const eplb_level_arguments &lev
                 }
                 mine = seat(memory, step, mine.thread + width);
             }
-            barrier();
+            __syncthreads();
         }
         if (changed) {
             memory.changed[sweep] = 1;
         }
-        barrier();
+        __syncthreads();
         if (memory.changed[sweep] == 0) {
             return;
         }
+    }
+}
+
+/// What a lane deals in a step: its rank's group, or nothing. The warp makes it together, ahead of the step:
+/// nothing in it depends on the loads.
+template <class T> struct lot {
+    uint32_t group;
+    /// The ranks of the expert's groups, a bit each.
+    uint32_t ranks = 0;
+    T tokens = 0, quota = 0;
+    /// How many groups the expert has on lower ranks, and the one that gets the first token more.
+    uint32_t place, turn = 0;
+    /// The ranks whose groups stand before that one among their expert's.
+    uint32_t before_turn;
+    /// Whether all experts of the step have two groups.
+    bool are_pairs;
+
+    __device__ lot(const level_memory &memory, uint32_t group, uint32_t lane) : group(group) {
+        if (group != EPLB_NO_GROUP) {
+            ranks = memory.group_ranks[group];
+            tokens = static_cast<T>(memory.tokens[group]);
+            quota = static_cast<T>(memory.quotas[group]);
+            turn = memory.turns[group];
+        }
+        place = static_cast<uint32_t>(__popc(ranks & ((1u << lane) - 1)));
+        before_turn = __ballot_sync(0xffffffff, ranks != 0 && place < turn);
+        are_pairs = __ballot_sync(0xffffffff, ranks != 0 && __popc(ranks) != 2) == 0;
+    }
+
+    /// What the group gets, by the definition; `load` is that of the lane's rank without it. The whole warp.
+    __device__ T pour(T load, uint32_t lane) const {
+        const uint32_t others = ranks & ~(1u << lane);
+        if (are_pairs) {
+            const T other =
+                __shfl_sync(0xffffffff, load, others != 0 ? __ffs(static_cast<int>(others)) - 1 : 0);
+            return ranks != 0 ? pour_over_two(tokens, load, other, place) : 0;
+        }
+        // What stands out of the water of all takes no part; without it the water stands lower, and more may
+        // stand out.
+        uint32_t out = 0, before, reached;
+        quotient<T> height;
+        do {
+            before = out;
+            reached = ranks & ~out;
+            T sum = tokens + ((reached >> lane & 1) != 0 ? load : 0);
+            uint32_t left = others & reached;
+#pragma unroll 1
+            while (__ballot_sync(0xffffffff, left != 0) != 0) {
+                const T other =
+                    __shfl_sync(0xffffffff, load, left != 0 ? __ffs(static_cast<int>(left)) - 1 : 0);
+                sum += left != 0 ? other : 0;
+                left &= left - 1;
+            }
+            height = divide(sum, reached != 0 ? static_cast<uint32_t>(__popc(reached)) : 1);
+            out = __ballot_sync(0xffffffff, ranks != 0 && load > height.whole);
+        } while (out != before);
+        if ((reached >> lane & 1) == 0) {
+            return 0;
+        }
+        // Who comes before in turn: from the one whose turn it is up, and then from the first.
+        const uint32_t below = (1u << lane) - 1;
+        const uint32_t first = reached & ~before_turn, last = reached & before_turn & below;
+        const uint32_t earlier = place >= turn ? first & below : first | last;
+        return height.whole - load + (static_cast<uint32_t>(__popc(earlier)) < height.rest ? 1 : 0);
+    }
+};
+
+/// The same by one warp, whose lanes are the ranks.
+template <class T>
+__device__ void deal_by_lanes(const level_memory &memory, const eplb_level_arguments &level) {
+    const uint32_t lane = threadIdx.x;
+    T load = lane < level.num_ranks ? static_cast<T>(memory.rank_loads[lane]) : 0;
+    const auto group_in = [&](uint32_t step) {
+        return lane < level.num_ranks && step < level.num_steps
+                   ? memory.rank_groups[step * level.num_ranks + lane]
+                   : EPLB_NO_GROUP;
+    };
+#pragma unroll 1
+    for (uint32_t sweep = 0; sweep < EPLB_LEVEL_SWEEPS; sweep++) {
+        bool changed = false;
+        // Looked up before they are needed: of the next step what is dealt, of the one after it where it is.
+        lot<T> next(memory, group_in(0), lane);
+        uint32_t after = group_in(1);
+#pragma unroll 1
+        for (uint32_t step = 0; step < level.num_steps; step++) {
+            const lot<T> mine = next;
+            next = lot<T>(memory, after, lane);
+            after = group_in(step + 2);
+            load -= mine.quota;
+            const T dealt = mine.pour(load, lane);
+            load += dealt;
+            changed |= dealt != mine.quota;
+            if (mine.group != EPLB_NO_GROUP) {
+                memory.quotas[mine.group] = dealt;
+            }
+        }
+        if (__ballot_sync(0xffffffff, changed) == 0) {
+            return;
+        }
+    }
+}
+
+/// Deals by the warp or by the block; all threads of the block call.
+template <class T> __device__ void deal(const level_memory &memory, const eplb_level_arguments &level) {
+    if (level.num_ranks > EPLB_LEVEL_LANES) {
+        deal_by_block<T>(memory, level);
+    } else if (threadIdx.x < 32) {
+        deal_by_lanes<T>(memory, level);
     }
 }
 
@@ -280,7 +390,8 @@ __device__ inline uint32_t add_up_blocks(const eplb_route_arguments &args, uint3
 __device__ inline void plan(const eplb_route_arguments &args, const route_tables &tables,
                             const uint32_t *counts, uint32_t *ends) {
     const eplb_level_arguments &level = args.level;
-    const level_memory memory(args);
+    const bool are_staged = args.table_words > level.group_rank_at;
+    const level_memory memory(args, are_staged ? tables.count : args.tables);
     if (threadIdx.x <= EPLB_LEVEL_SWEEPS) {
         memory.changed[threadIdx.x] = 0; // And is_large.
     }
@@ -305,27 +416,33 @@ __device__ inline void plan(const eplb_route_arguments &args, const route_tables
         memory.quotas[g] = 0;
     }
     __syncthreads();
+    const bool is_large = *memory.is_large != 0;
 #pragma unroll 1
     for (uint32_t expert = threadIdx.x; expert < args.num_experts; expert += blockDim.x) {
         if (tables.count[expert] == 1 && memory.totals[expert] != 0) {
             const uint32_t slot = tables.slots[tables.start[expert]];
-            atomicAdd(reinterpret_cast<unsigned long long *>(&memory.rank_loads[slot / level.slots_per_rank]),
-                      static_cast<unsigned long long>(memory.totals[expert]));
+            uint64_t *load = &memory.rank_loads[slot / level.slots_per_rank];
+            if (is_large) {
+                atomicAdd(reinterpret_cast<unsigned long long *>(load),
+                          static_cast<unsigned long long>(memory.totals[expert]));
+            } else {
+                // To the low half: shared memory has atomics of 32 bits, while those of 64 are a loop.
+                atomicAdd(reinterpret_cast<unsigned *>(load), static_cast<unsigned>(memory.totals[expert]));
+            }
         }
     }
 #pragma unroll 1
-    for (uint32_t place = threadIdx.x; place < level.num_replicated; place += blockDim.x) {
-        const uint32_t groups = memory.group_start[place + 1] - memory.group_start[place];
-        memory.turns[place] = divide(memory.totals[memory.experts[place]], groups).rest;
+    for (uint32_t g = threadIdx.x; g < level.num_groups; g += blockDim.x) {
+        const uint32_t place = memory.group_place[g];
+        const uint64_t tokens = memory.totals[memory.experts[place]];
+        memory.tokens[g] = tokens;
+        memory.turns[g] = divide(tokens, memory.group_start[place + 1] - memory.group_start[place]).rest;
     }
     __syncthreads();
-    const uint32_t width = level.num_ranks > 32 ? blockDim.x : 32;
-    if (threadIdx.x < width) {
-        if (*memory.is_large == 0) {
-            deal<uint32_t>(memory, level, width);
-        } else {
-            deal<uint64_t>(memory, level, width);
-        }
+    if (is_large) {
+        deal<uint64_t>(memory, level);
+    } else {
+        deal<uint32_t>(memory, level);
     }
     __syncthreads();
 #pragma unroll 1
@@ -373,10 +490,11 @@ __device__ inline bool is_last_block(uint32_t *blocks_done) {
     return true;
 }
 
-/// Adds the block's ids, [first, end), to its counts. Begins and ends with a barrier.
+/// Adds the block's ids, [first, end) of the valid ones, to its counts; of `block` the first are loaded.
+/// Begins and ends with a barrier.
 template <class Id>
-__device__ void count_block(const eplb_route_arguments &args, uint32_t *counts, uint32_t first,
-                            uint32_t end) {
+__device__ void count_block(const eplb_route_arguments &args, uint32_t *counts, block_ids<Id> block,
+                            uint32_t first, uint32_t end) {
 #pragma unroll 1
     for (uint32_t bin = threadIdx.x; bin < args.num_experts; bin += blockDim.x) {
         counts[bin] = 0;
@@ -384,8 +502,9 @@ __device__ void count_block(const eplb_route_arguments &args, uint32_t *counts, 
     __syncthreads();
 #pragma unroll 1
     for (uint32_t start = first; start < end; start += EPLB_ROUTE_BLOCK) {
-        block_ids<Id> block;
-        block.load(args, start, end);
+        if (start != first) {
+            block.load(args, start, end);
+        }
         block.find_bins(args, end);
 #pragma unroll
         for (uint32_t i = 0; i < ids_per_thread; i++) {
@@ -400,11 +519,14 @@ __device__ void count_block(const eplb_route_arguments &args, uint32_t *counts, 
 template <class Id> __device__ void least_loaded(const eplb_route_arguments &args) {
     const eplb_level_arguments &level = args.level;
     const uint32_t all = args.num_tokens * args.experts_per_token;
-    const uint32_t valid_ids = num_valid_ids(args);
     const uint32_t first = blockIdx.x * level.ids_per_block;
     const uint32_t end = all - first < level.ids_per_block ? all : first + level.ids_per_block;
+    // What comes from memory is asked for at once: a small batch is all waiting.
+    block_ids<Id> block;
+    block.load(args, first, all);
+    const uint32_t valid_ids = num_valid_ids(args);
     route_tables tables;
-    tables.find(args);
+    tables.find<2>(args);
     uint32_t *const row = level.block_counts + blockIdx.x * args.num_experts;
     // Of this block, first its counts, then how many ids of each expert stand before the next.
     uint32_t *counts = row, *ends = level.ends;
@@ -418,7 +540,7 @@ template <class Id> __device__ void least_loaded(const eplb_route_arguments &arg
         }
     }
     if (level.phase == 0) {
-        count_block<Id>(args, counts, first, end < valid_ids ? end : valid_ids);
+        count_block(args, counts, block, first, end < valid_ids ? end : valid_ids);
         if (gridDim.x > 1) {
 #pragma unroll 1
             for (uint32_t bin = threadIdx.x; counts != row && bin < args.num_experts; bin += blockDim.x) {
@@ -441,8 +563,9 @@ template <class Id> __device__ void least_loaded(const eplb_route_arguments &arg
     }
 #pragma unroll 1
     for (uint32_t start = first; start < end; start += EPLB_ROUTE_BLOCK) {
-        block_ids<Id> block;
-        block.load(args, start, all);
+        if (start != first) {
+            block.load(args, start, all);
+        }
         block.clear_rows(args);
         block.find_bins(args, valid_ids);
         __syncthreads();

@@ -20,8 +20,6 @@ constexpr uint32_t EPLB_NO_ROOM = 0xffffffff;
 
 /// What EPLB_ROUTE_LEAST_LOADED needs beside; see level.cuh.
 struct eplb_level_arguments {
-    /// The words that stay, the parts one behind the other; each begins at its number of words.
-    const uint32_t *tables;
     /// Workspace, where shared memory has no room for it: see level_memory.
     uint64_t *memory;
     /// Workspace: this rank's tokens up to and with each replica, [num_slots].
@@ -45,14 +43,13 @@ struct eplb_level_arguments {
     uint32_t ids_per_block;
     /// 0: count and plan, and deal if there is but one block; 1: deal.
     uint32_t phase;
-    /// The parts of `tables`.
+    /// Where its parts of the tables begin, in words, one behind the other and all behind those of every
+    /// rule.
     uint32_t group_rank_at, group_place_at, group_first_at, group_size_at, experts_at, group_start_at,
-        step_start_at;
-    /// Words of all parts.
-    uint32_t table_words;
-    /// Where in shared memory begin, in words, a copy of `tables`, what `memory` is for, and a block's counts
-    /// [num_experts], followed, at a multiple of 4, by a copy of `ends`.
-    uint32_t shared_tables_at, shared_memory_at, shared_counts_at;
+        step_start_at, group_ranks_at, rank_groups_at;
+    /// Where in shared memory begin, in words, what `memory` is for, and a block's counts [num_experts],
+    /// followed, at a multiple of 4, by a copy of `ends`.
+    uint32_t shared_memory_at, shared_counts_at;
 };
 
 /// One launch. src/device/route.rs has the same struct. What every launch reads comes first, in one line of
@@ -73,7 +70,7 @@ struct eplb_route_arguments {
     uint32_t num_slots;
     uint32_t start_at;
     uint32_t slots_at;
-    /// Words of all tables, a multiple of 4.
+    /// Words of the tables that go to shared memory, a multiple of 4.
     uint32_t table_words;
     /// Where in shared memory a copy of the tables begins, in words, a multiple of 4.
     uint32_t shared_tables_at;
@@ -98,7 +95,7 @@ struct eplb_route_arguments {
     eplb_level_arguments level;
 };
 
-static_assert(sizeof(eplb_level_arguments) == 128 && sizeof(eplb_route_arguments) == 256,
+static_assert(sizeof(eplb_level_arguments) == 120 && sizeof(eplb_route_arguments) == 248,
               "see src/device/route.rs");
 
 namespace eplb {

@@ -37,12 +37,12 @@ struct table_words {
 struct layer_memory {
     std::vector<uint32_t> count, start, slots;
     std::vector<uint32_t> experts, group_start = {0}, group_rank, group_place, group_first, group_size,
-                                   step_start;
+                                   step_start, rank_groups, group_ranks;
     std::vector<uint64_t> memory;
     std::vector<uint32_t> ends, block_counts, blocks_done = {0};
     /// Of nearest, for one rank.
     std::vector<uint32_t> shares;
-    table_words tables, level_tables;
+    table_words tables;
 
     explicit layer_memory(const layer_placement &layer)
         : ends((layer.experts.size() + 3) / 4 * 4, 77),
@@ -103,12 +103,23 @@ struct layer_memory {
             group_start.push_back(static_cast<uint32_t>(group_rank.size()));
         }
         step_start.push_back(static_cast<uint32_t>(group_rank.size()));
+        if (layer.num_ranks <= EPLB_LEVEL_LANES) {
+            rank_groups.assign((step_start.size() - 1) * layer.num_ranks, EPLB_NO_GROUP);
+            for (uint32_t group = 0; group < group_rank.size(); group++) {
+                const auto &[expert, step, groups] = all[group_place[group]];
+                rank_groups[step * layer.num_ranks + group_rank[group]] = group;
+                group_ranks.push_back(0);
+                for (const auto &other : groups) {
+                    group_ranks.back() |= 1u << other.rank;
+                }
+            }
+        }
         memory.assign(memory_words(layer) / 2, 77);
     }
 
     uint32_t memory_words(const layer_placement &layer) const {
-        const size_t words = 2 * (layer.num_ranks + 2 * group_rank.size() + layer.num_experts) +
-                             experts.size() + EPLB_LEVEL_SWEEPS + 1;
+        const size_t words = 2 * (layer.num_ranks + 3 * group_rank.size() + layer.num_experts) +
+                             group_rank.size() + EPLB_LEVEL_SWEEPS + 1;
         return static_cast<uint32_t>((words + 3) / 4 * 4);
     }
 
@@ -132,19 +143,20 @@ struct layer_memory {
         args.slots_at = tables.add(slots);
         args.shares_at = tables.add(shares);
         args.table_words = tables.size();
-        args.tables = tables.words.data();
         args.num_experts = layer.num_experts;
         args.num_slots = static_cast<uint32_t>(layer.experts.size());
         eplb_level_arguments &level = args.level;
-        level.group_rank_at = level_tables.add(group_rank);
-        level.group_place_at = level_tables.add(group_place);
-        level.group_first_at = level_tables.add(group_first);
-        level.group_size_at = level_tables.add(group_size);
-        level.experts_at = level_tables.add(experts);
-        level.group_start_at = level_tables.add(group_start);
-        level.step_start_at = level_tables.add(step_start);
-        level.table_words = level_tables.size();
-        level.tables = level_tables.words.data();
+        level.group_rank_at = tables.add(group_rank);
+        level.group_place_at = tables.add(group_place);
+        level.group_first_at = tables.add(group_first);
+        level.group_size_at = tables.add(group_size);
+        level.experts_at = tables.add(experts);
+        level.group_start_at = tables.add(group_start);
+        level.step_start_at = tables.add(step_start);
+        level.group_ranks_at = tables.add(group_ranks);
+        level.rank_groups_at = tables.add(rank_groups);
+        tables.size();
+        args.tables = tables.words.data();
         level.memory = memory.data();
         level.ends = ends.data();
         level.block_counts = block_counts.data();
@@ -223,11 +235,14 @@ TEST(RouteKernels, GiveTheSameSlotsInAnyOrderOfThreads) {
             return static_cast<uint32_t>(at);
         };
         args.shared_rows_at = take(4 * layer.num_experts);
+        // All tables, those of every rule, or none.
+        if (random() % 2 == 0) {
+            args.table_words = memory.tables.size();
+        }
         args.shared_tables_at = take(args.table_words);
         args.shared_bins_at = take(args.num_cells + 1);
         args.level.shared_counts_at = take((layer.num_experts + 3) / 4 * 4 + args.num_slots);
         args.level.shared_memory_at = take(memory.memory_words(layer));
-        args.level.shared_tables_at = take(args.level.table_words);
         const auto blocks_of = [&](size_t per_block) {
             return static_cast<unsigned>((ids.size() + per_block - 1) / per_block);
         };

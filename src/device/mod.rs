@@ -16,7 +16,8 @@ pub(crate) use count::{CellType, Count, Id, OFF, Target, histogram};
 pub use count::{IdType, Ids, Totals};
 pub use route::RankCounts;
 pub(crate) use route::{
-    Job, LEVEL_BLOCKS, LEVEL_SWEEPS, LevelTables, ROUTE_BLOCK, Route, Sizes, Tables, level_memory_words,
+    Job, LEVEL_BLOCKS, LEVEL_LANES, LEVEL_SWEEPS, LevelTables, NO_GROUP, ROUTE_BLOCK, Route, Sizes, Tables,
+    level_memory_words,
 };
 pub use route::{Routing, Rule};
 

@@ -17,6 +17,12 @@ pub(crate) const LEVEL_BLOCKS: usize = 64;
 /// How often least loaded goes over all replicated experts at most.
 pub(crate) const LEVEL_SWEEPS: usize = 4;
 
+/// So many ranks can be a warp's lanes, for which there are tables of their own.
+pub(crate) const LEVEL_LANES: usize = 32;
+
+/// `EPLB_NO_GROUP` of the kernels.
+pub(crate) const NO_GROUP: u32 = u32::MAX;
+
 /// `EPLB_NO_ROOM` of the kernels.
 const NO_ROOM: u32 = u32::MAX;
 
@@ -184,6 +190,9 @@ pub(crate) struct LevelTables {
     pub experts: Part,
     pub group_start: Part,
     pub step_start: Part,
+    /// Nothing where there are more ranks than [`LEVEL_LANES`], and so is the next.
+    pub group_ranks: Part,
+    pub rank_groups: Part,
     pub memory: Part,
     pub ends: Part,
     pub block_counts: Part,
@@ -194,7 +203,6 @@ pub(crate) struct LevelTables {
 #[repr(C)]
 #[derive(Debug, Clone, Copy, Default)]
 struct LevelArguments {
-    tables: u64,
     memory: u64,
     ends: u64,
     block_counts: u64,
@@ -216,8 +224,8 @@ struct LevelArguments {
     experts_at: u32,
     group_start_at: u32,
     step_start_at: u32,
-    table_words: u32,
-    shared_tables_at: u32,
+    group_ranks_at: u32,
+    rank_groups_at: u32,
     shared_memory_at: u32,
     shared_counts_at: u32,
 }
@@ -254,7 +262,7 @@ struct Arguments {
 }
 
 const _: () =
-    assert!(size_of::<LevelArguments>() == 128 && size_of::<Arguments>() == 256, "see kernels/route.cuh");
+    assert!(size_of::<LevelArguments>() == 120 && size_of::<Arguments>() == 248, "see kernels/route.cuh");
 
 /// Words from the beginning of one part of a memory to that of another.
 fn words_between(from: Part, to: Part) -> u32 {
@@ -267,11 +275,11 @@ fn words_through(from: Part, to: Part) -> u32 {
 }
 
 impl LevelArguments {
-    fn new(level: &LevelTables, sizes: Sizes, memory: &Memory) -> Self {
-        let at = |part| words_between(level.group_rank, part);
+    /// The tables of every rule begin at `first`.
+    fn new(level: &LevelTables, first: Part, sizes: Sizes, memory: &Memory) -> Self {
+        let at = |part| words_between(first, part);
         let words = |part: Part| (part.bytes / 4) as u32;
         LevelArguments {
-            tables: memory.at(level.group_rank),
             memory: memory.at(level.memory),
             ends: memory.at(level.ends),
             block_counts: memory.at(level.block_counts),
@@ -289,25 +297,21 @@ impl LevelArguments {
             experts_at: at(level.experts),
             group_start_at: at(level.group_start),
             step_start_at: at(level.step_start),
-            table_words: words_through(level.group_rank, level.step_start),
+            group_ranks_at: at(level.group_ranks),
+            rank_groups_at: at(level.rank_groups),
             ..LevelArguments::default()
         }
     }
 
     /// Words of `level_memory` in kernels/level.cuh but for its tables.
     fn memory_words(&self, num_experts: u32) -> usize {
-        level_memory_words(
-            num_experts as usize,
-            self.num_ranks as usize,
-            self.num_groups as usize,
-            self.num_replicated as usize,
-        )
+        level_memory_words(num_experts as usize, self.num_ranks as usize, self.num_groups as usize)
     }
 }
 
 /// Words that dealing takes: `level_memory` of kernels/level.cuh.
-pub(crate) fn level_memory_words(experts: usize, ranks: usize, groups: usize, replicated: usize) -> usize {
-    2 * (ranks + 2 * groups + experts) + replicated + LEVEL_SWEEPS + 1
+pub(crate) fn level_memory_words(experts: usize, ranks: usize, groups: usize) -> usize {
+    2 * (ranks + 3 * groups + experts) + groups + LEVEL_SWEEPS + 1
 }
 
 /// One layer's routing on a CUDA device.
@@ -316,6 +320,8 @@ pub(crate) struct Route {
     rule: Rule,
     kind: IdType,
     arguments: Arguments,
+    /// Words of all tables; but for planning by [`Rule::LeastLoaded`] those of `arguments` are enough.
+    all_table_words: u32,
 }
 
 /// The shared memory of a launch.
@@ -355,7 +361,9 @@ impl Route {
     pub fn new(rule: Rule, routing: &Routing, sizes: Sizes, memory: &Memory, tables: &Tables) -> Self {
         let at = |part| words_between(tables.replica_count, part);
         let last = tables.shares.unwrap_or(tables.replica_slots);
-        let level = tables.level.as_ref().map(|level| LevelArguments::new(level, sizes, memory));
+        let level = tables.level.as_ref();
+        let very_last = level.map_or(last, |level| level.rank_groups);
+        let level = level.map(|level| LevelArguments::new(level, tables.replica_count, sizes, memory));
         let arguments = Arguments {
             expert_ids: routing.ids.address(),
             slot_ids: routing.slots,
@@ -383,7 +391,8 @@ impl Route {
             unused: 0,
             level: level.unwrap_or_default(),
         };
-        Route { rule, kind: routing.ids.kind(), arguments }
+        let all_table_words = words_through(tables.replica_count, very_last);
+        Route { rule, kind: routing.ids.kind(), arguments, all_table_words }
     }
 
     /// Levels the totals of all ranks.
@@ -421,6 +430,8 @@ impl Route {
         let per_block = match self.rule {
             Rule::RoundRobin | Rule::Nearest => block,
             Rule::TokenHash => u64::from(threads) * (16 / self.kind.size()) as u64,
+            // For twice a block's ids one block takes less time than another launch.
+            Rule::LeastLoaded if num_ids <= 2 * block => 2 * block,
             Rule::LeastLoaded => num_ids.div_ceil(LEVEL_BLOCKS as u64).next_multiple_of(block),
         };
         arguments.level.ids_per_block = per_block as u32;
@@ -428,6 +439,9 @@ impl Route {
         let phases = if self.rule == Rule::LeastLoaded && blocks > 1 { 2 } else { 1 };
         for phase in 0..phases {
             arguments.level.phase = phase;
+            if phase == 1 {
+                arguments.table_words = self.arguments.table_words;
+            }
             launch(&cuda::Launch {
                 kernel: self.kernel(),
                 blocks,
@@ -448,7 +462,12 @@ impl Route {
             // A byte an expert for each warp.
             arguments.shared_rows_at = shared.take(num_experts * (THREADS as usize / 32) / 4);
         }
-        arguments.shared_tables_at = shared.take(arguments.table_words as usize);
+        arguments.shared_tables_at = shared.take(self.all_table_words as usize);
+        if arguments.shared_tables_at == NO_ROOM {
+            arguments.shared_tables_at = shared.take(arguments.table_words as usize);
+        } else {
+            arguments.table_words = self.all_table_words;
+        }
         if arguments.row != 0 {
             arguments.shared_bins_at = shared.take(arguments.num_cells as usize + 1);
         }
@@ -458,7 +477,6 @@ impl Route {
             let level = &mut arguments.level;
             level.shared_counts_at = shared.take(words);
             level.shared_memory_at = shared.take(memory);
-            level.shared_tables_at = shared.take(level.table_words as usize);
         }
         shared
     }

@@ -2,7 +2,7 @@
 //! placement in the same workspace keeps their addresses.
 
 use super::DispatchConfig;
-use crate::device::{LEVEL_BLOCKS, LevelTables, Part, Place, Rule, Tables, level_memory_words};
+use crate::device::{LEVEL_BLOCKS, LEVEL_LANES, LevelTables, Part, Place, Rule, Tables, level_memory_words};
 use crate::error::{Error, Result};
 use crate::placement::Shape;
 
@@ -95,6 +95,7 @@ impl Rooms {
         // Of the slots of a replicated expert all but one are spare.
         let spare = num_slots - num_experts;
         let (experts, groups) = (spare.min(num_experts), num_slots.min(spare * 2));
+        let lanes = if shape.num_ranks() <= LEVEL_LANES { shape.num_ranks() } else { 0 };
         Ok(LevelTables {
             group_rank: self.words(groups, 1)?,
             group_place: self.words(groups, 1)?,
@@ -103,7 +104,9 @@ impl Rooms {
             experts: self.words(experts, 1)?,
             group_start: self.words(experts + 1, 1)?,
             step_start: self.words(experts + 1, 1)?,
-            memory: self.words(level_memory_words(num_experts, shape.num_ranks(), groups, experts), 1)?,
+            group_ranks: self.words(groups, lanes.min(1))?,
+            rank_groups: self.words(experts, lanes)?,
+            memory: self.words(level_memory_words(num_experts, shape.num_ranks(), groups), 1)?,
             ends: self.words(num_slots, 1)?,
             block_counts: self.words(num_experts, LEVEL_BLOCKS)?,
             blocks_done: self.words(1, 1)?,

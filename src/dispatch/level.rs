@@ -1,7 +1,7 @@
 //! Levelling: the tokens of experts with several slots are dealt to the ranks that hold them as levels water.
 
 use super::tables::LayerTables;
-use crate::device::LEVEL_SWEEPS;
+use crate::device::{LEVEL_LANES, LEVEL_SWEEPS, NO_GROUP};
 use crate::placement::Shape;
 
 /// The replicas of an expert on one rank.
@@ -58,6 +58,27 @@ impl Levelling {
         }
         levelling.step_start.push(levelling.groups.len() as u32);
         levelling
+    }
+
+    /// Where a lane of a warp can have a rank for itself; nothing where there are more ranks.
+    pub fn lanes(&self, num_ranks: usize) -> Lanes {
+        if num_ranks > LEVEL_LANES {
+            return Lanes::default();
+        }
+        let num_steps = self.step_start.len() - 1;
+        let mut lanes = Lanes { rank_groups: vec![NO_GROUP; num_steps * num_ranks], ..Lanes::default() };
+        for place in 0..self.experts.len() {
+            let groups = &self.groups[self.groups_at(place)];
+            let ranks = groups.iter().fold(0, |ranks, group| ranks | 1 << group.rank);
+            lanes.group_ranks.extend(groups.iter().map(|_| ranks));
+        }
+        for (step, ends) in self.step_start.windows(2).enumerate() {
+            for group in ends[0]..ends[1] {
+                let rank = self.groups[group as usize].rank as usize;
+                lanes.rank_groups[step * num_ranks + rank] = group;
+            }
+        }
+        lanes
     }
 
     fn groups_at(&self, place: usize) -> std::ops::Range<usize> {
@@ -123,6 +144,15 @@ impl Levelling {
             dealt += quota;
         }
     }
+}
+
+/// The groups as the lanes of a warp look them up.
+#[derive(Debug, Default)]
+pub(crate) struct Lanes {
+    /// By group, the ranks of its expert's groups, a bit each.
+    pub group_ranks: Vec<u32>,
+    /// The group that each rank has in each step, `[steps][ranks]`, or [`NO_GROUP`].
+    pub rank_groups: Vec<u32>,
 }
 
 /// A rank's part of an expert's tokens.

@@ -418,7 +418,7 @@ impl Image {
             .zip(needs.shares.as_ref())
             .map(|(room, shares)| self.put(room, shares.iter().copied()));
         let level = room.tables.level.zip(needs.levelling.as_ref());
-        let level = level.map(|(room, levelling)| self.put_levelling(room, levelling));
+        let level = level.map(|(room, levelling)| self.put_levelling(room, levelling, shape.num_ranks()));
         let host = (config.place == Place::Host).then(|| Mutex::new(needs.host_layer(shape, tables, config)));
         if let Some(room) = room.dense {
             tables.fill_dense(self.part(room), config.max_replicas);
@@ -433,12 +433,13 @@ impl Image {
         Layer { tables, dense: room.dense, rank_counts: Mutex::new(None), host }
     }
 
-    fn put_levelling(&mut self, room: LevelTables, levelling: &Levelling) -> LevelTables {
+    fn put_levelling(&mut self, room: LevelTables, levelling: &Levelling, num_ranks: usize) -> LevelTables {
         let Levelling { experts, group_start, groups, step_start } = levelling;
         let places: Vec<u32> = (0..)
             .zip(group_start.windows(2))
             .flat_map(|(place, ends)| (ends[0]..ends[1]).map(move |_| place))
             .collect();
+        let lanes = levelling.lanes(num_ranks);
         LevelTables {
             group_rank: self.put(room.group_rank, groups.iter().map(|group| group.rank)),
             group_place: self.put(room.group_place, places.into_iter()),
@@ -447,6 +448,8 @@ impl Image {
             experts: self.put(room.experts, experts.iter().copied()),
             group_start: self.put(room.group_start, group_start.iter().copied()),
             step_start: self.put(room.step_start, step_start.iter().copied()),
+            group_ranks: self.put(room.group_ranks, lanes.group_ranks.into_iter()),
+            rank_groups: self.put(room.rank_groups, lanes.rank_groups.into_iter()),
             ..room
         }
     }
