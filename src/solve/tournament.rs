@@ -66,7 +66,7 @@ mod tests {
     fn the_smallest_key_is_next_whatever_changed() {
         for num_contestants in 1..20u32 {
             // Keys that repeat, their owner in the low bits.
-            let mut keys: Vec<u32> = (0..num_contestants).map(|i| i * 7 % 5 << 8 | i).collect();
+            let mut keys: Vec<u32> = (0..num_contestants).map(|i| ((i * 7 % 5) << 8) | i).collect();
             let mut tournament = Tournament::new(keys.iter().copied(), u32::MAX);
             for round in 0..100 {
                 let smallest = keys.iter().min().unwrap();
