@@ -209,6 +209,12 @@ impl SolveConfig<'_> {
     pub fn check(&self, shape: Shape) -> Result<()> {
         Rule::new(self, shape).map(drop)
     }
+
+    /// The slots of each rank where they differ.
+    fn uneven(&self, shape: Shape) -> Option<&[u32]> {
+        let differ = |slots: &&[u32]| slots.iter().any(|&slots| slots as usize != shape.slots_per_rank());
+        self.slots_per_rank.filter(differ)
+    }
 }
 
 /// A policy with what it needs to know of the model and the machines, checked.
@@ -238,7 +244,7 @@ impl Rule {
         }
         if let Some(slots_per_rank) = config.slots_per_rank {
             check_slots_per_rank(shape, slots_per_rank)?;
-            if policy != Policy::Search || off_node_price > 0.0 {
+            if config.uneven(shape).is_some() && (policy != Policy::Search || off_node_price > 0.0) {
                 let what = if policy == Policy::Search {
                     "an off_node_price".to_owned()
                 } else {
@@ -293,13 +299,13 @@ pub fn solve(config: &SolveConfig<'_>, shape: Shape, loads: &Loads<'_>, threads:
         let samples: Vec<&[f64]> = loads.layer(layer).collect();
         let search = Search {
             shape,
-            slots_per_rank: config.slots_per_rank,
+            slots_per_rank: config.uneven(shape),
             samples: &samples,
             weights: &weights,
             measure: &measure,
             effort: config.effort,
         };
-        let greedies = || match config.slots_per_rank {
+        let greedies = || match config.uneven(shape) {
             None => Ok(vec![
                 trtllm::place(&sums, shape)?,
                 deepseek::slot_experts(&sums, Hierarchy::global(shape)),
@@ -312,13 +318,15 @@ pub fn solve(config: &SolveConfig<'_>, shape: Shape, loads: &Loads<'_>, threads:
             Rule::Deepseek(hierarchy) => Ok(deepseek::slot_experts(&sums, *hierarchy)),
             Rule::Search => Ok(search.place(&greedies()?)),
             Rule::SearchLinks { drift } => Ok(search.place_linked(&greedies()?, *drift)),
-            Rule::SearchOnNodes(nodes) => search.place_on(Priced { nodes, price: config.off_node_price }),
+            Rule::SearchOnNodes(nodes) => {
+                search.place_on(Priced { nodes, price: config.off_node_price }, &greedies()?)
+            }
         }
     })?;
     for (slots, row) in slot_experts.chunks_exact_mut(num_slots).zip(rows) {
         slots.copy_from_slice(&row);
     }
-    match config.slots_per_rank {
+    match config.uneven(shape) {
         None => Placement::new(shape, loads.layers(), &slot_experts),
         Some(slots_per_rank) => Placement::uneven(shape, slots_per_rank, loads.layers(), &slot_experts),
     }

@@ -22,11 +22,16 @@ enum Step {
     Recount { slot: usize, to: u32 },
 }
 
-/// Lessens what nodes carry beyond `most`, a rank, in each sample, and what is not at home.
-pub(super) fn ease(state: &mut State, homes: &Homes, most: &[f64]) {
+/// Lessens what nodes carry beyond `most`, a rank, in each sample, and what is not at home. Looks at `left` steps, about.
+pub(super) fn ease(state: &mut State, homes: &Homes, most: &[f64], mut left: usize) {
     // Each step lessens it by much; no more than these are ever taken.
     for _ in 0..2 * state.num_slots() {
-        let Some(step) = Easing::new(state, homes, most).best() else { return };
+        if left == 0 {
+            return;
+        }
+        let easing = Easing::new(state, homes, most);
+        left = left.saturating_sub(easing.steps());
+        let Some(step) = easing.best() else { return };
         match step {
             Step::Exchange(one, other) => state.swap(&[(one, other)]),
             Step::Recount { slot, to } => state.recount(slot, to),
@@ -62,6 +67,12 @@ impl<'a> Easing<'a> {
             state.slots_of(rank).for_each(|slot| counts[state.expert(slot) as usize * num_nodes + node] += 1);
         }
         Easing { state, homes, most, num_nodes, room, loads, counts }
+    }
+
+    /// The steps that one look may see at most.
+    fn steps(&self) -> usize {
+        let per_slot = self.state.num_slots() + self.state.num_experts() * self.num_nodes;
+        self.state.num_slots() * per_slot * self.state.num_samples()
     }
 
     fn node_of(&self, slot: usize) -> usize {

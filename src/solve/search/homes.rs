@@ -79,11 +79,33 @@ impl Nodes {
         }
     }
 
-    /// The node that each group is at home on, such that nodes have least more than their share: at the most loaded one where
-    /// `hard`, else together. `loads` is `[groups]`. Where all groups cannot be whole on one node each, only shares count.
-    pub fn homes(&self, shape: Shape, loads: &[f64], hard: bool) -> Vec<u32> {
-        let fit = self.fit(shape);
-        let room = if fit { self.room(shape) } else { vec![self.num_groups; self.num_ranks.len()] };
+    /// Whether each node is as many consecutive ranks, as DeepSeek's hierarchical rule has them.
+    pub fn are_regular(&self) -> bool {
+        self.num_ranks.iter().all(|&ranks| ranks == self.num_ranks[0]) && self.of_rank.is_sorted()
+    }
+
+    /// Nodes that each group can be at home on, such that nodes have least more than their share: at the most loaded one where
+    /// `hard`, else together. `loads` is `[groups]`. Once with whatever groups fit on a node, and once with no more than a node's
+    /// share of them, which leaves all nodes slots to spare. Where all groups cannot be whole on one node each, only shares count.
+    /// Looks at `left` assignments, about.
+    pub fn homes(&self, shape: Shape, loads: &[f64], hard: bool, left: usize) -> Vec<Vec<u32>> {
+        if !self.fit(shape) {
+            return vec![self.homes_in(&vec![self.num_groups; self.num_ranks.len()], 0, loads, hard, left)];
+        }
+        let room = self.room(shape);
+        let share = |(&ranks, &room): (&usize, &usize)| {
+            room.min((self.num_groups * ranks).div_ceil(self.of_rank.len()))
+        };
+        let shares: Vec<usize> = self.num_ranks.iter().zip(&room).map(share).collect();
+        let mut homes = vec![self.homes_in(&room, 1, loads, hard, left)];
+        if shares != room && shares.iter().sum::<usize>() >= self.num_groups {
+            homes.push(self.homes_in(&shares, 1, loads, hard, left));
+        }
+        homes
+    }
+
+    /// The same with `room` for groups on each node, of which it has `least` at least.
+    fn homes_in(&self, room: &[usize], least: usize, loads: &[f64], hard: bool, mut left: usize) -> Vec<u32> {
         let mean = loads.iter().sum::<f64>() / self.of_rank.len() as f64;
         let cost = |carried: &[f64]| -> f64 {
             let nodes = carried.iter().zip(&self.num_ranks);
@@ -96,12 +118,15 @@ impl Nodes {
         heaviest.sort_by(|&a, &b| loads[b].total_cmp(&loads[a]));
         let mut best: Option<(f64, Vec<u32>)> = None;
         for start in 0..RESTARTS {
+            if start > 0 && left == 0 {
+                break;
+            }
             let mut order = heaviest.clone();
             if start > 0 {
                 shuffle(&mut order, start);
             }
-            let mut homes = Assigned::new(self, &room, loads, &order);
-            homes.improve(usize::from(fit), &cost);
+            let mut homes = Assigned::new(self, room, loads, &order);
+            homes.improve(least, &cost, &mut left);
             let found = cost(&homes.carried);
             if best.as_ref().is_none_or(|(least, _)| found < least * (1.0 - 1e-12)) {
                 best = Some((found, homes.of_group));
@@ -154,10 +179,10 @@ impl<'a> Assigned<'a> {
         assigned
     }
 
-    /// Moves groups, or exchanges two, while that helps and leaves each node `least_held`.
-    fn improve(&mut self, least_held: usize, cost: &impl Fn(&[f64]) -> f64) {
+    /// Moves groups, or exchanges two, while that helps, leaves each node `least_held`, and something is `left` to look at.
+    fn improve(&mut self, least_held: usize, cost: &impl Fn(&[f64]) -> f64, left: &mut usize) {
         let mut least = cost(&self.carried);
-        loop {
+        while *left > 0 {
             let mut best = None;
             let mut carried = self.carried.clone();
             for (group, &load) in self.loads.iter().enumerate() {
@@ -169,6 +194,7 @@ impl<'a> Assigned<'a> {
                     for other in moved.into_iter().chain(others.map(Some)) {
                         let by = load - other.map_or(0.0, |other| self.loads[other]);
                         (carried[from], carried[to]) = (self.carried[from] - by, self.carried[to] + by);
+                        *left = left.saturating_sub(1);
                         let found = cost(&carried);
                         if found < least * (1.0 - 1e-12) {
                             (least, best) = (found, Some((group, to, other)));

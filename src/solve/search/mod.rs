@@ -3,8 +3,9 @@
 //! A first placement without duplicates is improved by exchanging slots of the most loaded rank, one or two at once, with
 //! those of a less loaded one. Where no exchange helps, a slot changes its expert, and exchanges level what that upset; it
 //! is kept if the most loaded rank carries less in the end. This goes on until the certificate says that no placement can be
-//! better by more than one or two ten-thousandths, or the effort is spent. Effort counts what was looked at, not time, so that results
-//! repeat.
+//! better by more than one or two ten-thousandths, or no such step helps, or the effort is spent. What then is more than a thousandth
+//! above the certificate is given as much effort again, from other beginnings. Effort counts what was looked at, not time, so that
+//! results repeat.
 
 mod drift;
 mod easing;
@@ -33,6 +34,13 @@ use crate::placement::{NO_EXPERT, Shape, held_slots};
 /// Better by less than this is not worth looking for.
 const TOLERANCE: f64 = 1.5e-4;
 
+/// Further than this above what would be enough, other beginnings are worth a try.
+const FAR: f64 = 1e-3;
+
+/// How many times the effort goes to homes and to steps that ease nodes, which are looked at all together.
+const LOOKS_AT_HOMES: usize = 16;
+const LOOKS_AT_STEPS: usize = 1024;
+
 /// Less than this is no improvement worth its while.
 const LEAST_GAIN: f64 = 1e-10;
 
@@ -45,9 +53,13 @@ const RECOUNTS: usize = 6;
 /// Slots that change their expert before the outcome has to be better.
 const RECOUNT_DEPTH: usize = 2;
 
+/// What a replica may weigh in other beginnings, in parts of what a rank has to carry, and how many of these are tried out.
+const HEAVIEST: [f64; 8] = [1.0, 0.98, 0.95, 0.9, 0.85, 0.8, 0.7, 0.6];
+const OTHER_STARTS: usize = 2;
+
 /// How often a small placement that is to have no duplicates is changed by lot and improved again: where many ranks are the most
 /// loaded, no single step helps.
-const KICKS: usize = 16;
+const KICKS: usize = 64;
 
 /// Changes at each of these times.
 const CHANGES: usize = 4;
@@ -81,6 +93,15 @@ pub(super) struct Priced<'a> {
 impl Search<'_> {
     /// The expert of each slot. The `others` are placements to start from where the search's own does not end below them.
     pub fn place(&self, others: &[Vec<u32>]) -> Vec<u32> {
+        let Descent { mut best, enough, to_beat } = self.descend(others);
+        if best.cost() > enough * (1.0 + FAR) {
+            self.start_over(&mut best, enough, to_beat);
+        }
+        best.slots().to_vec()
+    }
+
+    /// The best of what can be reached from the search's own start and from the `others`.
+    fn descend(&self, others: &[Vec<u32>]) -> Descent {
         let units = self.units();
         let loads = self.scaled(&units);
         let enough = self.bound(&units) * (1.0 + TOLERANCE);
@@ -97,17 +118,48 @@ impl Search<'_> {
                 }
             }
         }
-        if self.slots_per_rank.is_some() {
-            // There is no greedy that would show where a duplicate pays.
-            let mut with = best.clone();
-            with.allow_duplicates(true);
-            self.improve(&mut with, enough);
-            if with.cost() < best.cost() * (1.0 - ROUNDING) {
-                let most = with.cost();
-                best = self.without_duplicates(&with, enough, most).unwrap_or(with);
+        Descent { best, enough, to_beat }
+    }
+
+    /// What the search ends at far above the bound is mostly the best of what it can reach from there. As much effort again goes
+    /// to other beginnings: other counts, then duplicates for a while, then changes by lot.
+    fn start_over(&self, best: &mut State, enough: f64, to_beat: f64) {
+        let mut effort = self.effort(enough);
+        let has_duplicates = |state: &State| state.duplicates().next().is_some();
+        for mut other in self.other_starts(&self.scaled(&self.units())) {
+            effort.improve(&mut other);
+            let is_better = match has_duplicates(best) {
+                true => other.cost() <= to_beat * (1.0 + ROUNDING),
+                false => other.cost() < best.cost() * (1.0 - ROUNDING),
+            };
+            if is_better && !has_duplicates(&other) {
+                *best = other;
             }
         }
-        best.slots().to_vec()
+        // With duplicates there are more ways down, and most can be left behind at the end. They pay where ranks differ: there is
+        // no greedy that would show it.
+        let pays = self.slots_per_rank.is_some();
+        let mut with = best.clone();
+        with.allow_duplicates(true);
+        effort.improve(&mut with);
+        if with.cost() < best.cost() * (1.0 - ROUNDING) {
+            let to_beat = if pays { with.cost() } else { best.cost() };
+            match self.without_duplicates(&with, enough, to_beat) {
+                Some(clean) => *best = clean,
+                None if pays => *best = with,
+                None => (),
+            }
+        }
+        let mut random = Random::new(0);
+        while !effort.is_over(best) {
+            let mut kicked = best.clone();
+            kick(&mut kicked, &mut random);
+            effort.spend(|looked_at| *looked_at += kicked.num_slots());
+            effort.improve(&mut kicked);
+            if kicked.cost() <= best.cost() {
+                *best = kicked;
+            }
+        }
     }
 
     /// What comes of a placement that has duplicates: without any where that will do, else with whichever pay.
@@ -161,50 +213,125 @@ impl Search<'_> {
         linking.into_slots()
     }
 
-    /// As [`Search::place`] on `nodes`, where an expert's load outside the home of its group has a price. Fails where nothing
-    /// may leave its home and the groups do not fit.
-    pub fn place_on(&self, Priced { nodes, price }: Priced<'_>) -> Result<Vec<u32>> {
+    /// As [`Search::place`] on `nodes`, where an expert's load outside the home of its group has a price; `others` are for the
+    /// search to which nodes are no matter. Fails where nothing may leave its home and the groups do not fit.
+    pub fn place_on(&self, Priced { nodes, price }: Priced<'_>, others: &[Vec<u32>]) -> Result<Vec<u32>> {
         let units = self.units();
         let loads = self.scaled(&units);
-        let group = loads.len() / nodes.num_groups;
-        let of_groups: Vec<f64> = loads.chunks_exact(group).map(|group| group.iter().sum()).collect();
         let hard = price.is_infinite();
         if hard {
             nodes.check_fit(self.shape)?;
         }
-        let homes = nodes.homes(self.shape, &of_groups, hard);
-        let start = match nodes.fit(self.shape) {
-            true => Some(self.place_at_home(nodes, &homes)?),
-            false => None,
-        };
-        if let (true, Some(start)) = (hard, &start) {
-            return Ok(start.clone());
+        let group = loads.len() / nodes.num_groups;
+        let of_groups: Vec<f64> = loads.chunks_exact(group).map(|group| group.iter().sum()).collect();
+        let all_homes = nodes.homes(self.shape, &of_groups, hard, self.looks(LOOKS_AT_HOMES));
+        // With what they cost, the most promising first.
+        let mut found: Vec<(f64, Vec<u32>)> = Vec::new();
+        let priced = Priced { nodes, price };
+        for homes in &all_homes {
+            let start = match nodes.fit(self.shape) {
+                true => self.place_at_home(nodes, homes, hard)?,
+                false => self.place(others),
+            };
+            found.push(match hard {
+                true => (self.cost(&loads, &start), start),
+                false => self.ease(&units, &loads, priced, start, &self.priced_homes(priced, homes)),
+            });
         }
-        let size = self.shape.num_experts() / nodes.num_groups;
-        let homes = Arc::new(Homes {
-            of_expert: (0..self.shape.num_experts()).map(|expert| homes[expert / size]).collect(),
-            of_rank: nodes.of_rank.clone(),
-            price: price / self.shape.num_ranks() as f64,
-        });
-        let least = self.least_costs(&units, nodes, &homes, price);
+        // What none may be worse than.
+        let mut floors = Vec::new();
+        if nodes.are_regular()
+            && let Ok(hierarchy) = Hierarchy::new(self.shape, nodes.num_groups, nodes.num_ranks.len())
+        {
+            floors.push(deepseek::slot_experts(&self.sums(), hierarchy));
+        }
+        if !hard {
+            floors.push(self.place(others));
+        }
+        for slots in floors {
+            let cost = match hard {
+                true => self.cost(&loads, &slots),
+                false => {
+                    let homes = self.priced_homes(priced, &self.homes_of(nodes, &loads, &slots));
+                    self.state_at(&loads, &slots, homes).cost()
+                }
+            };
+            found.push((cost, slots));
+        }
+        Ok(found.into_iter().min_by(|a, b| a.0.total_cmp(&b.0)).expect("there are homes").1)
+    }
+
+    /// What comes of a placement on `nodes` whose groups have these homes, and its cost.
+    fn ease(
+        &self,
+        units: &[Unit],
+        loads: &[f64],
+        priced: Priced<'_>,
+        start: Vec<u32>,
+        homes: &Arc<Homes>,
+    ) -> (f64, Vec<u32>) {
+        let mut state = self.state_at(loads, &start, homes.clone());
+        let least = self.least_costs(units, priced, homes);
         let bound = match **self.measure {
             Measure::Mean => least.iter().map(|least| least.cost).sum(),
             // What is off its node is paid for in the mean of all samples, whichever the measure.
-            Measure::Quantile { .. } => self.bound(&units),
+            Measure::Quantile { .. } => self.bound(units),
         };
-        let enough = bound * (1.0 + TOLERANCE);
         let most: Vec<f64> = least.iter().map(|least| least.most).collect();
-        let start = start.unwrap_or_else(|| self.place(&[]));
-        let mut state = self.state(loads, &start).with_homes(homes.clone());
-        state.settle();
         let to_beat = state.cost();
-        easing::ease(&mut state, &homes, &most);
-        self.improve(&mut state, enough);
-        Ok(if state.cost() < to_beat { state.slots().to_vec() } else { start })
+        easing::ease(&mut state, homes, &most, self.looks(LOOKS_AT_STEPS));
+        self.improve(&mut state, bound * (1.0 + TOLERANCE));
+        if state.cost() < to_beat { (state.cost(), state.slots().to_vec()) } else { (to_beat, start) }
     }
 
-    /// Each node by itself, with the experts that are at home there.
-    fn place_at_home(&self, nodes: &Nodes, homes: &[u32]) -> Result<Vec<u32>> {
+    fn state_at(&self, loads: &[f64], slots: &[u32], homes: Arc<Homes>) -> State {
+        let mut state = self.state(loads.to_vec(), slots).with_homes(homes);
+        state.settle();
+        state
+    }
+
+    fn priced_homes(&self, Priced { nodes, price }: Priced<'_>, of_groups: &[u32]) -> Arc<Homes> {
+        let size = self.shape.num_experts() / nodes.num_groups;
+        Arc::new(Homes {
+            of_expert: (0..self.shape.num_experts()).map(|expert| of_groups[expert / size]).collect(),
+            of_rank: nodes.of_rank.clone(),
+            price: price / self.shape.num_ranks() as f64,
+        })
+    }
+
+    /// The node that carries most of each group.
+    fn homes_of(&self, nodes: &Nodes, loads: &[f64], slots: &[u32]) -> Vec<u32> {
+        let (num_nodes, num_samples) = (nodes.num_ranks.len(), self.samples.len());
+        let size = self.shape.num_experts() / nodes.num_groups;
+        let counts = self.counts(slots);
+        let mut carried = vec![0.0; nodes.num_groups * num_nodes];
+        for (slot, expert) in held_slots(slots) {
+            let expert = expert as usize;
+            let load: f64 = loads[expert * num_samples..][..num_samples].iter().sum();
+            let node = nodes.of_rank[self.shape.rank_of(slot)] as usize;
+            carried[expert / size * num_nodes + node] += load / f64::from(counts[expert]);
+        }
+        let most = |of_nodes: &[f64]| {
+            let node = (0..num_nodes).rev().max_by(|&a, &b| of_nodes[a].total_cmp(&of_nodes[b]));
+            node.map_or(0, |node| node as u32)
+        };
+        carried.chunks_exact(num_nodes).map(most).collect()
+    }
+
+    /// What may be looked at where nodes matter: `times` as much as the effort.
+    fn looks(&self, times: usize) -> usize {
+        self.effort.saturating_mul(self.shape.num_slots().max(LEAST_SLOTS)).saturating_mul(times)
+    }
+
+    /// The samples of each expert added up, as greedies have them.
+    fn sums(&self) -> Vec<f32> {
+        let sum = |expert: usize| self.samples.iter().map(|loads| loads[expert]).sum::<f64>() as f32;
+        (0..self.shape.num_experts()).map(sum).collect()
+    }
+
+    /// Each node by itself, with the experts that are at home there. Unless it is to stay so, heavy replicas are not worth what
+    /// they level: nodes are eased by replicas that can go elsewhere.
+    fn place_at_home(&self, nodes: &Nodes, homes: &[u32], to_stay: bool) -> Result<Vec<u32>> {
         let (width, size) = (self.shape.slots_per_rank(), self.shape.num_experts() / nodes.num_groups);
         let mut slots = vec![0; self.shape.num_slots()];
         for (node, &num_ranks) in nodes.num_ranks.iter().enumerate() {
@@ -222,10 +349,6 @@ impl Search<'_> {
                 if all > 0.0 { weight * (mean(part, num_ranks) / all) } else { 0.0 }
             };
             let weights: Vec<f64> = self.samples.iter().zip(&samples).zip(self.weights).map(weight).collect();
-            let sum = |expert: usize| samples.iter().map(|loads| loads[expert]).sum::<f64>() as f32;
-            let sums: Vec<f32> = (0..experts.len()).map(sum).collect();
-            let greedies =
-                [trtllm::place(&sums, shape)?, deepseek::slot_experts(&sums, Hierarchy::global(shape))];
             let search = Search {
                 shape,
                 slots_per_rank: None,
@@ -234,7 +357,14 @@ impl Search<'_> {
                 measure: self.measure,
                 effort: self.effort,
             };
-            let mut placed = search.place(&greedies).into_iter();
+            let sums = search.sums();
+            let greedies =
+                [trtllm::place(&sums, shape)?, deepseek::slot_experts(&sums, Hierarchy::global(shape))];
+            let placed = match to_stay {
+                true => search.place(&greedies),
+                false => search.descend(&greedies).best.slots().to_vec(),
+            };
+            let mut placed = placed.into_iter();
             for rank in (0..self.shape.num_ranks()).filter(|&rank| nodes.of_rank[rank] as usize == node) {
                 let held = placed.by_ref().take(width).map(|index| experts[index as usize]);
                 slots[rank * width..][..width].iter_mut().zip(held).for_each(|(slot, expert)| *slot = expert);
@@ -245,7 +375,7 @@ impl Search<'_> {
 
     /// Of each sample, what no placement costs less than with these homes: at a maximum of T, what a node's experts carry beyond T on each of
     /// its ranks is elsewhere. Of all T, since that is convex, the best is where a node is just full, or at the bound.
-    fn least_costs(&self, units: &[Unit], nodes: &Nodes, homes: &Homes, price: f64) -> Vec<Least> {
+    fn least_costs(&self, units: &[Unit], Priced { nodes, price }: Priced<'_>, homes: &Homes) -> Vec<Least> {
         let num_ranks = self.shape.num_ranks() as f64;
         let of_sample = |(loads, unit): (&&[f64], &Unit)| {
             let mut of_nodes = vec![0.0; nodes.num_ranks.len()];
@@ -308,6 +438,30 @@ impl Search<'_> {
         state
     }
 
+    /// The most level starts with fewer replicas of hot experts, and so heavier ones, of which two may not meet on a rank.
+    fn other_starts(&self, loads: &[f64]) -> Vec<State> {
+        let num_samples = self.samples.len();
+        let sums: Vec<f64> = loads.chunks_exact(num_samples).map(|samples| samples.iter().sum()).collect();
+        let (num_slots, num_ranks) = (self.num_slots(), self.shape.num_ranks());
+        let bound = match self.slots_per_rank {
+            None => lower_bound(&sums, self.shape),
+            Some(_) => lower_bound_of_uneven(&sums, num_slots, num_ranks),
+        };
+        let start = |part: &f64| {
+            let counts = start::counts_below(&sums, num_slots, num_ranks, part * bound)?;
+            let weights: Vec<f64> =
+                sums.iter().zip(&counts).map(|(sum, &count)| sum / f64::from(count)).collect();
+            let mut state = self.empty(loads.to_vec(), counts);
+            start::pack(&mut state, &weights);
+            state.settle();
+            Some(state)
+        };
+        let mut starts: Vec<State> = HEAVIEST.iter().filter_map(start).collect();
+        starts.sort_by(|a, b| a.cost().total_cmp(&b.cost()));
+        starts.truncate(OTHER_STARTS);
+        starts
+    }
+
     fn empty(&self, loads: Vec<f64>, counts: Vec<u32>) -> State {
         State::new(loads, self.measure.clone(), counts, self.shape, self.slots_per_rank)
     }
@@ -343,9 +497,7 @@ impl Search<'_> {
 
     /// Until the cost is not above `enough`, or as good as it can be.
     fn improve(&self, state: &mut State, enough: f64) {
-        let mut effort = self.effort(enough);
-        effort.level(state);
-        while effort.recount(state, RECOUNT_DEPTH) {}
+        self.effort(enough).improve(state);
         self.effort(enough).rid(state, state.cost() * (1.0 + ROUNDING));
     }
 
@@ -393,6 +545,15 @@ impl Unit {
     }
 }
 
+/// What the search comes to.
+struct Descent {
+    best: State,
+    /// The cost beyond which it is not worth while to go on.
+    enough: f64,
+    /// The cheapest of the placements that it must not be above.
+    to_beat: f64,
+}
+
 /// What may still be looked at, and when to be content.
 struct Effort {
     enough: f64,
@@ -409,6 +570,12 @@ impl Effort {
         let found = look(&mut looked_at);
         self.left = self.left.saturating_sub(looked_at);
         found
+    }
+
+    /// Exchanges slots and changes their experts while that helps.
+    fn improve(&mut self, state: &mut State) {
+        self.level(state);
+        while self.recount(state, RECOUNT_DEPTH) {}
     }
 
     /// Exchanges slots while that helps.

@@ -279,7 +279,8 @@ pub(super) fn recounts(state: &State, most: usize, left: usize, looked_at: &mut 
     let cold = state.order().iter().map(|&rank| rank as usize).filter(|rank| !hot.contains(rank));
     for rank in cold.take(COLD_RANKS) {
         for slot in state.slots_of(rank).filter(|&slot| state.count(state.expert(slot)) > 1) {
-            for &to in wanted.iter().filter(|&&to| state.may_take(rank, to)) {
+            let from = state.expert(slot);
+            for &to in wanted.iter().filter(|&&to| to != from && state.may_take(rank, to)) {
                 if *looked_at >= left {
                     return cheapest.found;
                 }
@@ -290,7 +291,8 @@ pub(super) fn recounts(state: &State, most: usize, left: usize, looked_at: &mut 
     }
     for &rank in &hot {
         for slot in state.slots_of(rank).filter(|&slot| state.count(state.expert(slot)) > 1) {
-            for to in (0..state.num_experts() as u32).filter(|&to| state.may_take(rank, to)) {
+            let from = state.expert(slot);
+            for to in (0..state.num_experts() as u32).filter(|&to| to != from && state.may_take(rank, to)) {
                 if *looked_at >= left {
                     return cheapest.found;
                 }
@@ -305,7 +307,8 @@ pub(super) fn recounts(state: &State, most: usize, left: usize, looked_at: &mut 
         };
         for slot in (0..state.num_slots()).filter(away) {
             let rank = state.rank_of(slot);
-            let at_home = |&to: &u32| state.is_home(to, rank) && state.may_take(rank, to);
+            let from = state.expert(slot);
+            let at_home = |&to: &u32| to != from && state.is_home(to, rank) && state.may_take(rank, to);
             for to in (0..state.num_experts() as u32).filter(at_home) {
                 if *looked_at >= left {
                     return cheapest.found;

@@ -37,6 +37,34 @@ pub(super) fn counts(loads: &[f64], num_slots: usize, num_ranks: usize) -> Vec<u
     counts
 }
 
+/// As [`counts`], but no more slots than it takes to have all replicas at most `most` go to experts whose replicas would stay
+/// above half of that: two such replicas cannot share a rank, so there is no use in more of them. `None` where the slots are too
+/// few, or an expert would have to be on a rank twice.
+pub(super) fn counts_below(loads: &[f64], num_slots: usize, num_ranks: usize, most: f64) -> Option<Vec<u32>> {
+    let needed = |&load: &f64| (load / most).ceil().max(1.0);
+    if loads.iter().map(needed).sum::<f64>() > num_slots as f64
+        || loads.iter().any(|load| needed(load) > num_ranks as f64)
+    {
+        return None;
+    }
+    let mut counts: Vec<u32> = loads.iter().map(|load| needed(load) as u32).collect();
+    let order = |expert: usize, count: u32| match loads[expert] / f64::from(count) {
+        light if light <= most / 2.0 && count < num_ranks as u32 => numbered(!key(light), expert),
+        _ => OUT,
+    };
+    let keys = counts.iter().enumerate().map(|(expert, &count)| order(expert, count));
+    let mut heaviest = Tournament::new(keys, OUT);
+    for _ in counts.iter().sum::<u32>() as usize..num_slots {
+        if heaviest.next() == OUT {
+            return None;
+        }
+        let expert = number(heaviest.next());
+        counts[expert] += 1;
+        heaviest.set(expert, order(expert, counts[expert]));
+    }
+    Some(counts)
+}
+
 /// Fills the slots: experts by the weight of a replica, heaviest first, each on as many of the least loaded ranks as it has
 /// replicas. `weights` are those of all samples together.
 pub(super) fn pack(state: &mut State, weights: &[f64]) {
