@@ -192,6 +192,9 @@ template <> std::vector<eplb_placement **> values() {
     return arrays<eplb_placement *, 1>([](size_t) { return static_cast<eplb_placement *>(nullptr); });
 }
 
+/// What the arrays of one value a rank point to: far fewer than some of the numbers of ranks beside them.
+constexpr int32_t of_ranks[8] = {1, 1, 1, 1, 1, 1, 1, 1};
+
 /// A growing struct: NULL, the default, every size it could be said to have, and the given ones.
 template <class T> std::vector<T *> structs(const T &init, std::vector<T> more = {}) {
     static std::vector<T> all;
@@ -227,7 +230,10 @@ template <> std::vector<const eplb_placement_config *> values() {
     eplb_placement_config init = EPLB_PLACEMENT_CONFIG_INIT, good = init;
     good.num_experts = some;
     good.num_ranks = 8;
-    return const_structs(init, {wild(init), good});
+    eplb_placement_config ranks = good;
+    ranks.num_ranks = UINT32_MAX;
+    ranks.slots_per_rank = of_ranks;
+    return const_structs(init, {wild(init), good, ranks});
 }
 template <> std::vector<const eplb_placement_load_options *> values() {
     eplb_placement_load_options init = EPLB_PLACEMENT_LOAD_OPTIONS_INIT, good = init, huge = init;
@@ -254,7 +260,11 @@ template <> std::vector<const eplb_solve_config *> values() {
     eplb_solve_config init = EPLB_SOLVE_CONFIG_INIT, good = init;
     good.num_ranks = 8;
     good.num_threads = UINT32_MAX;
-    return const_structs(init, {wild(init), good});
+    eplb_solve_config nodes = good, slots = good;
+    nodes.num_ranks = slots.num_ranks = UINT32_MAX;
+    nodes.rank_to_node = of_ranks;
+    slots.slots_per_rank = of_ranks;
+    return const_structs(init, {wild(init), good, nodes, slots});
 }
 template <> std::vector<const eplb_generate_config *> values() {
     static const std::string target = output() / "generated";
@@ -264,7 +274,10 @@ template <> std::vector<const eplb_generate_config *> values() {
     bad = good;
     bad.policy = INT32_MIN;
     bad.num_ranks = bad.num_slots = UINT32_MAX;
-    return const_structs(init, {good, bad});
+    eplb_generate_config nodes = good;
+    nodes.num_ranks = UINT32_MAX;
+    nodes.rank_to_node = of_ranks;
+    return const_structs(init, {good, bad, nodes});
 }
 template <> std::vector<eplb_recorder_config *> values() {
     return structs<eplb_recorder_config>(EPLB_RECORDER_CONFIG_INIT);
@@ -295,7 +308,10 @@ template <> std::vector<const eplb_dispatch_config *> values() {
     huge.num_layers = SIZE_MAX;
     unaligned.workspace = reinterpret_cast<void *>(uintptr_t(1));
     unaligned.workspace_bytes = SIZE_MAX;
-    return const_structs(init, {good, huge, unaligned});
+    eplb_dispatch_config nodes = good;
+    nodes.num_ranks = UINT32_MAX;
+    nodes.rank_to_node = of_ranks;
+    return const_structs(init, {good, huge, unaligned, nodes});
 }
 template <> std::vector<eplb_dispatch_tables *> values() {
     return structs<eplb_dispatch_tables>(EPLB_DISPATCH_TABLES_INIT);

@@ -242,6 +242,20 @@ TEST(Solve, ShapesAreCheckedFirstWithTheNearestSlotCounts) {
     refused(on(UINT32_MAX, UINT32_MAX), {1, 1}, EPLB_STATUS_INVALID_SHAPE);
 }
 
+TEST(Solve, ArraysOfMoreRanksThanAnyPlacementHasAreNotRead) {
+    const int32_t values[] = {2, 2};
+    const std::string number = " has num_ranks values, and num_ranks is 4294967295; at most 1048576 expected";
+    auto nodes = on(UINT32_MAX, 4), slots = nodes;
+    nodes.rank_to_node = slots.slots_per_rank = values;
+    EXPECT_EQ(refused(nodes, {1, 1}, EPLB_STATUS_INVALID_ARGUMENT), "config->rank_to_node" + number);
+    EXPECT_EQ(refused(slots, {1, 1}, EPLB_STATUS_INVALID_ARGUMENT), "config->slots_per_rank" + number);
+    const double loads[] = {1, 1};
+    int32_t written[3] = {};
+    EXPECT_EQ(eplb_deepseek_rebalance(&slots, loads, 1, 2, 3, written, written + 1, written + 2),
+              EPLB_STATUS_INVALID_ARGUMENT);
+    EXPECT_EQ(eplb_last_error_message(), "config->slots_per_rank" + number);
+}
+
 TEST(Solve, NullWildAndHugeArgumentsAreErrors) {
     const auto config = on(2, 4);
     const double loads[4] = {1, 2, 3, 4};

@@ -8,6 +8,7 @@ use std::slice;
 
 use super::status::eplb_status;
 use crate::error::{Error, Result};
+use crate::placement::MAX_COUNT;
 
 /// No struct of ours comes near it; a larger `struct_size` is memory that was never initialised.
 const MAX_STRUCT_SIZE: usize = 4096;
@@ -80,6 +81,27 @@ pub(super) unsafe fn optional_array<'a, T>(
 ) -> Result<Option<&'a [T]>> {
     // SAFETY: the caller's promise.
     (!pointer.is_null()).then(|| unsafe { array(pointer, Some(len), name) }).transpose()
+}
+
+/// One value a rank, where NULL is none. No placement has more than [`MAX_COUNT`] ranks, so that a number of them above it, an
+/// argument gone wrong, is refused before anything is read that cannot be there.
+///
+/// # Safety
+/// As for [`array`], of `num_ranks` values where that is no more than [`MAX_COUNT`].
+pub(super) unsafe fn optional_of_ranks<'a, T>(
+    pointer: *const T,
+    num_ranks: u32,
+    name: &str,
+) -> Result<Option<&'a [T]>> {
+    let num_ranks = num_ranks as usize;
+    if !pointer.is_null() && num_ranks > MAX_COUNT {
+        let message = format!(
+            "{name} has num_ranks values, and num_ranks is {num_ranks}; at most {MAX_COUNT} expected"
+        );
+        return Err(Error::InvalidArgument(message));
+    }
+    // SAFETY: the caller's promise.
+    unsafe { optional_array(pointer, num_ranks, name) }
 }
 
 /// Copies `values` to an array of the caller's, which may be NULL where there are none.
@@ -373,5 +395,23 @@ mod tests {
             assert_eq!(huge.unwrap_err().to_string(), "loads would be larger than memory");
             assert!(array::<u64>(std::ptr::null(), Some(0), "loads").unwrap().is_empty());
         }
+    }
+
+    #[test]
+    fn values_of_more_ranks_than_any_placement_has_are_not_read() {
+        let of = |values: *const i32, num_ranks| {
+            // SAFETY: no more is read than one value where there is one rank.
+            unsafe { optional_of_ranks(values, num_ranks, "config->rank_to_node") }
+        };
+        for num_ranks in [MAX_COUNT as u32 + 1, u32::MAX] {
+            assert_eq!(
+                of(&7, num_ranks).unwrap_err().to_string(),
+                format!(
+                    "config->rank_to_node has num_ranks values, and num_ranks is {num_ranks}; at most 1048576 expected"
+                )
+            );
+            assert_eq!(of(std::ptr::null(), num_ranks).unwrap(), None);
+        }
+        assert_eq!(of(&7, 1).unwrap(), Some(&[7][..]));
     }
 }

@@ -1,7 +1,8 @@
 //! Solving: loads to placement.
 
 use super::boundary::{
-    Growing, array, boundary, config, copy_out, layer_numbers, number, optional_array, or_default, out,
+    Growing, array, boundary, config, copy_out, layer_numbers, number, optional_array, optional_of_ranks,
+    or_default, out,
 };
 use super::placement::eplb_placement;
 use super::status::eplb_status;
@@ -66,7 +67,7 @@ pub(super) unsafe fn rank_nodes(
     name: &str,
 ) -> Result<Option<Vec<u32>>> {
     // SAFETY: the caller's promise.
-    let nodes = unsafe { optional_array(rank_to_node, num_ranks as usize, name) }?;
+    let nodes = unsafe { optional_of_ranks(rank_to_node, num_ranks, name) }?;
     // Only which are the same matters.
     Ok(nodes.map(|nodes| nodes.iter().map(|&node| node as u32).collect()))
 }
@@ -332,7 +333,7 @@ fn deepseek_config(config: &eplb_solve_config) -> Result<SolveConfig<'static>> {
 /// `slots_per_rank` is NULL or points to `num_ranks` numbers, which live as long as the result.
 pub(super) unsafe fn rank_slots<'a>(slots_per_rank: *const i32, num_ranks: u32) -> Result<Option<&'a [u32]>> {
     // SAFETY: the caller's promise. A negative number becomes one that is too large.
-    unsafe { optional_array(slots_per_rank.cast(), num_ranks as usize, "config->slots_per_rank") }
+    unsafe { optional_of_ranks(slots_per_rank.cast(), num_ranks, "config->slots_per_rank") }
 }
 
 /// Experts, slots (0 for the default) and ranks, where ranks may have `slots` of their own.
