@@ -6,8 +6,8 @@ use crate::atomic_file::AtomicFile;
 use crate::error::{Error, Result};
 use crate::placement::{Placement, Shape};
 use crate::report::{Balance, Certificate, average, off_node_share};
-use crate::solve::{Loads, Policy, SolveConfig, solve};
-use crate::stats::{Counted, Dump, LoadOptions, Summary};
+use crate::solve::{Loads, Policy, SolveConfig, sample_weights, solve};
+use crate::stats::{Counted, Dump, IterationRange, LoadOptions, Summary};
 
 /// Samples that iterations are grouped into unless told otherwise: enough for a hot expert of some of them to be seen.
 pub const DEFAULT_NUM_SAMPLES: usize = 16;
@@ -103,7 +103,7 @@ pub fn generate(
     progress: &mut dyn FnMut(Phase, u64, u64) -> Result<()>,
 ) -> Result<Generated> {
     let dump = Dump::open(config.expert_statistic_path, &config.options)?;
-    let Summary { num_experts, num_ranks, counted, .. } = *dump.summary();
+    let Summary { num_experts, num_ranks, counted, iterations, .. } = *dump.summary();
     let num_ranks = config.num_ranks.unwrap_or(num_ranks);
     let shape = Shape::new(num_experts, config.num_slots.unwrap_or(num_experts), num_ranks)?;
     config.solve.check(shape)?;
@@ -111,6 +111,8 @@ pub fn generate(
         let message = "a configuration file has one number of slots for all ranks; without slots_per_rank each has as many";
         return Err(Error::InvalidArgument(message.into()));
     }
+    let num_samples = num_samples(config, iterations)?;
+    sample_weights(&config.solve, num_samples)?;
     let output = AtomicFile::create(config.output_path)?;
     if counted == Counted::Slots {
         let message = "it counts slots, not experts; count with the placement off, or with experts counted";
@@ -121,10 +123,6 @@ pub fn generate(
     let layers = &stats.summary().layers;
     let num_layers = layers.len() as u64;
     progress(Phase::Solve, 0, num_layers)?;
-    let num_samples = match config.solve.policy {
-        Policy::Search => config.num_samples.clamp(1, stats.summary().iterations.len() as usize),
-        _ => 1,
-    };
     let loads = stats.samples(num_samples)?;
     let loads = Loads::new(&loads, layers, num_samples, num_experts)?;
     let placement = solve(&config.solve, shape, &loads, config.options.threads)?
@@ -162,4 +160,24 @@ pub fn generate(
     // The file is there: too late to cancel.
     let _ = progress(Phase::Write, 1, 1);
     Ok(generated)
+}
+
+/// Samples that the policy gets, as many as there are weights where it is told any.
+fn num_samples(config: &GenerateConfig<'_>, iterations: IterationRange) -> Result<usize> {
+    if config.solve.policy != Policy::Search {
+        return Ok(1);
+    }
+    let (wanted, there_are) = (config.num_samples.max(1), iterations.len() as usize);
+    let num_samples = wanted.min(there_are);
+    match config.solve.sample_weights.map(<[f64]>::len).filter(|&given| given != num_samples) {
+        None => Ok(num_samples),
+        Some(given) if wanted > there_are => Err(Error::InvalidArgument(format!(
+            "{given} sample weights for {there_are} samples: num_samples is {wanted}, but the dump has no more than \
+             {there_are} iterations ({iterations}), each of which is a sample; give {there_are} weights"
+        ))),
+        Some(given) => Err(Error::InvalidArgument(format!(
+            "{given} sample weights for {num_samples} samples: num_samples is {num_samples}; give as many weights, or set \
+             num_samples to {given}"
+        ))),
+    }
 }

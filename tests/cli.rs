@@ -250,6 +250,81 @@ fn the_search_pays_a_price_for_load_off_its_node() {
 }
 
 #[test]
+fn weights_that_are_not_one_a_sample_are_refused_before_the_dump_is_read() {
+    let dir = tempfile::tempdir().unwrap();
+    let out = dir.path().join("config.yaml");
+    // A count of -1 at the end of a file, which who reads the dump is stopped by.
+    let bad = copy_of_dump("dsv2lite-translation");
+    let file = bad.path().join("rank3.safetensors");
+    let mut bytes = fs::read(&file).unwrap();
+    let len = bytes.len();
+    bytes[len - 8..].fill(0xff);
+    fs::write(&file, bytes).unwrap();
+    let refused = |flags: &str| {
+        failure(&format!(
+            "generate --expert_statistic_path {} --output_path {} --ep_size 8 --num_slots 72 {flags}",
+            bad.path().display(),
+            out.display()
+        ))
+    };
+    assert_eq!(refused("--num_samples 3 --sample_weights 1,1,2").1, 3);
+    for (flags, message) in [
+        (
+            "--sample_weights 1,1,2",
+            "3 sample weights for 16 samples: num_samples is 16; give as many weights, or set num_samples to 3",
+        ),
+        (
+            "--num_samples 2 --sample_weights 1,1,2",
+            "3 sample weights for 2 samples: num_samples is 2; give as many weights, or set num_samples to 3",
+        ),
+        (
+            "--iter_start 110 --iter_stop 114 --sample_weights 1,1,2",
+            "3 sample weights for 4 samples: num_samples is 16, but the dump has no more than 4 iterations (110..114), each \
+             of which is a sample; give 4 weights",
+        ),
+        (
+            "--num_samples 3 --sample_weights 1,1,-2",
+            "the weight of sample 2 is -2; it must be finite and not negative",
+        ),
+    ] {
+        assert_eq!(refused(flags), (message.into(), 2));
+    }
+    assert!(!out.exists());
+    let taken = eplb(&format!(
+        "generate --expert_statistic_path {} --output_path {} --iter_start 110 --iter_stop 113 --sample_weights 1,1,2",
+        dump("dsv2lite-translation"),
+        out.display()
+    ));
+    assert!(taken.status.success(), "{taken:?}");
+}
+
+#[test]
+fn what_the_policy_would_ignore_is_refused() {
+    let dir = tempfile::tempdir().unwrap();
+    let out = dir.path().join("config.yaml");
+    for (flag, value) in [
+        ("sample_weights", "1"),
+        ("quantile", "0.5"),
+        ("objective", "best-split"),
+        ("off_node_price", "1"),
+        ("rank_to_node", "0,0,0,0,1,1,1,1"),
+    ] {
+        for policy in ["trtllm", "deepseek-global", "deepseek-hierarchical"] {
+            let (message, code) = failure(&format!(
+                "generate --expert_statistic_path {} --output_path {} --policy {policy} --{flag} {value}",
+                dump("dsv2lite-translation"),
+                out.display()
+            ));
+            let expected = format!(
+                "--{flag} is for policy search; policy {policy} would ignore it, so leave one of the two out"
+            );
+            assert_eq!((message, code), (expected, 2));
+        }
+    }
+    assert!(!out.exists());
+}
+
+#[test]
 fn output_errors_have_a_code_of_their_own_and_come_before_the_work() {
     let from = dump("dsr1-extreme");
     let (message, code) =

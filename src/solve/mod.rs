@@ -287,7 +287,7 @@ impl Rule {
 pub fn solve(config: &SolveConfig<'_>, shape: Shape, loads: &Loads<'_>, threads: usize) -> Result<Placement> {
     check_experts(shape, loads)?;
     let rule = Rule::new(config, shape)?;
-    let weights = sample_weights(config.sample_weights, loads.num_samples())?;
+    let weights = sample_weights(config, loads.num_samples())?;
     let measure = Arc::new(match config.quantile {
         Some(quantile) => Measure::Quantile { quantile, weights: weights.clone() },
         None => Measure::Mean,
@@ -332,8 +332,9 @@ pub fn solve(config: &SolveConfig<'_>, shape: Shape, loads: &Loads<'_>, threads:
     }
 }
 
-/// What each sample counts for, of 1 together.
-fn sample_weights(given: Option<&[f64]>, num_samples: usize) -> Result<Vec<f64>> {
+/// What each sample counts for, of 1 together. Only the search has several.
+pub(crate) fn sample_weights(config: &SolveConfig<'_>, num_samples: usize) -> Result<Vec<f64>> {
+    let given = config.sample_weights.filter(|_| config.policy == Policy::Search);
     let Some(given) = given else { return Ok(vec![1.0 / num_samples as f64; num_samples]) };
     if given.len() != num_samples {
         let message = format!("{} sample weights for {num_samples} samples", given.len());

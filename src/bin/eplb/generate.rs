@@ -5,10 +5,10 @@ use std::path::PathBuf;
 
 use clap::builder::{PossibleValue, PossibleValuesParser, RangedU64ValueParser, TypedValueParser};
 use comfy_table::{Cell, CellAlignment, Table, TableComponent, presets};
-use eplb::Result;
 use eplb::generate::{DEFAULT_NUM_SAMPLES, GenerateConfig, Generated, LayerChange, Phase, generate};
 use eplb::solve::{DEFAULT_DRIFT, DEFAULT_EFFORT, Objective, Policy, SolveConfig};
 use eplb::stats::LoadOptions;
+use eplb::{Error, Result};
 use indicatif::{ProgressBar, ProgressStyle};
 
 /// Turn a statistic dump into a configuration file (step 2)
@@ -95,7 +95,8 @@ pub struct Args {
         value_parser = one_or_more())]
     num_samples: usize,
 
-    /// What each sample counts for, such as 1,1,2: one number for each of num_samples. For search
+    /// What each sample counts for, such as 1,1,2: one number for each of num_samples, and as many as there are iterations
+    /// where there are fewer. For search
     #[arg(long = "sample_weights", alias = "sample-weights", value_name = "WEIGHTS", value_delimiter = ',')]
     sample_weights: Option<Vec<f64>>,
 
@@ -161,8 +162,28 @@ fn objectives() -> impl TypedValueParser<Value = Objective> {
     PossibleValuesParser::new(Objective::ALL.map(Objective::name)).try_map(|name| name.parse::<Objective>())
 }
 
+/// Fails where a flag would have no effect with the policy.
+fn refuse_unheeded(args: &Args) -> Result<()> {
+    let for_search = [
+        ("rank_to_node", args.rank_to_node.is_some()),
+        ("off_node_price", args.off_node_price != 0.0),
+        ("sample_weights", args.sample_weights.is_some()),
+        ("quantile", args.quantile.is_some()),
+        ("objective", args.objective != Objective::default()),
+    ];
+    let given = for_search.into_iter().find(|&(_, given)| given && args.policy != Policy::Search);
+    given.map_or(Ok(()), |(flag, _)| {
+        Err(Error::InvalidArgument(format!(
+            "--{flag} is for policy {}; policy {} would ignore it, so leave one of the two out",
+            Policy::Search,
+            args.policy
+        )))
+    })
+}
+
 /// Generates, and returns what to print.
 pub fn run(args: &Args) -> Result<String> {
+    refuse_unheeded(args)?;
     let config = GenerateConfig {
         expert_statistic_path: &args.expert_statistic_path,
         output_path: &args.output_path,
