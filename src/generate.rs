@@ -5,8 +5,8 @@ use std::path::Path;
 use crate::atomic_file::AtomicFile;
 use crate::error::{Error, Result};
 use crate::placement::{Placement, Shape};
-use crate::report::{Balance, Certificate, average, off_node_share};
-use crate::solve::{Loads, Policy, SolveConfig, sample_weights, solve};
+use crate::report::{Balance, Certificate, average, best_split_imbalance_ratio, off_node_share};
+use crate::solve::{Loads, Objective, Policy, SolveConfig, sample_weights, solve};
 use crate::stats::{Counted, Dump, IterationRange, LoadOptions, Summary};
 
 /// Samples that iterations are grouped into unless told otherwise: enough for a hot expert of some of them to be seen.
@@ -67,6 +67,11 @@ impl Generated {
         average(self.layers.iter().map(|layer| layer.after.imbalance_ratio))
     }
 
+    /// The imbalance ratio with the placement and the best split, averaged over layers.
+    pub fn best_split_imbalance_after(&self) -> Option<f64> {
+        average(self.layers.iter().map(|layer| layer.best_split_imbalance_ratio))
+    }
+
     /// The share of the load that is off its group's home node, averaged over layers.
     pub fn off_node_share(&self) -> Option<f64> {
         average(self.layers.iter().map(|layer| layer.off_node_share))
@@ -87,7 +92,11 @@ pub struct LayerChange {
     pub before: Balance,
     /// With the placement, each expert's tokens split evenly over its replicas.
     pub after: Balance,
-    /// How far the placement is from the best possible for the loads that it was planned for: the samples that iterations were grouped into.
+    /// [`Balance::imbalance_ratio`] with the placement where each iteration's tokens are split in the best fractions, which is what
+    /// was planned for. `None` where the even split was, or an iteration has no load at all.
+    pub best_split_imbalance_ratio: Option<f64>,
+    /// How far the placement with the even split is from the best possible for the loads that it was planned for: the samples that
+    /// iterations were grouped into, each counting the same whatever weights or quantile they were planned with.
     pub certificate: Certificate,
     /// The share of the load that the placement leaves off its group's home node, of the same samples: see
     /// [`off_node_share`]. `None` where nodes are no matter, or a sample has no load at all.
@@ -128,12 +137,15 @@ pub fn generate(
     let placement = solve(&config.solve, shape, &loads, config.options.threads)?
         .with_layer_updates_per_iter(config.layer_updates_per_iter);
     let nodes = config.solve.off_nodes(shape);
+    let by_best_split =
+        config.solve.policy == Policy::Search && config.solve.objective == Objective::BestSplit;
     let mut changes = Vec::with_capacity(layers.len());
     for (index, (layer, slot_experts)) in placement.iter().enumerate() {
         let samples = stats.layer_samples(layer, stats.summary().iterations.len() as usize, num_experts)?;
         let iterations = samples.chunks_exact(num_experts);
         let before = Balance::unbalanced(num_ranks, iterations.clone());
-        let after = Balance::projected(shape, slot_experts, iterations);
+        let after = Balance::projected(shape, slot_experts, iterations.clone());
+        let best_split = by_best_split.then(|| best_split_imbalance_ratio(shape, slot_experts, iterations));
         let certificate = Certificate::new(shape, slot_experts, loads.layer(index));
         let away = match &nodes {
             Some(nodes) => {
@@ -143,7 +155,14 @@ pub fn generate(
             }
             None => None,
         };
-        changes.push(LayerChange { layer, before, after, certificate, off_node_share: away });
+        changes.push(LayerChange {
+            layer,
+            before,
+            after,
+            best_split_imbalance_ratio: best_split.flatten(),
+            certificate,
+            off_node_share: away,
+        });
     }
     progress(Phase::Solve, num_layers, num_layers)?;
 

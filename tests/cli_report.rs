@@ -136,6 +136,37 @@ fn what_does_not_fit_is_named() {
     assert_eq!(failure(&format!("{TRANSLATION} --against data/dumps/dsv2lite-law")).1, 2);
 }
 
+#[test]
+fn what_is_planned_for_the_best_split_is_shown_by_the_best_split_too() {
+    let dump = "--expert_statistic_path data/dumps/dsv2lite-translation";
+    let dir = tempfile::tempdir().unwrap();
+    let out = dir.path().join("config.yaml");
+    // What is printed, and what `compare` says of the file.
+    let generated = |flags: &str| {
+        let generate =
+            format!("generate {dump} --ep_size 8 --num_slots 72 {flags} --output_path {}", out.display());
+        let compare = format!("compare {dump} {} --json", out.display());
+        (says(&generate), serde_json::from_str::<Value>(&says(&compare)).unwrap())
+    };
+    let figure = |rows: &Value, name: &str| rows[0][name].as_f64().unwrap();
+    let (text, compared) = generated("--objective best-split");
+    assert!(text.lines().any(|line| {
+        line.split_whitespace().eq("layer before after best split gap worst rank after".split(' '))
+    }));
+    let best_split = figure(&compared, "best_split_imbalance_ratio");
+    for (column, value) in
+        [(2, figure(&compared, "imbalance_ratio")), (3, best_split), (4, figure(&compared, "gap"))]
+    {
+        assert_eq!(row(&text, "average")[column], format!("{value:.4}"), "{text}");
+    }
+    let (even_text, even) = generated("");
+    assert!(!even_text.contains("best split") && !even_text.contains("all alike"), "{even_text}");
+    assert_eq!(row(&even_text, "average").len(), 4);
+    // It is what the objective makes smaller.
+    assert!(best_split < 0.5 * figure(&even, "best_split_imbalance_ratio"), "{best_split} {even}");
+    assert!(generated("--quantile 0.5").0.contains("planned\nfor, all alike: no placement"));
+}
+
 /// The mean over layers of the imbalance ratios of a view of a file under data/expected.
 fn expected_average(name: &str) -> f64 {
     let report: Value = serde_json::from_str(&fs::read_to_string(name).unwrap()).unwrap();

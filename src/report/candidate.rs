@@ -2,10 +2,10 @@
 
 use serde::Serialize;
 
-use super::{Balance, Certificate, Recording, average};
+use super::{Balance, Certificate, Recording, average, best_split_imbalance_ratio};
 use crate::error::{Error, Result};
 use crate::placement::{Placement, Shape, duplicates_in};
-use crate::solve::{Loads, Policy, SolveConfig, best_split, solve};
+use crate::solve::{Loads, Policy, SolveConfig, solve};
 use crate::stats::{Counted, Stats, Summary};
 use crate::threads;
 
@@ -87,15 +87,10 @@ impl Candidate {
             let (experts, loads) = (placement.layer_experts(layer)?, recording.expert_loads(layer)?);
             let iterations = || loads.chunks_exact(shape.num_experts());
             let samples = stats.layer_samples(layer, num_samples, shape.num_experts())?;
-            let best = iterations().map(|loads| {
-                let mean = loads.iter().sum::<f64>() / shape.num_ranks() as f64;
-                (best_split(loads, experts, shape) - mean) / mean
-            });
-            let best = best.sum::<f64>() / iterations().len() as f64;
             Ok(CandidateLayer {
                 layer,
                 imbalance_ratio: Balance::projected(shape, experts, iterations()).imbalance_ratio,
-                best_split_imbalance_ratio: Some(best).filter(|ratio| ratio.is_finite()),
+                best_split_imbalance_ratio: best_split_imbalance_ratio(shape, experts, iterations()),
                 gap: Certificate::new(shape, experts, samples.chunks_exact(shape.num_experts())).gap,
                 num_duplicates: duplicates_in(shape, layer, experts).len(),
             })

@@ -29,6 +29,7 @@ pub use sweep::{Fewest, Point, fewest_slots, usual_num_slots};
 use serde::Serialize;
 
 use crate::placement::{NO_EXPERT, Shape, held_slots};
+use crate::solve::best_split;
 
 /// How evenly the ranks of one layer are loaded, over one or more samples (iterations).
 ///
@@ -116,6 +117,21 @@ fn even_split<'a>(
     let load_of = |&expert: &u32| loads[expert as usize] / f64::from(replicas[expert as usize]);
     let ranks = slot_experts.chunks_exact(shape.slots_per_rank());
     ranks.map(move |rank| rank.iter().filter(|&&expert| expert != NO_EXPERT).map(load_of).sum())
+}
+
+/// [`Balance::imbalance_ratio`] where each sample's tokens are split in the best fractions (see [`best_split`]) instead of evenly.
+/// Each sample is `[experts]`.
+pub(crate) fn best_split_imbalance_ratio<'a>(
+    shape: Shape,
+    slot_experts: &[u32],
+    samples: impl ExactSizeIterator<Item = &'a [f64]>,
+) -> Option<f64> {
+    let num_samples = samples.len() as f64;
+    let ratios = samples.map(|loads| {
+        let mean = loads.iter().sum::<f64>() / shape.num_ranks() as f64;
+        (best_split(loads, slot_experts, shape) - mean) / mean
+    });
+    Some(ratios.sum::<f64>() / num_samples).filter(|ratio| ratio.is_finite())
 }
 
 /// How many slots each expert has.

@@ -5,7 +5,7 @@ use std::path::PathBuf;
 
 use clap::builder::{PossibleValue, PossibleValuesParser, RangedU64ValueParser, TypedValueParser};
 use comfy_table::{Cell, CellAlignment, Table, TableComponent, presets};
-use eplb::generate::{DEFAULT_NUM_SAMPLES, GenerateConfig, Generated, LayerChange, Phase, generate};
+use eplb::generate::{DEFAULT_NUM_SAMPLES, GenerateConfig, Generated, Phase, generate};
 use eplb::solve::{DEFAULT_DRIFT, DEFAULT_EFFORT, Objective, Policy, SolveConfig};
 use eplb::stats::LoadOptions;
 use eplb::{Error, Result};
@@ -238,9 +238,9 @@ fn describe(args: &Args, generated: &Generated) -> String {
     let _ = writeln!(
         text,
         "{}: {} experts, {} layers, iterations {}, {} ranks\n{}: {} slots on {} ranks, {} each\n\n\
-         Imbalance ratio, (max - mean) / mean of the ranks' tokens: 0 is even\n\
-         Gap, (max - bound) / bound of what was planned for: no placement is below\n\
-         the bound, so 0 is as good as any",
+         Imbalance ratio, (max - mean) / mean of the ranks' tokens: 0 is even\n{}\
+         Gap, (max - bound) / bound of the even split, the mean over the samples planned\n\
+         for{}: no placement is below the bound, so 0 is as good as any",
         args.expert_statistic_path.display(),
         summary.num_experts,
         summary.layers.len(),
@@ -250,8 +250,19 @@ fn describe(args: &Args, generated: &Generated) -> String {
         shape.num_slots(),
         shape.num_ranks(),
         shape.slots_per_rank(),
+        match args.objective {
+            Objective::BestSplit => {
+                "After: an expert's tokens are split evenly over its replicas. Best split: in the\n\
+                 best fractions, which is what was planned for\n"
+            }
+            _ => "",
+        },
+        match (&args.sample_weights, args.quantile) {
+            (None, None) => "",
+            _ => ", all alike",
+        },
     );
-    let _ = writeln!(text, "{}\n", table(generated));
+    let _ = writeln!(text, "{}\n", table(generated, args.objective == Objective::BestSplit));
     if let Some(share) = generated.off_node_share() {
         let _ = writeln!(text, "off-node share: {share:.4} of the load is not on its group's home node");
     }
@@ -268,27 +279,40 @@ fn describe(args: &Args, generated: &Generated) -> String {
     text
 }
 
-fn table(generated: &Generated) -> Table {
+/// With a column of the best split where it is what was planned for.
+fn table(generated: &Generated, with_best_split: bool) -> Table {
     let mut table = Table::new();
     table.load_preset(presets::NOTHING);
     table
         .set_style(TableComponent::HeaderLines, '─')
         .set_style(TableComponent::MiddleHeaderIntersections, '─');
-    table.set_header(["layer", "before", "after", "gap", "worst rank after"].map(right));
+    let row = |[layer, before, after, best_split, gap, worst_rank]: [String; 6]| {
+        let best_split = with_best_split.then_some(best_split);
+        let cells = [layer, before, after].into_iter().chain(best_split).chain([gap, worst_rank]);
+        cells.map(right).collect::<Vec<_>>()
+    };
+    table.set_header(row(
+        ["layer", "before", "after", "best split", "gap", "worst rank after"].map(str::to_owned)
+    ));
     let ratio = |ratio: Option<f64>| ratio.map_or("-".to_owned(), |ratio| format!("{ratio:.4}"));
-    for LayerChange { layer, before, after, certificate, .. } in &generated.layers {
-        let cells = [
-            layer.to_string(),
-            ratio(before.imbalance_ratio),
-            ratio(after.imbalance_ratio),
-            ratio(certificate.gap),
-            after.worst_rank.to_string(),
-        ];
-        table.add_row(cells.map(right));
+    for change in &generated.layers {
+        table.add_row(row([
+            change.layer.to_string(),
+            ratio(change.before.imbalance_ratio),
+            ratio(change.after.imbalance_ratio),
+            ratio(change.best_split_imbalance_ratio),
+            ratio(change.certificate.gap),
+            change.after.worst_rank.to_string(),
+        ]));
     }
-    let averages = [generated.imbalance_before(), generated.imbalance_after(), generated.gap()].map(ratio);
-    let [before, after, gap] = averages;
-    table.add_row(["average".to_owned(), before, after, gap, String::new()].map(right));
+    table.add_row(row([
+        "average".to_owned(),
+        ratio(generated.imbalance_before()),
+        ratio(generated.imbalance_after()),
+        ratio(generated.best_split_imbalance_after()),
+        ratio(generated.gap()),
+        String::new(),
+    ]));
     table
 }
 
