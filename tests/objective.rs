@@ -1,4 +1,5 @@
-//! What the search is told to make small: a quantile of samples, and the best split of loads that drift.
+//! What the search is told to make small, the mean over samples, a quantile of them, or the best split of loads that drift; and
+//! how small it is, by the computation of benches/balance.rs.
 
 use std::path::Path;
 
@@ -8,10 +9,20 @@ use eplb::solve::{Loads, Objective, Policy, SolveConfig, best_split, solve};
 use eplb::stats::{Dump, LoadOptions};
 
 fn placed(config: &SolveConfig, shape: Shape, loads: &[f64], num_samples: usize) -> Placement {
+    placed_on(2, config, shape, loads, num_samples)
+}
+
+fn placed_on(
+    threads: usize,
+    config: &SolveConfig,
+    shape: Shape,
+    loads: &[f64],
+    num_samples: usize,
+) -> Placement {
     let row = num_samples * shape.num_experts();
     let layers: Vec<u32> = (0..(loads.len() / row) as u32).collect();
     let loads = Loads::new(loads, &layers, num_samples, shape.num_experts()).unwrap();
-    solve(config, shape, &loads, 2).unwrap()
+    solve(config, shape, &loads, threads).unwrap()
 }
 
 fn recorded(dump: &Path, start: u64, stop: u64, num_samples: usize) -> Vec<f64> {
@@ -31,6 +42,84 @@ fn balancedness(placement: &Placement, loads: &[f64], num_samples: usize) -> (f6
         })
     });
     (average(even).unwrap(), average(best).unwrap())
+}
+
+/// 58 layers of 256 experts whose loads fall off like `1 / rank^exponent`, shuffled as in `benches/balance.rs`.
+fn zipf(exponent: f64) -> Vec<f64> {
+    let of_layer = |layer: u64| {
+        let mut loads: Vec<f64> =
+            (1..=256).map(|rank| (1e6 / f64::from(rank).powf(exponent)).round()).collect();
+        let mut state = layer;
+        for i in (1..loads.len()).rev() {
+            state = state.wrapping_mul(6_364_136_223_846_793_005).wrapping_add(1_442_695_040_888_963_407);
+            loads.swap(i, (state >> 33) as usize % (i + 1));
+        }
+        loads
+    };
+    (0..58).flat_map(of_layer).collect()
+}
+
+/// That the search leaves 256 experts at least so level, and none twice on a rank.
+fn check_level(name: &str, loads: &[f64], num_slots: usize, num_ranks: usize, least: f64) {
+    let shape = Shape::new(256, num_slots, num_ranks).unwrap();
+    let placement = placed(&SolveConfig::default(), shape, loads, 1);
+    let (level, _) = balancedness(&placement, loads, 1);
+    println!("{name} {num_slots}/{num_ranks}: {level:.5}");
+    assert!(level >= least, "{name} {num_slots}/{num_ranks}: {level}");
+    assert_eq!(placement.duplicates(), [], "{name} {num_slots}/{num_ranks}");
+}
+
+#[test]
+fn generated_loads_are_level_to_two_ten_thousandths_and_no_expert_is_twice_on_a_rank() {
+    for (exponent, num_slots, num_ranks) in [(0.6, 288, 32), (1.0, 288, 32), (1.0, 288, 36)] {
+        check_level(&format!("zipf {exponent}"), &zipf(exponent), num_slots, num_ranks, 0.9998);
+    }
+}
+
+/// With EPLB_EXTRA_DATA, a folder with more `dumps`.
+#[test]
+fn recordings_of_deepseek_v3_are_level_to_two_ten_thousandths_and_no_expert_is_twice_on_a_rank() {
+    let Some(folder) = std::env::var_os("EPLB_EXTRA_DATA") else { return };
+    for (name, num_ranks, least) in
+        [("dsv3-decode", 32, 0.9998), ("dsv3-prefill", 32, 0.9998), ("dsv3-decode", 72, 0.9978)]
+    {
+        let loads = recorded(&Path::new(&folder).join("dumps").join(name), 0, 1, 1);
+        check_level(name, &loads, 288, num_ranks, least);
+    }
+}
+
+#[test]
+fn iterations_that_were_not_planned_on_are_more_level_than_by_trtllm() {
+    for (name, num_slots, num_ranks) in [("dsv2lite-translation", 72, 8), ("dsv2lite-law", 80, 16)] {
+        let dump = Path::new(env!("CARGO_MANIFEST_DIR")).join("data/dumps").join(name);
+        let shape = Shape::new(64, num_slots, num_ranks).unwrap();
+        let (planned, later) = (recorded(&dump, 100, 115, 15), recorded(&dump, 115, 131, 16));
+        let of = |policy| {
+            let config = SolveConfig { policy, ..SolveConfig::default() };
+            balancedness(&placed(&config, shape, &planned, 15), &later, 16).0
+        };
+        let (search, trtllm) = (of(Policy::Search), of(Policy::Trtllm));
+        println!("{name}: {search:.4} {trtllm:.4}");
+        assert!(search > trtllm, "{name}: {search} {trtllm}");
+    }
+}
+
+#[test]
+fn the_number_of_threads_changes_no_placement() {
+    let dump = Path::new(env!("CARGO_MANIFEST_DIR")).join("data/dumps/dsv2lite-law");
+    let (shape, loads) = (Shape::new(64, 72, 8).unwrap(), recorded(&dump, 100, 131, 3));
+    let search = SolveConfig::default();
+    for config in [
+        SolveConfig { objective: Objective::BestSplit, ..search },
+        SolveConfig { quantile: Some(0.7), ..search },
+        SolveConfig { slots_per_rank: Some(&[9, 8, 9, 9, 8, 7, 9, 9]), ..search },
+    ] {
+        assert_eq!(
+            placed_on(1, &config, shape, &loads, 3),
+            placed_on(3, &config, shape, &loads, 3),
+            "{config:?}"
+        );
+    }
 }
 
 #[test]
