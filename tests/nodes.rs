@@ -81,6 +81,88 @@ fn nodes_may_have_any_number_of_ranks_and_any_ids() {
     assert!(soft.0 >= hard.0, "{soft:?} {hard:?}");
 }
 
+struct Random(u64);
+
+impl Random {
+    fn below(&mut self, limit: u64) -> u64 {
+        self.0 = self.0.wrapping_mul(6_364_136_223_846_793_005).wrapping_add(1_442_695_040_888_963_407);
+        (self.0 >> 33) % limit
+    }
+}
+
+/// Loads that fall off like `1 / rank^exponent`, in any order.
+fn zipf(num_experts: usize, exponent: f64, mut below: impl FnMut(u64) -> u64) -> Vec<f64> {
+    let mut loads: Vec<f64> =
+        (1..=num_experts).map(|rank| (1e6 / (rank as f64).powf(exponent)).round()).collect();
+    (1..num_experts).rev().for_each(|i| loads.swap(i, below(i as u64 + 1) as usize));
+    loads
+}
+
+/// What a placement is to be small in: the most loaded rank over the mean, and the price of what is off its node.
+fn cost(placement: &Placement, loads: &[f64], num_groups: usize, nodes: &[u32], price: f64) -> f64 {
+    let (level, share) = figures(placement, loads, num_groups, nodes);
+    1.0 / level + if price.is_finite() { price * share } else { 0.0 }
+}
+
+#[test]
+fn no_price_makes_it_dearer_than_the_hard_rule_or_than_no_nodes() {
+    let mut random = Random(1);
+    let mut below = |limit| random.below(limit);
+    for case in 0..300 {
+        let num_nodes = 1 + below(4) as usize;
+        let (groups_per_node, group) = (1 + below(6) as usize, 1 + below(8) as usize);
+        let (num_groups, num_ranks) = (num_nodes * groups_per_node, num_nodes * (1 + below(4) as usize));
+        let num_experts = num_groups * group;
+        let width = num_experts.div_ceil(num_ranks) + below(3) as usize;
+        let Ok(shape) = Shape::new(num_experts, width * num_ranks, num_ranks) else { continue };
+        let exponent = 0.3 + below(15) as f64 / 10.0;
+        let loads = zipf(num_experts, exponent, &mut below);
+        let nodes: Vec<u32> = (0..num_ranks).map(|rank| (rank * num_nodes / num_ranks) as u32).collect();
+        let config = SolveConfig { num_groups, num_nodes, ..SolveConfig::default() };
+        let hierarchical = SolveConfig { policy: Policy::DeepseekHierarchical, ..config };
+        let hierarchical = placed(&hierarchical, shape, &loads, 1);
+        let free = placed(&config, shape, &loads, 1);
+        for price in [f64::INFINITY, 2.0, 1.0, 0.1, 0.01] {
+            let placement = placed(&SolveConfig { off_node_price: price, ..config }, shape, &loads, 1);
+            let cost = |placement: &Placement| cost(placement, &loads, num_groups, &nodes, price);
+            let found = cost(&placement);
+            let most = match price.is_infinite() {
+                true => cost(&hierarchical),
+                false => cost(&hierarchical).min(cost(&free)),
+            };
+            assert!(
+                found <= most * (1.0 + 1e-9),
+                "case {case}, price {price}: {found}, {most} without: {num_experts} experts in {num_groups} groups, \
+                 {width} slots on each of {num_ranks} ranks of {num_nodes} nodes, {loads:?}"
+            );
+            if price.is_infinite() {
+                assert!(figures(&placement, &loads, num_groups, &nodes).1 < 1e-12, "case {case}");
+            }
+        }
+    }
+}
+
+#[test]
+fn groups_by_the_dozen_leave_every_node_slots_to_spare() {
+    let mut random = Random(1);
+    let loads = zipf(256, 1.0, |limit| random.below(limit));
+    let shape = Shape::new(256, 288, 32).unwrap();
+    let nodes: Vec<u32> = (0..32).map(|rank| rank / 8).collect();
+    for num_groups in [32, 64, 128, 256] {
+        let hard =
+            SolveConfig { num_groups, num_nodes: 4, off_node_price: f64::INFINITY, ..SolveConfig::default() };
+        let (level, share) = figures(&placed(&hard, shape, &loads, 1), &loads, num_groups, &nodes);
+        assert!(
+            share < 1e-12 && level >= if num_groups == 32 { 0.95 } else { 0.99 },
+            "{num_groups}: {level}"
+        );
+        // DeepSeek's rule is at .77.
+        let hierarchical = SolveConfig { policy: Policy::DeepseekHierarchical, ..hard };
+        let of_deepseek = figures(&placed(&hierarchical, shape, &loads, 1), &loads, num_groups, &nodes).0;
+        assert!(of_deepseek < 0.8, "{of_deepseek}");
+    }
+}
+
 #[test]
 fn what_cannot_be_kept_at_home_is_refused() {
     let shape = Shape::new(8, 8, 4).unwrap();

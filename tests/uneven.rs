@@ -83,6 +83,24 @@ impl Instance {
 }
 
 #[test]
+fn as_many_slots_on_each_rank_are_as_if_not_given() {
+    let loads = [881.0, 86.0, 165.0];
+    let checked = Loads::new(&loads, &[0], 1, 3).unwrap();
+    let shape = Shape::new(3, 8, 4).unwrap();
+    for policy in Policy::ALL {
+        for off_node_price in [0.0, 1.0] {
+            let without = SolveConfig { policy, off_node_price, ..SolveConfig::default() };
+            let with = SolveConfig { slots_per_rank: Some(&[2; 4]), ..without };
+            assert_eq!(
+                solve(&with, shape, &checked, 1).unwrap(),
+                solve(&without, shape, &checked, 1).unwrap(),
+                "{policy}"
+            );
+        }
+    }
+}
+
+#[test]
 fn small_ones_reach_the_optimum_and_none_is_below_the_bound() {
     let (mut random, mut reached, mut all) = (Random(3), 0, 0);
     while all < 400 {

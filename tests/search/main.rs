@@ -22,6 +22,26 @@ fn a_joint_choice_of_counts_and_ranks_beats_the_greedies() {
     assert_eq!(instance.duplicates(&slots), 0);
 }
 
+/// Hot experts that need several ranks each, where the replicas that the greedy's counts give are so heavy that two of them on a rank
+/// are too much, and so many that they must meet.
+#[test]
+fn heavy_tails_that_stall_the_first_beginning_come_near_the_bound_from_another() {
+    for (num_experts, num_slots, num_ranks, exponent, most) in [
+        (57, 87, 29, 1.74, 1.02),
+        (103, 120, 15, 1.7, 1.001),
+        (256, 320, 64, 1.2, 1.001),
+        (128, 160, 32, 1.3, 1.01),
+        (512, 576, 64, 1.3, 1.001),
+    ] {
+        let loads = (1..=num_experts).map(|rank| (1e6 / (rank as f64).powf(exponent)).round()).collect();
+        let instance = Instance::new(num_experts, num_slots, num_ranks, loads);
+        let slots = instance.place(Policy::Search);
+        assert!(instance.cost(&slots) <= most * instance.bound(), "{}: {instance}", instance.cost(&slots));
+        assert_eq!(instance.duplicates(&slots), 0, "{instance}");
+        assert!(instance.greedy() > 1.04 * instance.bound(), "{}: {instance}", instance.greedy());
+    }
+}
+
 #[test]
 fn a_duplicate_where_it_pays_and_only_there() {
     // 60 | 40 1, of a mean of 50.5: with the spare slot for expert 0 on its own rank. Without a duplicate: 30 40 | 30 1.

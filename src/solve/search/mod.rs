@@ -57,8 +57,8 @@ const RECOUNT_DEPTH: usize = 2;
 const HEAVIEST: [f64; 8] = [1.0, 0.98, 0.95, 0.9, 0.85, 0.8, 0.7, 0.6];
 const OTHER_STARTS: usize = 2;
 
-/// How often a small placement that is to have no duplicates is changed by lot and improved again: where many ranks are the most
-/// loaded, no single step helps.
+/// How often a placement is changed by lot and improved again where it stalls, or is to have no duplicates: where many ranks are the
+/// most loaded, no single step helps.
 const KICKS: usize = 64;
 
 /// Changes at each of these times.
@@ -151,10 +151,12 @@ impl Search<'_> {
             }
         }
         let mut random = Random::new(0);
-        while !effort.is_over(best) {
+        for _ in 0..KICKS {
+            if effort.is_over(best) {
+                break;
+            }
             let mut kicked = best.clone();
             kick(&mut kicked, &mut random);
-            effort.spend(|looked_at| *looked_at += kicked.num_slots());
             effort.improve(&mut kicked);
             if kicked.cost() <= best.cost() {
                 *best = kicked;
