@@ -1177,10 +1177,12 @@ enum eplb_policy
    */
   EPLB_POLICY_DEEPSEEK_HIERARCHICAL = 3,
   /**
-   * Replica counts and ranks chosen together: exchanges of slots and changes of counts from a first placement on, until no
-   * placement can be better by more than one or two ten-thousandths or the effort is spent. Never above EPLB_POLICY_TRTLLM and
-   * EPLB_POLICY_DEEPSEEK_GLOBAL, and an expert twice on a rank only where it finds nothing as good otherwise. Of several
-   * samples it levels each: the mean over samples of the most loaded rank's load over the mean rank load.
+   * Replica counts and ranks chosen together: exchanges of slots and changes of counts from a first placement on, and from
+   * others where that does not end near the certificate, until no placement can be better by more than one or two
+   * ten-thousandths, nothing helps, or the effort is spent. Of several samples it levels each: the mean over samples of the most
+   * loaded rank's load over the mean rank load. In that, unless another objective, nodes or unequal ranks are asked for, it
+   * is never above EPLB_POLICY_TRTLLM and EPLB_POLICY_DEEPSEEK_GLOBAL. An expert is twice on a rank only where the search finds
+   * nothing as good otherwise.
    */
   EPLB_POLICY_SEARCH = 4,
 };
@@ -1198,13 +1200,15 @@ enum eplb_objective
   : int32_t
 #endif // defined(__cplusplus) || __STDC_VERSION__ >= 202311L
  {
-  /** Evenly, as all routes but EPLB_ROUTE_LEAST_LOADED do: the most loaded rank's load over the mean rank load. */
+  /** Evenly, as EPLB_ROUTE_ROUND_ROBIN and EPLB_ROUTE_TOKEN_HASH do: the most loaded rank's load over the mean rank load. */
   EPLB_OBJECTIVE_EVEN_SPLIT = 0,
   /**
-   * By need, as EPLB_ROUTE_LEAST_LOADED does: the same in the best possible split, where loads have drifted from the planned ones.
+   * By need, as EPLB_ROUTE_LEAST_LOADED does, the default of routing: the same in the best possible split, where loads have
+   * drifted from the planned ones.
    * Replicas then link ranks such that load can flow to wherever it turns out too small. The even split of the planned
    * loads stays within a hundredth of what EPLB_OBJECTIVE_EVEN_SPLIT finds, for times when the engine has to fall back to
-   * it. Takes about a hundred times as long: 20 to 40 ms for a layer of 256 experts. Not with an off_node_price.
+   * it. Takes some hundred times as long, 20 to 40 ms for a layer of 256 experts, which is why it is not the default. Not with
+   * an off_node_price.
    */
   EPLB_OBJECTIVE_BEST_SPLIT = 1,
 };
@@ -1236,8 +1240,9 @@ typedef struct eplb_solve_config {
   /** Nodes, of consecutive ranks and equally large; 0: one. As num_groups. */
   uint32_t num_nodes;
   /**
-   * How many exchanges, about, EPLB_POLICY_SEARCH looks at for each slot before it is content with what it has; 0: 200,
-   * beyond which there is little to gain. Not time, so that results repeat.
+   * How many exchanges, about, EPLB_POLICY_SEARCH looks at for each slot before it is content with what it has, and again as
+   * many where that is far from the certificate; 0: 200, beyond which there is mostly little to gain. Not time, so that
+   * results repeat.
    */
   size_t effort;
   /**

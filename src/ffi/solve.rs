@@ -35,10 +35,12 @@ pub enum eplb_policy {
     /// the experts over the groups and the ranks over the nodes. A group's load is the float32 sum of its experts, one
     /// after the other.
     DeepseekHierarchical = 3,
-    /// Replica counts and ranks chosen together: exchanges of slots and changes of counts from a first placement on, until no
-    /// placement can be better by more than one or two ten-thousandths or the effort is spent. Never above EPLB_POLICY_TRTLLM and
-    /// EPLB_POLICY_DEEPSEEK_GLOBAL, and an expert twice on a rank only where it finds nothing as good otherwise. Of several
-    /// samples it levels each: the mean over samples of the most loaded rank's load over the mean rank load.
+    /// Replica counts and ranks chosen together: exchanges of slots and changes of counts from a first placement on, and from
+    /// others where that does not end near the certificate, until no placement can be better by more than one or two
+    /// ten-thousandths, nothing helps, or the effort is spent. Of several samples it levels each: the mean over samples of the most
+    /// loaded rank's load over the mean rank load. In that, unless another objective, nodes or unequal ranks are asked for, it
+    /// is never above EPLB_POLICY_TRTLLM and EPLB_POLICY_DEEPSEEK_GLOBAL. An expert is twice on a rank only where the search finds
+    /// nothing as good otherwise.
     Search = 4,
 }
 
@@ -46,12 +48,14 @@ pub enum eplb_policy {
 #[repr(i32)]
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub enum eplb_objective {
-    /// Evenly, as all routes but EPLB_ROUTE_LEAST_LOADED do: the most loaded rank's load over the mean rank load.
+    /// Evenly, as EPLB_ROUTE_ROUND_ROBIN and EPLB_ROUTE_TOKEN_HASH do: the most loaded rank's load over the mean rank load.
     EvenSplit = 0,
-    /// By need, as EPLB_ROUTE_LEAST_LOADED does: the same in the best possible split, where loads have drifted from the planned ones.
+    /// By need, as EPLB_ROUTE_LEAST_LOADED does, the default of routing: the same in the best possible split, where loads have
+    /// drifted from the planned ones.
     /// Replicas then link ranks such that load can flow to wherever it turns out too small. The even split of the planned
     /// loads stays within a hundredth of what EPLB_OBJECTIVE_EVEN_SPLIT finds, for times when the engine has to fall back to
-    /// it. Takes about a hundred times as long: 20 to 40 ms for a layer of 256 experts. Not with an off_node_price.
+    /// it. Takes some hundred times as long, 20 to 40 ms for a layer of 256 experts, which is why it is not the default. Not with
+    /// an off_node_price.
     BestSplit = 1,
 }
 
@@ -157,8 +161,9 @@ pub struct eplb_solve_config {
     pub num_groups: u32,
     /// Nodes, of consecutive ranks and equally large; 0: one. As num_groups.
     pub num_nodes: u32,
-    /// How many exchanges, about, EPLB_POLICY_SEARCH looks at for each slot before it is content with what it has; 0: 200,
-    /// beyond which there is little to gain. Not time, so that results repeat.
+    /// How many exchanges, about, EPLB_POLICY_SEARCH looks at for each slot before it is content with what it has, and again as
+    /// many where that is far from the certificate; 0: 200, beyond which there is mostly little to gain. Not time, so that
+    /// results repeat.
     pub effort: usize,
     /// In place of num_nodes, for EPLB_POLICY_SEARCH: the node of each rank, int32 [num_ranks], any ids, nodes of any size;
     /// NULL: as num_nodes says.

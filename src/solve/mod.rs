@@ -48,10 +48,11 @@ pub enum Policy {
     /// The same for models whose tokens are limited to a few expert groups: whole groups are packed onto nodes, and each
     /// node places its experts on its own ranks.
     DeepseekHierarchical,
-    /// Counts and ranks chosen together: exchanges of slots and changes of counts from a first placement on, until no placement can be better by more than
-    /// one or two ten-thousandths or the effort is spent. Never above the greedies, and an expert twice on a rank only where
-    /// the search finds nothing as good as the greedies otherwise. With several samples, the mean over them of the most loaded rank's load
-    /// over the mean.
+    /// Counts and ranks chosen together: exchanges of slots and changes of counts from a first placement on, and from others where
+    /// that does not end near [`lower_bound`], until no placement can be better by more than one or two ten-thousandths, nothing
+    /// helps, or the effort is spent. Of several samples, the mean over them of the most loaded rank's load over the mean. In that,
+    /// unless another objective, nodes or unequal ranks are asked for, never above the greedies. An expert is twice on a rank only
+    /// where the search finds nothing as good otherwise.
     #[default]
     Search,
 }
@@ -170,8 +171,8 @@ pub struct SolveConfig<'a> {
     /// For [`Policy::Search`]: the slots of each rank, `[num_ranks]`, the largest as many as the shape's; see
     /// [`Placement::uneven`]. `None` for as many on each.
     pub slots_per_rank: Option<&'a [u32]>,
-    /// How many exchanges, about, [`Policy::Search`] looks at for each slot before it is content with what it has. Not
-    /// time, so that results repeat.
+    /// How many exchanges, about, [`Policy::Search`] looks at for each slot before it is content with what it has, and again as many
+    /// where that is far from [`lower_bound`]. Not time, so that results repeat.
     pub effort: usize,
 }
 

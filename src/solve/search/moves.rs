@@ -44,7 +44,7 @@ pub(super) fn exchange(state: &State, looked_at: &mut usize) -> Option<Exchange>
     let mut best = Best::new(load, state);
     for &rank in state.order() {
         let (rank, other_load) = (rank as usize, state.rank_loads(rank as usize)[0]);
-        if other_load >= best.load || best.is_good_enough() || rank == hottest {
+        if best.is_out_of_reach(load, other_load) || best.is_good_enough() || rank == hottest {
             break;
         }
         if !state.are_on_one_node(rank, hottest) {
@@ -84,7 +84,7 @@ pub(super) fn exchange_of_two(state: &State, looked_at: &mut usize) -> Option<Ex
     let mut best = Best::new(load, state);
     for &rank in state.order() {
         let (rank, other_load) = (rank as usize, state.rank_loads(rank as usize)[0]);
-        if other_load >= best.load || best.is_good_enough() || rank == hottest {
+        if best.is_out_of_reach(load, other_load) || best.is_good_enough() || rank == hottest {
             break;
         }
         if !state.are_on_one_node(rank, hottest) {
@@ -131,6 +131,11 @@ impl Best {
 
     fn is_good_enough(&self) -> bool {
         self.load <= self.enough
+    }
+
+    /// Whether no exchange between ranks of these loads is better: one of them keeps half of both at least.
+    fn is_out_of_reach(&self, load: f64, other_load: f64) -> bool {
+        (load + other_load) / 2.0 >= self.load
     }
 
     #[inline(always)]
