@@ -163,7 +163,7 @@ fn what_is_planned_for_the_best_split_is_shown_by_the_best_split_too() {
     assert!(!even_text.contains("best split") && !even_text.contains("all alike"), "{even_text}");
     assert_eq!(row(&even_text, "average").len(), 4);
     // It is what the objective makes smaller.
-    assert!(best_split < 0.5 * figure(&even, "best_split_imbalance_ratio"), "{best_split} {even}");
+    assert!(best_split < 0.9 * figure(&even, "best_split_imbalance_ratio"), "{best_split} {even}");
     assert!(generated("--quantile 0.5").0.contains("planned\nfor, all alike: no placement"));
 }
 
