@@ -13,10 +13,10 @@ use eplb::stats::{Dump, LoadOptions};
 const LAYERS: u64 = 58;
 
 /// Loads that fall off like `1 / rank^exponent`, shuffled in each layer as in `benches/solve.rs`.
-fn zipf(exponent: f64) -> Vec<f64> {
+fn zipf(num_layers: u64, num_experts: u32, exponent: f64) -> Vec<f64> {
     let of_layer = |layer: u64| {
         let mut loads: Vec<f64> =
-            (1..=256).map(|rank| (1e6 / f64::from(rank).powf(exponent)).round()).collect();
+            (1..=num_experts).map(|rank| (1e6 / f64::from(rank).powf(exponent)).round()).collect();
         let mut state = layer;
         for i in (1..loads.len()).rev() {
             state = state.wrapping_mul(6_364_136_223_846_793_005).wrapping_add(1_442_695_040_888_963_407);
@@ -24,7 +24,7 @@ fn zipf(exponent: f64) -> Vec<f64> {
         }
         loads
     };
-    (0..LAYERS).flat_map(of_layer).collect()
+    (0..num_layers).flat_map(of_layer).collect()
 }
 
 /// `[layers][samples][experts]`
@@ -103,6 +103,46 @@ fn nodes(loads: &[f64]) {
     }
 }
 
+/// Loads so uneven that the hottest experts need several ranks each.
+fn heavy_tails() {
+    println!("\n| experts, slots/ranks, zipf, the mean of 6 layers | trtllm | search |\n|---|---|---|");
+    for (num_experts, num_slots, num_ranks, exponent) in
+        [(57, 87, 29, 1.74), (103, 120, 15, 1.7), (128, 160, 32, 1.3), (512, 576, 64, 1.3)]
+    {
+        let loads = zipf(6, num_experts, exponent);
+        let case = Case { name: "zipf", num_experts: num_experts as usize, num_slots, num_ranks };
+        let level = |policy| case.balancedness(&case.place(policy, &loads, 1), &loads, 1);
+        println!(
+            "| {num_experts}, {num_slots}/{num_ranks}, {exponent} | {:.4} | {:.4} |",
+            level(Policy::Trtllm),
+            level(Policy::Search)
+        );
+    }
+}
+
+/// Many small groups on 4 nodes, none of which may leave its home.
+fn groups() {
+    println!("\n| groups, zipf 1.0, 288/32 | deepseek-hierarchical | search, price inf |\n|---|---|---|");
+    let loads = zipf(6, 256, 1.0);
+    let layers: Vec<u32> = (0..6).collect();
+    let checked = Loads::new(&loads, &layers, 1, 256).unwrap();
+    let shape = Shape::new(256, 288, 32).unwrap();
+    let case = Case { name: "zipf", num_experts: 256, num_slots: 288, num_ranks: 32 };
+    for num_groups in [8, 16, 32, 64, 128] {
+        let [hierarchical, search] = [Policy::DeepseekHierarchical, Policy::Search].map(|policy| {
+            let config = SolveConfig {
+                policy,
+                num_groups,
+                num_nodes: 4,
+                off_node_price: f64::INFINITY,
+                ..SolveConfig::default()
+            };
+            case.balancedness(&solve(&config, shape, &checked, 1).unwrap(), &loads, 1)
+        });
+        println!("| {num_groups} | {hierarchical:.4} | {search:.4} |");
+    }
+}
+
 /// Planned on prompts of 1,024 tokens and measured on prompts of 4,096: what each step towards the best split gives.
 fn later(planned: &[f64], measured: &[f64]) {
     println!(
@@ -154,7 +194,7 @@ fn main() {
         ("zipf 1.0", 1.0, 288, 36),
         ("zipf 1.0", 1.0, 320, 8),
     ] {
-        Case { name, num_experts: 256, num_slots, num_ranks }.row(&zipf(exponent));
+        Case { name, num_experts: 256, num_slots, num_ranks }.row(&zipf(LAYERS, 256, exponent));
     }
     let extra = std::env::var_os("EPLB_EXTRA_DATA").map(|folder| Path::new(&folder).join("dumps"));
     if let Some(dumps) = &extra {
@@ -165,7 +205,8 @@ fn main() {
             Case { name, num_experts: 256, num_slots, num_ranks }.row(&loads);
         }
     }
-
+    heavy_tails();
+    groups();
     if let Some(dumps) = &extra {
         let loads = recorded(&dumps.join("dsv3-prefill"), 0, 1, 1);
         nodes(&loads);

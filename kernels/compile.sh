@@ -2,9 +2,9 @@
 # Compiles the kernels: compile.sh NVCC OUT, into OUT/eplb.fatbin and OUT/eplb.ptx. build.rs runs it, and so does
 # scripts/check_kernels.sh, which holds prebuilt/ against it.
 #
-# The fatbin has machine code for A100, H100/H200 and B200, and PTX for any other GPU since the A100. The same PTX by itself is
-# for drivers that refuse the fatbin because its machine code is newer than they are: nvcc writes the PTX version of its own
-# day, but these kernels use nothing newer than 7.0 (CUDA 11.0), which ptxas checks.
+# The fatbin has machine code for A100, H100/H200 and B200. The PTX by itself is for any other GPU since the A100, and for drivers
+# that refuse the fatbin because its machine code is newer than they are: nvcc writes the PTX version of its own day, but these
+# kernels use nothing newer than 7.0 (CUDA 11.0), which ptxas checks.
 set -eu
 nvcc=$1 out=$2
 here=$(dirname "$0")
@@ -19,7 +19,7 @@ compile -ptx -arch=compute_80 -o "$work/new.ptx"
 sed -e 's/^\.version .*/.version 7.0/' -e '/^[[:space:]]*\.pragma "used_bytes_mask/d' "$work/new.ptx" >"$out/eplb.ptx"
 "$bin/ptxas" -arch=sm_80 -o /dev/null "$out/eplb.ptx"
 
-images="--image3=kind=ptx,sm=80,file=$out/eplb.ptx"
+images=''
 for arch in 80 90 100; do
     compile -cubin -arch=sm_$arch -o "$work/sm_$arch.cubin"
     images="$images --image3=kind=elf,sm=$arch,file=$work/sm_$arch.cubin"
