@@ -39,7 +39,7 @@ pub(super) fn counts(loads: &[f64], num_slots: usize, num_ranks: usize) -> Vec<u
 
 /// As [`counts`], but no more slots than it takes to have all replicas at most `most` go to experts whose replicas would stay
 /// above half of that: two such replicas cannot share a rank, so there is no use in more of them. `None` where the slots are too
-/// few, or an expert would have to be on a rank twice.
+/// few or none may have the last ones, or where an expert would have to be on a rank twice.
 pub(super) fn counts_below(loads: &[f64], num_slots: usize, num_ranks: usize, most: f64) -> Option<Vec<u32>> {
     let needed = |&load: &f64| (load / most).ceil().max(1.0);
     if loads.iter().map(needed).sum::<f64>() > num_slots as f64
