@@ -36,8 +36,8 @@ pub enum eplb_policy {
     /// after the other.
     DeepseekHierarchical = 3,
     /// Replica counts and ranks chosen together: exchanges of slots and changes of counts from a first placement on, and from
-    /// others where that does not end near the certificate, until no placement can be better by more than one or two
-    /// ten-thousandths, nothing helps, or the effort is spent. Of several samples it levels each: the mean over samples of the most
+    /// others where that does not end near the lower bound that no placement is below, until none can be better by more than
+    /// one or two ten-thousandths, nothing helps, or the effort is spent. Of several samples it levels each: the mean over samples of the most
     /// loaded rank's load over the mean rank load. In that, unless another objective, nodes or unequal ranks are asked for, it
     /// is never above EPLB_POLICY_TRTLLM and EPLB_POLICY_DEEPSEEK_GLOBAL. An expert is twice on a rank only where the search finds
     /// nothing as good otherwise.
@@ -54,7 +54,7 @@ pub enum eplb_objective {
     /// drifted from the planned ones.
     /// Replicas then link ranks such that load can flow to wherever it turns out too small. The even split of the planned
     /// loads stays within a hundredth of what EPLB_OBJECTIVE_EVEN_SPLIT finds, for times when the engine has to fall back to
-    /// it. Takes some hundred times as long, 20 to 40 ms for a layer of 256 experts, which is why it is not the default. Not with
+    /// it. Takes some hundreds of times as long, 20 to 40 ms for a layer of 256 experts, which is why it is not the default. Not with
     /// an off_node_price.
     BestSplit = 1,
 }
@@ -162,7 +162,7 @@ pub struct eplb_solve_config {
     /// Nodes, of consecutive ranks and equally large; 0: one. As num_groups.
     pub num_nodes: u32,
     /// How many exchanges, about, EPLB_POLICY_SEARCH looks at for each slot before it is content with what it has, and again as
-    /// many where that is far from the certificate; 0: 200, beyond which there is mostly little to gain. Not time, so that
+    /// many where that is far above the lower bound; 0: 200, beyond which there is mostly little to gain. Not time, so that
     /// results repeat.
     pub effort: usize,
     /// In place of num_nodes, for EPLB_POLICY_SEARCH: the node of each rank, int32 [num_ranks], any ids, nodes of any size;
