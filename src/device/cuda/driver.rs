@@ -101,10 +101,45 @@ fn library() -> std::result::Result<&'static Library, Cow<'static, str>> {
     Err("no libcuda.so.1 is installed".into())
 }
 
+/// Whether this program is linked statically. The dlopen of such a program would bring a second C library into the process.
+fn is_static_program() -> bool {
+    #[cfg(target_os = "linux")]
+    {
+        // SAFETY: the callback reads what the C library passes, and gets no data of its own.
+        unsafe { libc::dl_iterate_phdr(Some(has_interpreter), std::ptr::null_mut()) == NO_INTERPRETER }
+    }
+    #[cfg(not(target_os = "linux"))]
+    false
+}
+
+/// What the callbacks return, not 0: that would ask for the next object.
+#[cfg(target_os = "linux")]
+const INTERPRETER: c_int = 1;
+#[cfg(target_os = "linux")]
+const NO_INTERPRETER: c_int = 2;
+
+/// Whether the first object, which is the program, names a dynamic linker. A dynamic program does, even if started as an argument of
+/// its dynamic linker. A static program does not, even if it is position-independent.
+#[cfg(target_os = "linux")]
+unsafe extern "C" fn has_interpreter(program: *mut libc::dl_phdr_info, _: usize, _: *mut c_void) -> c_int {
+    // SAFETY: the C library passes an object that lives during the call.
+    let program = unsafe { &*program };
+    // SAFETY: as above; these are the object's program headers.
+    let headers = unsafe { std::slice::from_raw_parts(program.dlpi_phdr, program.dlpi_phnum.into()) };
+    if headers.iter().any(|header| header.p_type == libc::PT_INTERP) { INTERPRETER } else { NO_INTERPRETER }
+}
+
 impl Driver {
     /// The driver of this machine, initialised and new enough.
     pub fn get() -> Result<&'static Driver> {
         static DRIVER: OnceLock<std::result::Result<Driver, Cow<'static, str>>> = OnceLock::new();
+        if is_static_program() {
+            return Err(Error::NoDriver(
+                "no CUDA driver can be used: this program is linked statically, and only a dynamic one can load the driver; \
+                 link it dynamically, or use EPLB_DEVICE_HOST"
+                    .into(),
+            ));
+        }
         let found = DRIVER.get_or_init(Driver::find);
         let driver = found.as_ref().map_err(|why| no_driver(why))?;
         // SAFETY: takes flags, of which there are none; may be called any number of times.
@@ -158,4 +193,13 @@ fn no_driver(why: &str) -> Error {
     Error::NoDriver(format!(
         "no CUDA driver can be used: {why}; install NVIDIA's driver 525 or newer, or use EPLB_DEVICE_HOST"
     ))
+}
+
+// scripts/check_static.sh tests static programs.
+#[cfg(all(test, target_os = "linux"))]
+mod tests {
+    #[test]
+    fn dynamic_program_may_load_the_driver() {
+        assert!(!super::is_static_program());
+    }
 }
