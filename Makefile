@@ -9,7 +9,7 @@ CPP_TESTS_NEED := cmake:cmake g++:g++ libgtest-dev:/usr/include/gtest/gtest.h va
 	nlohmann-json3-dev:/usr/include/nlohmann/json.hpp openmpi-bin:mpirun libopenmpi-dev:mpicxx
 
 VERSION := $(shell sed -n 's/^version = "\(.*\)"/\1/p' Cargo.toml | head -n 1)
-SONAME := libeplb.so.$(firstword $(subst ., ,$(VERSION)))
+SONAME := libeplb.so.$(shell sed -n 's/^\#define EPLB_ABI_VERSION //p' include/eplb.h)
 
 PREFIX ?= /usr/local
 LIBDIR ?= lib

@@ -9,11 +9,22 @@ use std::process::Command;
 fn main() {
     println!("cargo:rerun-if-changed=build.rs");
     let is_linux = env::var("CARGO_CFG_TARGET_OS").is_ok_and(|os| os == "linux");
-    if let (true, Ok(major)) = (is_linux, env::var("CARGO_PKG_VERSION_MAJOR")) {
-        // So that the dynamic linker tells incompatible versions apart.
-        println!("cargo:rustc-cdylib-link-arg=-Wl,-soname,libeplb.so.{major}");
+    if is_linux {
+        // The dynamic linker then never loads a library with an incompatible interface.
+        println!("cargo:rustc-cdylib-link-arg=-Wl,-soname,libeplb.so.{}", abi_version());
     }
     kernels();
+}
+
+/// EPLB_ABI_VERSION. A build script cannot use the crate that it builds, so it reads the source.
+fn abi_version() -> u32 {
+    const SOURCE: &str = "src/ffi/library.rs";
+    println!("cargo:rerun-if-changed={SOURCE}");
+    let source = fs::read_to_string(SOURCE).expect(SOURCE);
+    let value = source.lines().find_map(|line| {
+        line.strip_prefix("pub const EPLB_ABI_VERSION: u32 = ")?.strip_suffix(';')?.parse().ok()
+    });
+    value.unwrap_or_else(|| panic!("{SOURCE} does not define EPLB_ABI_VERSION as a number"))
 }
 
 /// Puts `eplb.fatbin` and `eplb.ptx` into OUT_DIR.

@@ -22,8 +22,9 @@ trap 'rm -rf "$work"' EXIT
         sed -E 's/^(void eplb.*)$/\1 {}/; t; s/$/ { return {}; }/'
     echo '}'
 } >"$work/stubs.cpp"
+abi_version=$(sed -n 's/^#define EPLB_ABI_VERSION //p' include/eplb.h)
 g++ -std=c++17 -shared -fPIC -g -fno-eliminate-unused-debug-types -Wno-unused-parameter -Iinclude \
-    -ffile-prefix-map="$work=." -ffile-prefix-map="$PWD=." -Wl,-soname,libeplb.so.0 "$work/stubs.cpp" -o "$work/libeplb.so"
+    -ffile-prefix-map="$work=." -ffile-prefix-map="$PWD=." -Wl,-soname,"libeplb.so.$abi_version" "$work/stubs.cpp" -o "$work/libeplb.so"
 abidw --load-all-types --headers-dir include --drop-private-types --no-show-locs --no-comp-dir-path \
     --no-corpus-path --no-elf-needed "$work/libeplb.so" >"$work/now.abi"
 
