@@ -4,7 +4,7 @@ MAKEFLAGS += --no-print-directory
 CARGO := cargo
 PROGRAM := target/release/eplb
 CPP_SOURCES := $(wildcard include/*.hpp kernels/*.cu kernels/*.cuh $(addprefix cpp_tests/,*.cpp *.h */*.cpp */*.c */*.h */*.cu) \
-	$(addprefix examples/*/,*.c *.cpp *.h */*.cpp */*.h))
+	$(addprefix examples/*/,*.c *.cpp *.h */*.cpp */*.h) tests/linking/*.c tests/linking/*.h)
 CPP_TESTS_NEED := cmake:cmake g++:g++ libgtest-dev:/usr/include/gtest/gtest.h valgrind:valgrind \
 	nlohmann-json3-dev:/usr/include/nlohmann/json.hpp openmpi-bin:mpirun libopenmpi-dev:mpicxx
 
@@ -14,15 +14,19 @@ SONAME := libeplb.so.$(shell sed -n 's/^\#define EPLB_ABI_VERSION //p' include/e
 PREFIX ?= /usr/local
 LIBDIR ?= lib
 TREE = $(DESTDIR)$(PREFIX)
+# What `make install` installs, and what `make dist` has built for older systems.
+SHARED := target/release/libeplb.so
+STATIC := build/lib/libeplb.a
 # From the folder of the pkg-config file to PREFIX, so that an installed tree may be moved.
 UP = $(shell realpath -ms --relative-to=/x/$(LIBDIR)/pkgconfig /x)
 FILL = sed -e 's|@VERSION@|$(VERSION)|g' -e 's|@SONAME@|$(SONAME)|g' -e 's|@LIBDIR@|$(LIBDIR)|g' -e 's|@UP@|$(UP)|g'
 
-.PHONY: build demo test bench gpu-bundle install gates doc header format check clean help
+.PHONY: build demo test bench gpu-bundle install install-built gates doc header format check clean help
 
-build: ## the library (target/release/libeplb.so and .a) and the program eplb
+build: ## the library (target/release/libeplb.so, build/lib/libeplb.a) and the program eplb
 	@scripts/need.sh gcc:cc
 	$(CARGO) build --locked --release --features cli
+	scripts/prelink.sh target/release/libeplb.a build/lib/libeplb.a
 
 demo: ## the three steps with a real model on 8 ranks: the engine of examples/moe_engine, against an installed eplb
 	@scripts/need.sh cmake:cmake g++:g++ nlohmann-json3-dev:/usr/include/nlohmann/json.hpp
@@ -51,16 +55,19 @@ bench: ## the figures of docs/benchmarks.md
 gpu-bundle: ## build/gpu-bundle: device tests and a benchmark for a machine that has a GPU and nothing else; run its run.sh
 	scripts/gpu_bundle.sh
 
-install: build ## under $(DESTDIR)$(PREFIX), /usr/local by default: headers, libraries, program, manual, CMake and pkg-config files
-	install -d "$(TREE)/include" "$(TREE)/bin" "$(TREE)/share/man/man1" \
+install: build ## under $(DESTDIR)$(PREFIX), /usr/local by default: headers, libraries, program, manual, licences, CMake and pkg-config files
+	@$(MAKE) install-built
+
+install-built:
+	install -d "$(TREE)/include" "$(TREE)/bin" "$(TREE)/share/man/man1" "$(TREE)/share/doc/eplb" \
 		"$(TREE)/$(LIBDIR)/pkgconfig" "$(TREE)/$(LIBDIR)/cmake/eplb"
-	install -m 644 include/eplb.h include/eplb.hpp "$(TREE)/include"
-	install -m 755 target/release/libeplb.so "$(TREE)/$(LIBDIR)/libeplb.so.$(VERSION)"
-	ln -sf libeplb.so.$(VERSION) "$(TREE)/$(LIBDIR)/$(SONAME)"
+	install -m 644 include/*.h include/*.hpp "$(TREE)/include"
+	install -m 755 $(SHARED) "$(TREE)/$(LIBDIR)/$(SONAME)"
 	ln -sf $(SONAME) "$(TREE)/$(LIBDIR)/libeplb.so"
-	install -m 644 target/release/libeplb.a "$(TREE)/$(LIBDIR)"
+	install -m 644 $(STATIC) "$(TREE)/$(LIBDIR)"
 	install -m 755 $(PROGRAM) "$(TREE)/bin"
 	$(PROGRAM) man "$(TREE)/share/man/man1"
+	install -m 644 LICENSE NOTICE packaging/THIRD-PARTY "$(TREE)/share/doc/eplb"
 	$(FILL) packaging/eplb.pc.in >"$(TREE)/$(LIBDIR)/pkgconfig/eplb.pc"
 	$(FILL) packaging/eplbConfig.cmake.in >"$(TREE)/$(LIBDIR)/cmake/eplb/eplbConfig.cmake"
 	$(FILL) packaging/eplbConfigVersion.cmake.in >"$(TREE)/$(LIBDIR)/cmake/eplb/eplbConfigVersion.cmake"
@@ -78,7 +85,7 @@ format: ## formats Rust, C and C++
 	$(CARGO) fmt
 	clang-format -i $(CPP_SOURCES)
 
-gates: build doc ## what the header promises: languages, symbols, ABI, layouts, sanitizers, the installed tree
+gates: build doc ## what the headers promise: languages, symbols, ABI, layouts, sanitizers, linking, the installed tree
 	@scripts/need.sh g++:g++ clang:clang cmake:cmake pkg-config:pkg-config strace:strace \
 		abigail-tools:abidw libgtest-dev:/usr/include/gtest/gtest.h valgrind:valgrind \
 		nlohmann-json3-dev:/usr/include/nlohmann/json.hpp
@@ -87,6 +94,7 @@ gates: build doc ## what the header promises: languages, symbols, ABI, layouts, 
 	scripts/check_abi.sh
 	$(CARGO) run --locked --quiet --manifest-path abi_tests/Cargo.toml --target-dir target/abi_tests
 	scripts/check_install.sh
+	scripts/check_static.sh
 	cmake -S cpp_tests -B build/sanitize -DEPLB_SANITIZE=ON -Wno-dev >/dev/null
 	cmake --build build/sanitize -j 2
 	ctest --test-dir build/sanitize -j 2 --output-on-failure

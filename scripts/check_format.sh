@@ -5,8 +5,8 @@ cd "$(dirname "$0")/.."
 work=build/check_format
 rm -rf "$work"
 mkdir -p "$work"
-cargo build --quiet --locked --release --features cli
-cc -std=c99 -Iinclude examples/collect_c/main.c -o "$work/collect_c" target/release/libeplb.a -lm -lpthread -ldl
+make -s build
+cc -std=c99 -Iinclude examples/collect_c/main.c -o "$work/collect_c" build/lib/libeplb.a -lm -lpthread -ldl
 EXPERT_STATISTIC_ITER_RANGE=100-200 EXPERT_STATISTIC_PATH=$work/dump "$work/collect_c" >"$work/out.txt"
 grep -qx "rank 3: 28584 ids counted in iterations 100..200, 29016 of padding" "$work/out.txt"
 python=$(scripts/python.sh)
