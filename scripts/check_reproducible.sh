@@ -1,17 +1,15 @@
 #!/bin/sh
-# What ships, built here, and built in a folder of another name: the same bytes.
+# What ships, built here, and built in a folder of another name as a part of another project: the same bytes.
 set -eu
 cd "$(dirname "$0")/.."
-work=$PWD/build/check_reproducible
-rm -rf "$work"
-
-mkdir -p "$work/another-folder"
-git ls-files -z Cargo.toml Cargo.lock build.rs kernels src benches tests | xargs -0 cp --parents -t "$work/another-folder"
-for folder in . "$work/another-folder"; do
-    (cd "$folder" && cargo build --quiet --locked --release --features cli)
-done
-for file in libeplb.so libeplb.a eplb; do
-    cmp "target/release/$file" "$work/another-folder/target/release/$file"
-    echo "$file: the same $(stat -c %s "target/release/$file") bytes from both builds"
-done
-rm -rf "$work"
+make -s build
+scripts/check_submodule.sh
+other=build/check_submodule/make/eplb
+compare() { # FILE OTHER
+    cmp "$1" "$2"
+    echo "${1##*/}: the same $(stat -c %s "$1") bytes from both builds"
+}
+compare target/release/eplb $other/target/release/eplb
+compare target/release/libeplb.so $other/lib/libeplb.so
+compare build/lib/libeplb.a $other/lib/libeplb.a
+rm -rf build/check_submodule

@@ -20,6 +20,9 @@ done
 
 if [ "$(id -u)" = 0 ] && command -v apt-get >/dev/null; then
     echo "installing$missing"
+    # Two at a time fail on apt's locks.
+    exec 9<"$0"
+    flock 9
     apt-get update -qq
     # shellcheck disable=SC2086
     DEBIAN_FRONTEND=noninteractive apt-get install -y -qq $missing >/dev/null
