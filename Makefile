@@ -21,7 +21,7 @@ STATIC := build/lib/libeplb.a
 UP = $(shell realpath -ms --relative-to=/x/$(LIBDIR)/pkgconfig /x)
 FILL = sed -e 's|@VERSION@|$(VERSION)|g' -e 's|@SONAME@|$(SONAME)|g' -e 's|@LIBDIR@|$(LIBDIR)|g' -e 's|@UP@|$(UP)|g'
 
-.PHONY: build demo test bench gpu-bundle install install-built gates doc header format check clean help
+.PHONY: build demo test bench gpu-bundle install install-built dist gates doc header format check clean help
 
 build: ## the library (target/release/libeplb.so, build/lib/libeplb.a) and the program eplb
 	@scripts/need.sh gcc:cc
@@ -71,6 +71,9 @@ install-built:
 	$(FILL) packaging/eplb.pc.in >"$(TREE)/$(LIBDIR)/pkgconfig/eplb.pc"
 	$(FILL) packaging/eplbConfig.cmake.in >"$(TREE)/$(LIBDIR)/cmake/eplb/eplbConfig.cmake"
 	$(FILL) packaging/eplbConfigVersion.cmake.in >"$(TREE)/$(LIBDIR)/cmake/eplb/eplbConfigVersion.cmake"
+
+dist: ## build/dist/eplb-VERSION-linux-MACHINE.tar.gz: the installed tree, for glibc 2.17 and newer
+	scripts/dist.sh
 
 doc: ## the documentation of the C interface, in build/doc/html; anything undocumented is an error
 	@scripts/need.sh doxygen:doxygen
