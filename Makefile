@@ -14,7 +14,7 @@ SONAME := libeplb.so.$(shell sed -n 's/^\#define EPLB_ABI_VERSION //p' include/e
 PREFIX ?= /usr/local
 LIBDIR ?= lib
 TREE = $(DESTDIR)$(PREFIX)
-# What `make install` installs, and what `make dist` has built for older systems.
+# The files to install; `make dist` passes those that it built for older systems.
 SHARED := target/release/libeplb.so
 STATIC := build/lib/libeplb.a
 # From the folder of the pkg-config file to PREFIX, so that an installed tree may be moved.

@@ -1,7 +1,7 @@
 #!/bin/sh
 # Links build/lib/libeplb.a as hosts do: beside another Rust static library built in several ways, in programs and in
-# plugins, dynamic and static. Checks which symbols it has, its size, and that a static program reports that CUDA is not to
-# be had. $RUSTC_SECOND compiles the other library: another version than eplb's shows more.
+# plugins, dynamic and static. Checks its symbols and its size. Checks that a static program reports why it has no CUDA.
+# $RUSTC_SECOND compiles the other library; a rustc of another version than eplb's tests more.
 set -eu
 cd "$(dirname "$0")/.."
 work=$PWD/build/check_static
@@ -26,7 +26,7 @@ size=$(stat -c %s "$library")
 [ "$size" -lt 10000000 ] || fail "libeplb.a has $size bytes"
 echo "libeplb.a: $(wc -l <"$work/defined") functions of the headers and no other global symbol, $size bytes"
 
-# What the host has anyway: the C library's symbols and the unwinder's. Weak ones may be missing.
+# Every program has these: the C library's symbols and the unwinder's. Weak ones may be missing.
 nm --undefined-only "$library" | awk '$1 == "U" { print $2 }' | sort -u >"$work/undefined"
 for file in libc.so.6 libm.so.6 libgcc_s.so.1 ld-linux-x86-64.so.2; do
     nm -D --defined-only "$(cc -print-file-name=$file)" | awk '{ sub(/@.*/, "", $3); print $3 }'
@@ -46,7 +46,7 @@ run() {
     }
 }
 
-# The other library in other hosts' ways, with each order on the link line.
+# Compiles the other library and links it before and after eplb.
 second() { # NAME OPTION...
     name=$1
     shift
@@ -93,7 +93,7 @@ for host in host-static host-shared; do
 done
 echo "a plugin exports its own function only, beside hosts and plugins with another copy of the library"
 
-# A static program cannot load the driver, even where one is found: it must not try.
+# A static program cannot load the driver and must not open it, even where one is installed.
 # shellcheck disable=SC2086
 cc -static host.o use_eplb.o "$library" $system -o static 2>/dev/null
 # shellcheck disable=SC2086
