@@ -4,8 +4,8 @@
 use std::fs;
 use std::path::Path;
 
-use eplb::device::{IdType, Ids, Place, Routing, Stream};
-use eplb::dispatch::{Dispatch, DispatchConfig, RankCounts, Rule};
+use eplb::device::{IdType, Ids, Place, Stream};
+use eplb::dispatch::{Dispatch, DispatchConfig, RankCounts, Routing, Rule};
 use eplb::placement::{Expected, Placement};
 
 const LAYERS: usize = 26;

@@ -1,8 +1,8 @@
 //! Any placement, any ids, any rule: every id gets a slot that holds its expert, or the invalid slot.
 #![no_main]
 
-use eplb::device::{IdType, Ids, Place, Routing, Stream};
-use eplb::dispatch::{Dispatch, DispatchConfig, Rule};
+use eplb::device::{IdType, Ids, Place, Stream};
+use eplb::dispatch::{Dispatch, DispatchConfig, Routing, Rule};
 use eplb::placement::{Placement, Shape};
 use libfuzzer_sys::fuzz_target;
 

@@ -1,21 +1,21 @@
-//! Host memory as a device.
+//! Host memory.
 
 use std::alloc::{Layout, alloc_zeroed, dealloc};
 use std::ptr::NonNull;
 
 use crate::error::{Error, Result};
 
-/// As CUDA aligns what it allocates, or more than any number needs.
+/// Enough for any number, and a cache line.
 const ALIGNMENT: usize = 64;
 
-/// Memory of our own, filled with zeros.
+/// Memory owned by the library, filled with zeros.
 #[derive(Debug)]
 pub struct Block {
     start: NonNull<u8>,
     layout: Layout,
 }
 
-// SAFETY: memory belongs to no thread; whoever reads or writes through its address has promises of his own.
+// SAFETY: memory belongs to no thread. Reads and writes through its address have promises of their own.
 unsafe impl Send for Block {}
 // SAFETY: as above.
 unsafe impl Sync for Block {}
@@ -41,7 +41,7 @@ impl Block {
 
 impl Drop for Block {
     fn drop(&mut self) {
-        // SAFETY: allocated with this layout, and not used any more.
+        // SAFETY: allocated with this layout, and no longer used.
         unsafe { dealloc(self.start.as_ptr(), self.layout) }
     }
 }
@@ -49,26 +49,26 @@ impl Drop for Block {
 /// Fills `count` words.
 ///
 /// # Safety
-/// Aligned words of memory that nobody else uses meanwhile.
+/// `count` aligned words are at `address`, and nobody else uses them meanwhile.
 pub unsafe fn fill(address: u64, count: usize, value: u32) {
     // SAFETY: the caller's promise.
     unsafe { std::slice::from_raw_parts_mut(address as *mut u32, count) }.fill(value);
 }
 
-/// Copies bytes out.
+/// Copies bytes from `address`.
 ///
 /// # Safety
-/// `to.len()` bytes of memory that nobody writes to meanwhile.
+/// `to.len()` bytes are at `address`, and nobody writes to them meanwhile.
 pub unsafe fn read(address: u64, to: &mut [u8]) {
-    // SAFETY: the caller's promise; `to` is other memory, since it is borrowed exclusively.
+    // SAFETY: the caller's promise. `to` is other memory, since it is borrowed exclusively.
     unsafe { to.as_mut_ptr().copy_from_nonoverlapping(address as *const u8, to.len()) }
 }
 
-/// Copies words in.
+/// Copies words to `address`.
 ///
 /// # Safety
-/// As many aligned words of memory that nobody else uses meanwhile.
+/// As many aligned words are at `address`, and nobody else uses them meanwhile.
 pub unsafe fn write(address: u64, words: &[u32]) {
-    // SAFETY: the caller's promise; `words` is other memory, since nobody else uses that.
+    // SAFETY: the caller's promise. `words` is other memory, since nobody else uses that at `address`.
     unsafe { (address as *mut u32).copy_from_nonoverlapping(words.as_ptr(), words.len()) }
 }

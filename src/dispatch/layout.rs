@@ -1,47 +1,54 @@
-//! Where the tables of a dispatch lie in its memory: in the same places for every placement of a shape, so that a later
+//! Where the tables of a dispatch are in its memory: in the same places for every placement of a shape, so that a later
 //! placement in the same workspace keeps their addresses.
 
-use super::DispatchConfig;
-use crate::device::{LEVEL_BLOCKS, LEVEL_LANES, LevelTables, Part, Place, Rule, Tables, level_memory_words};
+use super::least_loaded::SplitParts;
+use super::tables::TableParts;
+use super::{DispatchConfig, Rule};
+use crate::device::{Part, Place};
 use crate::error::{Error, Result};
 use crate::placement::Shape;
 
-/// What begins here may be read in vectors.
+/// Enough for vector loads.
 const ALIGNMENT: usize = 64;
 
-/// Room for the tables of all layers, one layer after the other.
+/// Space for the tables of all layers, one layer after the other.
 #[derive(Debug, Clone, Copy)]
 pub(super) struct Layout {
     shape: Shape,
     has_shares: bool,
-    has_level: bool,
+    has_split: bool,
     max_replicas: usize,
     /// Bytes from a layer to the next.
     stride: usize,
     bytes: usize,
 }
 
-/// Room for the tables of a layer; those of a placement may need less.
+/// Space for the tables of a layer. Those of a placement may need less.
 #[derive(Debug, Clone, Copy)]
-pub(super) struct LayerRoom {
-    pub tables: Tables,
+pub(super) struct LayerParts {
+    /// The tables for routing.
+    pub tables: TableParts,
+    /// The dense map, if any.
     pub dense: Option<Part>,
+    /// The width of the dense map.
+    pub max_replicas: usize,
 }
 
 impl Layout {
+    /// The layout for `num_layers` layers of a shape.
     pub fn of(shape: Shape, config: &DispatchConfig, num_layers: usize) -> Result<Self> {
         let mut layout = Layout {
             shape,
             has_shares: config.rule == Rule::Nearest,
-            has_level: config.rule == Rule::LeastLoaded && config.place != Place::Host,
+            has_split: config.rule == Rule::LeastLoaded && config.place != Place::Host,
             max_replicas: config.max_replicas,
             stride: 0,
             bytes: 0,
         };
-        let mut rooms = Rooms { end: 0 };
-        layout.layer_from(&mut rooms)?;
-        layout.stride = rooms.end;
-        layout.bytes = rooms
+        let mut space = Space { end: 0 };
+        layout.layer_from(&mut space)?;
+        layout.stride = space.end;
+        layout.bytes = space
             .end
             .checked_mul(num_layers)
             .filter(|&bytes| bytes <= isize::MAX as usize)
@@ -54,63 +61,40 @@ impl Layout {
         self.bytes
     }
 
-    /// The room of the layer with this index.
-    pub fn layer(&self, index: usize) -> Result<LayerRoom> {
-        self.layer_from(&mut Rooms { end: index * self.stride })
+    /// The parts of the layer with this index.
+    pub fn layer(&self, index: usize) -> Result<LayerParts> {
+        self.layer_from(&mut Space { end: index * self.stride })
     }
 
-    fn layer_from(&self, rooms: &mut Rooms) -> Result<LayerRoom> {
+    fn layer_from(&self, space: &mut Space) -> Result<LayerParts> {
         let (num_experts, num_slots) = (self.shape.num_experts(), self.shape.num_slots());
-        let tables = Tables {
-            replica_count: rooms.words(num_experts, 1)?,
-            replica_start: rooms.words(num_experts, 1)?,
-            replica_slots: rooms.words(num_slots, 1)?,
-            shares: self.has_shares.then(|| rooms.words(num_slots, 1)).transpose()?,
-            level: self.has_level.then(|| rooms.level(self.shape)).transpose()?,
+        let tables = TableParts {
+            replica_count: space.words(num_experts, 1)?,
+            replica_start: space.words(num_experts, 1)?,
+            replica_slots: space.words(num_slots, 1)?,
+            shares: self.has_shares.then(|| space.words(num_slots, 1)).transpose()?,
+            split: self.has_split.then(|| SplitParts::of(self.shape, space)).transpose()?,
         };
         let dense = match self.max_replicas {
             0 => None,
-            width => Some(rooms.words(num_experts, width)?),
+            width => Some(space.words(num_experts, width)?),
         };
-        Ok(LayerRoom { tables, dense })
+        Ok(LayerParts { tables, dense, max_replicas: self.max_replicas })
     }
 }
 
-/// Gives room after room.
-struct Rooms {
+/// Memory that is laid out part by part.
+pub(super) struct Space {
     end: usize,
 }
 
-impl Rooms {
-    /// Room for `count` times as many words.
-    fn words(&mut self, count: usize, words: usize) -> Result<Part> {
+impl Space {
+    /// The next part, of `count` times `words` words.
+    pub fn words(&mut self, count: usize, words: usize) -> Result<Part> {
         let bytes = count.checked_mul(words).and_then(|words| words.checked_mul(4)).ok_or_else(too_large)?;
-        let end = bytes.checked_next_multiple_of(ALIGNMENT).and_then(|room| room.checked_add(self.end));
+        let end = bytes.checked_next_multiple_of(ALIGNMENT).and_then(|bytes| bytes.checked_add(self.end));
         let start = std::mem::replace(&mut self.end, end.ok_or_else(too_large)?);
         Ok(Part { start, bytes })
-    }
-
-    fn level(&mut self, shape: Shape) -> Result<LevelTables> {
-        let (num_experts, num_slots) = (shape.num_experts(), shape.num_slots());
-        // Of the slots of a replicated expert all but one are spare.
-        let spare = num_slots - num_experts;
-        let (experts, groups) = (spare.min(num_experts), num_slots.min(spare * 2));
-        let lanes = if shape.num_ranks() <= LEVEL_LANES { shape.num_ranks() } else { 0 };
-        Ok(LevelTables {
-            group_rank: self.words(groups, 1)?,
-            group_place: self.words(groups, 1)?,
-            group_first: self.words(groups, 1)?,
-            group_size: self.words(groups, 1)?,
-            experts: self.words(experts, 1)?,
-            group_start: self.words(experts + 1, 1)?,
-            step_start: self.words(experts + 1, 1)?,
-            group_ranks: self.words(groups, lanes.min(1))?,
-            rank_groups: self.words(experts, lanes)?,
-            memory: self.words(level_memory_words(num_experts, shape.num_ranks(), groups), 1)?,
-            ends: self.words(num_slots, 1)?,
-            block_counts: self.words(num_experts, LEVEL_BLOCKS)?,
-            blocks_done: self.words(1, 1)?,
-        })
     }
 }
 

@@ -1,5 +1,7 @@
-//! The dispatch tables of one layer, as TensorRT-LLM has them.
+//! The dispatch tables of one layer, in TensorRT-LLM's format, and where they are in a device's memory.
 
+use super::least_loaded::SplitParts;
+use crate::device::Part;
 use crate::placement::{Shape, held_slots};
 
 /// Which slots serve each expert.
@@ -9,12 +11,12 @@ pub(crate) struct LayerTables {
     pub replica_count: Vec<u32>,
     /// The sum of the counts before each, `[num_experts]`.
     pub replica_start: Vec<u32>,
-    /// The slots of each expert, ascending, from its start on, `[num_slots]`; zeros behind them where ranks lack slots.
+    /// The slots of each expert, ascending, from its start on, `[num_slots]`. Zeros behind them where ranks lack slots.
     pub replica_slots: Vec<u32>,
 }
 
 impl LayerTables {
-    /// The tables of the layer whose slots hold `slot_experts`.
+    /// The tables of a layer whose slots hold `slot_experts`.
     pub fn new(shape: Shape, slot_experts: &[u32]) -> Self {
         let mut replica_count = vec![0; shape.num_experts()];
         held_slots(slot_experts).for_each(|(_, expert)| replica_count[expert as usize] += 1);
@@ -39,9 +41,22 @@ impl LayerTables {
         &self.replica_slots[self.replica_start[expert] as usize..][..self.replica_count[expert] as usize]
     }
 
-    /// The experts that have several slots.
+    /// The experts with several slots.
     pub fn replicated(&self) -> impl Iterator<Item = usize> {
         (0..self.replica_count.len()).filter(|&expert| self.replica_count[expert] > 1)
+    }
+
+    /// The ranks that hold an expert, ascending.
+    pub fn holders(&self, shape: Shape, expert: usize) -> Vec<Holder> {
+        let mut holders: Vec<Holder> = Vec::new();
+        for (replica, &slot) in (self.replica_start[expert]..).zip(self.slots_of(expert)) {
+            let rank = shape.rank_of(slot as usize) as u32;
+            match holders.last_mut() {
+                Some(holder) if holder.rank == rank => holder.size += 1,
+                _ => holders.push(Holder { rank, first: replica, size: 1 }),
+            }
+        }
+        holders
     }
 
     /// Writes the slots of each expert padded with -1, `[num_experts][max_replicas]`.
@@ -54,12 +69,38 @@ impl LayerTables {
     }
 }
 
+/// A rank that holds an expert, with its replicas there.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(crate) struct Holder {
+    /// The rank.
+    pub rank: u32,
+    /// The first of the replicas, as an index in the table of slots.
+    pub first: u32,
+    /// The number of replicas.
+    pub size: u32,
+}
+
+/// Where a layer's tables are in a device's memory, one behind the other.
+#[derive(Debug, Clone, Copy)]
+pub(super) struct TableParts {
+    /// `[num_experts]`
+    pub replica_count: Part,
+    /// `[num_experts]`
+    pub replica_start: Part,
+    /// `[num_slots]`
+    pub replica_slots: Part,
+    /// `[num_slots]`, for [`Rule::Nearest`](super::Rule::Nearest).
+    pub shares: Option<Part>,
+    /// For [`Rule::LeastLoaded`](super::Rule::LeastLoaded) on a CUDA device.
+    pub split: Option<SplitParts>,
+}
+
 #[cfg(test)]
 mod tests {
     use super::*;
 
     #[test]
-    fn the_tables_of_two_ranks_with_three_slots_each() {
+    fn tables_list_the_slots_of_each_expert() {
         // Slots 0 1 2 | 3 4 5 hold experts 0 1 2 | 3 0 1.
         let tables = LayerTables::new(Shape::new(4, 6, 2).unwrap(), &[0, 1, 2, 3, 0, 1]);
         assert_eq!(tables.replica_count, [2, 2, 1, 1]);

@@ -9,8 +9,8 @@ use super::device::{CUstream_st, EPLB_DEVICE_HOST, id_type, ids, place, stream};
 use super::placement::eplb_placement;
 use super::recorder::eplb_recorder;
 use super::status::eplb_status;
-use crate::device::{IdType, Memory, RankCounts, Routing};
-use crate::dispatch::{Dispatch, DispatchConfig, Rule};
+use crate::device::{IdType, Memory};
+use crate::dispatch::{Dispatch, DispatchConfig, RankCounts, Routing, Rule};
 use crate::error::{Error, Result};
 use crate::placement::Placement;
 use crate::report::{Routed, expected_load, routed_load};
@@ -237,7 +237,7 @@ pub unsafe extern "C" fn eplb_dispatch_create(
         };
         let workspace = (!config.workspace.is_null())
             // SAFETY: the caller's promise for the workspace.
-            .then(|| unsafe { Memory::lent(config.workspace as u64, config.workspace_bytes) });
+            .then(|| unsafe { Memory::caller_provided(config.workspace as u64, config.workspace_bytes) });
         // SAFETY: the caller's promises for what the config points to.
         let created =
             unsafe { with_config(placement, &config, |c| Dispatch::create(placement, c, workspace)) }?;

@@ -252,7 +252,7 @@ pub unsafe extern "C" fn eplb_recorder_create(
         let (config, recorder) = unsafe { (self::config(config, "config")?, out(recorder, "recorder")?) };
         let workspace = (!config.workspace.is_null())
             // SAFETY: the caller's promise for the workspace.
-            .then(|| unsafe { Memory::lent(config.workspace as u64, config.workspace_bytes) });
+            .then(|| unsafe { Memory::caller_provided(config.workspace as u64, config.workspace_bytes) });
         // SAFETY: the caller's promise for what the config points to.
         let created = unsafe { with_config(&config, |config| Recorder::create(config, workspace)) }?;
         recorder.give(eplb_recorder(created));

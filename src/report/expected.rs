@@ -1,7 +1,7 @@
 //! What each rank would carry by a rule of routing: the number that people compare with what they measure.
 
 use crate::device::Id;
-use crate::dispatch::level::Levelling;
+use crate::dispatch::least_loaded::SplitPlan;
 use crate::dispatch::nearest;
 use crate::dispatch::tables::LayerTables;
 use crate::dispatch::{DispatchConfig, Rule, route_batches};
@@ -153,10 +153,10 @@ fn nearest(
 }
 
 fn level(shape: Shape, tables: &LayerTables, totals: &[u64], loads: &mut [f64]) {
-    let levelling = Levelling::new(shape, tables);
-    let (mut quotas, mut dealt) = (vec![0; levelling.groups.len()], vec![0; loads.len()]);
-    levelling.deal(shape, tables, totals, &mut quotas, &mut dealt);
-    loads.iter_mut().zip(&dealt).for_each(|(load, &tokens)| *load += tokens as f64);
+    let plan = SplitPlan::new(shape, tables);
+    let (mut quotas, mut rank_loads) = (vec![0; plan.holders.len()], vec![0; loads.len()]);
+    plan.split(shape, tables, totals, &mut quotas, &mut rank_loads);
+    loads.iter_mut().zip(&rank_loads).for_each(|(load, &tokens)| *load += tokens as f64);
 }
 
 #[cfg(test)]

@@ -92,7 +92,7 @@ impl Dump {
     ///
     /// `progress` is called on this thread with the bytes read so far and in all; its error stops the reading and is
     /// returned. Files are read in bounded pieces, never mapped: one that is cut off meanwhile is an error, where a
-    /// mapped one would kill the host with SIGBUS.
+    /// mapped one would kill the process with SIGBUS.
     pub fn read(self, progress: &mut dyn FnMut(u64, u64) -> Result<()>) -> Result<Stats> {
         let Summary { layers, iterations, .. } = &self.summary;
         let counts = sum::sum(&self.files, layers, *iterations, self.threads, progress)?;
@@ -216,7 +216,7 @@ fn check_run(file: &RankFile, rank: u32, meta: &MetaInfo, first: &RankFile) -> R
     Ok(())
 }
 
-/// The iterations to sum: those asked for, or all; every file must have them.
+/// The iterations to sum: the requested ones, or all. Every file must have them.
 fn choose_iterations(files: &[RankFile], meta: &MetaInfo, options: &LoadOptions) -> Result<IterationRange> {
     let whole = match &meta.eplb {
         Some(info) => info.iterations(),

@@ -11,7 +11,8 @@ mod write;
 pub use dump::{Dump, LoadOptions};
 pub use meta::{Counted, DumpInfo, MetaInfo};
 pub use rank_file::RankFile;
-pub use recorder::{Dumps, Info, MemoryRequired, Recorder, RecorderConfig, State};
+pub(crate) use recorder::{BatchCount, CellType, histogram};
+pub use recorder::{Dumps, Info, MemoryRequired, Recorder, RecorderConfig, State, Totals};
 pub use write::{Counts, RankDump};
 
 use std::fmt;

@@ -52,7 +52,7 @@ pub struct RunInfo {
     pub layers: Vec<u32>,
     /// Iterations that this rank was to count.
     pub iterations: IterationRange,
-    /// What tells one run from another, where the host gave it.
+    /// The name of the run, if one was given.
     pub run_id: Option<String>,
     /// Experts or slots.
     pub counted: Counted,

@@ -10,7 +10,7 @@ use crate::atomic_file::AtomicFile;
 use crate::error::{Error, Result};
 use crate::placement::MAX_COUNT;
 
-/// Counts as whoever counted has them.
+/// Counts of either width.
 #[derive(Debug, Clone, Copy)]
 pub enum Counts<'a> {
     /// 32 bits each.

@@ -1,7 +1,7 @@
-//! The CUDA driver's functions, found at run time.
+//! The CUDA driver's functions, looked up at run time.
 //!
-//! cudarc names the types and knows the names under which the library may be found. Its wrappers are not called: they panic
-//! where a symbol is missing, and they return a Rust enum, which a newer driver's error codes would not be values of.
+//! cudarc declares the types and knows the library's names. Its wrappers are not called: they panic where a symbol is missing, and
+//! they return a Rust enum, of which a newer driver's error codes are no values.
 
 use std::borrow::Cow;
 use std::ffi::{CStr, c_char, c_int, c_uint, c_void};
@@ -12,20 +12,20 @@ use libloading::Library;
 
 use crate::error::{Error, Result};
 
-/// 12.0, which came with driver 525: the oldest that is supported.
+/// 12.0, of driver 525: the oldest supported version.
 const OLDEST_VERSION: c_int = 12_000;
 
-/// cuInit of the library that toolkits have for linking.
+/// What cuInit of a toolkit's stub library returns.
 const CUDA_ERROR_STUB_LIBRARY: c_int = 34;
 
 /// A stream's or a thread's capture mode: 0 global, 1 of this thread, 2 relaxed.
 pub type CaptureMode = c_uint;
-/// Calls that could disturb a capture are forbidden by it.
+/// Allows calls that the other modes refuse during a capture.
 pub const CAPTURE_RELAXED: CaptureMode = 2;
 
 macro_rules! driver {
     ($($name:ident = $symbol:literal ($($argument:ty),*);)*) => {
-        /// The functions that eplb calls, each under its C name; they return CUDA's number of an error, or 0.
+        /// The functions that the library calls, each under its C name. They return CUDA's error number, or 0.
         #[allow(non_snake_case, reason = "the driver's names")]
         pub struct Driver {
             $(pub $name: unsafe extern "C" fn($($argument),*) -> c_int,)*
@@ -36,7 +36,7 @@ macro_rules! driver {
                 let library = library()?;
                 Ok(Driver {
                     $($name: {
-                        // SAFETY: the type is that of cuda.h, which cpp_tests/fake_cuda is held against.
+                        // SAFETY: the type is that of cuda.h, as cpp_tests/fake_cuda checks.
                         let found = unsafe { library.get(concat!($symbol, "\0").as_bytes()) };
                         *found.map_err(|e| format!("it lacks {}: {e}", $symbol))?
                     },)*
@@ -87,15 +87,15 @@ driver! {
 
 /// The driver's library, which stays loaded.
 fn library() -> std::result::Result<&'static Library, Cow<'static, str>> {
-    // The driver's own name, under which a host on CUDA has loaded it: any other may be another copy, or a toolkit's stub.
-    // SAFETY: loading a driver runs its initialisers, which is what a host with one expects.
+    // The name under which a CUDA process has loaded the driver. Another name may be another copy, or a toolkit's stub.
+    // SAFETY: loading a driver runs its initialisers, as a process with a driver expects.
     if let Ok(library) = unsafe { Library::new("libcuda.so.1") } {
         static LIBRARY: OnceLock<Library> = OnceLock::new();
         return Ok(LIBRARY.get_or_init(|| library));
     }
     // SAFETY: as above.
     if unsafe { sys::is_culib_present() } {
-        // SAFETY: as above; it is there, so this does not panic.
+        // SAFETY: as above. The library is present, so this does not panic.
         return Ok(unsafe { sys::culib() });
     }
     Err("no libcuda.so.1 is installed".into())
@@ -142,7 +142,7 @@ impl Driver {
         }
         let found = DRIVER.get_or_init(Driver::find);
         let driver = found.as_ref().map_err(|why| no_driver(why))?;
-        // SAFETY: takes flags, of which there are none; may be called any number of times.
+        // SAFETY: takes flags, which are 0. May be called any number of times.
         let code = unsafe { (driver.cuInit)(0) };
         match code {
             0 => {}
@@ -167,7 +167,7 @@ impl Driver {
         Ok(driver)
     }
 
-    /// An error for every code but 0. `call` names the call and says what it was for.
+    /// Returns an error for every code but 0. `call` names the call and its purpose.
     pub fn check(&self, code: c_int, call: impl FnOnce() -> String) -> Result<()> {
         if code == 0 { Ok(()) } else { Err(self.error(code, call())) }
     }
@@ -175,7 +175,7 @@ impl Driver {
     fn error(&self, code: c_int, call: String) -> Error {
         let text = |describe: unsafe extern "C" fn(c_int, *mut *const c_char) -> c_int| {
             let mut text = std::ptr::null();
-            // SAFETY: writes to a local a string that lives for ever, or NULL for a code that it does not know.
+            // SAFETY: writes a static string to a local, or NULL for an unknown code.
             let known = unsafe { describe(code, &raw mut text) } == 0 && !text.is_null();
             // SAFETY: as above.
             known.then(|| unsafe { CStr::from_ptr(text) }.to_string_lossy().into_owned())

@@ -1,4 +1,4 @@
-//! Being in a context: made current for a call, and the thread left as it was found.
+//! Makes a context current for a call, and restores the thread's context after it.
 
 use std::ffi::c_int;
 use std::ptr::null_mut;
@@ -8,7 +8,7 @@ use cudarc::driver::sys::CUcontext;
 use super::driver::{CAPTURE_RELAXED, CaptureMode, Driver};
 use crate::error::Result;
 
-/// A context made current for as long as this lives; then the thread has again what it had.
+/// Keeps a context current. Drop restores the thread's previous context and capture mode.
 pub struct Entered {
     driver: &'static Driver,
     previous: Option<CUcontext>,
@@ -16,18 +16,18 @@ pub struct Entered {
 }
 
 impl Entered {
-    /// For hot calls, which a capture may contain.
+    /// Enters for a hot call, which a capture may contain.
     pub fn hot(driver: &'static Driver, context: CUcontext) -> Result<Self> {
         let current = current_context(driver)?;
         if current == context {
             return Ok(Entered { driver, previous: None, mode: None });
         }
-        // SAFETY: a live context, by the promise of whoever gave it.
+        // SAFETY: a live context, by the promise of the caller that named it.
         driver.check(unsafe { (driver.cuCtxSetCurrent)(context) }, || "cuCtxSetCurrent".into())?;
         Ok(Entered { driver, previous: Some(current), mode: None })
     }
 
-    /// For all others.
+    /// Enters for any other call, with the capture mode relaxed.
     pub fn relaxed(driver: &'static Driver, context: CUcontext) -> Result<Self> {
         let mut entered = Self::hot(driver, context)?;
         let mut mode = CAPTURE_RELAXED;
@@ -42,8 +42,8 @@ impl Entered {
 impl Drop for Entered {
     fn drop(&mut self) {
         let driver = self.driver;
-        // A host with another context than it had would go on in it; what fails is tried once more.
-        let insist = |restore: &dyn Fn() -> c_int, call: &str| {
+        // The caller would go on in the wrong context, so a failure is retried once.
+        let restore_twice = |restore: &dyn Fn() -> c_int, call: &str| {
             if restore() != 0 {
                 warn_of(driver.check(restore(), || call.to_owned()));
             }
@@ -54,11 +54,11 @@ impl Drop for Entered {
                 // SAFETY: exchanges a local.
                 unsafe { (driver.cuThreadExchangeStreamCaptureMode)(&raw mut mode) }
             };
-            insist(&restore, "cuThreadExchangeStreamCaptureMode");
+            restore_twice(&restore, "cuThreadExchangeStreamCaptureMode");
         }
         if let Some(previous) = self.previous {
             // SAFETY: it was current before.
-            insist(&|| unsafe { (driver.cuCtxSetCurrent)(previous) }, "cuCtxSetCurrent");
+            restore_twice(&|| unsafe { (driver.cuCtxSetCurrent)(previous) }, "cuCtxSetCurrent");
         }
     }
 }
@@ -70,12 +70,11 @@ pub fn current_context(driver: &Driver) -> Result<CUcontext> {
     Ok(context)
 }
 
-/// Gives something back in its context. The driver's calls for that also return errors of earlier work, which are nobody's
-/// error here, but somebody should know.
-pub fn give_back(driver: &'static Driver, context: CUcontext, call: &str, release: impl FnOnce() -> c_int) {
-    // What is not given back is lost, so a failure to get there is not taken at its first word.
+/// Releases something in its context. The driver's release calls also return errors of earlier work, which are logged.
+pub fn release(driver: &'static Driver, context: CUcontext, call: &str, call_driver: impl FnOnce() -> c_int) {
+    // What is not released leaks, so a failure to enter is retried once.
     let entered = Entered::relaxed(driver, context).or_else(|_| Entered::relaxed(driver, context));
-    warn_of(entered.and_then(|_entered| driver.check(release(), || call.to_owned())));
+    warn_of(entered.and_then(|_entered| driver.check(call_driver(), || call.to_owned())));
 }
 
 pub fn warn_of(result: Result<()>) {

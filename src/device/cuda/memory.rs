@@ -1,4 +1,4 @@
-//! What a context lends: memory on the device, page-locked memory on the host, events.
+//! Allocations of a context: memory on the device, page-locked memory on the host, events.
 
 use std::ffi::{c_int, c_uint};
 use std::ptr::null_mut;
@@ -6,7 +6,7 @@ use std::sync::Arc;
 
 use cudarc::driver::sys::CUevent;
 
-use super::entered::{Entered, give_back};
+use super::entered::{Entered, release};
 use super::{Context, Stream};
 use crate::error::{Error, Result};
 
@@ -14,8 +14,8 @@ const CU_MEMHOSTALLOC_PORTABLE: c_uint = 1;
 const CU_EVENT_BLOCKING_SYNC_DISABLE_TIMING: c_uint = 1 | 2;
 const CUDA_ERROR_OUT_OF_MEMORY: c_int = 2;
 
-/// Why memory was not to be had.
-fn refused_memory(error: Error, bytes: usize, what: &str) -> Error {
+/// The error of a failed allocation.
+fn allocation_error(error: Error, bytes: usize, what: &str) -> Error {
     match error {
         Error::Cuda { code: CUDA_ERROR_OUT_OF_MEMORY, .. } => {
             Error::out_of_memory(bytes, format!("{what} ({error})"))
@@ -41,7 +41,7 @@ impl Block {
         let mut address = 0;
         // SAFETY: writes to a local.
         let code = unsafe { (driver.cuMemAlloc)(&raw mut address, bytes) };
-        driver.check(code, || "cuMemAlloc".into()).map_err(|e| refused_memory(e, bytes, what))?;
+        driver.check(code, || "cuMemAlloc".into()).map_err(|e| allocation_error(e, bytes, what))?;
         Ok(Block { context: context.clone(), address })
     }
 
@@ -54,7 +54,7 @@ impl Drop for Block {
     fn drop(&mut self) {
         let Context { driver, context, .. } = *self.context;
         // SAFETY: allocated by this value, which is its last user.
-        give_back(driver, context, "cuMemFree", || unsafe { (driver.cuMemFree)(self.address) });
+        release(driver, context, "cuMemFree", || unsafe { (driver.cuMemFree)(self.address) });
     }
 }
 
@@ -66,7 +66,7 @@ pub struct Pinned {
     bytes: usize,
 }
 
-// SAFETY: memory belongs to no thread, and Rust's borrows keep its users apart.
+// SAFETY: memory belongs to no thread, and borrows keep its users apart.
 unsafe impl Send for Pinned {}
 // SAFETY: as above.
 unsafe impl Sync for Pinned {}
@@ -76,10 +76,10 @@ impl Pinned {
         let Context { driver, context: handle, .. } = **context;
         let _entered = Entered::relaxed(driver, handle)?;
         let mut start = null_mut();
-        // SAFETY: writes to a local, and then to the memory that it got.
+        // SAFETY: writes to a local, and then to the memory allocated.
         unsafe {
             let code = (driver.cuMemHostAlloc)(&raw mut start, bytes, CU_MEMHOSTALLOC_PORTABLE);
-            driver.check(code, || "cuMemHostAlloc".into()).map_err(|e| refused_memory(e, bytes, what))?;
+            driver.check(code, || "cuMemHostAlloc".into()).map_err(|e| allocation_error(e, bytes, what))?;
             start.cast::<u8>().write_bytes(0, bytes);
         }
         Ok(Pinned { context: context.clone(), start: start.cast(), bytes })
@@ -98,7 +98,7 @@ impl Drop for Pinned {
     fn drop(&mut self) {
         let Context { driver, context, .. } = *self.context;
         // SAFETY: allocated by this value, which is its last user.
-        give_back(driver, context, "cuMemFreeHost", || unsafe { (driver.cuMemFreeHost)(self.start.cast()) });
+        release(driver, context, "cuMemFreeHost", || unsafe { (driver.cuMemFreeHost)(self.start.cast()) });
     }
 }
 
@@ -128,7 +128,7 @@ impl Event {
     pub fn record(&self, stream: Stream) -> Result<()> {
         let Context { driver, context, .. } = *self.context;
         let _entered = Entered::hot(driver, context)?;
-        // SAFETY: the event is this value's.
+        // SAFETY: an event of this value.
         driver
             .check(unsafe { (driver.cuEventRecord)(self.event, stream.0.cast()) }, || "cuEventRecord".into())
     }
@@ -137,7 +137,7 @@ impl Event {
 impl Drop for Event {
     fn drop(&mut self) {
         let Context { driver, context, .. } = *self.context;
-        // SAFETY: made by this value, which is its last user.
-        give_back(driver, context, "cuEventDestroy", || unsafe { (driver.cuEventDestroy)(self.event) });
+        // SAFETY: created by this value, which is its last user.
+        release(driver, context, "cuEventDestroy", || unsafe { (driver.cuEventDestroy)(self.event) });
     }
 }

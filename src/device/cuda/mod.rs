@@ -1,27 +1,28 @@
-//! A CUDA device through its driver: the host's context is left as found, its streams are borrowed, and what is taken is given
-//! back.
+//! A CUDA device through its driver. The caller's context is restored after each call, its streams are borrowed, and all that is
+//! allocated is freed.
 //!
-//! Calls that are not hot run with the thread's capture mode relaxed: while some stream of the host's is being captured, the
-//! driver would otherwise refuse them and spoil the capture.
+//! Calls that are not hot run with the thread's capture mode relaxed. While a stream of the caller is being captured, the driver
+//! would otherwise refuse them and invalidate the capture.
 
 mod driver;
 mod entered;
+mod kernel;
 mod memory;
 
+pub use kernel::Kernel;
 pub use memory::{Block, Event, Pinned};
 
-use std::ffi::{CStr, c_int, c_uint, c_void};
-use std::marker::PhantomData;
+use std::ffi::{c_int, c_uint, c_void};
 use std::ptr::null_mut;
 
 use cudarc::driver::sys::{CUcontext, CUdevice, CUfunction, CUmodule, CUstream};
 
 use self::driver::Driver;
-use self::entered::{Entered, current_context, give_back, warn_of};
-use super::{Access, Capture, Stream};
+use self::entered::{Entered, current_context, release, warn_of};
+use super::{Access, Capture, Grid, Stream};
 use crate::error::{Error, Result};
 
-/// What cuda.h calls them.
+// The constants of cuda.h, by their names there.
 const CU_DEVICE_ATTRIBUTE_PAGEABLE_MEMORY_ACCESS: c_uint = 88;
 const CU_POINTER_ATTRIBUTE_MEMORY_TYPE: c_uint = 2;
 const CU_POINTER_ATTRIBUTE_IS_MANAGED: c_uint = 8;
@@ -31,57 +32,14 @@ const CU_STREAM_NON_BLOCKING: c_uint = 1;
 const CUDA_ERROR_INVALID_VALUE: c_int = 1;
 const CUDA_ERROR_STREAM_CAPTURE_IMPLICIT: c_int = 906;
 
-/// The fatbin and, as a C string, the PTX of kernels/; build.rs puts them there.
+/// The fatbin of kernels/, and the PTX as a C string. build.rs writes both.
 static FATBIN: Image<[u8; include_bytes!(concat!(env!("OUT_DIR"), "/eplb.fatbin")).len()]> =
     Image(*include_bytes!(concat!(env!("OUT_DIR"), "/eplb.fatbin")));
 static PTX: &[u8] = include_bytes!(concat!(env!("OUT_DIR"), "/eplb.ptx"));
 
-/// The driver reads words from it.
+/// Aligned, since the driver reads words from it.
 #[repr(align(16))]
 struct Image<T>(T);
-
-/// The kernels, in the order of [`KERNELS`].
-#[derive(Debug, Clone, Copy)]
-pub enum Kernel {
-    CountI32U32,
-    CountI64U32,
-    CountI32U64,
-    CountI64U64,
-    RoundRobinI32,
-    RoundRobinI64,
-    TokenHashI32,
-    TokenHashI64,
-    NearestI32,
-    NearestI64,
-    LeastLoadedI32,
-    LeastLoadedI64,
-}
-
-const KERNELS: [&CStr; 12] = [
-    c"eplb_count_i32_u32",
-    c"eplb_count_i64_u32",
-    c"eplb_count_i32_u64",
-    c"eplb_count_i64_u64",
-    c"eplb_route_round_robin_i32",
-    c"eplb_route_round_robin_i64",
-    c"eplb_route_token_hash_i32",
-    c"eplb_route_token_hash_i64",
-    c"eplb_route_nearest_i32",
-    c"eplb_route_nearest_i64",
-    c"eplb_route_least_loaded_i32",
-    c"eplb_route_least_loaded_i64",
-];
-
-/// One launch of a kernel.
-pub struct Launch<'a> {
-    pub kernel: Kernel,
-    pub blocks: u32,
-    pub threads: u32,
-    pub shared_bytes: u32,
-    /// The kernel's one parameter, a struct.
-    pub arguments: *const c_void,
-    pub _lent: PhantomData<&'a ()>,
-}
 
 /// Whether [`Context::primary`] could succeed.
 pub fn available() -> Result<()> {
@@ -99,7 +57,7 @@ fn device_count(driver: &Driver) -> Result<c_int> {
     Ok(count)
 }
 
-/// A context with eplb's kernels and a stream of eplb's own, which waits for no other.
+/// A context with the library's kernels loaded, and a stream of the library, which waits for no other.
 pub struct Context {
     driver: &'static Driver,
     context: CUcontext,
@@ -107,12 +65,12 @@ pub struct Context {
     retained: bool,
     stream: CUstream,
     module: CUmodule,
-    functions: [CUfunction; KERNELS.len()],
+    functions: [CUfunction; Kernel::ALL.len()],
 }
 
 // SAFETY: the driver's handles may be used by any thread that makes the context current.
 unsafe impl Send for Context {}
-// SAFETY: as above; nothing here changes after it was made.
+// SAFETY: as above. Nothing here changes after creation.
 unsafe impl Sync for Context {}
 
 impl std::fmt::Debug for Context {
@@ -122,7 +80,7 @@ impl std::fmt::Debug for Context {
 }
 
 impl Context {
-    /// The calling thread's current context, which stays the host's.
+    /// The calling thread's current context, which stays the caller's.
     pub fn current() -> Result<Self> {
         let driver = Driver::get()?;
         let context = current_context(driver)?;
@@ -138,7 +96,7 @@ impl Context {
         Context::bare(driver, context, device, false).loaded()
     }
 
-    /// The primary context of a device, which is retained.
+    /// The primary context of a device, which is retained until drop.
     pub fn primary(ordinal: u32) -> Result<Self> {
         let driver = Driver::get()?;
         let count = device_count(driver)?;
@@ -159,11 +117,11 @@ impl Context {
     }
 
     fn bare(driver: &'static Driver, context: CUcontext, device: CUdevice, retained: bool) -> Self {
-        let functions = [null_mut(); KERNELS.len()];
+        let functions = [null_mut(); Kernel::ALL.len()];
         Context { driver, context, device, retained, stream: null_mut(), module: null_mut(), functions }
     }
 
-    /// Makes what the context needs. Where that fails, dropping `self` gives back what was made so far.
+    /// Creates the stream and loads the kernels. On failure, dropping `self` releases what was created so far.
     fn loaded(mut self) -> Result<Self> {
         let Self { driver, context, stream, module, functions, .. } = &mut self;
         let entered = Entered::relaxed(driver, *context)?;
@@ -173,7 +131,8 @@ impl Context {
                 "cuStreamCreate".into()
             })?;
             load_module(driver, module)?;
-            for (function, name) in functions.iter_mut().zip(KERNELS) {
+            for (function, kernel) in functions.iter_mut().zip(Kernel::ALL) {
+                let name = kernel.name();
                 driver.check(
                     (driver.cuModuleGetFunction)(&raw mut *function, *module, name.as_ptr()),
                     || format!("cuModuleGetFunction of {}", name.to_string_lossy()),
@@ -184,10 +143,10 @@ impl Context {
         Ok(self)
     }
 
-    /// Fills words in the order of `stream`.
+    /// Fills words, in the order of `stream`.
     pub fn fill(&self, address: u64, value: u32, count: usize, stream: Stream) -> Result<()> {
         let _entered = Entered::hot(self.driver, self.context)?;
-        // SAFETY: words of memory of this device's, as the caller checked.
+        // SAFETY: words of memory of this device, as the caller checked.
         let code = unsafe { (self.driver.cuMemsetD32Async)(address, value, count, stream.0.cast()) };
         self.driver.check(code, || "cuMemsetD32Async".into())
     }
@@ -203,42 +162,50 @@ impl Context {
     pub fn write(&self, address: u64, words: &[u32]) -> Result<()> {
         let _entered = Entered::relaxed(self.driver, self.context)?;
         let (driver, bytes) = (self.driver, size_of_val(words));
-        // SAFETY: memory of this device's, as the caller checked; the words are not used after the stream was waited for.
+        // SAFETY: memory of this device, as the caller checked. The stream is waited for before the words go.
         let code = unsafe { (driver.cuMemcpyHtoDAsync)(address, words.as_ptr().cast(), bytes, self.stream) };
         driver.check(code, || format!("cuMemcpyHtoDAsync of {bytes} bytes"))?;
         self.synchronize()
     }
 
-    /// Whether both are one context.
+    /// Whether both are the same context.
     pub fn is(&self, other: &Context) -> bool {
         self.context == other.context
     }
 
-    /// Launches a kernel.
-    pub fn launch(&self, launch: &Launch, stream: Stream) -> Result<()> {
+    /// Launches a kernel with one parameter, the struct at `arguments`.
+    ///
+    /// # Safety
+    /// As for [`Cuda::launch`](super::Cuda::launch).
+    pub unsafe fn launch(
+        &self,
+        kernel: Kernel,
+        grid: Grid,
+        arguments: *const c_void,
+        stream: Stream,
+    ) -> Result<()> {
         let _entered = Entered::hot(self.driver, self.context)?;
-        let mut parameters = [launch.arguments.cast_mut()];
+        let mut parameters = [arguments.cast_mut()];
         // SAFETY: the kernel takes one struct, which the driver copies before it returns.
         let code = unsafe {
             (self.driver.cuLaunchKernel)(
-                self.functions[launch.kernel as usize],
-                launch.blocks,
+                self.functions[kernel as usize],
+                grid.blocks,
                 1,
                 1,
-                launch.threads,
+                grid.threads,
                 1,
                 1,
-                launch.shared_bytes,
+                grid.shared_bytes,
                 stream.0.cast(),
                 parameters.as_mut_ptr(),
                 null_mut(),
             )
         };
-        self.driver.check(code, || {
-            format!("cuLaunchKernel of {}", KERNELS[launch.kernel as usize].to_string_lossy())
-        })
+        self.driver.check(code, || format!("cuLaunchKernel of {}", kernel.name().to_string_lossy()))
     }
 
+    /// Which capture affects `stream`.
     pub fn capture(&self, stream: Stream) -> Result<Capture> {
         let _entered = Entered::hot(self.driver, self.context)?;
         let mut status = 0;
@@ -256,11 +223,11 @@ impl Context {
         let _entered = Entered::relaxed(self.driver, self.context)?;
         let (driver, bytes) = (self.driver, to.len());
         if let Some(event) = event {
-            // SAFETY: the event lives. The thread sleeps meanwhile: that is how the event was made.
+            // SAFETY: the event is live. The thread sleeps meanwhile, as the event was created for it.
             let code = unsafe { (driver.cuEventSynchronize)(event.event) };
             driver.check(code, || "cuEventSynchronize".into())?;
         }
-        // SAFETY: memory of this device's, as the caller checked; `to` is not used before the stream has been waited for.
+        // SAFETY: memory of this device, as the caller checked. `to` is used only after the stream was waited for.
         unsafe {
             let code = (driver.cuMemcpyDtoHAsync)(to.as_mut_ptr().cast(), address, bytes, self.stream);
             driver.check(code, || format!("cuMemcpyDtoHAsync of {bytes} bytes"))?;
@@ -268,9 +235,9 @@ impl Context {
         self.synchronize()
     }
 
-    /// Waits for eplb's own stream.
+    /// Waits for the library's stream.
     fn synchronize(&self) -> Result<()> {
-        // SAFETY: the stream is this value's.
+        // SAFETY: a stream of this value.
         let code = unsafe { (self.driver.cuStreamSynchronize)(self.stream) };
         self.driver.check(code, || "cuStreamSynchronize".into())
     }
@@ -294,7 +261,7 @@ impl Context {
         let _entered = Entered::relaxed(self.driver, self.context)?;
         let refuse = |what: String| Err(Error::InvalidArgument(format!("{name} is {what}")));
         let Some(kind) = self.pointer_attribute(CU_POINTER_ATTRIBUTE_MEMORY_TYPE, address, name)? else {
-            // Not memory that the driver knows; some devices read all of the host's.
+            // The driver does not know this memory. Some devices read all host memory.
             return match self.reads_all_host_memory()? && access == Access::Read {
                 true => Ok(()),
                 false => refuse(format!("not memory that CUDA device {} can reach", self.device)),
@@ -319,7 +286,7 @@ impl Context {
         }
     }
 
-    /// An attribute of 32 bits or fewer; none for memory that the driver does not know.
+    /// An attribute of at most 32 bits. `None` for memory that the driver does not know.
     fn pointer_attribute(&self, attribute: c_uint, address: u64, name: &str) -> Result<Option<c_uint>> {
         let mut value = 0 as c_uint;
         // SAFETY: writes to a local that is large enough for the attribute.
@@ -347,12 +314,12 @@ impl Drop for Context {
         if !self.module.is_null() {
             // SAFETY: loaded by this value, which is its last user.
             let unload = || unsafe { (driver.cuModuleUnload)(self.module) };
-            give_back(driver, context, "cuModuleUnload", unload);
+            release(driver, context, "cuModuleUnload", unload);
         }
         if !self.stream.is_null() {
-            // SAFETY: made by this value, which is its last user.
+            // SAFETY: created by this value, which is its last user.
             let destroy = || unsafe { (driver.cuStreamDestroy)(self.stream) };
-            give_back(driver, context, "cuStreamDestroy", destroy);
+            release(driver, context, "cuStreamDestroy", destroy);
         }
         if self.retained {
             // SAFETY: retained by this value, once.
@@ -362,12 +329,12 @@ impl Drop for Context {
     }
 }
 
-/// Loads the fatbin, or the PTX where the driver is older than the fatbin's machine code or the device newer.
+/// Loads the fatbin, or the PTX where the driver is older or the device newer than the fatbin's machine code.
 ///
 /// # Safety
 /// The context is current.
 unsafe fn load_module(driver: &Driver, module: &mut CUmodule) -> Result<()> {
-    // SAFETY: images that live for ever, of the kinds that the driver takes.
+    // SAFETY: static images, of formats that the driver takes.
     let (fatbin, ptx) = unsafe {
         let fatbin = (driver.cuModuleLoadData)(&raw mut *module, FATBIN.0.as_ptr().cast());
         if fatbin == 0 {

@@ -255,10 +255,10 @@ const STATES: [(State, &str); 8] = [
 #[cfg(test)]
 mod tests {
     use super::*;
-    use crate::device::{Place, Totals};
+    use crate::device::Place;
     use crate::dispatch::DispatchConfig;
     use crate::placement::Shape;
-    use crate::stats::{Dumps, IterationRange, MemoryRequired};
+    use crate::stats::{Dumps, IterationRange, MemoryRequired, Totals};
 
     const CONFIG: DispatchConfig = DispatchConfig {
         rule: Rule::LeastLoaded,

@@ -1,4 +1,4 @@
-//! What a recorder counts and where its dump goes.
+//! What a recorder counts, and where it writes the dump.
 
 use std::path::{Path, PathBuf};
 
@@ -24,17 +24,17 @@ pub struct RecorderConfig<'a> {
     pub experts_per_token: usize,
     /// Layers of this rank, by the model's numbers.
     pub layers: &'a [u32],
-    /// What the ids are.
+    /// Whether the ids are experts or slots.
     pub counted: Counted,
-    /// Where the ids are.
+    /// The device of the ids.
     pub place: Place,
-    /// Tokens of a layer in an iteration at most; 0 says that 32 bits hold any count.
+    /// The most tokens of a layer in an iteration. 0: 32 bits hold any count.
     pub max_tokens_per_iteration: u64,
-    /// Tells one run from another, if given.
+    /// A name of the run, if given.
     pub run_id: Option<&'a str>,
 }
 
-/// What a recorder takes.
+/// The memory that a recorder takes.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub struct MemoryRequired {
     /// Bytes on the device.
@@ -43,7 +43,7 @@ pub struct MemoryRequired {
     pub host_bytes: usize,
 }
 
-/// What the dump says of the run.
+/// The run, as the dump describes it.
 #[derive(Debug, Clone)]
 pub(super) struct Run {
     pub directory: PathBuf,
@@ -58,7 +58,7 @@ pub(super) struct Run {
 }
 
 impl Run {
-    /// The dump of `held`, but for the counts.
+    /// The dump of `held` without its counts.
     pub fn dump(&self, held: IterationRange) -> RankDump<'_> {
         RankDump {
             rank: self.rank,
@@ -84,7 +84,7 @@ impl RecorderConfig<'_> {
             )));
         };
         let run = Run {
-            // The host may change its working directory before the dump.
+            // The process may change its working directory before the dump.
             directory: std::path::absolute(path).unwrap_or_else(|_| path.to_owned()),
             iterations,
             rank: self.rank,
@@ -104,7 +104,7 @@ impl RecorderConfig<'_> {
         let Some(iterations) = self.iterations else {
             return Ok(MemoryRequired { workspace_bytes: 0, host_bytes: 0 });
         };
-        // Where the dump goes makes no difference.
+        // The path makes no difference.
         RecorderConfig { path: Some(Path::new("")), ..*self }.run(iterations)?;
         let layout = Layout::of(self, iterations)?;
         Ok(MemoryRequired { workspace_bytes: layout.workspace_bytes(), host_bytes: layout.host_bytes() })

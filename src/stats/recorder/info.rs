@@ -1,7 +1,7 @@
-//! What a recorder tells of itself.
+//! The state of a recorder.
 
 use super::config::MemoryRequired;
-use crate::device::Totals;
+use super::count::Totals;
 use crate::error::{Error, Result, try_zeroed};
 use crate::stats::IterationRange;
 
@@ -16,51 +16,51 @@ pub enum State {
     Counting,
     /// The dump is being written.
     Dumping,
-    /// The dump is there.
+    /// The dump was written.
     Dumped,
-    /// The dump could not be written; [`Recorder::flush`](super::Recorder::flush) tries again.
+    /// The dump could not be written. [`Recorder::flush`](super::Recorder::flush) retries it.
     Failed,
-    /// A failed call has left the counts wrong; [`Recorder::reset`](super::Recorder::reset) starts anew.
+    /// A failed call has left the counts wrong. [`Recorder::reset`](super::Recorder::reset) sets them to zero.
     Lost,
     /// The range had passed before any iteration of it began: nothing is counted.
     Missed,
 }
 
-/// How often a dump was tried.
+/// Attempts at a dump.
 #[derive(Debug, Clone, Copy, Default, PartialEq, Eq)]
 pub struct Dumps {
-    /// It was written, whole.
+    /// Dumps that were written.
     pub written: u64,
-    /// It could not be written, or not even started.
+    /// Dumps that could not be started or written.
     pub failed: u64,
 }
 
-/// How far a recorder is: a copy that nothing changes any more.
+/// A snapshot of a recorder's state.
 #[derive(Debug, Clone)]
 pub struct Info {
-    /// What it is doing.
+    /// What the recorder is doing.
     pub state: State,
-    /// Iterations that it is there to count.
+    /// Iterations to count.
     pub range: IterationRange,
     /// The iteration begun last.
     pub iteration: Option<u64>,
     /// Iterations counted so far, from the first to the last.
     pub held: IterationRange,
-    /// Iterations among `held` that never began, and count as empty.
+    /// Iterations of `held` that never began, and count as empty.
     pub skipped: u64,
-    /// Tries at a dump since the recorder was created.
+    /// Attempts at a dump since the recorder was created.
     pub dumps: Dumps,
     /// Experts that each token chooses.
     pub experts_per_token: usize,
     /// The layers' numbers, in the order of the config.
     pub layers: Vec<u32>,
-    /// What each layer's kernels were given, in the same order.
+    /// The totals of each layer, in the same order.
     pub totals: Vec<Totals>,
     /// Layers with a registered buffer.
     pub registered_layers: usize,
-    /// What it holds.
+    /// The memory that the recorder holds.
     pub memory: MemoryRequired,
-    /// Why the dump or the counts are not there, or the totals are those of an earlier look.
+    /// Why the dump failed, the counts are wrong, or the totals are not up to date.
     pub error: Option<Error>,
 }
 
@@ -70,12 +70,12 @@ impl Info {
         self.held.len() - self.skipped
     }
 
-    /// Valid tokens of each layer that was counted, in the order of the layers.
+    /// Valid tokens counted of each layer, in the order of the layers.
     pub fn tokens(&self) -> impl Iterator<Item = u64> {
         self.totals.iter().map(|totals| totals.ids / self.experts_per_token as u64)
     }
 
-    /// Valid tokens counted of each layer: of the recorder's `num_layers`, or of none where 0 are asked for.
+    /// Valid tokens counted of each of the recorder's `num_layers` layers. Empty where `num_layers` is 0.
     pub fn layer_tokens(&self, num_layers: usize) -> Result<Vec<u64>> {
         if self.state == State::Off {
             return try_zeroed(Some(num_layers), "the layers' tokens");

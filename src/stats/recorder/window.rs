@@ -1,17 +1,16 @@
-//! The recorder's memory on the device: the window of counts, and what steers and sums up the kernels.
+//! The recorder's memory on the device: the window of counts, the row to count into, and each layer's totals.
 
 use super::RecorderConfig;
-use crate::device::{
-    CellType, Count, Device, Fence, Ids, Memory, OFF, Part, Staging, Stream, Target, Totals,
-};
+use super::count::{BatchCount, CellType, LayerCells, OFF, Totals};
+use crate::device::{Device, Fence, Ids, Memory, Part, Staging, Stream};
 use crate::error::{Error, Result};
 use crate::stats::{Counts, IterationRange};
 
-/// What begins here may be read in vectors.
+/// Enough for vector loads.
 const ALIGNMENT: usize = 64;
 
-/// Where everything lies in the workspace: the row being counted into, each layer's totals, and the cells
-/// `[iterations][layers][experts]`. The last two are copied back together.
+/// Where the parts of the workspace are: the row to count into, each layer's totals, and the cells
+/// `[iterations][layers][experts]`. Totals and cells are copied back together.
 #[derive(Debug, Clone, Copy)]
 pub(super) struct Layout {
     rows: usize,
@@ -24,7 +23,7 @@ pub(super) struct Layout {
 
 impl Layout {
     pub fn of(config: &RecorderConfig, iterations: IterationRange) -> Result<Self> {
-        // An expert is chosen at most by every choice of an iteration.
+        // Every choice of an iteration may be the same expert.
         let most = config.max_tokens_per_iteration.saturating_mul(config.experts_per_token as u64);
         let cell_type = if most > u64::from(u32::MAX) { CellType::U64 } else { CellType::U32 };
         let (rows, layers, num_experts) =
@@ -55,11 +54,12 @@ impl Layout {
         Part { start: ALIGNMENT, bytes: self.layers * size_of::<Totals>() }
     }
 
-    /// What is copied back: totals and cells.
+    /// The parts that are copied back: totals and cells.
     fn copied(&self) -> Part {
         Part { start: ALIGNMENT, bytes: self.workspace_bytes() - ALIGNMENT }
     }
 
+    /// Bytes on the device.
     pub fn workspace_bytes(&self) -> usize {
         self.cells.start + self.cells.bytes
     }
@@ -70,7 +70,7 @@ impl Layout {
     }
 }
 
-/// The memory itself. Whoever changes it has to see to the order of what he does.
+/// The memory itself. Callers order their changes.
 #[derive(Debug)]
 pub(super) struct Window {
     device: Device,
@@ -79,38 +79,39 @@ pub(super) struct Window {
 }
 
 impl Window {
-    /// Takes the memory, or uses what is lent, and leaves it empty and off.
-    pub fn create(device: &Device, layout: Layout, lent: Option<Memory>) -> Result<Self> {
-        let memory = device.take(
+    /// Uses the caller-provided memory or allocates it, sets all counts to zero and counts into no row.
+    pub fn create(device: &Device, layout: Layout, provided: Option<Memory>) -> Result<Self> {
+        let memory = device.provided_or_allocated(
+            provided,
             layout.workspace_bytes(),
-            lent,
-            "the window of counts: count fewer iterations, or lend memory as the workspace",
+            "the window of counts: count fewer iterations, or provide a workspace",
         )?;
         device.initialize(&memory, layout.copied(), 0)?;
         device.initialize(&memory, layout.row(), OFF)?;
         Ok(Window { device: device.clone(), layout, memory })
     }
 
+    /// The device that the memory is on.
     pub fn device(&self) -> &Device {
         &self.device
     }
 
-    /// Which row is counted into from here on in the order of `stream`.
+    /// Sets the row to count into, in the order of `stream`.
     pub fn set_row(&self, row: u32, stream: Stream) -> Result<()> {
         self.device.fill(&self.memory, self.layout.row(), row, stream)
     }
 
-    /// Sets all counts to zero in the order of `stream`.
+    /// Sets all counts to zero, in the order of `stream`.
     pub fn clear(&self, stream: Stream) -> Result<()> {
         self.device.fill(&self.memory, self.layout.copied(), 0, stream)
     }
 
-    /// How the ids of the layer with this index are counted.
-    pub fn counting(&self, layer: usize, ids: &Ids, num_tokens: u32) -> Count {
+    /// The count of a batch of the layer with this index.
+    pub fn batch_count(&self, layer: usize, ids: &Ids, num_tokens: u32) -> BatchCount {
         let Layout { num_experts, cell_type, cells, layers, .. } = self.layout;
         let (totals, size) = (self.layout.totals(), size_of::<Totals>());
         let skipped = layer * num_experts * cell_type.size();
-        let target = Target {
+        let layer = LayerCells {
             row: self.layout.row(),
             cells: Part { start: cells.start + skipped, bytes: cells.bytes - skipped },
             cell_type,
@@ -119,7 +120,7 @@ impl Window {
             num_experts: num_experts as u32,
         };
         let choices = self.layout.experts_per_token as u32;
-        Count::new(ids, num_tokens, choices, &self.memory, &target)
+        BatchCount::new(ids, num_tokens, choices, &self.memory, &layer)
     }
 
     /// Host memory for [`Window::copy_back`].
@@ -139,7 +140,7 @@ impl Window {
         Ok(staging.numbers(0, self.layout.layers))
     }
 
-    /// The counts of the first `rows` from `start` on, as they are after `fence`, held against what the kernels counted.
+    /// The counts of `rows` rows from `start` on, as they are after `fence`. Fails where they contradict the totals.
     pub fn copy_back<'a>(
         &self,
         fence: &Fence,
@@ -164,10 +165,10 @@ impl Window {
                 return Err(contradiction(layers[index], counted, found));
             }
         }
-        let held = start * row..(start + rows) * row;
+        let selected = start * row..(start + rows) * row;
         Ok(match counts {
-            Counts::U32(counts) => Counts::U32(&counts[held]),
-            Counts::U64(counts) => Counts::U64(&counts[held]),
+            Counts::U32(counts) => Counts::U32(&counts[selected]),
+            Counts::U64(counts) => Counts::U64(&counts[selected]),
         })
     }
 }
@@ -179,7 +180,7 @@ fn sum(counts: Counts, range: std::ops::Range<usize>) -> u64 {
     }
 }
 
-/// Every kernel adds to the cells and to the totals, so the two agree unless a cell overflowed or counting went on.
+/// Every kernel adds to the cells and to the totals. They agree unless a cell overflowed or counting continued.
 fn contradiction(layer: u32, counted: u64, found: u64) -> Error {
     let why = if found < counted {
         "a count overflowed 32 bits, so max_tokens_per_iteration must say how many tokens there are, or ids were still \
@@ -221,13 +222,12 @@ mod tests {
     }
 
     fn count(window: &Window, ids: &[i32]) {
-        // SAFETY: the ids outlive the call, which has done its work when it returns.
+        // SAFETY: the ids outlive the call, which has done its work on return.
         let place = unsafe { Ids::at(ids.as_ptr() as u64, IdType::Int32, 0) };
-        let counting = window.counting(1, &place, ids.len() as u32);
-        window.device.count(&counting, Stream::DEFAULT).unwrap();
+        window.batch_count(1, &place, ids.len() as u32).run(&window.device, Stream::DEFAULT).unwrap();
     }
 
-    /// Sets expert 2 of layer 8 in row 1, as if so many ids had been counted before.
+    /// Sets the count of expert 2 of layer 8 in row 1, and the layer's total.
     fn preset(window: &Window, count: u32) {
         let cell = window.layout.cells.start + (8 + 4 + 2) * 4;
         window.device.initialize(&window.memory, Part { start: cell, bytes: 4 }, count).unwrap();
@@ -245,7 +245,7 @@ mod tests {
     }
 
     #[test]
-    fn a_count_that_overflows_is_noticed_and_one_that_just_fits_is_not() {
+    fn copy_back_fails_when_a_count_overflowed_32_bits() {
         let window = window(&CONFIG);
         preset(&window, u32::MAX - 1);
         count(&window, &[2]);
@@ -261,7 +261,7 @@ mod tests {
     }
 
     #[test]
-    fn wide_counts_do_not_overflow() {
+    fn copy_back_returns_64_bit_counts_and_detects_contradictions() {
         let config = RecorderConfig { max_tokens_per_iteration: 1 << 32, ..CONFIG };
         let window = window(&config);
         count(&window, &[3, -1, 3]);

@@ -1,4 +1,4 @@
-//! The thread that writes a recorder's dump, so that the host's threads do not wait for a disk.
+//! The thread that writes a recorder's dump, so that the caller's threads do not wait for a disk.
 
 use std::panic::{AssertUnwindSafe, catch_unwind};
 use std::sync::{Arc, Condvar, Mutex, MutexGuard, PoisonError};
@@ -14,30 +14,30 @@ use crate::error::{Error, Result};
 use crate::stats::{IterationRange, RankDump};
 use crate::threads;
 
-/// What became of the dump.
+/// The state of the dump.
 #[derive(Debug, Clone)]
 pub(super) enum Progress {
-    /// It was not asked for yet.
+    /// No dump was requested.
     None,
-    /// It is asked for, or being written.
+    /// The dump was requested or is being written.
     Started,
-    /// It is there, whole and synced.
+    /// The dump was written and synced.
     Written,
-    /// It is not there. The counts still are; it may be tried again.
+    /// The dump could not be written. The counts are kept for a retry.
     Failed {
         /// Why.
         error: Error,
-        /// Whether a flush has said so.
-        told: bool,
+        /// Whether a flush has returned the error.
+        reported: bool,
     },
 }
 
-/// What the thread works on.
+/// The state that the thread shares.
 #[derive(Debug)]
 struct Work {
     run: Run,
     window: Arc<Window>,
-    /// After it in the order of the host's streams, nothing is counted any more.
+    /// Nothing is counted after the fence, in the order of the caller's streams.
     fence: Fence,
     order: Mutex<Order>,
     changed: Condvar,
@@ -49,13 +49,13 @@ struct Order {
     dumps: Dumps,
     /// Iterations to write.
     held: IterationRange,
-    /// Not to be taken up any more.
+    /// Whether the thread is to end.
     ended: bool,
-    /// The rank's file, taken before it is needed so that nobody else does.
+    /// The rank's file, created early so that no other process takes the name.
     claim: Option<AtomicFile>,
 }
 
-/// The thread, which ends with this value.
+/// The thread. Drop ends it.
 #[derive(Debug)]
 pub(super) struct Writer {
     work: Arc<Work>,
@@ -63,7 +63,7 @@ pub(super) struct Writer {
 }
 
 impl Writer {
-    /// Takes everything that a dump needs: the file, memory for a copy of the window, the thread.
+    /// Takes all that a dump needs: the file, memory for a copy of the window, the thread.
     pub fn start(run: Run, window: Arc<Window>) -> Result<Self> {
         let claim = run.dump(run.iterations).claim(&run.directory)?;
         let fence = window.device().fence()?;
@@ -95,13 +95,13 @@ impl Writer {
         self.work.lock().progress.clone()
     }
 
-    /// Both as they are at one moment.
+    /// Progress and attempts at the same moment.
     pub fn progress_and_dumps(&self) -> (Progress, Dumps) {
         let order = self.work.lock();
         (order.progress.clone(), order.dumps)
     }
 
-    /// Starts the dump of `held`, as it is after the work that `stream` has been given so far.
+    /// Starts the dump of `held`, after the work that `stream` has been given so far.
     pub fn dump(&self, held: IterationRange, stream: Stream) -> Result<()> {
         let recorded = self.work.window.device().record(&self.work.fence, stream);
         let mut order = self.work.lock();
@@ -115,20 +115,19 @@ impl Writer {
         Ok(())
     }
 
-    /// Waits for a dump that was started, for up to `timeout` if there is one. A failure is told once; then the next call
-    /// tries again.
+    /// Waits for a started dump, for `timeout` at most if given. Returns a failure once. The next call retries the dump.
     pub fn flush(&self, timeout: Option<Duration>) -> Result<()> {
         let deadline = timeout.and_then(|timeout| Instant::now().checked_add(timeout));
         let mut order = self.work.lock();
-        if let Progress::Failed { told: true, .. } = order.progress {
+        if let Progress::Failed { reported: true, .. } = order.progress {
             order.progress = Progress::Started;
             self.work.changed.notify_all();
         }
         loop {
             match &mut order.progress {
                 Progress::None | Progress::Written => return Ok(()),
-                Progress::Failed { error, told } => {
-                    *told = true;
+                Progress::Failed { error, reported } => {
+                    *reported = true;
                     return Err(error.clone());
                 }
                 Progress::Started => {}
@@ -146,7 +145,7 @@ impl Writer {
         }
     }
 
-    /// Forgets the dump and takes the rank's file anew; not while it is being written.
+    /// Forgets the dump and creates the rank's file again. Fails while the dump is being written.
     pub fn reset(&self) -> Result<()> {
         let mut order = self.work.lock();
         if let Progress::Started = order.progress {
@@ -163,7 +162,7 @@ impl Writer {
 }
 
 impl Drop for Writer {
-    /// Waits for a dump that was started.
+    /// Waits for a started dump.
     fn drop(&mut self) {
         self.work.lock().ended = true;
         self.work.changed.notify_all();
@@ -183,7 +182,7 @@ impl Work {
         self.order.lock().unwrap_or_else(PoisonError::into_inner)
     }
 
-    /// The thread.
+    /// Runs on the thread until the writer is dropped.
     fn serve(&self, mut staging: Staging) {
         loop {
             let mut order = self.lock();
@@ -205,7 +204,7 @@ impl Work {
                 }
                 Err(error) => {
                     order.dumps.failed += 1;
-                    order.progress = Progress::Failed { error, told: false };
+                    order.progress = Progress::Failed { error, reported: false };
                 }
             }
             drop(order);
@@ -215,7 +214,7 @@ impl Work {
 
     fn write(&self, held: IterationRange, claim: Option<AtomicFile>, staging: &mut Staging) -> Result<()> {
         let Run { iterations, layers, directory, rank, .. } = &self.run;
-        // After a failure the file has to be taken again, and perhaps its directory made anew.
+        // After a failure the file is created again, and its directory if missing.
         let claim = match claim {
             Some(claim) => claim,
             None => self.run.dump(held).claim(directory)?,

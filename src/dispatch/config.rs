@@ -1,0 +1,88 @@
+//! How a placement is served.
+
+use super::rule::Rule;
+use super::tables::LayerTables;
+use crate::device::Place;
+use crate::error::{Error, Result};
+use crate::placement::Placement;
+
+/// How a placement is served.
+#[derive(Debug, Clone, Copy)]
+pub struct DispatchConfig<'a> {
+    /// Which replica serves a token.
+    pub rule: Rule,
+    /// This rank of the expert-parallel group.
+    pub rank: usize,
+    /// Experts that each token chooses.
+    pub experts_per_token: usize,
+    /// Layers of this rank. `None`: all of the placement.
+    pub layers: Option<&'a [u32]>,
+    /// The node of each rank. `None`: all are on one.
+    pub rank_to_node: Option<&'a [u32]>,
+    /// Whether round robin adds the rank to a block's index.
+    pub offset_by_rank: bool,
+    /// The width of the dense map. 0: no dense map.
+    pub max_replicas: usize,
+    /// The device of ids, slots and tables.
+    pub place: Place,
+}
+
+impl DispatchConfig<'_> {
+    /// The layers to route.
+    pub(super) fn layers<'a>(&'a self, placement: &'a Placement) -> &'a [u32] {
+        self.layers.unwrap_or(placement.layers())
+    }
+
+    /// What the rule adds to a block's index.
+    pub(super) fn block_offset(&self) -> u32 {
+        if self.rule == Rule::Nearest || self.offset_by_rank { self.rank as u32 } else { 0 }
+    }
+}
+
+/// Checks that the config fits the placement.
+pub(super) fn check(placement: &Placement, config: &DispatchConfig) -> Result<()> {
+    let refuse = |what: String| Err(Error::InvalidArgument(what));
+    let shape = placement.shape();
+    let (num_ranks, num_experts) = (shape.num_ranks(), shape.num_experts());
+    if config.rank >= num_ranks {
+        return refuse(format!("rank is {}, the placement has {num_ranks} ranks", config.rank));
+    }
+    if config.experts_per_token == 0 || config.experts_per_token > num_experts {
+        return refuse(format!(
+            "experts_per_token is {}, 1 to the {num_experts} experts of the placement expected",
+            config.experts_per_token
+        ));
+    }
+    if let Some(nodes) = config.rank_to_node.filter(|nodes| nodes.len() != num_ranks) {
+        return refuse(format!("rank_to_node has {} ranks, the placement {num_ranks}", nodes.len()));
+    }
+    if config.max_replicas > shape.num_slots() {
+        return refuse(format!(
+            "max_replicas is {}, and no expert can have more than the {} slots of the placement",
+            config.max_replicas,
+            shape.num_slots()
+        ));
+    }
+    let layers = config.layers(placement);
+    if layers.is_empty() {
+        return refuse("layer_ids names no layer".to_owned());
+    }
+    let mut sorted = layers.to_vec();
+    sorted.sort_unstable();
+    if let Some(pair) = sorted.windows(2).find(|pair| pair[0] == pair[1]) {
+        return refuse(format!("layer_ids names layer {} twice", pair[0]));
+    }
+    for &layer in layers {
+        let experts = placement.layer_experts(layer)?;
+        if config.max_replicas != 0 {
+            let counts = LayerTables::new(shape, experts).replica_count;
+            if let Some(expert) = counts.iter().position(|&count| count as usize > config.max_replicas) {
+                return refuse(format!(
+                    "max_replicas is {}, and expert {expert} of layer {layer} has {} slots",
+                    config.max_replicas, counts[expert]
+                ));
+            }
+        }
+    }
+    Ok(())
+}

@@ -1,0 +1,258 @@
+//! Routing on a CUDA device: the arguments of the kernels, their shared memory, and their launch.
+
+use super::least_loaded::{self, SplitArguments};
+use super::routing::{RankCounts, Routing};
+use super::rule::{BLOCK_IDS, Rule};
+use super::tables::TableParts;
+use super::{DispatchConfig, nearest, round_robin, token_hash};
+use crate::device::{Cuda, Grid, IdType, Kernel, Memory, Part, Stream};
+use crate::error::Result;
+use crate::placement::Shape;
+use crate::stats::{BatchCount, CellType};
+
+/// Threads of a block by the rules that go by the position of an id: `EPLB_ROUTE_THREADS` of the kernels.
+const THREADS: u32 = 512;
+
+/// `EPLB_NO_ROOM` of the kernels.
+const NO_ROOM: u32 = u32::MAX;
+
+/// Shared memory that every device has without opting in, less the kernels' static shared memory.
+const SHARED_BYTES: usize = 48 * 1024 - 4 * BLOCK_IDS - 256;
+
+/// `eplb_route_arguments` of kernels/route_arguments.cuh.
+#[repr(C)]
+#[derive(Debug, Clone, Copy)]
+pub(super) struct Arguments {
+    expert_ids: u64,
+    slot_ids: u64,
+    num_valid: u64,
+    tables: u64,
+    num_tokens: u32,
+    experts_per_token: u32,
+    pub num_experts: u32,
+    pub num_slots: u32,
+    start_at: u32,
+    slots_at: u32,
+    pub table_words: u32,
+    shared_tables_at: u32,
+    shares_at: u32,
+    offset: u32,
+    shared_rows_at: u32,
+    shared_bins_at: u32,
+    row: u64,
+    cells: u64,
+    row_stride: u64,
+    totals: u64,
+    num_cells: u32,
+    cells_are_64_bits: u32,
+    counts_slots: u32,
+    unused: u32,
+    pub split: SplitArguments,
+}
+
+const _: () = assert!(
+    size_of::<SplitArguments>() == 120 && size_of::<Arguments>() == 248,
+    "see kernels/route_arguments.cuh"
+);
+
+/// Words from the start of one part of a memory to the start of another.
+pub(super) fn words_between(from: Part, to: Part) -> u32 {
+    ((to.start - from.start) / 4) as u32
+}
+
+/// Words from the start of one part to the end of another, rounded up to what is copied at once.
+fn words_through(from: Part, to: Part) -> u32 {
+    (words_between(from, to) + (to.bytes / 4) as u32).next_multiple_of(4)
+}
+
+/// A layer's tables on a CUDA device, and the rule that routes by them.
+#[derive(Debug)]
+pub(super) struct KernelRouter {
+    cuda: Cuda,
+    rule: Rule,
+    /// The arguments that are the same in each call.
+    arguments: Arguments,
+    /// Words of all tables. `arguments.table_words` are those of every launch but the one that computes quotas.
+    all_table_words: u32,
+}
+
+impl KernelRouter {
+    /// Routes by the tables of a layer in `memory`.
+    pub fn new(
+        cuda: &Cuda,
+        shape: Shape,
+        config: &DispatchConfig,
+        memory: &Memory,
+        parts: &TableParts,
+    ) -> Self {
+        let first = parts.replica_count;
+        let last = parts.shares.unwrap_or(parts.replica_slots);
+        let split = parts.split.as_ref();
+        let arguments = Arguments {
+            expert_ids: 0,
+            slot_ids: 0,
+            num_valid: 0,
+            tables: memory.at(first),
+            num_tokens: 0,
+            experts_per_token: 0,
+            num_experts: shape.num_experts() as u32,
+            num_slots: shape.num_slots() as u32,
+            start_at: words_between(first, parts.replica_start),
+            slots_at: words_between(first, parts.replica_slots),
+            table_words: words_through(first, last),
+            shared_tables_at: NO_ROOM,
+            shares_at: words_between(first, last),
+            offset: config.block_offset(),
+            shared_rows_at: NO_ROOM,
+            shared_bins_at: NO_ROOM,
+            row: 0,
+            cells: 0,
+            row_stride: 0,
+            totals: 0,
+            num_cells: 0,
+            cells_are_64_bits: 0,
+            counts_slots: 0,
+            unused: 0,
+            split: split.map_or_else(SplitArguments::default, |split| {
+                SplitArguments::new(split, first, shape, config.rank, memory)
+            }),
+        };
+        let all_table_words = words_through(first, split.map_or(last, |split| split.rank_holders));
+        KernelRouter { cuda: cuda.clone(), rule: config.rule, arguments, all_table_words }
+    }
+
+    /// Hot: routes a batch in the order of `stream`. `count` is counted in the same pass, as experts or as slots.
+    pub fn route(
+        &self,
+        routing: &Routing,
+        rank_counts: Option<&RankCounts>,
+        count: Option<(&BatchCount, bool)>,
+        stream: Stream,
+    ) -> Result<()> {
+        if routing.num_ids() == 0 {
+            return Ok(());
+        }
+        let mut arguments = self.arguments;
+        arguments.expert_ids = routing.ids().address();
+        arguments.slot_ids = routing.slots().address();
+        arguments.num_valid = routing.ids().num_valid();
+        arguments.num_tokens = routing.num_tokens();
+        arguments.experts_per_token = routing.experts_per_token();
+        if let Some(counts) = rank_counts {
+            arguments.split.rank_counts = counts.address();
+            arguments.split.rank_counts_are_64_bits = u32::from(counts.kind() == IdType::Int64);
+        }
+        if let Some((count, counts_slots)) = count {
+            let target = count.target();
+            arguments.row = target.row;
+            arguments.cells = target.cells;
+            arguments.row_stride = target.row_stride;
+            arguments.totals = target.totals;
+            arguments.num_cells = target.num_cells;
+            arguments.cells_are_64_bits = u32::from(target.cell_type == CellType::U64);
+            arguments.counts_slots = u32::from(counts_slots);
+        }
+        let id_type = routing.ids().kind();
+        let call = Call { router: self, id_type, arguments, shared_words: 0, stream };
+        match self.rule {
+            Rule::RoundRobin => round_robin::launch(call),
+            Rule::TokenHash => token_hash::launch(call),
+            Rule::Nearest => nearest::launch(call),
+            Rule::LeastLoaded => least_loaded::launch(call),
+        }
+    }
+}
+
+/// A rule's kernels, by the type of the ids.
+#[derive(Debug, Clone, Copy)]
+pub(super) struct Kernels {
+    /// For 32-bit ids.
+    pub int32: Kernel,
+    /// For 64-bit ids.
+    pub int64: Kernel,
+}
+
+/// One call of a rule's kernels. Parts are placed in shared memory first, most useful part first.
+pub(super) struct Call<'a> {
+    router: &'a KernelRouter,
+    id_type: IdType,
+    /// The arguments of the next launch.
+    pub arguments: Arguments,
+    shared_words: usize,
+    stream: Stream,
+}
+
+impl Call<'_> {
+    /// The ids of all tokens, padding included.
+    pub fn num_ids(&self) -> u64 {
+        u64::from(self.arguments.num_tokens) * u64::from(self.arguments.experts_per_token)
+    }
+
+    /// The type of the ids.
+    pub fn id_type(&self) -> IdType {
+        self.id_type
+    }
+
+    /// Words of the tables that every rule has.
+    pub fn common_table_words(&self) -> u32 {
+        self.router.arguments.table_words
+    }
+
+    /// Places `words` words in shared memory. Returns the first of them, or [`NO_ROOM`].
+    pub fn place(&mut self, words: usize) -> u32 {
+        let end = self.shared_words + words.next_multiple_of(4);
+        if end * 4 > SHARED_BYTES {
+            return NO_ROOM;
+        }
+        std::mem::replace(&mut self.shared_words, end) as u32
+    }
+
+    /// Places a byte an expert for each warp, by which the kernels find the positions of ids.
+    pub fn place_rows(&mut self) {
+        let bytes = self.arguments.num_experts as usize * (THREADS as usize / 32);
+        self.arguments.shared_rows_at = self.place(bytes / 4);
+    }
+
+    /// Places a copy of all tables, or of the common ones where not all fit.
+    pub fn place_tables(&mut self) {
+        let all = self.router.all_table_words;
+        self.arguments.shared_tables_at = self.place(all as usize);
+        if self.arguments.shared_tables_at == NO_ROOM {
+            self.arguments.shared_tables_at = self.place(self.arguments.table_words as usize);
+        } else {
+            self.arguments.table_words = all;
+        }
+    }
+
+    /// Places the bins of what is counted.
+    pub fn place_bins(&mut self) {
+        if self.arguments.row != 0 {
+            self.arguments.shared_bins_at = self.place(self.arguments.num_cells as usize + 1);
+        }
+    }
+
+    /// Launches one of the kernels with the arguments as they are.
+    pub fn launch(&self, kernels: Kernels, blocks: u64, threads: u32) -> Result<()> {
+        let kernel = match self.id_type {
+            IdType::Int32 => kernels.int32,
+            IdType::Int64 => kernels.int64,
+        };
+        let grid = Grid { blocks: blocks as u32, threads, shared_bytes: self.shared_words as u32 * 4 };
+        // SAFETY: the routing kernels take these arguments. Ids, slots, counts and tables are on the device, by the promises of
+        // their makers.
+        unsafe { self.router.cuda.launch(kernel, grid, &self.arguments, self.stream) }
+    }
+
+    /// Launches a kernel that goes by the position of an id in its block of [`BLOCK_IDS`] ids.
+    pub fn launch_by_block(mut self, kernels: Kernels) -> Result<()> {
+        self.place_rows();
+        self.place_tables();
+        self.place_bins();
+        self.launch_with_positions(kernels, self.num_ids().div_ceil(BLOCK_IDS as u64))
+    }
+
+    /// Launches a kernel that finds the positions of ids, with so many blocks.
+    pub fn launch_with_positions(&self, kernels: Kernels, blocks: u64) -> Result<()> {
+        self.launch(kernels, blocks, THREADS)
+    }
+}

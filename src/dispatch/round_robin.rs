@@ -1,0 +1,68 @@
+//! Round robin: an expert's replicas in turn within each block of ids.
+
+use super::host::first_slots;
+use super::kernel::{Call, Kernels};
+use super::rule::BLOCK_IDS;
+use super::tables::LayerTables;
+use crate::device::{Id, Kernel};
+use crate::error::Result;
+use crate::placement::Shape;
+
+/// The rule's kernels, in kernels/round_robin.cuh.
+const KERNELS: Kernels = Kernels { int32: Kernel::RoundRobinI32, int64: Kernel::RoundRobinI64 };
+
+/// Launches the rule's kernel.
+pub(super) fn launch(call: Call<'_>) -> Result<()> {
+    call.launch_by_block(KERNELS)
+}
+
+/// The rule on the host.
+#[derive(Debug)]
+pub(super) struct RoundRobin {
+    /// Added to a block's index.
+    offset: u32,
+    replicated: Vec<u32>,
+    /// The slot after each in its expert's turn, `[num_slots + 1]`. The invalid slot follows itself.
+    after: Vec<u32>,
+    /// The next slot of each expert, and at last the invalid slot.
+    next: Vec<u32>,
+    /// The slots that begin the block, of the replicated experts.
+    first: Vec<u32>,
+}
+
+impl RoundRobin {
+    /// Routes by the tables of a layer.
+    pub fn new(shape: Shape, tables: &LayerTables, offset: u32) -> Self {
+        let mut after: Vec<u32> = (0..=shape.num_slots() as u32).collect();
+        for expert in 0..shape.num_experts() {
+            let slots = tables.slots_of(expert);
+            for (replica, &slot) in slots.iter().enumerate() {
+                after[slot as usize] = slots[(replica + 1) % slots.len()];
+            }
+        }
+        let replicated: Vec<u32> = tables.replicated().map(|expert| expert as u32).collect();
+        let next = first_slots(shape, tables);
+        RoundRobin { offset, first: vec![0; replicated.len()], replicated, after, next }
+    }
+
+    /// Replaces ids by their slots.
+    pub fn route<I: Id>(&mut self, ids: &mut [I], tables: &LayerTables) {
+        let Self { offset, replicated, after, next, first } = self;
+        for (first, &expert) in first.iter_mut().zip(&*replicated) {
+            let slots = tables.slots_of(expert as usize);
+            *first = slots[*offset as usize % slots.len()];
+        }
+        let num_experts = next.len() - 1;
+        for block in ids.chunks_mut(BLOCK_IDS) {
+            for (first, &expert) in first.iter_mut().zip(&*replicated) {
+                next[expert as usize] = *first;
+                *first = after[*first as usize];
+            }
+            for id in block {
+                let next = &mut next[id.bin(num_experts)];
+                *id = I::of_slot(*next);
+                *next = after[*next as usize];
+            }
+        }
+    }
+}

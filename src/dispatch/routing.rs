@@ -1,0 +1,122 @@
+//! The arguments of a routing call.
+
+use crate::device::{Id, IdType, Ids};
+use crate::error::{Error, Result};
+
+/// The ids of a batch and where their slots go, in memory of the caller.
+#[derive(Debug, Clone, Copy)]
+pub struct Routing {
+    ids: Ids,
+    slots: u64,
+    num_tokens: u32,
+    experts_per_token: u32,
+}
+
+impl Routing {
+    /// Routes `num_tokens` tokens of `experts_per_token` ids. `slots` is the address of as many slot ids of the ids' type.
+    ///
+    /// # Safety
+    /// As for [`Ids::at`]. Whenever work that was given this value runs, `slots` is memory of its device that nobody else uses.
+    pub unsafe fn at(ids: Ids, slots: u64, num_tokens: u32, experts_per_token: u32) -> Result<Self> {
+        let refuse = |what: String| Err(Error::InvalidArgument(what));
+        let num_ids = u64::from(num_tokens) * u64::from(experts_per_token);
+        if i32::try_from(num_ids).is_err() {
+            return refuse(format!(
+                "{num_tokens} tokens of {experts_per_token} ids are more than the {} ids of a call: route them in parts",
+                i32::MAX
+            ));
+        }
+        if slots == 0 && num_ids != 0 {
+            return refuse("slot_ids is NULL".to_owned());
+        }
+        if !slots.is_multiple_of(ids.kind().size() as u64) {
+            return refuse(format!("slot_ids is not aligned to its {} bytes", ids.kind().size()));
+        }
+        let bytes = num_ids * ids.kind().size() as u64;
+        if slots != ids.address() && slots.abs_diff(ids.address()) < bytes {
+            return refuse("slot_ids overlaps expert_ids: they may be the same array, or two".to_owned());
+        }
+        Ok(Routing { ids, slots, num_tokens, experts_per_token })
+    }
+
+    /// The expert ids.
+    pub(super) fn ids(&self) -> &Ids {
+        &self.ids
+    }
+
+    /// The slot ids, valid after routing.
+    pub(super) fn slots(&self) -> Ids {
+        self.ids.with_address(self.slots)
+    }
+
+    /// The number of tokens, padding included.
+    pub(super) fn num_tokens(&self) -> u32 {
+        self.num_tokens
+    }
+
+    /// The ids of a token.
+    pub(super) fn experts_per_token(&self) -> u32 {
+        self.experts_per_token
+    }
+
+    /// The ids of all tokens, padding included.
+    pub(super) fn num_ids(&self) -> usize {
+        self.num_tokens as usize * self.experts_per_token as usize
+    }
+
+    /// Copies the ids to where their slots go, unless they are there. Returns them, and how many are of valid tokens.
+    ///
+    /// # Safety
+    /// There are ids. They are of type `I` and, as their slots, in host memory that nobody else uses while `'a` lasts.
+    pub(super) unsafe fn copied_ids_on_host<'a, I: Id>(&self) -> (&'a mut [I], usize) {
+        let (to, num_ids) = (self.slots as *mut I, self.num_ids());
+        // SAFETY: as many ids and slots, the same or apart, by the promise of this value's maker.
+        unsafe {
+            if self.slots != self.ids.address() {
+                to.copy_from_nonoverlapping(self.ids.address() as *const I, num_ids);
+            }
+            let valid = self.ids.valid_tokens_on_host(self.num_tokens) as usize;
+            (std::slice::from_raw_parts_mut(to, num_ids), valid * self.experts_per_token as usize)
+        }
+    }
+}
+
+/// The counts of all ranks for a layer, `[num_ranks][num_experts]`, in memory of the caller.
+#[derive(Debug, Clone, Copy)]
+pub struct RankCounts {
+    address: u64,
+    kind: IdType,
+}
+
+impl RankCounts {
+    /// # Safety
+    /// Whenever work that was given this value runs, `address` is memory of its device, aligned, with as many counts.
+    pub unsafe fn at(address: u64, kind: IdType) -> Self {
+        RankCounts { address, kind }
+    }
+
+    /// The address of the counts.
+    pub fn address(&self) -> u64 {
+        self.address
+    }
+
+    /// The type of the counts.
+    pub(super) fn kind(&self) -> IdType {
+        self.kind
+    }
+
+    /// The count at an index, clamped to [0, 2^31).
+    ///
+    /// # Safety
+    /// The counts are in host memory, and more than `index`.
+    pub(super) unsafe fn get_on_host(&self, index: usize) -> u64 {
+        // SAFETY: the caller's promise.
+        let count = unsafe {
+            match self.kind {
+                IdType::Int32 => i64::from(*(self.address as *const i32).add(index)),
+                IdType::Int64 => *(self.address as *const i64).add(index),
+            }
+        };
+        count.clamp(0, i64::from(i32::MAX)) as u64
+    }
+}

@@ -1,0 +1,238 @@
+//! A recorder that has iterations to count.
+
+use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
+
+use super::config::MemoryRequired;
+use super::count::{OFF, Totals};
+use super::window::{Layout, Window};
+use super::writer::{Progress, Writer};
+use crate::device::{Capture, Device, Ids, Staging, Stream};
+use crate::error::{Error, Result};
+use crate::stats::{Counted, IterationRange};
+
+/// The window, its writer, and the state of the caller's calls.
+#[derive(Debug)]
+pub(super) struct Active {
+    pub layout: Layout,
+    pub window: Arc<Window>,
+    pub calls: Mutex<CallState>,
+    pub totals: Mutex<LastTotals>,
+    pub writer: Writer,
+}
+
+/// Each layer's totals as last read, and host memory to read them.
+#[derive(Debug)]
+pub(super) struct LastTotals {
+    pub last: Vec<Totals>,
+    pub staging: Staging,
+}
+
+/// What the caller's calls have changed so far.
+#[derive(Debug)]
+pub(super) struct CallState {
+    /// Each layer's number and its index in the window, by number.
+    pub layers: Vec<(u32, usize)>,
+    /// The registered buffer of each layer of the window.
+    pub buffers: Vec<Option<Buffer>>,
+    /// The iteration begun last.
+    pub iteration: Option<u64>,
+    /// Iterations counted, from the first to the last.
+    pub held: Option<IterationRange>,
+    /// Iterations among `held` that never began.
+    pub skipped: u64,
+    /// The row to count into once all calls so far have taken effect, or [`OFF`].
+    pub row: u32,
+    /// Why the counts are wrong.
+    pub lost: Option<Error>,
+    /// Why the dump could not be started.
+    pub not_started: Option<Error>,
+}
+
+/// The registered buffer of a layer's ids.
+#[derive(Debug, Clone, Copy)]
+pub(super) struct Buffer {
+    pub ids: Ids,
+    pub max_tokens: u32,
+}
+
+impl Active {
+    pub fn lock(&self) -> MutexGuard<'_, CallState> {
+        self.calls.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+
+    pub fn memory(&self) -> MemoryRequired {
+        MemoryRequired {
+            workspace_bytes: self.layout.workspace_bytes(),
+            host_bytes: self.layout.host_bytes(),
+        }
+    }
+
+    pub fn check_not_capturing(&self, stream: Stream, call: &str) -> Result<()> {
+        let why = match self.window.device().capture(stream)? {
+            Capture::None => return Ok(()),
+            Capture::Active => {
+                "the stream is being captured by a CUDA graph, which would do the same at each replay"
+            }
+            Capture::Elsewhere => {
+                "a CUDA graph is being captured, and meanwhile the default stream must not be used"
+            }
+        };
+        Err(Error::Capturing(format!("{why}: call {call}() before or after")))
+    }
+
+    pub fn begin(&self, calls: &mut CallState, iteration: u64, stream: Stream) -> Result<()> {
+        self.check_not_capturing(stream, "eplb_recorder_begin_iteration")?;
+        calls.check()?;
+        if let Some(last) = calls.iteration.filter(|&last| iteration < last) {
+            return Err(Error::InvalidArgument(format!(
+                "iteration {iteration} after iteration {last}: iterations go up; eplb_recorder_reset() starts anew"
+            )));
+        }
+        let run = self.writer.run();
+        // After a dump, nothing is counted, even in the middle of the range.
+        let over = !matches!(self.writer.progress(), Progress::None) || calls.not_started.is_some();
+        if run.iterations.contains(iteration) && !over {
+            self.count_into(calls, iteration, stream)?;
+        } else if iteration >= run.iterations.stop && calls.held.is_some() {
+            self.stop(calls, stream)?;
+        } else if iteration >= run.iterations.stop && calls.iteration < Some(run.iterations.stop) {
+            log::warn!(
+                "rank {}: iteration {iteration} is after the range {}, of which none was begun: nothing is counted",
+                run.rank,
+                run.iterations
+            );
+        }
+        calls.iteration = Some(iteration);
+        Ok(())
+    }
+
+    /// Counts into `iteration`, which is in the range, in the order of `stream`.
+    fn count_into(&self, calls: &mut CallState, iteration: u64, stream: Stream) -> Result<()> {
+        let range = self.writer.run().iterations;
+        let skipped = calls.held.map_or(0, |held| iteration.saturating_sub(held.stop));
+        if skipped > 0 {
+            log::warn!(
+                "rank {}: iterations {}..{iteration} never began and count as empty",
+                self.writer.run().rank,
+                iteration - skipped
+            );
+        }
+        let row = (iteration - range.start) as u32;
+        if row != calls.row {
+            self.window.set_row(row, stream)?;
+            calls.row = row;
+        }
+        let start = calls.held.map_or(iteration, |held| held.start);
+        calls.held = Some(IterationRange { start, stop: iteration + 1 });
+        calls.skipped += skipped;
+        Ok(())
+    }
+
+    /// Stops counting and starts the dump, unless a dump was started before.
+    pub fn stop(&self, calls: &mut CallState, stream: Stream) -> Result<()> {
+        if calls.row != OFF {
+            self.window.set_row(OFF, stream)?;
+            calls.row = OFF;
+        }
+        let (Progress::None, Some(held)) = (self.writer.progress(), calls.held) else { return Ok(()) };
+        let started = self.writer.dump(held, stream).map_err(|error| match error {
+            Error::Cuda { call, code, name } => {
+                let call = format!("the dump was not started, eplb_recorder_dump() tries again: {call}");
+                Error::Cuda { call, code, name }
+            }
+            other => other,
+        });
+        calls.not_started = started.as_ref().err().cloned();
+        started
+    }
+
+    pub fn count(
+        &self,
+        calls: &mut CallState,
+        layer: usize,
+        ids: &Ids,
+        num_tokens: u32,
+        stream: Stream,
+    ) -> Result<()> {
+        self.launch_if_counting(calls, (num_tokens, stream), |counts| match counts {
+            true => self.window.batch_count(layer, ids, num_tokens).run(self.window.device(), stream),
+            false => Ok(()),
+        })
+    }
+
+    /// Calls `launch` with whether there is something to count.
+    pub fn launch_if_counting(
+        &self,
+        calls: &mut CallState,
+        (num_tokens, stream): (u32, Stream),
+        launch: impl FnOnce(bool) -> Result<()>,
+    ) -> Result<()> {
+        // A captured graph may be replayed while a row is counted into. Any other work would count nothing.
+        let device = self.window.device();
+        if num_tokens == 0 || (calls.row == OFF && device.capture(stream)? != Capture::Active) {
+            return launch(false);
+        }
+        let launched = launch(true);
+        // A capture, even an invalidated one, counts nothing now.
+        if let Err(error) = &launched
+            && calls.row != OFF
+            && !matches!(device.capture(stream), Ok(Capture::Active))
+        {
+            calls.lost = Some(error.clone());
+        }
+        launched
+    }
+
+    pub fn check_source(&self, device: &Device, num_experts: usize, experts_per_token: usize) -> Result<()> {
+        let run = self.writer.run();
+        let refuse = |what: String| Err(Error::InvalidArgument(what));
+        if !self.window.device().is(device) {
+            return refuse("the recorder is on another device or CUDA context than the dispatch".into());
+        }
+        if (run.num_experts, run.experts_per_token) != (num_experts, experts_per_token) {
+            let counted = match run.counted {
+                Counted::Experts => "experts",
+                Counted::Slots => "slots",
+            };
+            return refuse(format!(
+                "the recorder counts {} {counted} and {} ids a token, the dispatch has {num_experts} and {experts_per_token}",
+                run.num_experts, run.experts_per_token
+            ));
+        }
+        Ok(())
+    }
+}
+
+impl Drop for Active {
+    fn drop(&mut self) {
+        let calls = self.calls.get_mut().unwrap_or_else(PoisonError::into_inner);
+        if let (Some(held), Progress::None) = (calls.held, self.writer.progress()) {
+            log::warn!(
+                "rank {}: iterations {held} were counted and never dumped: eplb_recorder_dump() would have",
+                self.writer.run().rank
+            );
+        }
+    }
+}
+
+impl CallState {
+    pub fn index_of(&self, layer: u32) -> Result<usize> {
+        match self.layers.binary_search_by_key(&layer, |&(number, _)| number) {
+            Ok(place) => Ok(self.layers[place].1),
+            Err(_) => {
+                let numbers: Vec<u32> = self.layers.iter().map(|&(number, _)| number).collect();
+                Err(Error::InvalidArgument(format!(
+                    "layer {layer} is not one of the {} that the recorder was created with, from {} to {}",
+                    numbers.len(),
+                    numbers[0],
+                    numbers[numbers.len() - 1]
+                )))
+            }
+        }
+    }
+
+    /// Fails where a failed call has left the counts wrong.
+    pub fn check(&self) -> Result<()> {
+        self.lost.as_ref().map_or(Ok(()), |error| Err(error.clone()))
+    }
+}

@@ -1,0 +1,215 @@
+//! The counting rule: the ids of a batch add to a layer's cells, by a kernel of kernels/count.cuh or on the host.
+
+use super::histogram::{Cell, histogram};
+use crate::device::{Cuda, Device, Grid, Id, IdType, Ids, Kernel, Memory, Number, Part, Stream};
+use crate::error::Result;
+
+/// The value of the window's row word while nothing is counted: `EPLB_COUNT_OFF` of the kernels.
+pub(super) const OFF: u32 = u32::MAX;
+
+/// Threads of a block: `EPLB_COUNT_THREADS` of the kernels.
+const THREADS: u32 = 512;
+
+/// The most blocks of a launch: enough for any device, and each block adds an atomic operation a bin.
+const MAX_BLOCKS: u64 = 256;
+
+/// Bins that fit the shared memory of every device without opting in. One is for ids that are out of range.
+const MAX_BINS: u32 = 48 * 1024 / 4;
+
+/// The type of a cell of the window.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(crate) enum CellType {
+    /// 32 bits.
+    U32,
+    /// 64 bits.
+    U64,
+}
+
+impl CellType {
+    /// Bytes of a cell.
+    pub fn size(self) -> usize {
+        match self {
+            CellType::U32 => 4,
+            CellType::U64 => 8,
+        }
+    }
+}
+
+/// The ids that were counted of a layer, by what they were.
+#[repr(C)]
+#[derive(Debug, Clone, Copy, Default, PartialEq, Eq)]
+pub struct Totals {
+    /// Ids of valid tokens, out of range or not.
+    pub ids: u64,
+    /// Ids of valid tokens that name no expert.
+    pub out_of_range: u64,
+    /// Ids of the tokens after the valid ones.
+    pub padding: u64,
+}
+
+// SAFETY: integers without padding.
+unsafe impl Number for Totals {}
+
+/// `eplb_count_arguments` of kernels/count.cuh.
+#[repr(C)]
+#[derive(Debug, Clone, Copy)]
+struct Arguments {
+    expert_ids: u64,
+    num_valid: u64,
+    row: u64,
+    cells: u64,
+    row_stride: u64,
+    totals: u64,
+    num_tokens: u32,
+    experts_per_token: u32,
+    num_experts: u32,
+    has_bins: u32,
+}
+
+const _: () = assert!(size_of::<Arguments>() == 64 && size_of::<Totals>() == 24, "see kernels/count.cuh");
+
+/// Where a layer's counts are in the window's memory.
+#[derive(Debug, Clone, Copy)]
+pub(super) struct LayerCells {
+    /// The word with the row to count into, or [`OFF`].
+    pub row: Part,
+    /// From this layer's cells in row 0 to the end of its cells in the last row.
+    pub cells: Part,
+    /// The type of the cells.
+    pub cell_type: CellType,
+    /// Cells from one row to the next.
+    pub row_stride: usize,
+    /// This layer's [`Totals`].
+    pub totals: Part,
+    /// Experts of the layer.
+    pub num_experts: u32,
+}
+
+/// The count of one batch of a layer.
+#[derive(Debug, Clone, Copy)]
+pub(crate) struct BatchCount {
+    ids: Ids,
+    cell_type: CellType,
+    /// Cells from the layer's first on, in all rows.
+    num_cells: usize,
+    arguments: Arguments,
+}
+
+/// What a kernel needs to count in the same pass as its own work.
+#[derive(Debug, Clone, Copy)]
+pub(crate) struct CountTarget {
+    /// The address of the row word.
+    pub row: u64,
+    /// The address of the layer's cells in row 0.
+    pub cells: u64,
+    /// Cells from one row to the next.
+    pub row_stride: u64,
+    /// The address of the layer's totals.
+    pub totals: u64,
+    /// Cells of a row of the layer.
+    pub num_cells: u32,
+    /// The type of the cells.
+    pub cell_type: CellType,
+}
+
+impl BatchCount {
+    /// Counts `num_tokens` tokens of `experts_per_token` ids each into `memory`.
+    pub(super) fn new(
+        ids: &Ids,
+        num_tokens: u32,
+        experts_per_token: u32,
+        memory: &Memory,
+        layer: &LayerCells,
+    ) -> Self {
+        let arguments = Arguments {
+            expert_ids: ids.address(),
+            num_valid: ids.num_valid(),
+            row: memory.at(layer.row),
+            cells: memory.at(layer.cells),
+            row_stride: layer.row_stride as u64,
+            totals: memory.at(layer.totals),
+            num_tokens,
+            experts_per_token,
+            num_experts: layer.num_experts,
+            has_bins: u32::from(layer.num_experts < MAX_BINS),
+        };
+        let num_cells = layer.cells.bytes / layer.cell_type.size();
+        BatchCount { ids: *ids, cell_type: layer.cell_type, num_cells, arguments }
+    }
+
+    /// Where the counts go, for a kernel that counts in the same pass.
+    pub fn target(&self) -> CountTarget {
+        let Arguments { row, cells, row_stride, totals, num_experts, .. } = self.arguments;
+        CountTarget { row, cells, row_stride, totals, num_cells: num_experts, cell_type: self.cell_type }
+    }
+
+    /// Hot: counts on `device`, which has the window, in the order of `stream`.
+    pub fn run(&self, device: &Device, stream: Stream) -> Result<()> {
+        match device {
+            // SAFETY: ids and window are on the host, by the promises of their makers. The recorder's lock keeps calls apart.
+            Device::Host => unsafe { self.run_on_host() },
+            Device::Cuda(cuda) => self.launch(cuda, stream)?,
+        }
+        Ok(())
+    }
+
+    fn launch(&self, cuda: &Cuda, stream: Stream) -> Result<()> {
+        let Arguments { num_tokens, experts_per_token, num_experts, has_bins, .. } = self.arguments;
+        let num_ids = u64::from(num_tokens) * u64::from(experts_per_token);
+        // A thread takes as many ids as fit one load.
+        let per_block = u64::from(THREADS) * (16 / self.ids.kind().size()) as u64;
+        let kernel = match (self.ids.kind(), self.cell_type) {
+            (IdType::Int32, CellType::U32) => Kernel::CountI32U32,
+            (IdType::Int64, CellType::U32) => Kernel::CountI64U32,
+            (IdType::Int32, CellType::U64) => Kernel::CountI32U64,
+            (IdType::Int64, CellType::U64) => Kernel::CountI64U64,
+        };
+        let grid = Grid {
+            blocks: num_ids.div_ceil(per_block).clamp(1, MAX_BLOCKS) as u32,
+            threads: THREADS,
+            shared_bytes: has_bins * (num_experts + 1) * 4,
+        };
+        // SAFETY: the kernel takes these arguments. Ids and window are on the device, by the promises of their makers.
+        unsafe { cuda.launch(kernel, grid, &self.arguments, stream) }
+    }
+
+    /// # Safety
+    /// Ids and window are in host memory, and nobody else uses the window meanwhile.
+    unsafe fn run_on_host(&self) {
+        // SAFETY: the caller's promise.
+        unsafe {
+            match (self.ids.kind(), self.cell_type) {
+                (IdType::Int32, CellType::U32) => self.add_to_cells::<i32, u32>(),
+                (IdType::Int64, CellType::U32) => self.add_to_cells::<i64, u32>(),
+                (IdType::Int32, CellType::U64) => self.add_to_cells::<i32, u64>(),
+                (IdType::Int64, CellType::U64) => self.add_to_cells::<i64, u64>(),
+            }
+        }
+    }
+
+    /// # Safety
+    /// As for [`BatchCount::run_on_host`], with the types of ids and cells.
+    unsafe fn add_to_cells<I: Id, C: Cell>(&self) {
+        let Arguments { row, cells, row_stride, totals, num_tokens, experts_per_token, .. } = self.arguments;
+        // SAFETY: the address of a word, by the caller's promise.
+        let row = unsafe { *(row as *const u32) };
+        if row == OFF {
+            return;
+        }
+        let first = (u64::from(row) * row_stride) as usize;
+        // SAFETY: as many ids and cells, by the caller's promise.
+        let (tokens, ids, cells) = unsafe {
+            let tokens = self.ids.valid_tokens_on_host(num_tokens);
+            let ids = self.ids.slice_on_host::<I>(tokens as usize * experts_per_token as usize);
+            let cells = std::slice::from_raw_parts_mut(cells as *mut C, self.num_cells);
+            (tokens, ids, &mut cells[first..][..self.arguments.num_experts as usize])
+        };
+        let out_of_range = histogram(ids, cells);
+        let padding = u64::from(num_tokens - tokens) * u64::from(experts_per_token);
+        // SAFETY: the address of a `Totals`, by the caller's promise.
+        let totals = unsafe { &mut *(totals as *mut Totals) };
+        totals.ids += ids.len() as u64;
+        totals.out_of_range += out_of_range;
+        totals.padding += padding;
+    }
+}
