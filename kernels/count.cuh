@@ -1,20 +1,20 @@
 // Counting: how many (token, choice) pairs chose each expert.
 //
-// Plain CUDA C++ without the runtime's headers, so that g++ compiles it too: cpp_tests/emulation runs these
-// kernels with one fiber a thread, and the tests of the whole library run them behind a driver of our own.
+// Plain CUDA C++ without the runtime's headers, so that g++ compiles it too. cpp_tests/emulation runs these
+// kernels with one fiber a thread, and cpp_tests/fake_cuda launches them behind a driver.
 #pragma once
 
 #include <cstdint>
 
-/// What the window's row says while nothing is counted.
+/// The value of the window's row word while nothing is counted.
 constexpr uint32_t EPLB_COUNT_OFF = 0xffffffff;
 
 /// Threads of a block.
 constexpr uint32_t EPLB_COUNT_THREADS = 512;
 
-/// What became of the ids that a layer's kernels were given while they counted.
+/// The ids that were counted of a layer, by what they were.
 struct eplb_count_totals {
-    /// Ids of valid tokens: counted, or out of range.
+    /// Ids of valid tokens, out of range or not.
     unsigned long long ids;
     /// Ids of valid tokens outside [0, num_experts).
     unsigned long long out_of_range;
@@ -22,11 +22,11 @@ struct eplb_count_totals {
     unsigned long long padding;
 };
 
-/// One launch. src/device/count.rs has the same struct.
+/// One launch. src/stats/recorder/count.rs has the same struct.
 struct eplb_count_arguments {
     /// [num_tokens][experts_per_token], aligned as its type.
     const void *expert_ids;
-    /// How many of the tokens are valid, clamped to [0, num_tokens]; NULL: all.
+    /// The number of valid tokens, clamped to [0, num_tokens]. NULL: all.
     const int32_t *num_valid;
     /// The row of the window to count into, or EPLB_COUNT_OFF.
     const uint32_t *row;
@@ -34,7 +34,7 @@ struct eplb_count_arguments {
     void *cells;
     /// Cells from one row to the next.
     uint64_t row_stride;
-    /// This layer's.
+    /// This layer's totals.
     eplb_count_totals *totals;
     uint32_t num_tokens;
     uint32_t experts_per_token;
@@ -44,9 +44,9 @@ struct eplb_count_arguments {
 };
 
 static_assert(sizeof(eplb_count_arguments) == 64 && sizeof(eplb_count_totals) == 24,
-              "see src/device/count.rs");
+              "see src/stats/recorder/count.rs");
 
-/// As much as the launch asks for.
+/// The launch's dynamic shared memory.
 extern __shared__ uint32_t eplb_bins[];
 
 namespace eplb {
@@ -72,7 +72,7 @@ template <class Use> __device__ void each_of(longlong2 ids, Use use) {
     use(ids.y);
 }
 
-/// Hands each of `count` ids to `use`, once over all threads of the grid: 16 bytes a load, but for what lies
+/// Calls `use` with each of `count` ids, once over all threads of the grid. A load has 16 bytes, except
 /// before the first and after the last multiple of 16.
 template <class Id, class Use> __device__ void each_id(const Id *ids, uint64_t count, Use use) {
     using vector = typename id_traits<Id>::vector;
@@ -89,8 +89,8 @@ template <class Id, class Use> __device__ void each_id(const Id *ids, uint64_t c
     if (thread < head) {
         use(ids[thread]);
     }
-    // Here and below, a launch has about as many threads as there is work: unrolled loops would be code and
-    // no gain.
+    // A launch has about as many threads as there is work, here and below, so unrolled loops would only be
+    // longer.
 #pragma unroll 1
     for (uint64_t i = thread; i < vectors; i += threads) {
         each_of(body[i], use);
@@ -100,14 +100,14 @@ template <class Id, class Use> __device__ void each_id(const Id *ids, uint64_t c
     }
 }
 
-/// The bin of an id; those out of range share the one after the experts.
+/// The bin of an id. Ids out of range share the bin after the experts.
 template <class Id> __device__ uint32_t bin_of(Id id, uint32_t num_experts) {
     using bits = typename id_traits<Id>::bits;
     return static_cast<bits>(id) < num_experts ? static_cast<uint32_t>(id) : num_experts;
 }
 
-/// Bins in shared memory: one global atomic a bin and block, whatever the number of ids. They are zero, but
-/// other threads of the block may not have come that far.
+/// Counts in bins in shared memory, with one global atomic a bin and block for any number of ids. The caller
+/// has cleared the bins, without a barrier.
 template <class Id, class Cell>
 __device__ void count_in_bins(const eplb_count_arguments &args, uint64_t num_ids, Cell *cells) {
     __syncthreads();
@@ -125,7 +125,7 @@ __device__ void count_in_bins(const eplb_count_arguments &args, uint64_t num_ids
     }
 }
 
-/// More experts than shared memory has bins for: their ids seldom meet, so each goes to its cell directly.
+/// For more experts than shared memory has bins for: few ids are equal, so each adds to its cell.
 template <class Id, class Cell>
 __device__ void count_in_cells(const eplb_count_arguments &args, uint64_t num_ids, Cell *cells) {
     unsigned long long out_of_range = 0;
@@ -143,8 +143,8 @@ __device__ void count_in_cells(const eplb_count_arguments &args, uint64_t num_id
 }
 
 template <class Id, class Cell> __device__ void count(const eplb_count_arguments &args) {
-    // Both words are asked for at once, and the bins are cleared while they are on their way: a small batch
-    // is all waiting.
+    // Both words are requested at once, and the bins are cleared meanwhile. A small batch takes no longer
+    // than its loads.
     const int32_t *const num_valid =
         args.num_valid != nullptr ? args.num_valid : reinterpret_cast<const int32_t *>(args.row);
     const uint32_t row = *args.row;

@@ -1,5 +1,9 @@
-// The kernels of eplb, one image: compile.sh says how it is built, prebuilt/ holds it for machines without
-// nvcc.
+// The kernels of eplb, one image: compile.sh compiles it, and prebuilt/ has it for machines without nvcc. The
+// image has the kernels in this order.
+// clang-format off
 #include "count.cuh"
-#include "level.cuh"
-#include "route.cuh"
+#include "round_robin.cuh"
+#include "token_hash.cuh"
+#include "nearest.cuh"
+#include "least_loaded.cuh"
+// clang-format on

@@ -11,7 +11,7 @@
 #include "cuda_emulation.h"
 
 EMULATION_SHARED_MEMORY(uint32_t, eplb_bins);
-#include "../../kernels/level.cuh"
+#include "../../kernels/eplb.cu"
 
 namespace {
 
@@ -36,8 +36,8 @@ struct table_words {
 /// Tables and workspaces of one layer.
 struct layer_memory {
     std::vector<uint32_t> count, start, slots;
-    std::vector<uint32_t> experts, group_start = {0}, group_rank, group_place, group_first, group_size,
-                                   step_start, rank_groups, group_ranks;
+    std::vector<uint32_t> experts, holder_start = {0}, holder_rank, holder_place, holder_first, holder_size,
+                                   step_start, rank_holders, holder_ranks;
     std::vector<uint64_t> memory;
     std::vector<uint32_t> ends, block_counts, blocks_done = {0};
     /// Of nearest, for one rank.
@@ -46,40 +46,40 @@ struct layer_memory {
 
     explicit layer_memory(const layer_placement &layer)
         : ends((layer.experts.size() + 3) / 4 * 4, 77),
-          block_counts(size_t(EPLB_LEVEL_BLOCKS) * layer.num_experts, 77) {
-        struct group {
+          block_counts(size_t(EPLB_SPLIT_BLOCKS) * layer.num_experts, 77) {
+        struct holder {
             uint32_t rank, first, size;
         };
         struct replicated {
             uint32_t expert, step;
-            std::vector<group> groups;
+            std::vector<holder> holders;
         };
         std::vector<replicated> all;
         for (uint32_t expert = 0; expert < layer.num_experts; expert++) {
             const auto mine = layer.slots_of(expert);
             start.push_back(static_cast<uint32_t>(slots.size()));
             count.push_back(static_cast<uint32_t>(mine.size()));
-            std::vector<group> groups;
+            std::vector<holder> holders;
             for (const int64_t slot : mine) {
                 const uint32_t rank = layer.rank_of(slot);
-                if (groups.empty() || groups.back().rank != rank) {
-                    groups.push_back({rank, static_cast<uint32_t>(slots.size()), 0});
+                if (holders.empty() || holders.back().rank != rank) {
+                    holders.push_back({rank, static_cast<uint32_t>(slots.size()), 0});
                 }
-                groups.back().size++;
+                holders.back().size++;
                 slots.push_back(static_cast<uint32_t>(slot));
             }
             if (mine.size() > 1) {
-                all.push_back({expert, 0, groups});
+                all.push_back({expert, 0, holders});
             }
         }
         std::stable_sort(all.begin(), all.end(), [](const replicated &a, const replicated &b) {
-            return a.groups.size() < b.groups.size();
+            return a.holders.size() < b.holders.size();
         });
         // The step after the last one of an expert before that shares a rank.
         for (size_t i = 0; i < all.size(); i++) {
             for (size_t before = 0; before < i; before++) {
-                for (const group &mine : all[i].groups) {
-                    for (const group &other : all[before].groups) {
+                for (const holder &mine : all[i].holders) {
+                    for (const holder &other : all[before].holders) {
                         if (mine.rank == other.rank) {
                             all[i].step = std::max(all[i].step, all[before].step + 1);
                         }
@@ -89,28 +89,28 @@ struct layer_memory {
         }
         std::stable_sort(all.begin(), all.end(),
                          [](const replicated &a, const replicated &b) { return a.step < b.step; });
-        for (const auto &[expert, step, groups] : all) {
+        for (const auto &[expert, step, holders] : all) {
             if (step == step_start.size()) {
-                step_start.push_back(static_cast<uint32_t>(group_rank.size()));
+                step_start.push_back(static_cast<uint32_t>(holder_rank.size()));
             }
-            for (const group &group : groups) {
-                group_rank.push_back(group.rank);
-                group_place.push_back(static_cast<uint32_t>(experts.size()));
-                group_first.push_back(group.first);
-                group_size.push_back(group.size);
+            for (const holder &holder : holders) {
+                holder_rank.push_back(holder.rank);
+                holder_place.push_back(static_cast<uint32_t>(experts.size()));
+                holder_first.push_back(holder.first);
+                holder_size.push_back(holder.size);
             }
             experts.push_back(expert);
-            group_start.push_back(static_cast<uint32_t>(group_rank.size()));
+            holder_start.push_back(static_cast<uint32_t>(holder_rank.size()));
         }
-        step_start.push_back(static_cast<uint32_t>(group_rank.size()));
-        if (layer.num_ranks <= EPLB_LEVEL_LANES) {
-            rank_groups.assign((step_start.size() - 1) * layer.num_ranks, EPLB_NO_GROUP);
-            for (uint32_t group = 0; group < group_rank.size(); group++) {
-                const auto &[expert, step, groups] = all[group_place[group]];
-                rank_groups[step * layer.num_ranks + group_rank[group]] = group;
-                group_ranks.push_back(0);
-                for (const auto &other : groups) {
-                    group_ranks.back() |= 1u << other.rank;
+        step_start.push_back(static_cast<uint32_t>(holder_rank.size()));
+        if (layer.num_ranks <= EPLB_SPLIT_LANES) {
+            rank_holders.assign((step_start.size() - 1) * layer.num_ranks, EPLB_NO_HOLDER);
+            for (uint32_t holder = 0; holder < holder_rank.size(); holder++) {
+                const auto &[expert, step, holders] = all[holder_place[holder]];
+                rank_holders[step * layer.num_ranks + holder_rank[holder]] = holder;
+                holder_ranks.push_back(0);
+                for (const auto &other : holders) {
+                    holder_ranks.back() |= 1u << other.rank;
                 }
             }
         }
@@ -118,8 +118,8 @@ struct layer_memory {
     }
 
     uint32_t memory_words(const layer_placement &layer) const {
-        const size_t words = 2 * (layer.num_ranks + 3 * group_rank.size() + layer.num_experts) +
-                             group_rank.size() + EPLB_LEVEL_SWEEPS + 1;
+        const size_t words = 2 * (layer.num_ranks + 3 * holder_rank.size() + layer.num_experts) +
+                             holder_rank.size() + EPLB_SPLIT_SWEEPS + 1;
         return static_cast<uint32_t>((words + 3) / 4 * 4);
     }
 
@@ -145,28 +145,28 @@ struct layer_memory {
         args.table_words = tables.size();
         args.num_experts = layer.num_experts;
         args.num_slots = static_cast<uint32_t>(layer.experts.size());
-        eplb_level_arguments &level = args.level;
-        level.group_rank_at = tables.add(group_rank);
-        level.group_place_at = tables.add(group_place);
-        level.group_first_at = tables.add(group_first);
-        level.group_size_at = tables.add(group_size);
-        level.experts_at = tables.add(experts);
-        level.group_start_at = tables.add(group_start);
-        level.step_start_at = tables.add(step_start);
-        level.group_ranks_at = tables.add(group_ranks);
-        level.rank_groups_at = tables.add(rank_groups);
+        eplb_split_arguments &split = args.split;
+        split.holder_rank_at = tables.add(holder_rank);
+        split.holder_place_at = tables.add(holder_place);
+        split.holder_first_at = tables.add(holder_first);
+        split.holder_size_at = tables.add(holder_size);
+        split.experts_at = tables.add(experts);
+        split.holder_start_at = tables.add(holder_start);
+        split.step_start_at = tables.add(step_start);
+        split.holder_ranks_at = tables.add(holder_ranks);
+        split.rank_holders_at = tables.add(rank_holders);
         tables.size();
         args.tables = tables.words.data();
-        level.memory = memory.data();
-        level.ends = ends.data();
-        level.block_counts = block_counts.data();
-        level.blocks_done = blocks_done.data();
-        level.num_replicated = static_cast<uint32_t>(experts.size());
-        level.num_groups = static_cast<uint32_t>(group_rank.size());
-        level.num_steps = static_cast<uint32_t>(step_start.size() - 1);
-        level.num_ranks = layer.num_ranks;
-        level.slots_per_rank = args.num_slots / layer.num_ranks;
-        level.ids_per_block = EPLB_ROUTE_BLOCK;
+        split.memory = memory.data();
+        split.ends = ends.data();
+        split.block_counts = block_counts.data();
+        split.blocks_done = blocks_done.data();
+        split.num_replicated = static_cast<uint32_t>(experts.size());
+        split.num_holders = static_cast<uint32_t>(holder_rank.size());
+        split.num_steps = static_cast<uint32_t>(step_start.size() - 1);
+        split.num_ranks = layer.num_ranks;
+        split.slots_per_rank = args.num_slots / layer.num_ranks;
+        split.ids_per_block = EPLB_ROUTE_BLOCK;
         return args;
     }
 };
@@ -241,8 +241,8 @@ TEST(RouteKernels, GiveTheSameSlotsInAnyOrderOfThreads) {
         }
         args.shared_tables_at = take(args.table_words);
         args.shared_bins_at = take(args.num_cells + 1);
-        args.level.shared_counts_at = take((layer.num_experts + 3) / 4 * 4 + args.num_slots);
-        args.level.shared_memory_at = take(memory.memory_words(layer));
+        args.split.shared_counts_at = take((layer.num_experts + 3) / 4 * 4 + args.num_slots);
+        args.split.shared_memory_at = take(memory.memory_words(layer));
         const auto blocks_of = [&](size_t per_block) {
             return static_cast<unsigned>((ids.size() + per_block - 1) / per_block);
         };
@@ -277,7 +277,7 @@ TEST(RouteKernels, GiveTheSameSlotsInAnyOrderOfThreads) {
         // A second time, since workspaces are used again.
         for (int time = 0; time < 2; time++) {
             const unsigned blocks = blocks_of(EPLB_ROUTE_BLOCK);
-            for (args.level.phase = 0; args.level.phase < (blocks > 1 ? 2u : 1u); args.level.phase++) {
+            for (args.split.phase = 0; args.split.phase < (blocks > 1 ? 2u : 1u); args.split.phase++) {
                 launch(eplb_route_least_loaded_i32, blocks);
             }
             expect(least_loaded(layer, ids, valid_ids));

@@ -1,0 +1,28 @@
+// Routing by EPLB_ROUTE_NEAREST: own rank first, then own node, by fixed shares.
+#pragma once
+
+#include <cstdint>
+
+#include "route.cuh"
+
+namespace eplb {
+
+template <class Id> __device__ void nearest(const eplb_route_arguments &args) {
+    route_block<Id>(args, [](const route_tables &tables, uint32_t turn) {
+        const uint32_t *shares = tables.shares;
+        return [turn, shares](uint32_t, uint32_t start, uint32_t count, uint32_t position) {
+            const uint32_t point = (position + turn) * golden_ratio;
+            uint32_t replica = 0;
+            while (replica + 1 < count && point >= shares[start + replica]) {
+                replica++;
+            }
+            return replica;
+        };
+    });
+}
+
+} // namespace eplb
+
+// A block of threads for each EPLB_ROUTE_BLOCK ids.
+EPLB_ROUTE_ENTRY(eplb_route_nearest_i32, nearest, int32_t, EPLB_ROUTE_THREADS)
+EPLB_ROUTE_ENTRY(eplb_route_nearest_i64, nearest, int64_t, EPLB_ROUTE_THREADS)
