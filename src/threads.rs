@@ -1,5 +1,5 @@
-//! Threads of our own. Work is shared by a few of them, started for one call and joined before it returns: a host's pools and
-//! a global pool stay out of it, and results never depend on the number of threads.
+//! Threads owned by the library. A call starts a few threads and joins them before it returns. No pool is used, neither the
+//! caller's nor a global one. Results never depend on the number of threads.
 
 use std::mem::MaybeUninit;
 use std::panic::{AssertUnwindSafe, catch_unwind};
@@ -10,26 +10,26 @@ use std::thread;
 
 use crate::error::{Error, Result};
 
-/// More threads than this gain little on what we do and would surprise a host.
+/// The most threads by default. More gain little, and would surprise the caller.
 const MAX_DEFAULT_THREADS: usize = 8;
 
-/// More threads than this are a mistake in a number.
+/// The most threads. More are a mistake in a number.
 const MAX_THREADS: usize = 256;
 
-/// The number of threads to use when `asked` of them are wanted; 0 leaves it to us.
-pub fn resolve(asked: usize) -> usize {
-    match asked {
+/// The number of threads to use where `requested` are requested. 0 requests the default.
+pub fn resolve(requested: usize) -> usize {
+    match requested {
         0 => thread::available_parallelism().map_or(1, |cores| cores.get().min(MAX_DEFAULT_THREADS)),
         n => n.min(MAX_THREADS),
     }
 }
 
-/// Runs `start`, which starts a thread that is to outlive the call. The thread takes no signals: the host's handlers are for
-/// the host's threads.
+/// Calls `start`, which starts a thread that outlives the call, with all signals blocked for the thread. Signal handlers of the
+/// process run on the caller's threads.
 pub fn without_signals<T>(start: impl FnOnce() -> T) -> T {
     let mut all = MaybeUninit::<libc::sigset_t>::uninit();
     let mut before = MaybeUninit::<libc::sigset_t>::uninit();
-    // SAFETY: both sets are written by the calls before they are read, and the mask is this thread's own.
+    // SAFETY: the calls write both sets before they are read, and the mask is this thread's.
     let blocked = unsafe {
         libc::sigfillset(all.as_mut_ptr());
         libc::pthread_sigmask(libc::SIG_SETMASK, all.as_ptr(), before.as_mut_ptr()) == 0
@@ -60,8 +60,8 @@ pub fn map<T: Send>(
     tasks.into_results()
 }
 
-/// As [`map`], but the calling thread does none of the work: it hands each message that the work sends to
-/// `watch`. Once `watch` fails, senders find the channel closed, and its error is the result.
+/// As [`map`], but the calling thread does none of the work. It passes each message of the work to `watch`. Once `watch` fails,
+/// senders find the channel closed, and its error is the result.
 pub fn map_watched<T: Send, M: Send>(
     count: usize,
     threads: usize,
@@ -70,7 +70,7 @@ pub fn map_watched<T: Send, M: Send>(
 ) -> Result<Vec<T>> {
     let tasks = Tasks::new(count);
     thread::scope(|scope| {
-        // A short queue keeps the work within sight of the watcher, who may stop it.
+        // A short queue lets `watch` stop the work soon.
         let (sender, receiver) = sync_channel(4);
         let (tasks, work) = (&tasks, &work);
         let mut started = Vec::new();
@@ -92,8 +92,8 @@ pub fn map_watched<T: Send, M: Send>(
     tasks.into_results()
 }
 
-/// Waits until the threads are gone. Leaving a scope only waits until their work is done, and a host may unload the library
-/// or end right after.
+/// Waits until the threads have ended. Leaving a scope only waits for their work, and the caller may unload the library or end
+/// right after.
 fn join(started: Vec<thread::ScopedJoinHandle<'_, ()>>) {
     for thread in started {
         // Panics in the work became its result.
@@ -101,7 +101,7 @@ fn join(started: Vec<thread::ScopedJoinHandle<'_, ()>>) {
     }
 }
 
-/// Indices handed out in order, until one fails, and what became of them.
+/// Indices to work on in order, until one fails, and their results.
 struct Tasks<T> {
     count: usize,
     next: AtomicUsize,
@@ -128,7 +128,8 @@ impl<T> Tasks<T> {
         }
     }
 
-    /// Every index below the lowest that failed was handed out before it, so that error is always the same one.
+    /// All results in order, or the error of the lowest index that failed. Every index below it was started before, so the error is
+    /// always the same.
     fn into_results(self) -> Result<Vec<T>> {
         let mut results = self.results.into_inner().unwrap_or_else(PoisonError::into_inner);
         results.sort_unstable_by_key(|&(index, _)| index);
@@ -141,7 +142,7 @@ mod tests {
     use super::*;
 
     #[test]
-    fn results_are_in_order_whatever_the_number_of_threads() {
+    fn map_returns_results_in_order_for_any_number_of_threads() {
         for threads in [1, 2, 8, 100] {
             let squares = map(50, threads, |i| Ok(i * i)).unwrap();
             assert_eq!(squares, (0..50).map(|i| i * i).collect::<Vec<_>>());
@@ -149,7 +150,7 @@ mod tests {
     }
 
     #[test]
-    fn the_error_of_the_lowest_index_wins() {
+    fn map_returns_the_error_of_the_lowest_index() {
         for threads in [1, 2, 8] {
             let error = map(50, threads, |i| match i {
                 20 | 30 => Err(Error::System(i.to_string())),
@@ -160,7 +161,7 @@ mod tests {
     }
 
     #[test]
-    fn a_panic_in_the_work_is_an_error_with_its_text() {
+    fn map_returns_a_panic_as_an_error_with_its_text() {
         for threads in [1, 4] {
             let panicked = map(10, threads, |i| if i == 3 { panic!("slot {i} on fire") } else { Ok(i) });
             assert!(matches!(panicked, Err(Error::Internal(text)) if text == "slot 3 on fire"));
@@ -168,7 +169,7 @@ mod tests {
     }
 
     #[test]
-    fn a_watcher_sees_every_message_on_its_own_thread_and_may_stop_the_work() {
+    fn map_watched_passes_every_message_to_the_caller_and_stops_on_its_error() {
         let (mut sum, caller) = (0, thread::current().id());
         let work = |i: usize, sender: &SyncSender<usize>| sender.send(i).map_err(|_| Error::Cancelled);
         map_watched(10, 3, work, |i| {
