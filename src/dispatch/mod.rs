@@ -1,7 +1,7 @@
 //! Step 3, run: a placement becomes tables on a device, and expert ids become slot ids.
 //!
-//! Each rule has a module with its host implementation, its kernels' names and its tables: [`round_robin`], [`token_hash`],
-//! [`nearest`] and [`least_loaded`].
+//! Each rule has a module with its host implementation, its kernels' names and its tables: `round_robin`, `token_hash`,
+//! `nearest` and `least_loaded`.
 
 mod config;
 mod host;
