@@ -4,7 +4,7 @@ use crate::dispatch::tables::LayerTables;
 use crate::dispatch::water_filling::Height;
 use crate::placement::Shape;
 
-/// Units for each replica of an expert, enough for rounding not to matter.
+/// The scale of the units, fine enough for rounding not to matter.
 const UNITS: u64 = 1 << 20;
 
 /// The ends of the shares of `rank`, `[num_slots]`, of each expert in the order of its slots. The replica at a point in [0, 2^32)
