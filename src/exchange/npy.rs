@@ -3,6 +3,9 @@
 //! Format: <https://numpy.org/doc/stable/reference/generated/numpy.lib.format.html>, versions 1.0 to 3.0. The bytes
 //! `\x93NUMPY`, two of the version, the header's length in two bytes (four from 2.0 on), the header, the numbers. The header is
 //! a Python dictionary with the keys `descr`, `fortran_order` and `shape`.
+//!
+//! Both directions are written here. The `npyz` crate parses headers by a grammar of Python literals, which brings in some twenty crates,
+//! and it refuses a header without naming the byte; the header to write takes six lines.
 
 use std::io::{self, Write};
 

@@ -1,29 +1,24 @@
 //! Zip archives as PyTorch writes them: files that are stored, not compressed.
 //!
-//! Format: <https://pkware.cachefly.net/webdocs/casestudies/APPNOTE.TXT>. The list of files at the end is what counts; PyTorch
-//! writes it in its 64-bit form, whatever the size.
+//! The `rawzip` crate parses the format, zip64 included, and returns parts of the bytes that it is given. The checks are here:
+//! no name twice, as many files as announced, nothing compressed or encrypted, and every checksum (by `crc32fast`). The `zip`
+//! crate keeps the last of two files of one name, and copies each file to read it.
 
 use std::collections::BTreeMap;
+
+use rawzip::{CompressionMethod, ErrorKind, ZipArchive, ZipFileHeaderRecord, ZipSliceArchive};
 
 use crate::error::shortened;
 
 /// What every archive begins with.
 pub const MAGIC: &[u8] = b"PK\x03\x04";
 
-const END: &[u8] = b"PK\x05\x06";
-const END_BYTES: usize = 22;
-const END_64_LOCATOR: &[u8] = b"PK\x06\x07";
-const END_64_LOCATOR_BYTES: usize = 20;
-const END_64: &[u8] = b"PK\x06\x06";
-const LISTED: &[u8] = b"PK\x01\x02";
-const LISTED_BYTES: usize = 46;
-const LOCAL_BYTES: usize = 30;
-/// The extra field that holds the numbers that do not fit 32 bits.
-const EXTRA_64: u16 = 1;
+/// The end record and the longest comment behind it.
+const END_BYTES: u64 = 22 + 65_535;
 
 /// The files of an archive.
 pub struct Archive<'a> {
-    files: BTreeMap<&'a str, Stored<'a>>,
+    files: BTreeMap<String, Stored<'a>>,
 }
 
 struct Stored<'a> {
@@ -34,24 +29,32 @@ struct Stored<'a> {
 impl<'a> Archive<'a> {
     /// Reads the list of files.
     pub fn open(bytes: &'a [u8]) -> Result<Self, String> {
-        let (list, count) = list_of(bytes)?;
-        let (mut rest, mut files) = (list, BTreeMap::new());
-        while !rest.is_empty() {
-            let (name, stored, next) = listed(bytes, rest)?;
-            if files.insert(name, stored).is_some() {
+        let archive = ZipArchive::with_max_search_space(END_BYTES)
+            .locate_in_slice(bytes)
+            .map_err(|(_, error)| damaged(error.kind()))?;
+        // A file that goes on behind its end is another one's beginning.
+        if archive.end_offset() != bytes.len() as u64 {
+            return Err(damaged(&ErrorKind::MissingEndOfCentralDirectory));
+        }
+        let (mut files, mut entries) = (BTreeMap::new(), archive.entries());
+        while let Some(entry) = entries.next_entry().map_err(|error| damaged(error.kind()))? {
+            let path = entry.file_path();
+            let name =
+                str::from_utf8(path.as_ref()).map_err(|_| "the name of one of its files is not UTF-8")?;
+            let stored = stored(&archive, &entry, name)?;
+            if files.insert(name.to_owned(), stored).is_some() {
                 return Err(format!("\"{}\" is in it twice", shortened(name)));
             }
-            rest = next;
         }
-        if files.len() as u64 != count {
-            return Err(format!("its list has {} files, {count} expected", files.len()));
+        if files.len() as u64 != archive.entries_hint() {
+            return Err(format!("its list has {} files, {} expected", files.len(), archive.entries_hint()));
         }
         Ok(Archive { files })
     }
 
     /// The names of its files.
-    pub fn names(&self) -> impl Iterator<Item = &'a str> {
-        self.files.keys().copied()
+    pub fn names(&self) -> impl Iterator<Item = &str> {
+        self.files.keys().map(String::as_str)
     }
 
     /// The bytes of a file, checked against its checksum.
@@ -59,7 +62,7 @@ impl<'a> Archive<'a> {
         let Stored { bytes, crc } =
             self.files.get(name).ok_or_else(|| format!("it has no \"{}\"", shortened(name)))?;
         // Fuzzing would never get past a checksum.
-        if !cfg!(fuzzing) && crc32(bytes) != *crc {
+        if !cfg!(fuzzing) && crc32fast::hash(bytes) != *crc {
             return Err(format!(
                 "\"{}\" does not match its checksum: it is damaged, copy it again",
                 shortened(name)
@@ -69,121 +72,118 @@ impl<'a> Archive<'a> {
     }
 }
 
-/// The list of files, and how many it has.
-fn list_of(bytes: &[u8]) -> Result<(&[u8], u64), String> {
-    let cut_off = || "it does not end as a zip archive does: it is cut off, copy it again".to_owned();
-    // Behind the end there is only a comment, which takes less than 64 KiB.
-    let last = bytes.len().checked_sub(END_BYTES).ok_or_else(cut_off)?;
-    let is_end = |&at: &usize| {
-        bytes[at..].starts_with(END)
-            && number(&bytes[at..], 20, 2)
-                .is_ok_and(|comment| at as u64 + END_BYTES as u64 + comment == bytes.len() as u64)
-    };
-    let end = (last.saturating_sub(usize::from(u16::MAX))..=last).rev().find(is_end).ok_or_else(cut_off)?;
-    let locator = end.checked_sub(END_64_LOCATOR_BYTES).map(|at| &bytes[at..]);
-    let (count, size, start) = match locator.filter(|locator| locator.starts_with(END_64_LOCATOR)) {
-        None => {
-            let end = &bytes[end..];
-            (number(end, 10, 2)?, number(end, 12, 4)?, number(end, 16, 4)?)
+/// The bytes that `entry` says are the file `name`.
+fn stored<'a>(
+    archive: &ZipSliceArchive<&'a [u8]>,
+    entry: &ZipFileHeaderRecord<'_>,
+    name: &str,
+) -> Result<Stored<'a>, String> {
+    let name = || shortened(name);
+    let encrypted = entry.flags().is_encrypted();
+    if encrypted || entry.compression_method() != CompressionMethod::STORE {
+        let how = if encrypted { "encrypted" } else { "compressed" };
+        return Err(format!("\"{}\" is {how}, which PyTorch's files are not", name()));
+    }
+    if entry.uncompressed_size_hint() != entry.compressed_size_hint() {
+        return Err(format!("\"{}\" is damaged: it has two sizes", name()));
+    }
+    let local = archive.get_entry(entry.wayfinder()).map_err(|error| match error.kind() {
+        ErrorKind::InvalidSignature { .. } => {
+            format!("\"{}\" is not where the list of files says: it is damaged, copy it again", name())
         }
-        Some(locator) => {
-            let end = part(bytes, number(locator, 8, 8)?, 56)?;
-            if !end.starts_with(END_64) {
-                return Err("it is damaged: its 64-bit end is not where it should be".into());
-            }
-            (number(end, 32, 8)?, number(end, 40, 8)?, number(end, 48, 8)?)
-        }
-    };
-    Ok((part(bytes, start, size)?, count))
+        other => damaged(other),
+    })?;
+    let (start, end) = local.compressed_data_range();
+    let bytes =
+        archive.get_ref().get(start as usize..end as usize).ok_or_else(|| damaged(&ErrorKind::Eof))?;
+    Ok(Stored { bytes, crc: entry.crc32() })
 }
 
-/// The first file of `list`, a list of files in an archive of `bytes`, and the rest of the list.
-fn listed<'a>(bytes: &'a [u8], list: &'a [u8]) -> Result<(&'a str, Stored<'a>, &'a [u8]), String> {
-    let fixed = part(list, 0, LISTED_BYTES as u64)?;
-    if !fixed.starts_with(LISTED) {
-        return Err("it is damaged: its list of files does not hold together".into());
-    }
-    let field = |at| number(fixed, at, 2);
-    let (name_len, extra_len, comment_len) = (field(28)?, field(30)?, field(32)?);
-    let name = part(list, LISTED_BYTES as u64, name_len)?;
-    let name = str::from_utf8(name).map_err(|_| "the name of one of its files is not UTF-8")?;
-    let mut extra = part(list, LISTED_BYTES as u64 + name_len, extra_len)?;
-    let (flags, method) = (field(8)?, field(10)?);
-    if flags & 1 != 0 || method != 0 {
-        let how = if flags & 1 != 0 { "encrypted" } else { "compressed" };
-        return Err(format!("\"{}\" is {how}, which PyTorch's files are not", shortened(name)));
-    }
-    let mut sizes = [number(fixed, 24, 4)?, number(fixed, 20, 4)?, number(fixed, 42, 4)?];
-    while extra.len() >= 4 && sizes.contains(&u64::from(u32::MAX)) {
-        let (id, len) = (number(extra, 0, 2)?, number(extra, 2, 2)?);
-        let body = part(extra, 4, len)?;
-        if id == u64::from(EXTRA_64) {
-            // Only those that did not fit, in this order.
-            let mut at = 0;
-            for size in sizes.iter_mut().filter(|size| **size == u64::from(u32::MAX)) {
-                *size = number(body, at, 8)?;
-                at += 8;
-            }
-            break;
+/// What is wrong with an archive whose parts cannot be found.
+fn damaged(kind: &ErrorKind) -> String {
+    match kind {
+        ErrorKind::MissingEndOfCentralDirectory => {
+            "it does not end as a zip archive does: it is cut off, copy it again"
         }
-        extra = &extra[4 + body.len()..];
+        ErrorKind::Eof => "it is damaged or cut off: it points beyond its end, copy it again",
+        ErrorKind::InvalidSignature { .. } => "it is damaged: its list of files does not hold together",
+        _ => "it is damaged: its end does not say where its list of files is",
     }
-    let [size, stored_size, start] = sizes;
-    if size != stored_size {
-        return Err(format!("\"{}\" is damaged: it has two sizes", shortened(name)));
-    }
-    let local = part(bytes, start, LOCAL_BYTES as u64)?;
-    if !local.starts_with(MAGIC) {
-        return Err(format!(
-            "\"{}\" is not where the list of files says: it is damaged, copy it again",
-            shortened(name)
-        ));
-    }
-    let start = start + LOCAL_BYTES as u64 + number(local, 26, 2)? + number(local, 28, 2)?;
-    let stored = Stored { bytes: part(bytes, start, size)?, crc: number(fixed, 16, 4)? as u32 };
-    let next = LISTED_BYTES as u64 + name_len + extra_len + comment_len;
-    Ok((name, stored, part(list, next, (list.len() as u64).saturating_sub(next))?))
-}
-
-/// `len` bytes from `start` on.
-fn part(bytes: &[u8], start: u64, len: u64) -> Result<&[u8], String> {
-    let end = start.checked_add(len).and_then(|end| usize::try_from(end).ok());
-    let part = end.and_then(|end| bytes.get(start as usize..end));
-    part.ok_or_else(|| "it is damaged or cut off: it points beyond its end, copy it again".into())
-}
-
-/// The little-endian number of `size` bytes at `at`.
-fn number(bytes: &[u8], at: usize, size: usize) -> Result<u64, String> {
-    let bytes = part(bytes, at as u64, size as u64)?;
-    Ok(bytes.iter().rev().fold(0, |number, &byte| number << 8 | u64::from(byte)))
-}
-
-/// The checksum of zip archives, CRC-32 as in Ethernet.
-fn crc32(bytes: &[u8]) -> u32 {
-    const TABLE: [u32; 256] = {
-        let mut table = [0; 256];
-        let mut byte = 0;
-        while byte < 256 {
-            let (mut rest, mut bit) = (byte as u32, 0);
-            while bit < 8 {
-                rest = rest >> 1 ^ if rest & 1 == 1 { 0xedb8_8320 } else { 0 };
-                bit += 1;
-            }
-            table[byte] = rest;
-            byte += 1;
-        }
-        table
-    };
-    !bytes.iter().fold(!0, |crc, &byte| crc >> 8 ^ TABLE[usize::from(crc as u8 ^ byte)])
+    .to_owned()
 }
 
 #[cfg(test)]
 mod tests {
     use super::*;
 
+    /// An archive with the file "a" that holds "123456789", whose CRC-32 every catalogue of checksums lists.
+    fn archive() -> Vec<u8> {
+        let sizes = [0xcbf4_3926u32, 9, 9].map(u32::to_le_bytes).concat();
+        let name_lengths = [1, 0, 0, 0];
+        let local = [MAGIC, &[20, 0, 0, 0, 0, 0, 0, 0, 0, 0], &sizes, &name_lengths, b"a123456789"].concat();
+        let listed = [
+            &b"PK\x01\x02"[..],
+            &[20, 0, 20, 0, 0, 0, 0, 0, 0, 0, 0, 0],
+            &sizes,
+            &name_lengths,
+            &[0; 14],
+            b"a",
+        ]
+        .concat();
+        let place = [listed.len() as u32, local.len() as u32].map(u32::to_le_bytes).concat();
+        let end = [&b"PK\x05\x06"[..], &[0, 0, 0, 0, 1, 0, 1, 0], &place, &[0, 0]].concat();
+        [local, listed, end].concat()
+    }
+
+    fn refused(bytes: &[u8]) -> String {
+        Archive::open(bytes).and_then(|archive| archive.file("a").map(drop)).unwrap_err()
+    }
+
     #[test]
-    fn the_checksum_is_that_of_zip_archives() {
-        // The check value of CRC-32/ISO-HDLC in every catalogue of checksums.
-        assert_eq!(crc32(b"123456789"), 0xcbf4_3926);
+    fn archive_returns_the_stored_bytes() {
+        let bytes = archive();
+        let archive = Archive::open(&bytes).unwrap();
+        assert_eq!(archive.names().collect::<Vec<_>>(), ["a"]);
+        assert_eq!(archive.file("a"), Ok(&b"123456789"[..]));
+        assert_eq!(archive.file("b"), Err("it has no \"b\"".to_owned()));
+    }
+
+    #[test]
+    fn archive_refuses_every_truncation_and_what_follows_its_end() {
+        let bytes = archive();
+        for end in 0..bytes.len() {
+            assert!(refused(&bytes[..end]).contains("cut off"), "{end}");
+        }
+        assert!(refused(&[&bytes[..], b"x"].concat()).contains("cut off"));
+    }
+
+    #[test]
+    fn archive_names_what_is_damaged() {
+        let good = archive();
+        let with = |at: usize, byte: u8| {
+            let mut bytes = good.clone();
+            bytes[at] = byte;
+            refused(&bytes)
+        };
+        // The local header has 30 bytes, the name and 9 bytes follow: the list begins at 40, and the end at 87.
+        assert_eq!(with(31, b'0'), "\"a\" does not match its checksum: it is damaged, copy it again");
+        assert_eq!(with(0, b'Q'), "\"a\" is not where the list of files says: it is damaged, copy it again");
+        assert_eq!(with(40, b'Q'), "it is damaged: its list of files does not hold together");
+        assert_eq!(with(40 + 8, 1), "\"a\" is encrypted, which PyTorch's files are not");
+        assert_eq!(with(40 + 10, 8), "\"a\" is compressed, which PyTorch's files are not");
+        assert_eq!(with(40 + 20, 8), "\"a\" is damaged: it has two sizes");
+        assert_eq!(
+            with(40 + 42, 1),
+            "\"a\" is not where the list of files says: it is damaged, copy it again"
+        );
+        assert_eq!(with(40 + 45, 1), "it is damaged or cut off: it points beyond its end, copy it again");
+        assert_eq!(with(87 + 10, 2), "its list has 1 files, 2 expected");
+    }
+
+    #[test]
+    fn archive_refuses_an_announced_count_without_allocating_for_it() {
+        let mut bytes = archive();
+        bytes[87 + 8..87 + 12].fill(0xff);
+        assert_eq!(refused(&bytes), "its list has 1 files, 65535 expected");
     }
 }
