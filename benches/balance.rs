@@ -6,8 +6,8 @@ use std::path::Path;
 use std::time::Instant;
 
 use eplb::placement::{Placement, Shape};
-use eplb::report::{Balance, average, off_node_share};
-use eplb::solve::{Loads, Objective, Policy, SolveConfig, best_split, solve};
+use eplb::report::{average, score};
+use eplb::solve::{Loads, Objective, Policy, SolveConfig, solve};
 use eplb::stats::{Dump, LoadOptions};
 
 const LAYERS: u64 = 58;
@@ -51,8 +51,8 @@ impl Case<'_> {
 
     fn balancedness(&self, placement: &Placement, loads: &[f64], num_samples: usize) -> f64 {
         let layers = loads.chunks_exact(num_samples * self.num_experts);
-        average(placement.iter().zip(layers).map(|((_, slots), loads)| {
-            Balance::projected(placement.shape(), slots, loads.chunks_exact(self.num_experts)).balancedness
+        average(placement.iter().zip(layers).map(|((layer, _), loads)| {
+            score(placement, layer, loads, num_samples, self.num_experts).unwrap().balance().balancedness
         }))
         .unwrap()
     }
@@ -79,7 +79,7 @@ fn nodes(loads: &[f64]) {
     println!("\n| policy | price | balancedness | off-node share | time, one thread |");
     println!("|---|---|---|---|---|");
     let case = Case { name: "dsv3-prefill", num_experts: 256, num_slots: 288, num_ranks: 32 };
-    let rank_to_node: Vec<u32> = (0..32).map(|rank| rank / 8).collect();
+    let rank_to_node: Vec<i32> = (0..32).map(|rank| rank / 8).collect();
     let layers: Vec<u32> = (0..58).collect();
     let search = [f64::INFINITY, 3.0, 2.5, 2.0, 1.5, 1.2, 1.0, 0.5, 0.1, 0.0];
     let hierarchical = (Policy::DeepseekHierarchical, 0.0);
@@ -96,7 +96,7 @@ fn nodes(loads: &[f64]) {
         let placement = solve(&config, Shape::new(256, 288, 32).unwrap(), &checked, 1).unwrap();
         let time = start.elapsed();
         let shares = layers.iter().zip(loads.chunks_exact(256)).map(|(&layer, loads)| {
-            off_node_share(&placement, layer, (loads, 1, 256), 8, &rank_to_node).unwrap()
+            score(&placement, layer, loads, 1, 256).unwrap().off_node_share(8, &rank_to_node).unwrap()
         });
         let (level, share) = (case.balancedness(&placement, loads, 1), average(shares).unwrap());
         println!("| {policy} | {price} | {level:.5} | {share:.4} | {:.0} ms |", time.as_secs_f64() * 1e3);
@@ -165,9 +165,8 @@ fn later(planned: &[f64], measured: &[f64]) {
         let placement = solve(&config, Shape::new(256, 288, 32).unwrap(), &checked, 1).unwrap();
         let time = start.elapsed();
         let best = |loads: &[f64]| {
-            average(placement.iter().zip(loads.chunks_exact(256)).map(|((_, slots), loads)| {
-                let mean = loads.iter().sum::<f64>() / 32.0;
-                Some(mean / best_split(loads, slots, placement.shape()))
+            average(placement.iter().zip(loads.chunks_exact(256)).map(|((layer, _), loads)| {
+                score(&placement, layer, loads, 1, 256).unwrap().best_split().balancedness
             }))
             .unwrap()
         };

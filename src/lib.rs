@@ -6,7 +6,7 @@
 //! - [`solve`]: loads to placement: the policies
 //! - [`placement`]: which expert each slot holds: the plan, its checks, its configuration file
 //! - [`dispatch`]: which slot serves a token's expert: the tables, the rules, on a device
-//! - [`report`]: how balanced a placement makes the ranks: figures and pictures
+//! - [`report`]: how balanced a placement makes the ranks: scores, comparisons, reports
 //! - [`exchange`]: counts and placements in the files of other systems
 //! - [`mod@generate`]: the whole of step 2, a dump directory to a configuration file
 //! - [`atomic_file`]: files that are there whole or not at all

@@ -8,7 +8,7 @@ use std::{env, fs};
 
 use eplb::generate::{GenerateConfig, generate};
 use eplb::placement::{Expected, Placement};
-use eplb::report::Balance;
+use eplb::report::{Balance, score};
 use eplb::solve::{Objective, Policy, SolveConfig};
 use eplb::stats::{Dump, LoadOptions, RankFile, Stats};
 
@@ -99,13 +99,11 @@ fn load(dump: &Path) -> Stats {
 }
 
 /// The balance of each layer over the iterations of `stats`.
-fn balances(stats: &Stats, balance: impl Fn(u32, &[Vec<f64>]) -> Balance) -> BTreeMap<u32, Balance> {
+fn balances(stats: &Stats, balance: impl Fn(u32, &[f64]) -> Balance) -> BTreeMap<u32, Balance> {
     let layer = |&layer: &u32| {
         let counts = stats.layer_counts(layer).unwrap();
-        let rows = counts.chunks_exact(stats.summary().num_experts);
-        let samples: Vec<Vec<f64>> =
-            rows.map(|row| row.iter().map(|&count| count as f64).collect()).collect();
-        (layer, balance(layer, &samples))
+        let loads: Vec<f64> = counts.iter().map(|&count| count as f64).collect();
+        (layer, balance(layer, &loads))
     };
     stats.summary().layers.iter().map(layer).collect()
 }
@@ -130,20 +128,20 @@ fn assert_report(path: &Path, kind: &str, found: &BTreeMap<u32, Balance>) {
 fn balances_agree_with_the_expected_load_reports() {
     for (path, dump, case) in expected_files(".report.json") {
         let stats = load(&dump);
-        let samples = |rows: &[Vec<f64>]| rows.to_vec();
+        let (num_experts, num_iterations) =
+            (stats.summary().num_experts, stats.summary().iterations.len() as usize);
         let (num_ranks, num_slots, _) = parse_case(&case);
         if num_slots.is_some() {
             let config = path.to_str().unwrap().replace(".report.json", ".yaml");
             let placement = Placement::load(Path::new(&config), Expected { num_ranks, ..Default::default() });
             let placement = placement.unwrap();
-            let found = balances(&stats, |layer, rows| {
-                let experts = placement.layer_experts(layer).unwrap();
-                Balance::projected(placement.shape(), experts, samples(rows).iter().map(|row| &row[..]))
+            let found = balances(&stats, |layer, loads| {
+                score(&placement, layer, loads, num_iterations, num_experts).unwrap().balance()
             });
             assert_report(&path, "projected", &found);
         } else {
-            let found = balances(&stats, |_, rows| {
-                Balance::unbalanced(stats.summary().num_ranks, samples(rows).iter().map(|row| &row[..]))
+            let found = balances(&stats, |_, loads| {
+                Balance::unbalanced(stats.summary().num_ranks, loads.chunks_exact(num_experts))
             });
             assert_report(&path, "measured", &found);
         }

@@ -4,7 +4,7 @@ use std::env;
 use std::path::Path;
 
 use eplb::placement::{Placement, Shape};
-use eplb::report::{Balance, average, off_node_share};
+use eplb::report::{average, score};
 use eplb::solve::{Loads, Policy, SolveConfig, solve};
 use eplb::stats::{Dump, LoadOptions};
 
@@ -24,14 +24,12 @@ fn placed(config: &SolveConfig, shape: Shape, loads: &[f64], threads: usize) -> 
 }
 
 /// Balancedness and off-node share, means over layers.
-fn figures(placement: &Placement, loads: &[f64], num_groups: usize, nodes: &[u32]) -> (f64, f64) {
-    let rows = || placement.iter().zip(loads.chunks_exact(placement.shape().num_experts()));
-    let level = rows().map(|((_, slots), loads)| {
-        Balance::projected(placement.shape(), slots, [loads].into_iter()).balancedness
-    });
-    let share = rows().map(|((layer, _), loads)| {
-        off_node_share(placement, layer, (loads, 1, loads.len()), num_groups, nodes).unwrap()
-    });
+fn figures(placement: &Placement, loads: &[f64], num_groups: usize, nodes: &[i32]) -> (f64, f64) {
+    let rows = placement.iter().zip(loads.chunks_exact(placement.shape().num_experts()));
+    let scores: Vec<_> =
+        rows.map(|((layer, _), loads)| score(placement, layer, loads, 1, loads.len()).unwrap()).collect();
+    let level = scores.iter().map(|score| score.balance().balancedness);
+    let share = scores.iter().map(|score| score.off_node_share(num_groups, nodes).unwrap());
     (average(level).unwrap(), average(share).unwrap())
 }
 
@@ -41,7 +39,7 @@ fn a_price_buys_balance_with_as_little_load_off_its_node_as_it_takes() {
     let (loads, num_experts) = recorded(&dump);
     let loads = &loads[..6 * num_experts];
     let shape = Shape::new(num_experts, 288, 32).unwrap();
-    let nodes: Vec<u32> = (0..32).map(|rank| rank / 8).collect();
+    let nodes: Vec<i32> = (0..32).map(|rank| rank / 8).collect();
     let at = |price| {
         let config =
             SolveConfig { num_groups: 8, num_nodes: 4, off_node_price: price, ..SolveConfig::default() };
@@ -62,10 +60,10 @@ fn a_price_buys_balance_with_as_little_load_off_its_node_as_it_takes() {
 }
 
 #[test]
-fn nodes_may_have_any_number_of_ranks_and_any_ids() {
+fn search_takes_nodes_of_any_size_named_by_any_int32() {
     // 4 groups of 4 experts; nodes of 1, 3 and 4 ranks with 4 slots each.
     let shape = Shape::new(16, 32, 8).unwrap();
-    let nodes = [9, 5, 5, 5, 2, 2, 2, 2];
+    let nodes = [i32::MAX, -5, -5, -5, i32::MIN, i32::MIN, i32::MIN, i32::MIN];
     let loads: Vec<f64> = (0..16).map(|expert| f64::from(10 + (expert * 7) % 5)).collect();
     let config = SolveConfig {
         num_groups: 4,
@@ -75,6 +73,9 @@ fn nodes_may_have_any_number_of_ranks_and_any_ids() {
     };
     let hard = figures(&placed(&config, shape, &loads, 1), &loads, 4, &nodes);
     assert!(hard.1 < 1e-12, "{hard:?}");
+    // Names in the same order are the same nodes.
+    let renamed = SolveConfig { rank_to_node: Some(&[9, 5, 5, 5, 2, 2, 2, 2]), ..config };
+    assert_eq!(placed(&renamed, shape, &loads, 1), placed(&config, shape, &loads, 1));
     let soft = SolveConfig { off_node_price: 0.5, ..config };
     let soft = figures(&placed(&soft, shape, &loads, 1), &loads, 4, &nodes);
     // Nodes of 1, 3 and 4 of 8 ranks: 2 groups fit neither into 3 nor, evenly, into 4 without some load away.
@@ -99,7 +100,7 @@ fn zipf(num_experts: usize, exponent: f64, mut below: impl FnMut(u64) -> u64) ->
 }
 
 /// What a placement is to be small in: the most loaded rank over the mean, and the price of what is off its node.
-fn cost(placement: &Placement, loads: &[f64], num_groups: usize, nodes: &[u32], price: f64) -> f64 {
+fn cost(placement: &Placement, loads: &[f64], num_groups: usize, nodes: &[i32], price: f64) -> f64 {
     let (level, share) = figures(placement, loads, num_groups, nodes);
     1.0 / level + if price.is_finite() { price * share } else { 0.0 }
 }
@@ -117,7 +118,7 @@ fn no_price_makes_it_dearer_than_the_hard_rule_or_than_no_nodes() {
         let Ok(shape) = Shape::new(num_experts, width * num_ranks, num_ranks) else { continue };
         let exponent = 0.3 + below(15) as f64 / 10.0;
         let loads = zipf(num_experts, exponent, &mut below);
-        let nodes: Vec<u32> = (0..num_ranks).map(|rank| (rank * num_nodes / num_ranks) as u32).collect();
+        let nodes: Vec<i32> = (0..num_ranks).map(|rank| (rank * num_nodes / num_ranks) as i32).collect();
         let config = SolveConfig { num_groups, num_nodes, ..SolveConfig::default() };
         let hierarchical = SolveConfig { policy: Policy::DeepseekHierarchical, ..config };
         let hierarchical = placed(&hierarchical, shape, &loads, 1);
@@ -147,7 +148,7 @@ fn groups_by_the_dozen_leave_every_node_slots_to_spare() {
     let mut random = Random(1);
     let loads = zipf(256, 1.0, |limit| random.below(limit));
     let shape = Shape::new(256, 288, 32).unwrap();
-    let nodes: Vec<u32> = (0..32).map(|rank| rank / 8).collect();
+    let nodes: Vec<i32> = (0..32).map(|rank| rank / 8).collect();
     for num_groups in [32, 64, 128, 256] {
         let hard =
             SolveConfig { num_groups, num_nodes: 4, off_node_price: f64::INFINITY, ..SolveConfig::default() };
@@ -199,7 +200,7 @@ fn the_recorded_prefill_keeps_what_was_reached() {
     let Some(extra) = env::var_os("EPLB_EXTRA_DATA") else { return };
     let (loads, num_experts) = recorded(&Path::new(&extra).join("dumps/dsv3-prefill"));
     let shape = Shape::new(num_experts, 288, 32).unwrap();
-    let nodes: Vec<u32> = (0..32).map(|rank| rank / 8).collect();
+    let nodes: Vec<i32> = (0..32).map(|rank| rank / 8).collect();
     let at = |price| {
         let config =
             SolveConfig { num_groups: 8, num_nodes: 4, off_node_price: price, ..SolveConfig::default() };

@@ -4,7 +4,7 @@
 use std::path::Path;
 
 use eplb::placement::{Placement, Shape};
-use eplb::report::{Balance, average};
+use eplb::report::{average, score};
 use eplb::solve::{Loads, Objective, Policy, SolveConfig, best_split, solve};
 use eplb::stats::{Dump, LoadOptions};
 
@@ -34,8 +34,9 @@ fn recorded(dump: &Path, start: u64, stop: u64, num_samples: usize) -> Vec<f64> 
 fn balancedness(placement: &Placement, loads: &[f64], num_samples: usize) -> (f64, f64) {
     let (shape, row) = (placement.shape(), placement.shape().num_experts());
     let layers = || placement.iter().zip(loads.chunks_exact(num_samples * row));
-    let even = layers()
-        .map(|((_, slots), loads)| Balance::projected(shape, slots, loads.chunks_exact(row)).balancedness);
+    let even = layers().map(|((layer, _), loads)| {
+        score(placement, layer, loads, num_samples, row).unwrap().balance().balancedness
+    });
     let best = layers().flat_map(|((_, slots), loads)| {
         loads.chunks_exact(row).map(move |loads| {
             Some(loads.iter().sum::<f64>() / shape.num_ranks() as f64 / best_split(loads, slots, shape))

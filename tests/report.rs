@@ -1,10 +1,10 @@
-//! Load reports against figures that another program computed, and the page against the JSON.
+//! Load reports against figures that another program computed.
 
 use std::path::{Path, PathBuf};
 use std::{env, fs};
 
 use eplb::placement::{Expected, Placement};
-use eplb::report::{Balance, Document, LayerReport, LoadReport, Recording, page};
+use eplb::report::{Balance, LayerReport, LoadReport, Recording};
 use eplb::stats::{Counted, Counts, Dump, IterationRange, LoadOptions, RankDump, Stats};
 use serde_json::Value;
 
@@ -134,47 +134,4 @@ fn slots_that_were_counted_are_measured_as_they_lie_and_projected_as_experts() {
     assert_eq!(layer.experts.measured.imbalance_ratio, Some(2.0 / 3.0));
     assert_eq!(layer.experts.before().imbalance_ratio, Some(0.5));
     assert_eq!(layer.experts.projected.unwrap().imbalance_ratio, Some(1.0 / 3.0));
-}
-
-#[test]
-fn the_page_embeds_the_json_and_stays_below_a_megabyte_at_full_size() {
-    // 58 layers x 256 experts x 100 iterations on 72 ranks.
-    let mut state = 1u64;
-    let mut count = || {
-        state = state.wrapping_mul(6_364_136_223_846_793_005).wrapping_add(1_442_695_040_888_963_407);
-        (state >> 54) * (state >> 54) / 64
-    };
-    let counts: Vec<u64> = (0..100 * 58 * 256).map(|_| count()).collect();
-    let stats = recorded(Counted::Experts, 256, 58, &counts);
-    let experts: Vec<u32> =
-        (0..58u32).flat_map(|layer| (0..288).map(move |slot| (slot * 7 + layer) % 256)).collect();
-    let shape = eplb::placement::Shape::new(256, 288, 72).unwrap();
-    let placement = Placement::new(shape, &stats.summary().layers, &experts).unwrap();
-    let recording = Recording::new(&stats, Some(&placement)).unwrap();
-    let report = LoadReport::new(&recording, None, 0).unwrap();
-    let document = Document {
-        report: &report,
-        dump: Path::new("a </script> b"),
-        placement: Some((Path::new("config.yaml"), &placement)),
-        against: None,
-    };
-    let page = page::html(&document).unwrap();
-    assert!(page.len() < 1_000_000, "{}", page.len());
-
-    let data = page.split_once("<script type=\"application/json\" id=\"data\">").unwrap().1;
-    let data = data.split_once("</script>").unwrap().0;
-    let embedded: Value = serde_json::from_str(data).unwrap();
-    let json: Value = serde_json::from_str(&document.to_json(true).unwrap()).unwrap();
-    assert_eq!(embedded, json);
-    assert_eq!(json["dump"]["path"], "a </script> b");
-    let layer = &report.layers[57];
-    assert_eq!(
-        json["projected"]["60"]["imbalance_ratio"],
-        layer.ranks.projected.unwrap().imbalance_ratio.unwrap()
-    );
-    assert_eq!(json["per_expert"]["tokens"]["60"][255], layer.tokens[255]);
-    // Nothing that would be fetched.
-    for outside in ["http://", "https://", "src=", "url(", "@import", "fetch("] {
-        assert!(!page.replace("http://www.w3.org/2000/svg", "").contains(outside), "{outside}");
-    }
 }

@@ -1,7 +1,7 @@
 //! Ranks with unequal numbers of slots: what the solver makes of them, and who refuses them.
 
 use eplb::placement::{NO_EXPERT, Placement, Shape};
-use eplb::report::evaluate;
+use eplb::report::score;
 use eplb::solve::{Loads, Objective, Policy, SolveConfig, best_split, lower_bound_of_uneven, solve};
 
 struct Random(u64);
@@ -132,12 +132,13 @@ fn figures_are_those_of_the_slots_that_there_are() {
         let slots = placement.layer_experts(7).unwrap();
         let lacking = slots.iter().filter(|&&expert| expert == NO_EXPERT).count();
         assert_eq!(slots.len() - lacking, held.iter().map(Vec::len).sum::<usize>());
-        let evaluation = evaluate(&placement, 7, &instance.loads, 1, instance.loads.len()).unwrap();
+        let score = score(&placement, 7, &instance.loads, 1, instance.loads.len()).unwrap();
+        let (balance, best) = (score.balance(), score.best_split());
         let most = instance.most_loaded(&held);
-        assert!((evaluation.balance.max - most).abs() <= 1e-9 * most, "{} {most}", evaluation.balance.max);
-        assert!(evaluation.certificate.lower_bound <= most * (1.0 + 1e-12));
-        assert!(evaluation.best_split_max <= most * (1.0 + 1e-9));
-        assert_eq!(evaluation.best_split_max, best_split(&instance.loads, slots, shape));
+        assert!((balance.max - most).abs() <= 1e-9 * most, "{} {most}", balance.max);
+        assert!(score.bound_gap().lower_bound <= most * (1.0 + 1e-12));
+        assert!(best.max <= most * (1.0 + 1e-9));
+        assert_eq!(best.max, best_split(&instance.loads, slots, shape));
         let twice =
             |rank: &Vec<u32>| (1..rank.len()).filter(|&slot| rank[..slot].contains(&rank[slot])).count();
         assert_eq!(placement.duplicates().len(), held.iter().map(twice).sum::<usize>());

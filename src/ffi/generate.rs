@@ -210,18 +210,18 @@ fn tell(config: &eplb_generate_config, phase: Phase, done: u64, total: u64) -> R
 }
 
 fn report_of(generated: &Generated) -> Result<eplb_generate_report> {
-    let Generated { summary, placement, layers } = generated;
+    let Generated { summary, placement, score } = generated;
     let shape = placement.shape();
     Ok(eplb_generate_report {
         struct_size: 0,
         num_ranks: number(shape.num_ranks(), "num_ranks")?,
         num_slots: number(shape.num_slots(), "num_slots")?,
         num_experts: number(shape.num_experts(), "num_experts")?,
-        num_layers: number(layers.len(), "num_layers")?,
+        num_layers: number(score.layers.len(), "num_layers")?,
         iter_start: number(summary.iterations.start, "iter_start")?,
         iter_stop: number(summary.iterations.stop, "iter_stop")?,
         num_missing_ranks: number(summary.missing_ranks.len(), "num_missing_ranks")?,
-        num_duplicates: number(placement.duplicates().len(), "num_duplicates")?,
+        num_duplicates: number(score.num_duplicates, "num_duplicates")?,
         imbalance_before: generated.imbalance_before().unwrap_or(f64::NAN),
         imbalance_after: generated.imbalance_after().unwrap_or(f64::NAN),
         hash: placement.hash(),

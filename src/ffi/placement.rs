@@ -9,8 +9,8 @@ use super::boundary::{
 use super::solve::{padded_shape, rank_slots};
 use super::status::eplb_status;
 use crate::error::{Error, Result};
-use crate::placement::{Duplicate, Expected, MissingLayers, Placement};
-use crate::report::{evaluate, off_node_share, replica_counts};
+use crate::placement::{Duplicate, Expected, MissingLayers, Placement, replica_counts};
+use crate::report::score;
 
 /// The expert of every slot of every layer. Rank r owns the consecutive slots r * S/R .. (r + 1) * S/R, of which it may lack the
 /// last ones where slots_per_rank was given. Immutable, and
@@ -497,20 +497,21 @@ pub unsafe extern "C" fn eplb_placement_evaluate(
                 growing_out(evaluation, "evaluation")?,
             )
         };
-        let found = evaluate(placement, number(layer, "layer")?, loads, num_samples, num_experts)?;
+        let score = score(placement, number(layer, "layer")?, loads, num_samples, num_experts)?;
+        let (balance, bound, best) = (score.balance(), score.bound_gap(), score.best_split());
         evaluation.set(eplb_placement_evaluation {
             struct_size: 0,
-            mean_load: found.balance.mean,
-            max_load: found.balance.max,
-            imbalance_ratio: found.balance.imbalance_ratio.unwrap_or(f64::NAN),
-            balancedness: found.balance.balancedness.unwrap_or(f64::NAN),
-            worst_rank: number(found.balance.worst_rank, "worst_rank")?,
-            max_replicas: found.max_replicas,
-            num_duplicates: found.num_duplicates as u64,
-            lower_bound: found.certificate.lower_bound,
-            gap: found.certificate.gap.unwrap_or(f64::NAN),
-            best_split_max_load: found.best_split_max,
-            best_split_balancedness: found.best_split_balancedness.unwrap_or(f64::NAN),
+            mean_load: balance.mean,
+            max_load: balance.max,
+            imbalance_ratio: balance.imbalance_ratio.unwrap_or(f64::NAN),
+            balancedness: balance.balancedness.unwrap_or(f64::NAN),
+            worst_rank: number(balance.worst_rank, "worst_rank")?,
+            max_replicas: score.max_replicas(),
+            num_duplicates: score.num_duplicates() as u64,
+            lower_bound: bound.lower_bound,
+            gap: bound.gap.unwrap_or(f64::NAN),
+            best_split_max_load: best.max,
+            best_split_balancedness: best.balancedness.unwrap_or(f64::NAN),
         });
         Ok(())
     })
@@ -552,12 +553,8 @@ pub unsafe extern "C" fn eplb_placement_off_node_share(
         };
         // SAFETY: the caller's promise of [num_ranks].
         let nodes = unsafe { array(rank_to_node, Some(placement.shape().num_ranks()), "rank_to_node") }?;
-        // Only which are the same matters.
-        let nodes: Vec<u32> = nodes.iter().map(|&node| node as u32).collect();
-        let layer = number(layer, "layer")?;
-        let found =
-            off_node_share(placement, layer, (loads, num_samples, num_experts), num_groups as usize, &nodes)?;
-        share.set(found.unwrap_or(f64::NAN));
+        let score = score(placement, number(layer, "layer")?, loads, num_samples, num_experts)?;
+        share.set(score.off_node_share(num_groups as usize, nodes)?.unwrap_or(f64::NAN));
         Ok(())
     })
 }

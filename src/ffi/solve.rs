@@ -69,11 +69,9 @@ pub(super) unsafe fn rank_nodes(
     rank_to_node: *const i32,
     num_ranks: u32,
     name: &str,
-) -> Result<Option<Vec<u32>>> {
+) -> Result<Option<Vec<i32>>> {
     // SAFETY: the caller's promise.
-    let nodes = unsafe { optional_of_ranks(rank_to_node, num_ranks, name) }?;
-    // Only which are the same matters.
-    Ok(nodes.map(|nodes| nodes.iter().map(|&node| node as u32).collect()))
+    Ok(unsafe { optional_of_ranks(rank_to_node, num_ranks, name) }?.map(<[i32]>::to_vec))
 }
 
 /// What the search is told, as it came in from C.

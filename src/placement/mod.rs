@@ -203,6 +203,25 @@ pub(crate) fn held_slots(slot_experts: &[u32]) -> impl Iterator<Item = (usize, u
     slot_experts.iter().copied().enumerate().filter(|&(_, expert)| expert != NO_EXPERT)
 }
 
+/// The number of slots of each expert of a layer, `[num_experts]`.
+pub fn replica_counts(shape: Shape, slot_experts: &[u32]) -> Vec<u32> {
+    let mut counts = vec![0; shape.num_experts()];
+    held_slots(slot_experts).for_each(|(_, expert)| counts[expert as usize] += 1);
+    counts
+}
+
+/// The ranks that hold each expert of a layer, ascending and each once.
+pub(crate) fn expert_ranks(shape: Shape, slot_experts: &[u32]) -> Vec<Vec<u32>> {
+    let mut ranks_of = vec![Vec::new(); shape.num_experts()];
+    for (slot, expert) in held_slots(slot_experts) {
+        let (rank, ranks) = (shape.rank_of(slot) as u32, &mut ranks_of[expert as usize]);
+        if ranks.last() != Some(&rank) {
+            ranks.push(rank);
+        }
+    }
+    ranks_of
+}
+
 /// Whether each rank has at least one slot, the largest as many as `shape` says, and all together one an expert.
 pub(crate) fn check_slots_per_rank(shape: Shape, slots_per_rank: &[u32]) -> Result<()> {
     let (most, num_ranks) = (shape.slots_per_rank() as u32, shape.num_ranks());

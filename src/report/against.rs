@@ -2,7 +2,8 @@
 
 use serde::Serialize;
 
-use super::{Balance, Recording, average, even_split, replica_counts};
+use super::balance::average;
+use super::{Balance, Recording, Score};
 use crate::error::{Error, Result};
 use crate::stats::Summary;
 
@@ -70,20 +71,14 @@ impl Against {
         let mut layers = Vec::new();
         for &layer in both {
             let slot_experts = placement.layer_experts(layer)?;
-            let replicas = replica_counts(shape, slot_experts);
-            let projected = |loads: &[f64]| -> Balance {
-                let rows = loads.chunks_exact(shape.num_experts());
-                Balance::of_ranks(
-                    rows.map(|loads| even_split(shape, slot_experts, &replicas, loads).collect::<Vec<_>>()),
-                )
-            };
-            let loads = [first.expert_loads(layer)?, second.expert_loads(layer)?];
-            let sums = loads.each_ref().map(|loads| sum_of(loads, shape.num_experts()));
-            let [of_first, of_second] = loads.each_ref().map(|loads| projected(loads));
+            let projected = |loads: &[f64]| Score::new(shape, layer, slot_experts, loads).balance();
+            let loads = [first.loads(layer)?, second.loads(layer)?];
+            let sums = loads.each_ref().map(|loads| sum_of(loads.experts(), shape.num_experts()));
+            let [of_first, of_second] = loads.each_ref().map(|loads| projected(loads.experts()));
             let of_sums = sums.each_ref().map(|sum| projected(sum).imbalance_ratio);
             let (predicted, projected) = (of_first.imbalance_ratio, of_second.imbalance_ratio);
             let measured = match second.counts_slots() {
-                true => Balance::of_ranks(second.measured(&second.dumped(layer)?).iter()).imbalance_ratio,
+                true => Balance::of_ranks(second.measured(&loads[1]).iter()).imbalance_ratio,
                 false => None,
             };
             let drift = difference(of_sums[1], of_sums[0]);
@@ -231,7 +226,7 @@ mod tests {
         let slots = recorded(Counted::Experts, 4, &[6, 4, 0, 2]);
         let recording = Recording::new(&slots, Some(&placement)).unwrap();
         assert!(recording.counts_slots());
-        assert_eq!(recording.expert_loads(3).unwrap(), [6.0, 4.0, 2.0]);
+        assert_eq!(recording.loads(3).unwrap().experts(), [6.0, 4.0, 2.0]);
         let refused = |stats: &Stats| Recording::new(stats, Some(&placement)).unwrap_err().to_string();
         assert_eq!(
             refused(&recorded(Counted::Slots, 6, &[1; 6])),

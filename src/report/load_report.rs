@@ -2,9 +2,10 @@
 
 use serde::Serialize;
 
-use super::{Balance, Recording, average, even_split, in_order, replica_counts};
+use super::balance::{average, in_order, worst_layer};
+use super::{Balance, Recording, Score};
 use crate::error::{Error, Result};
-use crate::placement::{Shape, duplicates_in, held_slots};
+use crate::placement::{Shape, expert_ranks};
 use crate::stats::Summary;
 use crate::threads;
 
@@ -216,8 +217,11 @@ impl LoadReport {
 
     /// The layer with the largest imbalance ratio in one of the views, and the ratio.
     pub fn worst_layer(&self, view: impl Fn(&Views) -> Option<&Balance>) -> Option<(u32, f64)> {
-        let ratios = self.layers.iter();
-        largest(ratios.filter_map(|layer| Some((layer.layer, view(&layer.ranks)?.imbalance_ratio?))))
+        worst_layer(
+            self.layers
+                .iter()
+                .map(|layer| (layer.layer, view(&layer.ranks).and_then(|balance| balance.imbalance_ratio))),
+        )
     }
 
     /// The `count` experts with the largest share of their layer's tokens, as (index of the layer, expert), hottest first.
@@ -235,7 +239,7 @@ impl LoadReport {
 
 impl Imbalance {
     fn of(layers: &[u32], ratios: &[Option<f64>]) -> Imbalance {
-        let worst = largest(layers.iter().zip(ratios).filter_map(|(&layer, &ratio)| Some((layer, ratio?))));
+        let worst = worst_layer(layers.iter().copied().zip(ratios.iter().copied()));
         Imbalance {
             average: average(ratios.iter().copied()),
             worst: worst.map(|(_, ratio)| ratio),
@@ -244,25 +248,21 @@ impl Imbalance {
     }
 }
 
-fn largest(ratios: impl Iterator<Item = (u32, f64)>) -> Option<(u32, f64)> {
-    ratios.reduce(|largest, layer| if layer.1 > largest.1 { layer } else { largest })
-}
-
 fn layer_report(
     recording: &Recording<'_>,
     layer: u32,
     num_ranks: usize,
 ) -> Result<(LayerReport, Views<Ratios>)> {
-    let (dumped, loads) = (recording.dumped(layer)?, recording.expert_loads(layer)?);
-    let num_experts = loads.len() * recording.summary().num_experts / dumped.len();
-    let (ids, experts) =
-        (dumped.chunks_exact(recording.summary().num_experts), loads.chunks_exact(num_experts));
+    let loads = recording.loads(layer)?;
+    let num_ids = recording.summary().num_experts;
+    let num_experts = recording.placement().map_or(num_ids, |placement| placement.shape().num_experts());
+    let (ids, experts) = (loads.dumped().chunks_exact(num_ids), loads.experts().chunks_exact(num_experts));
     let rearranged = match recording.counts_slots() {
         true => recording.placement().is_some(),
         false => num_ranks != recording.num_ranks(),
     };
     let mut ranks = Views {
-        measured: recording.measured(&dumped),
+        measured: recording.measured(&loads),
         unbalanced: rearranged.then(|| experts.clone().map(|loads| in_order(num_ranks, loads)).collect()),
         projected: None,
     };
@@ -271,18 +271,15 @@ fn layer_report(
         unbalanced: rearranged.then(|| Balance::of_ranks(experts.clone())),
         projected: None,
     };
-    let (mut replicas, mut expert_ranks, mut num_duplicates) = (Vec::new(), Vec::new(), 0);
+    let (mut replicas, mut ranks_of, mut num_duplicates) = (Vec::new(), Vec::new(), 0);
     if let Some(placement) = recording.placement() {
         let (shape, slot_experts) = (placement.shape(), placement.layer_experts(layer)?);
-        replicas = replica_counts(shape, slot_experts);
-        let on_ranks = |loads| even_split(shape, slot_experts, &replicas, loads).collect();
-        ranks.projected = Some(experts.clone().map(on_ranks).collect());
-        let share = |loads: &[f64], expert: usize| loads[expert] / f64::from(replicas[expert]);
-        let in_slots =
-            |loads| held_slots(slot_experts).map(|(_, e)| share(loads, e as usize)).collect::<Vec<_>>();
-        balances.projected = Some(Balance::of_ranks(experts.clone().map(in_slots)));
-        expert_ranks = ranks_of_experts(shape, slot_experts);
-        num_duplicates = duplicates_in(shape, layer, slot_experts).len();
+        let score = Score::new(shape, layer, slot_experts, loads.experts());
+        ranks.projected = Some(score.rank_loads().collect());
+        balances.projected = Some(Balance::of_ranks(score.slot_loads()));
+        replicas = score.replicas().to_vec();
+        ranks_of = expert_ranks(shape, slot_experts);
+        num_duplicates = score.num_duplicates();
     }
     let mut tokens = vec![0; num_experts];
     for loads in experts {
@@ -296,23 +293,11 @@ fn layer_report(
         rank_tokens: ranks.map(mean_row),
         tokens,
         replicas,
-        expert_ranks,
+        expert_ranks: ranks_of,
         num_duplicates,
     };
     let ratio = |ranks: &Vec<f64>| Balance::of_ranks([ranks].into_iter()).imbalance_ratio;
     Ok((report, ranks.map(|rows| rows.iter().map(ratio).collect())))
-}
-
-/// The ranks that hold each expert, ascending.
-fn ranks_of_experts(shape: Shape, slot_experts: &[u32]) -> Vec<Vec<u32>> {
-    let mut ranks_of = vec![Vec::new(); shape.num_experts()];
-    for (slot, expert) in held_slots(slot_experts) {
-        let (rank, ranks) = (shape.rank_of(slot) as u32, &mut ranks_of[expert as usize]);
-        if ranks.last() != Some(&rank) {
-            ranks.push(rank);
-        }
-    }
-    ranks_of
 }
 
 fn mean_row(rows: &RankRows) -> Vec<f64> {

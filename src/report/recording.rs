@@ -1,8 +1,8 @@
-//! A dump beside the placement that was, or is to be, in force: what each expert and each rank got, iteration by iteration.
+//! A dump with the placement that was, or is to be, in force: the loads of experts and ranks, iteration by iteration.
 
-use super::in_order;
+use super::balance::in_order;
 use crate::error::{Error, Result};
-use crate::placement::{Placement, held_slots};
+use crate::placement::{ConfigFile, Expected, Placement, held_slots};
 use crate::stats::{Counted, Stats, Summary};
 
 /// The counts of a dump, read as loads of experts whichever ids were counted.
@@ -64,32 +64,69 @@ impl<'a> Recording<'a> {
         }
     }
 
-    /// The counts of `layer` as dumped, `[iterations][num_experts]` of the summary: of slots where those were counted.
-    pub fn dumped(&self, layer: u32) -> Result<Vec<f64>> {
+    /// The loads of `layer`, iteration by iteration.
+    pub fn loads(&self, layer: u32) -> Result<RecordedLoads> {
         let Summary { iterations, num_experts, .. } = *self.summary();
-        self.stats.layer_samples(layer, iterations.len() as usize, num_experts)
-    }
-
-    /// The loads of the experts of `layer`, `[iterations][experts]`. Slots that were counted are added up by expert; without
-    /// a placement nothing tells which those are, and each is its own.
-    pub fn expert_loads(&self, layer: u32) -> Result<Vec<f64>> {
-        let dumped = self.dumped(layer)?;
-        let Some(placement) = self.placement.filter(|_| self.counts_slots) else { return Ok(dumped) };
+        let dumped = self.stats.layer_samples(layer, iterations.len() as usize, num_experts)?;
+        let Some(placement) = self.placement.filter(|_| self.counts_slots) else {
+            return Ok(RecordedLoads { dumped, experts: None });
+        };
         let (shape, slot_experts) = (placement.shape(), placement.layer_experts(layer)?);
-        let mut loads = vec![0.0; dumped.len() / shape.num_slots() * shape.num_experts()];
+        let mut experts = vec![0.0; dumped.len() / shape.num_slots() * shape.num_experts()];
         for (loads, slots) in
-            loads.chunks_exact_mut(shape.num_experts()).zip(dumped.chunks_exact(shape.num_slots()))
+            experts.chunks_exact_mut(shape.num_experts()).zip(dumped.chunks_exact(shape.num_slots()))
         {
             for (slot, expert) in held_slots(slot_experts) {
                 loads[expert as usize] += slots[slot];
             }
         }
-        Ok(loads)
+        Ok(RecordedLoads { dumped, experts: Some(experts) })
     }
 
-    /// What each rank got in `layer` as dumped, `[iterations][ranks]`: consecutive ids are on each.
-    pub(super) fn measured(&self, dumped: &[f64]) -> Vec<Vec<f64>> {
-        let rows = dumped.chunks_exact(self.summary().num_experts);
+    /// The load of each rank as dumped, `[iterations][ranks]`: each rank has consecutive ids.
+    pub(super) fn measured(&self, loads: &RecordedLoads) -> Vec<Vec<f64>> {
+        let rows = loads.dumped.chunks_exact(self.summary().num_experts);
         rows.map(|row| in_order(self.num_ranks(), row)).collect()
     }
+}
+
+/// The loads of one layer of a [`Recording`].
+#[derive(Debug, Clone, PartialEq)]
+pub struct RecordedLoads {
+    dumped: Vec<f64>,
+    /// Where they are not those dumped.
+    experts: Option<Vec<f64>>,
+}
+
+impl RecordedLoads {
+    /// Of the ids that were counted, `[iterations][num_experts]` of the summary.
+    pub fn dumped(&self) -> &[f64] {
+        &self.dumped
+    }
+
+    /// Of experts, `[iterations][experts]`. Slots that were counted are added up by expert. Without a placement the expert of a
+    /// slot is unknown, and each slot is its own.
+    pub fn experts(&self) -> &[f64] {
+        self.experts.as_ref().unwrap_or(&self.dumped)
+    }
+}
+
+/// The placement that `config` means for the model of a dump, on `num_ranks` ranks; `None` takes the ranks that the file says,
+/// or those of the dump.
+///
+/// TensorRT-LLM's dumps do not say that they count slots. One with as many ids as the file has slots, and more than it has
+/// experts, does.
+pub fn placement_of(config: &ConfigFile, summary: &Summary, num_ranks: Option<usize>) -> Result<Placement> {
+    let num_ids = summary.num_experts;
+    let highest = config.assignments.iter().flat_map(|layers| layers.values()).flatten().max();
+    let fewer_experts = highest.is_some_and(|&expert| (expert as usize) + 1 < num_ids);
+    let counts_slots =
+        summary.counted == Counted::Slots || (config.num_slots == Some(num_ids) && fewer_experts);
+    config.placement(Expected {
+        // Where slots were counted, only the file knows the number of experts.
+        num_experts: (!counts_slots).then_some(num_ids),
+        num_ranks: Some(num_ranks.or(config.ep_size).unwrap_or(summary.num_ranks)),
+        layers: Some(&summary.layers),
+        ..Default::default()
+    })
 }

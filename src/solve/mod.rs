@@ -105,7 +105,7 @@ pub enum Objective {
     /// Evenly, as round robin and hashes do: the most loaded rank's load over the mean.
     #[default]
     EvenSplit,
-    /// By need, as [`crate::dispatch::Rule::LeastLoaded`] does: the same in the best split ([`best_split`]), where loads have drifted
+    /// By need, as routing to the least loaded replica does: the same in the best split ([`best_split`]), where loads have drifted
     /// from the planned ones by [`SolveConfig::drift`]. The even split of the planned loads stays within a hundredth of what
     /// the other objective finds.
     BestSplit,
@@ -151,8 +151,8 @@ pub struct SolveConfig<'a> {
     pub num_groups: usize,
     /// Nodes of consecutive ranks, equally many in each. As `num_groups`.
     pub num_nodes: usize,
-    /// In place of `num_nodes`, for [`Policy::Search`]: the node of each rank, any ids, `[num_ranks]`.
-    pub rank_to_node: Option<&'a [u32]>,
+    /// In place of `num_nodes`, for [`Policy::Search`]: the node of each rank, any int32, `[num_ranks]`.
+    pub rank_to_node: Option<&'a [i32]>,
     /// For [`Policy::Search`]: what load on another node than its group's home costs. At 0 nodes are no matter. Otherwise each
     /// group has a home node in each layer, and what is to be small is the most loaded rank's load over the mean, plus this
     /// times the share of all load that is not at home. Infinity keeps every replica at home: DeepSeek's hard rule.
@@ -195,15 +195,14 @@ impl Default for SolveConfig<'_> {
 }
 
 impl SolveConfig<'_> {
-    /// The node of each rank, where the policy is one to which load off its node matters.
-    pub(crate) fn off_nodes(&self, shape: Shape) -> Option<Vec<u32>> {
+    /// The nodes, where load off its home node matters to the policy.
+    pub(crate) fn priced_nodes(&self, shape: Shape) -> Option<Nodes> {
         let matter = match self.policy {
             Policy::Search => self.off_node_price > 0.0,
             policy => policy == Policy::DeepseekHierarchical,
         };
         let given = self.rank_to_node.filter(|_| self.policy == Policy::Search);
-        let nodes = matter.then(|| Nodes::new(shape, self.num_groups, self.num_nodes, given));
-        nodes?.ok().map(|nodes| nodes.of_rank)
+        matter.then(|| Nodes::new(shape, self.num_groups, self.num_nodes, given).ok())?
     }
 
     /// Fails as [`solve`] would for the shape alone, before there are loads.
@@ -287,23 +286,44 @@ impl Rule {
 /// ranks that can be split evenly and they cannot.
 pub fn solve(config: &SolveConfig<'_>, shape: Shape, loads: &Loads<'_>, threads: usize) -> Result<Placement> {
     check_experts(shape, loads)?;
-    let rule = Rule::new(config, shape)?;
-    let weights = sample_weights(config, loads.num_samples())?;
-    let measure = Arc::new(match config.quantile {
-        Some(quantile) => Measure::Quantile { quantile, weights: weights.clone() },
-        None => Measure::Mean,
-    });
-    let num_slots = shape.num_slots();
-    let mut slot_experts = try_zeroed(loads.layers().len().checked_mul(num_slots), "the placement")?;
-    let rows = threads::map(loads.layers().len(), threads::resolve(threads), |layer| {
+    let solver = Solver::new(config, shape, loads.num_samples())?;
+    let rows =
+        threads::map(loads.layers().len(), threads::resolve(threads), |layer| solver.place(loads, layer))?;
+    solver.placement(loads.layers(), &rows)
+}
+
+/// A checked [`SolveConfig`] with what all layers share.
+pub(crate) struct Solver<'a> {
+    config: &'a SolveConfig<'a>,
+    shape: Shape,
+    rule: Rule,
+    /// Of the samples, with the sum 1.
+    weights: Vec<f64>,
+    measure: Arc<Measure>,
+}
+
+impl<'a> Solver<'a> {
+    pub fn new(config: &'a SolveConfig<'a>, shape: Shape, num_samples: usize) -> Result<Self> {
+        let rule = Rule::new(config, shape)?;
+        let weights = sample_weights(config, num_samples)?;
+        let measure = Arc::new(match config.quantile {
+            Some(quantile) => Measure::Quantile { quantile, weights: weights.clone() },
+            None => Measure::Mean,
+        });
+        Ok(Solver { config, shape, rule, weights, measure })
+    }
+
+    /// The expert of each slot for the layer at index `layer` of `loads`.
+    pub fn place(&self, loads: &Loads<'_>, layer: usize) -> Result<Vec<u32>> {
+        let Solver { config, shape, .. } = *self;
         let sums = loads.layer_sums_f32(layer)?;
         let samples: Vec<&[f64]> = loads.layer(layer).collect();
         let search = Search {
             shape,
             slots_per_rank: config.uneven(shape),
             samples: &samples,
-            weights: &weights,
-            measure: &measure,
+            weights: &self.weights,
+            measure: &self.measure,
             effort: config.effort,
         };
         let greedies = || match config.uneven(shape) {
@@ -311,10 +331,10 @@ pub fn solve(config: &SolveConfig<'_>, shape: Shape, loads: &Loads<'_>, threads:
                 trtllm::place(&sums, shape)?,
                 deepseek::slot_experts(&sums, Hierarchy::global(shape)),
             ]),
-            // They know no such ranks.
+            // The greedies take ranks of equal size only.
             Some(_) => Ok::<_, Error>(Vec::new()),
         };
-        match &rule {
+        match &self.rule {
             Rule::Trtllm => trtllm::place(&sums, shape),
             Rule::Deepseek(hierarchy) => Ok(deepseek::slot_experts(&sums, *hierarchy)),
             Rule::Search => Ok(search.place(&greedies()?)),
@@ -323,17 +343,24 @@ pub fn solve(config: &SolveConfig<'_>, shape: Shape, loads: &Loads<'_>, threads:
                 search.place_on(Priced { nodes, price: config.off_node_price }, &greedies()?)
             }
         }
-    })?;
-    for (slots, row) in slot_experts.chunks_exact_mut(num_slots).zip(rows) {
-        slots.copy_from_slice(&row);
     }
-    match config.uneven(shape) {
-        None => Placement::new(shape, loads.layers(), &slot_experts),
-        Some(slots_per_rank) => Placement::uneven(shape, slots_per_rank, loads.layers(), &slot_experts),
+
+    /// The placement of `layers` whose slots [`Solver::place`] returned.
+    pub fn placement(&self, layers: &[u32], rows: &[Vec<u32>]) -> Result<Placement> {
+        let Solver { config, shape, .. } = *self;
+        let num_slots = shape.num_slots();
+        let mut slot_experts = try_zeroed(layers.len().checked_mul(num_slots), "the placement")?;
+        for (slots, row) in slot_experts.chunks_exact_mut(num_slots).zip(rows) {
+            slots.copy_from_slice(row);
+        }
+        match config.uneven(shape) {
+            None => Placement::new(shape, layers, &slot_experts),
+            Some(slots_per_rank) => Placement::uneven(shape, slots_per_rank, layers, &slot_experts),
+        }
     }
 }
 
-/// What each sample counts for, of 1 together. Only the search has several.
+/// The weight of each sample, with the sum 1. Only the search has several samples.
 pub(crate) fn sample_weights(config: &SolveConfig<'_>, num_samples: usize) -> Result<Vec<f64>> {
     let given = config.sample_weights.filter(|_| config.policy == Policy::Search);
     let Some(given) = given else { return Ok(vec![1.0 / num_samples as f64; num_samples]) };

@@ -2,7 +2,7 @@
 
 use std::ops::Range;
 
-use crate::placement::{Shape, held_slots};
+use crate::placement::{Shape, expert_ranks};
 
 /// How often each expert's load is poured anew before what is left is moved along paths. Any number gives the same result.
 const SWEEPS: usize = 4;
@@ -18,15 +18,8 @@ const ROUNDING: f64 = 1e-12;
 /// load that has no replica elsewhere, so one of them carries the mean of these ranks however the load is split, and that is
 /// the next level. At the end no rank is above a level that some split must reach: it is the optimum, to 1e-9 of it.
 pub fn best_split(loads: &[f64], slot_experts: &[u32], shape: Shape) -> f64 {
-    let mut ranks_of: Vec<Vec<u32>> = vec![Vec::new(); shape.num_experts()];
-    for (slot, expert) in held_slots(slot_experts) {
-        let (rank, ranks) = (shape.rank_of(slot) as u32, &mut ranks_of[expert as usize]);
-        if ranks.last() != Some(&rank) {
-            ranks.push(rank);
-        }
-    }
     let mut split = Split::new(shape.num_ranks());
-    split.place(&ranks_of);
+    split.place(&expert_ranks(shape, slot_experts));
     split.level(loads, f64::INFINITY)
 }
 

@@ -106,6 +106,15 @@ pub struct Stats {
     counts: Vec<u64>,
 }
 
+/// The loads of one layer, decoded once.
+#[derive(Debug, Clone, PartialEq)]
+pub struct LayerLoads {
+    /// `[iterations][experts]`
+    pub iterations: Vec<f64>,
+    /// The same in groups of consecutive iterations, each summed up: `[samples][experts]`.
+    pub samples: Vec<f64>,
+}
+
 impl Stats {
     /// Counts from elsewhere, `[layers][iterations][experts]` as `summary` has them.
     pub(crate) fn from_counts(summary: Summary, counts: Vec<u64>) -> Self {
@@ -177,6 +186,17 @@ impl Stats {
             )));
         }
         self.loads_of(layer, &self.layer_sums(layer, num_samples)?)
+    }
+
+    /// The loads of `layer`, iteration by iteration and in `num_samples` groups: see [`Stats::layer_samples`].
+    pub fn layer_loads(&self, layer: u32, num_samples: usize) -> Result<LayerLoads> {
+        let samples = self.layer_samples(layer, num_samples, self.summary.num_experts)?;
+        // No count is above the sum that it is part of, so each of them is exact too.
+        let iterations = match num_samples as u64 == self.summary.iterations.len() {
+            true => samples.clone(),
+            false => self.layer_counts(layer)?.iter().map(|&count| count as f64).collect(),
+        };
+        Ok(LayerLoads { iterations, samples })
     }
 
     /// Loads of all layers for a solver, `[layers][num_samples][experts]`: see [`Stats::layer_samples`].

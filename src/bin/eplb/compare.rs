@@ -1,12 +1,10 @@
 //! `eplb compare`: placements and policies side by side on one dump.
 
 use std::fmt::Write;
-use std::path::Path;
 
-use eplb::placement::{ConfigFile, Expected, MissingLayers, Placement, Shape};
-use eplb::report::{Candidate, moved_slots};
+use eplb::report::{Candidate, DumpScore, compare};
 use eplb::solve::Policy;
-use eplb::stats::{Stats, Summary};
+use eplb::stats::Summary;
 use eplb::{Error, Result};
 use serde::Serialize;
 
@@ -15,9 +13,6 @@ use crate::output::{
     Form, bytes, csv_line, exact, four_digits, imbalance, left, parse_bytes, percent, right, table,
 };
 use crate::plan_args::PlanArgs;
-
-/// The placement without a load balancer.
-const IN_ORDER: &str = "in-order";
 
 /// Hold placements or policies side by side on one dump, and say what it takes to change from the first to each
 ///
@@ -70,30 +65,30 @@ struct Row {
     moved_slots: Option<usize>,
     moved_bytes: Option<u64>,
     #[serde(flatten)]
-    candidate: Candidate,
+    score: DumpScore,
 }
 
 /// Compares, and returns what to print.
 pub fn run(args: &Args) -> Result<String> {
     let stats = args.dump.read()?;
-    let placements = placements(args, &stats)?;
-    let mut rows = Vec::new();
-    for (name, placement) in args.candidates.iter().zip(&placements) {
-        let candidate = Candidate::new(&stats, placement, args.plan.num_samples, args.dump.threads)
-            .map_err(|e| e.in_file(&args.dump.expert_statistic_path))?;
-        let moved_slots = moved_slots(&placements[0], placement);
-        rows.push(Row {
-            name: name.clone(),
-            num_slots: placement.shape().num_slots(),
-            num_ranks: placement.shape().num_ranks(),
-            hash: format!("{:016x}", placement.hash()),
-            moved_slots,
-            moved_bytes: moved_slots
-                .zip(args.bytes_per_slot)
-                .map(|(slots, bytes)| (slots as u64).saturating_mul(bytes)),
-            candidate,
-        });
-    }
+    let candidates =
+        args.candidates.iter().map(|name| Candidate::of_name(name)).collect::<Result<Vec<_>>>()?;
+    let planner = args.plan.planner(Policy::default(), args.dump.threads);
+    let compared = compare(&stats, &candidates, args.ep_size, args.num_slots, &planner)
+        .map_err(|e| args.dump.named(e))?;
+    let rows = args.candidates.iter().zip(compared).map(|(name, compared)| Row {
+        name: name.clone(),
+        num_slots: compared.placement.shape().num_slots(),
+        num_ranks: compared.placement.shape().num_ranks(),
+        hash: format!("{:016x}", compared.placement.hash()),
+        moved_slots: compared.moved_slots,
+        moved_bytes: compared
+            .moved_slots
+            .zip(args.bytes_per_slot)
+            .map(|(slots, bytes)| (slots as u64).saturating_mul(bytes)),
+        score: compared.score,
+    });
+    let rows: Vec<Row> = rows.collect();
     match (args.form.json, args.form.csv) {
         (true, _) => {
             let json = serde_json::to_string(&rows).map_err(|e| Error::Internal(e.to_string()))?;
@@ -102,49 +97,6 @@ pub fn run(args: &Args) -> Result<String> {
         (_, true) => Ok(csv(&rows)),
         _ => Ok(describe(args, stats.summary(), &rows)),
     }
-}
-
-/// The placement of each candidate.
-fn placements(args: &Args, stats: &Stats) -> Result<Vec<Placement>> {
-    let Summary { num_experts, num_ranks, layers, .. } = stats.summary();
-    let mut files = Vec::new();
-    for name in &args.candidates {
-        let path = Path::new(name);
-        files.push(match name.parse::<Policy>() {
-            Ok(_) => None,
-            Err(_) if name == IN_ORDER => None,
-            Err(unknown) if !path.exists() => {
-                let message = format!("{name}: there is no such file, and {unknown}, and {IN_ORDER}");
-                return Err(Error::InvalidArgument(message));
-            }
-            Err(_) => Some((path, ConfigFile::read(path)?)),
-        });
-    }
-    let mut said = files.iter().flatten();
-    let num_ranks = args.ep_size.or(said.find_map(|(_, file)| file.ep_size)).unwrap_or(*num_ranks);
-    let slots_of_file = files.iter().flatten().next().map(|(_, file)| file.num_slots.unwrap_or(*num_experts));
-    let num_slots = args.num_slots.or(slots_of_file).unwrap_or(*num_experts);
-    let place = |(name, file): (&String, &Option<(&Path, ConfigFile)>)| {
-        let expected = Expected {
-            num_experts: Some(*num_experts),
-            num_ranks: Some(num_ranks),
-            layers: Some(layers),
-            missing_layers: MissingLayers::Refused,
-            ..Default::default()
-        };
-        match (file, name.parse::<Policy>()) {
-            (Some((path, file)), _) => file.placement(expected).map_err(|e| e.in_file(path)),
-            (None, Ok(policy)) => {
-                let shape = Shape::new(*num_experts, num_slots, num_ranks)?;
-                args.plan.planner(policy, args.dump.threads).place(stats, shape)
-            }
-            (None, Err(_)) => {
-                let file = ConfigFile { num_slots: Some(num_slots), ..Default::default() };
-                file.placement(expected)
-            }
-        }
-    };
-    args.candidates.iter().zip(&files).map(place).collect()
 }
 
 fn describe(args: &Args, summary: &Summary, rows: &[Row]) -> String {
@@ -168,7 +120,7 @@ fn describe(args: &Args, summary: &Summary, rows: &[Row]) -> String {
         moved       experts that a rank holds and does not in A\n\n";
     let mut table = table(["", "even", "best split", "worst layer", "", "gap", "twice", "moved"].map(right));
     for (index, row) in rows.iter().enumerate() {
-        let of = &row.candidate;
+        let of = &row.score;
         let moved = match (row.moved_slots, row.moved_bytes) {
             (None, _) => "-".to_owned(),
             (Some(slots), None) => slots.to_string(),
@@ -186,7 +138,7 @@ fn describe(args: &Args, summary: &Summary, rows: &[Row]) -> String {
         ]);
     }
     let _ = writeln!(text, "{table}");
-    let evenest = rows.iter().enumerate().filter_map(|(i, row)| Some((i, row.candidate.imbalance_ratio?)));
+    let evenest = rows.iter().enumerate().filter_map(|(i, row)| Some((i, row.score.imbalance_ratio?)));
     let evenest = evenest.reduce(|best, row| if row.1 < best.1 { row } else { best });
     if let (Some((index, ratio)), true) = (evenest, rows.len() > 1) {
         let name = &rows[index].name;
@@ -215,7 +167,7 @@ fn csv(rows: &[Row]) -> String {
         "moved_bytes",
     ]);
     for row in rows {
-        let of = &row.candidate;
+        let of = &row.score;
         text += &csv_line([
             row.name.clone(),
             row.num_slots.to_string(),

@@ -2,8 +2,8 @@
 
 use std::path::{Path, PathBuf};
 
-use eplb::Result;
 use eplb::stats::{Dump, LoadOptions, Stats};
+use eplb::{Error, Result};
 
 use crate::generate::reading_bar;
 
@@ -46,6 +46,14 @@ impl DumpArgs {
             threads: self.threads,
         };
         read(&self.expert_statistic_path, &options)
+    }
+
+    /// An error about the dump as a whole, which does not name it yet.
+    pub fn named(&self, error: Error) -> Error {
+        match error {
+            Error::InvalidDump(_) => error.in_file(&self.expert_statistic_path),
+            other => other,
+        }
     }
 
     /// Reads a second dump, all of its iterations.

@@ -5,7 +5,8 @@ use std::path::PathBuf;
 
 use clap::builder::{PossibleValue, PossibleValuesParser, RangedU64ValueParser, TypedValueParser};
 use comfy_table::{Cell, CellAlignment, Table, TableComponent, presets};
-use eplb::generate::{DEFAULT_NUM_SAMPLES, GenerateConfig, Generated, Phase, generate};
+use eplb::generate::{GenerateConfig, Generated, Phase, generate};
+use eplb::report::DEFAULT_NUM_SAMPLES;
 use eplb::solve::{DEFAULT_DRIFT, DEFAULT_EFFORT, Objective, Policy, SolveConfig};
 use eplb::stats::LoadOptions;
 use eplb::{Error, Result};
@@ -81,8 +82,14 @@ pub struct Args {
     num_nodes: usize,
 
     /// The node of each rank, such as 0,0,0,1: in place of num_nodes, for nodes of any size. For search
-    #[arg(long = "rank_to_node", alias = "rank-to-node", value_name = "NODES", value_delimiter = ',')]
-    rank_to_node: Option<Vec<u32>>,
+    #[arg(
+        long = "rank_to_node",
+        alias = "rank-to-node",
+        value_name = "NODES",
+        value_delimiter = ',',
+        allow_negative_numbers = true
+    )]
+    rank_to_node: Option<Vec<i32>>,
 
     /// What search pays for load that is not on the home node of its group: it makes small the most loaded rank's load over the
     /// mean, plus this times the share of the load off its node. 0: nodes are no matter; inf: no load leaves its node
@@ -295,22 +302,23 @@ fn table(generated: &Generated, with_best_split: bool) -> Table {
         ["layer", "before", "after", "best split", "gap", "worst rank after"].map(str::to_owned)
     ));
     let ratio = |ratio: Option<f64>| ratio.map_or("-".to_owned(), |ratio| format!("{ratio:.4}"));
-    for change in &generated.layers {
+    let score = &generated.score;
+    for layer in &score.layers {
         table.add_row(row([
-            change.layer.to_string(),
-            ratio(change.before.imbalance_ratio),
-            ratio(change.after.imbalance_ratio),
-            ratio(change.best_split_imbalance_ratio),
-            ratio(change.certificate.gap),
-            change.after.worst_rank.to_string(),
+            layer.layer.to_string(),
+            ratio(layer.unbalanced.imbalance_ratio),
+            ratio(layer.balance.imbalance_ratio),
+            ratio(layer.best_split_imbalance_ratio),
+            ratio(layer.gap),
+            layer.balance.worst_rank.to_string(),
         ]));
     }
     table.add_row(row([
         "average".to_owned(),
-        ratio(generated.imbalance_before()),
-        ratio(generated.imbalance_after()),
-        ratio(generated.best_split_imbalance_after()),
-        ratio(generated.gap()),
+        ratio(score.unbalanced_imbalance_ratio),
+        ratio(score.imbalance_ratio),
+        ratio(score.best_split_imbalance_ratio),
+        ratio(score.gap),
         String::new(),
     ]));
     table

@@ -4,8 +4,7 @@ use std::fmt::{Display, Write};
 use std::path::{Path, PathBuf};
 
 use eplb::Result;
-use eplb::placement::{ConfigFile, Expected};
-use eplb::report::replica_counts;
+use eplb::placement::{ConfigFile, Expected, replica_counts};
 use eplb::stats::{Counted, Dump, LoadOptions, RankFile};
 
 use crate::generate::reading_bar;

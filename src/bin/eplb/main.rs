@@ -1,11 +1,13 @@
 //! The command line of eplb: parsing and printing over the library.
 
+mod chart;
 mod compare;
 mod convert;
 mod dump_args;
 mod generate;
 mod inspect;
 mod output;
+mod page;
 mod plan_args;
 mod report;
 mod sweep;

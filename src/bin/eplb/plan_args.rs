@@ -1,7 +1,6 @@
 //! The flags of how to place experts that every command with policies has.
 
-use eplb::generate::DEFAULT_NUM_SAMPLES;
-use eplb::report::Planner;
+use eplb::report::{DEFAULT_NUM_SAMPLES, Planner};
 use eplb::solve::{Policy, SolveConfig};
 
 use crate::generate::one_or_more;
@@ -19,7 +18,7 @@ pub struct PlanArgs {
     /// Samples for the search to level each of, and to take gaps of: the iterations in as many groups
     #[arg(long = "num_samples", alias = "num-samples", value_name = "SAMPLES", default_value_t = DEFAULT_NUM_SAMPLES,
         value_parser = one_or_more())]
-    pub num_samples: usize,
+    num_samples: usize,
 }
 
 impl PlanArgs {

@@ -5,15 +5,17 @@ use std::path::{Path, PathBuf};
 
 use comfy_table::{Cell, Table};
 use eplb::Result;
-use eplb::placement::{ConfigFile, Expected, Placement};
-use eplb::report::{Against, AverageBalance, Balance, Document, LayerReport, LoadReport, Recording, Views};
-use eplb::report::{chart, page};
-use eplb::stats::{Counted, Stats, Summary};
+use eplb::placement::{ConfigFile, Placement};
+use eplb::report::{
+    Against, AverageBalance, Balance, Document, LayerReport, LoadReport, Recording, Views, placement_of,
+};
+use eplb::stats::{Stats, Summary};
 
 use crate::dump_args::DumpArgs;
 use crate::output::{
     self, Form, begin, csv_line, exact, finish, four_digits, imbalance, percent, right, signed, tokens,
 };
+use crate::{chart, page};
 
 /// Say how balanced a dump is, what a placement would make of it, and what it did
 ///
@@ -108,20 +110,8 @@ pub fn run(args: &Args) -> Result<String> {
 
 /// The placement of the file, for the model of `stats`.
 fn load(path: &Path, ep_size: Option<usize>, stats: &Stats) -> Result<Placement> {
-    let Summary { num_experts, num_ranks, counted, ref layers, .. } = *stats.summary();
     let config = ConfigFile::read(path)?;
-    // Where slots were counted, only the file knows how many experts there are. TensorRT-LLM's dumps do not say that it is so.
-    let highest = config.assignments.iter().flat_map(|layers| layers.values()).flatten().max();
-    let fewer_experts = highest.is_some_and(|&expert| (expert as usize) + 1 < num_experts);
-    let counts_slots = counted == Counted::Slots || (config.num_slots == Some(num_experts) && fewer_experts);
-    let expected = Expected {
-        num_experts: (!counts_slots).then_some(num_experts),
-        num_ranks: Some(ep_size.or(config.ep_size).unwrap_or(num_ranks)),
-        layers: Some(layers),
-        ..Default::default()
-    };
-    let placement = config.placement(expected).map_err(|e| e.in_file(path))?;
-    Ok(placement)
+    placement_of(&config, stats.summary(), ep_size).map_err(|e| e.in_file(path))
 }
 
 /// A view with its name, as the table shows it.

@@ -4,13 +4,13 @@ use std::fmt::Write;
 use std::path::PathBuf;
 
 use comfy_table::Table;
-use eplb::placement::Shape;
-use eplb::report::{Fewest, Point, chart, fewest_slots, usual_num_slots};
+use eplb::report::{Fewest, Point, fewest_slots, sweep, usual_num_ranks};
 use eplb::solve::Policy;
 use eplb::stats::{Stats, Summary};
 use eplb::{Error, Result};
 use serde::Serialize;
 
+use crate::chart;
 use crate::dump_args::DumpArgs;
 use crate::generate::policies;
 use crate::output::{
@@ -89,40 +89,22 @@ fn parse_target(text: &str) -> std::result::Result<f64, String> {
 pub fn run(args: &Args) -> Result<String> {
     let svg = begin(args.svg.as_deref())?;
     let stats = args.dump.read()?;
-    let named = |e: Error| match e {
-        Error::InvalidDump(_) => e.in_file(&args.dump.expert_statistic_path),
-        other => other,
-    };
-    let num_experts = stats.summary().num_experts;
     let planner = args.plan.planner(args.policy, args.dump.threads);
-    let ep_sizes = match (&args.ep_sizes[..], stats.summary().num_ranks) {
-        // A single rank needs no balance: it recorded for others.
-        ([], 1) => [8, 16, 32].into_iter().filter(|&ranks| ranks <= num_experts).collect(),
-        ([], num_ranks) => vec![num_ranks],
-        (given, _) => given.to_vec(),
+    let ep_sizes = match &args.ep_sizes[..] {
+        [] => usual_num_ranks(stats.summary()),
+        given => given.to_vec(),
     };
     if let Some(target) = args.target {
-        let most_slots = args.most_slots.unwrap_or(2 * num_experts);
-        let fewest = |&ranks: &usize| fewest_slots(&stats, ranks, target, most_slots, &planner);
-        let fewest = ep_sizes.iter().map(fewest).collect::<Result<Vec<_>>>().map_err(named)?;
+        let fewest = |&ranks: &usize| fewest_slots(&stats, ranks, target, args.most_slots, &planner);
+        let fewest = ep_sizes.iter().map(fewest).collect::<Result<Vec<_>>>();
+        let fewest = fewest.map_err(|e| args.dump.named(e))?;
         return match (args.form.json, args.form.csv) {
             (true, _) => json(&fewest),
             (_, true) => Ok(csv(args, stats.summary(), fewest.iter().filter_map(|fewest| fewest.found))),
             _ => Ok(answers(args, &stats, target, &fewest)),
         };
     }
-    let mut shapes = Vec::new();
-    for &num_ranks in &ep_sizes {
-        let nums_slots = match &args.nums_slots[..] {
-            [] => usual_num_slots(num_experts, num_ranks)?,
-            given => given.to_vec(),
-        };
-        for num_slots in nums_slots {
-            shapes.push(Shape::new(num_experts, num_slots, num_ranks)?);
-        }
-    }
-    let points = shapes.into_iter().map(|shape| Point::new(&stats, shape, &planner));
-    let points = points.collect::<Result<Vec<_>>>().map_err(named)?;
+    let points = sweep(&stats, &ep_sizes, &args.nums_slots, &planner).map_err(|e| args.dump.named(e))?;
     finish(svg, || chart::curves(&points))?;
     match (args.form.json, args.form.csv) {
         (true, _) => json(&points),
@@ -137,8 +119,8 @@ fn json(of: &impl Serialize) -> Result<String> {
 
 /// Bytes of the extra slots of all layers, of one rank.
 fn extra_bytes(args: &Args, summary: &Summary, point: &Point) -> Option<f64> {
-    let slots = point.extra_slots as f64 / point.num_ranks as f64 * summary.layers.len() as f64;
-    args.bytes_per_slot.map(|bytes| slots * bytes as f64)
+    let num_layers = summary.layers.len();
+    args.bytes_per_slot.map(|bytes| point.extra_bytes_per_rank(num_layers, bytes))
 }
 
 fn describe(args: &Args, summary: &Summary, points: &[Point]) -> String {

@@ -5,10 +5,9 @@ mod exposition;
 use std::fmt::Display;
 
 use self::exposition::{Exposition, Kind, host_labels, label};
-use super::replica_counts;
 use crate::dispatch::{Dispatch, Rule};
 use crate::error::{Error, Result, shortened};
-use crate::placement::{Placement, duplicates_in};
+use crate::placement::{Placement, duplicates_in, replica_counts};
 use crate::stats::{Info, State};
 
 /// The labels that metrics have of their own.

@@ -18,12 +18,12 @@ pub(crate) struct Nodes {
 }
 
 impl Nodes {
-    /// The node ids of `rank_to_node` may be any; without it there are `num_nodes` of consecutive ranks, equally many in each.
+    /// `rank_to_node` names nodes by any int32; without it there are `num_nodes` of consecutive ranks, equally many in each.
     pub fn new(
         shape: Shape,
         num_groups: usize,
         num_nodes: usize,
-        rank_to_node: Option<&[u32]>,
+        rank_to_node: Option<&[i32]>,
     ) -> Result<Self> {
         let num_ranks = shape.num_ranks();
         if num_groups == 0 || !shape.num_experts().is_multiple_of(num_groups) {

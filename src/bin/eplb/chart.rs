@@ -1,9 +1,8 @@
 //! Pictures as SVG, for slides and papers.
 
+use eplb::report::{Balance, LoadReport, Point, Views};
+use eplb::{Error, Result};
 use plotters::prelude::*;
-
-use super::{Balance, LoadReport, Point, Views};
-use crate::error::{Error, Result};
 
 const SIZE: (u32, u32) = (1280, 720);
 const BEFORE: RGBColor = RGBColor(0xd9, 0x77, 0x57);

@@ -1,0 +1,95 @@
+//! The load report as a page: one file that needs nothing else, with the report's JSON in it.
+
+use eplb::Result;
+use eplb::report::Document;
+
+const TEMPLATE: &str = include_str!("page/page.html");
+
+/// The page's HTML. It embeds the JSON of [`Document::to_json`] with `per_expert`, and its script draws every figure from that.
+/// It loads nothing, and its content security policy forbids it to.
+pub fn html(document: &Document<'_>) -> Result<String> {
+    // No "<" in the data can end the element that it is in.
+    let data = document.to_json(true)?.replace('<', "\\u003c");
+    let mut html = String::with_capacity(TEMPLATE.len() + data.len() + (64 << 10));
+    // Piece by piece, so that nothing that is put in is looked through for further places.
+    for piece in TEMPLATE.split("@@") {
+        html.push_str(match piece {
+            "style" => include_str!("page/page.css"),
+            "data" => &data,
+            "marks" => include_str!("page/marks.js"),
+            "script" => include_str!("page/page.js"),
+            text => text,
+        });
+    }
+    Ok(html)
+}
+
+#[cfg(test)]
+mod tests {
+    use std::path::Path;
+
+    use eplb::placement::{Placement, Shape};
+    use eplb::report::{LoadReport, Recording};
+    use eplb::stats::{Counted, Counts, Dump, IterationRange, LoadOptions, RankDump};
+    use serde_json::Value;
+
+    use super::*;
+
+    #[test]
+    fn page_embeds_the_json_and_stays_below_a_megabyte_at_full_size() {
+        // 58 layers x 256 experts x 100 iterations on 72 ranks.
+        let layers: Vec<u32> = (3..61).collect();
+        let mut state = 1u64;
+        let mut count = || {
+            state = state.wrapping_mul(6_364_136_223_846_793_005).wrapping_add(1_442_695_040_888_963_407);
+            (state >> 54) * (state >> 54) / 64
+        };
+        let counts: Vec<u64> = (0..100 * 58 * 256).map(|_| count()).collect();
+        let (directory, iterations) = (tempfile::tempdir().unwrap(), IterationRange { start: 0, stop: 100 });
+        let dump = RankDump {
+            rank: 0,
+            num_ranks: 1,
+            num_experts: 256,
+            experts_per_token: 1,
+            counted: Counted::Experts,
+            iterations,
+            held: iterations,
+            layers: &layers,
+            counts: Counts::U64(&counts),
+            run_id: None,
+        };
+        dump.write(directory.path()).unwrap();
+        let dump = Dump::open(directory.path(), &LoadOptions::default()).unwrap();
+        let stats = dump.read(&mut |_, _| Ok(())).unwrap();
+        let experts: Vec<u32> =
+            (0..58u32).flat_map(|layer| (0..288).map(move |slot| (slot * 7 + layer) % 256)).collect();
+        let placement = Placement::new(Shape::new(256, 288, 72).unwrap(), &layers, &experts).unwrap();
+        let recording = Recording::new(&stats, Some(&placement)).unwrap();
+        let report = LoadReport::new(&recording, None, 0).unwrap();
+        let document = Document {
+            report: &report,
+            dump: Path::new("a </script> b"),
+            placement: Some((Path::new("config.yaml"), &placement)),
+            against: None,
+        };
+        let page = html(&document).unwrap();
+        assert!(page.len() < 1_000_000, "{}", page.len());
+
+        let data = page.split_once("<script type=\"application/json\" id=\"data\">").unwrap().1;
+        let data = data.split_once("</script>").unwrap().0;
+        let embedded: Value = serde_json::from_str(data).unwrap();
+        let json: Value = serde_json::from_str(&document.to_json(true).unwrap()).unwrap();
+        assert_eq!(embedded, json);
+        assert_eq!(json["dump"]["path"], "a </script> b");
+        let layer = &report.layers[57];
+        assert_eq!(
+            json["projected"]["60"]["imbalance_ratio"],
+            layer.ranks.projected.unwrap().imbalance_ratio.unwrap()
+        );
+        assert_eq!(json["per_expert"]["tokens"]["60"][255], layer.tokens[255]);
+        // Nothing that would be fetched.
+        for outside in ["http://", "https://", "src=", "url(", "@import", "fetch("] {
+            assert!(!page.replace("http://www.w3.org/2000/svg", "").contains(outside), "{outside}");
+        }
+    }
+}

@@ -1,0 +1,165 @@
+//! Placements side by side: each scored against one dump, and what it takes to change from one to another.
+
+use std::path::{Path, PathBuf};
+
+use super::plan::refuse_slots;
+use super::{DumpScore, Planner, Recording};
+use crate::error::{Error, Result};
+use crate::placement::{ConfigFile, Expected, MissingLayers, Placement, Shape};
+use crate::solve::{Policy, SolveConfig};
+use crate::stats::{Stats, Summary};
+
+/// The name of the placement without a load balancer.
+const IN_ORDER: &str = "in-order";
+
+/// A placement to compare.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub enum Candidate {
+    /// The experts spread in order, as without a load balancer.
+    InOrder,
+    /// What a policy places by the dump.
+    Policy(Policy),
+    /// A configuration file.
+    File(PathBuf, ConfigFile),
+}
+
+impl Candidate {
+    /// The candidate of a name: `in-order`, the name of a policy, or the path of a configuration file, which is read.
+    pub fn of_name(name: &str) -> Result<Candidate> {
+        let path = Path::new(name);
+        match name.parse() {
+            Ok(policy) => Ok(Candidate::Policy(policy)),
+            Err(_) if name == IN_ORDER => Ok(Candidate::InOrder),
+            Err(unknown) if !path.exists() => Err(Error::InvalidArgument(format!(
+                "{name}: there is no such file, and {unknown}, and {IN_ORDER}"
+            ))),
+            Err(_) => Ok(Candidate::File(path.to_owned(), ConfigFile::read(path)?)),
+        }
+    }
+
+    fn config(&self) -> Option<&ConfigFile> {
+        match self {
+            Candidate::File(_, config) => Some(config),
+            _ => None,
+        }
+    }
+}
+
+/// A candidate's placement and its score.
+#[derive(Debug, Clone, PartialEq)]
+pub struct Compared {
+    /// The placement.
+    pub placement: Placement,
+    /// Its score, with best splits and gaps.
+    pub score: DumpScore,
+    /// [`moved_slots`] from the first candidate.
+    pub moved_slots: Option<usize>,
+}
+
+/// Places the candidates and scores them against `stats`.
+///
+/// `num_ranks` `None` takes the ranks that the files say, or those of the dump; `num_slots` `None` gives policies the slots of
+/// the first file, or one an expert. The planner's own policy is not used.
+pub fn compare(
+    stats: &Stats,
+    candidates: &[Candidate],
+    num_ranks: Option<usize>,
+    num_slots: Option<usize>,
+    planner: &Planner<'_>,
+) -> Result<Vec<Compared>> {
+    let summary = stats.summary();
+    refuse_slots(summary)?;
+    let files = || candidates.iter().filter_map(Candidate::config);
+    let num_ranks = num_ranks.or(files().find_map(|file| file.ep_size)).unwrap_or(summary.num_ranks);
+    let slots_of_file = files().next().and_then(|file| file.num_slots);
+    let num_slots = num_slots.or(slots_of_file).unwrap_or(summary.num_experts);
+    let place = |candidate| place(candidate, stats, num_ranks, num_slots, planner);
+    let placements = candidates.iter().map(place).collect::<Result<Vec<_>>>()?;
+    let num_samples = planner.num_samples.clamp(1, summary.iterations.len() as usize);
+    let moved: Vec<_> = placements.iter().map(|placement| moved_slots(&placements[0], placement)).collect();
+    let compared = placements.into_iter().zip(moved).map(|(placement, moved_slots)| {
+        Recording::new(stats, Some(&placement))?;
+        let score = DumpScore::of_placement(stats, &placement, num_samples, planner.threads)?;
+        Ok(Compared { placement, score, moved_slots })
+    });
+    compared.collect()
+}
+
+fn place(
+    candidate: &Candidate,
+    stats: &Stats,
+    num_ranks: usize,
+    num_slots: usize,
+    planner: &Planner<'_>,
+) -> Result<Placement> {
+    let Summary { num_experts, ref layers, .. } = *stats.summary();
+    let expected = Expected {
+        num_experts: Some(num_experts),
+        num_ranks: Some(num_ranks),
+        layers: Some(layers),
+        missing_layers: MissingLayers::Refused,
+        ..Default::default()
+    };
+    match candidate {
+        Candidate::File(path, file) => file.placement(expected).map_err(|e| e.in_file(path)),
+        Candidate::Policy(policy) => {
+            let solve = SolveConfig { policy: *policy, ..planner.solve };
+            Planner { solve, ..*planner }.place(stats, Shape::new(num_experts, num_slots, num_ranks)?)
+        }
+        Candidate::InOrder => {
+            ConfigFile { num_slots: Some(num_slots), ..Default::default() }.placement(expected)
+        }
+    }
+}
+
+/// How many experts' weights must move to replace `from` by `to`, in the layers of `to`: those that a rank is to hold and does
+/// not, each once a rank, whatever its slots there. An expert that changes its slot within a rank does not move.
+///
+/// `None` where the two are for other numbers of experts or ranks, or `from` lacks a layer.
+pub fn moved_slots(from: &Placement, to: &Placement) -> Option<usize> {
+    let same = |of: fn(Shape) -> usize| of(from.shape()) == of(to.shape());
+    if !same(|shape| shape.num_experts()) || !same(|shape| shape.num_ranks()) {
+        return None;
+    }
+    let mut moved = 0;
+    for &layer in to.layers() {
+        for rank in 0..to.shape().num_ranks() {
+            let held = from.distinct_experts(layer, rank).ok()?;
+            let wanted = to.distinct_experts(layer, rank).ok()?;
+            moved += wanted.iter().filter(|expert| held.binary_search(expert).is_err()).count();
+        }
+    }
+    Some(moved)
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn moved_slots_leaves_out_what_a_rank_holds_already() {
+        let placement = |slots: usize, ranks: usize, experts: &[u32]| {
+            let num_layers = experts.len() / slots;
+            let layers: Vec<u32> = (0..num_layers as u32).collect();
+            Placement::new(Shape::new(3, slots, ranks).unwrap(), &layers, experts).unwrap()
+        };
+        let from = placement(4, 2, &[0, 1, 0, 2]);
+        // The same on each rank, in other slots.
+        assert_eq!(moved_slots(&from, &placement(4, 2, &[1, 0, 2, 0])), Some(0));
+        // Rank 0 gets expert 2, rank 1 expert 1.
+        assert_eq!(moved_slots(&from, &placement(4, 2, &[0, 2, 1, 0])), Some(2));
+        // With another slot each, rank 0 gets 2, and rank 1 gets 1, which it then has twice.
+        assert_eq!(moved_slots(&from, &placement(6, 2, &[0, 1, 2, 1, 2, 1])), Some(2));
+        assert_eq!(moved_slots(&from, &placement(4, 1, &[0, 1, 0, 2])), None);
+        assert_eq!(moved_slots(&from, &placement(4, 2, &[0, 1, 0, 2, 0, 1, 0, 2])), None);
+    }
+
+    #[test]
+    fn candidate_names_are_in_order_policies_or_files() {
+        assert_eq!(Candidate::of_name("in-order").unwrap(), Candidate::InOrder);
+        assert_eq!(Candidate::of_name("trtllm").unwrap(), Candidate::Policy(Policy::Trtllm));
+        let message = Candidate::of_name("no such thing").unwrap_err().to_string();
+        assert!(message.starts_with("no such thing: there is no such file, and unknown policy"), "{message}");
+        assert!(message.ends_with("search, and in-order"), "{message}");
+    }
+}
