@@ -224,6 +224,7 @@ pub(crate) struct Figures {
 }
 
 impl LayerScore {
+    #[inline(never)]
     pub(super) fn new(
         shape: Shape,
         layer: u32,

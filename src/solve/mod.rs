@@ -314,6 +314,8 @@ impl<'a> Solver<'a> {
     }
 
     /// The expert of each slot for the layer at index `layer` of `loads`.
+    // Once in the library, and not in each caller: the search is large.
+    #[inline(never)]
     pub fn place(&self, loads: &Loads<'_>, layer: usize) -> Result<Vec<u32>> {
         let Solver { config, shape, .. } = *self;
         let sums = loads.layer_sums_f32(layer)?;

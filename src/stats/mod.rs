@@ -226,6 +226,28 @@ mod tests {
     use super::*;
 
     #[test]
+    fn layer_loads_are_iterations_and_their_sums_in_groups() {
+        let summary = Summary {
+            num_experts: 2,
+            experts_per_token: 1,
+            num_ranks: 1,
+            missing_ranks: Vec::new(),
+            counted: Counted::Experts,
+            layers: vec![3, 4],
+            iterations: IterationRange { start: 10, stop: 15 },
+        };
+        let stats = Stats::from_counts(summary, (0..20).collect());
+        // Of 5 iterations the first group has 2, the second 3.
+        let loads = stats.layer_loads(4, 2).unwrap();
+        assert_eq!(loads.iterations, [10.0, 11.0, 12.0, 13.0, 14.0, 15.0, 16.0, 17.0, 18.0, 19.0]);
+        assert_eq!(loads.samples, [22.0, 24.0, 48.0, 51.0]);
+        assert_eq!(loads.samples, stats.layer_samples(4, 2, 2).unwrap());
+        let all = stats.layer_loads(3, 5).unwrap();
+        assert_eq!(all.samples, all.iterations);
+        assert!(stats.layer_loads(3, 6).is_err() && stats.layer_loads(5, 1).is_err());
+    }
+
+    #[test]
     fn a_range_is_two_numbers_of_which_the_second_is_larger() {
         assert_eq!("100-200".parse::<IterationRange>().unwrap(), IterationRange { start: 100, stop: 200 });
         assert_eq!(" 0-1\n".parse::<IterationRange>().unwrap(), IterationRange { start: 0, stop: 1 });
