@@ -1,4 +1,4 @@
-//! Step 2 as a whole: a dump directory becomes a configuration file.
+//! Step 2 as a whole: turns a dump directory into a configuration file.
 
 use std::path::Path;
 
@@ -31,7 +31,7 @@ pub struct GenerateConfig<'a> {
     pub num_samples: usize,
 }
 
-/// What [`generate`] is doing.
+/// The phase of [`generate`].
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub enum Phase {
     /// Reading the dump; counted in bytes.
@@ -42,10 +42,10 @@ pub enum Phase {
     Write,
 }
 
-/// What [`generate`] made.
+/// The result of [`generate`].
 #[derive(Debug, Clone)]
 pub struct Generated {
-    /// What the dump held.
+    /// The sizes of the dump.
     pub summary: Summary,
     /// The placement written.
     pub placement: Placement,
@@ -73,8 +73,8 @@ impl Generated {
 
 /// Reads the dump, places its experts and writes the configuration file, whole or not at all.
 ///
-/// `progress` is called on this thread with the phase, what is done of it and what there is to do; its error stops the
-/// work and is returned.
+/// Calls `progress` on this thread with the phase, the amount done and the total. An error of it stops the work and is
+/// returned.
 pub fn generate(
     config: &GenerateConfig<'_>,
     progress: &mut dyn FnMut(Phase, u64, u64) -> Result<()>,

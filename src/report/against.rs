@@ -1,4 +1,4 @@
-//! What was predicted beside what was measured, and what explains the difference.
+//! A prediction compared with a later recording, and the parts of the difference.
 
 use serde::Serialize;
 
@@ -7,12 +7,12 @@ use super::{Balance, Recording, Score};
 use crate::error::{Error, Result};
 use crate::stats::Summary;
 
-/// A placement as it was predicted from one recording, and as it did in another.
+/// A placement as predicted from one recording, compared with another recording.
 #[derive(Debug, Clone, PartialEq)]
 pub struct Against {
     /// The second recording.
     pub summary: Summary,
-    /// Whether it counts slots, so that what each rank got is known and not projected.
+    /// Whether it counts slots, so that the load of each rank is measured and not projected.
     pub measured: bool,
     /// The layers that both have, ascending.
     pub layers: Vec<LayerAgainst>,
@@ -30,12 +30,11 @@ pub struct LayerAgainst {
     pub predicted: Option<f64>,
     /// The placement with the load of the second recording, split evenly over replicas.
     pub projected: Option<f64>,
-    /// What the ranks got in the second recording. `None` where experts were counted.
+    /// The load of the ranks in the second recording. `None` where experts were counted.
     pub measured: Option<f64>,
-    /// The part of the difference that is there with the iterations of each recording added up: other experts are hot now.
+    /// The part of the difference between the sums of the iterations of each recording: other experts are hot now.
     pub drift: Option<f64>,
-    /// The further part that is there iteration by iteration: the second recording's vary more, or less, from their sum, as
-    /// those of fewer tokens do.
+    /// The further part that shows iteration by iteration. Iterations of fewer tokens vary more from their sum.
     pub iterations: Option<f64>,
     /// The rest: the router did not split the experts' tokens evenly over their replicas. `None` where experts were counted.
     pub dispatch: Option<f64>,
@@ -60,8 +59,7 @@ pub struct AverageAgainst {
 }
 
 impl Against {
-    /// Holds `second`, recorded with the placement in force, against what `first` predicted for it. Both have the same
-    /// placement.
+    /// Compares `second`, recorded with the placement in force, with the prediction from `first`. Both have the same placement.
     pub fn new(first: &Recording<'_>, second: &Recording<'_>) -> Result<Against> {
         let Some(placement) = second.placement().filter(|_| first.placement() == second.placement()) else {
             return Err(Error::InvalidArgument("a prediction needs a placement, the same for both".into()));
@@ -104,7 +102,7 @@ impl Against {
         Ok(Against { summary: second.summary().clone(), measured: second.counts_slots(), layers })
     }
 
-    /// The mean over the layers for which all is known, so that the parts add up.
+    /// The mean over the layers without an unknown figure, so that the parts add up.
     pub fn averages(&self) -> AverageAgainst {
         let known = self.layers.iter().filter(|layer| layer.iterations.is_some());
         let known: Vec<_> = known.filter(|layer| !self.measured || layer.dispatch.is_some()).collect();
@@ -207,7 +205,7 @@ mod tests {
     }
 
     #[test]
-    fn a_recording_of_experts_says_nothing_of_dispatch() {
+    fn dispatch_part_is_unknown_where_experts_were_counted() {
         let placement = placement();
         let first = recorded(Counted::Experts, 3, &[8, 2, 2]);
         let second = recorded(Counted::Experts, 3, &[6, 4, 2]);
@@ -220,7 +218,7 @@ mod tests {
     }
 
     #[test]
-    fn slots_are_recognised_by_their_number_and_other_ids_refused() {
+    fn recording_recognises_slots_by_their_number_and_refuses_other_ids() {
         let placement = placement();
         // As TensorRT-LLM dumps: nothing says that these are slots.
         let slots = recorded(Counted::Experts, 4, &[6, 4, 0, 2]);

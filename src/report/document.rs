@@ -1,4 +1,4 @@
-//! The load report as JSON: what `eplb report --json` prints and what the page embeds.
+//! The load report as JSON, which `eplb report --json` prints and the page embeds.
 
 use std::path::Path;
 
@@ -9,10 +9,10 @@ use crate::error::{Error, Result};
 use crate::placement::Placement;
 use crate::stats::{Counted, Summary};
 
-/// How many of the hottest experts are listed with all that is known of them.
+/// The number of hottest experts that are listed with all their figures.
 const NUM_HOTTEST: usize = 20;
 
-/// What a report is about, with the names that readers know it by.
+/// A report with the names of its dump, its placement and the second dump.
 #[derive(Debug, Clone, Copy)]
 pub struct Document<'a> {
     /// The report.
@@ -26,7 +26,7 @@ pub struct Document<'a> {
 }
 
 impl Document<'_> {
-    /// The JSON text. Layers are keys of objects, in ascending order. `per_expert` adds what is said of each expert.
+    /// The JSON text. Layers are keys of objects, in ascending order. `per_expert` adds the figures of each expert.
     pub fn to_json(&self, per_expert: bool) -> Result<String> {
         let LoadReport { summary, counts_slots, num_ranks, layers, iterations, .. } = self.report;
         let by_layer = |of: fn(&super::LayerReport) -> Views<Balance>| {

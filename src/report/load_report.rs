@@ -31,7 +31,7 @@ pub struct LoadReport {
 pub struct Views<T = Balance> {
     /// As dumped.
     pub measured: T,
-    /// Without a load balancer: experts in order, as many on each rank. `None` where that is what was measured.
+    /// Without a load balancer: experts in order, as many on each rank. `None` where the measured load is that.
     #[serde(skip_serializing_if = "Option::is_none")]
     pub unbalanced: Option<T>,
     /// With the placement, an expert's load split evenly over its replicas. `None` without a placement.
@@ -143,8 +143,8 @@ type Ratios = Vec<Option<f64>>;
 impl LoadReport {
     /// Reports on `recording`, with its placement projected if it has one.
     ///
-    /// `num_ranks` is for how many ranks to tell what happens without a load balancer; `None` takes the placement's, or the
-    /// dump's. Fails where these are not the placement's, and where there are more ranks than experts.
+    /// `num_ranks` is the number of ranks without a load balancer; `None` takes that of the placement, or of the dump. Fails
+    /// where it is not that of the placement, and where there are more ranks than experts.
     pub fn new(recording: &Recording<'_>, num_ranks: Option<usize>, threads: usize) -> Result<LoadReport> {
         let summary = recording.summary();
         let shape = recording.placement().map(|placement| placement.shape());
@@ -204,8 +204,8 @@ impl LoadReport {
         }
     }
 
-    /// How many times as fast the hottest ranks are done with the placement as without, since all wait for them. `None`
-    /// without a placement or without load.
+    /// The load of the hottest ranks without the placement over that with it: all ranks wait for the hottest. `None` without a
+    /// placement or without load.
     pub fn speedup(&self) -> Option<f64> {
         let (mut before, mut after) = (0.0, 0.0);
         for layer in &self.layers {

@@ -5,7 +5,7 @@ use crate::error::{Error, Result};
 use crate::placement::{ConfigFile, Expected, Placement, held_slots};
 use crate::stats::{Counted, Stats, Summary};
 
-/// The counts of a dump, read as loads of experts whichever ids were counted.
+/// The counts of a dump as loads of experts, whichever ids were counted.
 #[derive(Debug, Clone, Copy)]
 pub struct Recording<'a> {
     stats: &'a Stats,
@@ -14,10 +14,10 @@ pub struct Recording<'a> {
 }
 
 impl<'a> Recording<'a> {
-    /// `placement` is the one to report about; where the dump counts slots, it is the one that was in force.
+    /// `placement` is the placement to report about. Where the dump counts slots, it is the placement that was in force.
     ///
-    /// TensorRT-LLM's dumps do not say that they count slots. One with as many ids as `placement` has slots, and not experts,
-    /// does, since no expert is without a slot. Fails where the ids are neither, and where a layer has no placement.
+    /// TensorRT-LLM's dumps do not say that they count slots. A dump with as many ids as `placement` has slots, and not experts,
+    /// counts slots. Fails where the ids are neither, and where a layer has no placement.
     pub fn new(stats: &'a Stats, placement: Option<&'a Placement>) -> Result<Self> {
         let Summary { num_experts: ids, counted, .. } = *stats.summary();
         let mut counts_slots = counted == Counted::Slots;

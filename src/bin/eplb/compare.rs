@@ -14,7 +14,7 @@ use crate::output::{
 };
 use crate::plan_args::PlanArgs;
 
-/// Hold placements or policies side by side on one dump, and say what it takes to change from the first to each
+/// Compare placements or policies on one dump, and what it takes to change from the first to each
 ///
 /// Of each: the imbalance ratio of the ranks if an expert's tokens are split evenly over its replicas, and if they are split in
 /// the best way a router can; the worst layer; slots that repeat an expert of their own rank; the gap to the best that any
@@ -44,7 +44,7 @@ pub struct Args {
     #[arg(long = "num_slots", alias = "num-slots", value_name = "SLOTS")]
     num_slots: Option<usize>,
 
-    /// Size of one expert's weights in one layer, such as 42MiB, to tell how much is moved
+    /// Size of one expert's weights in one layer, such as 42MiB, to print how much is moved
     #[arg(long = "bytes_per_slot", alias = "bytes-per-slot", value_name = "SIZE", value_parser = parse_bytes)]
     bytes_per_slot: Option<u64>,
 

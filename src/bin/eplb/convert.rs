@@ -15,8 +15,8 @@ use crate::inspect::layer_list;
 
 /// Turn counts or a placement from one system's file into another's
 ///
-/// Counts become counts and placements become placements; `eplb generate` makes a placement of counts. What a file does not say
-/// of its model is given by flags. An output file is replaced in one step; a dump is written to a new directory.
+/// Counts become counts and placements become placements; `eplb generate` makes a placement of counts. Flags give what a file does not
+/// say of its model. An output file is replaced in one step; a dump is written to a new directory.
 #[derive(clap::Args)]
 #[command(after_help = "\
 Examples (files that ship with eplb):

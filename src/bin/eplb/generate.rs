@@ -81,7 +81,7 @@ pub struct Args {
     #[arg(long = "num_nodes", alias = "num-nodes", value_name = "NODES", default_value_t = 1)]
     num_nodes: usize,
 
-    /// The node of each rank, such as 0,0,0,1: in place of num_nodes, for nodes of any size. For search
+    /// The node of each rank, any int32, such as 0,0,0,1: in place of num_nodes, for nodes of any size. For search
     #[arg(
         long = "rank_to_node",
         alias = "rank-to-node",
@@ -91,8 +91,8 @@ pub struct Args {
     )]
     rank_to_node: Option<Vec<i32>>,
 
-    /// What search pays for load that is not on the home node of its group: it makes small the most loaded rank's load over the
-    /// mean, plus this times the share of the load off its node. 0: nodes are no matter; inf: no load leaves its node
+    /// The price of load that is not on the home node of its group, for search. It minimises the most loaded rank's load over the
+    /// mean, plus this times the share of the load off its node. 0: nodes do not matter; inf: no load leaves its node
     #[arg(long = "off_node_price", alias = "off-node-price", value_name = "PRICE", default_value_t = 0.0)]
     off_node_price: f64,
 
@@ -102,12 +102,12 @@ pub struct Args {
         value_parser = one_or_more())]
     num_samples: usize,
 
-    /// What each sample counts for, such as 1,1,2: one number for each of num_samples, and as many as there are iterations
+    /// The weight of each sample, such as 1,1,2: one number for each of num_samples, and as many as there are iterations
     /// where there are fewer. For search
     #[arg(long = "sample_weights", alias = "sample-weights", value_name = "WEIGHTS", value_delimiter = ',')]
     sample_weights: Option<Vec<f64>>,
 
-    /// In place of the mean over samples, what samples of at least this part of all weight do not exceed: .5 for the median,
+    /// A quantile of the samples in place of their mean: what this part of all weight does not exceed. .5 for the median,
     /// 1 for the worst sample. For search
     #[arg(long, value_name = "PART")]
     quantile: Option<f64>,
@@ -121,7 +121,7 @@ pub struct Args {
     #[arg(long, value_name = "DEVIATION", default_value_t = DEFAULT_DRIFT)]
     drift: f64,
 
-    /// Exchanges that the search looks at for each slot before it is content, about
+    /// Exchanges that the search tries for each slot before it ends, about
     #[arg(long, value_name = "EXCHANGES", default_value_t = DEFAULT_EFFORT, value_parser = one_or_more())]
     effort: usize,
 

@@ -1,4 +1,4 @@
-//! `eplb inspect`: what a dump, a rank's file or a configuration file is.
+//! `eplb inspect`: describes a dump, a rank's file or a configuration file.
 
 use std::fmt::{Display, Write};
 use std::path::{Path, PathBuf};
@@ -9,7 +9,7 @@ use eplb::stats::{Counted, Dump, LoadOptions, RankFile};
 
 use crate::generate::reading_bar;
 
-/// Say what a dump, a rank's file or a configuration file is, and whether it is sound
+/// Describe a dump, a rank's file or a configuration file, and check it
 #[derive(clap::Args)]
 #[command(after_help = "\
 Examples (files that ship with eplb):

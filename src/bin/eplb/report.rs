@@ -1,4 +1,4 @@
-//! `eplb report`: how balanced a dump is, what a placement would make of it, and what it did.
+//! `eplb report`: how balanced a dump is, how a placement would balance it, and how it did.
 
 use std::fmt::Write;
 use std::path::{Path, PathBuf};
@@ -17,12 +17,11 @@ use crate::output::{
 };
 use crate::{chart, page};
 
-/// Say how balanced a dump is, what a placement would make of it, and what it did
+/// Report how balanced a dump is, how a placement would balance it, and how it did
 ///
 /// Mean, standard deviation and imbalance ratio, (max - mean) / mean, of the ranks' tokens, taken per iteration and averaged, as
-/// TensorRT-LLM's report_load_statistics.py has them. With a configuration file, the same as projected: an expert's
-/// tokens split evenly over its replicas. With a second dump, recorded with that file in force, what was predicted beside
-/// what was measured.
+/// in TensorRT-LLM's report_load_statistics.py. With a configuration file, the same figures projected: an expert's tokens
+/// split evenly over its replicas. With a second dump, recorded with that file in force, the prediction and the measurement.
 #[derive(clap::Args)]
 #[command(after_help = "\
 Examples (files that ship with eplb):
@@ -31,7 +30,7 @@ Examples (files that ship with eplb):
       --config data/expected/dsv2lite-translation.ep8.slots72.yaml \\
       --html report.html --svg report.svg
 
-What was predicted from one recording beside what another has to say:
+The prediction from one recording, compared with another:
   eplb report --expert_statistic_path data/dumps/dsv2lite-translation --ep_size 8 \\
       --config data/expected/dsv2lite-translation.ep8.slots72.yaml \\
       --against data/dumps/dsv2lite-law

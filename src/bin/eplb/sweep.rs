@@ -1,4 +1,4 @@
-//! `eplb sweep`: what more slots or other ranks would bring.
+//! `eplb sweep`: the imbalance with more slots or other ranks.
 
 use std::fmt::Write;
 use std::path::PathBuf;
@@ -21,7 +21,7 @@ use crate::plan_args::PlanArgs;
 /// Widest bar of the curve, in characters.
 const BAR: f64 = 16.0;
 
-/// Say what more slots or other ranks would bring, and how many slots a target needs
+/// Project the imbalance with more slots or other ranks, and find how many slots a target needs
 ///
 /// For each number of ranks and slots, the experts are placed by the dump, and its imbalance ratio is projected: what the
 /// hottest rank carries above the mean, per iteration and averaged over iterations and layers.
@@ -46,15 +46,15 @@ pub struct Args {
     #[arg(long = "num_slots", alias = "num-slots", value_name = "SLOTS,...", value_delimiter = ',')]
     nums_slots: Vec<usize>,
 
-    /// Look for the fewest slots whose imbalance is at most this, such as 5%, instead
+    /// Find the fewest slots whose imbalance is at most this, such as 5%, instead
     #[arg(long, value_name = "PERCENT", value_parser = parse_target, conflicts_with = "nums_slots")]
     target: Option<f64>,
 
-    /// Slots to look no further than for the target [default: twice the experts]
+    /// Most slots to try for the target [default: twice the experts]
     #[arg(long = "most_slots", alias = "most-slots", value_name = "SLOTS", requires = "target")]
     most_slots: Option<usize>,
 
-    /// Size of one expert's weights in one layer, such as 42MiB, to tell what the extra slots take
+    /// Size of one expert's weights in one layer, such as 42MiB, to print what the extra slots take
     #[arg(long = "bytes_per_slot", alias = "bytes-per-slot", value_name = "SIZE", value_parser = parse_bytes)]
     bytes_per_slot: Option<u64>,
 
