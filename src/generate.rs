@@ -27,7 +27,7 @@ pub struct GenerateConfig<'a> {
     pub layer_updates_per_iter: u32,
     /// How to place the experts.
     pub solve: SolveConfig<'a>,
-    /// See [`Planner::num_samples`].
+    /// Samples to plan for: see [`Planner`].
     pub num_samples: usize,
 }
 

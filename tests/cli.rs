@@ -224,9 +224,9 @@ fn the_search_pays_a_price_for_load_off_its_node() {
     assert_eq!((&message[..], code), ("rank_to_node has 3 ranks, there are 8", 2));
     assert!(!out.exists());
 
-    // Ranks 0, 1, 6 and 7 are on one node, the others on the other; 64 experts in 8 groups are 8 a group.
+    // Ranks 0, 1, 6 and 7 are on node -3, the others on node 1; 64 experts in 8 groups are 8 a group.
     let at_home = |price: &str| {
-        let output = eplb(&format!("{args} --rank_to_node 3,3,1,1,1,1,3,3 --off-node-price {price}"));
+        let output = eplb(&format!("{args} --rank_to_node -3,-3,1,1,1,1,-3,-3 --off-node-price {price}"));
         assert!(output.status.success(), "{output:?}");
         let expected = Expected { num_ranks: Some(8), ..Default::default() };
         let placement = Placement::load(&out, expected).unwrap();

@@ -87,7 +87,7 @@ pub struct Args {
         alias = "rank-to-node",
         value_name = "NODES",
         value_delimiter = ',',
-        allow_negative_numbers = true
+        allow_hyphen_values = true
     )]
     rank_to_node: Option<Vec<i32>>,
 
