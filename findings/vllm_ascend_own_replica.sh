@@ -2,9 +2,9 @@
 # vllm-ascend 0.23.0, table from expert to slot: a rank that holds a replica may send its tokens to another rank.
 #
 # Guess: a rank uses its own replica where it has one, and picks among the others only where it has none.
-# Seen:  rank r uses replica r mod n of the n replicas in rank order. With the placement that the engine starts with
-#        (256 experts, 32 spare slots, 32 ranks) 15 of the 32 replicated experts are swapped: each of the two ranks
-#        that hold the expert sends its tokens for it to the other.
+# Seen:  without tensor parallelism rank r uses replica r mod n of the n in rank order. With the placement that the
+#        engine starts with (256 experts, 32 spare slots, 32 ranks) 15 of the 32 replicated experts are swapped: each
+#        of the two ranks that hold the expert sends its tokens for it to the other.
 # Why it matters: replicas do not save traffic here, and a plan that counts local tokens as local is wrong.
 #
 # The module uses torch only to make and index small integer arrays; numpy stands in for it.
@@ -65,7 +65,7 @@ config = types.SimpleNamespace(expert_map_path=None, dynamic_eplb=True, num_redu
 tables = []
 for rank in range(ranks):
     moe = types.SimpleNamespace(num_experts=experts, ep_size=ranks, ep_rank=rank)
-    placed, _, table, _ = utils.init_eplb_config(config, 0, moe)
+    placed, _, table, _ = utils.init_eplb_config(config, 0, moe, tp_size=1)
     tables.append(table)
 slots = (experts + spare) // ranks
 holders = {e: [r for r in range(ranks) if placed[r][e] >= 0] for e in range(experts)}
