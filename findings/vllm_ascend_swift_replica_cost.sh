@@ -5,7 +5,7 @@
 # Seen:  the policy plans with 2 * load / (n + 1): two replicas of load 120 are weighed as 80 and 80. The planned
 #        loads add up to more than the tokens, so spare slots go to experts that do not need them. A new placement
 #        with these loads is compared with the present one at true loads, so a good one can be refused.
-# Why it matters: a placement of this policy, or its log line, is no baseline for what the spare slots can give.
+# Why it matters: a placement of this policy is no baseline for what the spare slots can give.
 #
 # The policy needs torch and torch_npu only for a device count and type names; two empty modules stand in for them.
 set -eu
