@@ -102,13 +102,14 @@ gates: build doc ## what the headers promise: languages, symbols, ABI, layouts, 
 	cmake --build build/sanitize -j 2
 	ctest --test-dir build/sanitize -j 2 --output-on-failure
 
-check: ## formatting, lints and documentation, warnings as errors
+check: ## formatting, lints, documentation and the order of the modules, warnings as errors
 	@scripts/need.sh clang-format:clang-format
 	$(CARGO) fmt --check
 	clang-format --dry-run -Werror $(CPP_SOURCES)
 	$(CARGO) clippy --locked --all-targets -- -D warnings
 	$(CARGO) clippy --locked --all-targets --features cli -- -D warnings
 	RUSTDOCFLAGS="-D warnings" $(CARGO) doc --locked --no-deps --lib
+	python3 scripts/check_house.py
 
 clean: ## everything built
 	rm -rf build target

@@ -1,5 +1,5 @@
-//! Makes of src/ffi the one self-contained file that ctest reads (types, constants, declarations), and lets ctest
-//! generate from it and include/eplb.h a test in Rust and in C.
+//! Writes the self-contained file that ctest reads: the types, constants and declarations of src/ffi. ctest generates a test
+//! in Rust and in C from it and include/eplb_tools.h, which includes include/eplb.h.
 
 use std::env;
 use std::fmt::Write;
@@ -7,12 +7,12 @@ use std::fs;
 use std::path::{Path, PathBuf};
 
 use quote::ToTokens;
-use syn::{Expr, Fields, Item, ItemEnum, ItemFn, ItemStruct, Visibility};
+use syn::{Fields, Item, ItemFn, ItemStruct, Visibility};
 
 fn main() {
     let root = Path::new(env!("CARGO_MANIFEST_DIR")).join("..");
     println!("cargo:rerun-if-changed={}", root.join("src/ffi").display());
-    println!("cargo:rerun-if-changed={}", root.join("include/eplb.h").display());
+    println!("cargo:rerun-if-changed={}", root.join("include").display());
 
     let mut interface = Interface::default();
     let mut files: Vec<PathBuf> =
@@ -26,16 +26,16 @@ fn main() {
     fs::write(&path, interface.text()).unwrap();
 
     let mut generator = ctest::TestGenerator::new();
-    generator.header("eplb.h").include(root.join("include")).edition(2024);
+    generator.header("eplb_tools.h").include(root.join("include")).edition(2024);
     let opaque = interface.opaque.clone();
-    // Incomplete in C: there is no layout to compare.
+    // Incomplete types in C have no layout.
     generator.skip_struct(move |item| opaque.iter().any(|name| name == item.ident()));
-    // Our structs are typedefs in C, and need no "struct" before their names.
+    // The structs are typedefs in C, without "struct" before their names.
     generator.rename_struct_ty(|name| name.starts_with("eplb_").then(|| name.to_owned()));
     ctest::generate_test(&mut generator, &path, "all.rs").unwrap();
 }
 
-/// What src/ffi shows to C.
+/// The interface that src/ffi declares.
 #[derive(Default)]
 struct Interface {
     items: String,
@@ -54,13 +54,12 @@ impl Interface {
     fn add(&mut self, item: &Item) {
         match item {
             Item::Struct(item) if is_public(&item.vis) => self.add_struct(item),
-            Item::Enum(item) if is_public(&item.vis) => self.add_enum(item),
             Item::Fn(item) if item.sig.abi.is_some() => self.add_function(item),
             Item::Type(item) if is_public(&item.vis) => {
                 let (name, ty) = (&item.ident, item.ty.to_token_stream());
                 let _ = writeln!(self.items, "pub type {name} = {ty};");
             }
-            Item::Const(item) if matches!(item.vis, Visibility::Public(_)) => {
+            Item::Const(item) if is_public(&item.vis) => {
                 let (name, ty, value) = (&item.ident, item.ty.to_token_stream(), item.expr.to_token_stream());
                 let _ = writeln!(self.items, "pub const {name}: {ty} = {value};");
             }
@@ -86,17 +85,6 @@ impl Interface {
         let _ = writeln!(self.items, "#[repr(C)] #[derive(Clone, Copy)] pub struct {name} {{ {fields}}}");
     }
 
-    /// As cbindgen writes it for C: a fixed-width integer, and constants with the enumeration's name before them.
-    fn add_enum(&mut self, item: &ItemEnum) {
-        let name = item.ident.to_string();
-        let _ = writeln!(self.items, "pub type {name} = i32;");
-        for variant in &item.variants {
-            let value: &Expr = &variant.discriminant.as_ref().expect("every number is explicit").1;
-            let constant = format!("{name}_{}", snake_case(&variant.ident.to_string())).to_uppercase();
-            let _ = writeln!(self.items, "pub const {constant}: {name} = {};", value.to_token_stream());
-        }
-    }
-
     fn add_function(&mut self, item: &ItemFn) {
         let (name, output) = (&item.sig.ident, item.sig.output.to_token_stream());
         let inputs = item.sig.inputs.to_token_stream();
@@ -106,15 +94,4 @@ impl Interface {
 
 fn is_public(visibility: &Visibility) -> bool {
     matches!(visibility, Visibility::Public(_))
-}
-
-fn snake_case(camel: &str) -> String {
-    let mut snake = String::new();
-    for (i, letter) in camel.chars().enumerate() {
-        if letter.is_uppercase() && i > 0 {
-            snake.push('_');
-        }
-        snake.push(letter);
-    }
-    snake
 }

@@ -1,7 +1,7 @@
-// Step 1 as an engine drives it. The same on the host, over fake_cuda in both of its modes, and on a GPU.
+// Step 1 as an engine drives it: on the host, over fake_cuda in both of its modes, and on a GPU.
 #include <gtest/gtest.h>
 
-#include <eplb.hpp>
+#include <eplb_tools.hpp>
 #include <limits>
 #include <map>
 #include <mutex>
@@ -27,7 +27,7 @@ eplb::recorder_config a_config(const std::string &path, std::vector<int32_t> lay
     return config;
 }
 
-/// One layer's ids on the device, and all that were ever uploaded to it.
+/// One layer's ids on the device, and everything that was uploaded to them: copies may still be pending.
 template <class Id> struct layer_buffer {
     engine_array<Id> device;
     std::vector<std::vector<Id>> uploaded;
@@ -41,8 +41,6 @@ template <class Id> struct layer_buffer {
     }
 };
 
-template <class Id> constexpr eplb_dtype dtype = sizeof(Id) == 4 ? EPLB_DTYPE_INT32 : EPLB_DTYPE_INT64;
-
 void expect_state(const eplb::recorder &recorder, int32_t state) { EXPECT_EQ(recorder.info().state, state); }
 
 /// A stream, and one token on the device that chose experts 1 to 4.
@@ -53,11 +51,11 @@ struct one_token {
     one_token() { ids.upload({1, 2, 3, 4}, stream); }
 
     void count(const eplb::recorder &recorder, int32_t layer = 0) const {
-        recorder.count_ids(layer, ids.device.data(), EPLB_DTYPE_INT32, 1, nullptr, stream);
+        recorder.count_ids(layer, ids.device.data(), 1, nullptr, stream);
     }
 
     /// Begins iterations `from` to `to` - 1 and counts the token once in each.
-    void run(const eplb::recorder &recorder, int64_t from, int64_t to, int32_t layer = 0) const {
+    void run(eplb::recorder &recorder, int64_t from, int64_t to, int32_t layer = 0) const {
         for (int64_t iteration = from; iteration < to; iteration++) {
             recorder.begin_iteration(iteration, stream);
             count(recorder, layer);
@@ -76,14 +74,13 @@ eplb_status status_of(const std::function<void()> &call) {
 
 } // namespace
 
-// The acceptance test: 4 layers on 2 streams, captured once, replayed for iterations 90 to 209 of which 100
-// to 199 count.
-TEST(Collect, OneCapturedGraphServesCountingAndNotCounting) {
+// 4 layers on 2 streams, captured once and replayed for iterations 90 to 209. Iterations 100 to 199 count.
+TEST(Collect, OneCapturedGraphCountsOnlyInTheRange) {
     constexpr uint32_t experts = 64, choices = 4, max_tokens = 96;
     temporary_directory dir;
     engine_stream main, side;
     const auto config = a_config(dir / "dump", {3, 4, 5, 9}, 100, 200);
-    const auto recorder = eplb::recorder::create(config);
+    auto recorder = eplb::recorder::create(config);
     expect_state(recorder, EPLB_RECORDER_STATE_WAITING);
 
     layer_buffer<int32_t> narrow[2] = {layer_buffer<int32_t>(max_tokens * choices),
@@ -91,14 +88,10 @@ TEST(Collect, OneCapturedGraphServesCountingAndNotCounting) {
     layer_buffer<int64_t> wide[2] = {layer_buffer<int64_t>(max_tokens * choices),
                                      layer_buffer<int64_t>(max_tokens * choices)};
     layer_buffer<int32_t> valid(1);
-    recorder.register_buffer(3, narrow[0].device.data(), EPLB_DTYPE_INT32, max_tokens, valid.device.data(),
-                             main);
-    recorder.register_buffer(4, narrow[1].device.data(), EPLB_DTYPE_INT32, max_tokens, valid.device.data(),
-                             main);
-    recorder.register_buffer(5, wide[0].device.data(), EPLB_DTYPE_INT64, max_tokens, valid.device.data(),
-                             side);
-    recorder.register_buffer(9, wide[1].device.data(), EPLB_DTYPE_INT64, max_tokens, valid.device.data(),
-                             side);
+    recorder.register_buffer(3, narrow[0].device.data(), max_tokens, valid.device.data(), main);
+    recorder.register_buffer(4, narrow[1].device.data(), max_tokens, valid.device.data(), main);
+    recorder.register_buffer(5, wide[0].device.data(), max_tokens, valid.device.data(), side);
+    recorder.register_buffer(9, wide[1].device.data(), max_tokens, valid.device.data(), side);
 
     const engine_graph graph(main, [&] {
         side.wait_for(main);
@@ -174,31 +167,31 @@ TEST(Collect, OneCapturedGraphServesCountingAndNotCounting) {
         }
         CUstreamCaptureMode mode = CU_STREAM_CAPTURE_MODE_GLOBAL;
         EXPECT_EQ(driver.cuThreadExchangeStreamCaptureMode(&mode), CUDA_SUCCESS);
-        EXPECT_EQ(mode, CU_STREAM_CAPTURE_MODE_GLOBAL) << "the thread's capture mode is as it was";
+        EXPECT_EQ(mode, CU_STREAM_CAPTURE_MODE_GLOBAL) << "the thread's capture mode is unchanged";
     }
 }
 
 namespace {
 
-/// Counts one made-up batch and checks the dump.
+/// Counts one random batch and checks the dump.
 template <class Id>
 void count_once(eplb::recorder_config config, uint32_t num_tokens, size_t offset, uint64_t seed) {
     temporary_directory dir;
     config.path = dir / "dump";
     engine_stream stream;
-    const auto recorder = eplb::recorder::create(config);
+    auto recorder = eplb::recorder::create(config);
     routing routing(config.num_experts, config.experts_per_token, seed);
     const auto ids = routing.ids<Id>(num_tokens);
     counts expected(config.num_experts);
     expected.add(ids, config.experts_per_token, num_tokens);
 
-    // Where ids begin decides which loads the kernel can use.
+    // The alignment of the ids decides which loads the kernel uses.
     std::vector<Id> shifted(offset, Id(0));
     shifted.insert(shifted.end(), ids.begin(), ids.end());
     engine_array<Id> device(shifted.size() + 1);
     device.upload(shifted, stream);
     recorder.begin_iteration(config.iter_start, stream);
-    recorder.count_ids(config.layer_ids[0], device.data() + offset, dtype<Id>, num_tokens, nullptr, stream);
+    recorder.count_ids(config.layer_ids[0], device.data() + offset, num_tokens, nullptr, stream);
     recorder.dump(stream);
     recorder.flush();
     eplb::stats_options options;
@@ -212,7 +205,7 @@ void count_once(eplb::recorder_config config, uint32_t num_tokens, size_t offset
 
 } // namespace
 
-TEST(Collect, BatchesOfAnySizeAtAnyAlignmentCountRight) {
+TEST(Collect, CountsBatchesOfAnySizeAtAnyAlignment) {
     auto config = a_config("", {0}, 1, 2);
     uint64_t seed = 0;
     for (const uint32_t num_tokens : {0u, 1u, 3u, 16u, 500u, 3000u}) {
@@ -223,7 +216,7 @@ TEST(Collect, BatchesOfAnySizeAtAnyAlignmentCountRight) {
     }
 }
 
-TEST(Collect, AnyNumberOfExpertsCountsRight) {
+TEST(Collect, CountsAnyNumberOfExperts) {
     uint64_t seed = 100;
     for (const uint32_t experts : {1u, 2u, 60u, 256u, 513u, 12287u, 12288u, 30000u}) {
         auto config = a_config("", {7}, 5, 6);
@@ -234,7 +227,7 @@ TEST(Collect, AnyNumberOfExpertsCountsRight) {
     }
 }
 
-TEST(Collect, CountsBeyond32BitsTake64) {
+TEST(Collect, LargeMaximaSelect64BitCounts) {
     auto config = a_config("", {2}, 1, 2);
     const auto narrow = eplb::recorder::memory_required(config);
     config.max_tokens_per_iteration = (uint64_t(1) << 32) / 4;
@@ -244,14 +237,14 @@ TEST(Collect, CountsBeyond32BitsTake64) {
     count_once<int64_t>(config, 500, 0, 2);
     config.max_tokens_per_iteration--;
     EXPECT_EQ(eplb::recorder::memory_required(config).workspace_bytes, narrow.workspace_bytes)
-        << "four choices of each token still fit 32 bits";
+        << "four choices of each token fit 32 bits";
 }
 
 namespace {
 
 constexpr uint32_t shared_ranks = 8, shared_iterations = 6;
 
-/// One of 8 ranks, on a thread of its own: records layers 1 and 2 and adds its counts to `sums`.
+/// Runs one of 8 ranks, on its own thread: records layers 1 and 2 and adds its counts to `sums`.
 void record_as_rank(uint32_t rank, const std::string &path, std::vector<double> (&sums)[2]) {
     constexpr uint32_t tokens = 40;
     static std::mutex mutex;
@@ -260,7 +253,7 @@ void record_as_rank(uint32_t rank, const std::string &path, std::vector<double> 
     config.rank = rank;
     config.num_ranks = shared_ranks;
     config.run_id = "all together";
-    const auto recorder = eplb::recorder::create(config);
+    auto recorder = eplb::recorder::create(config);
     engine_stream stream;
     layer_buffer<int32_t> buffers[2] = {layer_buffer<int32_t>(tokens * 4), layer_buffer<int32_t>(tokens * 4)};
     routing routing(64, 4, rank);
@@ -269,7 +262,7 @@ void record_as_rank(uint32_t rank, const std::string &path, std::vector<double> 
         for (int32_t layer = 1; layer <= 2; layer++) {
             layer_buffer<int32_t> &buffer = buffers[layer - 1];
             const auto &ids = buffer.upload(routing.ids<int32_t>(tokens), stream);
-            recorder.count_ids(layer, buffer.device.data(), EPLB_DTYPE_INT32, tokens, nullptr, stream);
+            recorder.count_ids(layer, buffer.device.data(), tokens, nullptr, stream);
             if (iteration < shared_iterations) {
                 counts one(64);
                 one.add(ids, 4, tokens);
@@ -315,33 +308,33 @@ TEST(Collect, EightRanksRecordIntoOneDirectory) {
         (void)entry;
         files++;
     }
-    EXPECT_EQ(files, ranks + 1u) << "rank files, meta_info.json and no litter";
+    EXPECT_EQ(files, ranks + 1u) << "rank files, meta_info.json and nothing else";
 }
 
-TEST(Collect, RecordersOfOneProcessDoNotDisturbEachOther) {
+TEST(Collect, RecordersOfOneProcessAreIndependent) {
     temporary_directory dir;
     engine_stream stream;
     auto first = a_config(dir / "first", {0}, 0, 2), second = a_config(dir / "second", {0, 1}, 1, 3);
-    second.counted = EPLB_COUNTED_SLOTS;
+    second.id_kind = EPLB_ID_KIND_SLOT;
     second.num_experts = 72;
-    const auto one = eplb::recorder::create(first), two = eplb::recorder::create(second);
+    auto one = eplb::recorder::create(first), two = eplb::recorder::create(second);
     layer_buffer<int64_t> buffer(8);
     buffer.upload({0, 1, 2, 63, 64, 71, 72, -1}, stream);
     for (int64_t iteration = 0; iteration < 4; iteration++) {
         one.begin_iteration(iteration, stream);
         two.begin_iteration(iteration, stream);
-        one.count_ids(0, buffer.device.data(), EPLB_DTYPE_INT64, 2, nullptr, stream);
-        two.count_ids(0, buffer.device.data(), EPLB_DTYPE_INT64, 2, nullptr, stream);
-        // Twice in an iteration adds up.
-        two.count_ids(1, buffer.device.data(), EPLB_DTYPE_INT64, 1, nullptr, stream);
-        two.count_ids(1, buffer.device.data(), EPLB_DTYPE_INT64, 1, nullptr, stream);
+        one.count_ids(0, buffer.device.data(), 2, nullptr, stream);
+        two.count_ids(0, buffer.device.data(), 2, nullptr, stream);
+        // Two calls in an iteration add up.
+        two.count_ids(1, buffer.device.data(), 1, nullptr, stream);
+        two.count_ids(1, buffer.device.data(), 1, nullptr, stream);
     }
     one.flush();
     two.flush();
     stream.synchronize();
     const auto experts = eplb::stats::load(first.path), slots = eplb::stats::load(second.path);
-    EXPECT_EQ(experts.info().counted, EPLB_COUNTED_EXPERTS);
-    EXPECT_EQ(slots.info().counted, EPLB_COUNTED_SLOTS);
+    EXPECT_EQ(experts.info().id_kind, EPLB_ID_KIND_EXPERT);
+    EXPECT_EQ(slots.info().id_kind, EPLB_ID_KIND_SLOT);
     EXPECT_EQ(slots.info().num_experts, 72u);
     EXPECT_EQ(experts.layer_loads(0)[63], 2);
     EXPECT_EQ(slots.layer_loads(0)[71], 2);
@@ -350,11 +343,11 @@ TEST(Collect, RecordersOfOneProcessDoNotDisturbEachOther) {
     EXPECT_EQ(two.info().ids_out_of_range, 4u);
 }
 
-TEST(Collect, ResetAfterAWarmUpForgetsIt) {
+TEST(Collect, ResetClearsAWarmUp) {
     temporary_directory dir;
     const one_token token;
     const auto config = a_config(dir / "dump", {0}, 0, 2);
-    const auto recorder = eplb::recorder::create(config);
+    auto recorder = eplb::recorder::create(config);
     token.run(recorder, 0, 1);
     recorder.reset(token.stream);
     expect_state(recorder, EPLB_RECORDER_STATE_WAITING);
@@ -365,7 +358,7 @@ TEST(Collect, ResetAfterAWarmUpForgetsIt) {
     recorder.flush();
     EXPECT_EQ(eplb::stats::load(config.path).layer_loads(0)[1], 2);
 
-    // And a dump may be followed by another.
+    // After a dump, another one.
     recorder.reset(token.stream);
     token.run(recorder, 1, 3);
     recorder.flush();
@@ -375,11 +368,11 @@ TEST(Collect, ResetAfterAWarmUpForgetsIt) {
     token.stream.synchronize();
 }
 
-TEST(Collect, AGraphReplayedAThousandTimesCountsExactly) {
+TEST(Collect, GraphReplayedAThousandTimesCountsExactly) {
     temporary_directory dir;
     const one_token token;
     const auto config = a_config(dir / "dump", {0}, 0, 100);
-    const auto recorder = eplb::recorder::create(config);
+    auto recorder = eplb::recorder::create(config);
     const engine_graph graph(token.stream, [&] { token.count(recorder); });
     // Ten replays an iteration, and as many before the first.
     for (int replay = 0; replay < 1000; replay++) {
@@ -401,17 +394,17 @@ TEST(Collect, AGraphReplayedAThousandTimesCountsExactly) {
     token.stream.synchronize();
 }
 
-TEST(Collect, ARunThatEndsEarlyDumpsWhatItHas) {
+TEST(Collect, RunThatEndsEarlyDumpsItsIterations) {
     temporary_directory dir;
     const one_token token;
     const auto config = a_config(dir / "dump", {0}, 100, 200);
-    const auto recorder = eplb::recorder::create(config);
+    auto recorder = eplb::recorder::create(config);
     EXPECT_EQ(status_of([&] { recorder.dump(token.stream); }), EPLB_STATUS_INVALID_ARGUMENT)
         << "nothing was counted";
     token.run(recorder, 98, 150);
     recorder.dump(token.stream);
     recorder.dump(token.stream);
-    // What comes later is not counted.
+    // Later calls do not count.
     token.count(recorder);
     token.run(recorder, 150, 202);
     recorder.flush();
@@ -427,13 +420,13 @@ TEST(Collect, ARunThatEndsEarlyDumpsWhatItHas) {
     EXPECT_EQ(eplb::stats::load(config.path, options).layer_loads(0)[3], 50);
 }
 
-TEST(Collect, AFailedDumpKeepsTheCountsForALaterFlush) {
+TEST(Collect, FailedDumpKeepsTheCountsForALaterFlush) {
     temporary_directory dir;
     const one_token token;
     const auto config = a_config(dir / "dump", {0}, 0, 2);
-    const auto recorder = eplb::recorder::create(config);
+    auto recorder = eplb::recorder::create(config);
     token.run(recorder, 0, 2);
-    // The directory is gone, and something else is in its place.
+    // A file replaces the directory.
     std::filesystem::remove_all(config.path);
     write_file(config.path, "in the way");
     recorder.begin_iteration(2, token.stream);
@@ -442,8 +435,8 @@ TEST(Collect, AFailedDumpKeepsTheCountsForALaterFlush) {
     EXPECT_EQ(info.state, EPLB_RECORDER_STATE_FAILED);
     EXPECT_EQ(info.error_status, EPLB_STATUS_WRITE_FAILED);
     EXPECT_NE(std::string(info.error_message).find(config.path), std::string::npos) << info.error_message;
-    EXPECT_EQ(status_of([&] { recorder.flush(); }), EPLB_STATUS_WRITE_FAILED) << "still in the way";
-    // Iterations go on meanwhile.
+    EXPECT_EQ(status_of([&] { recorder.flush(); }), EPLB_STATUS_WRITE_FAILED) << "the file is still there";
+    // Iterations continue meanwhile.
     recorder.begin_iteration(3, token.stream);
 
     std::filesystem::remove(config.path);
@@ -455,13 +448,13 @@ TEST(Collect, AFailedDumpKeepsTheCountsForALaterFlush) {
     token.stream.synchronize();
 }
 
-TEST(Collect, TheWorkspaceMayBeTheHosts) {
+TEST(Collect, UsesTheCallersWorkspace) {
     temporary_directory dir;
     const one_token token;
     auto config = a_config(dir / "dump", {0, 1}, 0, 3);
     const auto required = eplb::recorder::memory_required(config);
     engine_array<char> workspace(required.workspace_bytes);
-    // What was there before is nobody's count.
+    // Creation clears what was there before.
     const std::vector<char> dirt(required.workspace_bytes, 0x55);
     workspace.upload(dirt, token.stream);
     token.stream.synchronize();
@@ -469,7 +462,7 @@ TEST(Collect, TheWorkspaceMayBeTheHosts) {
     config.workspace_bytes = required.workspace_bytes - 1;
     EXPECT_EQ(status_of([&] { eplb::recorder::create(config); }), EPLB_STATUS_INVALID_ARGUMENT);
     config.workspace_bytes++;
-    const auto recorder = eplb::recorder::create(config);
+    auto recorder = eplb::recorder::create(config);
     token.run(recorder, 0, 4, 1);
     recorder.flush();
     const auto stats = eplb::stats::load(config.path);
@@ -480,13 +473,13 @@ TEST(Collect, TheWorkspaceMayBeTheHosts) {
     token.stream.synchronize();
 }
 
-TEST(Collect, DestroyingARecorderWaitsForItsDump) {
+TEST(Collect, DestroyWaitsForTheDump) {
     temporary_directory dir;
     engine_stream stream;
     auto config = a_config(dir / "dump", {0, 1, 2, 3, 4, 5, 6, 7}, 0, 50);
     config.num_experts = 2048;
     {
-        const auto recorder = eplb::recorder::create(config);
+        auto recorder = eplb::recorder::create(config);
         for (int64_t iteration = 0; iteration <= 50; iteration++) {
             recorder.begin_iteration(iteration, stream);
         }
@@ -494,11 +487,11 @@ TEST(Collect, DestroyingARecorderWaitsForItsDump) {
     EXPECT_EQ(eplb::stats::load(config.path).info().num_layers, 8u);
 }
 
-TEST(Collect, IterationsLeftOutAreEmptyAndThoseBeforeTheFirstAreMissing) {
+TEST(Collect, SkippedIterationsAreEmptyAndEarlierOnesMissing) {
     temporary_directory dir;
     const one_token token;
     const auto config = a_config(dir / "dump", {0}, 10, 20);
-    const auto recorder = eplb::recorder::create(config);
+    auto recorder = eplb::recorder::create(config);
     for (const int64_t iteration : {12, 13, 13, 17, 19, 25}) {
         token.run(recorder, iteration, iteration + 1);
     }

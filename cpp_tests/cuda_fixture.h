@@ -1,10 +1,10 @@
-// What the tests on a CUDA device have in common.
+// What the tests on a CUDA device share.
 #ifndef EPLB_TESTS_CUDA_FIXTURE_H
 #define EPLB_TESTS_CUDA_FIXTURE_H
 
 #include <gtest/gtest.h>
 
-#include <eplb.hpp>
+#include <eplb_tools.hpp>
 
 #include "engine.h"
 #include "files.h"
@@ -28,7 +28,7 @@ inline CUcontext current_context() {
     return context;
 }
 
-/// The thread's capture mode, which stays what it is.
+/// Returns the thread's capture mode, unchanged.
 inline CUstreamCaptureMode capture_mode() {
     const cuda_driver &driver = engine::get().driver();
     CUstreamCaptureMode mode = CU_STREAM_CAPTURE_MODE_GLOBAL, was = mode;
@@ -38,7 +38,7 @@ inline CUstreamCaptureMode capture_mode() {
     return was;
 }
 
-/// What `call` fails with, which it must, with this status.
+/// The message of `call`, which must fail with this status.
 inline std::string message_of(const std::function<void()> &call, eplb_status expected) {
     try {
         call();

@@ -1,10 +1,9 @@
-// What only a CUDA device can do: contexts, captures, streams and memory of several kinds. The same over
-// fake_cuda and on a GPU.
+// What only CUDA devices have: contexts, captures, streams and kinds of memory. Over fake_cuda and on a GPU.
 #include "cuda_fixture.h"
 
 TEST_F(Cuda, IsAvailable) { EXPECT_EQ(eplb_cuda_available(), 1); }
 
-TEST_F(Cuda, ADeviceThatIsNotThereIsAnError) {
+TEST_F(Cuda, CreateRejectsAnUnknownDevice) {
     temporary_directory dir;
     auto config = a_config(dir / "dump");
     config.device = 1000;
@@ -13,17 +12,17 @@ TEST_F(Cuda, ADeviceThatIsNotThereIsAnError) {
         std::string::npos);
 }
 
-TEST_F(Cuda, TheCurrentContextServesAsWellAsTheDevicesOwn) {
+TEST_F(Cuda, CurrentContextCountsLikeTheDevicesPrimaryOne) {
     temporary_directory dir;
     engine_stream stream;
     auto config = a_config(dir / "dump");
     config.device = EPLB_DEVICE_CURRENT;
     {
-        const auto recorder = eplb::recorder::create(config);
+        auto recorder = eplb::recorder::create(config);
         const chosen_ids ids(stream);
         for (int64_t iteration = 0; iteration <= 3; iteration++) {
             recorder.begin_iteration(iteration, stream);
-            recorder.count_ids(1, ids.data(), EPLB_DTYPE_INT32, 1, nullptr, stream);
+            recorder.count_ids(1, ids.data(), 1, nullptr, stream);
         }
         recorder.flush();
         EXPECT_EQ(eplb::stats::load(config.path).layer_loads(1)[5], 6);
@@ -37,7 +36,7 @@ TEST_F(Cuda, TheCurrentContextServesAsWellAsTheDevicesOwn) {
     engine::get().attach_thread();
 }
 
-TEST_F(Cuda, TheHostsContextIsLeftAsFound) {
+TEST_F(Cuda, CallsLeaveTheCurrentContextUnchanged) {
     temporary_directory dir;
     const cuda_driver &driver = engine::get().driver();
     engine_stream stream;
@@ -57,9 +56,9 @@ TEST_F(Cuda, TheHostsContextIsLeftAsFound) {
         };
         const auto config = a_config(dir / "dump");
         {
-            const auto recorder = eplb::recorder::create(config);
+            auto recorder = eplb::recorder::create(config);
             as_found("create");
-            recorder.register_buffer(1, ids.data(), EPLB_DTYPE_INT32, 1, nullptr, stream);
+            recorder.register_buffer(1, ids.data(), 1, nullptr, stream);
             as_found("register_buffer");
             for (int64_t iteration = 0; iteration <= 3; iteration++) {
                 recorder.begin_iteration(iteration, stream);
@@ -82,12 +81,12 @@ TEST_F(Cuda, TheHostsContextIsLeftAsFound) {
     stream.synchronize();
 }
 
-TEST_F(Cuda, WhileAStreamIsCapturedOnlyHotCallsTakePartInIt) {
+TEST_F(Cuda, OnlyHotCallsMayBeCaptured) {
     temporary_directory dir;
     engine_stream stream, elsewhere;
     const chosen_ids ids(stream);
     auto config = a_config(dir / "dump");
-    const auto recorder = eplb::recorder::create(config);
+    auto recorder = eplb::recorder::create(config);
     recorder.begin_iteration(0, elsewhere);
     const engine_graph graph(stream, [&] {
         for (const auto &call : {std::function<void()>([&] { recorder.begin_iteration(1, stream); }),
@@ -96,9 +95,9 @@ TEST_F(Cuda, WhileAStreamIsCapturedOnlyHotCallsTakePartInIt) {
             const std::string message = message_of(call, EPLB_STATUS_CAPTURING);
             EXPECT_NE(message.find("being captured"), std::string::npos) << message;
         }
-        // The capture survives these, which call the driver on other streams or on none.
-        recorder.count_ids(0, ids.data(), EPLB_DTYPE_INT32, 1, nullptr, stream);
-        recorder.register_buffer(1, ids.data(), EPLB_DTYPE_INT32, 1, nullptr, elsewhere);
+        // The capture survives calls of the driver on other streams or on none.
+        recorder.count_ids(0, ids.data(), 1, nullptr, stream);
+        recorder.register_buffer(1, ids.data(), 1, nullptr, elsewhere);
         EXPECT_EQ(recorder.info().iteration, 0);
         auto second = config;
         second.path = dir / "second";
@@ -120,25 +119,21 @@ TEST_F(Cuda, WhileAStreamIsCapturedOnlyHotCallsTakePartInIt) {
     stream.synchronize();
 }
 
-TEST_F(Cuda, AStreamOfAnotherContextAndHostMemoryAreErrors) {
+TEST_F(Cuda, RegisterBufferRejectsHostMemoryAndForeignStreams) {
     temporary_directory dir;
     const cuda_driver &driver = engine::get().driver();
     engine_stream stream;
     engine_array<int32_t> ids(4);
-    const auto recorder = eplb::recorder::create(a_config(dir / "dump"));
+    auto recorder = eplb::recorder::create(a_config(dir / "dump"));
     std::vector<int32_t> on_host(4);
     int pageable = 0;
     engine::check(driver.cuDeviceGetAttribute(&pageable, CU_DEVICE_ATTRIBUTE_PAGEABLE_MEMORY_ACCESS, 0),
                   "cuDeviceGetAttribute");
     if (pageable == 0) {
-        const auto host_ids = [&] {
-            recorder.register_buffer(0, on_host.data(), EPLB_DTYPE_INT32, 1, nullptr, stream);
-        };
+        const auto host_ids = [&] { recorder.register_buffer(0, on_host.data(), 1, nullptr, stream); };
         EXPECT_EQ(message_of(host_ids, EPLB_STATUS_INVALID_ARGUMENT),
                   "expert_ids is not memory that CUDA device 0 can reach");
-        const auto host_valid = [&] {
-            recorder.register_buffer(0, ids.data(), EPLB_DTYPE_INT32, 1, on_host.data(), stream);
-        };
+        const auto host_valid = [&] { recorder.register_buffer(0, ids.data(), 1, on_host.data(), stream); };
         EXPECT_EQ(message_of(host_valid, EPLB_STATUS_INVALID_ARGUMENT),
                   "num_valid is not memory that CUDA device 0 can reach");
     }
@@ -146,9 +141,7 @@ TEST_F(Cuda, AStreamOfAnotherContextAndHostMemoryAreErrors) {
     engine::check(driver.cuCtxCreate_v2(&other, 0, 0), "cuCtxCreate");
     {
         engine_stream foreign;
-        const auto call = [&] {
-            recorder.register_buffer(0, ids.data(), EPLB_DTYPE_INT32, 1, nullptr, foreign);
-        };
+        const auto call = [&] { recorder.register_buffer(0, ids.data(), 1, nullptr, foreign); };
         EXPECT_NE(message_of(call, EPLB_STATUS_INVALID_ARGUMENT).find("another CUDA context"),
                   std::string::npos);
     }
@@ -156,14 +149,14 @@ TEST_F(Cuda, AStreamOfAnotherContextAndHostMemoryAreErrors) {
     engine::get().attach_thread();
 }
 
-TEST_F(Cuda, TheDefaultStreamsServeAsWell) {
-    // The legacy one, and the one that a program built with per-thread default streams has.
+TEST_F(Cuda, DefaultStreamsCount) {
+    // The legacy default stream and the per-thread one.
     for (const CUstream stream : {CUstream(nullptr), CU_STREAM_PER_THREAD}) {
         temporary_directory dir;
         const chosen_ids ids(stream);
         const auto config = a_config(dir / "dump");
-        const auto recorder = eplb::recorder::create(config);
-        recorder.register_buffer(0, ids.data(), EPLB_DTYPE_INT32, 1, nullptr, stream);
+        auto recorder = eplb::recorder::create(config);
+        recorder.register_buffer(0, ids.data(), 1, nullptr, stream);
         for (int64_t iteration = 0; iteration <= 3; iteration++) {
             recorder.begin_iteration(iteration, stream);
             recorder.count(0, 1, stream);
@@ -174,20 +167,20 @@ TEST_F(Cuda, TheDefaultStreamsServeAsWell) {
     }
 }
 
-TEST_F(Cuda, ACaptureThatWasSpoiltCostsNoCounts) {
+TEST_F(Cuda, InvalidatedCaptureLosesNoCounts) {
     temporary_directory dir;
     const cuda_driver &driver = engine::get().driver();
     engine_stream stream;
     const chosen_ids ids(stream);
     const auto config = a_config(dir / "dump");
-    const auto recorder = eplb::recorder::create(config);
-    const auto count = [&] { recorder.count_ids(0, ids.data(), EPLB_DTYPE_INT32, 1, nullptr, stream); };
+    auto recorder = eplb::recorder::create(config);
+    const auto count = [&] { recorder.count_ids(0, ids.data(), 1, nullptr, stream); };
     recorder.begin_iteration(0, stream);
-    // An engine that tries to capture, and goes on without.
+    // An engine tries to capture, and continues without a graph.
     engine::check(driver.cuStreamBeginCapture_v2(stream, CU_STREAM_CAPTURE_MODE_GLOBAL),
                   "cuStreamBeginCapture");
     CUdeviceptr memory = 0;
-    EXPECT_NE(driver.cuMemAlloc_v2(&memory, 16), CUDA_SUCCESS) << "which is forbidden meanwhile";
+    EXPECT_NE(driver.cuMemAlloc_v2(&memory, 16), CUDA_SUCCESS) << "forbidden during the capture";
     message_of(count, EPLB_STATUS_CUDA);
     CUgraph graph = nullptr;
     EXPECT_NE(driver.cuStreamEndCapture(stream, &graph), CUDA_SUCCESS);
@@ -200,18 +193,18 @@ TEST_F(Cuda, ACaptureThatWasSpoiltCostsNoCounts) {
     stream.synchronize();
 }
 
-TEST_F(Cuda, ACountThatACaptureElsewhereForbidsLosesTheCounts) {
+TEST_F(Cuda, CountForbiddenByACaptureElsewhereLosesTheCounts) {
     temporary_directory dir;
     const cuda_driver &driver = engine::get().driver();
     engine_array<int32_t> ids(4);
-    const auto recorder = eplb::recorder::create(a_config(dir / "dump"));
+    auto recorder = eplb::recorder::create(a_config(dir / "dump"));
     recorder.begin_iteration(0, nullptr);
     CUstream blocking = nullptr;
     CUgraph graph = nullptr;
     engine::check(driver.cuStreamCreate(&blocking, CU_STREAM_DEFAULT), "cuStreamCreate");
     engine::check(driver.cuStreamBeginCapture_v2(blocking, CU_STREAM_CAPTURE_MODE_GLOBAL),
                   "cuStreamBeginCapture");
-    const auto count = [&] { recorder.count_ids(0, ids.data(), EPLB_DTYPE_INT32, 1, nullptr, nullptr); };
+    const auto count = [&] { recorder.count_ids(0, ids.data(), 1, nullptr, nullptr); };
     message_of(count, EPLB_STATUS_CUDA);
     driver.cuStreamEndCapture(blocking, &graph);
     EXPECT_EQ(recorder.info().state, EPLB_RECORDER_STATE_LOST);
@@ -222,22 +215,22 @@ TEST_F(Cuda, ACountThatACaptureElsewhereForbidsLosesTheCounts) {
     engine::check(driver.cuStreamSynchronize(nullptr), "cuStreamSynchronize");
 }
 
-TEST_F(Cuda, WhileNothingIsCountedTheDefaultStreamIsLeftAlone) {
+TEST_F(Cuda, OffRangeCountsDoNotTouchTheDefaultStream) {
     temporary_directory dir;
     const cuda_driver &driver = engine::get().driver();
     engine_array<int32_t> ids(4);
-    const auto recorder = eplb::recorder::create(a_config(dir / "dump"));
-    // A stream that the default stream waits for.
+    auto recorder = eplb::recorder::create(a_config(dir / "dump"));
+    // The default stream waits for this one.
     CUstream blocking = nullptr;
     CUgraph graph = nullptr;
     engine::check(driver.cuStreamCreate(&blocking, CU_STREAM_DEFAULT), "cuStreamCreate");
     engine::check(driver.cuStreamBeginCapture_v2(blocking, CU_STREAM_CAPTURE_MODE_GLOBAL),
                   "cuStreamBeginCapture");
-    recorder.count_ids(0, ids.data(), EPLB_DTYPE_INT32, 1, nullptr, nullptr);
+    recorder.count_ids(0, ids.data(), 1, nullptr, nullptr);
     const std::string message =
         message_of([&] { recorder.begin_iteration(0, nullptr); }, EPLB_STATUS_CAPTURING);
     EXPECT_NE(message.find("the default stream must not be used"), std::string::npos) << message;
-    EXPECT_EQ(driver.cuStreamEndCapture(blocking, &graph), CUDA_SUCCESS) << "the capture is as it was";
+    EXPECT_EQ(driver.cuStreamEndCapture(blocking, &graph), CUDA_SUCCESS) << "the capture is unharmed";
     engine::check(driver.cuGraphDestroy(graph), "cuGraphDestroy");
     engine::check(driver.cuStreamDestroy_v2(blocking), "cuStreamDestroy");
 }

@@ -1,5 +1,5 @@
-// What a driver can do to us, and what we ask of it: old drivers, faults in every call, the calls of hot
-// paths. Steers fake_cuda, and is skipped on a genuine driver.
+// Old drivers, a fault in every driver call, and the calls that hot paths make. It controls fake_cuda, and is
+// skipped on a genuine driver.
 #include <csignal>
 #include <set>
 
@@ -24,10 +24,10 @@ class FakeCuda : public Cuda {
 
 } // namespace
 
-TEST_F(FakeCuda, ADriverOlderThanTheFatbinTakesThePtx) {
+TEST_F(FakeCuda, DriverOlderThanTheFatbinLoadsThePtx) {
     temporary_directory dir;
     fake().fake_cuda_refuse_fatbins(CUDA_ERROR_NO_BINARY_FOR_GPU);
-    // Driver 525 has PTX 8.0; this asks for less.
+    // Driver 525 has PTX 8.0; the library needs less.
     fake().fake_cuda_set_newest_ptx(7, 0);
     EXPECT_NO_THROW(eplb::recorder::create(a_config(dir / "dump")));
     fake().fake_cuda_set_newest_ptx(6, 5);
@@ -40,7 +40,7 @@ TEST_F(FakeCuda, ADriverOlderThanTheFatbinTakesThePtx) {
     fake().fake_cuda_set_newest_ptx(9, 0);
 }
 
-TEST_F(FakeCuda, MemoryThatIsNotToBeHadHasAStatusOfItsOwn) {
+TEST_F(FakeCuda, FailedAllocationsReturnOutOfMemory) {
     temporary_directory dir;
     const auto config = a_config(dir / "dump");
     const eplb_recorder_config c = config.c();
@@ -60,23 +60,22 @@ TEST_F(FakeCuda, MemoryThatIsNotToBeHadHasAStatusOfItsOwn) {
     EXPECT_EQ(refused, 3u) << "the window, and host memory for the counts and for the sums";
 }
 
-TEST_F(FakeCuda, MemoryOfAnotherDeviceIsAnError) {
+TEST_F(FakeCuda, MemoryOfAnotherDeviceIsRefused) {
     temporary_directory dir;
     const cuda_driver &driver = engine::get().driver();
     auto config = a_config(dir / "dump");
-    const auto recorder = eplb::recorder::create(config);
+    auto recorder = eplb::recorder::create(config);
     CUcontext other = nullptr;
     CUdeviceptr memory = 0;
     void *pinned = nullptr;
     engine::check(driver.cuCtxCreate_v2(&other, 0, 1), "cuCtxCreate");
     engine::check(driver.cuMemAlloc_v2(&memory, 1 << 20), "cuMemAlloc");
     engine::check(driver.cuMemHostAlloc(&pinned, 1 << 20, 0), "cuMemHostAlloc");
-    const auto there = [&] {
-        recorder.register_buffer(0, reinterpret_cast<void *>(memory), EPLB_DTYPE_INT32, 1);
-    };
+    const auto there = [&] { recorder.register_buffer(0, reinterpret_cast<const int32_t *>(memory), 1); };
     EXPECT_EQ(message_of(there, EPLB_STATUS_INVALID_ARGUMENT),
               "expert_ids is memory of CUDA device 1, and the handle is on device 0");
-    EXPECT_NO_THROW(recorder.register_buffer(0, pinned, EPLB_DTYPE_INT32, 1)) << "which kernels can read";
+    EXPECT_NO_THROW(recorder.register_buffer(0, static_cast<const int32_t *>(pinned), 1))
+        << "kernels can read it";
     config.path = dir / "second";
     config.workspace = pinned;
     config.workspace_bytes = 1 << 20;
@@ -90,7 +89,7 @@ TEST_F(FakeCuda, MemoryOfAnotherDeviceIsAnError) {
 
 namespace {
 
-/// The driver's functions that this thread calls meanwhile.
+/// The driver's functions that this thread calls in `work`.
 std::set<std::string> calls_of(const std::function<void()> &work) {
     fake().fake_cuda_log_clear();
     work();
@@ -105,15 +104,14 @@ TEST_F(FakeCuda, HotCallsNeitherSynchroniseNorAllocateOnTheDevice) {
     temporary_directory dir;
     engine_stream stream;
     const chosen_ids ids(stream);
-    const auto recorder = eplb::recorder::create(a_config(dir / "dump"));
-    recorder.register_buffer(0, ids.data(), EPLB_DTYPE_INT32, 1, nullptr, stream);
+    auto recorder = eplb::recorder::create(a_config(dir / "dump"));
+    recorder.register_buffer(0, ids.data(), 1, nullptr, stream);
     using names = std::set<std::string>;
     const auto count = [&] {
         recorder.count(0, 1, stream);
-        recorder.count_ids(1, ids.data(), EPLB_DTYPE_INT32, 1, nullptr, stream);
+        recorder.count_ids(1, ids.data(), 1, nullptr, stream);
     };
-    EXPECT_EQ(calls_of(count), (names{"cuCtxGetCurrent", "cuStreamIsCapturing"}))
-        << "nothing is being counted";
+    EXPECT_EQ(calls_of(count), (names{"cuCtxGetCurrent", "cuStreamIsCapturing"})) << "nothing is counted";
     EXPECT_EQ(calls_of([&] { recorder.begin_iteration(0, stream); }),
               (names{"cuCtxGetCurrent", "cuStreamIsCapturing", "cuMemsetD32Async"}));
     EXPECT_EQ(calls_of(count), (names{"cuCtxGetCurrent", "cuLaunchKernel"}));
@@ -125,7 +123,7 @@ TEST_F(FakeCuda, HotCallsNeitherSynchroniseNorAllocateOnTheDevice) {
 
 namespace {
 
-/// Steers one fault to the n-th driver call that eplb makes, whoever else calls the driver meanwhile.
+/// Makes the n-th driver call of eplb fail, without regard to calls of the test itself.
 class fault {
   public:
     explicit fault(size_t n) : left_(n) {}
@@ -159,22 +157,21 @@ class fault {
     bool fired_ = false, failed_ = false;
 };
 
-/// A whole run: layer 0 is counted by a graph, layer 1 as it comes. Returns what the dump must have of expert
-/// 5, or -1 where there must be none.
+/// A whole run: a graph counts layer 0, direct calls count layer 1. Checks the dump, or that there is none if
+/// the counts were lost.
 void run(eplb_recorder *recorder, fault &fault, const engine_array<int32_t> &ids, const std::string &path) {
     const engine_stream stream;
+    const eplb_expert_ids expert_ids = {ids.data(), EPLB_DTYPE_INT32, 0};
     bool captured = false;
     const engine_graph graph(stream, [&] {
         captured = fault.call([&] {
-            return eplb_recorder_count_ids(recorder, 0, ids.data(), EPLB_DTYPE_INT32, 1, nullptr, stream);
+            return eplb_recorder_count_ids(recorder, 0, &expert_ids, 1, nullptr, stream);
         }) == EPLB_STATUS_OK;
     });
     for (int64_t iteration = 0; iteration <= 3; iteration++) {
         fault.call([&] { return eplb_recorder_begin_iteration(recorder, iteration, stream); });
         graph.replay(stream);
-        fault.call([&] {
-            return eplb_recorder_count_ids(recorder, 1, ids.data(), EPLB_DTYPE_INT32, 1, nullptr, stream);
-        });
+        fault.call([&] { return eplb_recorder_count_ids(recorder, 1, &expert_ids, 1, nullptr, stream); });
     }
     const auto flush = [&] { return fault.call([&] { return eplb_recorder_flush(recorder, -1); }); };
     eplb_status flushed = flush();
@@ -184,7 +181,7 @@ void run(eplb_recorder *recorder, fault &fault, const engine_array<int32_t> &ids
                   EPLB_STATUS_OK);
         return info.state;
     };
-    // What is not lost is written in the end: by the next flush, or by a dump where it could not be started.
+    // Counts that are not lost are written in the end: by the next flush, or by a dump if it failed to start.
     if (flushed != EPLB_STATUS_OK && state() == EPLB_RECORDER_STATE_FAILED) {
         flushed = flush();
         if (flushed != EPLB_STATUS_OK) {
@@ -193,7 +190,7 @@ void run(eplb_recorder *recorder, fault &fault, const engine_array<int32_t> &ids
         }
         EXPECT_EQ(flushed, EPLB_STATUS_OK) << eplb_last_error_message();
         state();
-        EXPECT_GT(info.dumps_failed, 0u) << "it could not be started, or not be written";
+        EXPECT_GT(info.dumps_failed, 0u) << "it failed to start, or to be written";
     }
     EXPECT_EQ(state(), flushed == EPLB_STATUS_OK ? EPLB_RECORDER_STATE_DUMPED : EPLB_RECORDER_STATE_LOST);
     EXPECT_TRUE(flushed == EPLB_STATUS_OK || info.error_status == EPLB_STATUS_CUDA);
@@ -202,8 +199,7 @@ void run(eplb_recorder *recorder, fault &fault, const engine_array<int32_t> &ids
         EXPECT_EQ(stats.layer_loads(0)[5], captured ? 6 : 0);
         EXPECT_EQ(stats.layer_loads(1)[5], 6);
     } else {
-        EXPECT_FALSE(std::filesystem::exists(path + "/rank0.safetensors"))
-            << "a dump that was said to have failed";
+        EXPECT_FALSE(std::filesystem::exists(path + "/rank0.safetensors")) << "a failed dump left a file";
     }
     stream.synchronize();
 }
@@ -212,9 +208,10 @@ void run(eplb_recorder *recorder, fault &fault, const engine_array<int32_t> &ids
 
 namespace {
 
-/// Creates a recorder, registers a buffer and something that is none, runs, and gives it back, with a fault
-/// in the n-th call of eplb. Returns whether there was a recorder.
-bool live(fault &fault, int32_t device, const engine_array<int32_t> &ids, const engine_stream &stream) {
+/// Creates a recorder, registers a bad and a good buffer, runs, and destroys it, with a fault in the n-th
+/// driver call of eplb. Returns whether the recorder was created.
+bool create_run_destroy(fault &fault, int32_t device, const engine_array<int32_t> &ids,
+                        const engine_stream &stream) {
     temporary_directory dir;
     auto config = a_config(dir / "dump");
     config.device = device;
@@ -226,16 +223,16 @@ bool live(fault &fault, int32_t device, const engine_array<int32_t> &ids, const 
         EXPECT_FALSE(std::filesystem::exists(config.path + "/.rank0.safetensors.partial"));
         return false;
     }
-    const auto register_buffer = [&](const void *memory) {
-        return fault.call([&] {
-            return eplb_recorder_register_buffer(recorder, 0, memory, EPLB_DTYPE_INT32, 1, nullptr, stream);
-        });
+    const auto register_buffer = [&](const int32_t *memory) {
+        const eplb_expert_ids expert_ids = {memory, EPLB_DTYPE_INT32, 0};
+        return fault.call(
+            [&] { return eplb_recorder_register_buffer(recorder, 0, &expert_ids, 1, nullptr, stream); });
     };
     const int32_t on_host = 0;
     EXPECT_NE(register_buffer(&on_host), EPLB_STATUS_OK);
     register_buffer(ids.data());
     run(recorder, fault, ids, config.path);
-    // Whatever happened, it can start anew: the second run is as if nothing had been.
+    // After any fault a reset restarts it, and the second run succeeds.
     fault.call([&] { return eplb_recorder_reset(recorder, stream); });
     if (fault.fired()) {
         class fault none(0);
@@ -259,16 +256,16 @@ TEST_F(FakeCuda, EveryDriverCallMayFailOnce) {
     const chosen_ids ids(stream);
     const size_t objects = fake().fake_cuda_live_objects();
     for (const int32_t device : {0, EPLB_DEVICE_CURRENT}) {
-        // More calls than eplb makes: the engine's are among them, and so the last of eplb's are not missed.
+        // At least as many as eplb makes, since the test's own calls are among them.
         const size_t before = fake().fake_cuda_calls();
         fault none(0);
-        live(none, device, ids, stream);
+        create_run_destroy(none, device, ids, stream);
         const size_t calls = fake().fake_cuda_calls() - before;
 
         size_t refused = 0, fired = 0;
         for (size_t n = 1; n <= calls; n++) {
             fault fault(n);
-            refused += !live(fault, device, ids, stream);
+            refused += !create_run_destroy(fault, device, ids, stream);
             fired += fault.fired();
             EXPECT_EQ(fake().fake_cuda_live_objects(), objects) << "after a fault in call " << n;
             EXPECT_EQ(current_context(), engine::get().context()) << "after a fault in call " << n;
@@ -281,7 +278,7 @@ TEST_F(FakeCuda, EveryDriverCallMayFailOnce) {
     }
 }
 
-TEST_F(FakeCuda, ADriverCallThatFailsWhileRoutingIsAStatusAndLeavesNothing) {
+TEST_F(FakeCuda, DriverFaultWhileRoutingReturnsAStatusAndLeaksNothing) {
     const engine_stream stream;
     const chosen_ids ids(stream);
     engine_array<int32_t> slots(4);
@@ -300,6 +297,8 @@ TEST_F(FakeCuda, ADriverCallThatFailsWhileRoutingIsAStatusAndLeavesNothing) {
     config.experts_per_token = 4;
     config.device = 0;
     const eplb_dispatch_config c = config.c();
+    const eplb_expert_ids expert_ids = {ids.data(), EPLB_DTYPE_INT32, 0};
+    const eplb_slot_ids slot_ids = {slots.data(), EPLB_DTYPE_INT32, 0};
     const size_t objects = fake().fake_cuda_live_objects();
     size_t fired = 0;
     for (size_t n = 1; n < 100; n++) {
@@ -307,13 +306,10 @@ TEST_F(FakeCuda, ADriverCallThatFailsWhileRoutingIsAStatusAndLeavesNothing) {
         eplb_dispatch *dispatch = nullptr;
         if (fault.call([&] { return eplb_dispatch_create(placement.get(), &c, &dispatch); }) ==
             EPLB_STATUS_OK) {
-            fault.call([&] {
-                return eplb_dispatch_route(dispatch, 0, ids.data(), EPLB_DTYPE_INT32, 1, nullptr,
-                                           slots.data(), stream);
-            });
-            // What failed once works the next time.
-            EXPECT_EQ(eplb_dispatch_route(dispatch, 0, ids.data(), EPLB_DTYPE_INT32, 1, nullptr, slots.data(),
-                                          stream),
+            fault.call(
+                [&] { return eplb_dispatch_route(dispatch, 0, &expert_ids, 1, nullptr, &slot_ids, stream); });
+            // After the fault, the same call succeeds.
+            EXPECT_EQ(eplb_dispatch_route(dispatch, 0, &expert_ids, 1, nullptr, &slot_ids, stream),
                       EPLB_STATUS_OK);
             stream.synchronize();
         }
@@ -327,7 +323,7 @@ TEST_F(FakeCuda, ADriverCallThatFailsWhileRoutingIsAStatusAndLeavesNothing) {
     std::printf("%zu calls failed once, in turn\n", fired);
 }
 
-TEST_F(FakeCuda, AForkedCopyDoesNotTouchTheDevice) {
+TEST_F(FakeCuda, ForkedProcessMakesNoDriverCall) {
     temporary_directory dir;
     auto recorder = std::make_unique<eplb::recorder>(eplb::recorder::create(a_config(dir / "dump")));
     int answer[2];

@@ -1,6 +1,5 @@
-// As much of an inference engine as the tests need: memory, streams and graphs, on the host or on a CUDA
-// device. EPLB_TEST_DEVICE says which: host (or nothing), or cuda, whose driver may be a genuine one or
-// fake_cuda.
+// The part of an inference engine that the tests need: memory, streams and graphs, on the host or on a CUDA
+// device. EPLB_TEST_DEVICE selects it: host (the default), or cuda, with a genuine driver or fake_cuda.
 #ifndef EPLB_TESTS_ENGINE_H
 #define EPLB_TESTS_ENGINE_H
 
@@ -29,13 +28,13 @@ class engine {
     bool is_cuda() const { return cuda_; }
     /// For eplb's configs.
     int32_t device() const { return cuda_ ? 0 : EPLB_DEVICE_HOST; }
-    /// Only where is_cuda().
+    /// Requires is_cuda().
     const cuda_driver &driver() const { return driver_; }
     CUcontext context() const { return context_; }
     /// NULL on a genuine driver.
     const fake_cuda_controls *fake() const { return fake_ ? &controls_ : nullptr; }
 
-    /// What a thread has to do before it works on the device.
+    /// Call it on each thread that uses the device.
     void attach_thread() const {
         if (cuda_) {
             check(driver_.cuCtxSetCurrent(context_), "cuCtxSetCurrent");
@@ -56,7 +55,7 @@ class engine {
             return;
         }
         if (!driver_.load()) {
-            throw std::runtime_error("EPLB_TEST_DEVICE is cuda, and there is no driver");
+            throw std::runtime_error("EPLB_TEST_DEVICE is cuda, but there is no driver");
         }
         fake_ = controls_.load();
         check(driver_.cuInit(0), "cuInit");
@@ -100,7 +99,7 @@ class engine_stream {
         }
     }
 
-    /// What this stream is given from now on waits for what `other` has been given so far.
+    /// Later work of this stream waits for the earlier work of `other`.
     void wait_for(const engine_stream &other) const {
         if (stream_ == nullptr) {
             return;
@@ -142,7 +141,7 @@ template <class T> class engine_array {
     T *data() const { return data_; }
     size_t size() const { return size_; }
 
-    /// In the order of `stream`; `values` must live until that has come to it.
+    /// Copies in stream order. `values` must live until the copy is done.
     void upload(const std::vector<T> &values, CUstream stream) const {
         if (values.empty()) {
             return;
@@ -162,7 +161,7 @@ template <class T> class engine_array {
     size_t size_;
 };
 
-/// Work that is recorded once and replayed: a CUDA graph; on the host the work itself.
+/// Work that is captured once and replayed: a CUDA graph; on the host the work itself.
 class engine_graph {
   public:
     engine_graph(const engine_stream &stream, std::function<void()> work) {

@@ -1,15 +1,14 @@
-// Files of other systems: counts and placements in and out. What each format is, is tested in
-// tests/exchange.rs.
+// Files of other systems: reading and writing counts and placements. tests/exchange.rs tests each format.
 #include <gtest/gtest.h>
 
-#include <eplb.hpp>
+#include <eplb_tools.hpp>
 
 #include "files.h"
 
 namespace {
 
-// tests/exchange/make.py: 3 steps, of which the last was not reached, 4 layers, the first one dense, 8
-// experts, and the counts 100 step + 10 layer + expert.
+// tests/exchange/make.py: 3 steps, the last one unused; 4 layers, the first one dense; 8 experts. A count is
+// 100 step + 10 layer + expert.
 const std::string recorded = data("../tests/exchange/recorder.pt");
 const std::string config = data("expected/dsv2lite-translation.ep8.slots72.yaml");
 
@@ -19,7 +18,7 @@ eplb::file_options format(eplb_file_format format) {
     return options;
 }
 
-/// What a call refuses, and the status.
+/// The status and message of a call that fails.
 template <class Call> std::pair<eplb_status, std::string> refused(Call call) {
     try {
         call();
@@ -31,7 +30,7 @@ template <class Call> std::pair<eplb_status, std::string> refused(Call call) {
 
 } // namespace
 
-TEST(Exchange, ARecordingOfSglangIsReadAndWrittenInEachFormatOfCounts) {
+TEST(Exchange, SglangRecordingSurvivesEachFormatOfCounts) {
     const temporary_directory dir;
     eplb::file_options known;
     known.experts_per_token = 2;
@@ -60,13 +59,13 @@ TEST(Exchange, ARecordingOfSglangIsReadAndWrittenInEachFormatOfCounts) {
     EXPECT_EQ(eplb::stats::load(dir / "1").info().iter_stop, 2);
 }
 
-TEST(Exchange, APlacementKeepsItsHashThroughEachFormat) {
+TEST(Exchange, PlacementKeepsItsHashInEachFormat) {
     const temporary_directory dir;
     eplb::file_options options;
     options.num_ranks = 8;
     options.num_experts = 64;
     options.num_slots = 72;
-    const auto placement = eplb::placement::load_file(config, options);
+    const auto placement = eplb::load_placement_file(config, options);
     for (int32_t layer = 1; layer <= 26; layer++) {
         options.layer_ids.push_back(layer);
     }
@@ -75,14 +74,14 @@ TEST(Exchange, APlacementKeepsItsHashThroughEachFormat) {
           EPLB_FILE_FORMAT_PHY2LOG_NPY, EPLB_FILE_FORMAT_PHY2LOG_JSON}) {
         const std::string path = dir / std::to_string(written);
         options.format = written;
-        placement.save_file(path, options);
-        EXPECT_EQ(std::uint64_t(eplb::placement::load_file(path, options).hash()),
+        eplb::save_placement_file(placement, path, options);
+        EXPECT_EQ(std::uint64_t(eplb::load_placement_file(path, options).hash()),
                   std::uint64_t(placement.hash()));
     }
     EXPECT_EQ(read_file(dir / std::to_string(EPLB_FILE_FORMAT_CONFIG)), read_file(config));
 }
 
-TEST(Exchange, WhatDoesNotFitIsAStatusAndAMessage) {
+TEST(Exchange, MismatchesAreRefusedWithTheirPlace) {
     const temporary_directory dir;
     const std::string path = dir / "counts.json";
     write_file(path, "[[1, -2]]");
@@ -92,19 +91,28 @@ TEST(Exchange, WhatDoesNotFitIsAStatusAndAMessage) {
                   path + ": bad JSON: [0][1] is -2, a whole number from 0 to 2^63 - 1 expected at line 1 "
                          "column 7"));
     EXPECT_EQ(refused([&] { eplb::stats::load_file(path); }).first, EPLB_STATUS_INVALID_ARGUMENT);
-    EXPECT_EQ(refused([&] { eplb::stats::load_file(path, format(eplb_file_format(6))); }),
-              std::make_pair(eplb_status(EPLB_STATUS_INVALID_ARGUMENT),
-                             std::string("format is 6, which is no eplb_file_format")));
-    EXPECT_EQ(refused([&] { eplb::placement::load_file(recorded); }),
+    EXPECT_EQ(
+        refused([&] { eplb::stats::load_file(path, format(6)); }),
+        std::make_pair(
+            eplb_status(EPLB_STATUS_INVALID_ARGUMENT),
+            std::string(
+                "options->format is 6; expected EPLB_FILE_FORMAT_DETECT (0), EPLB_FILE_FORMAT_DUMP (1), "
+                "EPLB_FILE_FORMAT_SGLANG_COUNT (2), EPLB_FILE_FORMAT_SGLANG_PT (3), "
+                "EPLB_FILE_FORMAT_LMDEPLOY (4), "
+                "EPLB_FILE_FORMAT_NPY (5), EPLB_FILE_FORMAT_CONFIG (100), EPLB_FILE_FORMAT_SGLANG_MAP (101), "
+                "EPLB_FILE_FORMAT_EXPERT_MAP (102), EPLB_FILE_FORMAT_PHY2LOG_NPY (103), "
+                "EPLB_FILE_FORMAT_PHY2LOG_JSON (104)")));
+    EXPECT_EQ(refused([&] { eplb::load_placement_file(recorded); }),
               std::make_pair(eplb_status(EPLB_STATUS_INVALID_ARGUMENT),
                              std::string("sglang-pt is a format of counts, one of placements expected")));
-    EXPECT_EQ(refused([&] { eplb::stats::load_file(recorded).save_file(path, {}); }),
-              std::make_pair(eplb_status(EPLB_STATUS_INVALID_ARGUMENT),
-                             std::string("options->format says no format to write")));
+    EXPECT_EQ(
+        refused([&] { eplb::stats::load_file(recorded).save_file(path, {}); }),
+        std::make_pair(eplb_status(EPLB_STATUS_INVALID_ARGUMENT),
+                       std::string("options->format is EPLB_FILE_FORMAT_DETECT; set the format to write")));
     eplb::file_options options;
     options.num_ranks = 8;
     options.num_slots = 80;
-    EXPECT_EQ(refused([&] { eplb::placement::load_file(config, options); }),
+    EXPECT_EQ(refused([&] { eplb::load_placement_file(config, options); }),
               std::make_pair(eplb_status(EPLB_STATUS_INVALID_PLACEMENT),
                              config + ": num_slots is 72, 80 slots expected"));
 }

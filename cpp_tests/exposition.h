@@ -1,4 +1,4 @@
-// A reader of Prometheus' text format, written from its description and strict where that leaves no choice:
+// A strict reader of Prometheus' text format, written from its description:
 // https://prometheus.io/docs/instrumenting/exposition_formats/#text-based-format
 #ifndef EPLB_TESTS_EXPOSITION_H
 #define EPLB_TESTS_EXPOSITION_H
@@ -17,7 +17,7 @@ struct exposition {
     };
     std::map<std::string, metric> metrics;
 
-    /// The one sample with these labels.
+    /// The sample with these labels.
     double at(const std::string &name, const labels &of = {}) const {
         const auto metric = metrics.find(name);
         if (metric == metrics.end() || metric->second.samples.count(of) == 0) {
@@ -26,7 +26,7 @@ struct exposition {
         return metric->second.samples.at(of);
     }
 
-    /// Throws what is wrong, and with which line.
+    /// Throws the error and its line.
     explicit exposition(const std::string &text) {
         if (!text.empty() && text.back() != '\n') {
             throw std::runtime_error("the last line does not end");

@@ -1,4 +1,4 @@
-// Files for the tests: the recordings that ship with eplb, and a directory of one's own.
+// Files of the tests: the recordings that ship with eplb, and temporary directories.
 #ifndef EPLB_TESTS_FILES_H
 #define EPLB_TESTS_FILES_H
 
@@ -19,7 +19,7 @@ inline void write_file(const std::filesystem::path &path, const std::string &tex
     std::ofstream(path, std::ios::binary) << text;
 }
 
-/// A new directory, removed with its contents at the end.
+/// A new directory, removed with its contents by the destructor.
 class temporary_directory {
   public:
     temporary_directory() {

@@ -1,7 +1,7 @@
 // eplb_generate: a dump directory to a configuration file.
 #include <gtest/gtest.h>
 
-#include <eplb.hpp>
+#include <eplb_tools.hpp>
 #include <regex>
 
 #include "files.h"
@@ -17,7 +17,7 @@ eplb::generate_config config_for(const std::string &from, const std::string &to)
     return config;
 }
 
-// Each expected file under `folder` against the dump it is for; returns how many there were.
+// Compares each expected file under `folder` with what its dump gives; returns the number of files.
 int generate_all(const std::string &folder) {
     temporary_directory dir;
     const std::string output = dir / "moe_load_balancer.yaml";
@@ -33,9 +33,9 @@ int generate_all(const std::string &folder) {
         auto config = config_for(dump, output);
         config.num_ranks = std::stoul(match[2]);
         config.num_slots = std::stoul(match[3]);
-        config.iter_start = match[5].matched ? std::stol(match[5]) : 0;
-        config.iter_stop = match[6].matched ? std::stol(match[6]) : 0;
-        config.policy = EPLB_POLICY_TRTLLM;
+        config.stats.iter_start = match[5].matched ? std::stol(match[5]) : 0;
+        config.stats.iter_stop = match[6].matched ? std::stol(match[6]) : 0;
+        config.solve.policy = EPLB_POLICY_TRTLLM;
         const eplb_generate_report report = eplb::generate(config);
         EXPECT_TRUE(read_file(output) == read_file(entry.path())) << file;
         EXPECT_EQ(report.num_ranks, config.num_ranks);
@@ -53,7 +53,7 @@ int generate_all(const std::string &folder) {
 
 } // namespace
 
-TEST(Generate, GivesTheExpectedFilesToTheByte) {
+TEST(Generate, WritesTheExpectedBytes) {
     EXPECT_EQ(generate_all(EPLB_DATA), 6);
     // A further folder of the same layout, for recordings that may not be shipped.
     if (const char *extra = std::getenv("EPLB_EXTRA_DATA")) {
@@ -61,11 +61,11 @@ TEST(Generate, GivesTheExpectedFilesToTheByte) {
     }
 }
 
-TEST(Generate, DefaultsAreThoseOfTheReferenceScriptButForThePolicy) {
+TEST(Generate, DefaultsExceptThePolicyAreThoseOfTensorRtLlm) {
     temporary_directory dir;
     const std::string output = dir / "config.yaml";
     auto config = config_for(translation, output);
-    config.policy = EPLB_POLICY_TRTLLM;
+    config.solve.policy = EPLB_POLICY_TRTLLM;
     const auto report = eplb::generate(config);
     EXPECT_EQ(report.num_ranks, 8u) << "the number of rank files";
     EXPECT_EQ(report.num_slots, 64u) << "the number of experts";
@@ -74,8 +74,8 @@ TEST(Generate, DefaultsAreThoseOfTheReferenceScriptButForThePolicy) {
     EXPECT_EQ(report.iter_stop, 131);
     EXPECT_LT(report.imbalance_after, report.imbalance_before);
     EXPECT_TRUE(read_file(output) == read_file(data("expected/dsv2lite-translation.ep8.slots64.yaml")));
-    // The default levels better, better yet for each of several samples, which is the default, too.
-    config.policy = EPLB_POLICY_DEFAULT;
+    // The default policy balances better, and better yet with several samples, which are the default too.
+    config.solve.policy = EPLB_POLICY_DEFAULT;
     const auto searched = eplb::generate(config);
     config.num_samples = 1;
     const auto for_the_sum = eplb::generate(config);
@@ -84,7 +84,7 @@ TEST(Generate, DefaultsAreThoseOfTheReferenceScriptButForThePolicy) {
     EXPECT_EQ(searched.num_duplicates, 0u);
 }
 
-TEST(Generate, ProgressGoesThroughThePhasesOnThisThread) {
+TEST(Generate, ProgressReportsEachPhase) {
     temporary_directory dir;
     const std::string output = dir / "config.yaml";
     std::vector<eplb_phase> phases;
@@ -105,7 +105,7 @@ TEST(Generate, ProgressGoesThroughThePhasesOnThisThread) {
     EXPECT_EQ(read.second, read.first);
 }
 
-TEST(Generate, CancelledOrThrownOutOfItLeavesTheOldFile) {
+TEST(Generate, CancellationAndExceptionsKeepTheOldFile) {
     temporary_directory dir;
     const std::string output = dir / "config.yaml";
     write_file(output, "old");
@@ -127,13 +127,14 @@ TEST(Generate, CancelledOrThrownOutOfItLeavesTheOldFile) {
     EXPECT_EQ(std::distance(std::filesystem::directory_iterator(dir / ""), {}), 1);
 }
 
-TEST(Generate, MistakesAreStatuses) {
+TEST(Generate, WrongArgumentsAreRefused) {
     temporary_directory dir;
     const std::string output = dir / "config.yaml", nowhere = dir / "no/such/config.yaml", empty = dir / "";
     eplb_generate_config config = EPLB_GENERATE_CONFIG_INIT;
     config.output_path = output.c_str();
-    const auto status = [&] { return eplb_generate(&config, nullptr); };
-    EXPECT_EQ(eplb_generate(nullptr, nullptr), EPLB_STATUS_INVALID_ARGUMENT);
+    eplb_solve_options options = EPLB_SOLVE_OPTIONS_INIT;
+    const auto status = [&] { return eplb_generate(&config, nullptr, &options, nullptr); };
+    EXPECT_EQ(eplb_generate(nullptr, nullptr, nullptr, nullptr), EPLB_STATUS_INVALID_ARGUMENT);
     EXPECT_EQ(status(), EPLB_STATUS_INVALID_ARGUMENT);
     EXPECT_STREQ(eplb_last_error_message(), "config->expert_statistic_path is NULL");
     config.expert_statistic_path = empty.c_str();
@@ -142,15 +143,48 @@ TEST(Generate, MistakesAreStatuses) {
     config.num_slots = 65;
     EXPECT_EQ(status(), EPLB_STATUS_INVALID_SHAPE);
     config.num_slots = 0;
-    config.policy = -1;
+    options.policy = -1;
     EXPECT_EQ(status(), EPLB_STATUS_INVALID_ARGUMENT);
-    config.policy = 0;
+    options.policy = 0;
+    config.reserved = 1;
+    EXPECT_EQ(status(), EPLB_STATUS_INVALID_ARGUMENT);
+    EXPECT_STREQ(eplb_last_error_message(), "config->reserved is not 0");
+    config.reserved = 0;
     config.output_path = nowhere.c_str();
     EXPECT_EQ(status(), EPLB_STATUS_WRITE_FAILED);
     config.output_path = output.c_str();
     eplb_generate_report report = EPLB_GENERATE_REPORT_INIT;
     report.struct_size = 1;
-    EXPECT_EQ(eplb_generate(&config, &report), EPLB_STATUS_INVALID_ARGUMENT);
+    EXPECT_EQ(eplb_generate(&config, nullptr, nullptr, &report), EPLB_STATUS_INVALID_ARGUMENT);
     EXPECT_FALSE(std::filesystem::exists(output)) << "refused before the work";
-    EXPECT_EQ(status(), EPLB_STATUS_OK) << "no report asked for";
+    EXPECT_EQ(status(), EPLB_STATUS_OK) << "without a report";
+}
+
+TEST(Generate, ArraysWithoutTheirLengthAreRefusedByName) {
+    temporary_directory dir;
+    const std::string output = dir / "config.yaml";
+    auto config = config_for(translation, output);
+    const auto refused = [&] {
+        try {
+            eplb::generate(config);
+            ADD_FAILURE() << "accepted";
+        } catch (const eplb::error &error) {
+            EXPECT_EQ(error.status(), EPLB_STATUS_INVALID_ARGUMENT);
+            return std::string(error.what());
+        }
+        return std::string();
+    };
+    config.solve.sample_weights = {1, 2};
+    EXPECT_EQ(refused(), "solve_options->sample_weights has num_samples values; set config->num_samples too");
+    config.num_samples = 3;
+    EXPECT_EQ(refused(),
+              "rank_num_slots or rank_to_node is not [num_ranks] long, or sample_weights not [num_samples]");
+    config.num_samples = 2;
+    EXPECT_EQ(eplb::generate(config).num_slots, 64u);
+
+    config.solve.sample_weights = {};
+    config.solve.rank_to_node = {0, 0, 0, 0, 1, 1, 1, 1};
+    EXPECT_EQ(refused(), "solve_options->rank_to_node has num_ranks values; set config->num_ranks too");
+    config.num_ranks = 8;
+    EXPECT_EQ(eplb::generate(config).num_ranks, 8u);
 }

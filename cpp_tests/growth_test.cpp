@@ -2,19 +2,19 @@
 #include <gtest/gtest.h>
 
 #include <cstring>
-#include <eplb.hpp>
+#include <eplb_tools.hpp>
 
 #include "files.h"
 
 namespace {
 
-/// A struct as a newer header has it: fields that this library does not know behind those that it does.
+/// A struct of a newer header: known fields, then fields that this library does not know.
 template <class T> struct newer {
     T known;
     uint64_t unknown[2];
 };
 
-/// A struct as an older header has it: it ends after `size` bytes, and what lies behind is somebody else's.
+/// A struct of an older header: it ends after `size` bytes, and the memory after it is not part of it.
 template <class T> T older(T value, size_t size) {
     std::memset(reinterpret_cast<char *>(&value) + size, 0xee, sizeof(T) - size);
     value.struct_size = size;
@@ -30,9 +30,16 @@ template <class T> newer<T> from_newer(const T &value, uint64_t unknown) {
 const std::vector<double> loads = {4, 3, 2, 1};
 const int32_t layer = 0;
 
-eplb_status solve(const eplb_solve_config &config, uint64_t &hash) {
+eplb_placement_config shape() {
+    eplb_placement_config config = EPLB_PLACEMENT_CONFIG_INIT;
+    config.num_experts = 4;
+    config.num_ranks = 2;
+    return config;
+}
+
+eplb_status solve(const eplb_placement_config *config, const eplb_solve_options *options, uint64_t &hash) {
     eplb_placement *placement = nullptr;
-    const eplb_status status = eplb_solve(&config, loads.data(), &layer, 1, 1, loads.size(), &placement);
+    const eplb_status status = eplb_solve(config, options, &layer, 1, loads.data(), 1, &placement);
     if (status == EPLB_STATUS_OK) {
         EXPECT_EQ(eplb_placement_hash(placement, &hash), EPLB_STATUS_OK);
     }
@@ -40,7 +47,7 @@ eplb_status solve(const eplb_solve_config &config, uint64_t &hash) {
     return status;
 }
 
-/// Results behind `size` bytes are not written, and those before it are the same.
+/// Checks that a result of `size` bytes gets the same values as the whole one, and nothing after them.
 template <class T, class Fill> void fills_only(const T &init, size_t size, Fill fill) {
     T whole = init, part = older(init, size), untouched = part;
     ASSERT_EQ(fill(&whole), EPLB_STATUS_OK);
@@ -54,26 +61,26 @@ template <class T, class Fill> void fills_only(const T &init, size_t size, Fill 
     newer<T> grown = from_newer(init, 77);
     ASSERT_EQ(fill(&grown.known), EPLB_STATUS_OK);
     EXPECT_EQ(grown.unknown[0], 0u);
-    EXPECT_EQ(grown.unknown[1], 0u) << "a field that the library does not know has its default";
+    EXPECT_EQ(grown.unknown[1], 0u) << "an unknown field gets its default";
     EXPECT_EQ(grown.known.struct_size, sizeof(grown));
 }
 
 } // namespace
 
-TEST(Growth, AnOlderConfigHasDefaultsWhereItHasNoFields) {
-    eplb_solve_config config = EPLB_SOLVE_CONFIG_INIT;
-    config.num_ranks = 2;
+TEST(Growth, OlderConfigGetsDefaultsForMissingFields) {
+    const eplb_placement_config config = shape();
     uint64_t whole = 0, part = 0;
-    ASSERT_EQ(solve(config, whole), EPLB_STATUS_OK);
+    ASSERT_EQ(solve(&config, nullptr, whole), EPLB_STATUS_OK);
     for (const size_t size :
-         {offsetof(eplb_solve_config, num_slots), offsetof(eplb_solve_config, num_threads),
-          offsetof(eplb_solve_config, num_groups), offsetof(eplb_solve_config, effort),
-          offsetof(eplb_solve_config, rank_to_node)}) {
-        ASSERT_EQ(solve(older(config, size), part), EPLB_STATUS_OK) << eplb_last_error_message();
+         {offsetof(eplb_placement_config, num_slots), offsetof(eplb_placement_config, layer_updates_per_iter),
+          offsetof(eplb_placement_config, rank_num_slots)}) {
+        const eplb_placement_config older_config = older(config, size);
+        ASSERT_EQ(solve(&older_config, nullptr, part), EPLB_STATUS_OK) << eplb_last_error_message();
         EXPECT_EQ(part, whole);
     }
-    EXPECT_EQ(solve(older(config, offsetof(eplb_solve_config, num_ranks)), part), EPLB_STATUS_INVALID_SHAPE)
-        << "a header without num_ranks never was; its default is none";
+    const eplb_placement_config without_ranks = older(config, offsetof(eplb_placement_config, num_ranks));
+    EXPECT_EQ(solve(&without_ranks, nullptr, part), EPLB_STATUS_INVALID_SHAPE)
+        << "the default of num_ranks is 0, which is no shape";
 
     temporary_directory dir;
     const std::string dump = data("dumps/dsr1-all-zero"), output = dir / "config.yaml";
@@ -82,38 +89,130 @@ TEST(Growth, AnOlderConfigHasDefaultsWhereItHasNoFields) {
     generate.output_path = output.c_str();
     generate.num_ranks = 8;
     generate.num_slots = 320;
-    ASSERT_EQ(eplb_generate(&generate, nullptr), EPLB_STATUS_OK) << eplb_last_error_message();
+    ASSERT_EQ(eplb_generate(&generate, nullptr, nullptr, nullptr), EPLB_STATUS_OK)
+        << eplb_last_error_message();
     const std::string by_default = read_file(output);
     for (const size_t size :
-         {offsetof(eplb_generate_config, iter_start), offsetof(eplb_generate_config, policy),
-          offsetof(eplb_generate_config, expected_ranks), offsetof(eplb_generate_config, progress),
-          offsetof(eplb_generate_config, num_groups), offsetof(eplb_generate_config, effort),
-          offsetof(eplb_generate_config, rank_to_node)}) {
-        const eplb_generate_config config_of_then = older(generate, size);
-        ASSERT_EQ(eplb_generate(&config_of_then, nullptr), EPLB_STATUS_OK) << eplb_last_error_message();
+         {offsetof(eplb_generate_config, num_samples), offsetof(eplb_generate_config, progress),
+          offsetof(eplb_generate_config, user_data),
+          offsetof(eplb_generate_config, layer_updates_per_iter)}) {
+        const eplb_generate_config older_config = older(generate, size);
+        ASSERT_EQ(eplb_generate(&older_config, nullptr, nullptr, nullptr), EPLB_STATUS_OK)
+            << eplb_last_error_message();
+        EXPECT_TRUE(read_file(output) == by_default);
+        std::filesystem::remove(output);
+    }
+    const eplb_stats_options stats_options = EPLB_STATS_OPTIONS_INIT;
+    for (const size_t size :
+         {offsetof(eplb_stats_options, iter_start), offsetof(eplb_stats_options, allow_missing_ranks),
+          offsetof(eplb_stats_options, num_threads), offsetof(eplb_stats_options, expected_ranks)}) {
+        const eplb_stats_options older_options = older(stats_options, size);
+        ASSERT_EQ(eplb_generate(&generate, &older_options, nullptr, nullptr), EPLB_STATUS_OK)
+            << eplb_last_error_message();
         EXPECT_TRUE(read_file(output) == by_default);
         std::filesystem::remove(output);
     }
 }
 
-TEST(Growth, ANewerConfigIsTakenWhileItSetsNothingUnknown) {
-    eplb_solve_config config = EPLB_SOLVE_CONFIG_INIT;
-    config.num_ranks = 2;
-    const auto call = [&](uint64_t unknown) {
-        const newer<eplb_solve_config> grown = from_newer(config, unknown);
-        eplb_placement *placement = nullptr;
-        const eplb_status status =
-            eplb_solve(&grown.known, loads.data(), &layer, 1, 1, loads.size(), &placement);
-        eplb_placement_destroy(placement);
-        return status;
-    };
-    EXPECT_EQ(call(0), EPLB_STATUS_OK);
-    EXPECT_EQ(call(1), EPLB_STATUS_INVALID_ARGUMENT);
-    EXPECT_STREQ(eplb_last_error_message(),
-                 "config sets fields that eplb 0.1.0 does not know; the header is newer than the library");
+TEST(Growth, OlderSolveOptionsGetDefaultsForMissingFields) {
+    const eplb_placement_config config = shape();
+    const eplb_solve_options options = EPLB_SOLVE_OPTIONS_INIT;
+    const std::vector<size_t> sizes = {
+        offsetof(eplb_solve_options, policy),         offsetof(eplb_solve_options, objective),
+        offsetof(eplb_solve_options, num_threads),    offsetof(eplb_solve_options, num_groups),
+        offsetof(eplb_solve_options, num_nodes),      offsetof(eplb_solve_options, reserved),
+        offsetof(eplb_solve_options, rank_to_node),   offsetof(eplb_solve_options, off_node_price),
+        offsetof(eplb_solve_options, sample_weights), offsetof(eplb_solve_options, quantile),
+        offsetof(eplb_solve_options, drift),          offsetof(eplb_solve_options, effort)};
+    uint64_t whole = 0, part = 0;
+    ASSERT_EQ(solve(&config, nullptr, whole), EPLB_STATUS_OK);
+    for (const size_t size : sizes) {
+        const eplb_solve_options older_options = older(options, size);
+        ASSERT_EQ(solve(&config, &older_options, part), EPLB_STATUS_OK) << eplb_last_error_message();
+        EXPECT_EQ(part, whole);
+    }
+
+    // The fields that an older caller has are used: the greedy's slots differ from the default's.
+    eplb_solve_options greedy = options;
+    greedy.policy = EPLB_POLICY_TRTLLM;
+    ASSERT_EQ(solve(&config, &greedy, whole), EPLB_STATUS_OK);
+    EXPECT_NE(whole, part);
+    greedy = older(greedy, offsetof(eplb_solve_options, objective));
+    ASSERT_EQ(solve(&config, &greedy, part), EPLB_STATUS_OK);
+    EXPECT_EQ(part, whole);
+    greedy.policy = 9;
+    EXPECT_EQ(solve(&config, &greedy, part), EPLB_STATUS_INVALID_ARGUMENT);
+
+    temporary_directory dir;
+    const std::string dump = data("dumps/dsr1-all-zero"), output = dir / "config.yaml";
+    eplb_generate_config generate = EPLB_GENERATE_CONFIG_INIT;
+    generate.expert_statistic_path = dump.c_str();
+    generate.output_path = output.c_str();
+    generate.num_ranks = 8;
+    generate.num_slots = 320;
+    ASSERT_EQ(eplb_generate(&generate, nullptr, nullptr, nullptr), EPLB_STATUS_OK);
+    const std::string by_default = read_file(output);
+    for (const size_t size : sizes) {
+        const eplb_solve_options older_options = older(options, size);
+        ASSERT_EQ(eplb_generate(&generate, nullptr, &older_options, nullptr), EPLB_STATUS_OK)
+            << eplb_last_error_message();
+        EXPECT_TRUE(read_file(output) == by_default);
+        std::filesystem::remove(output);
+    }
 }
 
-TEST(Growth, ResultsFillAsMuchAsTheCallerHas) {
+TEST(Growth, NewerStructIsAcceptedUnlessItSetsUnknownFields) {
+    const eplb_placement_config config = shape();
+    const eplb_solve_options options = EPLB_SOLVE_OPTIONS_INIT;
+    uint64_t hash = 0;
+    const auto with_config = [&](uint64_t unknown) {
+        const newer<eplb_placement_config> grown = from_newer(config, unknown);
+        return solve(&grown.known, nullptr, hash);
+    };
+    EXPECT_EQ(with_config(0), EPLB_STATUS_OK);
+    EXPECT_EQ(with_config(1), EPLB_STATUS_INVALID_ARGUMENT);
+    EXPECT_STREQ(eplb_last_error_message(),
+                 "config sets fields that eplb 0.1.0 does not know; the header is newer than the library");
+
+    const auto with_options = [&](uint64_t unknown) {
+        const newer<eplb_solve_options> grown = from_newer(options, unknown);
+        return solve(&config, &grown.known, hash);
+    };
+    EXPECT_EQ(with_options(0), EPLB_STATUS_OK);
+    // The first and the last byte of the unknown field.
+    for (const uint64_t unknown : {uint64_t(1), uint64_t(1) << 56}) {
+        EXPECT_EQ(with_options(unknown), EPLB_STATUS_INVALID_ARGUMENT);
+        EXPECT_STREQ(
+            eplb_last_error_message(),
+            "options sets fields that eplb 0.1.0 does not know; the header is newer than the library");
+    }
+
+    // The other calls that take the options.
+    const newer<eplb_solve_options> grown = from_newer(options, 1);
+    int32_t arrays[12] = {};
+    EXPECT_EQ(
+        eplb_deepseek_rebalance(&config, &grown.known, loads.data(), 1, 1, arrays, arrays + 4, arrays + 8),
+        EPLB_STATUS_INVALID_ARGUMENT);
+    temporary_directory dir;
+    const std::string dump = data("dumps/dsr1-all-zero"), output = dir / "config.yaml";
+    eplb_generate_config generate = EPLB_GENERATE_CONFIG_INIT;
+    generate.expert_statistic_path = dump.c_str();
+    generate.output_path = output.c_str();
+    EXPECT_EQ(eplb_generate(&generate, nullptr, &grown.known, nullptr), EPLB_STATUS_INVALID_ARGUMENT);
+    EXPECT_STREQ(
+        eplb_last_error_message(),
+        "solve_options sets fields that eplb 0.1.0 does not know; the header is newer than the library");
+    eplb::placement_config sizes;
+    sizes.num_experts = 4;
+    sizes.num_ranks = 2;
+    const auto placement =
+        eplb::placement::create(sizes, std::vector<int32_t>{layer}, std::vector<int32_t>{0, 1, 2, 3});
+    eplb_placement_evaluation evaluation = EPLB_PLACEMENT_EVALUATION_INIT;
+    EXPECT_EQ(eplb_placement_evaluate(placement.get(), layer, loads.data(), 1, 4, &grown.known, &evaluation),
+              EPLB_STATUS_INVALID_ARGUMENT);
+}
+
+TEST(Growth, ResultsFillOnlyTheCallersStruct) {
     const auto stats = eplb::stats::load(data("dumps/dsr1-all-zero"));
     fills_only<eplb_stats_info>(
         EPLB_STATS_INFO_INIT, offsetof(eplb_stats_info, layer_ids),
@@ -128,7 +227,8 @@ TEST(Growth, ResultsFillAsMuchAsTheCallerHas) {
     fills_only<eplb_placement_evaluation>(
         EPLB_PLACEMENT_EVALUATION_INIT, offsetof(eplb_placement_evaluation, worst_rank),
         [&](eplb_placement_evaluation *evaluation) {
-            return eplb_placement_evaluate(placement.get(), even.data(), 3, 1, even.size(), evaluation);
+            return eplb_placement_evaluate(placement.get(), 3, even.data(), 1, even.size(), nullptr,
+                                           evaluation);
         });
     eplb::dispatch_config config;
     config.num_ranks = 8;
@@ -139,7 +239,7 @@ TEST(Growth, ResultsFillAsMuchAsTheCallerHas) {
         [&](eplb_dispatch_info *info) { return eplb_dispatch_get_info(dispatch.get(), info); });
     const auto recorder = eplb::recorder::create(eplb::recorder_config());
     fills_only<eplb_recorder_info>(
-        EPLB_RECORDER_INFO_INIT, offsetof(eplb_recorder_info, range_start),
+        EPLB_RECORDER_INFO_INIT, offsetof(eplb_recorder_info, iter_start),
         [&](eplb_recorder_info *info) { return eplb_recorder_get_info(recorder.get(), info, nullptr, 0); });
     temporary_directory dir;
     const std::string dump = data("dumps/dsr1-all-zero"), output = dir / "config.yaml";
@@ -148,5 +248,5 @@ TEST(Growth, ResultsFillAsMuchAsTheCallerHas) {
     generate.output_path = output.c_str();
     fills_only<eplb_generate_report>(
         EPLB_GENERATE_REPORT_INIT, offsetof(eplb_generate_report, imbalance_before),
-        [&](eplb_generate_report *report) { return eplb_generate(&generate, report); });
+        [&](eplb_generate_report *report) { return eplb_generate(&generate, nullptr, nullptr, report); });
 }

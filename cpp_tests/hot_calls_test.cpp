@@ -1,5 +1,5 @@
-// Hot calls allocate nothing: this program's malloc counts the calls that come from libeplb.so, on the host
-// and over fake_cuda, whose own allocations come from elsewhere.
+// Hot calls allocate nothing: this program's malloc counts the calls from libeplb.so, on the host and over
+// fake_cuda, whose own allocations are not counted.
 #include <gtest/gtest.h>
 
 #include <atomic>
@@ -23,7 +23,7 @@ void note(const void *caller) {
     }
 }
 
-/// Finds where libeplb.so is.
+/// Finds the addresses of libeplb.so.
 void watch_library() {
     dl_iterate_phdr(
         [](dl_phdr_info *info, size_t, void *) {
@@ -48,7 +48,7 @@ size_t allocations_of(const std::function<void()> &work) {
 
 } // namespace
 
-// glibc's own functions behind the names that everybody in this process calls.
+// glibc's own functions, for the replacements below.
 extern "C" {
 void *__libc_malloc(size_t size);
 void *__libc_calloc(size_t count, size_t size);
@@ -99,19 +99,19 @@ TEST(HotCalls, AllocateNothing) {
     eplb_recorder *handle = nullptr;
     const eplb_recorder_config c = config.c();
     EXPECT_GT(allocations_of([&] { ASSERT_EQ(eplb_recorder_create(&c, &handle), EPLB_STATUS_OK); }), 0u)
-        << "what create allocates is not seen, so nothing would be";
-    const eplb::recorder recorder(handle);
-    recorder.register_buffer(0, ids.data(), EPLB_DTYPE_INT32, 64, nullptr, stream);
+        << "allocations of create are not counted, so none would be";
+    eplb::recorder recorder(handle);
+    const eplb_expert_ids expert_ids = {ids.data(), EPLB_DTYPE_INT32, 0};
+    recorder.register_buffer(0, ids.data(), 64, nullptr, stream);
     const auto iterate = [&] {
         for (int64_t iteration = 0; iteration < 9; iteration++) {
             EXPECT_EQ(eplb_recorder_begin_iteration(handle, iteration, stream), EPLB_STATUS_OK);
             EXPECT_EQ(eplb_recorder_count(handle, 0, 64, stream), EPLB_STATUS_OK);
-            EXPECT_EQ(eplb_recorder_count_ids(handle, 1, ids.data(), EPLB_DTYPE_INT32, 64, nullptr, stream),
-                      EPLB_STATUS_OK);
+            EXPECT_EQ(eplb_recorder_count_ids(handle, 1, &expert_ids, 64, nullptr, stream), EPLB_STATUS_OK);
         }
     };
     EXPECT_EQ(allocations_of(iterate), 0u);
-    // Step 3, with and without counting.
+    // Step 3, eager and captured.
     eplb::placement_config sizes;
     sizes.num_experts = 256;
     sizes.num_ranks = 2;
@@ -123,8 +123,9 @@ TEST(HotCalls, AllocateNothing) {
     const std::vector<int32_t> layers = {0};
     const auto placement = eplb::placement::create(sizes, layers, experts);
     engine_array<int32_t> slots(64 * 8);
-    for (const eplb_route rule :
-         {EPLB_ROUTE_ROUND_ROBIN, EPLB_ROUTE_TOKEN_HASH, EPLB_ROUTE_NEAREST, EPLB_ROUTE_LEAST_LOADED}) {
+    const eplb_slot_ids slot_ids = {slots.data(), EPLB_DTYPE_INT32, 0};
+    for (const eplb_rule rule :
+         {EPLB_RULE_ROUND_ROBIN, EPLB_RULE_TOKEN_HASH, EPLB_RULE_NEAREST, EPLB_RULE_LEAST_LOADED}) {
         eplb::dispatch_config routing;
         routing.num_ranks = 2;
         routing.experts_per_token = 8;
@@ -132,8 +133,7 @@ TEST(HotCalls, AllocateNothing) {
         routing.device = engine::get().device();
         const auto dispatch = eplb::dispatch::create(placement, routing);
         const auto route = [&] {
-            EXPECT_EQ(eplb_dispatch_route(dispatch.get(), 0, ids.data(), EPLB_DTYPE_INT32, 64, nullptr,
-                                          slots.data(), stream),
+            EXPECT_EQ(eplb_dispatch_route(dispatch.get(), 0, &expert_ids, 64, nullptr, &slot_ids, stream),
                       EPLB_STATUS_OK);
         };
         EXPECT_EQ(allocations_of(route), 0u);

@@ -1,7 +1,7 @@
-// eplb.hpp: ownership, views and configs. What the calls do is tested with their C objects.
+// eplb.hpp and eplb_tools.hpp: ownership, views and configs. The tests of the C objects cover the calls.
 #include <gtest/gtest.h>
 
-#include <eplb.hpp>
+#include <eplb_tools.hpp>
 
 #include "files.h"
 
@@ -12,7 +12,7 @@ constexpr bool moves_and_does_not_copy =
 static_assert(moves_and_does_not_copy<eplb::stats>);
 static_assert(moves_and_does_not_copy<eplb::placement>);
 
-TEST(Hpp, AMovedFromHandleIsAnErrorAndNotACrash) {
+TEST(Hpp, MovedFromHandleIsRefused) {
     auto stats = eplb::stats::load(data("dumps/dsr1-all-zero"));
     const auto owner = std::move(stats);
     EXPECT_EQ(owner.info().num_experts, 256u);
@@ -27,27 +27,65 @@ TEST(Hpp, AMovedFromHandleIsAnErrorAndNotACrash) {
     EXPECT_THROW(stats.layer_loads(3), eplb::error);
 }
 
-TEST(Hpp, ArraysOfTheWrongLengthAreRefusedBeforeTheyAreRead) {
+TEST(Hpp, ArraysOfTheWrongLengthAreRefusedUnread) {
     const std::vector<double> loads(7, 1.0);
     const std::vector<int32_t> layers = {0, 1}, slots = {0, 1, 0};
-    EXPECT_THROW(eplb::solve({}, loads, layers, 1, 4), eplb::error);
     eplb::placement_config config;
-    config.num_experts = config.num_ranks = 2;
+    config.num_experts = 4;
+    config.num_ranks = 2;
+    EXPECT_THROW(eplb::solve(config, layers, loads), eplb::error);
+    config.num_experts = 2;
     EXPECT_THROW(eplb::placement::create(config, layers, slots), eplb::error);
     const auto placement = eplb::placement::create(config, layers, std::vector<int32_t>{0, 1, 1, 0});
-    EXPECT_THROW(placement.evaluate(0, loads, 2), eplb::error);
-    EXPECT_THROW(placement.evaluate(0, loads, 0), eplb::error);
-    EXPECT_EQ(placement.evaluate(0, std::vector<double>{1, 3}).max_load, 3.0);
+    EXPECT_THROW(eplb::evaluate(placement, 0, loads, 2), eplb::error);
+    EXPECT_THROW(eplb::evaluate(placement, 0, loads, 0), eplb::error);
+    EXPECT_EQ(eplb::evaluate(placement, 0, std::vector<double>{1, 3}).max_load, 3.0);
+
+    const std::vector<double> four(4, 1.0);
+    eplb::solve_options options;
+    options.rank_to_node = {0, 0, 1};
+    EXPECT_THROW(eplb::solve(config, layers, four, 1, options), eplb::error);
+    EXPECT_THROW(eplb::deepseek_rebalance(config, four, 1, options), eplb::error);
+    EXPECT_THROW(eplb::evaluate(placement, 0, std::vector<double>{1, 3}, 1, options), eplb::error);
+    options.rank_to_node = {};
+    options.sample_weights = {1, 1, 1};
+    EXPECT_THROW(eplb::solve(config, layers, four, 1, options), eplb::error);
+    config.rank_num_slots = {1};
+    EXPECT_THROW(eplb::solve(config, layers, four), eplb::error);
+    EXPECT_THROW(eplb::placement::create(config, layers, std::vector<int32_t>{0, 1, 1, 0}), eplb::error);
+    EXPECT_THROW(eplb::deepseek_rebalance(config, four, 1), eplb::error);
+
+    eplb::dispatch_config run;
+    run.num_ranks = 2;
+    run.experts_per_token = 1;
+    run.rank_to_node = {0};
+    EXPECT_THROW(eplb::dispatch::create(placement, run), eplb::error);
+    EXPECT_THROW(eplb::dispatch::memory_required(placement, run), eplb::error);
+    EXPECT_THROW(eplb::expected_load(placement, run, 0, std::vector<int64_t>(4)), eplb::error);
+    EXPECT_THROW(
+        eplb::routed_load<int32_t>(placement, run, 0, std::vector<int32_t>(2), std::vector<uint32_t>{1, 1}),
+        eplb::error);
+}
+
+TEST(Hpp, ArraysHaveRoomForTheSlotsOfEachRank) {
+    // num_slots is 0: 2 ranks of 3 slots, more than the 4 experts.
+    eplb::placement_config config;
+    config.num_experts = 4;
+    config.num_ranks = 2;
+    config.rank_num_slots = {3, 3};
+    EXPECT_EQ(config.total_slots(), 6u);
+    const auto arrays = eplb::deepseek_rebalance(config, std::vector<double>{4, 3, 2, 1}, 3);
+    EXPECT_EQ(arrays.phy2log.size(), 6u);
 }
 
 #if __cplusplus >= 202002L
-TEST(Hpp, ConfigsAreFilledInPlace) {
+TEST(Hpp, ConfigsTakeDesignatedInitialisers) {
     temporary_directory dir;
     const auto report = eplb::generate({.expert_statistic_path = data("dumps/dsr1-extreme"),
                                         .output_path = dir / "config.yaml",
                                         .num_ranks = 32,
                                         .num_slots = 288,
-                                        .policy = EPLB_POLICY_TRTLLM});
+                                        .solve = {.policy = EPLB_POLICY_TRTLLM}});
     EXPECT_EQ(report.num_slots, 288u);
     EXPECT_TRUE(read_file(dir / "config.yaml") ==
                 read_file(data("expected/dsr1-extreme.ep32.slots288.yaml")));

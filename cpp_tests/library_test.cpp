@@ -1,5 +1,5 @@
 // Statuses, messages, versions, log.
-#include <eplb.h>
+#include <eplb_tools.h>
 #include <gtest/gtest.h>
 
 #include <string>
@@ -8,19 +8,22 @@
 
 #include "files.h"
 
-TEST(Library, VersionsAreThoseOfTheHeader) {
+TEST(Library, VersionsMatchTheHeader) {
     EXPECT_EQ(eplb_abi_version(), EPLB_ABI_VERSION);
     EXPECT_STREQ(eplb_version_string(), "0.1.0");
+    EXPECT_EQ(std::to_string(EPLB_VERSION_MAJOR) + "." + std::to_string(EPLB_VERSION_MINOR) + "." +
+                  std::to_string(EPLB_VERSION_PATCH),
+              eplb_version_string());
 }
 
-TEST(Library, AStatusHasANameAndAnUnknownOneToo) {
+TEST(Library, StatusStringNamesEveryNumber) {
     EXPECT_STREQ(eplb_status_string(EPLB_STATUS_OK), "EPLB_STATUS_OK");
     EXPECT_STREQ(eplb_status_string(EPLB_STATUS_INVALID_PLACEMENT), "EPLB_STATUS_INVALID_PLACEMENT");
     EXPECT_STREQ(eplb_status_string(-7), "unknown status");
     EXPECT_STREQ(eplb_status_string(INT32_MAX), "unknown status");
 }
 
-TEST(Library, TheLastErrorMessageBelongsToItsThread) {
+TEST(Library, LastErrorMessageBelongsToItsThread) {
     EXPECT_EQ(eplb_suggest_num_slots(1, 0, 1, nullptr, nullptr), EPLB_STATUS_INVALID_ARGUMENT);
     const std::string mine = eplb_last_error_message();
     EXPECT_EQ(mine, "below is NULL");
@@ -34,10 +37,10 @@ TEST(Library, TheLastErrorMessageBelongsToItsThread) {
 
     uint32_t below = 0, above = 0;
     EXPECT_EQ(eplb_suggest_num_slots(4, 2, 4, &below, &above), EPLB_STATUS_OK);
-    EXPECT_EQ(eplb_last_error_message(), mine) << "success leaves the message";
+    EXPECT_EQ(eplb_last_error_message(), mine) << "a successful call does not change it";
 }
 
-TEST(Library, TheLogSaysWhatWasAcceptedAndStopsWhenTold) {
+TEST(Library, LogReportsMissingRanksUntilTheCallbackIsRemoved) {
     using messages = std::vector<std::pair<eplb_log_level, std::string>>;
     messages seen;
     const auto record = [](void *user_data, eplb_log_level level, const char *message) {

@@ -1,10 +1,10 @@
-// eplb_metrics: the text, read by a reader of its own, against what the objects' infos tell.
+// eplb_metrics: compares the text, as a strict reader parses it, with the infos of the objects.
 #include <gtest/gtest.h>
 
 #include <atomic>
 #include <cstdio>
 #include <cstring>
-#include <eplb.hpp>
+#include <eplb_tools.hpp>
 #include <thread>
 
 #include "exposition.h"
@@ -36,7 +36,7 @@ eplb::placement a_placement() {
                                    std::vector<int32_t>{0, 1, 2, 3, 0, 0, 3, 3, 2, 1, 0, 0});
 }
 
-eplb::dispatch a_dispatch(const eplb::placement &placement, eplb_route rule = EPLB_ROUTE_DEFAULT) {
+eplb::dispatch a_dispatch(const eplb::placement &placement, eplb_rule rule = EPLB_RULE_DEFAULT) {
     eplb::dispatch_config config;
     config.num_ranks = 2;
     config.experts_per_token = 2;
@@ -45,7 +45,7 @@ eplb::dispatch a_dispatch(const eplb::placement &placement, eplb_route rule = EP
     return eplb::dispatch::create(placement, config);
 }
 
-template <class Object> exposition told(const Object &object) {
+template <class Object> exposition metrics_of(const Object &object) {
     auto metrics = eplb::metrics::create();
     metrics.add(object);
     return exposition(metrics.text());
@@ -57,7 +57,7 @@ std::string hex(uint64_t hash) {
     return text;
 }
 
-/// The message of a call that refuses its arguments.
+/// The message of a call that is refused.
 template <class Call> std::string refused(const Call &call) {
     try {
         call();
@@ -65,13 +65,13 @@ template <class Call> std::string refused(const Call &call) {
         EXPECT_EQ(error.status(), EPLB_STATUS_INVALID_ARGUMENT);
         return error.what();
     }
-    ADD_FAILURE() << "it was taken";
+    ADD_FAILURE() << "accepted";
     return "";
 }
 
 } // namespace
 
-TEST(Metrics, TheReaderOfTheseTestsTakesNoTextThatPrometheusWouldNot) {
+TEST(Metrics, ReaderOfTheseTestsRefusesMalformedText) {
     const std::string metric = "# HELP a b\n# TYPE a gauge\n";
     EXPECT_EQ(exposition(metric + "a 1\n").at("a"), 1);
     EXPECT_EQ(
@@ -102,17 +102,17 @@ TEST(Metrics, TheReaderOfTheseTestsTakesNoTextThatPrometheusWouldNot) {
     }
 }
 
-TEST(Metrics, ARecordersAreItsInfo) {
+TEST(Metrics, RecorderMetricsEqualItsInfo) {
     temporary_directory dir;
-    const auto recorder = a_recorder(dir / "dump");
-    // 3 tokens, of which 2 are valid, and one choice of those names no expert.
+    auto recorder = a_recorder(dir / "dump");
+    // 3 tokens, 2 of them valid; one id of those names no expert.
     const int32_t ids[12] = {0, 1, 2, 64, 4, 5, 6, 7, 0, 0, 0, 0}, num_valid = 2;
-    recorder.register_buffer(3, ids, EPLB_DTYPE_INT32, 3, &num_valid);
-    EXPECT_EQ(told(recorder).at("eplb_recorder_iteration"), -1);
+    recorder.register_buffer(3, ids, 3, &num_valid);
+    EXPECT_EQ(metrics_of(recorder).at("eplb_recorder_iteration"), -1);
     for (const int64_t iteration : {110, 111, 115}) {
         recorder.begin_iteration(iteration);
         recorder.count(3, 3);
-        recorder.count_ids(4, ids, EPLB_DTYPE_INT32, 2);
+        recorder.count_ids(4, ids, 2);
     }
     for (const bool is_dumped : {false, true}) {
         if (is_dumped) {
@@ -121,17 +121,17 @@ TEST(Metrics, ARecordersAreItsInfo) {
         }
         const eplb_recorder_info info = recorder.info();
         const std::vector<uint64_t> tokens = recorder.layer_tokens(2);
-        const exposition found = told(recorder);
+        const exposition found = metrics_of(recorder);
         EXPECT_EQ(found.at("eplb_recorder_state", {{"state", "counting"}}), is_dumped ? 0 : 1);
         EXPECT_EQ(found.at("eplb_recorder_state", {{"state", "dumped"}}), is_dumped ? 1 : 0);
         EXPECT_EQ(found.metrics.at("eplb_recorder_state").samples.size(), 8u);
         EXPECT_EQ(found.at("eplb_recorder_error"), 0);
         EXPECT_EQ(found.at("eplb_recorder_iteration"), info.iteration);
-        EXPECT_EQ(found.at("eplb_recorder_range_start"), info.range_start);
-        EXPECT_EQ(found.at("eplb_recorder_range_stop"), info.range_stop);
+        EXPECT_EQ(found.at("eplb_recorder_range_start"), info.iter_start);
+        EXPECT_EQ(found.at("eplb_recorder_range_stop"), info.iter_stop);
         EXPECT_EQ(found.at("eplb_recorder_skipped_iterations_total"), info.iterations_skipped);
         EXPECT_EQ(found.at("eplb_recorder_iterations_total"), 3);
-        EXPECT_EQ(uint64_t(info.iter_stop - info.iter_start) - info.iterations_skipped, 3u);
+        EXPECT_EQ(uint64_t(info.counted_stop - info.counted_start) - info.iterations_skipped, 3u);
         EXPECT_EQ(found.at("eplb_recorder_tokens_total", {{"layer", "4"}}), tokens[0]);
         EXPECT_EQ(found.at("eplb_recorder_tokens_total", {{"layer", "3"}}), tokens[1]);
         EXPECT_EQ(tokens, (std::vector<uint64_t>{3 * 2, 3 * 2}));
@@ -149,35 +149,35 @@ TEST(Metrics, ARecordersAreItsInfo) {
         EXPECT_EQ(found.at("eplb_recorder_registered_layers"), info.num_registered_layers);
         EXPECT_EQ(found.at("eplb_recorder_workspace_bytes"), info.workspace_bytes);
         EXPECT_EQ(found.at("eplb_recorder_host_bytes"), info.host_bytes);
-        EXPECT_EQ(found.metrics.size(), 15u) << "each is looked at";
+        EXPECT_EQ(found.metrics.size(), 15u) << "each is checked";
     }
 }
 
-TEST(Metrics, ARecorderWithADumpThatFailedIsInError) {
+TEST(Metrics, FailedDumpSetsTheErrorMetric) {
     temporary_directory dir;
-    const auto recorder = a_recorder(dir / "dump");
+    auto recorder = a_recorder(dir / "dump");
     recorder.begin_iteration(100);
     std::filesystem::remove_all(dir / "dump");
     write_file(dir / "dump", "in the way");
     recorder.dump();
     EXPECT_EQ(eplb_recorder_flush(recorder.get(), -1), EPLB_STATUS_WRITE_FAILED);
-    const exposition found = told(recorder);
+    const exposition found = metrics_of(recorder);
     EXPECT_EQ(found.at("eplb_recorder_state", {{"state", "failed"}}), 1);
     EXPECT_EQ(found.at("eplb_recorder_error"), 1);
     EXPECT_EQ(found.at("eplb_recorder_dumps_total", {{"result", "failed"}}), 1);
 }
 
-TEST(Metrics, ARecorderThatIsOffSaysSoAndHasNoLayers) {
-    const exposition found = told(eplb::recorder::create({}));
+TEST(Metrics, RecorderThatIsOffHasNoLayers) {
+    const exposition found = metrics_of(eplb::recorder::create({}));
     EXPECT_EQ(found.at("eplb_recorder_state", {{"state", "off"}}), 1);
     EXPECT_EQ(found.at("eplb_recorder_workspace_bytes"), 0);
     EXPECT_EQ(found.metrics.count("eplb_recorder_tokens_total"), 0u);
 }
 
-TEST(Metrics, APlacementsAreItsInfo) {
+TEST(Metrics, PlacementMetricsEqualItsInfo) {
     const auto placement = a_placement();
     const eplb_placement_info info = placement.info();
-    const exposition found = told(placement);
+    const exposition found = metrics_of(placement);
     EXPECT_EQ(found.at("eplb_placement_info", {{"hash", hex(placement.hash())}}), 1);
     EXPECT_EQ(found.at("eplb_placement_experts"), info.num_experts);
     EXPECT_EQ(found.at("eplb_placement_ranks"), info.num_ranks);
@@ -191,16 +191,16 @@ TEST(Metrics, APlacementsAreItsInfo) {
     EXPECT_EQ(found.at("eplb_placement_duplicates", {{"layer", "3"}}), 2);
     EXPECT_EQ(found.at("eplb_placement_duplicates", {{"layer", "7"}}), 1);
     EXPECT_EQ(info.num_duplicates, 3u) << "of all layers";
-    EXPECT_EQ(found.metrics.size(), 9u) << "each is looked at";
+    EXPECT_EQ(found.metrics.size(), 9u) << "each is checked";
 }
 
-TEST(Metrics, ADispatchsAreItsInfo) {
+TEST(Metrics, DispatchMetricsEqualItsInfo) {
     const auto placement = a_placement();
     auto dispatch = a_dispatch(placement);
     const std::vector<int64_t> rank_counts(2 * 4);
     dispatch.register_rank_counts(7, rank_counts.data(), EPLB_DTYPE_INT64);
     const eplb_dispatch_info info = dispatch.info();
-    const exposition found = told(dispatch);
+    const exposition found = metrics_of(dispatch);
     EXPECT_EQ(found.at("eplb_dispatch_info", {{"hash", hex(placement.hash())}, {"rule", "least-loaded"}}), 1);
     EXPECT_EQ(found.at("eplb_dispatch_experts"), info.num_experts);
     EXPECT_EQ(found.at("eplb_dispatch_ranks"), info.num_ranks);
@@ -211,22 +211,22 @@ TEST(Metrics, ADispatchsAreItsInfo) {
     EXPECT_EQ(found.at("eplb_dispatch_layers_with_rank_counts"), 1);
     EXPECT_EQ(info.num_layers_with_rank_counts, 1u);
     EXPECT_EQ(found.at("eplb_dispatch_max_replicas"), info.max_replicas);
-    EXPECT_EQ(found.at("eplb_dispatch_memory_bytes"), info.memory_bytes);
-    EXPECT_EQ(found.metrics.size(), 10u) << "each is looked at";
-    for (const auto &[rule, name] : {std::pair(EPLB_ROUTE_ROUND_ROBIN, "round-robin"),
-                                     {EPLB_ROUTE_TOKEN_HASH, "token-hash"},
-                                     {EPLB_ROUTE_NEAREST, "nearest"}}) {
-        EXPECT_EQ(told(a_dispatch(placement, rule))
+    EXPECT_EQ(found.at("eplb_dispatch_workspace_bytes"), info.workspace_bytes);
+    EXPECT_EQ(found.metrics.size(), 10u) << "each is checked";
+    for (const auto &[rule, name] : {std::pair(EPLB_RULE_ROUND_ROBIN, "round-robin"),
+                                     {EPLB_RULE_TOKEN_HASH, "token-hash"},
+                                     {EPLB_RULE_NEAREST, "nearest"}}) {
+        EXPECT_EQ(metrics_of(a_dispatch(placement, rule))
                       .at("eplb_dispatch_info", {{"hash", hex(placement.hash())}, {"rule", name}}),
                   1);
     }
 }
 
-TEST(Metrics, AnyNumberOfObjectsGiveOneText) {
+TEST(Metrics, ManyObjectsGiveOneText) {
     auto metrics = eplb::metrics::create();
     EXPECT_EQ(std::string(metrics.text()), "");
     for (const char *model : {"main", "draft"}) {
-        // None of them is needed afterwards.
+        // The objects are destroyed before the text is read.
         temporary_directory dir;
         const auto placement = a_placement();
         for (const char *rank : {"0", "1"}) {
@@ -243,14 +243,14 @@ TEST(Metrics, AnyNumberOfObjectsGiveOneText) {
     EXPECT_EQ(found.at("eplb_placement_slots", {{"model", "main"}}), 6);
 }
 
-TEST(Metrics, ValuesOfLabelsComeBackAsTheyWereGiven) {
+TEST(Metrics, LabelValuesAreEscaped) {
     const std::string strange = "C:\\new\\ \"quoted\"\r\n\t{a=\"b\",c} \xe4\xb8\x93\xe5\xae\xb6 \\";
     auto metrics = eplb::metrics::create();
     metrics.add(a_placement(), {{"model", strange}, {"A_9", "x"}});
     EXPECT_EQ(exposition(metrics.text()).at("eplb_placement_slots", {{"model", strange}, {"A_9", "x"}}), 6);
 }
 
-TEST(Metrics, WhatCannotBeToldApartOrReadIsRefusedAndLeavesNoTrace) {
+TEST(Metrics, WrongAndRepeatedLabelsAreRefusedWithoutEffect) {
     const auto placement = a_placement();
     auto metrics = eplb::metrics::create();
     metrics.add(placement, {{"rank", "0"}, {"model", "r1"}});
@@ -279,7 +279,7 @@ TEST(Metrics, WhatCannotBeToldApartOrReadIsRefusedAndLeavesNoTrace) {
     EXPECT_EQ(std::string(metrics.text()), before);
 }
 
-TEST(Metrics, TheTextIsLentWithItsLength) {
+TEST(Metrics, TextIsReturnedWithItsLength) {
     auto metrics = eplb::metrics::create();
     metrics.add(a_placement());
     const char *text = nullptr;
@@ -287,21 +287,20 @@ TEST(Metrics, TheTextIsLentWithItsLength) {
     ASSERT_EQ(eplb_metrics_text(metrics.get(), &text, &length), EPLB_STATUS_OK);
     EXPECT_EQ(std::strlen(text), length);
     const std::string copy = text;
-    ASSERT_EQ(eplb_metrics_text(metrics.get(), &text, nullptr), EPLB_STATUS_OK)
-        << "the length need not be asked for";
+    ASSERT_EQ(eplb_metrics_text(metrics.get(), &text, nullptr), EPLB_STATUS_OK) << "the length is optional";
     EXPECT_EQ(text, copy);
 }
 
-TEST(Metrics, CountersNeverGoDownWhileOtherThreadsCount) {
+TEST(Metrics, CountersNeverDecreaseWhileOtherThreadsCount) {
     temporary_directory dir;
-    const auto recorder = a_recorder(dir / "dump");
+    auto recorder = a_recorder(dir / "dump");
     const int32_t ids[8] = {0, 1, 2, 64, 4, 5, 6, 7};
     std::atomic<bool> is_done = false;
     std::thread counting([&] {
         for (int64_t iteration = 100; iteration < 200; iteration++) {
             recorder.begin_iteration(iteration);
             for (int i = 0; i < 50; i++) {
-                recorder.count_ids(3, ids, EPLB_DTYPE_INT32, 2);
+                recorder.count_ids(3, ids, 2);
             }
         }
         is_done = true;
@@ -310,7 +309,7 @@ TEST(Metrics, CountersNeverGoDownWhileOtherThreadsCount) {
     double iterations = 0, tokens = 0, out_of_range = 0;
     for (bool is_last = false; !is_last;) {
         is_last = is_done;
-        const exposition found = told(recorder);
+        const exposition found = metrics_of(recorder);
         const auto grows = [&](const char *name, const exposition::labels &labels, double &before) {
             EXPECT_GE(found.at(name, labels), before) << name;
             before = found.at(name, labels);

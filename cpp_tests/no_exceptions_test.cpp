@@ -1,6 +1,6 @@
-// eplb.hpp compiled with -fno-exceptions: every call that can fail returns an eplb::result.
+// eplb_tools.hpp compiled with -fno-exceptions: every call that can fail returns an eplb::result.
 #include <cstdio>
-#include <eplb.hpp>
+#include <eplb_tools.hpp>
 
 #include "files.h"
 
@@ -23,7 +23,7 @@ int main() {
     config.output_path = dir / "config.yaml";
     config.num_ranks = 8;
     config.num_slots = 72;
-    config.policy = EPLB_POLICY_TRTLLM;
+    config.solve.policy = EPLB_POLICY_TRTLLM;
 
     auto cancelled = eplb::generate(config, [](eplb_phase, uint64_t, uint64_t) { return false; });
     CHECK(!cancelled && cancelled.status() == EPLB_STATUS_CANCELLED);
@@ -49,9 +49,9 @@ int main() {
     CHECK(stats->layer_loads(1, 31)->size() == 31 * 64);
     CHECK(stats->layer_loads(1, 32).status() == EPLB_STATUS_INVALID_ARGUMENT);
     CHECK(stats->layer_loads(1, SIZE_MAX).status() == EPLB_STATUS_INVALID_ARGUMENT);
-    auto evaluation = placement->evaluate(1, *stats->layer_loads(1, 31), 31);
+    auto evaluation = eplb::evaluate(*placement, 1, *stats->layer_loads(1, 31), 31);
     CHECK(evaluation && evaluation->max_load > evaluation->mean_load);
-    CHECK(!placement->evaluate(1, std::vector<double>(65, 1.0)));
+    CHECK(!eplb::evaluate(*placement, 1, std::vector<double>(65, 1.0)));
     auto metrics = eplb::metrics::create();
     CHECK(metrics && metrics->add(*placement, {{"rank", "0"}}));
     CHECK(metrics->add(*placement, {{"rank", "0"}}).status() == EPLB_STATUS_INVALID_ARGUMENT);

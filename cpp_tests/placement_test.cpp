@@ -2,7 +2,7 @@
 #include <gtest/gtest.h>
 
 #include <cmath>
-#include <eplb.hpp>
+#include <eplb_tools.hpp>
 
 #include "files.h"
 
@@ -41,7 +41,7 @@ template <class T> std::vector<T> list(eplb::view<T> values) { return {values.be
 
 } // namespace
 
-TEST(Placement, SlotsBelongToRanksInOrderAndLayersAreSorted) {
+TEST(Placement, LayersAreSortedAndSlotsBelongToRanksInOrder) {
     const auto placement = eplb::placement::create(cpp_sizes(), layers, slots);
     EXPECT_EQ(list(placement.layer_ids()), (std::vector<int32_t>{3, 7}));
     EXPECT_EQ(list(placement.layer_experts(7)), (std::vector<int32_t>{0, 1, 2, 3, 0, 1}));
@@ -55,7 +55,7 @@ TEST(Placement, SlotsBelongToRanksInOrderAndLayersAreSorted) {
     EXPECT_EQ(info.num_duplicates, 2u);
 }
 
-TEST(Placement, DuplicatesAreListedWithTheirPlace) {
+TEST(Placement, ValidateListsDuplicatesWithTheirPlace) {
     const auto placement = eplb::placement::create(cpp_sizes(), layers, slots);
     const auto issues = placement.issues();
     ASSERT_EQ(issues.size(), 2u);
@@ -74,7 +74,7 @@ TEST(Placement, DuplicatesAreListedWithTheirPlace) {
     EXPECT_EQ(one.slot, 1);
 }
 
-TEST(Placement, WhatCannotBeServedIsRefusedByItsPlace) {
+TEST(Placement, UnservablePlacementIsRefusedByItsPlace) {
     auto wrong = slots;
     wrong[4] = 4;
     EXPECT_EQ(refused(sizes(), wrong, EPLB_STATUS_INVALID_PLACEMENT),
@@ -95,7 +95,7 @@ TEST(Placement, WhatCannotBeServedIsRefusedByItsPlace) {
     config.num_slots = UINT32_MAX;
     refused(config, slots, EPLB_STATUS_INVALID_SHAPE);
     config = sizes();
-    config.struct_size += 8; // What lies behind is not zero, so a newer header's field would be set.
+    config.struct_size += 8; // A field of a newer header, which is set.
     struct {
         eplb_placement_config config;
         uint64_t beyond;
@@ -104,7 +104,7 @@ TEST(Placement, WhatCannotBeServedIsRefusedByItsPlace) {
               "config sets fields that eplb 0.1.0 does not know; the header is newer than the library");
 }
 
-TEST(Placement, SavedAndLoadedItIsTheSame) {
+TEST(Placement, SaveAndLoadPreserveThePlacement) {
     temporary_directory dir;
     auto config = cpp_sizes();
     config.layer_updates_per_iter = 2;
@@ -125,10 +125,10 @@ TEST(Placement, SavedAndLoadedItIsTheSame) {
 
     options.num_ranks = 3;
     EXPECT_NE(eplb::placement::load(path, options).hash(), placement.hash())
-        << "other ranks, other placement";
+        << "the hash includes the number of ranks";
 }
 
-TEST(Placement, AFileForAnotherModelIsRefusedWhenLoaded) {
+TEST(Placement, LoadRefusesAFileForAnotherModel) {
     const std::string path = data("expected/dsv2lite-translation.ep8.slots72.yaml");
     const auto load = [&](const eplb_placement_load_options &options) {
         eplb_placement *placement = nullptr;
@@ -161,11 +161,11 @@ TEST(Placement, AFileForAnotherModelIsRefusedWhenLoaded) {
     EXPECT_EQ(load(options), EPLB_STATUS_INVALID_SHAPE);
 }
 
-TEST(Placement, EvaluationSplitsAnExpertEvenlyAndAveragesSamples) {
+TEST(Placement, EvaluationSplitsExpertsEvenlyAndAveragesSamples) {
     // Layer 7: rank 0 holds 0 1 2, rank 1 holds 3 0 1. Loads 4 2 1 6: ranks 2 + 1 + 1 and 6 + 2 + 1,
     // mean 6.5. Loads 2 2 3 2: ranks 1 + 1 + 3 and 2 + 1 + 1, mean 4.5.
     const auto placement = eplb::placement::create(cpp_sizes(), layers, slots);
-    const auto one = placement.evaluate(7, std::vector<double>{4, 2, 1, 6});
+    const auto one = eplb::evaluate(placement, 7, std::vector<double>{4, 2, 1, 6});
     EXPECT_DOUBLE_EQ(one.mean_load, 6.5);
     EXPECT_DOUBLE_EQ(one.max_load, 9.0);
     EXPECT_DOUBLE_EQ(one.imbalance_ratio, 2.5 / 6.5);
@@ -173,12 +173,12 @@ TEST(Placement, EvaluationSplitsAnExpertEvenlyAndAveragesSamples) {
     EXPECT_EQ(one.worst_rank, 1u);
     EXPECT_EQ(one.max_replicas, 2u);
     EXPECT_EQ(one.num_duplicates, 0u);
-    const auto two = placement.evaluate(7, std::vector<double>{4, 2, 1, 6, 2, 2, 3, 2}, 2);
+    const auto two = eplb::evaluate(placement, 7, std::vector<double>{4, 2, 1, 6, 2, 2, 3, 2}, 2);
     EXPECT_DOUBLE_EQ(two.imbalance_ratio, (2.5 / 6.5 + 0.5 / 4.5) / 2);
-    EXPECT_EQ(placement.evaluate(3, std::vector<double>{1, 1, 1, 1}).num_duplicates, 2u);
-    EXPECT_TRUE(std::isnan(placement.evaluate(7, std::vector<double>{0, 0, 0, 0}).imbalance_ratio));
+    EXPECT_EQ(eplb::evaluate(placement, 3, std::vector<double>{1, 1, 1, 1}).num_duplicates, 2u);
+    EXPECT_TRUE(std::isnan(eplb::evaluate(placement, 7, std::vector<double>{0, 0, 0, 0}).imbalance_ratio));
     try {
-        placement.evaluate(7, std::vector<double>{1, 1, NAN, 1});
+        eplb::evaluate(placement, 7, std::vector<double>{1, 1, NAN, 1});
         FAIL();
     } catch (const eplb::error &e) {
         EXPECT_EQ(e.status(), EPLB_STATUS_INVALID_LOADS);
@@ -186,24 +186,24 @@ TEST(Placement, EvaluationSplitsAnExpertEvenlyAndAveragesSamples) {
     }
 }
 
-TEST(Placement, EvaluationSaysHowGoodAnyPlacementAndAnySplitCouldBe) {
+TEST(Placement, EvaluationBoundsAnyPlacementAndAnySplit) {
     // Layer 7: rank 0 holds 0 1 2, rank 1 holds 3 0 1. Loads 4 2 1 6: the ranks carry 4 and 9. The mean, 6.5,
     // is the bound, and the best split: rank 0 takes 5.5 of the 6 of experts 0 and 1 to its 1, rank 1 the
     // other 0.5 to its 6.
     const auto placement = eplb::placement::create(cpp_sizes(), layers, slots);
-    const auto one = placement.evaluate(7, std::vector<double>{4, 2, 1, 6});
+    const auto one = eplb::evaluate(placement, 7, std::vector<double>{4, 2, 1, 6});
     EXPECT_DOUBLE_EQ(one.lower_bound, 6.5);
     EXPECT_DOUBLE_EQ(one.gap, 2.5 / 6.5);
     EXPECT_DOUBLE_EQ(one.best_split_max_load, 6.5);
     EXPECT_DOUBLE_EQ(one.best_split_balancedness, 1.0);
     // Loads 1 1 1 9: the ranks carry 2 and 10. With both spares expert 3 has three replicas of 3, of which
     // two share a rank: 6 is the mean and the bound. The best split leaves 9 on rank 1.
-    const auto other = placement.evaluate(7, std::vector<double>{1, 1, 1, 9});
+    const auto other = eplb::evaluate(placement, 7, std::vector<double>{1, 1, 1, 9});
     EXPECT_DOUBLE_EQ(other.lower_bound, 6.0);
     EXPECT_DOUBLE_EQ(other.gap, 4.0 / 6.0);
     EXPECT_DOUBLE_EQ(other.best_split_max_load, 9.0);
     EXPECT_DOUBLE_EQ(other.best_split_balancedness, 6.0 / 9.0);
-    const auto both = placement.evaluate(7, std::vector<double>{4, 2, 1, 6, 1, 1, 1, 9}, 2);
+    const auto both = eplb::evaluate(placement, 7, std::vector<double>{4, 2, 1, 6, 1, 1, 1, 9}, 2);
     EXPECT_DOUBLE_EQ(both.lower_bound, 6.25);
     EXPECT_DOUBLE_EQ(both.gap, (2.5 / 6.5 + 4.0 / 6.0) / 2);
     EXPECT_DOUBLE_EQ(both.best_split_max_load, 7.75);
@@ -216,19 +216,19 @@ TEST(Placement, EvaluationSaysHowGoodAnyPlacementAndAnySplitCouldBe) {
     config.num_ranks = 2;
     const auto least =
         eplb::placement::create(config, std::vector<int32_t>{0}, std::vector<int32_t>{0, 1, 2, 3});
-    const auto best = least.evaluate(0, std::vector<double>{9, 2, 2, 2});
+    const auto best = eplb::evaluate(least, 0, std::vector<double>{9, 2, 2, 2});
     EXPECT_DOUBLE_EQ(best.lower_bound, 11.0);
     EXPECT_NEAR(best.gap, 0, 1e-12);
     EXPECT_DOUBLE_EQ(best.best_split_max_load, 11.0);
 
-    const auto idle = placement.evaluate(7, std::vector<double>{4, 2, 1, 6, 0, 0, 0, 0}, 2);
+    const auto idle = eplb::evaluate(placement, 7, std::vector<double>{4, 2, 1, 6, 0, 0, 0, 0}, 2);
     EXPECT_DOUBLE_EQ(idle.lower_bound, 3.25);
     EXPECT_DOUBLE_EQ(idle.best_split_max_load, 3.25);
     EXPECT_TRUE(std::isnan(idle.gap));
     EXPECT_TRUE(std::isnan(idle.best_split_balancedness));
 }
 
-TEST(Placement, NullAndUnknownNumbersAreErrors) {
+TEST(Placement, NullAndUnknownNumbersAreRefused) {
     const auto placement = eplb::placement::create(cpp_sizes(), layers, slots);
     const auto config = sizes();
     eplb_placement *made = nullptr;
@@ -260,12 +260,12 @@ TEST(Placement, NullAndUnknownNumbersAreErrors) {
              eplb_placement_rank_experts(placement.get(), 3, 2, &experts, nullptr),
              eplb_placement_hash(placement.get(), nullptr),
              eplb_placement_hash(nullptr, &hash),
-             eplb_placement_evaluate(placement.get(), nullptr, 3, 1, 4, &evaluation),
-             eplb_placement_evaluate(placement.get(), loads, 3, 1, 4, nullptr),
-             eplb_placement_evaluate(placement.get(), loads, 3, 0, 4, &evaluation),
-             eplb_placement_evaluate(placement.get(), loads, 3, SIZE_MAX, 4, &evaluation),
-             eplb_placement_evaluate(placement.get(), loads, 3, 1, 3, &evaluation),
-             eplb_placement_evaluate(nullptr, loads, 3, 1, 4, &evaluation),
+             eplb_placement_evaluate(placement.get(), 3, nullptr, 1, 4, nullptr, &evaluation),
+             eplb_placement_evaluate(placement.get(), 3, loads, 1, 4, nullptr, nullptr),
+             eplb_placement_evaluate(placement.get(), 3, loads, 0, 4, nullptr, &evaluation),
+             eplb_placement_evaluate(placement.get(), 3, loads, SIZE_MAX, 4, nullptr, &evaluation),
+             eplb_placement_evaluate(placement.get(), 3, loads, 1, 3, nullptr, &evaluation),
+             eplb_placement_evaluate(nullptr, 3, loads, 1, 4, nullptr, &evaluation),
          }) {
         EXPECT_EQ(status, EPLB_STATUS_INVALID_ARGUMENT);
     }
@@ -275,7 +275,7 @@ TEST(Placement, NullAndUnknownNumbersAreErrors) {
     eplb_placement_destroy(nullptr);
 }
 
-TEST(Placement, ListsTheExpertsThatARankMustLoadOnce) {
+TEST(Placement, DistinctExpertsListsEachExpertOfARankOnce) {
     eplb::placement_config config;
     config.num_experts = 3;
     config.num_ranks = 2;
@@ -289,11 +289,12 @@ TEST(Placement, ListsTheExpertsThatARankMustLoadOnce) {
 TEST(Placement, RanksMayHaveUnequalNumbersOfSlots) {
     // Ranks of 2, 1 and 3 slots: slots 0 1 - | 3 - - | 6 7 8.
     const std::vector<double> loads = {8, 4, 2, 2};
-    eplb::solve_config config;
+    eplb::placement_config config;
+    config.num_experts = 4;
     config.num_ranks = 3;
-    config.slots_per_rank = {2, 1, 3};
+    config.rank_num_slots = {2, 1, 3};
     const std::vector<int32_t> layer = {5};
-    const auto solved = eplb::solve(config, loads, layer, 1, 4);
+    const auto solved = eplb::solve(config, layer, loads);
     EXPECT_EQ(solved.info().num_slots, 9u);
     EXPECT_EQ(solved.info().slots_per_rank, 3u);
     const auto experts = list(solved.layer_experts(5));
@@ -303,13 +304,12 @@ TEST(Placement, RanksMayHaveUnequalNumbersOfSlots) {
     EXPECT_EQ(solved.rank_experts(5, 0).size(), 2u);
     EXPECT_EQ(solved.rank_experts(5, 1).size(), 1u);
     EXPECT_EQ(solved.rank_experts(5, 2).size(), 3u);
-    // 4 + 2, 4 and 4 + 2, or 4 in place of one 4; no better, since a mean of 5.33 takes a 4 and a part of
-    // a 4.
-    EXPECT_EQ(solved.evaluate(5, loads).max_load, 6);
+    // 4 + 2, 4 and 4 + 2. A mean of 5.33 needs a part of a 4, so 6 is the best.
+    EXPECT_EQ(eplb::evaluate(solved, 5, loads).max_load, 6);
 
-    // Each rule sends an expert to a slot that holds it, and to each of them.
-    for (const eplb_route rule :
-         {EPLB_ROUTE_ROUND_ROBIN, EPLB_ROUTE_TOKEN_HASH, EPLB_ROUTE_NEAREST, EPLB_ROUTE_LEAST_LOADED}) {
+    // Each rule routes an id to a slot that holds the expert.
+    for (const eplb_rule rule :
+         {EPLB_RULE_ROUND_ROBIN, EPLB_RULE_TOKEN_HASH, EPLB_RULE_NEAREST, EPLB_RULE_LEAST_LOADED}) {
         eplb::dispatch_config run;
         run.num_ranks = 3;
         run.experts_per_token = 1;
@@ -320,19 +320,15 @@ TEST(Placement, RanksMayHaveUnequalNumbersOfSlots) {
         for (size_t i = 0; i < ids.size(); i++) {
             ids[i] = static_cast<int32_t>(i / 5 % 4);
         }
-        dispatch.route(5, ids.data(), EPLB_DTYPE_INT32, 120, nullptr, routed.data());
+        dispatch.route(5, ids.data(), 120, nullptr, routed.data());
         for (size_t i = 0; i < ids.size(); i++) {
             ASSERT_LT(static_cast<size_t>(routed[i]), experts.size());
             EXPECT_EQ(experts[static_cast<size_t>(routed[i])], ids[i]) << rule;
         }
     }
 
-    // Back from its arrays it is the same, and no configuration file holds it.
-    eplb::placement_config sizes;
-    sizes.num_experts = 4;
-    sizes.num_ranks = 3;
-    sizes.slots_per_rank = {2, 1, 3};
-    EXPECT_EQ(eplb::placement::create(sizes, layer, experts).hash(), solved.hash());
+    // Its arrays make the same placement, and no configuration file can hold it.
+    EXPECT_EQ(eplb::placement::create(config, layer, experts).hash(), solved.hash());
     const temporary_directory dir;
     try {
         solved.save(dir / "config.yaml");
@@ -340,14 +336,15 @@ TEST(Placement, RanksMayHaveUnequalNumbersOfSlots) {
     } catch (const eplb::error &error) {
         EXPECT_NE(std::string(error.what()).find("rank 0 has 2 slots and others 3"), std::string::npos);
     }
-    sizes.slots_per_rank = {};
-    sizes.num_slots = 9;
-    EXPECT_THROW(eplb::placement::create(sizes, layer, experts), eplb::error);
-    config.policy = EPLB_POLICY_TRTLLM;
-    EXPECT_THROW(eplb::solve(config, loads, layer, 1, 4), eplb::error);
+    eplb::solve_options options;
+    options.policy = EPLB_POLICY_TRTLLM;
+    EXPECT_THROW(eplb::solve(config, layer, loads, 1, options), eplb::error);
+    config.rank_num_slots = {};
+    config.num_slots = 9;
+    EXPECT_THROW(eplb::placement::create(config, layer, experts), eplb::error);
 }
 
-TEST(Placement, ALayerThatTheFileLacksGetsWhatTheCallerChose) {
+TEST(Placement, MissingLayersOptionFillsMissingLayers) {
     const temporary_directory dir;
     write_file(dir / "config.yaml", "initial_global_assignments:\n  3: [0, 1, 2, 2]\n  10: [2, 0, 1, 0]\n"
                                     "layer_updates_per_iter: 0\nnum_slots: 4\n");
@@ -356,20 +353,20 @@ TEST(Placement, ALayerThatTheFileLacksGetsWhatTheCallerChose) {
     options.layer_ids = {3, 10, 61};
     try {
         eplb::placement::load(dir / "config.yaml", options);
-        ADD_FAILURE() << "it was taken";
+        ADD_FAILURE() << "accepted";
     } catch (const eplb::error &error) {
         EXPECT_EQ(error.status(), EPLB_STATUS_INVALID_PLACEMENT);
         EXPECT_NE(std::string(error.what()).find("layer 61 is missing"), std::string::npos) << error.what();
     }
-    options.missing_layers = EPLB_MISSING_LAYERS_LIKE_LAST;
-    const auto like_last = eplb::placement::load(dir / "config.yaml", options);
-    EXPECT_EQ(like_last.layer_experts(61)[0], 2);
-    options.missing_layers = EPLB_MISSING_LAYERS_IN_ORDER;
-    const auto in_order = eplb::placement::load(dir / "config.yaml", options);
-    EXPECT_EQ(in_order.layer_experts(61)[3], 2);
+    options.missing_layers = EPLB_MISSING_LAYERS_COPY_LAST;
+    const auto copied = eplb::placement::load(dir / "config.yaml", options);
+    EXPECT_EQ(copied.layer_experts(61)[0], 2);
+    options.missing_layers = EPLB_MISSING_LAYERS_SEQUENTIAL;
+    const auto sequential = eplb::placement::load(dir / "config.yaml", options);
+    EXPECT_EQ(sequential.layer_experts(61)[3], 2);
     options.missing_layers = static_cast<eplb_missing_layers>(3);
     EXPECT_THROW(eplb::placement::load(dir / "config.yaml", options), eplb::error);
-    options.missing_layers = EPLB_MISSING_LAYERS_IN_ORDER;
+    options.missing_layers = EPLB_MISSING_LAYERS_SEQUENTIAL;
     options.num_slots = 6;
     EXPECT_THROW(eplb::placement::load(dir / "config.yaml", options), eplb::error);
 }

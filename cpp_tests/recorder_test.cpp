@@ -1,10 +1,9 @@
-// The recorder's promises that no device has a part in: configs, the environment, the files, and what it
-// tells.
+// The recorder apart from devices: configs, the environment, files, and its info.
 #include <gtest/gtest.h>
 
 #include <csignal>
 #include <cstdlib>
-#include <eplb.hpp>
+#include <eplb_tools.hpp>
 #include <functional>
 #include <random>
 #include <thread>
@@ -42,8 +41,14 @@ std::string refused(const eplb::recorder_config &config, eplb_status status = EP
     return "";
 }
 
-/// Does `work` in a child process, which is killed afterwards: its exit handlers would be this one's. Returns
-/// what it returned.
+/// The message of a call that fails with EPLB_STATUS_INVALID_ARGUMENT.
+std::string message(eplb_status status) {
+    EXPECT_EQ(status, EPLB_STATUS_INVALID_ARGUMENT);
+    return eplb_last_error_message();
+}
+
+/// Runs `work` in a child process and returns its result. The child is killed afterwards, so that it does not
+/// run this process's exit handlers.
 eplb_status in_a_child(const std::function<eplb_status()> &work) {
     int answer[2];
     EXPECT_EQ(pipe(answer), 0);
@@ -62,7 +67,7 @@ eplb_status in_a_child(const std::function<eplb_status()> &work) {
     return status;
 }
 
-/// The environment as an operator sets it, and as it was afterwards.
+/// The environment variables of an operator, unset at the end.
 class environment {
   public:
     environment(const char *range, const char *path) {
@@ -86,7 +91,7 @@ class environment {
 
 } // namespace
 
-TEST(Recorder, TheEnvironmentSaysWhatToCountAndWhere) {
+TEST(Recorder, FromEnvSetsRangeAndPath) {
     const environment environment("100-200", "/data/statistic");
     eplb::recorder_config config;
     config.num_experts = 7;
@@ -94,25 +99,25 @@ TEST(Recorder, TheEnvironmentSaysWhatToCountAndWhere) {
     EXPECT_EQ(config.iter_start, 100);
     EXPECT_EQ(config.iter_stop, 200);
     EXPECT_EQ(config.path, "/data/statistic");
-    EXPECT_EQ(config.num_experts, 7u) << "what the environment does not say stays";
+    EXPECT_EQ(config.num_experts, 7u) << "other fields are unchanged";
     EXPECT_EQ(config.device, EPLB_DEVICE_HOST);
 }
 
-TEST(Recorder, WithoutARangeInTheEnvironmentNothingIsCounted) {
+TEST(Recorder, FromEnvWithoutARangeTurnsTheRecorderOff) {
     for (const char *range : {static_cast<const char *>(nullptr), ""}) {
         const environment environment(range, nullptr);
         eplb::recorder_config config;
-        config.path = "stays";
+        config.path = "unchanged";
         config.iter_start = 1;
         config.iter_stop = 2;
         config.from_env();
         EXPECT_EQ(config.iter_start, 0);
         EXPECT_EQ(config.iter_stop, 0);
-        EXPECT_EQ(config.path, "stays");
+        EXPECT_EQ(config.path, "unchanged");
     }
 }
 
-TEST(Recorder, ABadRangeInTheEnvironmentIsAnErrorThatNamesIt) {
+TEST(Recorder, FromEnvRejectsABadRangeByName) {
     for (const char *range : {"100-50", "abc", "-5", "7", "1-2-3", "7-7"}) {
         const environment environment(range, "/data");
         eplb_recorder_config config = EPLB_RECORDER_CONFIG_INIT;
@@ -124,14 +129,14 @@ TEST(Recorder, ABadRangeInTheEnvironmentIsAnErrorThatNamesIt) {
     }
 }
 
-TEST(Recorder, ARangeWithoutAPathIsAnErrorAtCreate) {
+TEST(Recorder, CreateRejectsARangeWithoutAPath) {
     const environment environment("100-200", nullptr);
     auto config = a_config("");
     config.from_env();
     EXPECT_NE(refused(config).find("EXPERT_STATISTIC_PATH"), std::string::npos);
 }
 
-TEST(Recorder, ADirectoryThatCannotBeWrittenIsAnErrorAtCreate) {
+TEST(Recorder, CreateRejectsADirectoryThatIsNotWritable) {
     temporary_directory dir;
     write_file(dir / "file", "");
     for (const std::string &path : {dir / "file", dir / "file/dump", std::string("/proc/dump")}) {
@@ -142,7 +147,7 @@ TEST(Recorder, ADirectoryThatCannotBeWrittenIsAnErrorAtCreate) {
               std::string::npos);
 }
 
-TEST(Recorder, WhatDoesNotFitTogetherIsAnErrorAtCreate) {
+TEST(Recorder, CreateNamesTheFieldThatDoesNotFit) {
     temporary_directory dir;
     const auto with = [&](auto change) {
         auto config = a_config(dir / "dump");
@@ -150,36 +155,34 @@ TEST(Recorder, WhatDoesNotFitTogetherIsAnErrorAtCreate) {
         return refused(config);
     };
     using config = eplb::recorder_config;
-    EXPECT_EQ(with([](config &c) { c.rank = 2; }), "rank 2 of 2 ranks");
-    EXPECT_EQ(with([](config &c) { c.num_ranks = 0; }), "rank 0 of 0 ranks");
-    EXPECT_EQ(with([](config &c) { c.num_experts = 0; }), "4 of 0 experts a token");
-    EXPECT_EQ(with([](config &c) { c.experts_per_token = 65; }), "65 of 64 experts a token");
-    EXPECT_EQ(with([](config &c) { c.layer_ids = {}; }),
-              "layers []: there must be some, each once, and fit int32");
-    EXPECT_EQ(with([](config &c) {
-                  c.layer_ids = {3, 3};
-              }),
-              "layers [3, 3]: there must be some, each once, and fit int32");
+    EXPECT_EQ(with([](config &c) { c.rank = 2; }), "rank is 2, num_ranks 2; 0 to 1 expected");
+    EXPECT_EQ(with([](config &c) { c.num_ranks = 0; }), "num_ranks is 0; at least 1 expected");
+    EXPECT_EQ(with([](config &c) { c.num_experts = 0; }), "num_experts is 0; 1 to 1048576 expected");
+    EXPECT_EQ(with([](config &c) { c.experts_per_token = 65; }),
+              "experts_per_token is 65, num_experts 64; 1 to 64 expected");
+    EXPECT_EQ(with([](config &c) { c.layer_ids = {}; }), "there is no layer; at least one expected");
+    EXPECT_EQ(with([](config &c) { c.layer_ids = {3, 3}; }), "layer 3 is listed twice");
     EXPECT_EQ(with([](config &c) { c.layer_ids = {-1}; }), "a layer id is -1");
     EXPECT_NE(with([](config &c) { c.iter_start = 200; }).find("iter_start must be the lower one"),
               std::string::npos);
     EXPECT_NE(with([](config &c) { c.device = -3; }).find("device is -3"), std::string::npos);
-    EXPECT_EQ(with([](config &c) { c.counted = eplb_counted(2); }), "counted is 2, which is no eplb_counted");
+    EXPECT_EQ(with([](config &c) { c.id_kind = 2; }),
+              "id_kind is 2; expected EPLB_ID_KIND_EXPERT (0), EPLB_ID_KIND_SLOT (1)");
     EXPECT_NE(with([](config &c) {
                   c.iter_stop = 10'000'000;
               }).find("more tensors than a safetensors file may have"),
               std::string::npos);
-    EXPECT_FALSE(std::filesystem::exists(dir / "dump")) << "nothing was made for what was refused";
+    EXPECT_FALSE(std::filesystem::exists(dir / "dump")) << "a refused config creates nothing";
 }
 
-TEST(Recorder, MemoryIsToldBeforehandAndNeverGrows) {
+TEST(Recorder, MemoryRequiredIsExactAndNeverGrows) {
     temporary_directory dir;
     const auto config = a_config(dir / "dump");
     const auto required = eplb::recorder::memory_required(config);
-    // 100 iterations of 2 layers of 64 counts of 4 bytes; 24 bytes of sums a layer; the row.
+    // 100 iterations x 2 layers x 64 counts of 4 bytes, 24 bytes of sums a layer, and the row; each aligned.
     EXPECT_EQ(required.workspace_bytes, 100 * 2 * 64 * 4 + 2 * 64u);
     EXPECT_EQ(required.host_bytes, 100 * 2 * 64 * 4 + 64 + 2 * 24u);
-    const auto recorder = eplb::recorder::create(config);
+    auto recorder = eplb::recorder::create(config);
     EXPECT_EQ(recorder.info().workspace_bytes, required.workspace_bytes);
     EXPECT_EQ(recorder.info().host_bytes, required.host_bytes);
 
@@ -192,32 +195,32 @@ TEST(Recorder, MemoryIsToldBeforehandAndNeverGrows) {
     EXPECT_EQ(eplb::recorder::memory_required(huge).workspace_bytes / (uint64_t(100) * 64 * 4 << 20), 1u);
 }
 
-TEST(Recorder, OffEveryCallSucceedsAndDoesNothing) {
+TEST(Recorder, OffRecorderAcceptsEveryCallAndDoesNothing) {
     const eplb_recorder_config config = EPLB_RECORDER_CONFIG_INIT;
     size_t workspace = 1, host = 1;
     ASSERT_EQ(eplb_recorder_memory_required(&config, &workspace, &host), EPLB_STATUS_OK);
     EXPECT_EQ(workspace + host, 0u);
     eplb_recorder *handle = nullptr;
     ASSERT_EQ(eplb_recorder_create(&config, &handle), EPLB_STATUS_OK);
-    const eplb::recorder recorder(handle);
+    eplb::recorder recorder(handle);
     const int32_t ids[4] = {};
-    recorder.register_buffer(77, ids, EPLB_DTYPE_INT32, 1);
+    recorder.register_buffer(77, ids, 1);
     for (int64_t iteration : {5, 3, 1000}) {
         recorder.begin_iteration(iteration);
         recorder.count(77, 1'000'000);
-        recorder.count_ids(78, ids, EPLB_DTYPE_INT32, 1);
+        recorder.count_ids(78, ids, 1);
     }
     recorder.dump();
     recorder.flush();
     recorder.reset();
     const eplb_recorder_info info = recorder.info();
     EXPECT_EQ(info.state, EPLB_RECORDER_STATE_OFF);
-    EXPECT_EQ(info.range_start + info.range_stop, 0);
+    EXPECT_EQ(info.iter_start + info.iter_stop, 0);
     EXPECT_EQ(info.num_layers + info.num_registered_layers, 0u);
     EXPECT_EQ(recorder.layer_tokens(3), std::vector<uint64_t>(3));
 }
 
-TEST(Recorder, WithoutADriverACudaDeviceIsAnErrorAndEverythingElseWorks) {
+TEST(Recorder, WithoutADriverOnlyCudaDevicesFail) {
     if (dlopen("libcuda.so.1", RTLD_NOW) != nullptr) {
         GTEST_SKIP() << "there is a driver";
     }
@@ -236,18 +239,18 @@ TEST(Recorder, WithoutADriverACudaDeviceIsAnErrorAndEverythingElseWorks) {
     EXPECT_NO_THROW(eplb::recorder::create(config));
 }
 
-TEST(Recorder, TwoRecordersOfOneRankFileAreOneTooMany) {
+TEST(Recorder, CreateRejectsASecondRecorderOfOneRankFile) {
     temporary_directory dir;
     auto config = a_config(dir / "dump");
     auto first = std::make_unique<eplb::recorder>(eplb::recorder::create(config));
     EXPECT_NE(refused(config, EPLB_STATUS_WRITE_FAILED)
-                  .find("rank0.safetensors: it is being written by somebody else"),
+                  .find("rank0.safetensors: it is being written by another process"),
               std::string::npos);
     config.rank = 1;
     eplb::recorder::create(config);
     config.rank = 0;
 
-    // A process of its own is somebody else, too.
+    // The same from another process.
     EXPECT_EQ(in_a_child([&] {
                   eplb_recorder *recorder = nullptr;
                   const eplb_recorder_config c = config.c();
@@ -257,37 +260,26 @@ TEST(Recorder, TwoRecordersOfOneRankFileAreOneTooMany) {
 
     first.reset();
     eplb::recorder::create(config);
-    EXPECT_TRUE(std::filesystem::is_empty(dir / "dump")) << "what was not dumped leaves nothing behind";
+    EXPECT_TRUE(std::filesystem::is_empty(dir / "dump")) << "a recorder without a dump leaves no file";
 }
 
-TEST(Recorder, CallsThatDoNotFitAreErrorsAndChangeNothing) {
+TEST(Recorder, RefusedCallsNameTheArgumentAndChangeNothing) {
     temporary_directory dir;
-    const auto recorder = eplb::recorder::create(a_config(dir / "dump"));
+    auto recorder = eplb::recorder::create(a_config(dir / "dump"));
     eplb_recorder *handle = recorder.get();
     const int32_t ids[8] = {0, 1, 2, 3, 4, 5, 6, 7};
-    const auto message = [](eplb_status status) {
-        EXPECT_EQ(status, EPLB_STATUS_INVALID_ARGUMENT);
-        return std::string(eplb_last_error_message());
-    };
+    const eplb_expert_ids expert_ids = {ids, EPLB_DTYPE_INT32, 0};
     EXPECT_EQ(message(eplb_recorder_count(handle, 3, 1, nullptr)),
               "layer 3 has no registered buffer: eplb_recorder_register_buffer() names one, and "
               "eplb_recorder_count_ids() takes any");
-    EXPECT_EQ(message(eplb_recorder_register_buffer(handle, 5, ids, EPLB_DTYPE_INT32, 2, nullptr, nullptr)),
+    EXPECT_EQ(message(eplb_recorder_register_buffer(handle, 5, &expert_ids, 2, nullptr, nullptr)),
               "layer 5 is not one of the 2 that the recorder was created with, from 3 to 4");
-    EXPECT_EQ(message(eplb_recorder_register_buffer(handle, 3, ids, 2, 2, nullptr, nullptr)),
-              "dtype is 2, which is no eplb_dtype");
-    EXPECT_EQ(
-        message(eplb_recorder_register_buffer(handle, 3, nullptr, EPLB_DTYPE_INT32, 2, nullptr, nullptr)),
-        "expert_ids is NULL");
-    EXPECT_EQ(message(eplb_recorder_register_buffer(handle, 3, reinterpret_cast<const char *>(ids) + 4,
-                                                    EPLB_DTYPE_INT64, 1, nullptr, nullptr)),
-              "expert_ids is not aligned to its 8 bytes");
-    recorder.register_buffer(3, ids, EPLB_DTYPE_INT32, 2);
+    recorder.register_buffer(3, ids, 2);
     EXPECT_EQ(message(eplb_recorder_count(handle, 3, 3, nullptr)),
               "layer 3: 3 tokens, its buffer was registered with 2");
     recorder.begin_iteration(101);
     EXPECT_EQ(message(eplb_recorder_begin_iteration(handle, 100, nullptr)),
-              "iteration 100 after iteration 101: iterations go up; eplb_recorder_reset() starts anew");
+              "iteration 100 after iteration 101: iterations go up; eplb_recorder_reset() restarts");
     recorder.count(3, 2);
     EXPECT_EQ(recorder.info().ids_counted, 8u);
     uint64_t tokens[3] = {};
@@ -295,18 +287,67 @@ TEST(Recorder, CallsThatDoNotFitAreErrorsAndChangeNothing) {
     EXPECT_EQ(message(eplb_recorder_get_info(handle, &info, tokens, 3)),
               "num_layers is 3, the recorder has 2");
     EXPECT_EQ(recorder.layer_tokens(2), (std::vector<uint64_t>{2, 0}));
-    EXPECT_EQ(eplb_recorder_count_ids(handle, 4, nullptr, EPLB_DTYPE_INT32, 0, nullptr, nullptr),
-              EPLB_STATUS_OK)
-        << "no tokens need no buffer";
+    const eplb_expert_ids none = {nullptr, EPLB_DTYPE_INT32, 0};
+    EXPECT_EQ(eplb_recorder_count_ids(handle, 4, &none, 0, nullptr, nullptr), EPLB_STATUS_OK)
+        << "no tokens need no array";
 }
 
-TEST(Recorder, ARangeThatPassedBeforeTheFirstIterationIsNoErrorButMissed) {
+TEST(Recorder, RefusesExpertIdsOfOtherStridesAndTypesAndMissingOnes) {
     temporary_directory dir;
-    const auto recorder = eplb::recorder::create(a_config(dir / "dump"));
+    auto recorder = eplb::recorder::create(a_config(dir / "dump"));
+    recorder.begin_iteration(101);
+    const int32_t ids[8] = {0, 1, 2, 3, 4, 5, 6, 7};
+    using id_call = std::function<eplb_status(const eplb_expert_ids *)>;
+    const std::pair<const char *, id_call> calls[] = {
+        {"register_buffer",
+         [&](const eplb_expert_ids *expert_ids) {
+             return eplb_recorder_register_buffer(recorder.get(), 3, expert_ids, 1, nullptr, nullptr);
+         }},
+        {"count_ids",
+         [&](const eplb_expert_ids *expert_ids) {
+             return eplb_recorder_count_ids(recorder.get(), 3, expert_ids, 1, nullptr, nullptr);
+         }},
+    };
+    for (const auto &[name, call] : calls) {
+        const auto refused = [&call = call](const eplb_expert_ids &expert_ids) {
+            return message(call(&expert_ids));
+        };
+        for (const uint32_t stride : {1u, 3u, 5u, 8u, UINT32_MAX}) {
+            EXPECT_EQ(refused({ids, EPLB_DTYPE_INT32, stride}),
+                      "expert_ids->row_stride is " + std::to_string(stride) +
+                          "; in this version it must be 0 or experts_per_token, 4")
+                << name;
+        }
+        for (const eplb_dtype unknown : {2, -1}) {
+            EXPECT_NE(refused({ids, unknown, 0})
+                          .find("dtype is " + std::to_string(unknown) +
+                                "; expected EPLB_DTYPE_INT32 (0), EPLB_DTYPE_INT64 (1)"),
+                      std::string::npos)
+                << name;
+        }
+        EXPECT_EQ(refused({nullptr, EPLB_DTYPE_INT32, 0}), "expert_ids->data is NULL") << name;
+        EXPECT_EQ(refused({reinterpret_cast<const char *>(ids) + 4, EPLB_DTYPE_INT64, 0}),
+                  "expert_ids->data is not aligned to its 8 bytes")
+            << name;
+        EXPECT_EQ(message(call(nullptr)), "expert_ids is NULL") << name;
+    }
+    EXPECT_EQ(recorder.info().num_registered_layers, 0u);
+    EXPECT_EQ(recorder.info().ids_counted, 0u);
+    for (const auto &[name, call] : calls) {
+        const eplb_expert_ids dense = {ids, EPLB_DTYPE_INT32, 4};
+        EXPECT_EQ(call(&dense), EPLB_STATUS_OK) << name;
+    }
+    recorder.count(3, 1);
+    EXPECT_EQ(recorder.info().ids_counted, 8u);
+}
+
+TEST(Recorder, RangeBeforeTheFirstIterationIsMissed) {
+    temporary_directory dir;
+    auto recorder = eplb::recorder::create(a_config(dir / "dump"));
     const int32_t ids[4] = {0, 1, 2, 3};
     for (int64_t iteration = 500; iteration < 510; iteration++) {
         recorder.begin_iteration(iteration);
-        recorder.count_ids(3, ids, EPLB_DTYPE_INT32, 1);
+        recorder.count_ids(3, ids, 1);
     }
     recorder.flush();
     EXPECT_EQ(recorder.info().state, EPLB_RECORDER_STATE_MISSED);
@@ -315,25 +356,26 @@ TEST(Recorder, ARangeThatPassedBeforeTheFirstIterationIsNoErrorButMissed) {
     EXPECT_EQ(recorder.info().state, EPLB_RECORDER_STATE_WAITING);
 }
 
-TEST(Recorder, InfoTellsTheRangeAskedForAndTheIterationsOfItThatNeverBegan) {
+TEST(Recorder, InfoReturnsTheRangeAndSkippedIterations) {
     temporary_directory dir;
-    const auto recorder = eplb::recorder::create(a_config(dir / "dump"));
+    auto recorder = eplb::recorder::create(a_config(dir / "dump"));
     const int32_t ids[8] = {};
-    recorder.register_buffer(4, ids, EPLB_DTYPE_INT32, 2);
+    recorder.register_buffer(4, ids, 2);
     eplb_recorder_info info = recorder.info();
-    EXPECT_EQ(info.range_start, 100);
-    EXPECT_EQ(info.range_stop, 200);
+    EXPECT_EQ(info.iter_start, 100);
+    EXPECT_EQ(info.iter_stop, 200);
+    EXPECT_EQ(info.counted_stop, info.counted_start);
     EXPECT_EQ(info.num_layers, 2u);
     EXPECT_EQ(info.num_registered_layers, 1u);
     EXPECT_EQ(info.iterations_skipped, 0u);
-    // Begun late, and without 112 to 114 and 118: those before 110 are not in the dump, the others are empty
-    // in it.
+    // The dump starts at 110. Of its iterations, 112 to 114 and 118 are skipped and empty.
     for (const int64_t iteration : {3, 110, 110, 111, 115, 116, 117, 119}) {
         recorder.begin_iteration(iteration);
     }
     info = recorder.info();
-    EXPECT_EQ(info.iter_start, 110);
-    EXPECT_EQ(info.iter_stop, 120);
+    EXPECT_EQ(info.counted_start, 110);
+    EXPECT_EQ(info.counted_stop, 120);
+    EXPECT_EQ(info.iter_stop, 200);
     EXPECT_EQ(info.iterations_skipped, 4u);
     EXPECT_EQ(info.dumps_written, 0u);
     recorder.dump();
@@ -342,16 +384,16 @@ TEST(Recorder, InfoTellsTheRangeAskedForAndTheIterationsOfItThatNeverBegan) {
     recorder.reset();
     info = recorder.info();
     EXPECT_EQ(info.iterations_skipped, 0u);
-    EXPECT_EQ(info.dumps_written, 1u) << "what was done stays done";
+    EXPECT_EQ(info.dumps_written, 1u) << "reset does not clear it";
     EXPECT_EQ(info.num_registered_layers, 1u);
-    EXPECT_EQ(info.range_stop, 200);
+    EXPECT_EQ(info.iter_stop, 200);
 }
 
-TEST(Recorder, ARelativePathStaysWhereItWasAtCreate) {
+TEST(Recorder, RelativePathIsResolvedAtCreate) {
     temporary_directory dir;
     const auto before = std::filesystem::current_path();
     std::filesystem::current_path(dir / "");
-    const auto recorder = eplb::recorder::create(a_config("dump"));
+    auto recorder = eplb::recorder::create(a_config("dump"));
     std::filesystem::current_path(before);
     recorder.begin_iteration(199);
     recorder.begin_iteration(200);
@@ -369,7 +411,7 @@ eplb::recorder with_a_failed_dump(const std::string &path) {
     const int32_t ids[4] = {0, 1, 2, 3};
     for (int64_t iteration = 100; iteration < 200; iteration++) {
         recorder.begin_iteration(iteration);
-        recorder.count_ids(3, ids, EPLB_DTYPE_INT32, 1);
+        recorder.count_ids(3, ids, 1);
     }
     std::filesystem::remove_all(path);
     write_file(path, "in the way");
@@ -382,10 +424,10 @@ eplb::recorder with_a_failed_dump(const std::string &path) {
 
 } // namespace
 
-TEST(Recorder, PollingAFlushTellsOfAFailureAndThenTriesAgain) {
+TEST(Recorder, FlushReturnsAFailureOnceAndThenRetries) {
     temporary_directory dir;
     const std::string path = dir / "dump";
-    const auto recorder = with_a_failed_dump(path);
+    auto recorder = with_a_failed_dump(path);
     const auto poll = [&] {
         for (;;) {
             const eplb_status status = eplb_recorder_flush(recorder.get(), 0);
@@ -405,11 +447,11 @@ TEST(Recorder, PollingAFlushTellsOfAFailureAndThenTriesAgain) {
     EXPECT_EQ(eplb::stats::load(path).layer_loads(3)[1], 100);
 }
 
-TEST(Recorder, AFlushAndAResetAtOnceTakeTurns) {
+TEST(Recorder, ConcurrentFlushAndResetAreSerialised) {
     for (int round = 0; round < 100; round++) {
         temporary_directory dir;
         const std::string path = dir / "dump";
-        const auto recorder = with_a_failed_dump(path);
+        auto recorder = with_a_failed_dump(path);
         EXPECT_EQ(eplb_recorder_flush(recorder.get(), -1), EPLB_STATUS_WRITE_FAILED);
         std::filesystem::remove(path);
         eplb_status flushed = EPLB_STATUS_OK;
@@ -420,7 +462,7 @@ TEST(Recorder, AFlushAndAResetAtOnceTakeTurns) {
         const bool dumped = std::filesystem::exists(path + "/rank0.safetensors");
         if (dumped) {
             EXPECT_EQ(eplb::stats::load(path).layer_loads(3)[1], 100)
-                << "a dump is of counts before the reset";
+                << "a dump has the counts before the reset";
         }
         if (reset == EPLB_STATUS_OK) {
             EXPECT_EQ(recorder.info().state, EPLB_RECORDER_STATE_WAITING);
@@ -433,12 +475,12 @@ TEST(Recorder, AFlushAndAResetAtOnceTakeTurns) {
     }
 }
 
-TEST(Recorder, AForkedCopyLeavesEverythingToTheParent) {
+TEST(Recorder, DestroyInAForkedProcessLeavesTheParentsFile) {
     temporary_directory dir;
     auto config = a_config(dir / "dump");
     config.num_ranks = 1;
     auto recorder = eplb::recorder::create(config);
-    // Neither waits for a thread that this process does not have, nor takes the file away.
+    // Destroy neither waits for a thread that this process lacks nor removes the file.
     EXPECT_EQ(in_a_child([&] {
                   eplb_recorder_destroy(recorder.get());
                   return EPLB_STATUS_OK;
@@ -451,17 +493,17 @@ TEST(Recorder, AForkedCopyLeavesEverythingToTheParent) {
     EXPECT_EQ(eplb::stats::load(dir / "dump").info().iter_stop, 200);
 }
 
-TEST(Recorder, AFullDiskFailsTheDumpAndALaterFlushWritesIt) {
+TEST(Recorder, FlushWritesTheDumpAfterAFullDisk) {
     temporary_directory dir;
     auto config = a_config(dir / "dump");
     config.num_ranks = 1;
-    const auto recorder = eplb::recorder::create(config);
+    auto recorder = eplb::recorder::create(config);
     const int32_t ids[4] = {1, 2, 3, 4};
     for (int64_t iteration = 100; iteration < 200; iteration++) {
         recorder.begin_iteration(iteration);
-        recorder.count_ids(4, ids, EPLB_DTYPE_INT32, 1);
+        recorder.count_ids(4, ids, 1);
     }
-    // No file may grow beyond 64 kB, which the dump would.
+    // Files are limited to 64 kB, and the dump is larger.
     rlimit before;
     ASSERT_EQ(getrlimit(RLIMIT_FSIZE, &before), 0);
     const rlimit full = {1 << 16, before.rlim_max};
@@ -474,13 +516,13 @@ TEST(Recorder, AFullDiskFailsTheDumpAndALaterFlushWritesIt) {
     std::signal(SIGXFSZ, handler);
     EXPECT_EQ(status, EPLB_STATUS_WRITE_FAILED);
     EXPECT_NE(message.find("rank0.safetensors: File too large"), std::string::npos) << message;
-    EXPECT_TRUE(std::filesystem::is_empty(dir / "dump")) << "nothing half-written";
+    EXPECT_TRUE(std::filesystem::is_empty(dir / "dump")) << "no partial file";
 
     recorder.flush();
     EXPECT_EQ(eplb::stats::load(dir / "dump").layer_loads(4)[2], 100);
 }
 
-TEST(Recorder, AKilledProcessLeavesAWholeFileOrNone) {
+TEST(Recorder, KilledProcessLeavesACompleteFileOrNone) {
     temporary_directory dir;
     const std::string path = dir / "dump", file = path + "/rank1.safetensors";
     auto config = a_config(path);
@@ -494,15 +536,15 @@ TEST(Recorder, AKilledProcessLeavesAWholeFileOrNone) {
         const int32_t ids[4] = {1, 2, 3, 4};
         for (int64_t iteration = 0; iteration < 20; iteration++) {
             recorder.begin_iteration(iteration);
-            recorder.count_ids(7, ids, EPLB_DTYPE_INT32, 1);
+            recorder.count_ids(7, ids, 1);
         }
         return recorder;
     };
     {
-        const auto first = counted(0);
+        auto first = counted(0);
         first.begin_iteration(20);
     }
-    // How long a dump takes here; the kills are spread over it and a little beyond.
+    // The kills are spread over the time of a dump and a little beyond.
     auto timed = counted(1);
     const auto start = std::chrono::steady_clock::now();
     timed.begin_iteration(20);
@@ -518,7 +560,7 @@ TEST(Recorder, AKilledProcessLeavesAWholeFileOrNone) {
         ASSERT_EQ(pipe(started), 0);
         const pid_t child = fork();
         if (child == 0) {
-            const auto recorder = counted(1);
+            auto recorder = counted(1);
             (void)!write(started[1], "!", 1);
             recorder.begin_iteration(20);
             recorder.flush();
@@ -543,10 +585,10 @@ TEST(Recorder, AKilledProcessLeavesAWholeFileOrNone) {
             absent++;
         }
     }
-    std::printf("200 kills: %zu files whole, %zu absent, %zu while bytes were being written\n", whole, absent,
-                killed_in_between);
+    std::printf("200 kills: %zu files complete, %zu absent, %zu while bytes were being written\n", whole,
+                absent, killed_in_between);
     EXPECT_GT(absent, 0u);
     EXPECT_GT(killed_in_between, 0u);
     counted(1).begin_iteration(20);
-    EXPECT_EQ(eplb::stats::load(path).layer_loads(7)[3], 40) << "what the killed ones left does not disturb";
+    EXPECT_EQ(eplb::stats::load(path).layer_loads(7)[3], 40) << "files of killed processes do no harm";
 }

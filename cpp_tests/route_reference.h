@@ -1,4 +1,5 @@
-// The rules of routing as include/eplb.h defines them, written down a second time and slowly.
+// The routing rules, written from docs/routing.md and slow: what the library and its kernels are compared
+// with.
 #ifndef EPLB_TESTS_ROUTE_REFERENCE_H
 #define EPLB_TESTS_ROUTE_REFERENCE_H
 
@@ -18,6 +19,7 @@ struct layer_placement {
     uint32_t rank_of(int64_t slot) const {
         return static_cast<uint32_t>(slot / (num_slots() / static_cast<int64_t>(num_ranks)));
     }
+    /// The slots of an expert's replicas, ascending.
     std::vector<int64_t> slots_of(int64_t expert) const {
         std::vector<int64_t> slots;
         for (size_t slot = 0; slot < experts.size(); slot++) {
@@ -36,16 +38,16 @@ struct layer_placement {
     }
 };
 
-/// The slot of every id: `pick(k, i, slots)` chooses among several. `count_in` is the block within which k is
-/// counted.
+/// The slot of every id. `pick(k, i, id, slots)` chooses among several replicas; k counts the equal ids
+/// before i in its block of `block_size` ids.
 template <class Id, class Pick>
 std::vector<Id> route_by(const layer_placement &layer, const std::vector<Id> &ids, size_t valid,
-                         size_t count_in, Pick pick) {
+                         size_t block_size, Pick pick) {
     const auto slots = layer.all_slots();
     std::vector<Id> routed;
     std::map<Id, uint32_t> seen;
     for (size_t i = 0; i < ids.size(); i++) {
-        if (i % count_in == 0) {
+        if (i % block_size == 0) {
             seen.clear();
         }
         const bool good = i < valid && ids[i] >= 0 && static_cast<uint64_t>(ids[i]) < layer.num_experts;
@@ -53,9 +55,9 @@ std::vector<Id> route_by(const layer_placement &layer, const std::vector<Id> &id
             routed.push_back(static_cast<Id>(layer.num_slots()));
             continue;
         }
-        const auto &mine = slots[static_cast<size_t>(ids[i])];
+        const auto &replicas = slots[static_cast<size_t>(ids[i])];
         const uint32_t k = seen[ids[i]]++;
-        routed.push_back(static_cast<Id>(mine.size() == 1 ? mine[0] : pick(k, i, ids[i], mine)));
+        routed.push_back(static_cast<Id>(replicas.size() == 1 ? replicas[0] : pick(k, i, ids[i], replicas)));
     }
     return routed;
 }
@@ -79,9 +81,39 @@ std::vector<Id> token_hash(const layer_placement &layer, const std::vector<Id> &
                     });
 }
 
-/// How many tokens of each expert each rank gets.
-inline std::vector<std::map<uint32_t, uint64_t>> level(const layer_placement &layer,
-                                                       const std::vector<uint64_t> &tokens) {
+/// Water-filling: what each column gets of `amount`. Columns are visited from `first` on for the rest.
+inline std::vector<uint64_t> fill(uint64_t amount, const std::vector<uint64_t> &levels, size_t first) {
+    const auto up_to = [&](uint64_t height) {
+        uint64_t sum = 0;
+        for (const uint64_t level : levels) {
+            sum += height > level ? height - level : 0;
+        }
+        return sum;
+    };
+    // The greatest height for which the amount suffices.
+    uint64_t height = 0, above = amount + *std::max_element(levels.begin(), levels.end()) + 1;
+    while (above - height > 1) {
+        const uint64_t middle = height + (above - height) / 2;
+        (up_to(middle) <= amount ? height : above) = middle;
+    }
+    std::vector<uint64_t> got;
+    for (const uint64_t level : levels) {
+        got.push_back(height > level ? height - level : 0);
+    }
+    uint64_t rest = amount - up_to(height);
+    for (size_t i = 0; i < levels.size() && rest > 0; i++) {
+        const size_t column = (first + i) % levels.size();
+        if (levels[column] <= height) {
+            got[column]++;
+            rest--;
+        }
+    }
+    return got;
+}
+
+/// The quotas of least loaded: how many tokens of each expert each of its ranks serves.
+inline std::vector<std::map<uint32_t, uint64_t>> least_loaded_quotas(const layer_placement &layer,
+                                                                     const std::vector<uint64_t> &totals) {
     std::vector<std::map<uint32_t, uint64_t>> quotas(layer.num_experts);
     std::vector<uint64_t> load(layer.num_ranks);
     std::vector<std::pair<size_t, uint32_t>> order;
@@ -91,44 +123,23 @@ inline std::vector<std::map<uint32_t, uint64_t>> level(const layer_placement &la
             quotas[expert][layer.rank_of(slot)] = 0;
         }
         if (slots[expert].size() == 1) {
-            load[layer.rank_of(slots[expert][0])] += tokens[expert];
+            load[layer.rank_of(slots[expert][0])] += totals[expert];
         } else {
             order.emplace_back(quotas[expert].size(), expert);
         }
     }
     std::sort(order.begin(), order.end());
     for (int sweep = 0; sweep < 4; sweep++) {
-        for (const auto &[groups, expert] : order) {
-            auto &mine = quotas[expert];
-            for (const auto &[rank, quota] : mine) {
+        for (const auto &[num_ranks, expert] : order) {
+            std::vector<uint64_t> levels;
+            for (const auto &[rank, quota] : quotas[expert]) {
                 load[rank] -= quota;
+                levels.push_back(load[rank]);
             }
-            const auto poured = [&, &mine = mine](uint64_t height) {
-                uint64_t sum = 0;
-                for (const auto &[rank, quota] : mine) {
-                    sum += height > load[rank] ? height - load[rank] : 0;
-                }
-                return sum;
-            };
-            uint64_t low = 0, high = tokens[expert] + *std::max_element(load.begin(), load.end()) + 1;
-            while (high - low > 1) {
-                const uint64_t middle = (low + high) / 2;
-                (poured(middle) <= tokens[expert] ? low : high) = middle;
-            }
-            uint64_t left = tokens[expert] - poured(low);
-            std::vector<uint32_t> ranks;
-            for (auto &[rank, quota] : mine) {
-                ranks.push_back(rank);
-                quota = low > load[rank] ? low - load[rank] : 0;
-            }
-            for (size_t g = 0; g < ranks.size() && left > 0; g++) {
-                const uint32_t rank = ranks[(tokens[expert] % ranks.size() + g) % ranks.size()];
-                if (load[rank] <= low) {
-                    mine[rank]++;
-                    left--;
-                }
-            }
-            for (const auto &[rank, quota] : mine) {
+            const auto got = fill(totals[expert], levels, totals[expert] % num_ranks);
+            auto next = got.begin();
+            for (auto &[rank, quota] : quotas[expert]) {
+                quota = *next++;
                 load[rank] += quota;
             }
         }
@@ -136,10 +147,10 @@ inline std::vector<std::map<uint32_t, uint64_t>> level(const layer_placement &la
     return quotas;
 }
 
-/// The slots of an expert's tokens one after the other.
-inline std::vector<int64_t> deal(const layer_placement &layer, const std::vector<int64_t> &slots,
-                                 const std::map<uint32_t, uint64_t> &quotas) {
-    std::vector<int64_t> dealt;
+/// The slot of each of an expert's tokens, in order: each rank's quota split over its replicas.
+inline std::vector<int64_t> split_quotas(const layer_placement &layer, const std::vector<int64_t> &slots,
+                                         const std::map<uint32_t, uint64_t> &quotas) {
+    std::vector<int64_t> slot_of_token;
     for (const auto &[rank, quota] : quotas) {
         std::vector<int64_t> here;
         for (const int64_t slot : slots) {
@@ -149,13 +160,13 @@ inline std::vector<int64_t> deal(const layer_placement &layer, const std::vector
         }
         for (size_t j = 1; j <= here.size(); j++) {
             const auto up_to = [&](size_t n) { return (quota * n + here.size() - 1) / here.size(); };
-            dealt.insert(dealt.end(), up_to(j) - up_to(j - 1), here[j - 1]);
+            slot_of_token.insert(slot_of_token.end(), up_to(j) - up_to(j - 1), here[j - 1]);
         }
     }
-    return dealt;
+    return slot_of_token;
 }
 
-/// With `rank_counts` [ranks][experts] the totals of all, otherwise those of the ids.
+/// With `rank_counts` [ranks][experts] the quotas are for the totals of all ranks, otherwise for the ids.
 template <class Id>
 std::vector<Id> least_loaded(const layer_placement &layer, const std::vector<Id> &ids, size_t valid,
                              uint32_t rank = 0, const std::vector<std::vector<uint64_t>> &rank_counts = {}) {
@@ -176,47 +187,21 @@ std::vector<Id> least_loaded(const layer_placement &layer, const std::vector<Id>
         }
         own = rank_counts[rank];
     }
-    const auto quotas = level(layer, totals);
+    const auto quotas = least_loaded_quotas(layer, totals);
     const auto slots = layer.all_slots();
-    std::vector<std::vector<int64_t>> dealt;
+    std::vector<std::vector<int64_t>> slot_of_token;
     for (uint32_t expert = 0; expert < layer.num_experts; expert++) {
-        dealt.push_back(deal(layer, slots[expert], quotas[expert]));
+        slot_of_token.push_back(split_quotas(layer, slots[expert], quotas[expert]));
     }
     return route_by(layer, ids, valid, ids.size() + 1,
-                    [&](uint32_t k, size_t, Id id, const std::vector<int64_t> &mine) {
+                    [&](uint32_t k, size_t, Id id, const std::vector<int64_t> &replicas) {
                         const size_t expert = static_cast<size_t>(id);
-                        return k < own[expert] ? dealt[expert][before[expert] + k] : mine[k % mine.size()];
+                        return k < own[expert] ? slot_of_token[expert][before[expert] + k]
+                                               : replicas[k % replicas.size()];
                     });
 }
 
-/// Pours `amount` onto the columns named; returns what each got.
-inline std::map<size_t, uint64_t> pour(uint64_t amount, const std::vector<size_t> &columns,
-                                       std::vector<uint64_t> &heights) {
-    uint64_t low = 0, high = uint64_t(1) << 60;
-    const auto needed = [&](uint64_t height) {
-        uint64_t sum = 0;
-        for (const size_t column : columns) {
-            sum += height > heights[column] ? std::min(height - heights[column], amount + 1) : 0;
-        }
-        return sum;
-    };
-    while (high - low > 1) {
-        const uint64_t middle = (low + high) / 2;
-        (needed(middle) <= amount ? low : high) = middle;
-    }
-    uint64_t left = amount - needed(low);
-    std::map<size_t, uint64_t> got;
-    for (const size_t column : columns) {
-        if (heights[column] <= low) {
-            got[column] = low - heights[column] + (left > 0 ? 1 : 0);
-            left -= left > 0 ? 1 : 0;
-            heights[column] += got[column];
-        }
-    }
-    return got;
-}
-
-/// What of an expert's slots this rank uses, in units.
+/// The units of `rank` on each of an expert's replicas.
 inline std::vector<uint64_t> nearest_units(const layer_placement &layer, const std::vector<int64_t> &slots,
                                            uint32_t rank, const std::vector<int32_t> &nodes) {
     __extension__ using wide = unsigned __int128;
@@ -224,7 +209,7 @@ inline std::vector<uint64_t> nearest_units(const layer_placement &layer, const s
         return static_cast<uint64_t>(wide(of) * mine / all);
     };
     const uint64_t each = 4 * slots.size() << 20, most = uint64_t(5 * layer.num_ranks) << 20;
-    std::vector<uint64_t> left(layer.num_ranks, each), heights(slots.size()), units(slots.size());
+    std::vector<uint64_t> left(layer.num_ranks, each), used(slots.size()), units(slots.size());
     const auto replicas_where = [&](auto where) {
         std::vector<size_t> replicas;
         for (size_t replica = 0; replica < slots.size(); replica++) {
@@ -234,41 +219,59 @@ inline std::vector<uint64_t> nearest_units(const layer_placement &layer, const s
         }
         return replicas;
     };
+    // Places `amount` on `replicas` and returns what each replica of the expert got.
+    const auto place = [&](uint64_t amount, const std::vector<size_t> &replicas) {
+        std::vector<uint64_t> levels, got(slots.size());
+        for (const size_t replica : replicas) {
+            levels.push_back(used[replica]);
+        }
+        const auto filled = replicas.empty() ? levels : fill(amount, levels, 0);
+        for (size_t i = 0; i < replicas.size(); i++) {
+            got[replicas[i]] = filled[i];
+            used[replicas[i]] += filled[i];
+        }
+        return got;
+    };
+    // The own rank.
     for (uint32_t r = 0; r < layer.num_ranks; r++) {
         const auto own = replicas_where([&](uint32_t of) { return of == r; });
         const uint64_t amount = std::min(each, own.size() * most);
         left[r] -= amount;
-        for (const auto &[replica, got] : pour(amount, own, heights)) {
-            units[replica] += r == rank ? got : 0;
+        const auto got = place(amount, own);
+        for (size_t replica = 0; replica < slots.size(); replica++) {
+            units[replica] += r == rank ? got[replica] : 0;
         }
     }
-    uint64_t mine = left[rank], rest = 0;
-    std::map<int32_t, uint64_t> wanted;
+    // The own node.
+    uint64_t remainder = left[rank], rest = 0;
+    std::map<int32_t, uint64_t> wanted_of;
     for (uint32_t r = 0; r < layer.num_ranks; r++) {
-        wanted[nodes[r]] += left[r];
+        wanted_of[nodes[r]] += left[r];
     }
-    for (const auto &[node, want] : wanted) {
+    for (const auto &[node, wanted] : wanted_of) {
         const auto here = replicas_where([&, node = node](uint32_t of) { return nodes[of] == node; });
         uint64_t room = 0;
         for (const size_t replica : here) {
-            room += most - heights[replica];
+            room += most - used[replica];
         }
-        const uint64_t amount = std::min(want, room);
-        rest += want - amount;
+        const uint64_t amount = std::min(wanted, room);
+        rest += wanted - amount;
         if (amount == 0) {
             continue;
         }
-        for (const auto &[replica, got] : pour(amount, here, heights)) {
-            units[replica] += node == nodes[rank] ? part(got, left[rank], want) : 0;
-        }
+        const auto got = place(amount, here);
         if (node == nodes[rank]) {
-            mine = part(mine, want - amount, want);
+            for (size_t replica = 0; replica < slots.size(); replica++) {
+                units[replica] += part(got[replica], left[rank], wanted);
+            }
+            remainder = part(left[rank], wanted - amount, wanted);
         }
     }
+    // Any rank.
     if (rest > 0) {
-        for (const auto &[replica, got] :
-             pour(rest, replicas_where([](uint32_t) { return true; }), heights)) {
-            units[replica] += part(got, mine, rest);
+        const auto got = place(rest, replicas_where([](uint32_t) { return true; }));
+        for (size_t replica = 0; replica < slots.size(); replica++) {
+            units[replica] += part(got[replica], remainder, rest);
         }
     }
     return units;
@@ -277,21 +280,21 @@ inline std::vector<uint64_t> nearest_units(const layer_placement &layer, const s
 template <class Id>
 std::vector<Id> nearest(const layer_placement &layer, const std::vector<Id> &ids, size_t valid, uint32_t rank,
                         const std::vector<int32_t> &nodes) {
-    std::map<Id, std::vector<uint64_t>> units;
+    std::map<Id, std::vector<uint64_t>> units_of;
     return route_by(layer, ids, valid, 1024,
                     [&](uint32_t k, size_t i, Id id, const std::vector<int64_t> &slots) {
-                        auto &mine = units[id];
-                        if (mine.empty()) {
-                            mine = nearest_units(layer, slots, rank, nodes);
+                        auto &units = units_of[id];
+                        if (units.empty()) {
+                            units = nearest_units(layer, slots, rank, nodes);
                         }
                         __extension__ using wide = unsigned __int128;
                         wide all = 0, sum = 0;
-                        for (const uint64_t unit : mine) {
+                        for (const uint64_t unit : units) {
                             all += unit;
                         }
                         const uint64_t point = (uint64_t(k + i / 1024 + rank) * 2654435769u) & 0xffffffffu;
                         for (size_t replica = 0; replica < slots.size(); replica++) {
-                            sum += mine[replica];
+                            sum += units[replica];
                             if (point < static_cast<uint64_t>((sum << 32) / all)) {
                                 return slots[replica];
                             }

@@ -1,8 +1,9 @@
-// Made-up routing: expert ids as a router would write them, and the counts that must come of them.
+// Random expert ids like a router's, and the counts expected of them.
 #ifndef EPLB_TESTS_ROUTING_H
 #define EPLB_TESTS_ROUTING_H
 
 #include <cstdint>
+#include <limits>
 #include <random>
 #include <vector>
 
@@ -16,8 +17,7 @@ struct routing {
 
     uint64_t below(uint64_t limit) { return random() % limit; }
 
-    /// Skewed towards low experts; one in `bad_every` ids is out of range, in one of the ways that engines
-    /// mark tokens.
+    /// Skewed towards low experts. One in `bad_every` ids is out of range, like the marks that engines write.
     template <class Id> std::vector<Id> ids(size_t num_tokens, uint64_t bad_every = 20) {
         std::vector<Id> ids(num_tokens * experts_per_token);
         for (Id &id : ids) {
@@ -37,14 +37,14 @@ struct routing {
     }
 };
 
-/// What was counted of one layer, and what was not.
+/// The expected counts of one layer, and the ids that are not counted.
 struct counts {
     std::vector<double> experts;
     uint64_t counted = 0, out_of_range = 0, padding = 0, tokens = 0;
 
     explicit counts(uint32_t num_experts) : experts(num_experts) {}
 
-    /// `valid` as the device reads it: any number.
+    /// `valid` is what the device reads as num_valid: any number.
     template <class Id> void add(const std::vector<Id> &ids, uint32_t experts_per_token, int64_t valid) {
         const int64_t all = static_cast<int64_t>(ids.size() / experts_per_token);
         valid = valid < 0 ? 0 : valid > all ? all : valid;

@@ -1,7 +1,7 @@
 // eplb_stats: reading dumps.
 #include <gtest/gtest.h>
 
-#include <eplb.hpp>
+#include <eplb_tools.hpp>
 #include <numeric>
 
 #include "files.h"
@@ -21,13 +21,13 @@ eplb_status load(const char *path, const eplb_stats_options *options) {
 
 } // namespace
 
-TEST(Stats, InfoSaysWhatWasCounted) {
+TEST(Stats, InfoDescribesTheDump) {
     const auto stats = eplb::stats::load(law);
     const eplb_stats_info info = stats.info();
     EXPECT_EQ(info.num_experts, 64u);
     EXPECT_EQ(info.experts_per_token, 6u);
     EXPECT_EQ(info.num_ranks, 8u);
-    EXPECT_EQ(info.counted, EPLB_COUNTED_EXPERTS);
+    EXPECT_EQ(info.id_kind, EPLB_ID_KIND_EXPERT);
     EXPECT_EQ(info.iter_start, 100);
     EXPECT_EQ(info.iter_stop, 131);
     EXPECT_EQ(info.num_missing_ranks, 0u);
@@ -37,7 +37,7 @@ TEST(Stats, InfoSaysWhatWasCounted) {
     EXPECT_EQ(std::vector<int32_t>(counted.begin(), counted.end()), layers);
 }
 
-TEST(Stats, EveryTokenOfEveryIterationChoseSixExperts) {
+TEST(Stats, LayerLoadsSumToTheTokensOfEachIteration) {
     const auto stats = eplb::stats::load(law);
     for (const int32_t layer : stats.layer_ids()) {
         const std::vector<double> total = stats.layer_loads(layer);
@@ -62,7 +62,7 @@ TEST(Stats, EveryTokenOfEveryIterationChoseSixExperts) {
     }
 }
 
-TEST(Stats, IterationsMayBeChosen) {
+TEST(Stats, OptionsSelectIterations) {
     eplb_stats_options options = EPLB_STATS_OPTIONS_INIT;
     options.iter_start = 110;
     eplb::stats_options two_iterations;
@@ -87,7 +87,7 @@ TEST(Stats, IterationsMayBeChosen) {
     EXPECT_STREQ(eplb_last_error_message(), "iter_start is -1");
 }
 
-TEST(Stats, AMissingRankIsAcceptedOnlyWhenAskedFor) {
+TEST(Stats, MissingRankIsRefusedUnlessAllowed) {
     temporary_directory dir;
     const std::string dump = dir / "dump";
     std::filesystem::copy(law, dump);
@@ -105,7 +105,7 @@ TEST(Stats, AMissingRankIsAcceptedOnlyWhenAskedFor) {
     EXPECT_EQ(info.missing_ranks[0], 2);
 }
 
-TEST(Stats, DamageIsAStatusWithTheFilesName) {
+TEST(Stats, DamagedDumpIsRefusedByFile) {
     temporary_directory dir;
     const std::string dump = dir / "dump";
     std::filesystem::copy(law, dump);
@@ -119,7 +119,7 @@ TEST(Stats, DamageIsAStatusWithTheFilesName) {
     EXPECT_STREQ(eplb_last_error_message(), "path is not UTF-8");
 }
 
-TEST(Stats, NullAndWrongArgumentsAreErrorsAndWriteNothing) {
+TEST(Stats, NullAndWrongArgumentsAreRefusedUnwritten) {
     const auto stats = eplb::stats::load(law);
     eplb_stats_info info = EPLB_STATS_INFO_INIT;
     double loads[64] = {-1.0};
@@ -140,7 +140,7 @@ TEST(Stats, NullAndWrongArgumentsAreErrorsAndWriteNothing) {
     eplb_stats_destroy(nullptr);
 }
 
-TEST(Stats, AnOlderCallersStructsWork) {
+TEST(Stats, StructsOfAnOlderHeaderWork) {
     // As if the header ended after iter_stop of the options and num_ranks of the info.
     eplb_stats_options options = EPLB_STATS_OPTIONS_INIT;
     options.struct_size = offsetof(eplb_stats_options, allow_missing_ranks);
@@ -148,7 +148,7 @@ TEST(Stats, AnOlderCallersStructsWork) {
     eplb_stats *handle = nullptr;
     ASSERT_EQ(eplb_stats_load(law.c_str(), &options, &handle), EPLB_STATUS_OK);
     eplb_stats_info info = EPLB_STATS_INFO_INIT;
-    info.struct_size = offsetof(eplb_stats_info, counted);
+    info.struct_size = offsetof(eplb_stats_info, id_kind);
     info.iter_start = 12345;
     ASSERT_EQ(eplb_stats_get_info(handle, &info), EPLB_STATUS_OK);
     EXPECT_EQ(info.num_ranks, 8u);

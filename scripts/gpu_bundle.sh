@@ -1,6 +1,6 @@
 #!/bin/sh
 # Makes build/gpu-bundle: the device tests, the three steps with the example engine, and the benchmark, as a folder that runs on
-# any x86-64 Linux with an NVIDIA driver, whatever else is missing there. Its run.sh is scripts/gpu_run.sh.
+# any x86-64 Linux with an NVIDIA driver and nothing else. Its run.sh is scripts/gpu_run.sh.
 set -eu
 cd "$(dirname "$0")/.."
 scripts/need.sh cmake:cmake g++:g++ libgtest-dev:/usr/include/gtest/gtest.h \
@@ -8,7 +8,7 @@ scripts/need.sh cmake:cmake g++:g++ libgtest-dev:/usr/include/gtest/gtest.h \
 bundle=$PWD/build/gpu-bundle
 tests="collect_test dispatch_test cuda_test hot_calls_test"
 
-# Of the libraries, only glibc's and Rust's libgcc_s are not linked in, and these may be older or missing where the bundle runs.
+# All libraries are linked in except glibc and Rust's libgcc_s. The bundle has both: they may be older or missing there.
 cmake -S cpp_tests -B build/gpu -Wno-dev -DEPLB_VALGRIND=OFF -DEPLB_MPI=OFF \
     -DCMAKE_EXE_LINKER_FLAGS="-static-libstdc++ -static-libgcc" \
     -DCMAKE_BUILD_WITH_INSTALL_RPATH=ON "-DCMAKE_INSTALL_RPATH=\$ORIGIN/lib" "-DCMAKE_CXX_FLAGS=-ffile-prefix-map=$PWD=." >/dev/null
@@ -26,7 +26,7 @@ mkdir "$bundle/tiny-moe"
 for file in config.json model.safetensors gsm8k-test.jsonl LICENSE.gsm8k README.md; do
     install -m 644 "data/tiny-moe/$file" "$bundle/tiny-moe"
 done
-# The name that programs ask for is the file, in case links get lost on the way.
+# The file has the SONAME, in case links get lost on the way.
 soname=$(readelf -d target/release/libeplb.so | sed -n 's/.*SONAME.*\[\(.*\)\]/\1/p')
 install -m 755 target/release/libeplb.so "$bundle/lib/$soname"
 ln -s "$soname" "$bundle/lib/libeplb.so"
@@ -41,7 +41,7 @@ nvcc=$(scripts/nvcc.sh)
 sed 's/^\.version .*/.version 7.0/' build/gpu/baselines.ptx >"$bundle/baselines.ptx"
 "${nvcc%/*}/ptxas" -arch=sm_80 -o /dev/null "$bundle/baselines.ptx"
 
-# What programs need must be in the bundle, and nothing of this machine in them.
+# The bundle must have every library that its programs need, and no path of this machine.
 for file in "$bundle"/*_test "$bundle/gpu_bench" "$bundle/moe_engine" "$bundle/eplb" "$bundle/lib/$soname"; do
     for library in $(readelf -d "$file" | sed -n 's/.*NEEDED.*\[\(.*\)\]/\1/p'); do
         if ! [ -e "$bundle/lib/$library" ] && ! [ -e "$bundle/glibc/$library" ]; then
@@ -55,7 +55,7 @@ for file in "$bundle"/*_test "$bundle/gpu_bench" "$bundle/moe_engine" "$bundle/e
         exit 1
     fi
 done
-# Small enough to carry anywhere; more would be a library that nobody meant to take along.
+# A larger bundle would contain a library by mistake.
 size=$(du -sm "$bundle" | cut -f 1)
 if [ "$size" -gt 32 ]; then
     echo "$bundle has grown to $size MiB" >&2

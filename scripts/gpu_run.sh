@@ -2,8 +2,8 @@
 # Runs eplb's device tests on this machine's GPU, the three steps with a real model, then the benchmark: run.sh [--quick] [RESULTS]. Logs, and the benchmark's
 # tables as gpu_bench.md, go to the folder RESULTS, ./results by default. The last line is PASS or FAIL.
 #
-# Wants an NVIDIA driver and nothing else. Where the programs do not start with the system's glibc they take the one in glibc/;
-# EPLB_BUNDLE_GLIBC=1 has them take it anyway.
+# Needs an NVIDIA driver and nothing else. Programs that do not start with the system's glibc use the one in glibc/;
+# EPLB_BUNDLE_GLIBC=1 makes all use it.
 set -eu
 here=$(cd "$(dirname "$0")" && pwd)
 quick='' results=./results
@@ -101,7 +101,7 @@ test_on() {
     check "$1" "$2_$1.log" "$2" start "$2"
 }
 
-unset EXPERT_STATISTIC_PATH EXPERT_STATISTIC_ITER_RANGE # Each step says what it counts.
+unset EXPERT_STATISTIC_PATH EXPERT_STATISTIC_ITER_RANGE # Each step sets what it counts.
 
 # engine DEVICE ARGUMENT...
 engine() {

@@ -129,7 +129,7 @@ fn open_locked(partial: &Path) -> io::Result<File> {
             Err(TryLockError::WouldBlock) => {
                 return Err(io::Error::new(
                     ErrorKind::ResourceBusy,
-                    "it is being written by somebody else: another process, or another handle of this one",
+                    "it is being written by another process, or by another handle of this one",
                 ));
             }
         }
@@ -175,7 +175,7 @@ mod tests {
         let path = dir.path().join("config.yaml");
         write(&path, |w| {
             let second = write(&path, |w| w.write_all(b"second"));
-            assert!(second.unwrap_err().to_string().contains("it is being written by somebody else"));
+            assert!(second.unwrap_err().to_string().contains("it is being written by another process"));
             w.write_all(b"first")
         })
         .unwrap();

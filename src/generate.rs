@@ -25,6 +25,8 @@ pub struct GenerateConfig<'a> {
     pub num_slots: Option<usize>,
     /// Written to the file; see [`Placement::with_layer_updates_per_iter`].
     pub layer_updates_per_iter: u32,
+    /// Threads that solve; 0: one a core, at most 8.
+    pub solve_threads: usize,
     /// How to place the experts.
     pub solve: SolveConfig<'a>,
     /// Samples to plan for: see [`Planner`].
@@ -90,7 +92,7 @@ pub fn generate(
     }
     let SolveConfig { policy, objective, .. } = config.solve;
     let planner =
-        Planner { solve: config.solve, num_samples: config.num_samples, threads: config.options.threads };
+        Planner { solve: config.solve, num_samples: config.num_samples, threads: config.solve_threads };
     sample_weights(&config.solve, planner.num_samples(iterations)?)?;
     let output = AtomicFile::create(config.output_path)?;
     refuse_slots(dump.summary()).map_err(|e| e.in_file(config.expert_statistic_path))?;

@@ -529,25 +529,19 @@ fn a_dump_that_could_not_be_read_back_is_not_written() {
         ),
         (
             RankDump { counts: Counts::U32(&[]), layers: &[], ..dump },
-            "layers []: there must be some, each once, and fit int32",
+            "there is no layer; at least one expected",
         ),
         (
             RankDump { counts: Counts::U64(&[1, 1 << 63]), ..dump },
             "count 9223372036854775808 does not fit int64",
         ),
-        (RankDump { num_ranks: 0, ..dump }, "rank 0 of 0 ranks"),
-        (RankDump { rank: 1, ..dump }, "rank 1 of 1 ranks"),
-        (RankDump { experts_per_token: 0, ..dump }, "0 of 2 experts a token"),
-        (RankDump { experts_per_token: 3, ..dump }, "3 of 2 experts a token"),
-        (RankDump { num_experts: 1 << 21, ..dump }, "1 of 2097152 experts a token"),
-        (
-            RankDump { layers: &[3, 3], counts: Counts::U32(&[0; 4]), ..dump },
-            "layers [3, 3]: there must be some, each once, and fit int32",
-        ),
-        (
-            RankDump { layers: &[u32::MAX], ..dump },
-            "layers [4294967295]: there must be some, each once, and fit int32",
-        ),
+        (RankDump { num_ranks: 0, ..dump }, "num_ranks is 0; at least 1 expected"),
+        (RankDump { rank: 1, ..dump }, "rank is 1, num_ranks 1; 0 to 0 expected"),
+        (RankDump { experts_per_token: 0, ..dump }, "experts_per_token is 0, num_experts 2; 1 to 2 expected"),
+        (RankDump { experts_per_token: 3, ..dump }, "experts_per_token is 3, num_experts 2; 1 to 2 expected"),
+        (RankDump { num_experts: 1 << 21, ..dump }, "num_experts is 2097152; 1 to 1048576 expected"),
+        (RankDump { layers: &[3, 3], counts: Counts::U32(&[0; 4]), ..dump }, "layer 3 is listed twice"),
+        (RankDump { layers: &[u32::MAX], ..dump }, "layer 4294967295 does not fit int32"),
         (
             RankDump { iterations: IterationRange { start: u64::MAX - 1, stop: u64::MAX }, ..dump },
             "iterations 18446744073709551614..18446744073709551615: there must be some, and fit int64",

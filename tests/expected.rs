@@ -67,6 +67,7 @@ fn policy_trtllm_gives_the_expected_configuration_files_to_the_byte() {
         let (num_ranks, num_slots, iters) = parse_case(&case);
         for threads in [1, 2, 8] {
             let config = GenerateConfig {
+                solve_threads: 0,
                 expert_statistic_path: &dump,
                 output_path,
                 options: LoadOptions {

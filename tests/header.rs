@@ -1,146 +1,278 @@
-//! `include/eplb.h` is generated from the C boundary. `EPLB_WRITE_HEADER=1 cargo test --test header` writes it anew.
+//! The headers are generated from the C boundary. `EPLB_WRITE_HEADER=1 cargo test --test header` writes them.
 
 use std::fmt::Write;
 use std::path::Path;
 use std::{env, fs};
 
-/// The sections of the header, in the order in which an engine developer meets them, and the files of src/ffi for each.
-const SECTIONS: [(&str, &[&str]); 10] = [
-    ("Library: versions, statuses, messages, log", &["status", "library"]),
-    ("Devices and streams", &["device"]),
-    ("Recorder: counting routed experts (step 1)", &["recorder"]),
-    ("Statistics: what was counted (step 1 leaves it, step 2 reads it)", &["stats"]),
-    ("Placement: which expert each slot holds", &["placement"]),
-    ("Solving: loads to placement", &["solve"]),
-    ("Generating: a dump directory to a configuration file (step 2 as a whole)", &["generate"]),
-    ("Exchange: counts and placements in files of other systems", &["exchange"]),
-    ("Dispatch: expert ids to slot ids (step 3)", &["dispatch"]),
-    ("Metrics: what recorders, placements and dispatches tell of themselves, for Prometheus", &["metrics"]),
-];
-
-const START: &str = r#"/** \file
- * eplb: expert parallelism load balancer for mixture-of-experts inference.
- *
- * Generated from src/ffi by `make header`; do not edit.
- *
- * In three steps: count which experts the router chooses and dump the counts (collect), turn the dump into a
- * configuration file that says which expert each slot holds (generate), load that file and route by it (run).
- *
- * API conventions
- *
- * Status      Every call that can fail returns an eplb_status. eplb_last_error_message() then says, for the calling
- *             thread, what went wrong, where, and what to do. Results are written only on success.
- * Handles     eplb_<object> is opaque. A handle comes from _create, _load or eplb_solve() and goes back once, by its
- *             _destroy, which takes NULL. What a handle lends lives until it is destroyed.
- * Threads     Calls on a const handle may run on several threads at once, and so may calls without a handle; calls on
- *             another handle are yours to serialise, unless its documentation says that they take turns. Threads that a
- *             call starts have ended when it returns, but for a recorder's, which ends with it.
- * Streams     are yours, the last argument, and order the work on a CUDA device; NULL is the legacy default stream, and a
- *             program built with per-thread default streams passes cudaStreamPerThread for its own. Your thread's
- *             current context is left as found. Calls marked "hot" allocate nothing, wait for nothing, read nothing back, and
- *             are legal while a CUDA graph captures the stream. On EPLB_DEVICE_HOST the same calls work on host memory, at
- *             once, and the stream means nothing. No CUDA header is needed, and CUDA's may be included too.
- * Pointers    are yours and are used only until the call returns, unless it says otherwise. NULL where a value is
- *             needed, a number out of range and an unknown constant are errors, never crashes.
- * Structs     that begin with struct_size are initialised with their _INIT, so that a program and a library of
- *             different minor versions fit together: fields are only ever appended, and zero is their default.
- * Names       Expert, slot, rank, layer as everywhere in the field. Ranks are those of the expert-parallel group. Layers
- *             are listed by the model's own numbers. S slots are split evenly over R ranks: rank r owns the slots
- *             r * S/R .. (r + 1) * S/R.
- * Strings     are UTF-8 and end in NUL.
- * State       There is none outside handles, but for the log callback and each thread's last error message. No panic
- *             or exception leaves the library, and no call ends the process: memory for what a file or an argument asks
- *             for is a status when it cannot be had. Only where the system refuses even small allocations, Rust ends it.
- */
-#ifndef EPLB_H
-#define EPLB_H
-
-#include <stddef.h>
-#include <stdint.h>
-
-/** CUDA's stream: cudaStream_t and CUstream are pointers to it. */
-struct CUstream_st;
-
-#ifndef EPLB_API
-#if defined(__GNUC__)
-#define EPLB_API __attribute__((visibility("default")))
-#else
-#define EPLB_API
-#endif
-#endif
-
-"#;
-
-const END: &str = "\n#endif /* EPLB_H */\n";
-
-fn generate() -> String {
-    let root = Path::new(env!("CARGO_MANIFEST_DIR"));
-    let config = cbindgen::Config::from_file(root.join("cbindgen.toml")).unwrap();
-    let mut header = START.to_owned();
-    for (title, files) in SECTIONS {
-        let builder = cbindgen::Builder::new().with_config(config.clone());
-        let with_file = |builder: cbindgen::Builder, file: &&str| {
-            builder.with_src(root.join(format!("src/ffi/{file}.rs")))
-        };
-        let bindings = files.iter().fold(builder, with_file).generate().unwrap();
-        let mut section = Vec::new();
-        bindings.write(&mut section);
-        let rule = "-".repeat(100);
-        let _ = write!(header, "\n/* {rule}\n * {title}\n * {rule} */\n\n");
-        header += &readable(String::from_utf8(section).unwrap().trim());
-    }
-    header + END
+/// A header: its name, the text before its declarations, and its sections.
+struct Header {
+    name: &'static str,
+    start: &'static str,
+    sections: &'static [Section],
 }
 
-/// What cbindgen writes, as a person would: typedefs used, one-line comments on one line, and behind each struct that
-/// begins with `struct_size` its `_INIT`, which names every field, as -Wextra wants it.
+struct Section {
+    title: &'static str,
+    /// Files of src/ffi.
+    files: &'static [&'static str],
+    /// A program that shows the calls; scripts/check_header.sh compiles and runs it.
+    sample: Option<&'static str>,
+}
+
+const HEADERS: [Header; 2] = [
+    Header {
+        name: "eplb.h",
+        start: include_str!("header/eplb.h.in"),
+        sections: &[
+            Section {
+                title: "Library: statuses, versions, messages, log",
+                files: &["status", "library"],
+                sample: None,
+            },
+            Section { title: "Devices, streams and ids", files: &["device"], sample: None },
+            Section {
+                title: "Recorder: counts routed experts (step 1, collect)",
+                files: &["recorder", "recorder_info"],
+                sample: Some(include_str!("header/collect.c")),
+            },
+            Section {
+                title: "Placement: which expert each slot holds (step 3, run)",
+                files: &["placement"],
+                sample: None,
+            },
+            Section {
+                title: "Dispatch: routes expert ids to slot ids (step 3, run)",
+                files: &["dispatch"],
+                sample: Some(include_str!("header/run.c")),
+            },
+        ],
+    },
+    Header {
+        name: "eplb_tools.h",
+        start: include_str!("header/eplb_tools.h.in"),
+        sections: &[
+            Section { title: "Statistics: the counts of a dump", files: &["stats"], sample: None },
+            Section { title: "Solving: loads to placement", files: &["solve"], sample: None },
+            Section {
+                title: "Generating: a dump to a configuration file (step 2)",
+                files: &["generate"],
+                sample: Some(include_str!("header/generate.c")),
+            },
+            Section {
+                title: "Evaluation: how evenly a placement loads the ranks",
+                files: &["evaluation"],
+                sample: None,
+            },
+            Section { title: "Exchange: files of other systems", files: &["exchange"], sample: None },
+            Section { title: "Metrics, for Prometheus", files: &["metrics"], sample: None },
+        ],
+    },
+];
+
+/// Columns of the headers.
+const WIDTH: usize = 110;
+
+impl Header {
+    fn generate(&self) -> String {
+        let root = Path::new(env!("CARGO_MANIFEST_DIR"));
+        let config = cbindgen::Config::from_file(root.join("cbindgen.toml")).unwrap();
+        let mut header = self
+            .start
+            .replace("@MAJOR@", env!("CARGO_PKG_VERSION_MAJOR"))
+            .replace("@MINOR@", env!("CARGO_PKG_VERSION_MINOR"))
+            .replace("@PATCH@", env!("CARGO_PKG_VERSION_PATCH"));
+        header += "#ifdef __cplusplus\nextern \"C\" {\n#endif\n";
+        for Section { title, files, sample } in self.sections {
+            let builder = cbindgen::Builder::new().with_config(config.clone());
+            let add = |builder: cbindgen::Builder, file: &&str| {
+                builder.with_src(root.join(format!("src/ffi/{file}.rs")))
+            };
+            let mut section = Vec::new();
+            files.iter().fold(builder, add).generate().unwrap().write(&mut section);
+            let rule = "-".repeat(WIDTH - 6);
+            let sample = sample.map_or(String::new(), as_comment);
+            let _ = write!(header, "\n/* {rule}\n * {title}{sample}\n * {rule} */\n\n");
+            header += &readable(&String::from_utf8(section).unwrap());
+        }
+        header += "\n#ifdef __cplusplus\n} // extern \"C\"\n#endif\n\n#endif\n";
+        header
+    }
+}
+
+/// A sample behind the title of its section.
+fn as_comment(sample: &str) -> String {
+    let line = |line: &str| format!("\n *   {line}").trim_end().to_owned();
+    "\n *".to_owned() + &sample.lines().map(line).collect::<String>()
+}
+
+/// One declaration of cbindgen's: the lines of its comment, without their decoration, and of its code.
+#[derive(Debug, Clone, Default)]
+struct Item {
+    comment: Vec<String>,
+    code: Vec<String>,
+}
+
+/// What cbindgen writes, in the form of the headers: enumerations as a typedef with its constants, comments that are as
+/// short as they can be, and an `_INIT` for each struct that begins with `struct_size`.
 fn readable(section: &str) -> String {
+    let mut items = items(section);
+    // An object ends with its destruction, whichever file has it.
+    items.sort_by_key(|item| item.code.iter().any(|line| line.contains("_destroy(")));
     let mut text = String::new();
-    let mut fields: Option<Vec<&str>> = None;
-    let mut lines = section.lines().peekable();
-    while let Some(line) = lines.next() {
-        if line.trim() == "/**" {
-            let first = lines.next().unwrap();
-            match lines.next_if(|next| next.trim() == "*/") {
-                Some(_) => _ = writeln!(text, "{}", first.replacen(" * ", "/** ", 1) + " */"),
-                None => _ = writeln!(text, "{line}\n{first}"),
+    for (i, item) in items.iter().enumerate() {
+        let first = item.code.first().map_or("", String::as_str);
+        let blank = if i == 0 { "" } else { "\n" };
+        if let Some(name) = enumeration(first) {
+            let of_name = |item: &&Item| constant(item, name).is_some();
+            let constants: Vec<&Item> = items.iter().filter(of_name).collect();
+            text += &format!("{blank}{}{first}\nenum {{\n", comment(&item.comment, ""));
+            for item in constants {
+                let (constant, value) = constant(item, name).unwrap();
+                text += &member(&item.comment, &format!("{constant} = {value},"));
             }
-        } else if line.starts_with("typedef struct eplb_") {
-            let _ = writeln!(text, "{line}");
-            fields = line.ends_with('{').then(Vec::new);
-        } else if let Some(name) = line.strip_prefix("} ").and_then(|rest| rest.strip_suffix(';')) {
-            let _ = writeln!(text, "{line}");
-            if let Some([first, rest @ ..]) = fields.take().as_deref()
-                && first.ends_with(" struct_size;")
-            {
-                let zeros: String = rest.iter().map(|field| format!(", {}", zero_of(field))).collect();
-                let init = name.to_uppercase() + "_INIT";
-                let _ = writeln!(text, "/** An {name} with every default. */");
-                let _ = writeln!(text, "#define {init} {{ sizeof({name}){zeros} }}");
+            text += "};\n";
+        } else if let Some((macro_name, value)) = define(item) {
+            if !items.iter().any(|other| is_constant_of(macro_name, other)) {
+                let value = if value.starts_with('-') { format!("({value})") } else { value.to_owned() };
+                let code = format!("#define {macro_name} {value}\n");
+                text += &format!("{blank}{}{code}", comment(&item.comment, ""));
             }
+        } else if first.starts_with("typedef struct") && first.ends_with('{') {
+            text += blank;
+            text += &structure(item);
         } else {
-            if let Some(fields) = fields.as_mut().filter(|_| !line.trim_start().starts_with('*')) {
-                fields.push(line);
-            }
-            let line = line.replace("struct eplb_", "eplb_").replace("EPLB_API ", "EPLB_API\n");
-            let line = line.replace(" CUstream_st *", " struct CUstream_st *");
-            let line = negative_in_parentheses(line);
-            let _ = writeln!(text, "{line}");
+            let code = item.code.join("\n").replace("struct eplb_", "eplb_");
+            let code = code.replace("typedef eplb_", "typedef struct eplb_");
+            let code = code.replace(" CUstream_st *", " struct CUstream_st *");
+            let code = if code.starts_with("EPLB_API") { prototype(&code) } else { code + "\n" };
+            text += &format!("{blank}{}{code}", comment(&item.comment, ""));
         }
     }
     text
 }
 
-/// A macro that is a negative number, so that it can stand in any expression.
-fn negative_in_parentheses(line: String) -> String {
-    match line.strip_prefix("#define ").and_then(|rest| rest.split_once(" -")) {
-        Some((name, digits)) => format!("#define {name} (-{digits})"),
-        None => line,
+/// A prototype in as few lines as it takes.
+fn prototype(code: &str) -> String {
+    let words: Vec<&str> = code.split_whitespace().collect();
+    let (name, arguments) =
+        words.join(" ").split_once('(').map(|(n, a)| (n.to_owned(), a.to_owned())).unwrap();
+    let indent = " ".repeat(4);
+    let (mut text, mut column) = (name + "(", 0);
+    column += text.len();
+    for (i, argument) in arguments.split(", ").enumerate() {
+        let last = argument.ends_with(';');
+        let argument = if last { argument.to_owned() } else { format!("{argument},") };
+        if column + 1 + argument.len() > WIDTH {
+            text += &format!("\n{indent}{argument}");
+            column = indent.len() + argument.len();
+        } else {
+            let space = if i == 0 { "" } else { " " };
+            text += &format!("{space}{argument}");
+            column += space.len() + argument.len();
+        }
     }
+    text + "\n"
+}
+
+/// The name of an enumeration, which src/ffi declares as a type and constants that begin with its name.
+fn enumeration(code: &str) -> Option<&str> {
+    let name = code.strip_prefix("typedef int32_t ")?.strip_suffix(';')?;
+    name.chars().all(|c| c.is_ascii_lowercase() || c == '_').then_some(name)
+}
+
+fn define(item: &Item) -> Option<(&str, &str)> {
+    item.code.first()?.strip_prefix("#define ")?.split_once(' ')
+}
+
+/// The name and value of a constant of the enumeration `name`.
+fn constant<'a>(item: &'a Item, name: &str) -> Option<(&'a str, &'a str)> {
+    define(item).filter(|(constant, _)| constant.starts_with(&format!("{}_", name.to_uppercase())))
+}
+
+fn is_constant_of(constant: &str, typedef: &Item) -> bool {
+    let first = typedef.code.first().map_or("", String::as_str);
+    let name = enumeration(first);
+    name.is_some_and(|name| constant.starts_with(&format!("{}_", name.to_uppercase())))
+}
+
+/// Splits what cbindgen wrote into its declarations.
+fn items(section: &str) -> Vec<Item> {
+    let mut items = Vec::new();
+    let mut item = Item::default();
+    let mut lines = section.lines().peekable();
+    while let Some(line) = lines.next() {
+        match line {
+            "/**" if item.code.is_empty() => item.comment = comment_lines(&mut lines),
+            "" if item.code.is_empty() => {}
+            _ => {
+                item.code.push(line.to_owned());
+                let in_struct = item.code[0].ends_with('{') && !line.starts_with('}');
+                if !in_struct && (line.ends_with(';') || line.starts_with("#define")) {
+                    items.push(std::mem::take(&mut item));
+                }
+            }
+        }
+    }
+    assert!(item.code.is_empty(), "a declaration without an end: {item:?}");
+    items
+}
+
+/// The lines of a comment up to its end, without their decoration.
+fn comment_lines<'a>(lines: &mut impl Iterator<Item = &'a str>) -> Vec<String> {
+    let strip = |line: &str| line.trim().trim_start_matches('*').strip_prefix(' ').unwrap_or("").to_owned();
+    lines.take_while(|line| line.trim() != "*/").map(strip).collect()
+}
+
+/// A comment before a declaration.
+fn comment(lines: &[String], indent: &str) -> String {
+    let mut text = format!("{indent}/** ");
+    for (i, line) in lines.iter().enumerate() {
+        let before = if i == 0 { String::new() } else { format!("\n{indent} * ") };
+        text += format!("{before}{line}").trim_end_matches(' ');
+    }
+    text + " */\n"
+}
+
+/// A field or constant with its comment, behind it if both fit in a line.
+fn member(lines: &[String], code: &str) -> String {
+    let line = format!("  {code} /**< {} */\n", lines.join(" "));
+    if lines.len() == 1 && line.len() <= WIDTH + 1 {
+        return line;
+    }
+    format!("{}  {code}\n", comment(lines, "  "))
+}
+
+fn structure(item: &Item) -> String {
+    let mut text = comment(&item.comment, "") + &item.code[0] + "\n";
+    let (mut zeros, mut grows) = (String::new(), false);
+    let mut lines = item.code[1..].iter().map(String::as_str);
+    let mut field_comment = Vec::new();
+    while let Some(line) = lines.next() {
+        if line.trim() == "/**" {
+            field_comment = comment_lines(&mut lines);
+        } else if let Some(name) = line.strip_prefix("} ").and_then(|rest| rest.strip_suffix(';')) {
+            let _ = writeln!(text, "{line}");
+            if grows {
+                let init = format!("#define {}_INIT", name.to_uppercase());
+                let _ = writeln!(
+                    text,
+                    "/** An {name} with every default. */\n{init} \\\n  {{ sizeof({name}){zeros} }}"
+                );
+            }
+        } else {
+            let field = line.trim().replace("struct eplb_", "eplb_");
+            match field.ends_with(" struct_size;") {
+                true => grows = true,
+                false => zeros += &format!(", {}", zero_of(&field)),
+            }
+            text += &member(&field_comment, &field);
+        }
+    }
+    text
 }
 
 fn zero_of(field: &str) -> &'static str {
-    let (kind, name) = field.trim().rsplit_once(' ').unwrap();
+    let (kind, name) = field.rsplit_once(' ').unwrap();
     match name {
         "device;" => "EPLB_DEVICE_HOST",
         _ if name.starts_with('*') || kind.ends_with("_callback") => "NULL",
@@ -150,15 +282,37 @@ fn zero_of(field: &str) -> &'static str {
 }
 
 #[test]
-fn the_checked_in_header_is_what_the_code_says() {
-    let path = Path::new(env!("CARGO_MANIFEST_DIR")).join("include/eplb.h");
-    let generated = generate();
-    if env::var_os("EPLB_WRITE_HEADER").is_some() {
-        fs::write(&path, &generated).unwrap();
+fn checked_in_headers_are_those_of_the_code() {
+    for header in HEADERS {
+        let path = Path::new(env!("CARGO_MANIFEST_DIR")).join("include").join(header.name);
+        let generated = header.generate();
+        if env::var_os("EPLB_WRITE_HEADER").is_some() {
+            fs::write(&path, &generated).unwrap();
+        }
+        let checked_in = fs::read_to_string(&path).unwrap_or_default();
+        assert!(
+            checked_in == generated,
+            "include/{} is stale: run `make header` and read the difference",
+            header.name
+        );
     }
-    let checked_in = fs::read_to_string(&path).unwrap_or_default();
+}
+
+#[test]
+fn headers_are_short() {
+    let texts = HEADERS.map(|header| (header.name, header.generate()));
+    for (name, text) in &texts {
+        let long = text.lines().find(|line| line.chars().count() > WIDTH);
+        assert_eq!(long, None, "{name} has a line of more than {WIDTH} columns");
+    }
+    let lines = |text: &String| text.lines().count();
+    let prototypes = |text: &String| text.lines().filter(|line| line.starts_with("EPLB_API ")).count();
+    let all_lines: usize = texts.iter().map(|(_, text)| lines(text)).sum();
+    let all_prototypes: usize = texts.iter().map(|(_, text)| prototypes(text)).sum();
+    assert!(lines(&texts[0].1) <= 1000, "eplb.h has {} lines", lines(&texts[0].1));
     assert!(
-        checked_in == generated,
-        "include/eplb.h is not fresh: run `make header` and look at the difference"
+        all_lines <= 26 * all_prototypes,
+        "{all_lines} lines for {all_prototypes} functions: {} at most",
+        26 * all_prototypes
     );
 }

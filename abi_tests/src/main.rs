@@ -1,7 +1,7 @@
-//! Compares what Rust and C make of the interface; see build.rs.
+//! Compares the interface as Rust and as C compile it; see build.rs.
 #![allow(bad_style, unused_imports, clippy::all)]
 
-// The functions are the library's own.
+// The functions are defined by the library.
 extern crate eplb as _;
 
 mod interface {

@@ -1,8 +1,7 @@
-// Counting on the host: eplb_recorder_count_ids() beside a plain C loop, 256 experts, 8 choices a token,
-// routing that falls off like 1 / rank. Also writes each batch to the folder given, for
-// scripts/bench_numpy.py to count the same. Then routing on the host: eplb_dispatch_route() beside plain C
-// loops of the two rules that an engine would write itself, 320 slots on 8 ranks.
-#include <eplb.hpp>
+// Counting on the host: eplb_recorder_count_ids() beside a plain C loop. 256 experts, 8 choices a token, ids
+// with a 1/n distribution. Writes each batch to the given folder, for scripts/bench_numpy.py. Then routing on
+// the host: eplb_dispatch_route() beside plain C loops of round robin and token hash, 320 slots on 8 ranks.
+#include <eplb_tools.hpp>
 
 #include <algorithm>
 #include <chrono>
@@ -34,7 +33,7 @@ template <class Id> std::vector<Id> batch(size_t num_ids) {
     return ids;
 }
 
-/// Seconds of one call: the median of many runs, each of as many calls as take a while.
+/// Seconds of one call: the median of 31 runs of at least 2 ms each.
 double time_of(const std::function<void()> &call) {
     using clock = std::chrono::steady_clock;
     size_t calls = 1;
@@ -69,11 +68,10 @@ template <class Id> void compare(const char *name, size_t num_ids, const std::st
     config.num_experts = experts;
     config.experts_per_token = choices;
     config.layer_ids = {0};
-    const auto recorder = eplb::recorder::create(config);
+    auto recorder = eplb::recorder::create(config);
     recorder.begin_iteration(0);
     const auto num_tokens = static_cast<uint32_t>(num_ids / choices);
-    constexpr eplb_dtype dtype = sizeof(Id) == 4 ? EPLB_DTYPE_INT32 : EPLB_DTYPE_INT64;
-    const double ours = time_of([&] { recorder.count_ids(0, ids.data(), dtype, num_tokens); });
+    const double library = time_of([&] { recorder.count_ids(0, ids.data(), num_tokens); });
 
     std::vector<uint32_t> counts(experts);
     size_t ignored = 0;
@@ -85,14 +83,14 @@ template <class Id> void compare(const char *name, size_t num_ids, const std::st
         }
     });
     const auto rate = [&](double seconds) { return static_cast<double>(num_ids) / seconds / 1e6; };
-    std::printf("| %s | %zu | %.0f | %.0f | %.2f |\n", name, num_ids, rate(ours), rate(plain), plain / ours);
+    std::printf("| %s | %zu | %.0f | %.0f | %.2f |\n", name, num_ids, rate(library), rate(plain),
+                plain / library);
     if (ignored != 0) {
         std::printf("%zu ids were ignored\n", ignored);
     }
 }
 
-/// Batches that come one after the other, so that no rule learns one by heart: as many ids as routing is
-/// measured with at most, dealt out in turn.
+/// Successive batches of 2^20 ids, so that no branch predictor learns a single batch.
 class batches {
   public:
     explicit batches(size_t num_ids) : ids_(batch<int32_t>(1 << 20)), num_ids_(num_ids) {}
@@ -116,47 +114,48 @@ void compare_routing(size_t num_ids) {
     for (const int32_t id : batch<int32_t>(1 << 20)) {
         loads[static_cast<size_t>(id)]++;
     }
-    eplb::solve_config solving;
-    solving.num_ranks = ranks;
-    solving.num_slots = num_slots;
+    eplb::placement_config shape;
+    shape.num_experts = experts;
+    shape.num_ranks = ranks;
+    shape.num_slots = num_slots;
     const std::vector<int32_t> layers = {0};
-    const auto placement = eplb::solve(solving, loads, layers, 1, experts);
+    const auto placement = eplb::solve(shape, layers, loads);
     std::vector<int32_t> slots(num_ids), same(num_ids);
     std::vector<uint32_t> seen(experts);
     double plain[2] = {};
-    for (const eplb_route rule :
-         {EPLB_ROUTE_ROUND_ROBIN, EPLB_ROUTE_TOKEN_HASH, EPLB_ROUTE_NEAREST, EPLB_ROUTE_LEAST_LOADED}) {
+    for (const eplb_rule rule :
+         {EPLB_RULE_ROUND_ROBIN, EPLB_RULE_TOKEN_HASH, EPLB_RULE_NEAREST, EPLB_RULE_LEAST_LOADED}) {
         eplb::dispatch_config config;
         config.num_ranks = ranks;
         config.experts_per_token = choices;
         config.rule = rule;
         const auto dispatch = eplb::dispatch::create(placement, config);
-        const eplb_dispatch_tables lent = dispatch.tables(0);
-        const plain_tables tables = {lent.replica_count, lent.replica_start, lent.slot_ids, int32_t(experts),
-                                     int32_t(num_slots)};
+        const eplb_dispatch_tables layer = dispatch.tables(0);
+        const plain_tables tables = {layer.replica_count, layer.replica_start, layer.slot_ids,
+                                     int32_t(experts), int32_t(num_slots)};
         const auto num_tokens = static_cast<uint32_t>(num_ids / choices);
-        const std::function<void()> ours = [&] {
-            dispatch.route(0, batches.next(), EPLB_DTYPE_INT32, num_tokens, nullptr, slots.data());
+        const std::function<void()> route = [&] {
+            dispatch.route(0, batches.next(), num_tokens, nullptr, slots.data());
         };
-        const double seconds = time_of(ours);
-        if (rule <= EPLB_ROUTE_TOKEN_HASH) {
+        const double seconds = time_of(route);
+        if (rule <= EPLB_RULE_TOKEN_HASH) {
             const std::function<void()> loop = [&] {
-                if (rule == EPLB_ROUTE_ROUND_ROBIN) {
+                if (rule == EPLB_RULE_ROUND_ROBIN) {
                     plain_round_robin(&tables, batches.next(), num_ids, same.data(), seen.data());
                 } else {
                     plain_token_hash(&tables, batches.next(), num_ids, choices, same.data());
                 }
             };
-            plain[rule == EPLB_ROUTE_TOKEN_HASH ? 1 : 0] = time_of(loop);
-            for (const auto &call : {ours, loop}) {
+            plain[rule == EPLB_RULE_TOKEN_HASH ? 1 : 0] = time_of(loop);
+            for (const auto &call : {route, loop}) {
                 batches.restart();
                 call();
             }
             if (same != slots) {
-                std::printf("the plain loop gives other slots\n");
+                std::printf("the plain loop returns other slots\n");
             }
         }
-        const double loop = plain[rule == EPLB_ROUTE_TOKEN_HASH ? 1 : 0];
+        const double loop = plain[rule == EPLB_RULE_TOKEN_HASH ? 1 : 0];
         const char *names[] = {"", "round robin", "token hash", "nearest", "least loaded"};
         const auto rate = [&](double seconds) { return static_cast<double>(num_ids) / seconds / 1e6; };
         std::printf("| %s | %zu | %.0f | %.0f | %.2f |\n", names[rule], num_ids, rate(seconds), rate(loop),

@@ -1,4 +1,4 @@
-/* What an engine would write without eplb: the loop that counting is compared with. */
+/* The loop that an engine would write without eplb: the baseline of counting. */
 #include "plain_count.h"
 
 size_t plain_count_int32(const int32_t *ids, size_t num_ids, uint32_t *counts, int32_t num_experts) {

@@ -8,7 +8,7 @@
 extern "C" {
 #endif
 
-/* Counts [num_ids] and returns how many of them name no expert. */
+/* Counts [num_ids] ids and returns the number of invalid ones. */
 size_t plain_count_int32(const int32_t *ids, size_t num_ids, uint32_t *counts, int32_t num_experts);
 size_t plain_count_int64(const int64_t *ids, size_t num_ids, uint32_t *counts, int64_t num_experts);
 

@@ -1,4 +1,4 @@
-/* What an engine would write without eplb: the loops that routing is compared with. */
+/* The loops that an engine would write without eplb: the baselines of routing. */
 #include "plain_route.h"
 
 #include <string.h>

@@ -14,7 +14,7 @@ struct plain_tables {
     int32_t num_experts, num_slots;
 };
 
-/* Both take [num_ids] and write as many slots; `seen` has room for num_experts. */
+/* Both read [num_ids] ids and write as many slots. `seen` is [num_experts]. */
 void plain_round_robin(const struct plain_tables *tables, const int32_t *ids, size_t num_ids, int32_t *slots,
                        uint32_t *seen);
 void plain_token_hash(const struct plain_tables *tables, const int32_t *ids, size_t num_ids, size_t choices,

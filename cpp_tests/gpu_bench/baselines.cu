@@ -1,18 +1,17 @@
-// What eplb's counting and routing are measured against: kernels of our own that do what CUB, PyTorch and
-// TensorRT-LLM do, launched as they launch theirs. Where the originals do more, these do less, never the
-// other way round.
+// Baselines for eplb's counting and routing: kernels written for this benchmark that do the work of CUB,
+// PyTorch and TensorRT-LLM, with the same launches. They may do less than the originals, never more.
 //
-// Plain CUDA C++ as kernels/count.cuh, so that baselines_emulated.cpp runs it without a GPU.
+// Plain CUDA C++ like kernels/count.cuh, so that baselines_emulated.cpp runs it without a GPU.
 #include <cstdint>
 
 #include "baselines.h"
 
-/// As many as the ids' maximum asks for: the launch says.
+/// One for each expert; the launch sets the size.
 extern __shared__ unsigned long long torch_bins[];
-/// As many as there are slots: the launch says.
+/// One for each slot; the launch sets the size.
 extern __shared__ int16_t trtllm_slots[];
 
-/// What a launch costs by itself.
+/// The cost of a launch alone.
 extern "C" __global__ void empty() {}
 
 // ---- cub::DeviceHistogram::HistogramEven, and its result added to the window ----
@@ -25,8 +24,8 @@ extern "C" __global__ void __launch_bounds__(CUB_INIT_THREADS)
     }
 }
 
-/// Bins of the block's own in shared memory. Levels are even, so that a division finds the bin; equal ids
-/// that lie side by side are added at once.
+/// Each block has bins in shared memory. Levels are even, so a division finds the bin. Adjacent equal ids are
+/// added at once.
 extern "C" __global__ void __launch_bounds__(CUB_SWEEP_THREADS)
     cub_sweep(const int *ids, uint32_t num_ids, unsigned *histogram, uint32_t num_bins, int lower,
               int upper) {
@@ -91,9 +90,9 @@ extern "C" __global__ void __launch_bounds__(CUB_INIT_THREADS)
 
 // ---- torch.bincount, and its result added to the window by add_ ----
 
-/// Both extremes in one pass, where torch.bincount makes one for each: the maximum, and the complement of the
-/// minimum, of the ids with their sign bit flipped. A number of ids that is a multiple of 4. Of several
-/// blocks each adds to what `extremes` has, which must then be zero at first.
+/// Both extremes in one pass; torch.bincount makes two. Writes the maximum, and the complement of the
+/// minimum, of the ids with their sign bit flipped. The number of ids is a multiple of 4. Several blocks
+/// combine their results in `extremes`, which must then be zero.
 extern "C" __global__ void __launch_bounds__(TORCH_THREADS)
     torch_min_max(const int *ids, uint32_t num_ids, unsigned *extremes) {
     static __shared__ unsigned of_warps[2][TORCH_THREADS / 32];
@@ -146,7 +145,7 @@ extern "C" __global__ void __launch_bounds__(TORCH_ELEMENTWISE_THREADS)
     }
 }
 
-/// Bins of 64 bits, as those of its result.
+/// Bins of 64 bits, like the result of torch.bincount.
 extern "C" __global__ void __launch_bounds__(TORCH_THREADS)
     torch_histogram(const int *ids, uint32_t num_ids, unsigned long long *counts, uint32_t num_bins,
                     int64_t lower, int64_t upper) {
@@ -174,9 +173,9 @@ extern "C" __global__ void __launch_bounds__(TORCH_ELEMENTWISE_THREADS)
     }
 }
 
-// ---- What moving the bytes costs ----
+// ---- The cost of moving the bytes ----
 
-/// A number of ids that is a multiple of 4.
+/// The number of ids is a multiple of 4.
 extern "C" __global__ void __launch_bounds__(COPY_THREADS)
     copy(const int4 *from, int4 *to, uint32_t num_ids) {
     const uint32_t i = blockIdx.x * blockDim.x + threadIdx.x;
@@ -187,10 +186,9 @@ extern "C" __global__ void __launch_bounds__(COPY_THREADS)
 
 // ---- TensorRT-LLM's moeComputeRoute (cpp/tensorrt_llm/kernels/moeLoadBalance) ----
 
-/// What it takes where experts have replicas. The tables come first, to shared memory. One warp then numbers
-/// the block's ids by expert, 32 at a time in ascending order, while the others wait; experts of one slot it
-/// leaves out. Programmatic dependent launch, by which the original may begin while the kernel before ends,
-/// is left out here as it is in eplb.
+/// Its path for experts with replicas. The tables are copied to shared memory. Then one warp numbers the
+/// block's ids by expert, 32 at a time in ascending order, while the others wait. It skips experts with one
+/// slot. Like eplb's kernels, and unlike the original, it does not use programmatic dependent launch.
 extern "C" __global__ void __launch_bounds__(TRTLLM_THREADS)
     trtllm_route(const int *ids, int *slots, uint32_t num_ids, const int *replica_count,
                  const int *replica_start, const int *replica_slots, uint32_t num_experts, uint32_t num_slots,

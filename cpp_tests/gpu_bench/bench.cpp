@@ -17,7 +17,7 @@ double cpu_ns() {
     return double(now.tv_sec) * 1e9 + double(now.tv_nsec);
 }
 
-/// The device's time between two points of a stream.
+/// Measures the device's time between two points of a stream.
 class stopwatch {
   public:
     stopwatch() {
@@ -46,7 +46,7 @@ class stopwatch {
     CUevent start_ = nullptr, stop_ = nullptr;
 };
 
-/// What a variant took for a layer in each repetition.
+/// Times of a variant for one layer, of each repetition.
 struct repetitions {
     std::vector<double> eager_us, graph_us, host_ns;
 };

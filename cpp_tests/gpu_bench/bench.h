@@ -1,4 +1,4 @@
-// What both sections of the benchmark are made of: a way to do a layer's work, verified and then measured.
+// A variant of the benchmark: one way to do a layer's work, verified and then measured.
 #ifndef EPLB_GPU_BENCH_BENCH_H
 #define EPLB_GPU_BENCH_BENCH_H
 
@@ -94,16 +94,16 @@ template <class T> class pinned {
 /// One way to do a layer's work.
 struct variant {
     using run = std::function<void(size_t layer, CUstream stream)>;
-    /// Clears the results, does the work of all layers, and throws where the results are wrong.
+    /// Clears the results, does the work of all layers, and throws if the results are wrong.
     using check = std::function<void(const std::function<void()> &work, const std::string &name)>;
 
     std::string name;
     run eager, captured;
-    /// NULL where there is no result.
+    /// NULL if there is no result.
     check verify;
 };
 
-/// What a variant took for a layer, medians of all repetitions.
+/// Times of a variant for one layer, medians of all repetitions.
 struct timing {
     std::string name;
     double eager_us, graph_us;
@@ -111,12 +111,12 @@ struct timing {
     double host_ns;
 };
 
-/// Verifies each variant, eagerly and as a graph, then measures them in turn, so that a GPU that becomes
-/// slower does so for all.
+/// Verifies each variant, eagerly and as a graph, then measures them in turn, so that a GPU that slows down
+/// does so for all.
 std::vector<timing> measure(const std::vector<variant> &variants, const effort &effort,
                             const engine_stream &stream);
 
-/// The sections, on `num_ids` ids a layer. The first variant is the one that the others are held against.
+/// The sections, on `num_ids` ids a layer. The other variants are compared with the first one.
 std::vector<timing> measure_counting(uint32_t num_ids, const effort &effort, const module &module);
 std::vector<timing> measure_routing(uint32_t num_ids, const effort &effort, const module &module);
 

@@ -1,5 +1,6 @@
-// Counting a layer's ids: eplb's kernel beside what else could count them.
+// Counting a layer's ids: eplb's kernel beside other ways to count them.
 #include <stdexcept>
+#include <utility>
 
 #include "baselines.h"
 #include "bench.h"
@@ -11,13 +12,13 @@ std::vector<timing> measure_counting(uint32_t num_ids, const effort &effort, con
     const skewed_ids ids(effort.layers, num_ids, stream);
 
     // eplb: a recorder that counts iteration 0, and one that waits for iteration 1.
-    const recording counting(ids, stream), off(ids, stream, 1);
-    const auto eplb_count = [&](const recording &recording) {
+    recording counting(ids, stream), off(ids, stream, 1);
+    const auto eplb_count = [&](recording &recording) {
         for (size_t layer = 0; layer < effort.layers; layer++) {
-            recording.recorder().register_buffer(int32_t(layer), ids.on_device(layer), EPLB_DTYPE_INT32,
-                                                 ids.num_tokens(), nullptr, stream);
+            recording.recorder().register_buffer(int32_t(layer), ids.on_device(layer), ids.num_tokens(),
+                                                 nullptr, stream);
         }
-        return [&recorder = recording.recorder(), &ids](size_t layer, CUstream on) {
+        return [&recorder = std::as_const(recording.recorder()), &ids](size_t layer, CUstream on) {
             recorder.count(int32_t(layer), ids.num_tokens(), on);
         };
     };
@@ -34,8 +35,7 @@ std::vector<timing> measure_counting(uint32_t num_ids, const effort &effort, con
         }
     };
 
-    // The baselines: a window of one iteration, and one histogram for all layers, which a stream takes in
-    // turn.
+    // The baselines: a window of one iteration, and one histogram that all layers of a stream share.
     int multiprocessors = 0;
     engine::check(driver().cuDeviceGetAttribute(&multiprocessors, CU_DEVICE_ATTRIBUTE_MULTIPROCESSOR_COUNT,
                                                 engine::get().device()),

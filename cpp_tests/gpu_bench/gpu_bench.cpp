@@ -1,4 +1,4 @@
-// How long counting and routing a layer take on a GPU, beside what else could do it: baselines.cu.
+// How long counting and routing a layer take on a GPU, beside the kernels of baselines.cu.
 //
 //     gpu_bench [--quick] [--image FILE]
 //
@@ -18,7 +18,7 @@ constexpr uint32_t few_ids = 2048, many_ids = 65536;
 
 /// The aim of eplb: microseconds to count `few_ids` ids of a layer in a graph, on an H100.
 constexpr double counting_aim = 3;
-/// And to route them by these rules, in times of the copy.
+/// The aim for routing by these rules, relative to the copy.
 constexpr double routing_aim = 1.5;
 constexpr const char *rules_with_an_aim[] = {"eplb, round robin", "eplb, token hash", "eplb, nearest"};
 
@@ -77,7 +77,7 @@ class section {
     std::string device_, host_;
 };
 
-/// Whether what was aimed at was reached, which is told and not judged.
+/// Whether an aim was reached. It is reported and fails nothing.
 const char *answer(bool reached) {
     return emulated() ? "of no meaning over fake_cuda" : reached ? "yes" : "no";
 }
@@ -103,8 +103,7 @@ void describe_device(const effort &effort) {
     std::fflush(stdout);
 }
 
-/// The baselines' kernels, compiled. fake_cuda has them built in, and wants no more than something that looks
-/// like PTX.
+/// The baselines' kernels, compiled. fake_cuda has them built in, and takes anything that looks like PTX.
 std::string baselines_image(const std::string &path) {
     std::string image = read_file(path);
     if (image.empty()) {
@@ -135,7 +134,7 @@ void count(const effort &effort, const module &module) {
 void route(const effort &effort, const module &module) {
     section section;
     std::string aims;
-    // With a fiber for each thread, and so many barriers, many ids would take half a minute.
+    // With a fiber for each thread, `many_ids` would take half a minute.
     for (const uint32_t num_ids : {few_ids, emulated() ? 2 * few_ids : many_ids}) {
         const std::vector<timing> timings = measure_routing(num_ids, effort, module);
         section.add(num_ids, timings);
@@ -174,7 +173,7 @@ int main(int argc, char **argv) {
             return 2;
         }
     }
-    // engine.h's way to be told that it is not to be the host.
+    // engine.h reads it.
     setenv("EPLB_TEST_DEVICE", "cuda", 1);
     try {
         const effort effort = emulated() ? ::effort{2, 1, 0}

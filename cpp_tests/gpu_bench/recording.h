@@ -1,8 +1,8 @@
-// A recorder at work.
+// A recorder that counts the batches of the benchmark.
 #ifndef EPLB_GPU_BENCH_RECORDING_H
 #define EPLB_GPU_BENCH_RECORDING_H
 
-#include <eplb.hpp>
+#include <eplb_tools.hpp>
 #include <stdexcept>
 
 #include "bench.h"
@@ -18,7 +18,7 @@ inline void compare_counts(const std::vector<double> &counted, const std::vector
     }
 }
 
-/// A recorder in iteration 0, which is the one it counts unless `start` is another.
+/// A recorder in iteration 0. It counts the iteration `start`.
 class recording {
   public:
     recording(const skewed_ids &ids, const engine_stream &stream, int64_t start = 0)
@@ -26,10 +26,10 @@ class recording {
         recorder_.begin_iteration(0, stream_);
     }
 
-    const eplb::recorder &recorder() const { return recorder_; }
+    eplb::recorder &recorder() { return recorder_; }
 
-    /// Whether `work` counts the batches once: a variant's check.
-    void verify(const std::function<void()> &work, const std::string &name) const {
+    /// Checks that `work` counts the batches once.
+    void verify(const std::function<void()> &work, const std::string &name) {
         work();
         recorder_.begin_iteration(1, stream_);
         recorder_.flush();

@@ -1,6 +1,6 @@
-// Routing a layer's ids to slots: eplb's rules beside a copy and TensorRT-LLM's kernel. Every slot is held
-// against route_reference.h.
-#include <eplb.hpp>
+// Routing a layer's ids to slots: eplb's rules beside a copy and TensorRT-LLM's kernel. Every slot is
+// compared with route_reference.h.
+#include <eplb_tools.hpp>
 #include <stdexcept>
 
 #include "baselines.h"
@@ -12,14 +12,14 @@
 namespace {
 
 constexpr uint32_t num_ranks = 8, num_slots = 320;
-/// The one that routes.
+/// The rank that routes.
 constexpr uint32_t this_rank = 3;
 const std::vector<int32_t> rank_to_node = {0, 0, 0, 0, 1, 1, 1, 1};
 
-/// Of each layer, one value for each id.
+/// [layers][ids].
 using slots_of_layers = std::vector<std::vector<int32_t>>;
 
-/// The placement for what all ranks' tokens chose.
+/// The placement for the ids of all ranks.
 eplb::placement solve_for(const skewed_ids &ids) {
     std::vector<double> loads;
     std::vector<int32_t> layer_ids;
@@ -32,13 +32,14 @@ eplb::placement solve_for(const skewed_ids &ids) {
         loads.insert(loads.end(), of_layer.begin(), of_layer.end());
         layer_ids.push_back(int32_t(layer));
     }
-    eplb::solve_config config;
-    config.num_ranks = num_ranks;
-    config.num_slots = num_slots;
-    return eplb::solve(config, loads, layer_ids, 1, num_experts);
+    eplb::placement_config shape;
+    shape.num_experts = num_experts;
+    shape.num_ranks = num_ranks;
+    shape.num_slots = num_slots;
+    return eplb::solve(shape, layer_ids, loads);
 }
 
-/// What each way of routing must give.
+/// The slots that each way of routing must return.
 struct expected_slots {
     slots_of_layers copy, round_robin, token_hash, nearest, least_loaded, least_loaded_of_all;
 
@@ -58,7 +59,7 @@ struct expected_slots {
     }
 };
 
-/// Where the variants write their slots, all to the same place.
+/// The buffers that every variant writes its slots to.
 class slots_on_device {
   public:
     slots_on_device(size_t layers, uint32_t num_ids, const engine_stream &stream)
@@ -66,7 +67,7 @@ class slots_on_device {
 
     int32_t *of(size_t layer) const { return slots_.data() + layer * num_ids_; }
 
-    /// That `work` writes the expected slots.
+    /// Checks that `work` writes the expected slots.
     variant::check check(const slots_of_layers &expected) const {
         return [this, &expected](const std::function<void()> &work, const std::string &name) {
             fill(slots_, 0xffffffff, stream_);
@@ -93,7 +94,7 @@ class slots_on_device {
     pinned<int32_t> on_host_;
 };
 
-eplb::dispatch dispatch_by(const eplb::placement &placement, eplb_route rule) {
+eplb::dispatch dispatch_by(const eplb::placement &placement, eplb_rule rule) {
     eplb::dispatch_config config;
     config.rank = this_rank;
     config.num_ranks = num_ranks;
@@ -125,18 +126,18 @@ std::vector<timing> measure_routing(uint32_t num_ids, const effort &effort, cons
     const expected_slots expected(ids, placement);
     const slots_on_device slots(effort.layers, num_ids, stream);
 
-    const eplb::dispatch round_robin = dispatch_by(placement, EPLB_ROUTE_ROUND_ROBIN),
-                         token_hash = dispatch_by(placement, EPLB_ROUTE_TOKEN_HASH),
-                         nearest = dispatch_by(placement, EPLB_ROUTE_NEAREST),
-                         least_loaded = dispatch_by(placement, EPLB_ROUTE_LEAST_LOADED);
+    const eplb::dispatch round_robin = dispatch_by(placement, EPLB_RULE_ROUND_ROBIN),
+                         token_hash = dispatch_by(placement, EPLB_RULE_TOKEN_HASH),
+                         nearest = dispatch_by(placement, EPLB_RULE_NEAREST),
+                         least_loaded = dispatch_by(placement, EPLB_RULE_LEAST_LOADED);
     const auto route_by = [&](const eplb::dispatch &dispatch) {
         return [&](size_t layer, CUstream on) {
-            dispatch.route(int32_t(layer), ids.on_device(layer), EPLB_DTYPE_INT32, ids.num_tokens(), nullptr,
-                           slots.of(layer), on);
+            dispatch.route(int32_t(layer), ids.on_device(layer), ids.num_tokens(), nullptr, slots.of(layer),
+                           on);
         };
     };
 
-    eplb::dispatch least_loaded_of_all = dispatch_by(placement, EPLB_ROUTE_LEAST_LOADED);
+    eplb::dispatch least_loaded_of_all = dispatch_by(placement, EPLB_RULE_LEAST_LOADED);
     const std::vector<int32_t> gathered = gathered_counts(ids);
     const engine_array<int32_t> rank_counts(gathered.size());
     rank_counts.upload(gathered, stream);
@@ -146,10 +147,10 @@ std::vector<timing> measure_routing(uint32_t num_ids, const effort &effort, cons
             int32_t(layer), rank_counts.data() + layer * num_ranks * num_experts, EPLB_DTYPE_INT32);
     }
 
-    const recording recording(ids, stream);
+    recording recording(ids, stream);
     const auto route_and_count = [&](size_t layer, CUstream on) {
         round_robin.route_and_count(recording.recorder(), int32_t(layer), ids.on_device(layer),
-                                    EPLB_DTYPE_INT32, ids.num_tokens(), nullptr, slots.of(layer), on);
+                                    ids.num_tokens(), nullptr, slots.of(layer), on);
     };
     const auto check_slots_and_counts = [&](const std::function<void()> &work, const std::string &name) {
         recording.verify([&] { slots.check(expected.round_robin)(work, name); }, name);

@@ -1,5 +1,5 @@
-// What a router that prefers few experts writes: the n-th most popular of a layer gets 1/n of the first one's
-// tokens. A token's choices differ, as those of a top-k do, and layers prefer different experts.
+// Ids of a router that prefers few experts: the n-th most popular of a layer gets 1/n of the first one's
+// tokens. A token's choices differ, and layers prefer different experts.
 #ifndef EPLB_GPU_BENCH_SKEWED_IDS_H
 #define EPLB_GPU_BENCH_SKEWED_IDS_H
 
@@ -8,8 +8,7 @@
 
 #include "bench.h"
 
-/// A batch for each layer, int32, on the host and on the device; and how often the tokens of each rank chose
-/// each expert, of which the batches are those of `rank`.
+/// A batch of `rank` for each layer, int32, on the host and on the device, and the counts of all ranks.
 class skewed_ids {
   public:
     skewed_ids(size_t layers, uint32_t num_ids, const engine_stream &stream, uint32_t num_ranks = 1,
@@ -51,14 +50,14 @@ class skewed_ids {
 
     /// [ranks][experts].
     const std::vector<std::vector<uint64_t>> &rank_counts(size_t layer) const { return rank_counts_[layer]; }
-    /// What counting the batch must come to.
+    /// The expected counts of the batch.
     std::vector<double> counts(size_t layer) const {
         const auto &counts = rank_counts_[layer][rank_];
         return {counts.begin(), counts.end()};
     }
 
   private:
-    /// Which of the most popular experts each id is.
+    /// The popularity rank of each id.
     std::vector<int32_t> places_of_rank(std::mt19937_64 &random) const {
         std::vector<double> weights(num_experts);
         for (size_t i = 0; i < weights.size(); i++) {

@@ -1,6 +1,6 @@
-/* Preloaded into ranks. Rank 3's dump fails in its last step, with all of it in the partial file: it dies by
-   EPLB_FAIL=die, once the others' dumps are whole, and finds the disk full by EPLB_FAIL=full, while the
-   others are still at theirs. */
+/* Preloaded into ranks. Rank 3's dump fails at its last step, the rename of the partial file. With
+   EPLB_FAIL=die the rank dies after the dumps of all others. With EPLB_FAIL=full the disk is full while the
+   others still write. */
 #define _GNU_SOURCE
 #include <dlfcn.h>
 #include <errno.h>

@@ -1,10 +1,10 @@
-// The three steps, driven as an operator drives them: a program for each, and files between them.
+// The three steps as an operator runs them: a program for each, and files between them.
 #ifndef EPLB_HARNESS_FLOW_H
 #define EPLB_HARNESS_FLOW_H
 
 #include <gtest/gtest.h>
 
-#include <eplb.hpp>
+#include <eplb_tools.hpp>
 #include <filesystem>
 #include <fstream>
 #include <map>
@@ -59,7 +59,7 @@ inline engine_run threads(int ranks = 8) {
 /// Ranks that are processes.
 inline engine_run mpi(int ranks = 8) {
     engine_run run;
-    // As root and with more ranks than cores, as on a machine that builds.
+    // As root and with more ranks than cores, as in CI.
     run.environment = {"OMPI_ALLOW_RUN_AS_ROOT=1", "OMPI_ALLOW_RUN_AS_ROOT_CONFIRM=1",
                        "OMPI_MCA_rmaps_base_oversubscribe=1", "OMPI_MCA_mpi_yield_when_idle=1"};
     run.program = {"mpirun", "-n", std::to_string(ranks), MOE_ENGINE, "--transport", "mpi"};
@@ -68,7 +68,7 @@ inline engine_run mpi(int ranks = 8) {
 
 inline nlohmann::json report_of(const std::string &path) { return nlohmann::json::parse(read_file(path)); }
 
-/// What the ranks of a run made of a question: name in golden.safetensors -> the rank's file.
+/// The outputs of a run: name as in golden.safetensors -> the file of the rank that has it.
 inline std::map<std::string, std::string> outputs_of(const std::string &folder) {
     std::map<std::string, std::string> file_of;
     for (const auto &file : std::filesystem::directory_iterator(folder)) {
@@ -86,8 +86,8 @@ inline std::string outputs_of_run(const engine_run &run, const std::string &fold
     return folder;
 }
 
-/// How far the logits of two runs on the same questions are apart; infinitely if an expert was chosen that
-/// was not chosen in the other.
+/// The largest difference of logits of two runs on the same questions; infinity if their chosen experts
+/// differ.
 inline float difference(const std::string &one, const std::string &other) {
     const auto files = outputs_of(one), other_files = outputs_of(other);
     EXPECT_FALSE(files.empty());
@@ -110,7 +110,7 @@ inline float difference(const std::string &one, const std::string &other) {
     return most;
 }
 
-/// Each rank's file of two dumps, of which there must be something.
+/// Compares each rank's file of two dumps; empty files fail.
 inline void expect_same_dumps(const std::string &one, const std::string &other, int but_rank = -1) {
     for (int rank = 0; rank < 8; rank++) {
         const std::string file = "/rank" + std::to_string(rank) + ".safetensors";
@@ -122,7 +122,7 @@ inline void expect_same_dumps(const std::string &one, const std::string &other, 
     }
 }
 
-/// What a dump holds of a layer, summed over iterations and ranks.
+/// The sum of loads.
 inline double sum(const std::vector<double> &loads) {
     double sum = 0;
     for (const double load : loads) {
@@ -138,7 +138,7 @@ inline void generate(const std::string &dump, uint32_t num_ranks, uint32_t num_s
     config.num_ranks = num_ranks;
     config.num_slots = num_slots;
     config.output_path = output;
-    config.iter_start = iter_start;
+    config.stats.iter_start = iter_start;
     eplb::generate(config);
 }
 

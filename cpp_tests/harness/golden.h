@@ -9,8 +9,8 @@
 
 #include "model/safetensors.h"
 
-/// golden.safetensors: what another program made of the first questions. Float sums in another order flip a
-/// choice now and then, where two experts' scores are all but equal: one in a thousand may be another.
+/// golden.safetensors: the outputs of another program for the first questions. Sums in another order may flip
+/// a choice between two experts with nearly equal scores: one in a thousand may differ.
 class golden {
   public:
     static constexpr size_t num_questions = 4;

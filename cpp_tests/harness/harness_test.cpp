@@ -1,5 +1,5 @@
-// The full flow on 8 ranks: examples/moe_engine counts, eplb generates, the engine runs with what was
-// generated.
+// The three steps on 8 ranks: examples/moe_engine counts, eplb generates, the engine runs with the generated
+// configuration file.
 #include "flow.h"
 
 #include <unistd.h>
@@ -9,7 +9,7 @@
 
 namespace {
 
-/// Tokens of iterations [start, stop) by the rule that main.cpp deals questions by: in turn, again and again.
+/// Tokens of iterations [start, stop). As in main.cpp, questions go to the ranks in turn, again and again.
 size_t tokens_of(size_t first, size_t last, size_t batch, size_t ranks, size_t start, size_t stop) {
     const auto questions = read_questions(data("tiny-moe/gsm8k-test.jsonl"), 256);
     size_t tokens = 0;
@@ -31,7 +31,7 @@ void expect_golden(const std::string &folder) {
     golden.expect_all_compared();
 }
 
-/// Steps 1 and 2 on 8 ranks, once for all tests: iterations 100 to 199 on the first half of the questions.
+/// Runs steps 1 and 2 on 8 ranks, once for all tests: iterations 100 to 199, on half of the questions.
 class FullFlow : public testing::Test {
   protected:
     static void SetUpTestSuite() {
@@ -50,14 +50,14 @@ class FullFlow : public testing::Test {
 
     static std::string path(const std::string &name) { return *dir_ / name; }
 
-    /// In their second iteration 8 ranks have too few questions for all.
+    /// In the second iteration of 8 ranks some have no question.
     static inline const std::vector<std::string> few = {"--questions", "0-20", "--batch", "2"};
     static inline temporary_directory *dir_ = nullptr;
-    /// What a run without a configuration file makes of `few`.
+    /// The outputs for `few` without a configuration file.
     static inline std::string plain_;
 };
 
-TEST_F(FullFlow, ADumpHoldsExactlyTheIterationsAskedFor) {
+TEST_F(FullFlow, DumpHasExactlyTheIterationsOfTheRange) {
     size_t files = 0;
     for (const auto &file : std::filesystem::directory_iterator(path("dump"))) {
         files += file.path().extension() == ".safetensors";
@@ -80,7 +80,7 @@ TEST_F(FullFlow, ADumpHoldsExactlyTheIterationsAskedFor) {
     }
 }
 
-TEST_F(FullFlow, TheMetricsOfTheRanksTellWhatWasCountedAndDumped) {
+TEST_F(FullFlow, MetricsOfTheRanksMatchTheDump) {
     const auto stats = eplb::stats::load(path("dump"));
     std::map<int32_t, double> tokens;
     std::set<exposition::labels> placements;
@@ -110,7 +110,7 @@ TEST_F(FullFlow, TheMetricsOfTheRanksTellWhatWasCountedAndDumped) {
         << printed.output;
 }
 
-TEST_F(FullFlow, EightRanksGiveTheGoldenExpertsAndLogits) {
+TEST_F(FullFlow, EightRanksMatchTheGoldenExpertsAndLogits) {
     expect_golden(plain_);
     const std::string balanced = outputs_of_run(
         threads().with(few).with({"--moe_load_balancer", path("8x40.yaml")}), path("golden_balanced"));
@@ -118,7 +118,7 @@ TEST_F(FullFlow, EightRanksGiveTheGoldenExpertsAndLogits) {
     expect_golden(outputs_of_run(threads(1).with({"--questions", "0-4"}), path("golden_one_rank")));
 }
 
-TEST_F(FullFlow, NoRuleChangesWhatTheModelSays) {
+TEST_F(FullFlow, NoRuleChangesTheOutputs) {
     for (const std::string rule : {"round-robin", "token-hash", "nearest", "least-loaded"}) {
         const std::string folder =
             outputs_of_run(threads().with(few).with({"--moe_load_balancer", path("8x40.yaml"), "--route",
@@ -129,7 +129,7 @@ TEST_F(FullFlow, NoRuleChangesWhatTheModelSays) {
     }
 }
 
-TEST_F(FullFlow, ACorruptedTableIsCaught) {
+TEST_F(FullFlow, CorruptedTableChangesTheOutputs) {
     engine_run corrupted = threads();
     corrupted.program = {MOE_ENGINE_CORRUPTED};
     const std::string folder = outputs_of_run(
@@ -137,7 +137,7 @@ TEST_F(FullFlow, ACorruptedTableIsCaught) {
     EXPECT_GT(difference(folder, plain_), 1e-3f);
 }
 
-TEST_F(FullFlow, RanksAreLevelOnQuestionsThatTheConfigurationHasNotSeen) {
+TEST_F(FullFlow, RanksAreBalancedOnUnseenQuestions) {
     const engine_run held_out = threads().with({"--questions", "660-1319"});
     held_out.with({"--report", path("before.json")}).counting(path("held_out"), "0-21").succeed();
     const engine_run balanced = held_out.with({"--moe_load_balancer", path("8x40.yaml")});
@@ -150,7 +150,7 @@ TEST_F(FullFlow, RanksAreLevelOnQuestionsThatTheConfigurationHasNotSeen) {
                round_robin = report_of(path("round_robin.json"));
     EXPECT_EQ(before.at("perplexity"), least_loaded.at("perplexity"));
     EXPECT_EQ(before.at("perplexity"), round_robin.at("perplexity"));
-    EXPECT_LT(before.at("perplexity"), 4.0) << "the model has learnt to read";
+    EXPECT_LT(before.at("perplexity"), 4.0) << "the model is trained";
 
     // The projection: each iteration's experts split evenly over their replicas.
     eplb::placement_load_options options;
@@ -167,7 +167,7 @@ TEST_F(FullFlow, RanksAreLevelOnQuestionsThatTheConfigurationHasNotSeen) {
                 eplb::stats::load(path("held_out"), one).layer_loads(layers[i]);
             loads.insert(loads.end(), of_one.begin(), of_one.end());
         }
-        projected += placement.evaluate(layers[i], loads, 21).imbalance_ratio;
+        projected += eplb::evaluate(placement, layers[i], loads, 21).imbalance_ratio;
         was += before.at("layers").at(i).at("imbalance_ratio").get<double>();
         is += least_loaded.at("layers").at(i).at("imbalance_ratio").get<double>();
         is_even += round_robin.at("layers").at(i).at("imbalance_ratio").get<double>();
@@ -177,14 +177,14 @@ TEST_F(FullFlow, RanksAreLevelOnQuestionsThatTheConfigurationHasNotSeen) {
     EXPECT_GT(was, 8 * is_even);
     EXPECT_NEAR(is_even, projected, 0.1 * projected);
 
-    // The example's own table says the same.
+    // The example's own table has the same figures.
     const auto table = run({}, {BEFORE_AFTER, path("before.json"), path("round_robin.json"), path("held_out"),
                                 path("8x40.yaml")});
     char average[64];
     std::snprintf(average, sizeof average, " average   %.4f     %.4f   %.4f\n", was / num_layers,
                   projected / num_layers, is_even / num_layers);
     EXPECT_NE(table.output.find(average), std::string::npos) << table.output;
-    // And the README shows what it prints, but for the times.
+    // The README shows its output, except for the times.
     const std::string shown = run({}, {BEFORE_AFTER, path("before.json"), path("least_loaded.json"),
                                        path("held_out"), path("8x40.yaml")})
                                   .output;
@@ -197,7 +197,7 @@ TEST_F(FullFlow, RanksAreLevelOnQuestionsThatTheConfigurationHasNotSeen) {
     EXPECT_EQ(of_other_questions.output.find("error: the runs differ in iterations"), 0u)
         << of_other_questions.output;
 
-    // What the recorder counted of slots is what the ranks served.
+    // The counts of slots match the tokens that the ranks served.
     const auto slots = eplb::stats::load(path("slots"));
     EXPECT_EQ(slots.info().num_experts, 320u);
     for (size_t i = 0; i < num_layers; i++) {
@@ -210,7 +210,7 @@ TEST_F(FullFlow, RanksAreLevelOnQuestionsThatTheConfigurationHasNotSeen) {
     }
 }
 
-TEST_F(FullFlow, TheSameRangeOfASecondRunCountsSlots) {
+TEST_F(FullFlow, SecondRunCountsSlotsInTheSameRange) {
     threads()
         .with({"--questions", "0-660", "--batch", "1", "--iterations", "200"})
         .with({"--moe_load_balancer", path("8x40.yaml"), "--count", "slots"})
@@ -225,7 +225,7 @@ TEST_F(FullFlow, TheSameRangeOfASecondRunCountsSlots) {
     }
 }
 
-TEST_F(FullFlow, EveryNumberOfProcessesGivesWhatThreadsGive) {
+TEST_F(FullFlow, ProcessesMatchTheOutputsOfThreads) {
 #ifndef HAS_MPI
     GTEST_SKIP();
 #endif
@@ -240,7 +240,7 @@ TEST_F(FullFlow, EveryNumberOfProcessesGivesWhatThreadsGive) {
     }
 }
 
-TEST_F(FullFlow, ProcessesDumpWhatThreadsDump) {
+TEST_F(FullFlow, ProcessesMatchTheDumpsOfThreads) {
 #ifndef HAS_MPI
     GTEST_SKIP();
 #endif
@@ -250,13 +250,13 @@ TEST_F(FullFlow, ProcessesDumpWhatThreadsDump) {
     expect_same_dumps(path("dump_threads"), path("dump_mpi"));
 }
 
-TEST_F(FullFlow, ARankWhoseDumpFailsLeavesTheOthersWhole) {
+TEST_F(FullFlow, FailedDumpOfOneRankLeavesTheOthersComplete) {
 #ifndef HAS_MPI
     GTEST_SKIP();
 #endif
     const engine_run counted = mpi().with({"--questions", "0-32", "--batch", "1"});
     counted.counting(path("living"), "1-3").succeed();
-    // By death in the middle of the run, and by a full disk at its end, where other ranks are not done yet.
+    // The rank dies in the middle of the run, or its disk is full before other ranks are done.
     for (const auto &[how, range] : {std::pair{"die", "1-3"}, {"full", "1-3"}, {"full", "1-4"}}) {
         const std::string dump = path(std::string(how) + range);
         engine_run failing = counted.counting(dump, range);
@@ -307,7 +307,7 @@ TEST_F(FullFlow, RanksWithDifferentConfigurationsAreRefused) {
 
 // ---- With the ids on a CUDA device ----
 
-/// A fake driver that works at once or when it is waited for.
+/// A fake driver whose streams run at once or deferred.
 class Cuda : public FullFlow, public testing::WithParamInterface<const char *> {
   protected:
     static engine_run on_device() {
@@ -319,7 +319,7 @@ class Cuda : public FullFlow, public testing::WithParamInterface<const char *> {
 };
 INSTANTIATE_TEST_SUITE_P(Driver, Cuda, testing::Values("immediate", "deferred"));
 
-TEST_P(Cuda, TheThreeStepsGiveWhatTheyGiveOnTheHost) {
+TEST_P(Cuda, ThreeStepsMatchTheHost) {
     const std::string name = GetParam();
     threads().with(few).counting(path("host_" + name), "0-2").succeed();
     on_device().with(few).counting(path("cuda_" + name), "0-2").succeed();
@@ -342,7 +342,7 @@ TEST_P(Cuda, TheThreeStepsGiveWhatTheyGiveOnTheHost) {
     }
 }
 
-TEST_F(FullFlow, WhatIsWrongIsSaid) {
+TEST_F(FullFlow, EngineReportsWhatIsWrong) {
     const auto message = [](const engine_run &run) {
         const outcome outcome = run.try_out();
         EXPECT_NE(outcome.status, 0);
@@ -354,13 +354,13 @@ TEST_F(FullFlow, WhatIsWrongIsSaid) {
               "error: --route fastest: one of least-loaded, nearest, round-robin, token-hash expected\n");
     EXPECT_EQ(message(threads().with({"--questions", "1300-1400"})),
               "error: --questions 1300-1400: there are 1319\n");
-    // The engine says what eplb says.
+    // The engine prints eplb's message.
     const std::string other_ranks = message(threads(12).with({"--moe_load_balancer", path("8x40.yaml")}));
     EXPECT_NE(other_ranks.find("8x40.yaml: 320 slots"), std::string::npos) << other_ranks;
     if (access("/proc/driver/nvidia/version", F_OK) != 0) {
         EXPECT_EQ(message(threads().with({"--device", "cuda"})).find("error: --device cuda: no driver"), 0u);
     }
-    // What was not counted is no reason to lose what the run gave.
+    // A run that counts nothing keeps its other results.
     const std::string too_late = message(threads().with(few).counting(path("late"), "100-200"));
     EXPECT_NE(too_late.find("no iteration of 100..200 has begun"), std::string::npos) << too_late;
     EXPECT_NE(too_late.find("perplexity"), std::string::npos) << too_late;

@@ -1,10 +1,10 @@
-// The example's model by itself, against what another program computed.
+// The example's model by itself, against the outputs of another program.
 #include "files.h"
 #include "golden.h"
 #include "model/questions.h"
 #include "one_rank.h"
 
-TEST(Model, GivesTheGoldenExpertsAndLogitsWithoutExpertParallelism) {
+TEST(Model, MatchesTheGoldenExpertsAndLogitsOnOneRank) {
     const one_rank rank(data("tiny-moe"));
     const auto questions = read_questions(data("tiny-moe/gsm8k-test.jsonl"), 256);
     ASSERT_EQ(questions.size(), 1319u);
@@ -21,7 +21,7 @@ TEST(Model, GivesTheGoldenExpertsAndLogitsWithoutExpertParallelism) {
     golden.expect_all_compared();
 }
 
-TEST(Model, ATokensResultDoesNotDependOnTheBatch) {
+TEST(Model, ResultOfATokenDoesNotDependOnTheBatch) {
     const one_rank rank(data("tiny-moe"));
     const auto questions = read_questions(data("tiny-moe/gsm8k-test.jsonl"), 256);
     batch together;
@@ -38,7 +38,7 @@ TEST(Model, ATokensResultDoesNotDependOnTheBatch) {
     }
 }
 
-TEST(Model, SaysWhatIsWrongWithACheckpoint) {
+TEST(Model, RejectsABadCheckpointByName) {
     const temporary_directory dir;
     const auto message = [](const std::string &path) -> std::string {
         try {

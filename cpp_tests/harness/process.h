@@ -1,4 +1,4 @@
-// Programs that the harness runs.
+// Runs the programs of the harness.
 #ifndef EPLB_HARNESS_PROCESS_H
 #define EPLB_HARNESS_PROCESS_H
 
@@ -8,14 +8,14 @@
 #include <vector>
 
 struct outcome {
-    /// 0, or what the shell says of it.
+    /// 0, or the shell's status.
     int status;
-    /// What it printed, errors included.
+    /// Everything that it printed, errors included.
     std::string output;
 };
 
-/// Runs a program with NAME=VALUE pairs added to its environment, and waits for it. What the caller's
-/// environment asks to be counted is not for it.
+/// Runs a program with NAME=VALUE pairs added to its environment, and waits for it. The caller's
+/// EXPERT_STATISTIC_* variables are removed.
 inline outcome run(const std::vector<std::string> &environment, const std::vector<std::string> &command) {
     std::string line = "env -u EXPERT_STATISTIC_PATH -u EXPERT_STATISTIC_ITER_RANGE";
     for (const std::vector<std::string> *words : {&environment, &command}) {

@@ -1,8 +1,8 @@
-// A host tool that embeds eplb: generates a configuration file with a progress bar, then checks what it made
-// as an engine would before its first token.
+// A tool that embeds eplb: generates a configuration file with a progress bar, then loads and checks it as an
+// engine would before its first token.
 //
 //   my_engine DUMP EP_SIZE NUM_SLOTS OUTPUT
-#include <eplb.hpp>
+#include <eplb_tools.hpp>
 
 #include <cstdio>
 #include <string>
@@ -11,11 +11,11 @@ namespace {
 
 bool draw(eplb_phase phase, std::uint64_t done, std::uint64_t total) {
     constexpr std::size_t width = 40;
-    const char *doing[] = {"reading", "placing", "writing"};
+    const char *names[] = {"reading", "solving", "writing"};
     const std::size_t filled = total > 0 ? done * width / total : width;
     const std::string bar = std::string(filled, '#') + std::string(width - filled, '.');
-    std::fprintf(stderr, "\r%s [%s]%s", doing[phase], bar.c_str(), done == total ? "\n" : "");
-    return true; // go on
+    std::fprintf(stderr, "\r%s [%s]%s", names[phase], bar.c_str(), done == total ? "\n" : "");
+    return true; // continue
 }
 
 } // namespace
@@ -31,7 +31,7 @@ int main(int argc, char **argv) {
         config.num_ranks = static_cast<std::uint32_t>(std::stoul(argv[2]));
         config.num_slots = static_cast<std::uint32_t>(std::stoul(argv[3]));
         config.output_path = argv[4];
-        config.policy = EPLB_POLICY_TRTLLM;
+        config.solve.policy = EPLB_POLICY_TRTLLM;
         const eplb_generate_report report = eplb::generate(config, draw);
         std::printf("imbalance ratio: %.4f before, %.4f after\n", report.imbalance_before,
                     report.imbalance_after);

@@ -1,9 +1,9 @@
-/* Step 1 on the host: a program that stands for an engine of 4 ranks counts which experts its routers choose.
+/* Step 1 on the host: counts the experts that the routers of 4 ranks choose, as an engine would.
  *
  *   EXPERT_STATISTIC_ITER_RANGE=100-200 EXPERT_STATISTIC_PATH=expert_statistic collect_c
  *
- * Without the first variable it does the same and counts nothing. An engine on GPUs sets config.device, gives
- * device memory and its streams, and may capture the counting in CUDA graphs; the calls are these.
+ * Without the first variable it counts nothing. An engine on GPUs makes the same calls: it sets
+ * config.device, passes device memory and its streams, and may capture the counting in CUDA graphs.
  */
 #include <eplb.h>
 #include <stdio.h>
@@ -20,7 +20,7 @@ static void check(eplb_status status) {
     }
 }
 
-/* What a router would decide. scripts/check_format.py has the same rule. */
+/* Stands for a router. scripts/check_format.py computes the same. */
 static int32_t chosen_expert(int rank, int iteration, int layer, int token, int choice) {
     const uint32_t mixed = (uint32_t)(rank * 7919 + iteration * 104729 + layer * 1299709 + token * 15485863 +
                                       choice * 32452843) *
@@ -28,7 +28,7 @@ static int32_t chosen_expert(int rank, int iteration, int layer, int token, int 
     return (int32_t)(mixed >> 26);
 }
 
-/* One rank's part of a model: each layer's chosen experts, and how many of the tokens are no padding. */
+/* One rank of an engine: the ids of each layer, and the number of valid tokens. */
 struct engine_rank {
     int32_t expert_ids[LAYERS][MAX_TOKENS * CHOICES];
     int32_t num_valid;
@@ -56,9 +56,9 @@ int main(void) {
         check(eplb_recorder_config_from_env(&config));
         check(eplb_recorder_create(&config, &engine[rank].recorder));
         for (int layer = 0; layer < LAYERS; layer++) {
-            check(eplb_recorder_register_buffer(engine[rank].recorder, layer_ids[layer],
-                                                engine[rank].expert_ids[layer], EPLB_DTYPE_INT32, MAX_TOKENS,
-                                                &engine[rank].num_valid, NULL));
+            const eplb_expert_ids expert_ids = {engine[rank].expert_ids[layer], EPLB_DTYPE_INT32, 0};
+            check(eplb_recorder_register_buffer(engine[rank].recorder, layer_ids[layer], &expert_ids,
+                                                MAX_TOKENS, &engine[rank].num_valid, NULL));
         }
     }
 
@@ -78,13 +78,13 @@ int main(void) {
         eplb_recorder_info info = EPLB_RECORDER_INFO_INIT;
         check(eplb_recorder_get_info(engine[rank].recorder, &info, NULL, 0));
         if (info.state == EPLB_RECORDER_STATE_COUNTING) {
-            /* The run ends within the range: what there is, marked as incomplete. */
+            /* The run ends within the range: the dump is marked as incomplete. */
             check(eplb_recorder_dump(engine[rank].recorder, NULL));
         }
         check(eplb_recorder_flush(engine[rank].recorder, -1));
         printf("rank %d: %llu ids counted in iterations %lld..%lld, %llu of padding\n", rank,
-               (unsigned long long)info.ids_counted, (long long)info.iter_start, (long long)info.iter_stop,
-               (unsigned long long)info.ids_padding);
+               (unsigned long long)info.ids_counted, (long long)info.counted_start,
+               (long long)info.counted_stop, (unsigned long long)info.ids_padding);
         eplb_recorder_destroy(engine[rank].recorder);
     }
     return 0;

@@ -1,8 +1,8 @@
-/* From a statistic dump to a configuration file, and what rank 0 must hold by it.
+/* Turns a dump into a configuration file, and prints the experts that rank 0 must hold.
  *
  *   minimal_c data/dumps/dsv2lite-translation 8 72 moe_load_balancer.yaml
  */
-#include <eplb.h>
+#include <eplb_tools.h>
 #include <stdio.h>
 #include <stdlib.h>
 
@@ -18,7 +18,7 @@ static int32_t show_progress(void *user_data, eplb_phase phase, uint64_t done, u
     if (phase == EPLB_PHASE_READ && done == total) {
         printf("read %llu bytes of counts\n", (unsigned long long)total);
     }
-    return 0; /* go on */
+    return 0; /* continue */
 }
 
 int main(int argc, char **argv) {
@@ -33,14 +33,15 @@ int main(int argc, char **argv) {
     config.num_ranks = (uint32_t)atoi(argv[2]);
     config.num_slots = (uint32_t)atoi(argv[3]);
     config.output_path = argv[4];
-    config.policy = EPLB_POLICY_TRTLLM;
     config.progress = show_progress;
+    eplb_solve_options solve_options = EPLB_SOLVE_OPTIONS_INIT;
+    solve_options.policy = EPLB_POLICY_TRTLLM;
     eplb_generate_report report = EPLB_GENERATE_REPORT_INIT;
-    check(eplb_generate(&config, &report));
+    check(eplb_generate(&config, NULL, &solve_options, &report));
     printf("imbalance ratio over %u layers: %.4f before, %.4f after\n", report.num_layers,
            report.imbalance_before, report.imbalance_after);
 
-    /* Step 3 begins: load the file and see which experts rank 0 must hold in the first layer. */
+    /* Step 3: load the file and print the experts that rank 0 must hold in the first layer. */
     eplb_placement_load_options options = EPLB_PLACEMENT_LOAD_OPTIONS_INIT;
     options.num_experts = report.num_experts;
     options.num_ranks = report.num_ranks;

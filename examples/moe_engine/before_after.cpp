@@ -1,13 +1,13 @@
-// What balancing brought: two reports of moe_engine on the same questions, side by side, and what was to be
-// expected of the configuration.
+// The gain of balancing: two reports of moe_engine on the same questions, side by side, and the projection
+// for the configuration file.
 //
 //   before_after BEFORE AFTER DUMP CONFIG
 //
-// BEFORE and AFTER are files of --report, DUMP is what the run before recorded of those questions, and CONFIG
-// is the configuration file of the run after.
+// BEFORE and AFTER are files of --report, DUMP is the dump of the run before, and CONFIG is the configuration
+// file of the run after.
 #include <algorithm>
 #include <cstdio>
-#include <eplb.hpp>
+#include <eplb_tools.hpp>
 #include <exception>
 #include <fstream>
 #include <nlohmann/json.hpp>
@@ -24,8 +24,8 @@ nlohmann::json read(const std::string &path) {
     return nlohmann::json::parse(file);
 }
 
-/// The imbalance ratio of a layer if the configuration's replicas shared their tokens evenly, per iteration
-/// and then averaged, as the measured one.
+/// The imbalance ratio of a layer with the placement, under an even split. It is averaged over iterations,
+/// like the measured ratio.
 class projection {
   public:
     projection(const std::string &dump, const std::string &config, uint32_t num_ranks, int64_t num_iterations)
@@ -44,7 +44,7 @@ class projection {
             const std::vector<double> of_iteration = iteration.layer_loads(layer);
             loads.insert(loads.end(), of_iteration.begin(), of_iteration.end());
         }
-        return placement_.evaluate(layer, loads, iterations_.size()).imbalance_ratio;
+        return eplb::evaluate(placement_, layer, loads, iterations_.size()).imbalance_ratio;
     }
 
   private:
@@ -66,7 +66,7 @@ std::string with_commas(int64_t number) {
     return text;
 }
 
-/// Two runs on other questions have nothing to say about each other.
+/// Runs on different questions cannot be compared.
 void check_same_run(const nlohmann::json &before, const nlohmann::json &after) {
     for (const char *what : {"ep_size", "iterations", "tokens"}) {
         if (before.at(what) != after.at(what)) {

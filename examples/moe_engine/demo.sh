@@ -1,11 +1,10 @@
 #!/bin/sh
 # The three steps with a real model on 8 ranks, threads of one process: demo.sh ENGINE_FOLDER EPLB MODEL OUTPUT_FOLDER
 #
-# The configuration is made from the first half of GSM8K's test questions, and what it brings is measured on the
-# other half.
+# The configuration is generated from the first half of GSM8K's test questions. The gain is measured on the other half.
 set -eu
 engine=$1/moe_engine before_after=$1/before_after eplb=$2 model=$3 out=$4
-unset EXPERT_STATISTIC_PATH EXPERT_STATISTIC_ITER_RANGE # Each step says what it counts.
+unset EXPERT_STATISTIC_PATH EXPERT_STATISTIC_ITER_RANGE # Each step sets what it counts.
 rm -rf "$out"
 mkdir -p "$out"
 

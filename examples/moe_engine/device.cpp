@@ -7,7 +7,7 @@
 #include <dlfcn.h>
 #include <eplb.h>
 
-/// What the engine needs of the driver, as CUDA's cuda.h declares it.
+/// The functions of the driver that the engine needs, as CUDA's cuda.h declares them.
 struct cuda_driver {
     int (*cuInit)(unsigned flags);
     int (*cuDeviceGetCount)(int *count);
@@ -70,7 +70,7 @@ struct cuda_driver {
 namespace {
 
 constexpr unsigned non_blocking = 1; // CU_STREAM_NON_BLOCKING
-constexpr int thread_local_mode = 1; // CU_STREAM_CAPTURE_MODE_THREAD_LOCAL: other ranks go on meanwhile.
+constexpr int thread_local_mode = 1; // CU_STREAM_CAPTURE_MODE_THREAD_LOCAL: other ranks are unaffected.
 
 void check(int result, const char *call) {
     if (result != 0) {
@@ -126,7 +126,7 @@ void device::replay(size_t key, const std::function<void()> &work) {
         check(driver_->cuStreamBeginCapture_v2(stream_, thread_local_mode), "cuStreamBeginCapture");
         try {
             work();
-        } catch (...) { // A stream that goes on capturing refuses what is to be given back.
+        } catch (...) { // While the stream is capturing, nothing can be released.
             driver_->cuStreamEndCapture(stream_, &graph);
             throw;
         }

@@ -1,5 +1,5 @@
-// Where ids are counted and routed: host memory, or a GPU by CUDA's driver, which is loaded when asked for,
-// so that the engine builds and runs without CUDA.
+// Where ids are counted and routed: host memory, or a GPU. CUDA's driver is loaded only if requested, so that
+// the engine builds and runs without CUDA.
 #ifndef MOE_ENGINE_DEVICE_H
 #define MOE_ENGINE_DEVICE_H
 
@@ -29,8 +29,8 @@ class device {
     /// NULL on the host, whose work is done when the call returns.
     CUstream_st *stream() const { return stream_; }
 
-    /// Does `work`, which is given to the stream: on a GPU as a CUDA graph, captured the first time that
-    /// `key` is seen and replayed whenever it is seen again.
+    /// Runs `work` on the stream: on a GPU as a CUDA graph, captured the first time that `key` is passed and
+    /// replayed afterwards.
     void replay(size_t key, const std::function<void()> &work);
     void synchronize() const;
 

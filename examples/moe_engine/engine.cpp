@@ -1,5 +1,7 @@
-// Everything this engine does with eplb is in this file.
+// All calls of eplb that the engine makes are in this file.
 #include "engine.h"
+
+#include <eplb_tools.hpp>
 
 #include <algorithm>
 #include <chrono>
@@ -14,7 +16,7 @@ std::vector<int32_t> moe_layers_of(const model_config &config) {
     return layers;
 }
 
-/// Adds the time of its life to a sum: that of eplb's calls is reported, and is to stay below 1 %.
+/// Adds the time of its life to a sum. The share of eplb's calls is reported, and must stay below 1 %.
 class timer {
   public:
     explicit timer(double &sum) : sum_(sum) {}
@@ -35,7 +37,7 @@ class timer {
 engine::engine(const model &model, transport &transport, const engine_options &options)
     : model_(model), transport_(transport), moe_layers_(moe_layers_of(model.config())),
       placement_(load_placement(options.moe_load_balancer)), num_slots_(placement_.info().num_slots),
-      device_(options.device, transport.rank()), recorder_(create_recorder(options.counted)),
+      device_(options.device, transport.rank()), recorder_(create_recorder(options.id_kind)),
       dispatch_(create_dispatch(options)), max_tokens_(static_cast<uint32_t>(options.max_tokens)),
       expert_ids_(device_, max_tokens_ * model.config().num_experts_per_tok), num_valid_(device_, 1),
       slot_ids_(device_, max_tokens_ * model.config().num_experts_per_tok) {
@@ -46,7 +48,7 @@ engine::engine(const model &model, transport &transport, const engine_options &o
     }
 }
 
-/// Step 3: which expert each slot of each rank holds.
+/// Step 3: the expert of each slot.
 eplb::placement engine::load_placement(const std::string &path) const {
     const auto num_experts = static_cast<uint32_t>(model_.config().n_routed_experts);
     const auto num_ranks = static_cast<uint32_t>(transport_.num_ranks());
@@ -62,14 +64,14 @@ eplb::placement engine::load_placement(const std::string &path) const {
         config.num_ranks = num_ranks;
         return eplb::placement::create(config, moe_layers_, slot_experts);
     }
-    eplb::placement_load_options expected; // What the file is checked against.
+    eplb::placement_load_options expected; // The file must match it.
     expected.num_experts = num_experts;
     expected.num_ranks = num_ranks;
     expected.layer_ids = moe_layers_;
     return eplb::placement::load(path, expected);
 }
 
-/// Ranks that route by different files send tokens to experts that are not there.
+/// Ranks with different placements would send tokens to experts that are not there.
 void engine::check_same_placement() {
     const uint64_t hash = placement_.hash();
     const std::vector<uint64_t> mine(static_cast<size_t>(transport_.num_ranks()), hash);
@@ -78,14 +80,14 @@ void engine::check_same_placement() {
     }
 }
 
-/// Step 1: counts what EXPERT_STATISTIC_ITER_RANGE asks for; without it, every call does nothing.
-eplb::recorder engine::create_recorder(eplb_counted counted) const {
+/// Step 1: counts the iterations of EXPERT_STATISTIC_ITER_RANGE; without it, every call does nothing.
+eplb::recorder engine::create_recorder(eplb_id_kind id_kind) const {
     eplb::recorder_config config;
     config.rank = static_cast<uint32_t>(transport_.rank());
     config.num_ranks = static_cast<uint32_t>(transport_.num_ranks());
-    config.counted = counted;
+    config.id_kind = id_kind;
     config.num_experts =
-        counted == EPLB_COUNTED_SLOTS ? num_slots_ : static_cast<uint32_t>(model_.config().n_routed_experts);
+        id_kind == EPLB_ID_KIND_SLOT ? num_slots_ : static_cast<uint32_t>(model_.config().n_routed_experts);
     config.experts_per_token = static_cast<uint32_t>(model_.config().num_experts_per_tok);
     config.layer_ids = moe_layers_;
     config.device = device_.ordinal();
@@ -101,7 +103,7 @@ eplb::dispatch engine::create_dispatch(const engine_options &options) const {
     config.experts_per_token = static_cast<uint32_t>(model_.config().num_experts_per_tok);
     config.layer_ids = moe_layers_;
     config.device = device_.ordinal();
-    config.rule = options.route;
+    config.rule = options.rule;
     config.offset_by_rank = true;
     for (int rank = 0; options.ranks_per_node > 0 && rank < transport_.num_ranks(); rank++) {
         config.rank_to_node.push_back(rank / options.ranks_per_node);
@@ -147,8 +149,8 @@ step_result engine::step(int64_t iteration, const batch &sequences) {
     return result;
 }
 
-/// The slots that serve a layer's choices; the recorder counts them in passing. On a GPU one CUDA graph a
-/// layer does it, captured in the first iteration and the same for counting and not counting.
+/// Returns the slots for a layer's expert ids. The recorder counts in the same pass. On a GPU this is one
+/// CUDA graph a layer, captured in the first iteration, whether iterations are counted or not.
 const int32_t *engine::route(int32_t layer, const std::vector<int32_t> &expert_ids) {
     std::copy(expert_ids.begin(), expert_ids.end(), expert_ids_.host());
     *num_valid_.host() = static_cast<int32_t>(expert_ids.size() / model_.config().num_experts_per_tok);
@@ -156,7 +158,7 @@ const int32_t *engine::route(int32_t layer, const std::vector<int32_t> &expert_i
     device_.replay(static_cast<size_t>(layer), [&] {
         expert_ids_.upload();
         num_valid_.upload();
-        dispatch_.route_and_count(recorder_, layer, expert_ids_.on_device(), EPLB_DTYPE_INT32, max_tokens_,
+        dispatch_.route_and_count(recorder_, layer, expert_ids_.on_device(), max_tokens_,
                                   num_valid_.on_device(), slot_ids_.on_device(), device_.stream());
         slot_ids_.download();
     });
@@ -166,8 +168,7 @@ const int32_t *engine::route(int32_t layer, const std::vector<int32_t> &expert_i
 
 // ---- At any time ----
 
-/// The answer to a scrape. Every sample says which rank it is of, so that a process with several can tell
-/// them apart.
+/// The answer to a scrape. Every sample is labelled with its rank, since a process may have several.
 std::string engine::metrics() const {
     const eplb::metrics_labels rank = {{"rank", std::to_string(transport_.rank())}};
     eplb::metrics metrics = eplb::metrics::create();

@@ -11,16 +11,16 @@
 #include "transport.h"
 
 struct engine_options {
-    /// The configuration file; none: E / ranks consecutive experts on each rank, one slot each.
+    /// The configuration file. Empty: E / ranks consecutive experts on each rank, one slot each.
     std::string moe_load_balancer;
-    eplb_route route = EPLB_ROUTE_DEFAULT;
-    /// What the recorder counts while EXPERT_STATISTIC_ITER_RANGE asks for it.
-    eplb_counted counted = EPLB_COUNTED_EXPERTS;
-    /// Ranks that share a node, for EPLB_ROUTE_NEAREST; 0: all.
+    eplb_rule rule = EPLB_RULE_DEFAULT;
+    /// The ids that the recorder counts.
+    eplb_id_kind id_kind = EPLB_ID_KIND_EXPERT;
+    /// Ranks that share a node, for EPLB_RULE_NEAREST; 0: all.
     int ranks_per_node = 0;
     /// host or cuda: where ids are counted and routed.
     std::string device = "host";
-    /// Tokens of a rank in an iteration at most.
+    /// Most tokens of a rank in an iteration.
     size_t max_tokens = 0;
 };
 
@@ -28,7 +28,7 @@ struct engine_options {
 struct step_result {
     std::vector<float> logits;                  // [num_tokens][vocab_size]
     std::vector<std::vector<int32_t>> topk_ids; // of each MoE layer, [num_tokens][num_experts_per_tok]
-    std::vector<size_t> served;                 // of each MoE layer, the tokens that this rank's slots served
+    std::vector<size_t> served;                 // of each MoE layer, the tokens that this rank served
 };
 
 /// One rank of an expert-parallel engine: its own requests, and the experts in its slots for all requests.
@@ -40,21 +40,20 @@ class engine {
     step_result step(int64_t iteration, const batch &sequences);
 
     /// After the last iteration: writes the dump if the range has not passed yet, and waits for it. Returns
-    /// what went wrong, which is no reason to lose what else the run gave, or to keep other ranks from their
-    /// dumps.
+    /// the error, if any, so that the run keeps its other results and other ranks write their dumps.
     std::string finish();
 
-    /// What eplb tells of this rank, for Prometheus; at any time.
+    /// The metrics of this rank, for Prometheus; at any time.
     std::string metrics() const;
 
     size_t num_slots() const { return num_slots_; }
-    /// Time spent in eplb's calls of step(); on a GPU, that of the graphs with them.
+    /// Time spent in eplb's calls of step(); on a GPU, in the graphs with them.
     double eplb_seconds() const { return eplb_seconds_; }
 
   private:
     eplb::placement load_placement(const std::string &path) const;
     void check_same_placement();
-    eplb::recorder create_recorder(eplb_counted counted) const;
+    eplb::recorder create_recorder(eplb_id_kind id_kind) const;
     eplb::dispatch create_dispatch(const engine_options &options) const;
     const int32_t *route(int32_t layer, const std::vector<int32_t> &expert_ids);
 
@@ -68,7 +67,7 @@ class engine {
     eplb::dispatch dispatch_;
     std::vector<routed_experts> experts_; // of each MoE layer
 
-    // What the graphs read and write, at addresses that stay.
+    // The graphs read and write these, so their addresses never change.
     uint32_t max_tokens_;
     mirrored<int32_t> expert_ids_, num_valid_, slot_ids_;
     double eplb_seconds_ = 0;

@@ -1,4 +1,5 @@
-// The engine's program: gives the ranks their questions, and tells how it went. engine.cpp is what to read.
+// The engine's program: passes questions to the ranks and prints the results. The calls of eplb are in
+// engine.cpp.
 #include <algorithm>
 #include <chrono>
 #include <cstdio>
@@ -27,7 +28,7 @@ double seconds_since(clock_type::time_point start) {
     return std::chrono::duration<double>(clock_type::now() - start).count();
 }
 
-/// The line that says how far the run is, by rank 0's tokens, drawn anew a few times a second on a terminal.
+/// The progress of the run by rank 0's tokens, redrawn a few times a second on a terminal.
 class progress {
   public:
     progress(int64_t iterations, int num_ranks) : iterations_(iterations), num_ranks_(num_ranks) {}
@@ -48,7 +49,7 @@ class progress {
     clock_type::time_point start_ = clock_type::now(), shown_ = start_;
 };
 
-/// The questions of the run, dealt to the ranks in turn.
+/// The questions of the run. They go to the ranks in turn.
 class requests {
   public:
     requests(const options &options, size_t max_tokens, int num_ranks)
@@ -89,15 +90,14 @@ class requests {
     bool repeats_;
 };
 
-/// What is written at the end of a long run had better be writable at its start.
+/// Fails at the start of a long run, instead of at its end.
 void check_writable(const std::string &path) {
     if (!std::ofstream(path, std::ios::app)) {
         throw std::runtime_error(path + " cannot be written");
     }
 }
 
-/// Prometheus' node exporter has a collector of files that takes those of a directory; it wants them whole at
-/// any time.
+/// For the textfile collector of Prometheus' node exporter, which needs complete files at any time.
 void write_metrics(const std::string &directory, int rank, const std::string &text) {
     if (directory == "-") {
         if (rank == 0) {
@@ -172,7 +172,7 @@ void run_rank(const options &options, const model &model, transport &transport) 
             report.save(options.report, engine.num_slots());
         }
     }
-    // Once all ranks have what they are to have: one that fails ends the others.
+    // Waits until all ranks are done: a rank that fails ends the others.
     const std::vector<int> is_lost(static_cast<size_t>(transport.num_ranks()), lost_dump.empty() ? 0 : 1);
     transport.all_to_all(is_lost);
     if (!lost_dump.empty()) {

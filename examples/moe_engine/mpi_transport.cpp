@@ -38,7 +38,7 @@ class mpi_transport : public transport {
 } // namespace
 
 void run_on_mpi(const std::function<void(transport &)> &rank_main) {
-    int provided = 0; // eplb's recorder writes its dump on a thread of its own, which does not call MPI.
+    int provided = 0; // The recorder's own thread writes the dump and does not call MPI.
     MPI_Init_thread(nullptr, nullptr, MPI_THREAD_FUNNELED, &provided);
     mpi_transport transport;
     try {

@@ -5,7 +5,7 @@
 
 #include "transport.h"
 
-/// Runs `rank_main` as this process's rank of those that mpirun started. Where it throws, all of them end.
+/// Runs `rank_main` as this process's rank under mpirun. If it throws, all ranks end.
 void run_on_mpi(const std::function<void(transport &)> &rank_main);
 
 #endif

@@ -20,19 +20,19 @@ The three steps of expert parallelism load balancing:
   --model DIR               folder of the model and the questions [data/tiny-moe]
   --ep_size N               ranks of the expert-parallel group [1; with mpi, the processes]
   --transport NAME          threads of one process, or mpi: mpirun -n 8 moe_engine --transport mpi [threads]
-  --moe_load_balancer FILE  the configuration file: which expert each slot holds [the experts in order]
+  --moe_load_balancer FILE  the configuration file: the expert of each slot [the experts in order]
   --route RULE              which replica serves a token: round-robin, token-hash, nearest or least-loaded
                             [least-loaded]
   --ranks_per_node N        ranks that share a node, for nearest [all]
   --device NAME             host, or cuda: where expert ids are counted and routed [host]
-  --questions FIRST-LAST    questions to read, from FIRST up to, not including, LAST [all]
+  --questions FIRST-LAST    questions to read, FIRST included, LAST excluded [all]
   --batch N                 questions of a rank in an iteration [4]
-  --iterations N            iterations; beyond the last question, the first comes again [each question once]
-  --count WHAT              what EXPERT_STATISTIC_ITER_RANGE counts: experts or slots [experts]
-  --report FILE             what the ranks served, and the perplexity, as JSON
+  --iterations N            iterations; after the last question the first comes again [each question once]
+  --count WHAT              ids that EXPERT_STATISTIC_ITER_RANGE counts: experts or slots [experts]
+  --report FILE             tokens that the ranks served, and the perplexity, as JSON
   --outputs DIR             each rank's logits and chosen experts of each question, as DIR/rank<R>.safetensors
-  --metrics DIR             what eplb tells of each rank at the end, for Prometheus, as DIR/rank<R>.prom; - prints
-                            what it tells of rank 0
+  --metrics DIR             the metrics of each rank at the end, for Prometheus, as DIR/rank<R>.prom; - prints those
+                            of rank 0
 )";
 
 uint64_t number(const std::string &flag, const std::string &text) {
@@ -100,11 +100,11 @@ options parse_options(int argc, char **argv) {
         {"--moe_load_balancer", text(options.engine.moe_load_balancer)},
         {"--route",
          [&](const auto &flag, const auto &text) {
-             options.engine.route = one_of<eplb_route>(flag, text,
-                                                       {{"round-robin", EPLB_ROUTE_ROUND_ROBIN},
-                                                        {"token-hash", EPLB_ROUTE_TOKEN_HASH},
-                                                        {"nearest", EPLB_ROUTE_NEAREST},
-                                                        {"least-loaded", EPLB_ROUTE_LEAST_LOADED}});
+             options.engine.rule = one_of<eplb_rule>(flag, text,
+                                                     {{"round-robin", EPLB_RULE_ROUND_ROBIN},
+                                                      {"token-hash", EPLB_RULE_TOKEN_HASH},
+                                                      {"nearest", EPLB_RULE_NEAREST},
+                                                      {"least-loaded", EPLB_RULE_LEAST_LOADED}});
          }},
         {"--ranks_per_node",
          [&](const auto &flag, const auto &text) { options.engine.ranks_per_node = positive(flag, text); }},
@@ -116,8 +116,8 @@ options parse_options(int argc, char **argv) {
          [&](const auto &flag, const auto &text) { options.iterations = positive(flag, text); }},
         {"--count",
          [&](const auto &flag, const auto &text) {
-             options.engine.counted = one_of<eplb_counted>(
-                 flag, text, {{"experts", EPLB_COUNTED_EXPERTS}, {"slots", EPLB_COUNTED_SLOTS}});
+             options.engine.id_kind = one_of<eplb_id_kind>(
+                 flag, text, {{"experts", EPLB_ID_KIND_EXPERT}, {"slots", EPLB_ID_KIND_SLOT}});
          }},
         {"--report", text(options.report)},
         {"--outputs", text(options.outputs)},

@@ -9,15 +9,14 @@
 #include "engine.h"
 #include "model/batch.h"
 
-/// What the model made of each question, to be compared with another run's.
+/// The model's outputs for each question, to compare runs.
 class outputs {
   public:
-    /// `questions` are the numbers of the batch's sequences. A question that was there before is left as it
-    /// is.
+    /// `questions` are the numbers of the batch's sequences. A question that is already there is unchanged.
     void add(const std::vector<size_t> &questions, const batch &sequences, const step_result &result,
              const model_config &config);
 
-    /// For each question i in safetensors, as golden.safetensors has them: i.tokens, i.topk_ids, i.logits.
+    /// Saves i.tokens, i.topk_ids and i.logits of each question i, as in golden.safetensors.
     void save(const std::string &path) const;
 
   private:

@@ -75,9 +75,9 @@ void report::save(const std::string &path, size_t num_slots) const {
         }
         layers.push_back({{"layer", first_layer_ + layer},
                           {"rank_tokens", rank_tokens},
-                          // (max - mean) / mean of the ranks' tokens, taken in each iteration, on average.
+                          // (max - mean) / mean of the ranks' tokens, averaged over iterations.
                           {"imbalance_ratio", ratios / double(num_iterations)},
-                          // What the step waits for: the sum over iterations of the hottest rank's tokens.
+                          // The hottest rank's tokens, added up over iterations: the step waits for it.
                           {"hottest_tokens", hottest_tokens}});
     }
     const nlohmann::json json = {{"ep_size", num_ranks_},

@@ -8,14 +8,14 @@
 #include "engine.h"
 #include "model/batch.h"
 
-/// What a rank did in a run, and on rank 0, once gathered, what all of them did.
+/// The work of a rank in a run, and on rank 0, once gathered, that of all ranks.
 class report {
   public:
     /// `num_layers` MoE layers, the first of them `first_layer`.
     report(size_t first_layer, size_t num_layers) : first_layer_(first_layer), num_layers_(num_layers) {}
 
     void add(const batch &sequences, const step_result &result, size_t vocab_size);
-    /// After the last iteration: the time of all iterations, and that of eplb's calls.
+    /// After the last iteration: the time of all iterations, and of eplb's calls in them.
     void add_times(double seconds, double eplb_seconds);
     /// To rank 0.
     void gather(transport &transport);

@@ -23,7 +23,7 @@ size_t routed_experts::add(transport &transport, const float *h, const int32_t *
     const size_t slots_per_rank = expert_of_slot_.size(), num_ranks = transport.num_ranks();
     const size_t num_choices = num_tokens * choices_;
 
-    // The choices by the rank they go to.
+    // Sort the choices by rank.
     std::vector<size_t> send_counts(num_ranks);
     for (size_t choice = 0; choice < num_choices; choice++) {
         const auto slot = static_cast<size_t>(slot_ids[choice]);
@@ -47,7 +47,7 @@ size_t routed_experts::add(transport &transport, const float *h, const int32_t *
         std::copy_n(h + choice / choices_ * hidden_, hidden_, &rows[place * hidden_]);
     }
 
-    // Dispatch, the experts' work, and combine.
+    // Dispatch, compute, combine.
     const auto times_hidden = [this](std::vector<size_t> counts) {
         for (size_t &count : counts) {
             count *= hidden_;
@@ -72,7 +72,7 @@ size_t routed_experts::add(transport &transport, const float *h, const int32_t *
     return received_slots.size();
 }
 
-/// The outputs for the rows of h, each of the expert in its slot.
+/// Returns the output for each row of h, from the expert in its slot.
 std::vector<float> routed_experts::serve(const std::vector<int32_t> &slots,
                                          const std::vector<float> &h) const {
     std::vector<std::vector<size_t>> rows_of(experts_.size());

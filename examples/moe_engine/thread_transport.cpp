@@ -9,7 +9,7 @@
 
 namespace {
 
-/// Thrown in ranks that wait for one that failed.
+/// Thrown in ranks that wait for a failed one.
 struct abandoned {};
 
 /// The place where the ranks meet.
@@ -87,7 +87,7 @@ class thread_transport : public transport {
             }
             to += receive_bytes[from];
         }
-        point_.meet(); // Until all have taken theirs, what was sent must stay.
+        point_.meet(); // The sent values must live until all ranks have copied theirs.
         if (!mismatch.empty()) {
             throw std::logic_error(mismatch);
         }
@@ -115,7 +115,7 @@ void run_on_threads(int num_ranks, const std::function<void(transport &)> &rank_
         for (int rank = 0; rank < num_ranks; rank++) {
             threads.emplace_back(on_thread, rank);
         }
-    } catch (...) { // No more threads are to be had.
+    } catch (...) { // A thread could not be started.
         point.fail(std::current_exception());
     }
     for (std::thread &thread : threads) {

@@ -5,8 +5,8 @@
 
 #include "transport.h"
 
-/// Runs `rank_main` on a thread for each rank. Where one throws, the others stop at their next exchange, and
-/// what was thrown first is thrown on.
+/// Runs `rank_main` on a thread for each rank. If one throws, the others stop at their next exchange, and the
+/// first exception is rethrown.
 void run_on_threads(int num_ranks, const std::function<void(transport &)> &rank_main);
 
 #endif

@@ -1,4 +1,4 @@
-// What expert parallelism needs of a communication library: one collective call.
+// The one collective call that expert parallelism needs of a communication library.
 #ifndef MOE_ENGINE_TRANSPORT_H
 #define MOE_ENGINE_TRANSPORT_H
 
@@ -15,14 +15,14 @@ class transport {
     virtual int rank() const = 0;
     virtual int num_ranks() const = 0;
 
-    /// Sends send[r] to rank r, and returns what each rank sent here.
+    /// Sends send[r] to rank r, and returns the value of each rank.
     template <class T> std::vector<T> all_to_all(const std::vector<T> &send) {
         const std::vector<size_t> one_each(send.size(), 1);
         return all_to_all(send, one_each, one_each);
     }
 
-    /// Sends send_counts[r] values to rank r, `send` being those for rank 0, then those for rank 1, and so
-    /// on; returns the receive_counts[r] values that each rank r sent here, in the same order.
+    /// Sends send_counts[r] values to rank r: `send` has those for rank 0, then those for rank 1, and so on.
+    /// Returns the receive_counts[r] values of each rank r, in the same order.
     template <class T>
     std::vector<T> all_to_all(const std::vector<T> &send, const std::vector<size_t> &send_counts,
                               const std::vector<size_t> &receive_counts) {
@@ -32,7 +32,8 @@ class transport {
         return receive;
     }
 
-    /// On rank 0 what all ranks gave, in their order; on the others nothing. All give equally much.
+    /// Returns the values of all ranks on rank 0, in their order, and nothing on the others. All ranks send
+    /// equally many.
     template <class T> std::vector<T> gather(const std::vector<T> &values) {
         const auto ranks = static_cast<size_t>(num_ranks());
         std::vector<size_t> send(ranks), receive(ranks, rank() == 0 ? values.size() : 0);

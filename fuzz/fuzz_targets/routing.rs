@@ -18,7 +18,7 @@ fuzz_target!(|input: (u8, u8, u8, u8, bool, i8, Vec<u8>, Vec<i64>)| {
     experts_of.rotate_left(usize::from(rule) % num_slots);
     let shape = Shape::new(experts, num_slots, ranks).unwrap();
     let placement = Placement::new(shape, &[3], &experts_of).unwrap();
-    let nodes: Vec<u32> = (0..ranks as u32).map(|rank| rank / 3).collect();
+    let nodes: Vec<i32> = (0..ranks as i32).map(|rank| rank / 3 - 1).collect();
     let config = DispatchConfig {
         rule: [Rule::RoundRobin, Rule::TokenHash, Rule::Nearest, Rule::LeastLoaded][usize::from(rule % 4)],
         rank: usize::from(rule / 4) % shape.num_ranks(),

@@ -18,7 +18,7 @@ pub struct DispatchConfig<'a> {
     /// Layers of this rank. `None`: all of the placement.
     pub layers: Option<&'a [u32]>,
     /// The node of each rank. `None`: all are on one.
-    pub rank_to_node: Option<&'a [u32]>,
+    pub rank_to_node: Option<&'a [i32]>,
     /// Whether round robin adds the rank to a block's index.
     pub offset_by_rank: bool,
     /// The width of the dense map. 0: no dense map.

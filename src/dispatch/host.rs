@@ -5,7 +5,7 @@ use super::least_loaded::LeastLoaded;
 use super::nearest::Nearest;
 use super::round_robin::RoundRobin;
 use super::routing::Routing;
-use super::rule::RuleTables;
+use super::rule_tables::RuleTables;
 use super::tables::LayerTables;
 use super::token_hash::TokenHash;
 use crate::device::{Id, IdType, Place};
@@ -88,14 +88,6 @@ impl HostRouter {
             HostRule::LeastLoaded(rule) => rule.route(ids, &self.tables, rank_counts.as_ref()),
         }
     }
-}
-
-/// The first slot of each expert, and at last the invalid slot.
-pub(super) fn first_slots(shape: Shape, tables: &LayerTables) -> Vec<u32> {
-    (0..shape.num_experts())
-        .map(|expert| tables.slots_of(expert)[0])
-        .chain([shape.num_slots() as u32])
-        .collect()
 }
 
 /// Replaces the ids of one batch a rank by slots, each batch as its rank would. `batches` is `[num_ranks]` of

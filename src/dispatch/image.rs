@@ -1,8 +1,9 @@
 //! The words of a dispatch's memory, before they are copied to the device.
 
 use super::layout::LayerParts;
-use super::rule::RuleTables;
-use super::tables::{LayerTables, TableParts};
+use super::layout::TableParts;
+use super::rule_tables::RuleTables;
+use super::tables::LayerTables;
 use crate::device::Part;
 use crate::error::{Result, try_zeroed};
 

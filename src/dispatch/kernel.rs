@@ -1,9 +1,9 @@
 //! Routing on a CUDA device: the arguments of the kernels, their shared memory, and their launch.
 
+use super::layout::TableParts;
 use super::least_loaded::{self, SplitArguments};
 use super::routing::{RankCounts, Routing};
 use super::rule::{BLOCK_IDS, Rule};
-use super::tables::TableParts;
 use super::{DispatchConfig, nearest, round_robin, token_hash};
 use crate::device::{Cuda, Grid, IdType, Kernel, Memory, Part, Stream};
 use crate::error::Result;

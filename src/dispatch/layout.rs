@@ -2,7 +2,6 @@
 //! placement in the same workspace keeps their addresses.
 
 use super::least_loaded::SplitParts;
-use super::tables::TableParts;
 use super::{DispatchConfig, Rule};
 use crate::device::{Part, Place};
 use crate::error::{Error, Result};
@@ -10,6 +9,21 @@ use crate::placement::Shape;
 
 /// Enough for vector loads.
 const ALIGNMENT: usize = 64;
+
+/// Where a layer's tables are in a device's memory, one behind the other.
+#[derive(Debug, Clone, Copy)]
+pub(super) struct TableParts {
+    /// `[num_experts]`
+    pub replica_count: Part,
+    /// `[num_experts]`
+    pub replica_start: Part,
+    /// `[num_slots]`
+    pub replica_slots: Part,
+    /// `[num_slots]`, for [`Rule::Nearest`](super::Rule::Nearest).
+    pub shares: Option<Part>,
+    /// For [`Rule::LeastLoaded`](super::Rule::LeastLoaded) on a CUDA device.
+    pub split: Option<SplitParts>,
+}
 
 /// Space for the tables of all layers, one layer after the other.
 #[derive(Debug, Clone, Copy)]

@@ -13,6 +13,7 @@ pub(crate) mod nearest;
 mod round_robin;
 mod routing;
 mod rule;
+mod rule_tables;
 pub(crate) mod tables;
 mod token_hash;
 mod water_filling;
@@ -29,7 +30,7 @@ use self::host::HostRouter;
 use self::image::Image;
 use self::kernel::KernelRouter;
 use self::layout::Layout;
-use self::rule::RuleTables;
+use self::rule_tables::RuleTables;
 use self::tables::LayerTables;
 use crate::device::{Access, Device, Ids, Memory, Part, Stream};
 use crate::error::{Error, Result};
@@ -44,7 +45,7 @@ const TABLES: &str = "the dispatch tables";
 pub struct Dispatch {
     device: Device,
     memory: Memory,
-    memory_bytes: usize,
+    workspace_bytes: usize,
     placement_hash: u64,
     rule: Rule,
     shape: Shape,
@@ -132,7 +133,7 @@ impl Dispatch {
         Ok(Dispatch {
             device,
             memory,
-            memory_bytes: layout.bytes(),
+            workspace_bytes: layout.bytes(),
             placement_hash: placement.hash(),
             rule: config.rule,
             shape,
@@ -185,8 +186,8 @@ impl Dispatch {
     }
 
     /// Bytes held on the device.
-    pub fn memory_bytes(&self) -> usize {
-        self.memory_bytes
+    pub fn workspace_bytes(&self) -> usize {
+        self.workspace_bytes
     }
 
     /// The addresses of a layer's tables.
@@ -199,7 +200,7 @@ impl Dispatch {
         let registered = &self.layer(layer)?.rank_counts;
         if self.rule != Rule::LeastLoaded {
             return Err(Error::InvalidArgument(
-                "only EPLB_ROUTE_LEAST_LOADED goes by the counts of all ranks".into(),
+                "only EPLB_RULE_LEAST_LOADED uses the counts of all ranks".into(),
             ));
         }
         if let Some(counts) = &counts {

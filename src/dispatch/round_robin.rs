@@ -1,6 +1,5 @@
 //! Round robin: an expert's replicas in turn within each block of ids.
 
-use super::host::first_slots;
 use super::kernel::{Call, Kernels};
 use super::rule::BLOCK_IDS;
 use super::tables::LayerTables;
@@ -41,7 +40,7 @@ impl RoundRobin {
             }
         }
         let replicated: Vec<u32> = tables.replicated().map(|expert| expert as u32).collect();
-        let next = first_slots(shape, tables);
+        let next = tables.first_slots(shape);
         RoundRobin { offset, first: vec![0; replicated.len()], replicated, after, next }
     }
 

@@ -27,7 +27,7 @@ impl Routing {
             ));
         }
         if slots == 0 && num_ids != 0 {
-            return refuse("slot_ids is NULL".to_owned());
+            return refuse("slot_ids->data is NULL".to_owned());
         }
         if !slots.is_multiple_of(ids.kind().size() as u64) {
             return refuse(format!("slot_ids is not aligned to its {} bytes", ids.kind().size()));

@@ -1,10 +1,4 @@
-//! The rules, and the tables that each needs beside the dispatch tables.
-
-use super::DispatchConfig;
-use super::least_loaded::SplitPlan;
-use super::nearest;
-use super::tables::LayerTables;
-use crate::placement::Shape;
+//! The routing rules, and constants that several of them share.
 
 /// Ids of a block, the unit of round robin and nearest: `EPLB_ROUTE_BLOCK` of the kernels.
 pub(super) const BLOCK_IDS: usize = 1024;
@@ -23,33 +17,4 @@ pub enum Rule {
     Nearest,
     /// The one that makes the ranks' loads most even.
     LeastLoaded,
-}
-
-/// The tables of a rule for one layer, beside the dispatch tables.
-#[derive(Debug)]
-pub(super) enum RuleTables {
-    /// Round robin needs none.
-    RoundRobin,
-    /// Token hash needs none.
-    TokenHash,
-    /// The shares of the nearest rule.
-    Nearest(Vec<u32>),
-    /// How the tokens of experts with several slots are split.
-    LeastLoaded(SplitPlan),
-}
-
-impl RuleTables {
-    /// The tables of the config's rule.
-    pub fn new(shape: Shape, tables: &LayerTables, config: &DispatchConfig) -> Self {
-        match config.rule {
-            Rule::RoundRobin => RuleTables::RoundRobin,
-            Rule::TokenHash => RuleTables::TokenHash,
-            Rule::Nearest => {
-                let one_node = vec![0; shape.num_ranks()];
-                let nodes = config.rank_to_node.unwrap_or(&one_node);
-                RuleTables::Nearest(nearest::shares(shape, tables, config.rank, nodes))
-            }
-            Rule::LeastLoaded => RuleTables::LeastLoaded(SplitPlan::new(shape, tables)),
-        }
-    }
 }

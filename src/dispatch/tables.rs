@@ -1,7 +1,5 @@
-//! The dispatch tables of one layer, in TensorRT-LLM's format, and where they are in a device's memory.
+//! The dispatch tables of one layer, in TensorRT-LLM's format.
 
-use super::least_loaded::SplitParts;
-use crate::device::Part;
 use crate::placement::{Shape, held_slots};
 
 /// Which slots serve each expert.
@@ -41,6 +39,12 @@ impl LayerTables {
         &self.replica_slots[self.replica_start[expert] as usize..][..self.replica_count[expert] as usize]
     }
 
+    /// The first slot of each expert, and last the invalid slot.
+    pub fn first_slots(&self, shape: Shape) -> Vec<u32> {
+        let first = |expert| self.slots_of(expert)[0];
+        (0..shape.num_experts()).map(first).chain([shape.num_slots() as u32]).collect()
+    }
+
     /// The experts with several slots.
     pub fn replicated(&self) -> impl Iterator<Item = usize> {
         (0..self.replica_count.len()).filter(|&expert| self.replica_count[expert] > 1)
@@ -78,21 +82,6 @@ pub(crate) struct Holder {
     pub first: u32,
     /// The number of replicas.
     pub size: u32,
-}
-
-/// Where a layer's tables are in a device's memory, one behind the other.
-#[derive(Debug, Clone, Copy)]
-pub(super) struct TableParts {
-    /// `[num_experts]`
-    pub replica_count: Part,
-    /// `[num_experts]`
-    pub replica_start: Part,
-    /// `[num_slots]`
-    pub replica_slots: Part,
-    /// `[num_slots]`, for [`Rule::Nearest`](super::Rule::Nearest).
-    pub shares: Option<Part>,
-    /// For [`Rule::LeastLoaded`](super::Rule::LeastLoaded) on a CUDA device.
-    pub split: Option<SplitParts>,
 }
 
 #[cfg(test)]

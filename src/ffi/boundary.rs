@@ -6,29 +6,29 @@ use std::panic::{AssertUnwindSafe, catch_unwind};
 use std::path::Path;
 use std::slice;
 
-use super::status::eplb_status;
+use super::status::{EPLB_STATUS_OK, eplb_status, status_of};
 use crate::error::{Error, Result};
 use crate::placement::MAX_COUNT;
 
-/// No struct of ours comes near it; a larger `struct_size` is memory that was never initialised.
+/// Far above every struct of the interface: a larger `struct_size` is uninitialised memory.
 const MAX_STRUCT_SIZE: usize = 4096;
 
 thread_local! {
     static LAST_ERROR: RefCell<CString> = RefCell::default();
 }
 
-/// Runs the body of a boundary function. Whatever goes wrong inside becomes a status, and its text this thread's last
-/// error message.
+/// Runs the body of a boundary function. An error or a panic becomes a status, and its text this thread's last error
+/// message.
 pub(super) fn boundary(body: impl FnOnce() -> Result<()>) -> eplb_status {
     let error = match catch_unwind(AssertUnwindSafe(body)) {
-        Ok(Ok(())) => return eplb_status::Ok,
+        Ok(Ok(())) => return EPLB_STATUS_OK,
         Ok(Err(error)) => error,
         Err(panic) => Error::of_panic(&*panic),
     };
     let text = error.to_string().replace('\0', "\u{fffd}");
-    // A thread that is being torn down has nobody left to read the message.
+    // Fails while the thread is being torn down, when no call can read the message.
     let _ = LAST_ERROR.try_with(|last| *last.borrow_mut() = CString::new(text).unwrap_or_default());
-    eplb_status::of(&error)
+    status_of(&error)
 }
 
 /// This thread's last error message; never NULL.
@@ -36,30 +36,30 @@ pub(super) fn last_error_message() -> *const c_char {
     LAST_ERROR.try_with(|last| last.borrow().as_ptr()).unwrap_or(c"".as_ptr())
 }
 
-/// A handle or struct that the caller lends.
+/// Borrows a handle or struct of the caller.
 ///
 /// # Safety
-/// `pointer` is NULL or points to a live `T` that nobody changes while the reference is used.
+/// `pointer` is NULL or points to a live `T` that does not change while the reference is used.
 pub(super) unsafe fn borrowed<'a, T>(pointer: *const T, name: &str) -> Result<&'a T> {
     check_pointer(pointer, name)?;
     // SAFETY: not NULL and aligned as just checked, live by the caller's promise.
     Ok(unsafe { &*pointer })
 }
 
-/// A handle that is the caller's alone while the call runs.
+/// Borrows a handle that no other call uses at the same time.
 ///
 /// # Safety
-/// `pointer` is NULL or points to a live `T` that nobody else uses while the reference is.
+/// `pointer` is NULL or points to a live `T` that nothing else uses while the reference lives.
 pub(super) unsafe fn borrowed_mut<'a, T>(pointer: *mut T, name: &str) -> Result<&'a mut T> {
     check_pointer(pointer, name)?;
     // SAFETY: not NULL and aligned as just checked, live and not shared by the caller's promise.
     Ok(unsafe { &mut *pointer })
 }
 
-/// An array that the caller lends; NULL is an empty one when `len` is 0.
+/// Borrows an array of the caller; NULL is an empty one when `len` is 0.
 ///
 /// # Safety
-/// `pointer` is NULL or points to `len` values that nobody changes while the slice is used.
+/// `pointer` is NULL or points to `len` values that do not change while the slice is used.
 pub(super) unsafe fn array<'a, T>(pointer: *const T, len: Option<usize>, name: &str) -> Result<&'a [T]> {
     let len = checked_len::<T>(len, name)?;
     if len == 0 {
@@ -70,7 +70,7 @@ pub(super) unsafe fn array<'a, T>(pointer: *const T, len: Option<usize>, name: &
     Ok(unsafe { slice::from_raw_parts(pointer, len) })
 }
 
-/// As [`array`], where NULL is none.
+/// As [`array`], with `None` for NULL.
 ///
 /// # Safety
 /// As for [`array`].
@@ -83,8 +83,8 @@ pub(super) unsafe fn optional_array<'a, T>(
     (!pointer.is_null()).then(|| unsafe { array(pointer, Some(len), name) }).transpose()
 }
 
-/// One value a rank, where NULL is none. No placement has more than [`MAX_COUNT`] ranks, so that a number of them above it, an
-/// argument gone wrong, is refused before anything is read that cannot be there.
+/// Borrows one value a rank, `None` for NULL. No placement has more than [`MAX_COUNT`] ranks: a larger `num_ranks` is
+/// refused before anything is read.
 ///
 /// # Safety
 /// As for [`array`], of `num_ranks` values where that is no more than [`MAX_COUNT`].
@@ -104,10 +104,10 @@ pub(super) unsafe fn optional_of_ranks<'a, T>(
     unsafe { optional_array(pointer, num_ranks, name) }
 }
 
-/// Copies `values` to an array of the caller's, which may be NULL where there are none.
+/// Copies `values` to an array of the caller, which may be NULL if there are none.
 ///
 /// # Safety
-/// `pointer` is NULL or points to `values.len()` values that nobody else uses meanwhile.
+/// `pointer` is NULL or points to `values.len()` values that nothing else uses meanwhile.
 pub(super) unsafe fn copy_out<T: Copy>(values: &[T], pointer: *mut T, name: &str) -> Result<()> {
     if values.is_empty() {
         return Ok(());
@@ -118,7 +118,7 @@ pub(super) unsafe fn copy_out<T: Copy>(values: &[T], pointer: *mut T, name: &str
     Ok(())
 }
 
-/// Where a result goes, checked before the work whose result it is.
+/// Checks where a result goes, before the work that computes it.
 ///
 /// # Safety
 /// `pointer` is NULL or valid for writing a `T`.
@@ -127,7 +127,7 @@ pub(super) unsafe fn out<'a, T>(pointer: *mut T, name: &str) -> Result<Out<'a, T
     Ok(Out { pointer, _caller: std::marker::PhantomData })
 }
 
-/// A checked place for one result.
+/// A checked pointer to one result.
 pub(super) struct Out<'a, T> {
     pointer: *mut T,
     _caller: std::marker::PhantomData<&'a mut T>,
@@ -141,16 +141,16 @@ impl<T> Out<'_, T> {
 }
 
 impl<T> Out<'_, *mut T> {
-    /// Gives a handle to the caller, who owes it to the handle's `_destroy`.
+    /// Passes a handle to the caller, who returns it by the handle's `_destroy`.
     pub fn give(self, handle: T) {
         self.set(Box::into_raw(Box::new(handle)));
     }
 }
 
-/// Takes back a handle that [`Out::give`] gave. NULL is allowed.
+/// Destroys a handle that [`Out::give`] passed out. NULL is allowed.
 ///
 /// # Safety
-/// `handle` is NULL or was given and not yet taken back.
+/// `handle` is NULL or was passed out and not destroyed.
 pub(super) unsafe fn destroy<T>(handle: *mut T) {
     if !handle.is_null() {
         let drop_handle = || {
@@ -162,7 +162,7 @@ pub(super) unsafe fn destroy<T>(handle: *mut T) {
     }
 }
 
-/// A string in UTF-8 that is not empty.
+/// Borrows a non-empty UTF-8 string.
 ///
 /// # Safety
 /// `pointer` is NULL or points to a string that ends in NUL.
@@ -192,8 +192,8 @@ pub(super) unsafe fn path<'a>(pointer: *const c_char, name: &str) -> Result<&'a 
 /// among them, is a value.
 pub(super) unsafe trait Growing: Copy {}
 
-/// A copy of a config struct of the caller's, whichever version of the header it was compiled with: missing fields are
-/// zero, and fields that are not known here must be.
+/// Copies a config struct, whichever version of the header the caller was compiled with. Fields that the caller lacks are
+/// zero; fields that this version does not know must be zero.
 ///
 /// # Safety
 /// `pointer` is NULL or points to as many readable bytes as its `struct_size` says.
@@ -230,7 +230,7 @@ pub(super) unsafe fn optional_config<T: Growing>(pointer: *const T, name: &str) 
     unsafe { config(pointer, name) }
 }
 
-/// Where a struct of results goes, as much of it as the caller's version of the header has.
+/// Checks where a struct of results goes, as large as in the caller's version of the header.
 ///
 /// # Safety
 /// `pointer` is NULL or points to as many writable bytes as its `struct_size` says.
@@ -240,7 +240,7 @@ pub(super) unsafe fn growing_out<'a, T: Growing>(pointer: *mut T, name: &str) ->
     Ok(GrowingOut { pointer, size, _caller: std::marker::PhantomData })
 }
 
-/// A checked place for a struct of results.
+/// A checked pointer to a struct of results.
 pub(super) struct GrowingOut<'a, T> {
     pointer: *mut T,
     size: usize,
@@ -248,7 +248,7 @@ pub(super) struct GrowingOut<'a, T> {
 }
 
 impl<T: Growing> GrowingOut<'_, T> {
-    /// Writes all but `struct_size`, which stays the caller's; fields not known here become zero.
+    /// Writes all but `struct_size`, which is the caller's. Fields that this version does not know become zero.
     pub fn set(self, value: T) {
         let (start, known) = (size_of::<usize>(), self.size.min(size_of::<T>()));
         // SAFETY: `growing_out` checked the pointer and its caller promised `size` writable bytes; `known` and `start`
@@ -277,6 +277,21 @@ unsafe fn struct_size<T: Growing>(pointer: *const T, name: &str) -> Result<usize
     Ok(size)
 }
 
+/// Matches a number from C against the constants of its enumeration. An unknown number is an error that lists them.
+macro_rules! choice {
+    ($value:expr, $name:expr, { $($constant:path => $meaning:expr),* $(,)? }) => {
+        match $value {
+            $($constant => Ok($meaning),)*
+            unknown => Err(crate::error::Error::InvalidArgument(format!(
+                "{} is {unknown}; expected {}",
+                $name,
+                [$(format!("{} ({})", stringify!($constant), $constant)),*].join(", ")
+            ))),
+        }
+    };
+}
+pub(super) use choice;
+
 fn check_pointer<T>(pointer: *const T, name: &str) -> Result<()> {
     if pointer.is_null() {
         return Err(Error::InvalidArgument(format!("{name} is NULL")));
@@ -293,23 +308,24 @@ fn checked_len<T>(len: Option<usize>, name: &str) -> Result<usize> {
     len.filter(fits).ok_or_else(|| Error::InvalidArgument(format!("{name} would be larger than memory")))
 }
 
-/// `value` of the caller's type in ours.
+/// Converts `value` to another integer type.
 pub(super) fn number<A: Copy + std::fmt::Display, B: TryFrom<A>>(value: A, name: &str) -> Result<B> {
     B::try_from(value).map_err(|_| Error::InvalidArgument(format!("{name} is {value}")))
 }
 
-/// The layers' numbers as the library has them.
+/// Layer numbers as the library stores them.
 pub(super) fn layer_numbers(layer_ids: &[i32]) -> Result<Vec<u32>> {
     layer_ids.iter().map(|&layer| number(layer, "a layer id")).collect()
 }
 
-/// A count of which 0 means the default.
+/// A count, `None` for 0, the default.
 pub(super) fn or_default(count: u32) -> Option<usize> {
     (count != 0).then_some(count as usize)
 }
 
 #[cfg(test)]
 mod tests {
+    use super::super::status::EPLB_STATUS_INTERNAL;
     use super::*;
 
     #[repr(C)]
@@ -330,9 +346,9 @@ mod tests {
 
     #[test]
     fn a_panic_becomes_a_status_and_the_next_call_works() {
-        assert_eq!(boundary(|| panic!("slot {} on fire", 7)), eplb_status::Internal);
+        assert_eq!(boundary(|| panic!("slot {} on fire", 7)), EPLB_STATUS_INTERNAL);
         assert_eq!(message(), "internal error, please report it: slot 7 on fire");
-        assert_eq!(boundary(|| Ok(())), eplb_status::Ok);
+        assert_eq!(boundary(|| Ok(())), EPLB_STATUS_OK);
     }
 
     #[test]

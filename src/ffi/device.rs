@@ -1,43 +1,69 @@
-//! Devices and streams.
+//! Devices, streams and arrays of ids.
 
 use std::ffi::c_void;
 
-use super::boundary::boundary;
-use super::status::eplb_status;
+use super::boundary::{borrowed, boundary, choice};
+use super::status::EPLB_STATUS_OK;
 use crate::device::{IdType, Ids, Place, Stream, cuda_available};
 use crate::error::{Error, Result};
 
-/// Host memory, and no CUDA: calls take host pointers, ignore the stream and have done their work when they return. Needs no
-/// driver; the default of every config.
+/// Device: host memory. Calls take host pointers, ignore the stream, and are done when they return. No CUDA
+/// driver is needed. The default of every config.
 pub const EPLB_DEVICE_HOST: i32 = -1;
 
-/// The CUDA context that is current on the thread that creates the handle. It must outlive the handle, and be no green context,
-/// which only one thread may use at a time.
+/// Device: the CUDA context that is current on the thread that creates the handle. It must outlive the
+/// handle. Not a green context, which only one thread may use at a time.
 pub const EPLB_DEVICE_CURRENT: i32 = -2;
 
-/// The type of expert ids.
-#[repr(i32)]
-#[derive(Debug, Clone, Copy, PartialEq, Eq)]
-pub enum eplb_dtype {
-    /// int32_t
-    Int32 = 0,
-    /// int64_t
-    Int64 = 1,
+/// The integer type of an array.
+pub type eplb_dtype = i32;
+
+/// int32_t
+pub const EPLB_DTYPE_INT32: eplb_dtype = 0;
+/// int64_t
+pub const EPLB_DTYPE_INT64: eplb_dtype = 1;
+
+/// Expert ids, as the router chose them: [num_tokens][experts_per_token] on the handle's device. An id
+/// outside [0, num_experts) is not counted but added to ids_out_of_range of eplb_recorder_info, and is
+/// routed to slot num_slots, which no rank owns. This struct and eplb_slot_ids have no struct_size: they
+/// never grow.
+#[repr(C)]
+#[derive(Clone, Copy)]
+pub struct eplb_expert_ids {
+    /// Aligned to its type. May be NULL if there are no tokens.
+    pub data: *const c_void,
+    /// The type of an id.
+    pub dtype: eplb_dtype,
+    /// Ids from one row to the next; 0: experts_per_token. Other strides are refused in this version.
+    pub row_stride: u32,
+}
+
+/// Slot ids, to be written: [num_tokens][experts_per_token] on the handle's device. A slot id counts over
+/// all ranks.
+#[repr(C)]
+#[derive(Clone, Copy)]
+pub struct eplb_slot_ids {
+    /// Aligned to its type. May be the expert ids' data, but must not overlap it otherwise.
+    pub data: *mut c_void,
+    /// The type of an id. In this version that of the expert ids.
+    pub dtype: eplb_dtype,
+    /// As in eplb_expert_ids.
+    pub row_stride: u32,
 }
 
 /// CUDA's stream, which the header only declares.
 #[repr(C)]
 pub struct CUstream_st([u8; 0]);
 
-/// Whether handles can be created on a CUDA device: there is a driver, 525 or newer, with a device.
+/// Returns whether handles can be created on a CUDA device: a driver, 525 or newer, with a device.
 ///
-/// \return 1 if so; 0 if not, and eplb_last_error_message() says why
+/// \return 1 if so; otherwise 0, and eplb_last_error_message() has the reason
 #[unsafe(no_mangle)]
 pub extern "C" fn eplb_cuda_available() -> i32 {
-    i32::from(boundary(cuda_available) == eplb_status::Ok)
+    i32::from(boundary(cuda_available) == EPLB_STATUS_OK)
 }
 
-/// A device that came in from C.
+/// The device of a config.
 pub(super) fn place(device: i32) -> Result<Place> {
     match device {
         EPLB_DEVICE_HOST => Ok(Place::Host),
@@ -50,45 +76,89 @@ pub(super) fn place(device: i32) -> Result<Place> {
     }
 }
 
-/// Expert ids that came in from C; where there are no tokens, their address may be NULL.
-///
-/// # Safety
-/// As for [`Ids::at`].
-pub(super) unsafe fn ids(
-    expert_ids: *const c_void,
-    dtype: i32,
-    num_tokens: u32,
-    num_valid: *const i32,
-) -> Result<Ids> {
-    let refuse = |what: String| Err(Error::InvalidArgument(what));
-    let kind = id_type(expert_ids, dtype, "expert_ids")?;
-    if expert_ids.is_null() && num_tokens != 0 {
-        return refuse("expert_ids is NULL".to_owned());
+impl eplb_expert_ids {
+    /// Checks the stride against the row length, if there is one.
+    pub(super) fn check_row_stride(&self, experts_per_token: Option<usize>) -> Result<()> {
+        check_row_stride(self.row_stride, experts_per_token, "expert_ids")
     }
-    if !num_valid.is_aligned() {
-        return refuse("num_valid is not aligned".to_owned());
-    }
-    // SAFETY: the caller's promise.
-    Ok(unsafe { Ids::at(expert_ids as u64, kind, num_valid as u64) })
 }
 
-/// The type of what is in an array that came in from C, which must be aligned to it.
-pub(super) fn id_type(array: *const c_void, dtype: i32, name: &str) -> Result<IdType> {
-    const INT32: i32 = eplb_dtype::Int32 as i32;
-    const INT64: i32 = eplb_dtype::Int64 as i32;
-    let refuse = |what: String| Err(Error::InvalidArgument(what));
-    let kind = match dtype {
-        INT32 => IdType::Int32,
-        INT64 => IdType::Int64,
-        unknown => return refuse(format!("dtype is {unknown}, which is no eplb_dtype")),
-    };
+/// Expert ids of the caller.
+///
+/// # Safety
+/// `expert_ids` is NULL or a live struct; what it points to is as [`Ids::at`] requires.
+pub(super) unsafe fn ids(
+    expert_ids: *const eplb_expert_ids,
+    num_tokens: u32,
+    num_valid: *const i32,
+    experts_per_token: Option<usize>,
+) -> Result<Ids> {
+    // SAFETY: the caller's promise.
+    let expert_ids = unsafe { borrowed(expert_ids, "expert_ids") }?;
+    let data = expert_ids.data;
+    let refuse = |what: &str| Err(Error::InvalidArgument(what.to_owned()));
+    let kind = id_type(data, expert_ids.dtype, ("expert_ids->data", "expert_ids->dtype"))?;
+    expert_ids.check_row_stride(experts_per_token)?;
+    if data.is_null() && num_tokens != 0 {
+        return refuse("expert_ids->data is NULL");
+    }
+    if !num_valid.is_aligned() {
+        return refuse("num_valid is not aligned");
+    }
+    // SAFETY: the caller's promise.
+    Ok(unsafe { Ids::at(data as u64, kind, num_valid as u64) })
+}
+
+/// The address of the slot ids that are to be written for `ids`.
+///
+/// # Safety
+/// `slot_ids` is NULL or a live struct.
+pub(super) unsafe fn slot_ids(
+    slot_ids: *const eplb_slot_ids,
+    ids: &Ids,
+    experts_per_token: usize,
+) -> Result<u64> {
+    // SAFETY: the caller's promise.
+    let &eplb_slot_ids { data, dtype, row_stride } = unsafe { borrowed(slot_ids, "slot_ids") }?;
+    let kind = id_type(data, dtype, ("slot_ids->data", "slot_ids->dtype"))?;
+    check_row_stride(row_stride, Some(experts_per_token), "slot_ids")?;
+    if kind != ids.kind() {
+        return Err(Error::InvalidArgument(
+            "slot_ids->dtype differs from expert_ids->dtype; in this version they must be equal".to_owned(),
+        ));
+    }
+    Ok(data as u64)
+}
+
+fn check_row_stride(row_stride: u32, experts_per_token: Option<usize>, name: &str) -> Result<()> {
+    match experts_per_token {
+        Some(columns) if row_stride != 0 && row_stride as usize != columns => {
+            Err(Error::InvalidArgument(format!(
+                "{name}->row_stride is {row_stride}; in this version it must be 0 or experts_per_token, {columns}"
+            )))
+        }
+        _ => Ok(()),
+    }
+}
+
+/// The type of an array's elements, to which it must be aligned. The names are for errors.
+pub(super) fn id_type(
+    array: *const c_void,
+    dtype: eplb_dtype,
+    (name, dtype_name): (&str, &str),
+) -> Result<IdType> {
+    let kind = choice!(dtype, dtype_name, {
+        EPLB_DTYPE_INT32 => IdType::Int32,
+        EPLB_DTYPE_INT64 => IdType::Int64,
+    })?;
     if !(array as usize).is_multiple_of(kind.size()) {
-        return refuse(format!("{name} is not aligned to its {} bytes", kind.size()));
+        let message = format!("{name} is not aligned to its {} bytes", kind.size());
+        return Err(Error::InvalidArgument(message));
     }
     Ok(kind)
 }
 
-/// A stream that came in from C.
+/// A stream of the caller.
 ///
 /// # Safety
 /// NULL, or a live stream for as long as the call runs.

@@ -1,10 +1,10 @@
-//! Exchange: files of other systems.
+//! Exchange: counts and placements in files of other systems.
 
 use std::ffi::c_char;
 use std::path::Path;
 
 use super::boundary::{
-    Growing, array, borrowed, boundary, layer_numbers, optional_config, or_default, out, path,
+    Growing, array, borrowed, boundary, choice, layer_numbers, optional_config, or_default, out, path,
 };
 use super::placement::eplb_placement;
 use super::stats::eplb_stats;
@@ -15,66 +15,64 @@ use crate::exchange::{
     write_placement,
 };
 
-/// Formats of counts, below 100, and of placements. docs/exchange.md says what each one is and where it is from.
-#[repr(i32)]
-#[derive(Debug, Clone, Copy, PartialEq, Eq)]
-pub enum eplb_file_format {
-    /// What the file says it is. An array alone does not say it, and nothing can be written so.
-    Detect = 0,
-    /// A dump directory, eplb's own or TensorRT-LLM's.
-    Dump = 1,
-    /// SGLang's {"logical_count": [steps][layers][experts]} in JSON, or without steps.
-    SglangCount = 2,
-    /// What SGLang's recorder writes in its mode stat, the same as a PyTorch file. Only read, its pickle not executed.
-    SglangPt = 3,
-    /// LMDeploy's [layers][experts] in JSON. Of several iterations the sum is written.
-    Lmdeploy = 4,
-    /// A NumPy array, [layers][experts] or [iterations][layers][experts].
-    Npy = 5,
-    /// The configuration file, eplb's own and TensorRT-LLM's.
-    Config = 100,
-    /// SGLang's {"physical_to_logical_map": [layers][slots]} in JSON.
-    SglangMap = 101,
-    /// The expert map of vllm-ascend and MindIE.
-    ExpertMap = 102,
-    /// DeepSeek's phy2log as a NumPy array, [layers][slots].
-    Phy2logNpy = 103,
-    /// DeepSeek's phy2log in JSON.
-    Phy2logJson = 104,
-}
+/// File formats: of counts below 100, of placements from 100 on. docs/exchange.md describes each.
+pub type eplb_file_format = i32;
 
-/// A file's format, and what is known of its model, since most files do not say it. Initialise with EPLB_FILE_OPTIONS_INIT; zero
-/// is every field's default.
+/// Detect the format from the contents. Not for bare arrays, and not for writing.
+pub const EPLB_FILE_FORMAT_DETECT: eplb_file_format = 0;
+/// A dump directory of eplb or TensorRT-LLM.
+pub const EPLB_FILE_FORMAT_DUMP: eplb_file_format = 1;
+/// SGLang: JSON {"logical_count": [steps][layers][experts]}, or without steps.
+pub const EPLB_FILE_FORMAT_SGLANG_COUNT: eplb_file_format = 2;
+/// SGLang: the same as a PyTorch file, from its recorder in mode stat. Read only; its pickle is not
+/// executed.
+pub const EPLB_FILE_FORMAT_SGLANG_PT: eplb_file_format = 3;
+/// LMDeploy: JSON [layers][experts]. Written as the sum of all iterations.
+pub const EPLB_FILE_FORMAT_LMDEPLOY: eplb_file_format = 4;
+/// NumPy: [layers][experts] or [iterations][layers][experts].
+pub const EPLB_FILE_FORMAT_NPY: eplb_file_format = 5;
+/// The configuration file of eplb or TensorRT-LLM.
+pub const EPLB_FILE_FORMAT_CONFIG: eplb_file_format = 100;
+/// SGLang: JSON {"physical_to_logical_map": [layers][slots]}.
+pub const EPLB_FILE_FORMAT_SGLANG_MAP: eplb_file_format = 101;
+/// vllm-ascend and MindIE: the expert map.
+pub const EPLB_FILE_FORMAT_EXPERT_MAP: eplb_file_format = 102;
+/// DeepSeek: phy2log as a NumPy array, [layers][slots].
+pub const EPLB_FILE_FORMAT_PHY2LOG_NPY: eplb_file_format = 103;
+/// DeepSeek: phy2log in JSON.
+pub const EPLB_FILE_FORMAT_PHY2LOG_JSON: eplb_file_format = 104;
+
+/// The format of a file, and what the file does not say of its model. Zero is the default of every field.
 #[repr(C)]
 #[derive(Clone, Copy)]
 pub struct eplb_file_options {
-    /// sizeof(eplb_file_options)
+    /// Set by EPLB_FILE_OPTIONS_INIT.
     pub struct_size: usize,
-    /// The layers with experts: int32 [num_layers]. Of a file that has as many rows they are the rows in this order; of one with
-    /// more rows, row i is layer i, and other rows are dense layers. NULL: row i is layer i, and in counts rows that are all
-    /// zero are dense layers.
+    /// The format.
+    pub format: eplb_file_format,
+    /// Layers of the model including dense ones, for SGLang's and LMDeploy's formats, which have a row for
+    /// each; 0: up to the last layer with experts.
+    pub num_model_layers: u32,
+    /// Layers with experts: [num_layers]. They name the rows of a file with as many rows. In a file with more
+    /// rows, row i is layer i, and other rows are dense layers. NULL: row i is layer i, and all-zero rows of
+    /// counts are dense.
     pub layer_ids: *const i32,
     /// Length of layer_ids.
     pub num_layers: usize,
-    /// The format: an eplb_file_format.
-    pub format: i32,
-    /// Layers of the model, dense ones among them, for SGLang's and LMDeploy's formats, which are written with a row for each;
-    /// 0: up to the last layer with experts.
-    pub num_model_layers: u32,
-    /// Experts of a layer, as a check; 0: as many as the file has.
+    /// Experts of a layer; 0: as in the file.
     pub num_experts: u32,
-    /// Ranks (the EP size) of a placement; 0: what the file says, which only expert maps and some configuration files do.
+    /// Ranks of a placement; 0: as in the file, which only expert maps and some configuration files say.
     pub num_ranks: u32,
-    /// Slots of all ranks together of a placement, as a check; 0: as many as the file has.
+    /// Slots of all ranks together; 0: as in the file.
     pub num_slots: u32,
-    /// Experts that each token chooses, which only dumps say; needed where one is to be written.
+    /// Experts per token, which only dumps say. Required to write a dump.
     pub experts_per_token: u32,
 }
 
 // SAFETY: `repr(C)`, `struct_size` first, integers and a pointer.
 unsafe impl Growing for eplb_file_options {}
 
-/// [`eplb_file_options`] in the library's types.
+/// [`eplb_file_options`], converted.
 struct Options {
     format: Option<Format>,
     layers: Vec<u32>,
@@ -83,9 +81,9 @@ struct Options {
 
 impl Options {
     /// # Safety
-    /// `options` is NULL or as the header has it.
+    /// `options` is NULL or a live struct, whose layer_ids is of num_layers values.
     unsafe fn read(options: *const eplb_file_options) -> Result<Self> {
-        // SAFETY: the caller's promises for the struct, and for [num_layers] in it.
+        // SAFETY: the caller's promises.
         let (fields, layer_ids) = unsafe {
             let fields: eplb_file_options = optional_config(options, "options")?;
             (fields, array(fields.layer_ids, Some(fields.num_layers), "options->layer_ids")?)
@@ -109,42 +107,38 @@ impl Options {
     }
 
     fn format_to_write(&self) -> Result<Format> {
-        self.format.ok_or_else(|| Error::InvalidArgument("options->format says no format to write".into()))
+        self.format.ok_or_else(|| {
+            Error::InvalidArgument(
+                "options->format is EPLB_FILE_FORMAT_DETECT; set the format to write".into(),
+            )
+        })
     }
 }
 
-/// What came in from C; `None` for what the file says.
-fn format(number: i32) -> Result<Option<Format>> {
-    use eplb_file_format as c;
-    const FORMATS: [(c, Format); 10] = [
-        (c::Dump, Format::Counts(CountsFormat::Dump)),
-        (c::SglangCount, Format::Counts(CountsFormat::SglangCount)),
-        (c::SglangPt, Format::Counts(CountsFormat::SglangPt)),
-        (c::Lmdeploy, Format::Counts(CountsFormat::Lmdeploy)),
-        (c::Npy, Format::Counts(CountsFormat::Npy)),
-        (c::Config, Format::Placement(PlacementFormat::Config)),
-        (c::SglangMap, Format::Placement(PlacementFormat::SglangMap)),
-        (c::ExpertMap, Format::Placement(PlacementFormat::ExpertMap)),
-        (c::Phy2logNpy, Format::Placement(PlacementFormat::Phy2logNpy)),
-        (c::Phy2logJson, Format::Placement(PlacementFormat::Phy2logJson)),
-    ];
-    if number == c::Detect as i32 {
-        return Ok(None);
-    }
-    match FORMATS.into_iter().find(|&(named, _)| named as i32 == number) {
-        Some((_, format)) => Ok(Some(format)),
-        None => Err(Error::InvalidArgument(format!("format is {number}, which is no eplb_file_format"))),
-    }
+fn format(format: eplb_file_format) -> Result<Option<Format>> {
+    choice!(format, "options->format", {
+        EPLB_FILE_FORMAT_DETECT => None,
+        EPLB_FILE_FORMAT_DUMP => Some(Format::Counts(CountsFormat::Dump)),
+        EPLB_FILE_FORMAT_SGLANG_COUNT => Some(Format::Counts(CountsFormat::SglangCount)),
+        EPLB_FILE_FORMAT_SGLANG_PT => Some(Format::Counts(CountsFormat::SglangPt)),
+        EPLB_FILE_FORMAT_LMDEPLOY => Some(Format::Counts(CountsFormat::Lmdeploy)),
+        EPLB_FILE_FORMAT_NPY => Some(Format::Counts(CountsFormat::Npy)),
+        EPLB_FILE_FORMAT_CONFIG => Some(Format::Placement(PlacementFormat::Config)),
+        EPLB_FILE_FORMAT_SGLANG_MAP => Some(Format::Placement(PlacementFormat::SglangMap)),
+        EPLB_FILE_FORMAT_EXPERT_MAP => Some(Format::Placement(PlacementFormat::ExpertMap)),
+        EPLB_FILE_FORMAT_PHY2LOG_NPY => Some(Format::Placement(PlacementFormat::Phy2logNpy)),
+        EPLB_FILE_FORMAT_PHY2LOG_JSON => Some(Format::Placement(PlacementFormat::Phy2logJson)),
+    })
 }
 
-/// Reads counts from a file of another system, or from a dump. Steps become iterations from 0 on, of one rank.
+/// Loads counts from a file of another system, or from a dump. Steps become iterations from 0 on, of one
+/// rank.
 ///
-/// \param path     the file, or the directory of a dump, UTF-8
-/// \param options  may be NULL: the file says its format and its layers
-/// \param stats    receives the handle, which goes back by eplb_stats_destroy()
-/// \return EPLB_STATUS_OK; EPLB_STATUS_INVALID_DUMP with a message naming the place; EPLB_STATUS_INCOMPLETE_DUMP;
-///         EPLB_STATUS_READ_FAILED; EPLB_STATUS_INVALID_ARGUMENT, also for a format of placements, and for an array that does not
-///         say what it holds
+/// \param path     the file, or the directory of a dump
+/// \param options  NULL to detect format and layers
+/// \param stats    receives the handle
+/// \return EPLB_STATUS_INVALID_DUMP; EPLB_STATUS_INCOMPLETE_DUMP; EPLB_STATUS_READ_FAILED;
+///         EPLB_STATUS_INVALID_ARGUMENT also for a format of placements, and for an undetectable one
 #[unsafe(no_mangle)]
 pub unsafe extern "C" fn eplb_stats_load_file(
     path: *const c_char,
@@ -161,14 +155,14 @@ pub unsafe extern "C" fn eplb_stats_load_file(
     })
 }
 
-/// Reads a placement from a file of another system, or from a configuration file.
+/// Loads a placement from a file of another system, or from a configuration file.
 ///
-/// \param path       the file, UTF-8
-/// \param options    may be NULL where the file says it all
-/// \param placement  receives the handle, which goes back by eplb_placement_destroy()
-/// \return EPLB_STATUS_OK; EPLB_STATUS_INVALID_PLACEMENT naming the place, or layer, rank and slot; EPLB_STATUS_INVALID_SHAPE;
-///         EPLB_STATUS_READ_FAILED; EPLB_STATUS_INVALID_ARGUMENT, also for a format of counts, for an array that does not say what
-///         it holds, and where the EP size is needed
+/// \param path       the file
+/// \param options    NULL if the file has everything
+/// \param placement  receives the handle
+/// \return EPLB_STATUS_INVALID_PLACEMENT; EPLB_STATUS_INVALID_SHAPE; EPLB_STATUS_READ_FAILED;
+///         EPLB_STATUS_INVALID_ARGUMENT also for a format of counts, an undetectable one, and without
+///         num_ranks
 #[unsafe(no_mangle)]
 pub unsafe extern "C" fn eplb_placement_load_file(
     path: *const c_char,
@@ -185,13 +179,13 @@ pub unsafe extern "C" fn eplb_placement_load_file(
     })
 }
 
-/// Writes counts to a file of another system, or as a dump of one rank.
+/// Saves counts to a file of another system, or as a dump of one rank. An existing file is replaced
+/// atomically.
 ///
 /// \param stats    the counts
-/// \param path     the file, UTF-8; an existing one is replaced in one step. For a dump a directory, in which there is none yet
-/// \param options  with the format filled in, any of counts but EPLB_FILE_FORMAT_SGLANG_PT
-/// \return EPLB_STATUS_OK; EPLB_STATUS_WRITE_FAILED; EPLB_STATUS_INVALID_DUMP for counts of slots; EPLB_STATUS_INVALID_ARGUMENT,
-///         also for a format of placements
+/// \param path     the file; for a dump a directory without one
+/// \param options  with a format of counts other than EPLB_FILE_FORMAT_SGLANG_PT
+/// \return EPLB_STATUS_WRITE_FAILED; EPLB_STATUS_INVALID_DUMP for counts of slots
 #[unsafe(no_mangle)]
 pub unsafe extern "C" fn eplb_stats_save_file(
     stats: *const eplb_stats,
@@ -206,12 +200,13 @@ pub unsafe extern "C" fn eplb_stats_save_file(
     })
 }
 
-/// Writes a placement to a file of another system, or as a configuration file.
+/// Saves a placement to a file of another system, or as a configuration file. An existing file is replaced
+/// atomically.
 ///
 /// \param placement  the placement
-/// \param path       the file, UTF-8; an existing one is replaced in one step
-/// \param options    with the format filled in, any of placements
-/// \return EPLB_STATUS_OK; EPLB_STATUS_WRITE_FAILED; EPLB_STATUS_INVALID_ARGUMENT, also for a format of counts
+/// \param path       the file
+/// \param options    with a format of placements
+/// \return EPLB_STATUS_WRITE_FAILED
 #[unsafe(no_mangle)]
 pub unsafe extern "C" fn eplb_placement_save_file(
     placement: *const eplb_placement,

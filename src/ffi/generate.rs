@@ -1,89 +1,57 @@
-//! Generating: the whole of step 2.
+//! Generating: step 2 as a whole.
 
 use std::ffi::{c_char, c_void};
 
-use super::boundary::{Growing, boundary, config, growing_out, number, or_default, path};
-use super::solve::{Wanted, rank_nodes, solve_config};
+use super::boundary::{Growing, boundary, config, growing_out, number, optional_config, or_default, path};
+use super::solve::eplb_solve_options;
 use super::stats::eplb_stats_options;
 use super::status::eplb_status;
 use crate::error::{Error, Result};
 use crate::generate::{DEFAULT_NUM_SAMPLES, GenerateConfig, Generated, Phase, generate};
 
-/// What eplb_generate() is doing.
-#[repr(i32)]
-#[derive(Debug, Clone, Copy, PartialEq, Eq)]
-pub enum eplb_phase {
-    /// Reading the dump; counted in bytes.
-    Read = 0,
-    /// Placing experts; counted in layers.
-    Solve = 1,
-    /// Writing the configuration file; counted in files.
-    Write = 2,
-}
+/// The phases of eplb_generate().
+pub type eplb_phase = i32;
 
-/// Hears how far eplb_generate() is, on the thread that called it. Must not throw.
+/// Reading the dump, in bytes.
+pub const EPLB_PHASE_READ: eplb_phase = 0;
+/// Solving, in layers.
+pub const EPLB_PHASE_SOLVE: eplb_phase = 1;
+/// Writing the configuration file, in files.
+pub const EPLB_PHASE_WRITE: eplb_phase = 2;
+
+/// Receives the progress of eplb_generate(), on the thread that called it. Must not throw.
 ///
 /// \param user_data  that of the config
-/// \param phase      what is being done
-/// \param done       how much of the phase is done, in its unit
-/// \param total      how much there is to do, in the same unit
-/// \return 0 to go on; anything else cancels, which leaves an existing configuration file as it is
+/// \param phase      an eplb_phase
+/// \param done       work done of the phase, in its unit
+/// \param total      work of the phase
+/// \return 0 to continue; nonzero cancels, and an existing configuration file is unchanged
 pub type eplb_progress_callback =
     Option<unsafe extern "C" fn(user_data: *mut c_void, phase: eplb_phase, done: u64, total: u64) -> i32>;
 
-/// What to generate. Initialise with EPLB_GENERATE_CONFIG_INIT; zero is a field's default where it has one. Defaults are
-/// those of TensorRT-LLM's script.
+/// What to generate. Defaults are those of TensorRT-LLM's script.
 #[repr(C)]
 #[derive(Clone, Copy)]
 pub struct eplb_generate_config {
-    /// sizeof(eplb_generate_config)
+    /// Set by EPLB_GENERATE_CONFIG_INIT.
     pub struct_size: usize,
-    /// Directory of the dump, UTF-8. Must be given.
+    /// Directory of the dump. Required.
     pub expert_statistic_path: *const c_char,
-    /// Configuration file to write, UTF-8. Must be given. An existing file is replaced in one step.
+    /// Configuration file to write, replaced atomically. Required.
     pub output_path: *const c_char,
-    /// Ranks to place the experts on (the EP size); 0: as many as dumped.
+    /// Ranks (the EP size); 0: as in the dump. Required with rank_to_node.
     pub num_ranks: u32,
-    /// Slots of all ranks together, a multiple of the ranks and not below the experts; 0: one an expert.
+    /// Slots of all ranks together: a multiple of num_ranks, at least the experts; 0: one an expert.
     pub num_slots: u32,
-    /// First iteration to use; 0: from the start of the dump.
-    pub iter_start: i64,
-    /// First iteration not to use any more; 0: to the end of the dump.
-    pub iter_stop: i64,
-    /// An eplb_policy.
-    pub policy: i32,
-    /// Layers that an engine with an online balancer moves an iteration; written to the file as it is.
-    pub layer_updates_per_iter: u32,
-    /// Not 0: take a dump in which the files of some ranks are missing.
-    pub allow_missing_ranks: u32,
-    /// Threads to use; 0: one a core, at most 8. Results do not depend on it.
-    pub num_threads: u32,
-    /// Ranks that the run had, so that a loss of any is noticed; 0: what the dump says. TensorRT-LLM's dumps do not say
-    /// it: of theirs, a loss of the highest ranks goes unnoticed with 0.
-    pub expected_ranks: usize,
-    /// Hears how far the work is; may be NULL.
-    pub progress: eplb_progress_callback,
-    /// Handed to each call of `progress`.
-    pub user_data: *mut c_void,
-    /// As eplb_solve_config has it: groups of experts; 0: one.
-    pub num_groups: u32,
-    /// As eplb_solve_config has it: nodes; 0: one.
-    pub num_nodes: u32,
-    /// As eplb_solve_config has it: the search's effort; 0: the default.
-    pub effort: usize,
-    /// Samples for EPLB_POLICY_SEARCH to level each of: groups of iterations that follow each other, as even as can be; 0: 16;
-    /// fewer where there are fewer iterations. The other policies go by the sum.
+    /// Samples for EPLB_POLICY_SEARCH: consecutive iterations, split as evenly as possible; 0: 16, or one an
+    /// iteration if there are fewer. Required with sample_weights.
     pub num_samples: usize,
-    /// As eplb_solve_config has it: the node of each rank, int32 [num_ranks], which then must be given; NULL: as num_nodes says.
-    pub rank_to_node: *const i32,
-    /// As eplb_solve_config has it: what load off its node costs; 0: nothing.
-    pub off_node_price: f64,
-    /// As eplb_solve_config has it: a quantile of the samples; 0: their mean.
-    pub quantile: f64,
-    /// As eplb_solve_config has it: how far loads may drift, for EPLB_OBJECTIVE_BEST_SPLIT; 0: .2, negative: not at all.
-    pub drift: f64,
-    /// As eplb_solve_config has it: an eplb_objective.
-    pub objective: i32,
+    /// Receives the progress. May be NULL.
+    pub progress: eplb_progress_callback,
+    /// Passed to `progress`.
+    pub user_data: *mut c_void,
+    /// Layers that an engine with an online balancer updates per iteration; only written to the file.
+    pub layer_updates_per_iter: u32,
     /// Must be 0.
     pub reserved: u32,
 }
@@ -91,65 +59,72 @@ pub struct eplb_generate_config {
 // SAFETY: `repr(C)`, `struct_size` first, integers, pointers and a nullable function pointer.
 unsafe impl Growing for eplb_generate_config {}
 
-/// What eplb_generate() made. Initialise with EPLB_GENERATE_REPORT_INIT.
+/// What eplb_generate() wrote.
 #[repr(C)]
 #[derive(Clone, Copy)]
 pub struct eplb_generate_report {
-    /// sizeof(eplb_generate_report)
+    /// Set by EPLB_GENERATE_REPORT_INIT.
     pub struct_size: usize,
-    /// Ranks placed for.
+    /// Ranks.
     pub num_ranks: u32,
     /// Slots of all ranks together.
     pub num_slots: u32,
     /// Experts of a layer.
     pub num_experts: u32,
-    /// Layers placed.
+    /// Layers.
     pub num_layers: u32,
     /// First iteration used.
     pub iter_start: i64,
-    /// The one after the last.
+    /// One past the last iteration used.
     pub iter_stop: i64,
-    /// Ranks of the dump whose file is missing.
+    /// Ranks whose file is missing from the dump.
     pub num_missing_ranks: u32,
     /// Slots that repeat an expert of their own rank.
     pub num_duplicates: u32,
-    /// (max - mean) / mean of the ranks' tokens without a load balancer: taken per layer and iteration, averaged over
-    /// iterations, then over layers. NaN where no layer has tokens in every iteration.
+    /// Imbalance ratio (max - mean) / mean without a load balancer, averaged over iterations, then over
+    /// layers. NaN if no layer has tokens in every iteration.
     pub imbalance_before: f64,
-    /// The same with the placement, an expert's tokens split evenly over its replicas.
+    /// The same with the placement, under an even split.
     pub imbalance_after: f64,
     /// eplb_placement_hash() of the placement.
     pub hash: u64,
-    /// As eplb_placement_off_node_share() has it, averaged over layers. NaN where nodes are no matter to the policy.
+    /// As in eplb_placement_evaluation, averaged over layers. NaN if the policy ignores nodes.
     pub off_node_share: f64,
 }
 
 // SAFETY: `repr(C)`, `struct_size` first, numbers only.
 unsafe impl Growing for eplb_generate_report {}
 
-/// Reads a dump, places its experts and writes the configuration file: step 2 as a whole.
+/// Generates a configuration file from a dump: reads it, solves, and saves the placement.
 ///
-/// \param config  from EPLB_GENERATE_CONFIG_INIT, with both paths filled in
-/// \param report  from EPLB_GENERATE_REPORT_INIT; may be NULL
-/// \return EPLB_STATUS_OK, and the file is there, whole and synced to disk; otherwise a file of that name is as it was:
-///         what eplb_stats_load() and eplb_solve() return, EPLB_STATUS_WRITE_FAILED or EPLB_STATUS_CANCELLED
+/// \param config         what to generate
+/// \param stats_options  which iterations and ranks to read; NULL for all
+/// \param solve_options  NULL for the defaults
+/// \param report         receives the figures; may be NULL
+/// \return EPLB_STATUS_OK if the file is complete and synced to disk. Otherwise an existing file is
+///         unchanged: the failures of eplb_stats_load() and eplb_solve(), EPLB_STATUS_WRITE_FAILED,
+///         EPLB_STATUS_CANCELLED
 #[unsafe(no_mangle)]
 pub unsafe extern "C" fn eplb_generate(
     config: *const eplb_generate_config,
+    stats_options: *const eplb_stats_options,
+    solve_options: *const eplb_solve_options,
     report: *mut eplb_generate_report,
 ) -> eplb_status {
     boundary(|| {
-        // SAFETY: the caller's promises for the config, for the strings that it points to, and for the report.
-        let (config, report) = unsafe {
-            let report = (!report.is_null()).then(|| growing_out(report, "report")).transpose()?;
-            (self::config(config, "config")?, report)
+        // SAFETY: the caller's promises for each pointer.
+        let (config, stats_options, solve_options, report) = unsafe {
+            (
+                self::config(config, "config")?,
+                optional_config::<eplb_stats_options>(stats_options, "stats_options")?,
+                optional_config(solve_options, "solve_options")?,
+                (!report.is_null()).then(|| growing_out(report, "report")).transpose()?,
+            )
         };
-        // SAFETY: as above.
-        let nodes = unsafe { rank_nodes(config.rank_to_node, config.num_ranks, "config->rank_to_node") }?;
-        // SAFETY: as above.
-        let mut generating = unsafe { generate_config(&config) }?;
-        generating.solve.rank_to_node = nodes.as_deref();
-        let generated = generate(&generating, &mut |phase, done, total| tell(&config, phase, done, total))?;
+        // SAFETY: as above, for what the structs point to.
+        let generating = unsafe { generate_config(&config, &stats_options, &solve_options) }?;
+        let generated =
+            generate(&generating, &mut |phase, done, total| progress(&config, phase, done, total))?;
         if let Some(report) = report {
             report.set(report_of(&generated)?);
         }
@@ -158,51 +133,46 @@ pub unsafe extern "C" fn eplb_generate(
 }
 
 /// # Safety
-/// The paths of `config` are NULL or strings that end in NUL.
-unsafe fn generate_config<'a>(config: &eplb_generate_config) -> Result<GenerateConfig<'a>> {
-    // SAFETY: the caller's promise.
-    let (expert_statistic_path, output_path) = unsafe {
-        let from = path(config.expert_statistic_path, "config->expert_statistic_path")?;
-        (from, path(config.output_path, "config->output_path")?)
-    };
-    let options = eplb_stats_options {
-        struct_size: size_of::<eplb_stats_options>(),
-        iter_start: config.iter_start,
-        iter_stop: config.iter_stop,
-        allow_missing_ranks: config.allow_missing_ranks,
-        num_threads: config.num_threads,
-        expected_ranks: config.expected_ranks,
-    };
-    Ok(GenerateConfig {
-        expert_statistic_path,
-        output_path,
-        options: options.checked()?,
-        num_ranks: or_default(config.num_ranks),
-        num_slots: or_default(config.num_slots),
-        layer_updates_per_iter: config.layer_updates_per_iter,
-        solve: solve_config(
-            config.policy,
-            (config.num_groups, config.num_nodes),
-            &Wanted {
-                effort: config.effort,
-                off_node_price: config.off_node_price,
-                quantile: config.quantile,
-                drift: config.drift,
-                objective: config.objective,
-                reserved: config.reserved,
-            },
-        )?,
-        num_samples: if config.num_samples == 0 { DEFAULT_NUM_SAMPLES } else { config.num_samples },
-    })
+/// What the structs point to is as their documentation requires.
+unsafe fn generate_config<'a>(
+    config: &eplb_generate_config,
+    stats_options: &eplb_stats_options,
+    solve_options: &eplb_solve_options,
+) -> Result<GenerateConfig<'a>> {
+    let refuse = |what: &str| Err(Error::InvalidArgument(what.to_owned()));
+    if config.reserved != 0 {
+        return refuse("config->reserved is not 0");
+    }
+    if !solve_options.sample_weights.is_null() && config.num_samples == 0 {
+        return refuse("solve_options->sample_weights has num_samples values; set config->num_samples too");
+    }
+    if !solve_options.rank_to_node.is_null() && config.num_ranks == 0 {
+        return refuse("solve_options->rank_to_node has num_ranks values; set config->num_ranks too");
+    }
+    // SAFETY: the caller's promises.
+    unsafe {
+        Ok(GenerateConfig {
+            expert_statistic_path: path(config.expert_statistic_path, "config->expert_statistic_path")?,
+            output_path: path(config.output_path, "config->output_path")?,
+            options: stats_options.load_options()?,
+            num_ranks: or_default(config.num_ranks),
+            num_slots: or_default(config.num_slots),
+            layer_updates_per_iter: config.layer_updates_per_iter,
+            solve_threads: solve_options.num_threads as usize,
+            solve: solve_options.solve_config(config.num_ranks, config.num_samples)?,
+            num_samples: if config.num_samples == 0 { DEFAULT_NUM_SAMPLES } else { config.num_samples },
+        })
+    }
 }
 
-fn tell(config: &eplb_generate_config, phase: Phase, done: u64, total: u64) -> Result<()> {
+/// Calls the progress callback. Its refusal is an error.
+fn progress(config: &eplb_generate_config, phase: Phase, done: u64, total: u64) -> Result<()> {
     let phase = match phase {
-        Phase::Read => eplb_phase::Read,
-        Phase::Solve => eplb_phase::Solve,
-        Phase::Write => eplb_phase::Write,
+        Phase::Read => EPLB_PHASE_READ,
+        Phase::Solve => EPLB_PHASE_SOLVE,
+        Phase::Write => EPLB_PHASE_WRITE,
     };
-    // SAFETY: set by the host together with its user data.
+    // SAFETY: set by the caller together with its user data.
     match config.progress.map_or(0, |callback| unsafe { callback(config.user_data, phase, done, total) }) {
         0 => Ok(()),
         _ => Err(Error::Cancelled),

@@ -6,12 +6,10 @@ use std::sync::{Once, PoisonError, RwLock};
 use super::boundary::{boundary, last_error_message};
 use super::status::eplb_status;
 
-/// The version of the interface that this header describes. It changes only when a program compiled with an older
-/// header would no longer work; compare with eplb_abi_version().
-pub const EPLB_ABI_VERSION: u32 = 1;
+/// The version of the binary interface. It rises when programs compiled with an older header stop working.
+pub const EPLB_ABI_VERSION: u32 = 2;
 
-/// The version of the interface that the loaded library has. A program whose EPLB_ABI_VERSION is another one must not
-/// call anything else.
+/// Returns the EPLB_ABI_VERSION of the loaded library. If it differs from the header's, call nothing else.
 ///
 /// \return a number to compare with EPLB_ABI_VERSION
 #[unsafe(no_mangle)]
@@ -19,48 +17,46 @@ pub extern "C" fn eplb_abi_version() -> u32 {
     EPLB_ABI_VERSION
 }
 
-/// The version of the library.
+/// Returns the version of the loaded library, such as "0.1.0".
 ///
-/// \return a string such as "0.1.0", which lives for ever
+/// \return a static string
 #[unsafe(no_mangle)]
 pub extern "C" fn eplb_version_string() -> *const c_char {
     const VERSION: &str = concat!(env!("CARGO_PKG_VERSION"), "\0");
     VERSION.as_ptr().cast()
 }
 
-/// What went wrong in this thread's last call that failed: what, where (file, rank, iteration, layer, slot) and what to
-/// do about it. Empty before the first failure; a call that succeeds leaves it as it is.
+/// Returns the message of this thread's last failed call: what failed, where (file, rank, iteration, layer,
+/// slot), and what to do. Empty before the first failure; a successful call does not change it.
 ///
-/// \return a string that lives until this thread's next failing call; never NULL
+/// \return a string that lives until this thread's next failed call; never NULL
 #[unsafe(no_mangle)]
 pub extern "C" fn eplb_last_error_message() -> *const c_char {
     last_error_message()
 }
 
-/// How serious a log message is.
-#[repr(i32)]
-#[derive(Debug, Clone, Copy, PartialEq, Eq)]
-pub enum eplb_log_level {
-    /// Something was accepted that the operator should know of, such as missing ranks.
-    Warning = 1,
-    /// What was done.
-    Info = 2,
-}
+/// The severity of a log message.
+pub type eplb_log_level = i32;
 
-/// Receives log messages. May be called by several threads at once, those that are in a call of this library and a recorder's
-/// own; must not throw, and must not call this library: the call that logs may hold what that call would wait for.
+/// Input was accepted that an operator should know of, such as missing ranks.
+pub const EPLB_LOG_LEVEL_WARNING: eplb_log_level = 1;
+/// A file was written, or another step finished.
+pub const EPLB_LOG_LEVEL_INFO: eplb_log_level = 2;
+
+/// Receives log messages. It may run on several threads at once. It must not throw and must not call eplb:
+/// the call that logs may hold a lock.
 ///
-/// \param user_data  what eplb_set_log_callback() was given
-/// \param level      how serious it is
-/// \param message    UTF-8, lives until the callback returns
+/// \param user_data  that of eplb_set_log_callback()
+/// \param level      an eplb_log_level
+/// \param message    valid until the callback returns
 pub type eplb_log_callback =
     Option<unsafe extern "C" fn(user_data: *mut c_void, level: eplb_log_level, message: *const c_char)>;
 
-/// Sends the library's log messages to `callback`, or nowhere with NULL, as it is from the start. This is the one thing
-/// that all handles of a process share. After it returns, a thread already in the old callback may still finish there.
+/// Sets the log callback of the process. Without one, messages are dropped. A thread that is already in the
+/// old callback may finish there after this call has returned.
 ///
-/// \param callback   called by any thread that is in a call of this library, and by recorders' own; NULL for none
-/// \param user_data  handed to each call of `callback`; yours, and must live until the callback is replaced
+/// \param callback   runs on threads that call eplb and on recorders' own threads; NULL for none
+/// \param user_data  passed to `callback`; must live until the callback is replaced
 /// \return EPLB_STATUS_OK
 #[unsafe(no_mangle)]
 pub extern "C" fn eplb_set_log_callback(callback: eplb_log_callback, user_data: *mut c_void) -> eplb_status {
@@ -69,8 +65,8 @@ pub extern "C" fn eplb_set_log_callback(callback: eplb_log_callback, user_data: 
         *SINK.write().unwrap_or_else(PoisonError::into_inner) =
             callback.map(|callback| Sink { callback, user_data });
         REGISTER.call_once(|| {
-            // Fails where a Rust host has a logger of its own, which gets the messages then.
-            let _ = log::set_logger(&LogToHost).map(|()| log::set_max_level(log::LevelFilter::Info));
+            // Fails in a Rust program with a logger of its own, which then gets the messages.
+            let _ = log::set_logger(&CallbackLogger).map(|()| log::set_max_level(log::LevelFilter::Info));
         });
         Ok(())
     })
@@ -82,31 +78,31 @@ struct Sink {
     user_data: *mut c_void,
 }
 
-// SAFETY: the header asks for a callback, and so for user data, that any thread may use.
+// SAFETY: the header requires a callback, and so user data, that any thread may use.
 unsafe impl Send for Sink {}
 // SAFETY: as above.
 unsafe impl Sync for Sink {}
 
 static SINK: RwLock<Option<Sink>> = RwLock::new(None);
 
-struct LogToHost;
+struct CallbackLogger;
 
-impl log::Log for LogToHost {
+impl log::Log for CallbackLogger {
     fn enabled(&self, _: &log::Metadata) -> bool {
         true
     }
 
     fn log(&self, record: &log::Record) {
-        // A copy, so that no lock is held while the host's code runs.
+        // A copy, so that no lock is held while the callback runs.
         let sink = *SINK.read().unwrap_or_else(PoisonError::into_inner);
         let Some(Sink { callback, user_data }) = sink else { return };
         let level = match record.level() {
-            log::Level::Error | log::Level::Warn => eplb_log_level::Warning,
-            _ => eplb_log_level::Info,
+            log::Level::Error | log::Level::Warn => EPLB_LOG_LEVEL_WARNING,
+            _ => EPLB_LOG_LEVEL_INFO,
         };
         let text = record.args().to_string().replace('\0', "\u{fffd}");
         let message = CString::new(text).unwrap_or_default();
-        // SAFETY: set by the host together with its user data, and the message outlives the call.
+        // SAFETY: set together with its user data, and the message outlives the call.
         unsafe { callback(user_data, level, message.as_ptr()) }
     }
 

@@ -1,4 +1,4 @@
-//! Metrics: what objects tell of themselves, for Prometheus.
+//! Metrics of recorders, placements and dispatches, for Prometheus.
 
 use std::ffi::{CString, c_char};
 
@@ -10,44 +10,26 @@ use super::status::eplb_status;
 use crate::error::{Error, Result};
 use crate::report::Metrics;
 
-/// What recorders, placements and dispatches tell of themselves, as text that Prometheus scrapes; docs/metrics.md lists the metrics.
-/// The numbers are those of eplb_recorder_get_info(), eplb_placement_get_info() and eplb_dispatch_get_info(), some of them layer by
-/// layer.
-///
-/// The format has all samples of a metric stand together. So the objects of a process, of one kind or several, are added to one
-/// handle, which makes one text of them, and labels tell them apart:
-///
-/// ```c
-/// const eplb_metrics_label rank = { "rank", "3" };
-/// eplb_metrics *metrics = NULL;
-/// eplb_metrics_create(&metrics);
-/// eplb_metrics_add_recorder(metrics, recorder, &rank, 1);
-/// eplb_metrics_add_dispatch(metrics, dispatch, &rank, 1);
-/// const char *text = NULL;
-/// size_t length = 0;
-/// eplb_metrics_text(metrics, &text, &length); // the answer to a scrape: Content-Type: text/plain; version=0.0.4
-/// eplb_metrics_destroy(metrics);
-/// ```
-///
-/// Each object is looked at when it is added, and is not needed afterwards: make a handle for each scrape. Adding takes `const`
-/// objects, so it may run while other threads count and route; the handle itself is for one thread at a time.
+/// Metrics of the objects of a process, as one text that Prometheus scrapes; docs/metrics.md lists them.
+/// Create a handle for each scrape. Each object is read when it is added, while other threads may count and
+/// route, and is not needed afterwards. Labels tell objects apart.
 pub struct eplb_metrics(Metrics, CString);
 
-/// A label of the host's: what tells one object from another, and which process this is.
+/// A label of the engine.
 #[repr(C)]
 #[derive(Clone, Copy)]
 pub struct eplb_metrics_label {
-    /// Letters, digits and underscores, but neither a digit nor two underscores first; none of the metrics' own, which are hash, layer,
-    /// result, rule and state. UTF-8.
+    /// Letters, digits and underscores, starting with a letter or one underscore. Not hash, layer, result,
+    /// rule or state, which the metrics use.
     pub name: *const c_char,
-    /// Any UTF-8 that is not empty. It is escaped as the format wants it.
+    /// Not empty. It is escaped as the format requires.
     pub value: *const c_char,
 }
 
-/// Makes an empty collection of metrics.
+/// Creates an empty set of metrics.
 ///
-/// \param metrics  receives the handle, which goes back by eplb_metrics_destroy()
-/// \return EPLB_STATUS_OK; EPLB_STATUS_INVALID_ARGUMENT
+/// \param metrics  receives the handle
+/// \return a status
 #[unsafe(no_mangle)]
 pub unsafe extern "C" fn eplb_metrics_create(metrics: *mut *mut eplb_metrics) -> eplb_status {
     boundary(|| {
@@ -58,13 +40,13 @@ pub unsafe extern "C" fn eplb_metrics_create(metrics: *mut *mut eplb_metrics) ->
     })
 }
 
-/// Adds what a recorder tells, as it is now: it is asked as by eplb_recorder_get_info(), with what that says of the device.
+/// Adds the metrics of a recorder, as eplb_recorder_get_info() reads it.
 ///
 /// \param metrics     the metrics
 /// \param recorder    the recorder
-/// \param labels      labels of its own, [num_labels], copied; may be NULL where num_labels is 0
-/// \param num_labels  how many
-/// \return EPLB_STATUS_OK; EPLB_STATUS_INVALID_ARGUMENT, also for a recorder with the labels of one that was added before
+/// \param labels      copied: [num_labels]; may be NULL if num_labels is 0
+/// \param num_labels  length of labels
+/// \return EPLB_STATUS_INVALID_ARGUMENT also for a recorder with the labels of an earlier one
 #[unsafe(no_mangle)]
 pub unsafe extern "C" fn eplb_metrics_add_recorder(
     metrics: *mut eplb_metrics,
@@ -85,13 +67,13 @@ pub unsafe extern "C" fn eplb_metrics_add_recorder(
     })
 }
 
-/// Adds what a placement tells.
+/// Adds the metrics of a placement.
 ///
 /// \param metrics     the metrics
 /// \param placement   the placement
-/// \param labels      labels of its own, [num_labels], copied; may be NULL where num_labels is 0
-/// \param num_labels  how many
-/// \return EPLB_STATUS_OK; EPLB_STATUS_INVALID_ARGUMENT, also for a placement with the labels of one that was added before
+/// \param labels      copied: [num_labels]; may be NULL if num_labels is 0
+/// \param num_labels  length of labels
+/// \return EPLB_STATUS_INVALID_ARGUMENT also for a placement with the labels of an earlier one
 #[unsafe(no_mangle)]
 pub unsafe extern "C" fn eplb_metrics_add_placement(
     metrics: *mut eplb_metrics,
@@ -112,13 +94,13 @@ pub unsafe extern "C" fn eplb_metrics_add_placement(
     })
 }
 
-/// Adds what a dispatch tells, as it is now.
+/// Adds the metrics of a dispatch.
 ///
 /// \param metrics     the metrics
 /// \param dispatch    the dispatch
-/// \param labels      labels of its own, [num_labels], copied; may be NULL where num_labels is 0
-/// \param num_labels  how many
-/// \return EPLB_STATUS_OK; EPLB_STATUS_INVALID_ARGUMENT, also for a dispatch with the labels of one that was added before
+/// \param labels      copied: [num_labels]; may be NULL if num_labels is 0
+/// \param num_labels  length of labels
+/// \return EPLB_STATUS_INVALID_ARGUMENT also for a dispatch with the labels of an earlier one
 #[unsafe(no_mangle)]
 pub unsafe extern "C" fn eplb_metrics_add_dispatch(
     metrics: *mut eplb_metrics,
@@ -139,12 +121,13 @@ pub unsafe extern "C" fn eplb_metrics_add_dispatch(
     })
 }
 
-/// Lends the text: Prometheus' text format, version 0.0.4, each line ended by a line feed; empty where nothing was added.
+/// Returns the text, in Prometheus' text format 0.0.4; empty if nothing was added.
 ///
 /// \param metrics  the metrics
-/// \param text     receives the text, which ends in NUL and lives until the next eplb_metrics_text() or eplb_metrics_destroy()
-/// \param length   receives its length in bytes, without the NUL; may be NULL
-/// \return EPLB_STATUS_OK; EPLB_STATUS_INVALID_ARGUMENT
+/// \param text     receives the text, which lives until the next call of this function or
+///                 eplb_metrics_destroy()
+/// \param length   receives the length in bytes without the NUL; may be NULL
+/// \return a status
 #[unsafe(no_mangle)]
 pub unsafe extern "C" fn eplb_metrics_text(
     metrics: *mut eplb_metrics,
@@ -157,19 +140,19 @@ pub unsafe extern "C" fn eplb_metrics_text(
             let length = (!length.is_null()).then(|| out(length, "length")).transpose()?;
             (borrowed_mut(metrics, "metrics")?, out(text, "text")?, length)
         };
-        let eplb_metrics(metrics, lent) = metrics;
-        *lent = CString::new(metrics.text()).map_err(|e| Error::Internal(e.to_string()))?;
-        text.set(lent.as_ptr());
+        let eplb_metrics(metrics, stored) = metrics;
+        *stored = CString::new(metrics.text()).map_err(|e| Error::Internal(e.to_string()))?;
+        text.set(stored.as_ptr());
         if let Some(length) = length {
-            length.set(lent.as_bytes().len());
+            length.set(stored.as_bytes().len());
         }
         Ok(())
     })
 }
 
-/// Gives the handle back.
+/// Destroys metrics and their text.
 ///
-/// \param metrics  not to be used again, nor the text that it lent; NULL is allowed
+/// \param metrics  may be NULL
 #[unsafe(no_mangle)]
 pub unsafe extern "C" fn eplb_metrics_destroy(metrics: *mut eplb_metrics) {
     // SAFETY: the caller's promise that the handle is live and not used again.
@@ -177,7 +160,8 @@ pub unsafe extern "C" fn eplb_metrics_destroy(metrics: *mut eplb_metrics) {
 }
 
 /// # Safety
-/// `labels` is NULL or of `num_labels` labels, whose strings are NULL or end in NUL, and which nobody changes meanwhile.
+/// `labels` is NULL or of `num_labels` labels, whose strings are NULL or end in NUL, and which
+/// nobody changes meanwhile.
 unsafe fn labels<'a>(
     labels: *const eplb_metrics_label,
     num_labels: usize,

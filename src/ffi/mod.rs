@@ -1,52 +1,63 @@
-//! The C boundary: one file per C object, each function converts, calls and is done.
+//! The C boundary: one file per C object. Each function converts its arguments and makes one call.
 //!
-//! Types carry their C names, and their documentation is the header's: `include/eplb.h` is generated from these files.
-//! This module and `device` hold the `unsafe` of the library, but for a thread's signal mask. Its functions trust what the header makes the caller promise:
-//! that pointers which are not NULL point to what their type says, for as long as the call runs.
+//! Types carry their C names, and their documentation is the headers': `include/eplb.h` and `include/eplb_tools.h` are
+//! generated from these files. Functions rely on what the header requires of callers: a pointer that is not NULL points to
+//! what its type says, for as long as the call runs.
+//!
+//! The library's other `unsafe` is in `device`, where recorder and dispatch use the caller's device addresses, and around a
+//! thread's signal mask.
 #![allow(non_camel_case_types, reason = "types carry the names of the C interface")]
 #![allow(
     clippy::missing_safety_doc,
-    reason = "the documentation is the header's, whose conventions say it once"
+    reason = "the documentation is the header's, whose conventions state it once"
 )]
 
 mod boundary;
 mod device;
 mod dispatch;
+mod evaluation;
 mod exchange;
 mod generate;
 mod library;
 mod metrics;
 mod placement;
 mod recorder;
+mod recorder_info;
 mod solve;
 mod stats;
 mod status;
 
-/// Every function's signature as Rust compiles it, written down by hand; cpp_tests/signatures.cpp has them as C++ reads
-/// them. A change here is a change of the interface: see CONTRIBUTING.md.
+/// Every function's signature as Rust compiles it; cpp_tests/signatures.cpp has them as C++ reads them. A change here is a
+/// change of the interface: see CONTRIBUTING.md.
 #[cfg(test)]
 mod signatures {
     use std::ffi::{c_char, c_void};
 
     use super::device::*;
     use super::dispatch::*;
+    use super::evaluation::*;
     use super::exchange::*;
     use super::generate::*;
     use super::library::*;
     use super::metrics::*;
     use super::placement::*;
     use super::recorder::*;
+    use super::recorder_info::*;
     use super::solve::*;
     use super::stats::*;
     use super::status::*;
 
-    const _: extern "C" fn() -> u32 = eplb_abi_version;
-    const _: extern "C" fn() -> *const c_char = eplb_version_string;
-    const _: extern "C" fn(i32) -> *const c_char = eplb_status_string;
-    const _: extern "C" fn() -> *const c_char = eplb_last_error_message;
-    const _: extern "C" fn(eplb_log_callback, *mut c_void) -> eplb_status = eplb_set_log_callback;
     const _: Option<unsafe extern "C" fn(*mut c_void, eplb_log_level, *const c_char)> =
         None::<_> as eplb_log_callback;
+    const _: Option<unsafe extern "C" fn(*mut c_void, eplb_phase, u64, u64) -> i32> =
+        None::<_> as eplb_progress_callback;
+
+    const _: extern "C" fn() -> u32 = eplb_abi_version;
+    const _: extern "C" fn() -> *const c_char = eplb_version_string;
+    const _: extern "C" fn() -> *const c_char = eplb_last_error_message;
+    const _: extern "C" fn(eplb_log_callback, *mut c_void) -> eplb_status = eplb_set_log_callback;
+
+    const _: extern "C" fn(eplb_status) -> *const c_char = eplb_status_string;
 
     const _: extern "C" fn() -> i32 = eplb_cuda_available;
 
@@ -58,27 +69,25 @@ mod signatures {
     const _: unsafe extern "C" fn(
         *mut eplb_recorder,
         i32,
-        *const c_void,
-        i32,
+        *const eplb_expert_ids,
         u32,
         *const i32,
         *mut CUstream_st,
     ) -> eplb_status = eplb_recorder_register_buffer;
     const _: unsafe extern "C" fn(*mut eplb_recorder, i64, *mut CUstream_st) -> eplb_status =
         eplb_recorder_begin_iteration;
-    const _: unsafe extern "C" fn(*mut eplb_recorder, i32, u32, *mut CUstream_st) -> eplb_status =
+    const _: unsafe extern "C" fn(*const eplb_recorder, i32, u32, *mut CUstream_st) -> eplb_status =
         eplb_recorder_count;
     const _: unsafe extern "C" fn(
-        *mut eplb_recorder,
+        *const eplb_recorder,
         i32,
-        *const c_void,
-        i32,
+        *const eplb_expert_ids,
         u32,
         *const i32,
         *mut CUstream_st,
     ) -> eplb_status = eplb_recorder_count_ids;
     const _: unsafe extern "C" fn(*mut eplb_recorder, *mut CUstream_st) -> eplb_status = eplb_recorder_dump;
-    const _: unsafe extern "C" fn(*mut eplb_recorder, i64) -> eplb_status = eplb_recorder_flush;
+    const _: unsafe extern "C" fn(*const eplb_recorder, i64) -> eplb_status = eplb_recorder_flush;
     const _: unsafe extern "C" fn(*mut eplb_recorder, *mut CUstream_st) -> eplb_status = eplb_recorder_reset;
     const _: unsafe extern "C" fn(
         *const eplb_recorder,
@@ -87,17 +96,6 @@ mod signatures {
         usize,
     ) -> eplb_status = eplb_recorder_get_info;
     const _: unsafe extern "C" fn(*mut eplb_recorder) = eplb_recorder_destroy;
-
-    const _: unsafe extern "C" fn(
-        *const c_char,
-        *const eplb_stats_options,
-        *mut *mut eplb_stats,
-    ) -> eplb_status = eplb_stats_load;
-    const _: unsafe extern "C" fn(*const eplb_stats, *mut eplb_stats_info) -> eplb_status =
-        eplb_stats_get_info;
-    const _: unsafe extern "C" fn(*const eplb_stats, i32, usize, usize, *mut f64) -> eplb_status =
-        eplb_stats_layer_loads;
-    const _: unsafe extern "C" fn(*mut eplb_stats) = eplb_stats_destroy;
 
     const _: unsafe extern "C" fn(
         *const eplb_placement_config,
@@ -112,16 +110,8 @@ mod signatures {
         *mut *mut eplb_placement,
     ) -> eplb_status = eplb_placement_load;
     const _: unsafe extern "C" fn(*const eplb_placement, *const c_char) -> eplb_status = eplb_placement_save;
-    const _: unsafe extern "C" fn(
-        *const eplb_placement,
-        *mut eplb_placement_issue,
-        usize,
-        *mut usize,
-    ) -> eplb_status = eplb_placement_validate;
     const _: unsafe extern "C" fn(*const eplb_placement, *mut eplb_placement_info) -> eplb_status =
         eplb_placement_get_info;
-    const _: unsafe extern "C" fn(*const eplb_placement, i32, *mut *const i32, *mut usize) -> eplb_status =
-        eplb_placement_layer_experts;
     const _: unsafe extern "C" fn(
         *const eplb_placement,
         i32,
@@ -129,30 +119,113 @@ mod signatures {
         *mut *const i32,
         *mut usize,
     ) -> eplb_status = eplb_placement_rank_experts;
-    const _: unsafe extern "C" fn(*const eplb_placement, *mut u64) -> eplb_status = eplb_placement_hash;
     const _: unsafe extern "C" fn(
         *const eplb_placement,
-        *const f64,
         i32,
+        u32,
+        *mut i32,
         usize,
+        *mut usize,
+    ) -> eplb_status = eplb_placement_distinct_experts;
+    const _: unsafe extern "C" fn(*const eplb_placement, i32, *mut *const i32, *mut usize) -> eplb_status =
+        eplb_placement_layer_experts;
+    const _: unsafe extern "C" fn(
+        *const eplb_placement,
+        *mut eplb_placement_issue,
         usize,
-        *mut eplb_placement_evaluation,
-    ) -> eplb_status = eplb_placement_evaluate;
+        *mut usize,
+    ) -> eplb_status = eplb_placement_validate;
+    const _: unsafe extern "C" fn(*const eplb_placement, *mut u64) -> eplb_status = eplb_placement_hash;
     const _: unsafe extern "C" fn(*mut eplb_placement) = eplb_placement_destroy;
 
     const _: unsafe extern "C" fn(
-        *const eplb_solve_config,
+        *const eplb_placement,
+        *const eplb_dispatch_config,
+        *mut usize,
+    ) -> eplb_status = eplb_dispatch_memory_required;
+    const _: unsafe extern "C" fn(
+        *const eplb_placement,
+        *const eplb_dispatch_config,
+        *mut *mut eplb_dispatch,
+    ) -> eplb_status = eplb_dispatch_create;
+    const _: unsafe extern "C" fn(*const eplb_dispatch, i32, *mut eplb_dispatch_tables) -> eplb_status =
+        eplb_dispatch_get_tables;
+    const _: unsafe extern "C" fn(*const eplb_dispatch, *mut eplb_dispatch_info) -> eplb_status =
+        eplb_dispatch_get_info;
+    const _: unsafe extern "C" fn(*mut eplb_dispatch, i32, *const c_void, eplb_dtype) -> eplb_status =
+        eplb_dispatch_register_rank_counts;
+    const _: unsafe extern "C" fn(
+        *const eplb_dispatch,
+        i32,
+        *const eplb_expert_ids,
+        u32,
+        *const i32,
+        *const eplb_slot_ids,
+        *mut CUstream_st,
+    ) -> eplb_status = eplb_dispatch_route;
+    const _: unsafe extern "C" fn(
+        *const eplb_dispatch,
+        *const eplb_recorder,
+        i32,
+        *const eplb_expert_ids,
+        u32,
+        *const i32,
+        *const eplb_slot_ids,
+        *mut CUstream_st,
+    ) -> eplb_status = eplb_dispatch_route_and_count;
+    const _: unsafe extern "C" fn(*mut eplb_dispatch) = eplb_dispatch_destroy;
+
+    const _: unsafe extern "C" fn(
+        *const c_char,
+        *const eplb_stats_options,
+        *mut *mut eplb_stats,
+    ) -> eplb_status = eplb_stats_load;
+    const _: unsafe extern "C" fn(*const eplb_stats, *mut eplb_stats_info) -> eplb_status =
+        eplb_stats_get_info;
+    const _: unsafe extern "C" fn(*const eplb_stats, i32, usize, usize, *mut f64) -> eplb_status =
+        eplb_stats_layer_loads;
+    const _: unsafe extern "C" fn(*mut eplb_stats) = eplb_stats_destroy;
+
+    const _: unsafe extern "C" fn(
+        *const eplb_placement,
+        i32,
         *const f64,
+        usize,
+        usize,
+        *const eplb_solve_options,
+        *mut eplb_placement_evaluation,
+    ) -> eplb_status = eplb_placement_evaluate;
+    const _: unsafe extern "C" fn(
+        *const eplb_placement,
+        *const eplb_dispatch_config,
+        i32,
+        *const i64,
+        i32,
+        *mut f64,
+    ) -> eplb_status = eplb_placement_expected_load;
+    const _: unsafe extern "C" fn(
+        *const eplb_placement,
+        *const eplb_dispatch_config,
+        i32,
+        *const eplb_expert_ids,
+        *const u32,
+        i32,
+        *mut f64,
+    ) -> eplb_status = eplb_placement_routed_load;
+
+    const _: unsafe extern "C" fn(
+        *const eplb_placement_config,
+        *const eplb_solve_options,
         *const i32,
         usize,
-        usize,
+        *const f64,
         usize,
         *mut *mut eplb_placement,
     ) -> eplb_status = eplb_solve;
     const _: unsafe extern "C" fn(
-        *const eplb_solve_config,
+        *const eplb_placement_config,
+        *const eplb_solve_options,
         *const f64,
-        usize,
         usize,
         usize,
         *mut i32,
@@ -161,10 +234,12 @@ mod signatures {
     ) -> eplb_status = eplb_deepseek_rebalance;
     const _: unsafe extern "C" fn(u32, u32, u32, *mut u32, *mut u32) -> eplb_status = eplb_suggest_num_slots;
 
-    const _: unsafe extern "C" fn(*const eplb_generate_config, *mut eplb_generate_report) -> eplb_status =
-        eplb_generate;
-    const _: Option<unsafe extern "C" fn(*mut c_void, eplb_phase, u64, u64) -> i32> =
-        None::<_> as eplb_progress_callback;
+    const _: unsafe extern "C" fn(
+        *const eplb_generate_config,
+        *const eplb_stats_options,
+        *const eplb_solve_options,
+        *mut eplb_generate_report,
+    ) -> eplb_status = eplb_generate;
 
     const _: unsafe extern "C" fn(
         *const c_char,
@@ -183,63 +258,6 @@ mod signatures {
         *const c_char,
         *const eplb_file_options,
     ) -> eplb_status = eplb_placement_save_file;
-
-    const _: unsafe extern "C" fn(
-        *const eplb_placement,
-        *const eplb_dispatch_config,
-        *mut usize,
-    ) -> eplb_status = eplb_dispatch_memory_required;
-    const _: unsafe extern "C" fn(
-        *const eplb_placement,
-        *const eplb_dispatch_config,
-        *mut *mut eplb_dispatch,
-    ) -> eplb_status = eplb_dispatch_create;
-    const _: unsafe extern "C" fn(*const eplb_dispatch, i32, *mut eplb_dispatch_tables) -> eplb_status =
-        eplb_dispatch_get_tables;
-    const _: unsafe extern "C" fn(*const eplb_dispatch, *mut eplb_dispatch_info) -> eplb_status =
-        eplb_dispatch_get_info;
-    const _: unsafe extern "C" fn(*mut eplb_dispatch, i32, *const c_void, i32) -> eplb_status =
-        eplb_dispatch_register_rank_counts;
-    const _: unsafe extern "C" fn(
-        *const eplb_dispatch,
-        i32,
-        *const c_void,
-        i32,
-        u32,
-        *const i32,
-        *mut c_void,
-        *mut CUstream_st,
-    ) -> eplb_status = eplb_dispatch_route;
-    const _: unsafe extern "C" fn(
-        *const eplb_dispatch,
-        *mut eplb_recorder,
-        i32,
-        *const c_void,
-        i32,
-        u32,
-        *const i32,
-        *mut c_void,
-        *mut CUstream_st,
-    ) -> eplb_status = eplb_dispatch_route_and_count;
-    const _: unsafe extern "C" fn(
-        *const eplb_placement,
-        *const eplb_dispatch_config,
-        i32,
-        *const i64,
-        i32,
-        *mut f64,
-    ) -> eplb_status = eplb_dispatch_expected_load;
-    const _: unsafe extern "C" fn(
-        *const eplb_placement,
-        *const eplb_dispatch_config,
-        i32,
-        *const c_void,
-        i32,
-        *const u32,
-        i32,
-        *mut f64,
-    ) -> eplb_status = eplb_dispatch_routed_load;
-    const _: unsafe extern "C" fn(*mut eplb_dispatch) = eplb_dispatch_destroy;
 
     const _: unsafe extern "C" fn(*mut *mut eplb_metrics) -> eplb_status = eplb_metrics_create;
     const _: unsafe extern "C" fn(
@@ -263,23 +281,4 @@ mod signatures {
     const _: unsafe extern "C" fn(*mut eplb_metrics, *mut *const c_char, *mut usize) -> eplb_status =
         eplb_metrics_text;
     const _: unsafe extern "C" fn(*mut eplb_metrics) = eplb_metrics_destroy;
-
-    const _: unsafe extern "C" fn(
-        *const eplb_placement,
-        i32,
-        u32,
-        *mut i32,
-        usize,
-        *mut usize,
-    ) -> eplb_status = eplb_placement_distinct_experts;
-    const _: unsafe extern "C" fn(
-        *const eplb_placement,
-        *const f64,
-        i32,
-        usize,
-        usize,
-        u32,
-        *const i32,
-        *mut f64,
-    ) -> eplb_status = eplb_placement_off_node_share;
 }

@@ -3,87 +3,106 @@
 use std::ffi::c_char;
 
 use super::boundary::{
-    Growing, array, borrowed, boundary, config, copy_out, destroy, growing_out, layer_numbers, number,
-    optional_config, or_default, out, path,
+    Growing, array, borrowed, boundary, choice, config, copy_out, destroy, growing_out, layer_numbers,
+    number, optional_config, optional_of_ranks, or_default, out, path,
 };
-use super::solve::{padded_shape, rank_slots};
 use super::status::eplb_status;
-use crate::error::{Error, Result};
-use crate::placement::{Duplicate, Expected, MissingLayers, Placement, replica_counts};
-use crate::report::score;
+use crate::error::Result;
+use crate::placement::{Duplicate, Expected, MissingLayers, Placement, Shape, replica_counts};
 
-/// The expert of every slot of every layer. Rank r owns the consecutive slots r * S/R .. (r + 1) * S/R, of which it may lack the
-/// last ones where slots_per_rank was given. Immutable, and
-/// always servable: each slot holds an expert that exists and each expert has a slot. Any number of threads may use it
-/// at once.
+/// What eplb_placement_load() does about a layer that the engine has and the file lacks, such as one for
+/// multi-token prediction.
+pub type eplb_missing_layers = i32;
+
+/// Refuse the file; the error names the layer.
+pub const EPLB_MISSING_LAYERS_REFUSE: eplb_missing_layers = 0;
+/// Use the experts of the file's last layer.
+pub const EPLB_MISSING_LAYERS_COPY_LAST: eplb_missing_layers = 1;
+/// Spread the experts in order, as TensorRT-LLM does without initial assignments: slot i of rank r holds
+/// expert (r * E / R + i) mod E, with integer division.
+pub const EPLB_MISSING_LAYERS_SEQUENTIAL: eplb_missing_layers = 2;
+
+/// What is wrong with a slot.
+pub type eplb_issue_kind = i32;
+
+/// The slot repeats an expert of its own rank. It is served, but the second copy balances nothing.
+pub const EPLB_ISSUE_KIND_DUPLICATE_ON_RANK: eplb_issue_kind = 1;
+
+/// The expert of every slot of every layer. Immutable and always servable: each slot holds an existing
+/// expert, and each expert has a slot.
 pub struct eplb_placement(pub(super) Placement);
 
-/// The sizes of a placement made from arrays. Initialise with EPLB_PLACEMENT_CONFIG_INIT.
+/// The shape of a placement.
 #[repr(C)]
 #[derive(Clone, Copy)]
 pub struct eplb_placement_config {
-    /// sizeof(eplb_placement_config)
+    /// Set by EPLB_PLACEMENT_CONFIG_INIT.
     pub struct_size: usize,
-    /// Experts of a layer. Must be given.
+    /// Experts of a layer. Required.
     pub num_experts: u32,
-    /// Ranks of the expert-parallel group. Must be given.
+    /// Ranks of the expert-parallel group. Required.
     pub num_ranks: u32,
-    /// Slots of all ranks together; 0: one an expert.
+    /// Slots of all ranks together: a multiple of num_ranks, at least num_experts; 0: num_experts.
     pub num_slots: u32,
-    /// Layers that an engine with an online balancer moves an iteration; eplb_placement_save() writes it.
+    /// Layers that an engine with an online balancer updates per iteration; only written to the file.
     pub layer_updates_per_iter: u32,
-    /// As eplb_solve_config has it: the slots of each rank, int32 [num_ranks]; NULL: as many on each.
-    pub slots_per_rank: *const i32,
+    /// Slots of each rank if they differ: [num_ranks], each at least 1; NULL: num_slots / num_ranks.
+    /// num_slots is then 0 or num_ranks times the largest of them; slots that a rank lacks are its last and
+    /// hold -1. Dispatch serves such a placement; a configuration file cannot hold it.
+    pub rank_num_slots: *const i32,
 }
 
 // SAFETY: `repr(C)`, `struct_size` first, integers and a pointer.
 unsafe impl Growing for eplb_placement_config {}
 
-/// What the reader of a configuration file knows of its model. Initialise with EPLB_PLACEMENT_LOAD_OPTIONS_INIT; give
-/// all that is known, so that a file for another model is refused here rather than at the first token.
+impl eplb_placement_config {
+    /// Slots of each rank, if they differ.
+    ///
+    /// # Safety
+    /// rank_num_slots is NULL or of num_ranks values.
+    pub(super) unsafe fn rank_num_slots<'a>(&self) -> Result<Option<&'a [u32]>> {
+        // SAFETY: the caller's promise. A negative number becomes one that is too large.
+        unsafe { optional_of_ranks(self.rank_num_slots.cast(), self.num_ranks, "config->rank_num_slots") }
+    }
+
+    /// The shape, where every rank has as many slots as the one with the most.
+    pub(super) fn shape(&self, rank_num_slots: Option<&[u32]>) -> Result<Shape> {
+        let (num_experts, num_ranks) = (self.num_experts as usize, self.num_ranks as usize);
+        let most = rank_num_slots.and_then(|slots| slots.iter().max()).map(|&most| most as usize);
+        let default = most.map_or(num_experts, |most| most.saturating_mul(num_ranks));
+        Shape::new(num_experts, or_default(self.num_slots).unwrap_or(default), num_ranks)
+    }
+}
+
+/// What the engine knows of its model. Set all that is known, so that a file for another model is refused.
 #[repr(C)]
 #[derive(Clone, Copy)]
 pub struct eplb_placement_load_options {
-    /// sizeof(eplb_placement_load_options)
+    /// Set by EPLB_PLACEMENT_LOAD_OPTIONS_INIT.
     pub struct_size: usize,
-    /// Experts of a layer; 0: as many as the file names.
+    /// Experts of a layer; 0: as in the file.
     pub num_experts: u32,
-    /// Ranks of the expert-parallel group; 0: the file's ep_size, which most files do not have.
+    /// Ranks; 0: the file's ep_size, which most files lack.
     pub num_ranks: u32,
-    /// Layers that must be there: int32 [num_layers]. Further layers of the file are kept, so that all pipeline stages
-    /// have one placement and one hash. NULL: the layers of the file.
+    /// Layers that the engine needs: [num_layers]. Other layers of the file are kept, so that all pipeline
+    /// stages have the same placement and hash. NULL: the layers of the file.
     pub layer_ids: *const i32,
     /// Length of layer_ids.
     pub num_layers: usize,
-    /// Slots of all ranks together, as a check; 0: as many as the file says.
+    /// Slots of all ranks together; 0: as in the file.
     pub num_slots: u32,
-    /// What those of layer_ids get that the file lacks: an eplb_missing_layers.
-    pub missing_layers: i32,
+    /// Layers of layer_ids that the file lacks.
+    pub missing_layers: eplb_missing_layers,
 }
 
 // SAFETY: `repr(C)`, `struct_size` first, integers and a pointer.
 unsafe impl Growing for eplb_placement_load_options {}
 
-/// What a layer gets that the engine has and the file lacks, such as one for multi-token prediction. It then is a layer of the
-/// placement like any other: its weights go by it, and so does its dispatch.
-#[repr(i32)]
-#[derive(Debug, Clone, Copy, PartialEq, Eq)]
-pub enum eplb_missing_layers {
-    /// The file is refused, and the error names the layer.
-    Refused = 0,
-    /// The experts of the file's last layer.
-    LikeLast = 1,
-    /// The experts spread in order, as TensorRT-LLM does where a file has no assignments: slot i of rank r holds expert
-    /// (r x E / R + i) mod E, the product first and the quotient rounded down.
-    InOrder = 2,
-}
-
-/// The sizes of a placement. Initialise with EPLB_PLACEMENT_INFO_INIT. Arrays belong to the handle and live as long as
-/// it does.
+/// The sizes of a placement. Arrays live as long as the handle.
 #[repr(C)]
 #[derive(Clone, Copy)]
 pub struct eplb_placement_info {
-    /// sizeof(eplb_placement_info)
+    /// Set by EPLB_PLACEMENT_INFO_INIT.
     pub struct_size: usize,
     /// Experts of a layer.
     pub num_experts: u32,
@@ -91,99 +110,50 @@ pub struct eplb_placement_info {
     pub num_ranks: u32,
     /// Slots of all ranks together.
     pub num_slots: u32,
-    /// Slots of one rank; of the one with the most, where the config gave slots_per_rank.
+    /// num_slots / num_ranks.
     pub slots_per_rank: u32,
-    /// The layers' numbers, ascending: int32 [num_layers].
+    /// Layer numbers, ascending: [num_layers].
     pub layer_ids: *const i32,
-    /// Layers.
+    /// Length of layer_ids.
     pub num_layers: usize,
-    /// The largest number of slots that an expert has in any layer.
+    /// Most slots of any expert in any layer.
     pub max_replicas: u32,
-    /// Layers that an engine with an online balancer moves an iteration.
+    /// As in eplb_placement_config.
     pub layer_updates_per_iter: u32,
-    /// Slots that repeat an expert of their own rank, over all layers; see eplb_placement_validate().
+    /// Slots that repeat an expert of their own rank, over all layers.
     pub num_duplicates: u64,
 }
 
 // SAFETY: `repr(C)`, `struct_size` first, integers and a pointer.
 unsafe impl Growing for eplb_placement_info {}
 
-/// What is wrong with a slot.
-#[repr(i32)]
-#[derive(Debug, Clone, Copy, PartialEq, Eq)]
-pub enum eplb_issue_kind {
-    /// The slot repeats an expert that another slot of its rank holds already. It is served, but one of the two is
-    /// wasted.
-    DuplicateOnRank = 1,
-}
-
-/// One thing that is wrong with a placement, and its place.
+/// One issue of a placement.
 #[repr(C)]
 #[derive(Clone, Copy)]
 pub struct eplb_placement_issue {
-    /// An eplb_issue_kind.
-    pub kind: i32,
+    /// What is wrong.
+    pub kind: eplb_issue_kind,
     /// The layer's number.
     pub layer: i32,
     /// The rank that owns the slot.
     pub rank: i32,
     /// The slot, counted over all ranks.
     pub slot: i32,
-    /// The expert that the slot holds.
+    /// The expert in the slot.
     pub expert: i32,
     /// The first slot of the rank with that expert.
     pub other_slot: i32,
 }
 
-/// How evenly a placement loads the ranks in one layer. Initialise with EPLB_PLACEMENT_EVALUATION_INIT. Figures are
-/// taken per sample and averaged over samples; but for the best split, an expert's load is split evenly over its replicas.
-#[repr(C)]
-#[derive(Clone, Copy)]
-pub struct eplb_placement_evaluation {
-    /// sizeof(eplb_placement_evaluation)
-    pub struct_size: usize,
-    /// Mean load of a rank.
-    pub mean_load: f64,
-    /// Load of the most loaded rank.
-    pub max_load: f64,
-    /// (max - mean) / mean: 0 is even. NaN where a sample has no load.
-    pub imbalance_ratio: f64,
-    /// mean / max: 1 is even. NaN where a sample has no load.
-    pub balancedness: f64,
-    /// The rank with the largest load over all samples.
-    pub worst_rank: u32,
-    /// The largest number of slots that an expert has.
-    pub max_replicas: u32,
-    /// Slots that repeat an expert of their own rank.
-    pub num_duplicates: u64,
-    /// What the most loaded rank carries at least, whatever the placement of this many slots on this many ranks. It is the
-    /// least maximum that none of these refutes: one rank carries the mean or more; an expert needs as many replicas as keep
-    /// each below the maximum, together with the lightest that fill their ranks, and all needs must fit in the slots; of
-    /// replicas that are too heavy to share a rank there must be no more than the ranks hold. Not every bound is reached.
-    pub lower_bound: f64,
-    /// (max - lower bound) / lower bound: how far the placement may be from the best one at most; 0 is proof that none is
-    /// better. NaN where a sample has no load.
-    pub gap: f64,
-    /// Load of the most loaded rank if each expert's load were split over its replicas in the best fractions: what a rule
-    /// that splits by need, as EPLB_ROUTE_LEAST_LOADED, can reach with this placement.
-    pub best_split_max_load: f64,
-    /// mean / max of the best split: 1 is even. NaN where a sample has no load.
-    pub best_split_balancedness: f64,
-}
-
-// SAFETY: `repr(C)`, `struct_size` first, numbers only.
-unsafe impl Growing for eplb_placement_evaluation {}
-
-/// Makes a placement from arrays.
+/// Creates a placement from arrays.
 ///
-/// \param config        from EPLB_PLACEMENT_CONFIG_INIT, with the experts and ranks filled in
-/// \param layer_ids     int32 [num_layers], the model's own layer numbers, each once
+/// \param config        the shape
+/// \param layer_ids     layer numbers, each once: [num_layers]
 /// \param num_layers    at least 1
-/// \param slot_experts  int32 [num_layers][num_slots]: the expert of each slot, rows in the order of layer_ids; -1 in slots
-///                      that a rank lacks, where slots_per_rank is given
-/// \param placement     receives the handle, which goes back by eplb_placement_destroy()
-/// \return EPLB_STATUS_OK; EPLB_STATUS_INVALID_SHAPE; EPLB_STATUS_INVALID_PLACEMENT naming layer, rank and slot;
-///         EPLB_STATUS_INVALID_ARGUMENT
+/// \param slot_experts  the expert of each slot, rows in the order of layer_ids: [num_layers][num_slots];
+///                      -1 in slots that a rank lacks
+/// \param placement     receives the handle
+/// \return EPLB_STATUS_INVALID_SHAPE; EPLB_STATUS_INVALID_PLACEMENT
 #[unsafe(no_mangle)]
 pub unsafe extern "C" fn eplb_placement_create(
     config: *const eplb_placement_config,
@@ -199,11 +169,11 @@ pub unsafe extern "C" fn eplb_placement_create(
             (self::config(config, "config")?, layer_ids, out(placement, "placement")?)
         };
         // SAFETY: the caller's promise of [num_ranks].
-        let slots = unsafe { rank_slots(config.slots_per_rank, config.num_ranks) }?;
-        let shape = padded_shape((config.num_experts as usize, config.num_slots, config.num_ranks), slots)?;
-        let num_experts = num_layers.checked_mul(shape.num_slots());
+        let slots = unsafe { config.rank_num_slots() }?;
+        let shape = config.shape(slots)?;
+        let num_slots = num_layers.checked_mul(shape.num_slots());
         // SAFETY: the caller's promise of [num_layers][num_slots]. A negative expert becomes one that does not exist.
-        let slot_experts: &[u32] = unsafe { array(slot_experts.cast(), num_experts, "slot_experts") }?;
+        let slot_experts: &[u32] = unsafe { array(slot_experts.cast(), num_slots, "slot_experts") }?;
         let layers = layer_numbers(layer_ids)?;
         let made = match slots {
             None => Placement::new(shape, &layers, slot_experts)?,
@@ -214,13 +184,13 @@ pub unsafe extern "C" fn eplb_placement_create(
     })
 }
 
-/// Reads a configuration file (moe_load_balancer.yaml).
+/// Loads a configuration file (moe_load_balancer.yaml).
 ///
-/// \param path       the file, UTF-8
-/// \param options    what is known of the model; NULL where the file says it all
-/// \param placement  receives the handle, which goes back by eplb_placement_destroy()
-/// \return EPLB_STATUS_OK; EPLB_STATUS_INVALID_PLACEMENT naming the key, or layer, rank and slot; EPLB_STATUS_INVALID_SHAPE;
-///         EPLB_STATUS_INVALID_ARGUMENT where something is needed that the file does not say; EPLB_STATUS_READ_FAILED
+/// \param path       the file
+/// \param options    NULL if the file has everything
+/// \param placement  receives the handle
+/// \return EPLB_STATUS_INVALID_PLACEMENT; EPLB_STATUS_INVALID_SHAPE; EPLB_STATUS_READ_FAILED;
+///         EPLB_STATUS_INVALID_ARGUMENT also if the options lack what the file lacks
 #[unsafe(no_mangle)]
 pub unsafe extern "C" fn eplb_placement_load(
     path: *const c_char,
@@ -240,33 +210,23 @@ pub unsafe extern "C" fn eplb_placement_load(
             num_ranks: or_default(options.num_ranks),
             layers: (!layers.is_empty()).then_some(&layers[..]),
             num_slots: or_default(options.num_slots),
-            missing_layers: missing_layers(options.missing_layers)?,
+            missing_layers: choice!(options.missing_layers, "options->missing_layers", {
+                EPLB_MISSING_LAYERS_REFUSE => MissingLayers::Refused,
+                EPLB_MISSING_LAYERS_COPY_LAST => MissingLayers::LikeLast,
+                EPLB_MISSING_LAYERS_SEQUENTIAL => MissingLayers::InOrder,
+            })?,
         };
         placement.give(eplb_placement(Placement::load(path, expected)?));
         Ok(())
     })
 }
 
-fn missing_layers(choice: i32) -> Result<MissingLayers> {
-    const REFUSED: i32 = eplb_missing_layers::Refused as i32;
-    const LIKE_LAST: i32 = eplb_missing_layers::LikeLast as i32;
-    const IN_ORDER: i32 = eplb_missing_layers::InOrder as i32;
-    match choice {
-        REFUSED => Ok(MissingLayers::Refused),
-        LIKE_LAST => Ok(MissingLayers::LikeLast),
-        IN_ORDER => Ok(MissingLayers::InOrder),
-        unknown => Err(Error::InvalidArgument(format!(
-            "missing_layers is {unknown}, which is no eplb_missing_layers"
-        ))),
-    }
-}
-
-/// Writes the configuration file, to the byte as TensorRT-LLM's own script does.
+/// Saves the configuration file, byte for byte as TensorRT-LLM's script does. A file of that name is
+/// replaced atomically: if the process dies, the old or the new file is there, complete.
 ///
 /// \param placement  the placement
-/// \param path       the file, UTF-8; an existing one is replaced in one step: whenever the process dies, the old or the
-///                   new file is there, whole
-/// \return EPLB_STATUS_OK; EPLB_STATUS_WRITE_FAILED; EPLB_STATUS_INVALID_ARGUMENT
+/// \param path       the file
+/// \return EPLB_STATUS_WRITE_FAILED
 #[unsafe(no_mangle)]
 pub unsafe extern "C" fn eplb_placement_save(
     placement: *const eplb_placement,
@@ -279,54 +239,11 @@ pub unsafe extern "C" fn eplb_placement_save(
     })
 }
 
-/// Lists what is wrong with a placement, by layer and slot. What would make it unusable (an expert that does not exist or
-/// has no slot) was refused, with its place in the message, when the placement was made or loaded; what is listed here is
-/// served, at a cost.
-///
-/// \param placement   the placement
-/// \param issues      receives the first `capacity` issues; may be NULL when capacity is 0
-/// \param capacity    how many there is room for
-/// \param num_issues  receives how many there are, which may be more than capacity
-/// \return EPLB_STATUS_OK, however many issues there are; EPLB_STATUS_INVALID_ARGUMENT
-#[unsafe(no_mangle)]
-pub unsafe extern "C" fn eplb_placement_validate(
-    placement: *const eplb_placement,
-    issues: *mut eplb_placement_issue,
-    capacity: usize,
-    num_issues: *mut usize,
-) -> eplb_status {
-    boundary(|| {
-        // SAFETY: the caller's promises for each pointer.
-        let (placement, num_issues) =
-            unsafe { (borrowed(placement, "placement")?, out(num_issues, "num_issues")?) };
-        let found = issues_of(&placement.0);
-        let listed = &found[..found.len().min(capacity)];
-        if capacity > 0 {
-            // SAFETY: the caller's promise of room for `capacity` issues.
-            unsafe { copy_out(listed, issues, "issues") }?;
-        }
-        num_issues.set(found.len());
-        Ok(())
-    })
-}
-
-fn issues_of(placement: &Placement) -> Vec<eplb_placement_issue> {
-    let issue = |duplicate: Duplicate| eplb_placement_issue {
-        kind: eplb_issue_kind::DuplicateOnRank as i32,
-        layer: duplicate.layer as i32,
-        rank: duplicate.rank as i32,
-        slot: duplicate.slot as i32,
-        expert: duplicate.expert as i32,
-        other_slot: duplicate.first_slot as i32,
-    };
-    placement.duplicates().into_iter().map(issue).collect()
-}
-
-/// Tells the sizes of a placement.
+/// Returns the sizes of a placement.
 ///
 /// \param placement  the placement
-/// \param info       from EPLB_PLACEMENT_INFO_INIT; receives the sizes, and an array that lives as long as the handle
-/// \return EPLB_STATUS_OK or EPLB_STATUS_INVALID_ARGUMENT
+/// \param info       receives the sizes
+/// \return a status
 #[unsafe(no_mangle)]
 pub unsafe extern "C" fn eplb_placement_get_info(
     placement: *const eplb_placement,
@@ -353,65 +270,42 @@ pub unsafe extern "C" fn eplb_placement_get_info(
     })
 }
 
-/// Lends the expert of each slot of a layer.
+/// Returns the expert of each slot that a rank owns in a layer: the weights that it must hold, in slot
+/// order. Slot i of the array is slot rank * slots_per_rank + i of all ranks.
 ///
 /// \param placement  the placement
 /// \param layer      the layer's number
-/// \param experts    receives int32 [num_slots], the handle's own, which lives as long as it does; -1 in slots that a rank
-///                   lacks, where slots_per_rank was given
-/// \param num_slots  receives the length; may be NULL
-/// \return EPLB_STATUS_OK; EPLB_STATUS_INVALID_ARGUMENT, also for an unknown layer
-#[unsafe(no_mangle)]
-pub unsafe extern "C" fn eplb_placement_layer_experts(
-    placement: *const eplb_placement,
-    layer: i32,
-    experts: *mut *const i32,
-    num_slots: *mut usize,
-) -> eplb_status {
-    boundary(|| {
-        // SAFETY: the caller's promise for the handle.
-        let placement = unsafe { borrowed(placement, "placement") }?;
-        // SAFETY: the caller's promises for the results.
-        unsafe { lend(placement.0.layer_experts(number(layer, "layer")?)?, experts, num_slots, "num_slots") }
-    })
-}
-
-/// Lends the experts whose weights a rank must hold in a layer, in the order of its slots. An expert that stands twice
-/// needs one copy of its weights only where the engine can serve two slots from it.
-///
-/// \param placement       the placement
-/// \param layer           the layer's number
-/// \param rank            0 to num_ranks - 1
-/// \param experts         receives int32 [slots_per_rank], the handle's own, which lives as long as it does
-/// \param slots_per_rank  receives the length, this rank's own number of slots; may be NULL
-/// \return EPLB_STATUS_OK; EPLB_STATUS_INVALID_ARGUMENT, also for an unknown layer or rank
+/// \param rank       0 to num_ranks - 1
+/// \param experts    receives [num_slots], which lives as long as the handle
+/// \param num_slots  receives the number of this rank's slots; may be NULL
+/// \return a status
 #[unsafe(no_mangle)]
 pub unsafe extern "C" fn eplb_placement_rank_experts(
     placement: *const eplb_placement,
     layer: i32,
     rank: u32,
     experts: *mut *const i32,
-    slots_per_rank: *mut usize,
+    num_slots: *mut usize,
 ) -> eplb_status {
     boundary(|| {
         // SAFETY: the caller's promise for the handle.
         let placement = unsafe { borrowed(placement, "placement") }?;
         let held = placement.0.rank_experts(number(layer, "layer")?, rank as usize)?;
         // SAFETY: the caller's promises for the results.
-        unsafe { lend(held, experts, slots_per_rank, "slots_per_rank") }
+        unsafe { set_array(held, experts, num_slots) }
     })
 }
 
-/// Lists the experts whose weights a rank must load for a layer, ascending and each once: those of
-/// eplb_placement_rank_experts(), without the copies that an engine can serve from the same weights.
+/// Returns the experts of eplb_placement_rank_experts() without repetition, ascending: the weights to load
+/// from disk.
 ///
 /// \param placement    the placement
 /// \param layer        the layer's number
 /// \param rank         0 to num_ranks - 1
-/// \param experts      receives the first `capacity` of them, int32; may be NULL where capacity is 0
-/// \param capacity     room in experts; slots_per_rank is always enough
-/// \param num_experts  receives how many there are
-/// \return EPLB_STATUS_OK; EPLB_STATUS_INVALID_ARGUMENT, also for an unknown layer or rank
+/// \param experts      receives the first `capacity` experts; may be NULL if capacity is 0
+/// \param capacity     length of experts; slots_per_rank is enough
+/// \param num_experts  receives the number of experts, which may exceed capacity
+/// \return a status
 #[unsafe(no_mangle)]
 pub unsafe extern "C" fn eplb_placement_distinct_experts(
     placement: *const eplb_placement,
@@ -434,28 +328,77 @@ pub unsafe extern "C" fn eplb_placement_distinct_experts(
     })
 }
 
-/// # Safety
-/// `to` and `len` are NULL or may be written.
-unsafe fn lend(experts: &[u32], to: *mut *const i32, len: *mut usize, len_name: &str) -> Result<()> {
-    // SAFETY: the caller's promises.
-    let (to, len) = unsafe {
-        let len = (!len.is_null()).then(|| out(len, len_name)).transpose()?;
-        (out(to, "experts")?, len)
-    };
-    to.set(experts.as_ptr().cast());
-    if let Some(len) = len {
-        len.set(experts.len());
-    }
-    Ok(())
-}
-
-/// A fingerprint of a placement that is equal on every rank and architecture; compare it over all ranks before the first
-/// token. It is FNV-1a (64 bits) over little-endian 32-bit words: the numbers of experts, slots, ranks and layers, then
-/// each layer's number and the experts of its slots.
+/// Returns the expert of each slot of a layer, over all ranks.
 ///
 /// \param placement  the placement
-/// \param hash       receives the fingerprint
-/// \return EPLB_STATUS_OK or EPLB_STATUS_INVALID_ARGUMENT
+/// \param layer      the layer's number
+/// \param experts    receives [num_slots], which lives as long as the handle; -1 in slots that a rank lacks
+/// \param num_slots  receives the length; may be NULL
+/// \return a status
+#[unsafe(no_mangle)]
+pub unsafe extern "C" fn eplb_placement_layer_experts(
+    placement: *const eplb_placement,
+    layer: i32,
+    experts: *mut *const i32,
+    num_slots: *mut usize,
+) -> eplb_status {
+    boundary(|| {
+        // SAFETY: the caller's promise for the handle.
+        let placement = unsafe { borrowed(placement, "placement") }?;
+        // SAFETY: the caller's promises for the results.
+        unsafe { set_array(placement.0.layer_experts(number(layer, "layer")?)?, experts, num_slots) }
+    })
+}
+
+/// Lists the issues of a placement, by layer and slot. All of them are served, at a cost; what cannot be
+/// served is refused when a placement is created or loaded.
+///
+/// \param placement   the placement
+/// \param issues      receives the first `capacity` issues; may be NULL if capacity is 0
+/// \param capacity    length of issues
+/// \param num_issues  receives the number of issues, which may exceed capacity
+/// \return EPLB_STATUS_OK, however many issues there are
+#[unsafe(no_mangle)]
+pub unsafe extern "C" fn eplb_placement_validate(
+    placement: *const eplb_placement,
+    issues: *mut eplb_placement_issue,
+    capacity: usize,
+    num_issues: *mut usize,
+) -> eplb_status {
+    boundary(|| {
+        // SAFETY: the caller's promises for each pointer.
+        let (placement, num_issues) =
+            unsafe { (borrowed(placement, "placement")?, out(num_issues, "num_issues")?) };
+        let found = issues_of(&placement.0);
+        let listed = &found[..found.len().min(capacity)];
+        if capacity > 0 {
+            // SAFETY: the caller's promise of room for `capacity` issues.
+            unsafe { copy_out(listed, issues, "issues") }?;
+        }
+        num_issues.set(found.len());
+        Ok(())
+    })
+}
+
+fn issues_of(placement: &Placement) -> Vec<eplb_placement_issue> {
+    let issue = |duplicate: Duplicate| eplb_placement_issue {
+        kind: EPLB_ISSUE_KIND_DUPLICATE_ON_RANK,
+        layer: duplicate.layer as i32,
+        rank: duplicate.rank as i32,
+        slot: duplicate.slot as i32,
+        expert: duplicate.expert as i32,
+        other_slot: duplicate.first_slot as i32,
+    };
+    placement.duplicates().into_iter().map(issue).collect()
+}
+
+/// Returns a hash of a placement that is equal on every machine. Compare it over all ranks before the first
+/// token. It is FNV-1a (64 bits) over little-endian 32-bit words: the numbers of experts, slots, ranks and
+/// layers, then each layer's number and the experts of its slots.
+///
+/// \param placement  the placement
+/// \param hash       receives the hash
+/// \return a status
 #[unsafe(no_mangle)]
 pub unsafe extern "C" fn eplb_placement_hash(
     placement: *const eplb_placement,
@@ -469,101 +412,26 @@ pub unsafe extern "C" fn eplb_placement_hash(
     })
 }
 
-/// Tells how evenly a placement would load the ranks in one layer, and how far that is from the best possible.
+/// Destroys a placement and the arrays that it returned.
 ///
-/// \param placement    the placement
-/// \param loads        [num_samples][num_experts], finite and not negative, in any unit
-/// \param layer        the layer's number
-/// \param num_samples  situations to average over, at least 1; see eplb_solve()
-/// \param num_experts  that of the placement, as a check
-/// \param evaluation   from EPLB_PLACEMENT_EVALUATION_INIT; receives the figures, in the unit of the loads
-/// \return EPLB_STATUS_OK; EPLB_STATUS_INVALID_LOADS naming sample and expert; EPLB_STATUS_INVALID_ARGUMENT, also for an
-///         unknown layer
-#[unsafe(no_mangle)]
-pub unsafe extern "C" fn eplb_placement_evaluate(
-    placement: *const eplb_placement,
-    loads: *const f64,
-    layer: i32,
-    num_samples: usize,
-    num_experts: usize,
-    evaluation: *mut eplb_placement_evaluation,
-) -> eplb_status {
-    boundary(|| {
-        // SAFETY: the caller's promises for each pointer.
-        let (placement, loads, evaluation) = unsafe {
-            (
-                &borrowed(placement, "placement")?.0,
-                array(loads, num_samples.checked_mul(num_experts), "loads")?,
-                growing_out(evaluation, "evaluation")?,
-            )
-        };
-        let score = score(placement, number(layer, "layer")?, loads, num_samples, num_experts)?;
-        let (balance, bound, best) = (score.balance(), score.bound_gap(), score.best_split());
-        evaluation.set(eplb_placement_evaluation {
-            struct_size: 0,
-            mean_load: balance.mean,
-            max_load: balance.max,
-            imbalance_ratio: balance.imbalance_ratio.unwrap_or(f64::NAN),
-            balancedness: balance.balancedness.unwrap_or(f64::NAN),
-            worst_rank: number(balance.worst_rank, "worst_rank")?,
-            max_replicas: score.max_replicas(),
-            num_duplicates: score.num_duplicates() as u64,
-            lower_bound: bound.lower_bound,
-            gap: bound.gap.unwrap_or(f64::NAN),
-            best_split_max_load: best.max,
-            best_split_balancedness: best.balancedness.unwrap_or(f64::NAN),
-        });
-        Ok(())
-    })
-}
-
-/// Tells which share of a layer's load a placement leaves outside its home: the load of replicas on another node than their
-/// group's, over all load, an expert's split evenly over its replicas. A group's home is the node that carries most of its
-/// load, of equal ones the lower.
-///
-/// \param placement     the placement
-/// \param loads         [num_samples][num_experts], finite and not negative, in any unit
-/// \param layer         the layer's number
-/// \param num_samples   situations to average over, at least 1; homes are those of all together
-/// \param num_experts   that of the placement, as a check
-/// \param num_groups    groups of consecutive experts, equally many in each
-/// \param rank_to_node  the node of each rank, int32 [num_ranks], any ids
-/// \param share         receives the share, 0 to 1; NaN where a sample has no load at all
-/// \return EPLB_STATUS_OK; EPLB_STATUS_INVALID_SHAPE where the groups are not equally large; EPLB_STATUS_INVALID_LOADS naming
-///         sample and expert; EPLB_STATUS_INVALID_ARGUMENT, also for an unknown layer
-#[unsafe(no_mangle)]
-pub unsafe extern "C" fn eplb_placement_off_node_share(
-    placement: *const eplb_placement,
-    loads: *const f64,
-    layer: i32,
-    num_samples: usize,
-    num_experts: usize,
-    num_groups: u32,
-    rank_to_node: *const i32,
-    share: *mut f64,
-) -> eplb_status {
-    boundary(|| {
-        // SAFETY: the caller's promises for each pointer.
-        let (placement, loads, share) = unsafe {
-            (
-                &borrowed(placement, "placement")?.0,
-                array(loads, num_samples.checked_mul(num_experts), "loads")?,
-                out(share, "share")?,
-            )
-        };
-        // SAFETY: the caller's promise of [num_ranks].
-        let nodes = unsafe { array(rank_to_node, Some(placement.shape().num_ranks()), "rank_to_node") }?;
-        let score = score(placement, number(layer, "layer")?, loads, num_samples, num_experts)?;
-        share.set(score.off_node_share(num_groups as usize, nodes)?.unwrap_or(f64::NAN));
-        Ok(())
-    })
-}
-
-/// Gives the handle back.
-///
-/// \param placement  not to be used again, nor what it lent; NULL is allowed
+/// \param placement  may be NULL
 #[unsafe(no_mangle)]
 pub unsafe extern "C" fn eplb_placement_destroy(placement: *mut eplb_placement) {
     // SAFETY: the caller's promise that the handle is live and not used again.
     unsafe { destroy(placement) }
+}
+
+/// # Safety
+/// `to` and `len` are NULL or may be written.
+unsafe fn set_array(experts: &[u32], to: *mut *const i32, len: *mut usize) -> Result<()> {
+    // SAFETY: the caller's promises.
+    let (to, len) = unsafe {
+        let len = (!len.is_null()).then(|| out(len, "num_slots")).transpose()?;
+        (out(to, "experts")?, len)
+    };
+    to.set(experts.as_ptr().cast());
+    if let Some(len) = len {
+        len.set(experts.len());
+    }
+    Ok(())
 }

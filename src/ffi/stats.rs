@@ -1,85 +1,65 @@
-//! Statistics: what was counted.
+//! Statistics: the counts of a dump.
 
 use std::ffi::c_char;
 
 use super::boundary::{
     Growing, borrowed, boundary, copy_out, destroy, growing_out, number, optional_config, out, path,
 };
+use super::recorder::{EPLB_ID_KIND_EXPERT, EPLB_ID_KIND_SLOT, eplb_id_kind};
 use super::status::eplb_status;
-use crate::error::{Error, Result};
+use crate::error::Result;
 use crate::stats::{Counted, Dump, LoadOptions, Stats};
 
-/// The counts of a dump, summed over ranks. Immutable: any number of threads may use it at once.
+/// The counts of a dump, summed over ranks. Immutable.
 pub struct eplb_stats(pub(super) Stats);
 
-/// What to read of a dump. Initialise with EPLB_STATS_OPTIONS_INIT; zero is every field's default.
+/// What to read of a dump. Zero is the default of every field.
 #[repr(C)]
 #[derive(Clone, Copy)]
 pub struct eplb_stats_options {
-    /// sizeof(eplb_stats_options)
+    /// Set by EPLB_STATS_OPTIONS_INIT.
     pub struct_size: usize,
-    /// First iteration to use; 0: from the start of the dump.
+    /// First iteration to read; 0: the dump's first.
     pub iter_start: i64,
-    /// First iteration not to use any more; 0: to the end of the dump.
+    /// One past the last iteration to read; 0: to the dump's end.
     pub iter_stop: i64,
-    /// Not 0: take a dump in which the files of some ranks are missing. eplb_stats_info lists them.
+    /// Nonzero: accept a dump that lacks the files of some ranks.
     pub allow_missing_ranks: u32,
     /// Threads that read; 0: one a core, at most 8. Results do not depend on it.
     pub num_threads: u32,
-    /// Ranks that the run had, so that a loss of any is noticed; 0: what the dump says. TensorRT-LLM's dumps do not say
-    /// it: of theirs, a loss of the highest ranks goes unnoticed with 0.
+    /// Ranks of the run, to detect missing files; 0: as in the dump. TensorRT-LLM's dumps do not say it: with
+    /// 0, the loss of their highest ranks goes undetected.
     pub expected_ranks: usize,
 }
 
 // SAFETY: `repr(C)`, `struct_size` first, integers only.
 unsafe impl Growing for eplb_stats_options {}
 
-/// What the ids of a dump are.
-#[repr(i32)]
-#[derive(Debug, Clone, Copy, PartialEq, Eq)]
-pub enum eplb_counted {
-    /// Experts, as the router chose them.
-    Experts = 0,
-    /// Slots: a placement was in force while counting.
-    Slots = 1,
-}
-
-/// What came in from C.
-pub(super) fn counted(number: i32) -> Result<Counted> {
-    const EXPERTS: i32 = eplb_counted::Experts as i32;
-    const SLOTS: i32 = eplb_counted::Slots as i32;
-    match number {
-        EXPERTS => Ok(Counted::Experts),
-        SLOTS => Ok(Counted::Slots),
-        unknown => Err(Error::InvalidArgument(format!("counted is {unknown}, which is no eplb_counted"))),
-    }
-}
-
-/// What a dump holds. Initialise with EPLB_STATS_INFO_INIT. Arrays belong to the handle and live as long as it does.
+/// The contents of a dump. Arrays live as long as the handle.
 #[repr(C)]
 #[derive(Clone, Copy)]
 pub struct eplb_stats_info {
-    /// sizeof(eplb_stats_info)
+    /// Set by EPLB_STATS_INFO_INIT.
     pub struct_size: usize,
-    /// Experts of a layer, or slots where `counted` says so.
+    /// Experts of a layer; of slot ids, slots of all ranks together.
     pub num_experts: u32,
-    /// Experts that each token chooses; 0 where a file of another system did not say it.
+    /// Experts per token; 0 if a file of another system does not say it.
     pub experts_per_token: u32,
-    /// Ranks of the run that dumped, the missing ones included.
+    /// Ranks of the run, including missing ones.
     pub num_ranks: u32,
-    /// Whether experts or slots were counted: an eplb_counted.
-    pub counted: i32,
-    /// First iteration of the counts.
+    /// What the ids name.
+    pub id_kind: eplb_id_kind,
+    /// First iteration.
     pub iter_start: i64,
-    /// The one after the last.
+    /// One past the last iteration.
     pub iter_stop: i64,
-    /// The layers' numbers, ascending: int32 [num_layers].
+    /// Layer numbers, ascending: [num_layers].
     pub layer_ids: *const i32,
-    /// Layers that were counted.
+    /// Length of layer_ids.
     pub num_layers: usize,
-    /// Ranks whose file is missing, ascending: int32 [num_missing_ranks].
+    /// Ranks whose file is missing, ascending: [num_missing_ranks].
     pub missing_ranks: *const i32,
-    /// Always 0 unless allow_missing_ranks was set.
+    /// 0 unless allow_missing_ranks was set.
     pub num_missing_ranks: usize,
 }
 
@@ -87,8 +67,8 @@ pub struct eplb_stats_info {
 unsafe impl Growing for eplb_stats_info {}
 
 impl eplb_stats_options {
-    /// Zero is the default of each, and no iteration is negative.
-    pub(super) fn checked(&self) -> Result<LoadOptions> {
+    /// The options as the library takes them.
+    pub(super) fn load_options(&self) -> Result<LoadOptions> {
         Ok(LoadOptions {
             iter_start: Some(number(self.iter_start, "iter_start")?).filter(|&start| start != 0),
             iter_stop: Some(number(self.iter_stop, "iter_stop")?).filter(|&stop| stop != 0),
@@ -99,14 +79,13 @@ impl eplb_stats_options {
     }
 }
 
-/// Reads the dump in a directory: meta_info.json and one rank<R>.safetensors a rank, summed over ranks.
+/// Loads the dump in a directory, meta_info.json and one rank<R>.safetensors a rank, summed over ranks.
 ///
-/// \param path     the directory, UTF-8
-/// \param options  may be NULL: all iterations, all ranks present
-/// \param stats    receives the handle, which goes back by eplb_stats_destroy()
-/// \return EPLB_STATUS_OK; EPLB_STATUS_INVALID_DUMP or EPLB_STATUS_INCOMPLETE_DUMP with a message naming file,
-///         iteration and layer; EPLB_STATUS_READ_FAILED; EPLB_STATUS_INVALID_ARGUMENT, also for iterations that the dump
-///         does not have
+/// \param path     the directory
+/// \param options  NULL for the defaults
+/// \param stats    receives the handle
+/// \return EPLB_STATUS_INVALID_DUMP; EPLB_STATUS_INCOMPLETE_DUMP; EPLB_STATUS_READ_FAILED;
+///         EPLB_STATUS_INVALID_ARGUMENT also for iterations that the dump lacks
 #[unsafe(no_mangle)]
 pub unsafe extern "C" fn eplb_stats_load(
     path: *const c_char,
@@ -122,17 +101,17 @@ pub unsafe extern "C" fn eplb_stats_load(
                 out(stats, "stats")?,
             )
         };
-        let dump = Dump::open(directory, &options.checked()?)?;
+        let dump = Dump::open(directory, &options.load_options()?)?;
         stats.give(eplb_stats(dump.read(&mut |_, _| Ok(()))?));
         Ok(())
     })
 }
 
-/// Tells what the dump held.
+/// Returns the sizes of the counts.
 ///
 /// \param stats  the counts
-/// \param info   from EPLB_STATS_INFO_INIT; receives the sizes, and arrays that live as long as the handle
-/// \return EPLB_STATUS_OK or EPLB_STATUS_INVALID_ARGUMENT
+/// \param info   receives the sizes
+/// \return a status
 #[unsafe(no_mangle)]
 pub unsafe extern "C" fn eplb_stats_get_info(
     stats: *const eplb_stats,
@@ -147,10 +126,10 @@ pub unsafe extern "C" fn eplb_stats_get_info(
             num_experts: number(summary.num_experts, "num_experts")?,
             experts_per_token: number(summary.experts_per_token, "experts_per_token")?,
             num_ranks: number(summary.num_ranks, "num_ranks")?,
-            counted: match summary.counted {
-                Counted::Experts => eplb_counted::Experts,
-                Counted::Slots => eplb_counted::Slots,
-            } as i32,
+            id_kind: match summary.counted {
+                Counted::Experts => EPLB_ID_KIND_EXPERT,
+                Counted::Slots => EPLB_ID_KIND_SLOT,
+            },
             iter_start: number(summary.iterations.start, "iter_start")?,
             iter_stop: number(summary.iterations.stop, "iter_stop")?,
             layer_ids: summary.layers.as_ptr().cast(),
@@ -162,16 +141,15 @@ pub unsafe extern "C" fn eplb_stats_get_info(
     })
 }
 
-/// Copies the loads of one layer, in the form that eplb_solve() takes: (token, choice) pairs by expert.
+/// Copies the loads of one layer for eplb_solve(): the number of ids of each expert.
 ///
 /// \param stats        the counts
 /// \param layer        the layer's number
-/// \param num_samples  1: summed over the iterations; iter_stop - iter_start: one row an iteration; between: as many groups of
-///                     iterations that follow each other, as even as can be, each summed up
+/// \param num_samples  1: the sum of all iterations; iter_stop - iter_start: each iteration; a number
+///                     between: consecutive iterations, split as evenly as possible and summed
 /// \param num_experts  that of the dump, as a check
 /// \param loads        receives [num_samples][num_experts]
-/// \return EPLB_STATUS_OK; EPLB_STATUS_INVALID_ARGUMENT, also for an unknown layer; EPLB_STATUS_INVALID_DUMP where a sum is
-///         larger than a double can say exactly
+/// \return EPLB_STATUS_INVALID_DUMP if a sum exceeds 2^53, where a double is no longer exact
 #[unsafe(no_mangle)]
 pub unsafe extern "C" fn eplb_stats_layer_loads(
     stats: *const eplb_stats,
@@ -189,9 +167,9 @@ pub unsafe extern "C" fn eplb_stats_layer_loads(
     })
 }
 
-/// Gives the handle back.
+/// Destroys counts and the arrays that they returned.
 ///
-/// \param stats  not to be used again, nor what it lent; NULL is allowed
+/// \param stats  may be NULL
 #[unsafe(no_mangle)]
 pub unsafe extern "C" fn eplb_stats_destroy(stats: *mut eplb_stats) {
     // SAFETY: the caller's promise that the handle is live and not used again.

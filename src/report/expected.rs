@@ -14,7 +14,7 @@ pub struct Routed<'a> {
     /// The rule.
     pub rule: Rule,
     /// The node of each rank; `None` says that all are on one.
-    pub rank_to_node: Option<&'a [u32]>,
+    pub rank_to_node: Option<&'a [i32]>,
     /// Whether [`Rule::LeastLoaded`] knows the counts of all ranks.
     pub with_rank_counts: bool,
 }
@@ -135,7 +135,7 @@ pub(crate) fn routed_load<I: Id>(
 fn nearest(
     shape: Shape,
     tables: &LayerTables,
-    (rank, nodes): (usize, &[u32]),
+    (rank, nodes): (usize, &[i32]),
     counts: &[u64],
     loads: &mut [f64],
 ) {

@@ -5,24 +5,13 @@ use std::path::Path;
 
 use serde::{Deserialize, Serialize};
 
-use super::IterationRange;
 use super::rank_file::open_regular;
+use super::{Counted, IterationRange};
 use crate::error::{Error, Result, shortened};
 use crate::placement::MAX_COUNT;
 
 /// A meta file holds two numbers and a list of layers.
 const MAX_FILE_BYTES: u64 = 1 << 20;
-
-/// What the ids of a dump are.
-#[derive(Debug, Clone, Copy, Default, PartialEq, Eq, Serialize, Deserialize)]
-#[serde(rename_all = "lowercase")]
-pub enum Counted {
-    /// Experts, as the router chose them.
-    #[default]
-    Experts,
-    /// Slots: a placement was in force while counting.
-    Slots,
-}
 
 /// The meta file: TensorRT-LLM's two numbers, and what eplb adds.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]

@@ -9,7 +9,7 @@ mod sum;
 mod write;
 
 pub use dump::{Dump, LoadOptions};
-pub use meta::{Counted, DumpInfo, MetaInfo};
+pub use meta::{DumpInfo, MetaInfo};
 pub use rank_file::RankFile;
 pub(crate) use recorder::{BatchCount, CellType, histogram};
 pub use recorder::{Dumps, Info, MemoryRequired, Recorder, RecorderConfig, State, Totals};
@@ -18,7 +18,20 @@ pub use write::{Counts, RankDump};
 use std::fmt;
 use std::str::FromStr;
 
+use serde::{Deserialize, Serialize};
+
 use crate::error::{Error, Result, shortened};
+
+/// What the ids of a dump are.
+#[derive(Debug, Clone, Copy, Default, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "lowercase")]
+pub enum Counted {
+    /// Experts, as the router chose them.
+    #[default]
+    Experts,
+    /// Slots: a placement was in force while counting.
+    Slots,
+}
 
 /// Iterations `start <= i < stop`.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]

@@ -111,19 +111,32 @@ impl RankDump<'_> {
     /// As [`RankDump::check`], but for the counts, which need not be there yet.
     pub(super) fn check_run(&self) -> Result<()> {
         let refuse = |what: String| Err(Error::InvalidArgument(what));
-        if self.rank as usize >= self.num_ranks {
-            return refuse(format!("rank {} of {} ranks", self.rank, self.num_ranks));
+        let (rank, num_ranks, num_experts) = (self.rank, self.num_ranks, self.num_experts);
+        if num_ranks == 0 {
+            return refuse("num_ranks is 0; at least 1 expected".to_owned());
         }
-        if self.num_experts > MAX_COUNT || !(1..=self.num_experts).contains(&self.experts_per_token) {
-            return refuse(format!("{} of {} experts a token", self.experts_per_token, self.num_experts));
+        if rank as usize >= num_ranks {
+            return refuse(format!("rank is {rank}, num_ranks {num_ranks}; 0 to {} expected", num_ranks - 1));
+        }
+        if !(1..=MAX_COUNT).contains(&num_experts) {
+            return refuse(format!("num_experts is {num_experts}; 1 to {MAX_COUNT} expected"));
+        }
+        if !(1..=num_experts).contains(&self.experts_per_token) {
+            return refuse(format!(
+                "experts_per_token is {}, num_experts {num_experts}; 1 to {num_experts} expected",
+                self.experts_per_token
+            ));
+        }
+        if self.layers.is_empty() {
+            return refuse("there is no layer; at least one expected".to_owned());
         }
         let mut layers = self.layers.to_vec();
         layers.sort_unstable();
-        if layers.is_empty()
-            || layers.windows(2).any(|pair| pair[0] == pair[1])
-            || layers.iter().any(|&l| i32::try_from(l).is_err())
-        {
-            return refuse(format!("layers {:?}: there must be some, each once, and fit int32", self.layers));
+        if let Some(twice) = layers.windows(2).find(|pair| pair[0] == pair[1]) {
+            return refuse(format!("layer {} is listed twice", twice[0]));
+        }
+        if let Some(large) = layers.iter().find(|&&layer| i32::try_from(layer).is_err()) {
+            return refuse(format!("layer {large} does not fit int32"));
         }
         let IterationRange { start, stop } = self.iterations;
         if self.iterations.is_empty() || stop > i64::MAX as u64 {

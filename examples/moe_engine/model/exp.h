@@ -6,7 +6,7 @@
 #include <cstdint>
 #include <cstring>
 
-/// e^x to a relative error of 1.1e-7, with x held to where that is a normal number.
+/// e^x with a relative error of 1.1e-7. x is clamped so that the result is a normal number.
 inline float fast_exp(float x) {
     x = x < -87.0f ? -87.0f : x;
     x = x > 88.0f ? 88.0f : x;

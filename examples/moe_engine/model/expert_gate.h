@@ -14,8 +14,8 @@ class expert_gate {
     /// weight is [n_routed_experts][hidden_size].
     expert_gate(const std::vector<float> &weight, const model_config &config);
 
-    /// For each row of h[num_tokens][hidden_size] the experts and what their outputs weigh, both
-    /// [num_tokens][num_experts_per_tok], highest score first and of equal scores the lower expert first.
+    /// For each row of h[num_tokens][hidden_size] the experts and the weights of their outputs, both
+    /// [num_tokens][num_experts_per_tok]: highest score first, of equal scores the lower expert first.
     void choose(const float *h, size_t num_tokens, int32_t *expert_ids, float *weights) const;
 
   private:

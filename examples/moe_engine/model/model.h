@@ -1,5 +1,5 @@
-// A DeepSeek-V3-shaped model: dense layers, then mixture-of-experts layers. What every rank holds a copy of,
-// which is everything but the routed experts.
+// A DeepSeek-V3-shaped model: dense layers, then mixture-of-experts layers. Every rank has a copy of it,
+// except for the routed experts.
 #ifndef MOE_ENGINE_MODEL_H
 #define MOE_ENGINE_MODEL_H
 
@@ -18,8 +18,8 @@
 #include "safetensors.h"
 #include "self_attention.h"
 
-/// Never changes once loaded, so that ranks that are threads share one. x is the residual stream and h what a
-/// norm made of it, both [num_tokens][hidden_size]. A forward pass is
+/// Immutable, so that ranks that are threads share one. x is the residual stream and h its norm, both
+/// [num_tokens][hidden_size]. A forward pass is
 ///
 ///     embed, and for each layer: attention, then
 ///         dense layer:  dense
@@ -27,8 +27,7 @@
 ///     logits
 class model {
   public:
-    /// From a folder's config.json and model.safetensors. Throws std::runtime_error where these are not as
-    /// expected.
+    /// Reads config.json and model.safetensors of a folder. Throws std::runtime_error for bad files.
     explicit model(const std::string &folder);
 
     const model_config &config() const { return config_; }
@@ -40,9 +39,9 @@ class model {
     void attention(size_t layer, const batch &sequences, float *x) const;
     /// x += the feed-forward block of a dense layer
     void dense(size_t layer, size_t num_tokens, float *x) const;
-    /// h = what the gate and the experts of a MoE layer are given
+    /// h = the input of the gate and the experts of a MoE layer
     void moe_norm(size_t layer, const float *x, size_t num_tokens, float *h) const;
-    /// The experts each token chose and what their outputs weigh, both [num_tokens][num_experts_per_tok],
+    /// The experts that each token chose and the weights of their outputs, [num_tokens][num_experts_per_tok],
     /// highest score first.
     void gate(size_t layer, const float *h, size_t num_tokens, int32_t *expert_ids, float *weights) const;
     /// x += the shared expert

@@ -1,4 +1,4 @@
-// The shape of the model, as its config.json has it.
+// The shape of the model, from its config.json.
 #ifndef MOE_ENGINE_MODEL_CONFIG_H
 #define MOE_ENGINE_MODEL_CONFIG_H
 
@@ -28,7 +28,7 @@ struct model_config {
     size_t experts_per_group() const { return n_routed_experts / n_group; }
 };
 
-/// Throws std::runtime_error for a file that cannot be read, and for a model that this code does not compute.
+/// Throws std::runtime_error for a file that cannot be read, and for an unsupported model.
 model_config read_model_config(const std::string &path);
 
 #endif

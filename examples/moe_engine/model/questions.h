@@ -6,8 +6,8 @@
 #include <string>
 #include <vector>
 
-/// The questions of a GSM8K file with their answers, as sequences of at most `max_tokens` tokens; a token is
-/// a byte. Throws std::runtime_error naming file and line where these are not as expected.
+/// The questions of a GSM8K file with their answers, as sequences of at most `max_tokens` tokens. A token is
+/// a byte. Throws std::runtime_error with file and line for a bad file.
 std::vector<std::vector<int32_t>> read_questions(const std::string &path, size_t max_tokens);
 
 #endif

@@ -9,9 +9,9 @@
 #include <string>
 #include <vector>
 
-/// Reads only the header; each tensor is read from the file when it is asked for. May be shared by threads.
+/// Reads only the header; each tensor is read from the file on request. May be shared by threads.
 ///
-/// Everything throws std::runtime_error, naming file and tensor, where the file is not as expected.
+/// Every call throws std::runtime_error with file and tensor for a bad file.
 class safetensors {
   public:
     explicit safetensors(std::string path);
@@ -21,7 +21,7 @@ class safetensors {
 
     /// A tensor of dtype BF16 or F32 and of this shape.
     std::vector<float> f32(const std::string &name, const std::vector<size_t> &shape) const;
-    /// Only what lies at `index` of the tensor's first dimension.
+    /// Only the part at `index` of the tensor's first dimension.
     std::vector<float> f32_slice(const std::string &name, const std::vector<size_t> &shape,
                                  size_t index) const;
     /// A tensor of dtype I32 and of this shape.

@@ -12,7 +12,7 @@
 /// Causal self-attention with rotary position embeddings.
 class self_attention {
   public:
-    /// `prefix` is what its tensors' names begin with: "model.layers.0.self_attn."
+    /// `prefix` starts the names of its tensors: "model.layers.0.self_attn."
     self_attention(const safetensors &checkpoint, const std::string &prefix, const model_config &config);
 
     /// y = o_proj(softmax(q k^T / sqrt(head_dim)) v), h and y being [num_tokens][hidden_size]; a token

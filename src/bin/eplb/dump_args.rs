@@ -4,8 +4,7 @@ use std::path::{Path, PathBuf};
 
 use eplb::stats::{Dump, LoadOptions, Stats};
 use eplb::{Error, Result};
-
-use crate::generate::reading_bar;
+use indicatif::{ProgressBar, ProgressStyle};
 
 #[derive(clap::Args)]
 pub struct DumpArgs {
@@ -63,7 +62,14 @@ impl DumpArgs {
     }
 }
 
-fn read(directory: &Path, options: &LoadOptions) -> Result<Stats> {
+/// A bar on standard error, drawn only on a terminal.
+pub fn reading_bar() -> ProgressBar {
+    let style = ProgressStyle::with_template("reading {bar:40} {bytes}/{total_bytes} {bytes_per_sec} {eta}");
+    ProgressBar::new(0).with_style(style.unwrap_or_else(|_| ProgressStyle::default_bar()))
+}
+
+/// Reads a dump behind a bar.
+pub fn read(directory: &Path, options: &LoadOptions) -> Result<Stats> {
     let bar = reading_bar();
     let stats = Dump::open(directory, options)?.read(&mut |done, total| {
         bar.set_length(total);

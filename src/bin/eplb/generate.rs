@@ -3,14 +3,17 @@
 use std::fmt::Write;
 use std::path::PathBuf;
 
-use clap::builder::{PossibleValue, PossibleValuesParser, RangedU64ValueParser, TypedValueParser};
-use comfy_table::{Cell, CellAlignment, Table, TableComponent, presets};
+use clap::builder::{PossibleValuesParser, TypedValueParser};
+use comfy_table::{Table, TableComponent, presets};
 use eplb::generate::{GenerateConfig, Generated, Phase, generate};
 use eplb::report::DEFAULT_NUM_SAMPLES;
 use eplb::solve::{DEFAULT_DRIFT, DEFAULT_EFFORT, Objective, Policy, SolveConfig};
 use eplb::stats::LoadOptions;
 use eplb::{Error, Result};
-use indicatif::{ProgressBar, ProgressStyle};
+
+use crate::dump_args::reading_bar;
+use crate::output::{four_digits, right};
+use crate::plan_args::{one_or_more, policies};
 
 /// Turn a statistic dump into a configuration file (step 2)
 ///
@@ -143,28 +146,6 @@ pub struct Args {
     quiet: bool,
 }
 
-pub fn one_or_more() -> RangedU64ValueParser<usize> {
-    RangedU64ValueParser::new().range(1..)
-}
-
-pub fn policies() -> impl TypedValueParser<Value = Policy> {
-    let help = |policy| match policy {
-        Policy::Trtllm => "TensorRT-LLM's, bit for bit",
-        Policy::DeepseekGlobal => "that of DeepSeek's eplb.py, over all ranks",
-        Policy::DeepseekHierarchical => {
-            "the same in two stages: whole groups of experts to nodes, then each node's experts to its ranks; needs \
-             --num_groups and --num_nodes"
-        }
-        Policy::Search => {
-            "replica counts and ranks chosen together: closer to level than any greedy, and no expert twice on a rank \
-             where that costs nothing"
-        }
-        _ => "",
-    };
-    let values = Policy::ALL.map(|policy| PossibleValue::new(policy.name()).help(help(policy)));
-    PossibleValuesParser::new(values).try_map(|name| name.parse::<Policy>())
-}
-
 fn objectives() -> impl TypedValueParser<Value = Objective> {
     PossibleValuesParser::new(Objective::ALL.map(Objective::name)).try_map(|name| name.parse::<Objective>())
 }
@@ -194,6 +175,7 @@ pub fn run(args: &Args) -> Result<String> {
     let config = GenerateConfig {
         expert_statistic_path: &args.expert_statistic_path,
         output_path: &args.output_path,
+        solve_threads: args.threads,
         options: LoadOptions {
             iter_start: args.iter_start,
             iter_stop: args.iter_stop,
@@ -230,12 +212,6 @@ pub fn run(args: &Args) -> Result<String> {
     bar.finish_and_clear();
     let generated = generated?;
     Ok(if args.quiet { String::new() } else { describe(args, &generated) })
-}
-
-/// A bar on standard error, drawn only on a terminal.
-pub fn reading_bar() -> ProgressBar {
-    let style = ProgressStyle::with_template("reading {bar:40} {bytes}/{total_bytes} {bytes_per_sec} {eta}");
-    ProgressBar::new(0).with_style(style.unwrap_or_else(|_| ProgressStyle::default_bar()))
 }
 
 fn describe(args: &Args, generated: &Generated) -> String {
@@ -301,29 +277,24 @@ fn table(generated: &Generated, with_best_split: bool) -> Table {
     table.set_header(row(
         ["layer", "before", "after", "best split", "gap", "worst rank after"].map(str::to_owned)
     ));
-    let ratio = |ratio: Option<f64>| ratio.map_or("-".to_owned(), |ratio| format!("{ratio:.4}"));
     let score = &generated.score;
     for layer in &score.layers {
         table.add_row(row([
             layer.layer.to_string(),
-            ratio(layer.unbalanced.imbalance_ratio),
-            ratio(layer.balance.imbalance_ratio),
-            ratio(layer.best_split_imbalance_ratio),
-            ratio(layer.gap),
+            four_digits(layer.unbalanced.imbalance_ratio),
+            four_digits(layer.balance.imbalance_ratio),
+            four_digits(layer.best_split_imbalance_ratio),
+            four_digits(layer.gap),
             layer.balance.worst_rank.to_string(),
         ]));
     }
     table.add_row(row([
         "average".to_owned(),
-        ratio(score.unbalanced_imbalance_ratio),
-        ratio(score.imbalance_ratio),
-        ratio(score.best_split_imbalance_ratio),
-        ratio(score.gap),
+        four_digits(score.unbalanced_imbalance_ratio),
+        four_digits(score.imbalance_ratio),
+        four_digits(score.best_split_imbalance_ratio),
+        four_digits(score.gap),
         String::new(),
     ]));
     table
-}
-
-fn right(text: impl ToString) -> Cell {
-    Cell::new(text).set_alignment(CellAlignment::Right)
 }

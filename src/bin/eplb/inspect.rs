@@ -5,9 +5,9 @@ use std::path::{Path, PathBuf};
 
 use eplb::Result;
 use eplb::placement::{ConfigFile, Expected, replica_counts};
-use eplb::stats::{Counted, Dump, LoadOptions, RankFile};
+use eplb::stats::{Counted, LoadOptions, RankFile};
 
-use crate::generate::reading_bar;
+use crate::dump_args;
 
 /// Describe a dump, a rank's file or a configuration file, and check it
 #[derive(clap::Args)]
@@ -58,15 +58,7 @@ pub fn layer_list(layers: &[u32]) -> String {
 }
 
 fn dump(path: &Path, text: &mut String) -> Result<()> {
-    let bar = reading_bar();
-    let stats = Dump::open(path, &LoadOptions { allow_missing_ranks: true, ..Default::default() })?.read(
-        &mut |done, total| {
-            bar.set_length(total);
-            bar.set_position(done);
-            Ok(())
-        },
-    )?;
-    bar.finish_and_clear();
+    let stats = dump_args::read(path, &LoadOptions { allow_missing_ranks: true, ..Default::default() })?;
     let summary = stats.summary();
     let _ = writeln!(text, "{}: statistic dump", path.display());
     line(text, "ranks", summary.num_ranks);

@@ -1,9 +1,8 @@
 //! The flags of how to place experts that every command with policies has.
 
+use clap::builder::{PossibleValue, PossibleValuesParser, RangedU64ValueParser, TypedValueParser};
 use eplb::report::{DEFAULT_NUM_SAMPLES, Planner};
 use eplb::solve::{Policy, SolveConfig};
-
-use crate::generate::one_or_more;
 
 #[derive(clap::Args)]
 pub struct PlanArgs {
@@ -27,4 +26,28 @@ impl PlanArgs {
         let solve = SolveConfig { policy, num_groups, num_nodes, ..SolveConfig::default() };
         Planner { solve, num_samples: self.num_samples, threads }
     }
+}
+
+/// A count that must not be 0.
+pub fn one_or_more() -> RangedU64ValueParser<usize> {
+    RangedU64ValueParser::new().range(1..)
+}
+
+/// The policies by name, each with a line of help.
+pub fn policies() -> impl TypedValueParser<Value = Policy> {
+    let help = |policy| match policy {
+        Policy::Trtllm => "TensorRT-LLM's, bit for bit",
+        Policy::DeepseekGlobal => "that of DeepSeek's eplb.py, over all ranks",
+        Policy::DeepseekHierarchical => {
+            "the same in two stages: whole groups of experts to nodes, then each node's experts to its ranks; needs \
+             --num_groups and --num_nodes"
+        }
+        Policy::Search => {
+            "replica counts and ranks chosen together: closer to level than any greedy, and no expert twice on a rank \
+             where that costs nothing"
+        }
+        _ => "",
+    };
+    let values = Policy::ALL.map(|policy| PossibleValue::new(policy.name()).help(help(policy)));
+    PossibleValuesParser::new(values).try_map(|name| name.parse::<Policy>())
 }

@@ -12,11 +12,10 @@ use serde::Serialize;
 
 use crate::chart;
 use crate::dump_args::DumpArgs;
-use crate::generate::policies;
 use crate::output::{
     Form, begin, bytes, csv_line, exact, finish, imbalance, left, parse_bytes, percent, right, table,
 };
-use crate::plan_args::PlanArgs;
+use crate::plan_args::{PlanArgs, policies};
 
 /// Widest bar of the curve, in characters.
 const BAR: f64 = 16.0;

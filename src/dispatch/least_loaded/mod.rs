@@ -11,7 +11,6 @@ use std::ops::Range;
 
 use self::plan::RankTokens;
 use self::small_batch::SmallBatch;
-use super::host::first_slots;
 use super::tables::LayerTables;
 use crate::device::Id;
 use crate::placement::Shape;
@@ -69,7 +68,7 @@ impl LeastLoaded {
             rank_loads: vec![0; shape.num_ranks()],
             runs: vec![Run::default(); num_slots],
             next: vec![0..0; num_experts],
-            current: first_slots(shape, tables).into_iter().map(endless).collect(),
+            current: tables.first_slots(shape).into_iter().map(endless).collect(),
             small: SmallBatch::new(shape, tables),
         }
     }

@@ -2,7 +2,6 @@
 
 use super::plan::{RankTokens, SplitPlan};
 use crate::device::Id;
-use crate::dispatch::host::first_slots;
 use crate::dispatch::tables::LayerTables;
 use crate::placement::Shape;
 
@@ -26,7 +25,7 @@ pub struct SmallBatch {
 impl SmallBatch {
     /// For the batches of a layer.
     pub fn new(shape: Shape, tables: &LayerTables) -> Self {
-        let mut slots = first_slots(shape, tables);
+        let mut slots = tables.first_slots(shape);
         slots.resize(slots.len() + MAX_IDS + WRITTEN_AT_ONCE, 0);
         let steps = tables.replica_count.iter().map(|&count| u32::from(count > 1)).chain([0]).collect();
         SmallBatch { slots, next: (0..=shape.num_experts() as u32).collect(), steps }

@@ -13,7 +13,7 @@ const UNITS: u64 = 1 << 20;
 /// If all ranks had equally many tokens of an expert, every replica would serve at most 5/4 of its fair share. Within this limit
 /// as many tokens as possible stay on `rank`, and as many others as possible on its node. Each step is a water-filling of the
 /// replicas' totals.
-pub fn shares(shape: Shape, tables: &LayerTables, rank: usize, rank_to_node: &[u32]) -> Vec<u32> {
+pub fn shares(shape: Shape, tables: &LayerTables, rank: usize, rank_to_node: &[i32]) -> Vec<u32> {
     let mut ends = vec![u32::MAX; shape.num_slots()];
     for expert in tables.replicated() {
         let parts = parts(shape, tables, expert, rank, rank_to_node);
@@ -33,7 +33,7 @@ pub fn parts(
     tables: &LayerTables,
     expert: usize,
     rank: usize,
-    rank_to_node: &[u32],
+    rank_to_node: &[i32],
 ) -> Vec<u128> {
     let slots = tables.slots_of(expert);
     let (count, num_ranks) = (slots.len() as u64, shape.num_ranks() as u64);
@@ -50,7 +50,7 @@ pub fn parts(
         filling.fill(&replicas, own, if holder.rank as usize == rank { (1, 1) } else { (0, 1) });
     }
     let node_of = |replica: usize| rank_to_node[shape.rank_of(slots[replica] as usize)];
-    let mut nodes: Vec<u32> = (0..slots.len()).map(node_of).collect();
+    let mut nodes: Vec<i32> = (0..slots.len()).map(node_of).collect();
     nodes.dedup();
     nodes.sort_unstable();
     nodes.dedup();
@@ -107,7 +107,7 @@ mod tests {
     use super::*;
 
     /// The parts of each rank, in tokens of a rank.
-    fn all_parts(slot_experts: &[u32], num_ranks: usize, rank_to_node: &[u32]) -> Vec<Vec<f64>> {
+    fn all_parts(slot_experts: &[u32], num_ranks: usize, rank_to_node: &[i32]) -> Vec<Vec<f64>> {
         let num_experts = *slot_experts.iter().max().unwrap() as usize + 1;
         let shape = Shape::new(num_experts, slot_experts.len(), num_ranks).unwrap();
         let tables = LayerTables::new(shape, slot_experts);

@@ -171,9 +171,9 @@ impl Metrics {
             one(dispatch.max_replicas()),
         );
         object.gauge(
-            "eplb_dispatch_memory_bytes",
+            "eplb_dispatch_workspace_bytes",
             "Memory of the tables on the device.",
-            one(dispatch.memory_bytes()),
+            one(dispatch.workspace_bytes()),
         );
         Ok(())
     }
@@ -401,7 +401,7 @@ mod tests {
             "layers_with_rank_counts 0",
             "max_replicas 3",
             // 4 arrays of 4, 4, 6 and 4 x 3 numbers of 4 bytes, each from a multiple of 64 bytes on.
-            "memory_bytes 256",
+            "workspace_bytes 256",
         ];
         assert_eq!(samples(&metrics, "eplb_dispatch_"), expected);
     }

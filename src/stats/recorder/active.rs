@@ -2,8 +2,8 @@
 
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 
-use super::config::MemoryRequired;
 use super::count::{OFF, Totals};
+use super::window::MemoryRequired;
 use super::window::{Layout, Window};
 use super::writer::{Progress, Writer};
 use crate::device::{Capture, Device, Ids, Staging, Stream};
@@ -85,7 +85,7 @@ impl Active {
         calls.check()?;
         if let Some(last) = calls.iteration.filter(|&last| iteration < last) {
             return Err(Error::InvalidArgument(format!(
-                "iteration {iteration} after iteration {last}: iterations go up; eplb_recorder_reset() starts anew"
+                "iteration {iteration} after iteration {last}: iterations go up; eplb_recorder_reset() restarts"
             )));
         }
         let run = self.writer.run();
@@ -195,7 +195,8 @@ impl Active {
                 Counted::Slots => "slots",
             };
             return refuse(format!(
-                "the recorder counts {} {counted} and {} ids a token, the dispatch has {num_experts} and {experts_per_token}",
+                "the recorder counts {} {counted} and {} ids a token, the dispatch has {num_experts} and \
+                 {experts_per_token}; its num_experts, id_kind and experts_per_token must match",
                 run.num_experts, run.experts_per_token
             ));
         }
@@ -208,7 +209,7 @@ impl Drop for Active {
         let calls = self.calls.get_mut().unwrap_or_else(PoisonError::into_inner);
         if let (Some(held), Progress::None) = (calls.held, self.writer.progress()) {
             log::warn!(
-                "rank {}: iterations {held} were counted and never dumped: eplb_recorder_dump() would have",
+                "rank {}: the counts of iterations {held} are lost: call eplb_recorder_dump() before the recorder is destroyed",
                 self.writer.run().rank
             );
         }

@@ -2,7 +2,6 @@
 
 use std::path::{Path, PathBuf};
 
-use super::window::Layout;
 use crate::device::Place;
 use crate::error::{Error, Result};
 use crate::stats::{Counted, Counts, IterationRange, RankDump};
@@ -32,15 +31,6 @@ pub struct RecorderConfig<'a> {
     pub max_tokens_per_iteration: u64,
     /// A name of the run, if given.
     pub run_id: Option<&'a str>,
-}
-
-/// The memory that a recorder takes.
-#[derive(Debug, Clone, Copy, PartialEq, Eq)]
-pub struct MemoryRequired {
-    /// Bytes on the device.
-    pub workspace_bytes: usize,
-    /// Bytes of host memory, page-locked for a CUDA device.
-    pub host_bytes: usize,
 }
 
 /// The run, as the dump describes it.
@@ -97,16 +87,5 @@ impl RecorderConfig<'_> {
         };
         run.dump(iterations).check_run()?;
         Ok(run)
-    }
-
-    /// The memory that [`Recorder::create`](super::Recorder::create) would take.
-    pub fn memory_required(&self) -> Result<MemoryRequired> {
-        let Some(iterations) = self.iterations else {
-            return Ok(MemoryRequired { workspace_bytes: 0, host_bytes: 0 });
-        };
-        // The path makes no difference.
-        RecorderConfig { path: Some(Path::new("")), ..*self }.run(iterations)?;
-        let layout = Layout::of(self, iterations)?;
-        Ok(MemoryRequired { workspace_bytes: layout.workspace_bytes(), host_bytes: layout.host_bytes() })
     }
 }

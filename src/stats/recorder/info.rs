@@ -1,7 +1,7 @@
 //! The state of a recorder.
 
-use super::config::MemoryRequired;
 use super::count::Totals;
+use super::window::MemoryRequired;
 use crate::error::{Error, Result, try_zeroed};
 use crate::stats::IterationRange;
 

@@ -12,11 +12,12 @@ mod info;
 mod window;
 mod writer;
 
-pub use config::{MemoryRequired, RecorderConfig};
+pub use config::RecorderConfig;
 pub use count::Totals;
 pub(crate) use count::{BatchCount, CellType};
 pub(crate) use histogram::histogram;
 pub use info::{Dumps, Info, State};
+pub use window::MemoryRequired;
 
 use std::sync::{Arc, Mutex, PoisonError};
 use std::time::Duration;

@@ -1,5 +1,7 @@
 //! The recorder's memory on the device: the window of counts, the row to count into, and each layer's totals.
 
+use std::path::Path;
+
 use super::RecorderConfig;
 use super::count::{BatchCount, CellType, LayerCells, OFF, Totals};
 use crate::device::{Device, Fence, Ids, Memory, Part, Staging, Stream};
@@ -67,6 +69,28 @@ impl Layout {
     /// Host memory for a copy of the window, and for one of the totals.
     pub fn host_bytes(&self) -> usize {
         self.copied().bytes + self.totals().bytes
+    }
+}
+
+/// The memory that a recorder takes.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub struct MemoryRequired {
+    /// Bytes on the device.
+    pub workspace_bytes: usize,
+    /// Bytes of host memory, page-locked for a CUDA device.
+    pub host_bytes: usize,
+}
+
+impl RecorderConfig<'_> {
+    /// The memory that [`Recorder::create`](super::Recorder::create) would take.
+    pub fn memory_required(&self) -> Result<MemoryRequired> {
+        let Some(iterations) = self.iterations else {
+            return Ok(MemoryRequired { workspace_bytes: 0, host_bytes: 0 });
+        };
+        // The path makes no difference.
+        RecorderConfig { path: Some(Path::new("")), ..*self }.run(iterations)?;
+        let layout = Layout::of(self, iterations)?;
+        Ok(MemoryRequired { workspace_bytes: layout.workspace_bytes(), host_bytes: layout.host_bytes() })
     }
 }
 
