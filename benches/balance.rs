@@ -1,5 +1,6 @@
-//! How level each policy leaves the ranks: the mean over layers of mean / max rank load, an expert's load split evenly over its
-//! replicas. `cargo bench --bench balance`; with EPLB_EXTRA_DATA, a folder with more `dumps`, on DeepSeek-V3's recordings too.
+//! The balancedness of each policy's placements: mean / max of the rank loads with the even split, averaged over layers.
+//!
+//! `cargo bench --bench balance`. EPLB_EXTRA_DATA, a folder with more `dumps`, adds recordings of DeepSeek-V3.
 
 use std::hint::black_box;
 use std::path::Path;
@@ -12,7 +13,7 @@ use eplb::stats::{Dump, LoadOptions};
 
 const LAYERS: u64 = 58;
 
-/// Loads that fall off like `1 / rank^exponent`, shuffled in each layer as in `benches/solve.rs`.
+/// Zipf-distributed loads, `1 / n^exponent`, shuffled in each layer as in `benches/solve.rs`.
 fn zipf(num_layers: u64, num_experts: u32, exponent: f64) -> Vec<f64> {
     let of_layer = |layer: u64| {
         let mut loads: Vec<f64> =
@@ -27,8 +28,8 @@ fn zipf(num_layers: u64, num_experts: u32, exponent: f64) -> Vec<f64> {
     (0..num_layers).flat_map(of_layer).collect()
 }
 
-/// `[layers][samples][experts]`
-fn recorded(dump: &Path, start: u64, stop: u64, num_samples: usize) -> Vec<f64> {
+/// Reads the loads of a dump, `[layers][samples][experts]`.
+fn dump_loads(dump: &Path, start: u64, stop: u64, num_samples: usize) -> Vec<f64> {
     let options = LoadOptions { iter_start: Some(start), iter_stop: Some(stop), ..LoadOptions::default() };
     let stats = Dump::open(dump, &options).unwrap().read(&mut |_, _| Ok(())).unwrap();
     stats.samples(num_samples).unwrap()
@@ -61,8 +62,8 @@ impl Case<'_> {
         print!("| {} {}/{}", self.name, self.num_slots, self.num_ranks);
         for policy in [Policy::DeepseekGlobal, Policy::Trtllm, Policy::Search] {
             let placement = self.place(policy, loads, 1);
-            let twice = placement.duplicates().len();
-            print!(" | {:.5} | {twice}", self.balancedness(&placement, loads, 1));
+            let duplicates = placement.duplicates().len();
+            print!(" | {:.5} | {duplicates}", self.balancedness(&placement, loads, 1));
         }
         let mut times = [0.0; 31].map(|_: f64| {
             let start = Instant::now();
@@ -74,8 +75,8 @@ impl Case<'_> {
     }
 }
 
-/// 8 groups on 4 nodes of 8 ranks: how level against how much of the load is away from home, for each price.
-fn nodes(loads: &[f64]) {
+/// Balancedness and off-node share for several prices, with 8 groups on 4 nodes of 8 ranks.
+fn off_node_prices(loads: &[f64]) {
     println!("\n| policy | price | balancedness | off-node share | time, one thread |");
     println!("|---|---|---|---|---|");
     let case = Case { name: "dsv3-prefill", num_experts: 256, num_slots: 288, num_ranks: 32 };
@@ -98,12 +99,15 @@ fn nodes(loads: &[f64]) {
         let shares = layers.iter().zip(loads.chunks_exact(256)).map(|(&layer, loads)| {
             score(&placement, layer, loads, 1, 256).unwrap().off_node_share(8, &rank_to_node).unwrap()
         });
-        let (level, share) = (case.balancedness(&placement, loads, 1), average(shares).unwrap());
-        println!("| {policy} | {price} | {level:.5} | {share:.4} | {:.0} ms |", time.as_secs_f64() * 1e3);
+        let (balancedness, share) = (case.balancedness(&placement, loads, 1), average(shares).unwrap());
+        println!(
+            "| {policy} | {price} | {balancedness:.5} | {share:.4} | {:.0} ms |",
+            time.as_secs_f64() * 1e3
+        );
     }
 }
 
-/// Loads so uneven that the hottest experts need several ranks each.
+/// Loads so uneven that each of the hottest experts needs several ranks.
 fn heavy_tails() {
     println!("\n| experts, slots/ranks, zipf, the mean of 6 layers | trtllm | search |\n|---|---|---|");
     for (num_experts, num_slots, num_ranks, exponent) in
@@ -111,16 +115,16 @@ fn heavy_tails() {
     {
         let loads = zipf(6, num_experts, exponent);
         let case = Case { name: "zipf", num_experts: num_experts as usize, num_slots, num_ranks };
-        let level = |policy| case.balancedness(&case.place(policy, &loads, 1), &loads, 1);
+        let balancedness = |policy| case.balancedness(&case.place(policy, &loads, 1), &loads, 1);
         println!(
             "| {num_experts}, {num_slots}/{num_ranks}, {exponent} | {:.4} | {:.4} |",
-            level(Policy::Trtllm),
-            level(Policy::Search)
+            balancedness(Policy::Trtllm),
+            balancedness(Policy::Search)
         );
     }
 }
 
-/// Many small groups on 4 nodes, none of which may leave its home.
+/// Many small groups on 4 nodes, with all load on home nodes.
 fn groups() {
     println!("\n| groups, zipf 1.0, 288/32 | deepseek-hierarchical | search, price inf |\n|---|---|---|");
     let loads = zipf(6, 256, 1.0);
@@ -143,8 +147,8 @@ fn groups() {
     }
 }
 
-/// Planned on prompts of 1,024 tokens and measured on prompts of 4,096: what each step towards the best split gives.
-fn later(planned: &[f64], measured: &[f64]) {
+/// Placements planned on prompts of 1,024 tokens and measured on prompts of 4,096, with the even split and the best split.
+fn later_loads(planned: &[f64], measured: &[f64]) {
     println!(
         "\n| planned by | planned, even split | best split | measured, even split | best split | duplicates | time, one thread |"
     );
@@ -152,12 +156,13 @@ fn later(planned: &[f64], measured: &[f64]) {
     let case = Case { name: "dsv3-prefill", num_experts: 256, num_slots: 288, num_ranks: 32 };
     let layers: Vec<u32> = (0..58).collect();
     let search = SolveConfig::default();
-    let linked = |drift| SolveConfig { objective: Objective::BestSplit, drift, ..search };
+    let best_split = |drift| SolveConfig { objective: Objective::BestSplit, drift, ..search };
     let mut rows: Vec<(String, SolveConfig)> = [Policy::Trtllm, Policy::DeepseekGlobal, Policy::Search]
         .map(|policy| (policy.to_string(), SolveConfig { policy, ..search }))
         .into();
     rows.extend(
-        [0.0, 0.1, 0.2, 0.3, 0.4].map(|drift| (format!("search, best split, drift {drift}"), linked(drift))),
+        [0.0, 0.1, 0.2, 0.3, 0.4]
+            .map(|drift| (format!("search, best split, drift {drift}"), best_split(drift))),
     );
     for (name, config) in rows {
         let checked = Loads::new(planned, &layers, 1, 256).unwrap();
@@ -200,16 +205,16 @@ fn main() {
         for (name, num_slots, num_ranks) in
             [("dsv3-decode", 288, 32), ("dsv3-decode", 288, 72), ("dsv3-prefill", 288, 32)]
         {
-            let loads = recorded(&dumps.join(name), 0, 1, 1);
+            let loads = dump_loads(&dumps.join(name), 0, 1, 1);
             Case { name, num_experts: 256, num_slots, num_ranks }.row(&loads);
         }
     }
     heavy_tails();
     groups();
     if let Some(dumps) = &extra {
-        let loads = recorded(&dumps.join("dsv3-prefill"), 0, 1, 1);
-        nodes(&loads);
-        later(&loads, &recorded(&dumps.join("dsv3-prefill"), 1, 2, 1));
+        let loads = dump_loads(&dumps.join("dsv3-prefill"), 0, 1, 1);
+        off_node_prices(&loads);
+        later_loads(&loads, &dump_loads(&dumps.join("dsv3-prefill"), 1, 2, 1));
     }
 
     println!(
@@ -219,8 +224,8 @@ fn main() {
     let dumps = Path::new(env!("CARGO_MANIFEST_DIR")).join("data/dumps");
     for (name, num_slots, num_ranks) in [("dsv2lite-translation", 72, 8), ("dsv2lite-law", 80, 16)] {
         let case = Case { name, num_experts: 64, num_slots, num_ranks };
-        let planned = |samples| recorded(&dumps.join(name), 100, 115, samples);
-        let measured = recorded(&dumps.join(name), 115, 131, 16);
+        let planned = |samples| dump_loads(&dumps.join(name), 100, 115, samples);
+        let measured = dump_loads(&dumps.join(name), 115, 131, 16);
         print!("| {name} {num_slots}/{num_ranks}");
         for (policy, samples) in [(Policy::Trtllm, 1), (Policy::Search, 1), (Policy::Search, 15)] {
             let placement = case.place(policy, &planned(samples), samples);

@@ -1,8 +1,8 @@
-//! Step 2 as a process: `eplb generate` on a dump of 32 ranks x 100 iterations x 58 layers x 256 experts (380 MB).
+//! `eplb generate` as a process, on a dump of 32 ranks x 100 iterations x 58 layers x 256 experts (380 MB).
 //! `cargo bench --features cli --bench generate`
 //!
-//! The dump is written once, under target/, and stays in the page cache between runs. Prints the median time of several
-//! runs, the dump's bytes over it, and the process's peak memory.
+//! Writes the dump once, under target/, and expects it in the page cache afterwards. Prints the median time of the runs, the
+//! dump's bytes a second, and the process's peak memory.
 
 use std::io;
 use std::path::{Path, PathBuf};
@@ -43,13 +43,13 @@ fn main() -> io::Result<()> {
     Ok(())
 }
 
-/// Counts as a router leaves them: a few hot experts, different in each layer, and noise.
+/// Writes counts with a few hot experts, different in each layer, and noise.
 fn write_dump(directory: &Path) {
     let layers: Vec<u32> = LAYERS.collect();
     let mut state = 1u64;
     for rank in 0..RANKS {
-        let cells = ITERATIONS.len() as usize * layers.len();
-        let counts: Vec<u64> = (0..cells * EXPERTS)
+        let num_rows = ITERATIONS.len() as usize * layers.len();
+        let counts: Vec<u64> = (0..num_rows * EXPERTS)
             .map(|index| {
                 state = state.wrapping_mul(6_364_136_223_846_793_005).wrapping_add(1_442_695_040_888_963_407);
                 let (layer, expert) = (index / EXPERTS % layers.len(), index % EXPERTS);
@@ -72,7 +72,7 @@ fn write_dump(directory: &Path) {
     }
 }
 
-/// One run of the program: how long it took and its peak resident memory in bytes.
+/// Runs the program once. Returns its duration and its peak resident memory in bytes.
 fn run(dump: &Path, threads: usize) -> io::Result<(Duration, i64)> {
     let output: PathBuf = dump.with_file_name("bench.yaml");
     let start = Instant::now();
@@ -86,12 +86,12 @@ fn run(dump: &Path, threads: usize) -> io::Result<(Duration, i64)> {
         .stdout(Stdio::null())
         .spawn()?;
     let (mut status, mut usage) = (0, std::mem::MaybeUninit::<libc::rusage>::zeroed());
-    // SAFETY: our own child, and both results are ours to write.
+    // SAFETY: the process is a child that nothing else waits for, and both pointers are valid for writes.
     let waited = unsafe { libc::wait4(child.id() as i32, &mut status, 0, usage.as_mut_ptr()) };
     let time = start.elapsed();
     if waited < 0 || status != 0 {
         return Err(io::Error::other(format!("eplb generate ended with {status}")));
     }
-    // SAFETY: filled in by wait4; zeros are a value too.
+    // SAFETY: zeroed, and then filled in by wait4; all bit patterns are valid.
     Ok((time, unsafe { usage.assume_init() }.ru_maxrss * 1024))
 }

@@ -1,5 +1,5 @@
-//! How level the rules of routing leave the ranks on recorded routing: DeepSeek-V2-Lite, batches of 256 tokens, 72 slots on 8
-//! ranks, placed by `trtllm` from the dump of the same tokens. `cargo bench --bench routing`
+//! The balancedness of each routing rule on recorded routing: DeepSeek-V2-Lite, batches of 256 tokens, 72 slots on 8 ranks.
+//! The placement is that of `trtllm` for the dump of the same tokens. `cargo bench --bench routing`
 
 use std::fs;
 use std::path::Path;
@@ -19,7 +19,7 @@ const RANK_IDS: usize = TOKENS * CHOICES;
 fn main() {
     let data = Path::new(env!("CARGO_MANIFEST_DIR")).join("data");
     let trace = fs::read(data.join("traces/dsv2lite-translation.safetensors")).unwrap();
-    // One tensor behind a header whose length comes first.
+    // The file is the header's length, the header and one tensor.
     let header = u64::from_le_bytes(trace[..8].try_into().unwrap()) as usize;
     let ids: Vec<i32> = trace[8 + header..].iter().map(|&id| i32::from(id)).collect();
     assert_eq!(ids.len(), LAYERS * ITERATIONS * RANKS * RANK_IDS);
@@ -52,7 +52,7 @@ fn main() {
             })
             .collect();
         let balance = mean(&ids, |layer, batch| {
-            let counts = counts_of(batch);
+            let counts = count(batch);
             let mut loads = [0.0; RANKS];
             for (dispatch, ids) in dispatches.iter().zip(batch.chunks_exact(RANK_IDS)) {
                 for slot in route(dispatch, layer, ids, all_counts.then_some(&counts[..])) {
@@ -63,19 +63,20 @@ fn main() {
         });
         println!("| {name} | {balance:.4} |");
     }
-    let best = mean(&ids, |layer, batch| best_possible(placement.layer_experts(layer).unwrap(), batch));
-    println!("| the best possible split of all ranks' tokens | {best:.4} |");
+    let best =
+        mean(&ids, |layer, batch| best_split_balancedness(placement.layer_experts(layer).unwrap(), batch));
+    println!("| best split of all ranks' tokens | {best:.4} |");
 }
 
-/// The mean of a figure over layers and iterations; `figure` is given the layer's number and the ids of all ranks.
+/// The mean of a figure over layers and iterations. `figure` is called with the layer's number and the ids of all ranks.
 fn mean(ids: &[i32], figure: impl Fn(u32, &[i32]) -> f64) -> f64 {
     let batches = ids.chunks_exact(RANKS * RANK_IDS).enumerate();
     batches.map(|(i, batch)| figure((i / ITERATIONS) as u32 + 1, batch)).sum::<f64>()
         / (LAYERS * ITERATIONS) as f64
 }
 
-/// `[ranks][experts]`
-fn counts_of(batch: &[i32]) -> Vec<i32> {
+/// The counts of all ranks, `[ranks][experts]`.
+fn count(batch: &[i32]) -> Vec<i32> {
     let mut counts = vec![0; RANKS * EXPERTS];
     for (i, &id) in batch.iter().enumerate() {
         counts[i / RANK_IDS * EXPERTS + id as usize] += 1;
@@ -85,7 +86,7 @@ fn counts_of(batch: &[i32]) -> Vec<i32> {
 
 fn route(dispatch: &Dispatch, layer: u32, ids: &[i32], rank_counts: Option<&[i32]>) -> Vec<i32> {
     let mut slots = ids.to_vec();
-    // SAFETY: in place, and both live until the call returns.
+    // SAFETY: routing in place, in buffers that live until the call returns.
     unsafe {
         let counts = rank_counts.map(|counts| RankCounts::at(counts.as_ptr() as u64, IdType::Int32));
         if counts.is_some() {
@@ -98,15 +99,17 @@ fn route(dispatch: &Dispatch, layer: u32, ids: &[i32], rank_counts: Option<&[i32
     slots
 }
 
-/// By the duality of the linear program: the largest load is at least what only the ranks of a set can serve, over their number,
-/// and for some set it is no more.
-fn best_possible(slot_experts: &[u32], batch: &[i32]) -> f64 {
-    let width = slot_experts.len() / RANKS;
+/// The balancedness of the best split of a batch, by the duality of the linear program.
+///
+/// For each set of ranks, the max is at least the load that only these ranks can serve, over their number. For some set it is
+/// equal.
+fn best_split_balancedness(slot_experts: &[u32], batch: &[i32]) -> f64 {
+    let slots_per_rank = slot_experts.len() / RANKS;
     let mut ranks_of = [0usize; EXPERTS];
     slot_experts
         .iter()
         .enumerate()
-        .for_each(|(slot, &expert)| ranks_of[expert as usize] |= 1 << (slot / width));
+        .for_each(|(slot, &expert)| ranks_of[expert as usize] |= 1 << (slot / slots_per_rank));
     let largest = (1usize..1 << RANKS).map(|set| {
         let bound = batch.iter().filter(|&&id| ranks_of[id as usize] & !set == 0).count();
         bound as f64 / f64::from(set.count_ones())

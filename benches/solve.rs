@@ -1,5 +1,5 @@
-//! Policies on the shape of DeepSeek-V3, 58 layers x 256 experts, the search on shapes that grow from there, and what measures
-//! one layer of their placements.
+//! Times of the policies on the shape of DeepSeek-V3 (58 layers x 256 experts), of the search on larger shapes, and of the lower
+//! bound and best split of one layer.
 //! `cargo bench --bench solve`
 
 use std::hint::black_box;
@@ -11,8 +11,9 @@ use eplb::solve::{Loads, Policy, SolveConfig, best_split, lower_bound, solve};
 const LAYERS: u32 = 58;
 const EXPERTS: usize = 256;
 
-/// Loads that fall off like `1 / rank^exponent`, the experts of each layer in an order of their own: a Fisher-Yates
-/// shuffle driven by the generator of Numerical Recipes, seeded with the layer's number.
+/// Zipf-distributed loads, `1 / n^exponent`, shuffled in each layer.
+///
+/// The shuffle is Fisher-Yates with a linear congruential generator, seeded with the layer's number.
 fn zipf(num_layers: u32, num_experts: usize, exponent: f64) -> Vec<f64> {
     (0..num_layers)
         .flat_map(|layer| {
@@ -28,7 +29,7 @@ fn zipf(num_layers: u32, num_experts: usize, exponent: f64) -> Vec<f64> {
         .collect()
 }
 
-/// Hierarchical with the groups of DeepSeek-V3 on nodes that suit each number of ranks.
+/// All policies. The hierarchical one has DeepSeek-V3's 8 groups, and a number of nodes that divides the ranks.
 fn policies(c: &mut Criterion) {
     let layers: Vec<u32> = (3..3 + LAYERS).collect();
     for policy in Policy::ALL {
@@ -46,8 +47,8 @@ fn policies(c: &mut Criterion) {
     }
 }
 
-/// 100 layers, four slots an expert, two experts a rank, on two threads.
-fn growth(c: &mut Criterion) {
+/// The search on 100 layers with four slots an expert and two experts a rank, on two threads.
+fn large_shapes(c: &mut Criterion) {
     let mut group = c.benchmark_group("growth");
     group.sample_size(10);
     let layers: Vec<u32> = (0..100).collect();
@@ -65,7 +66,7 @@ fn growth(c: &mut Criterion) {
     group.finish();
 }
 
-fn measures(c: &mut Criterion) {
+fn bound_and_best_split(c: &mut Criterion) {
     for (name, exponent) in [("zipf 0.6", 0.6), ("zipf 1.0", 1.0), ("equal", 0.0)] {
         let values = &zipf(1, EXPERTS, exponent);
         let loads = Loads::new(values, &[3], 1, EXPERTS).unwrap();
@@ -85,5 +86,5 @@ fn measures(c: &mut Criterion) {
     }
 }
 
-criterion_group!(benches, policies, growth, measures);
+criterion_group!(benches, policies, large_shapes, bound_and_best_split);
 criterion_main!(benches);

@@ -127,8 +127,8 @@ TEST(Metrics, RecorderMetricsEqualItsInfo) {
         EXPECT_EQ(found.metrics.at("eplb_recorder_state").samples.size(), 8u);
         EXPECT_EQ(found.at("eplb_recorder_error"), 0);
         EXPECT_EQ(found.at("eplb_recorder_iteration"), info.iteration);
-        EXPECT_EQ(found.at("eplb_recorder_range_start"), info.iter_start);
-        EXPECT_EQ(found.at("eplb_recorder_range_stop"), info.iter_stop);
+        EXPECT_EQ(found.at("eplb_recorder_iter_start"), info.iter_start);
+        EXPECT_EQ(found.at("eplb_recorder_iter_stop"), info.iter_stop);
         EXPECT_EQ(found.at("eplb_recorder_skipped_iterations_total"), info.iterations_skipped);
         EXPECT_EQ(found.at("eplb_recorder_iterations_total"), 3);
         EXPECT_EQ(uint64_t(info.counted_stop - info.counted_start) - info.iterations_skipped, 3u);

@@ -1,10 +1,10 @@
 #!/bin/sh
 # Compiles the kernels: compile.sh NVCC OUT, into OUT/eplb.fatbin and OUT/eplb.ptx. build.rs runs it, and so does
-# scripts/check_kernels.sh, which holds prebuilt/ against it.
+# scripts/check_kernels.sh, which compares prebuilt/ with it.
 #
-# The fatbin has machine code for A100, H100/H200 and B200. The PTX by itself is for any other GPU since the A100, and for drivers
-# that refuse the fatbin because its machine code is newer than they are: nvcc writes the PTX version of its own day, but these
-# kernels use nothing newer than 7.0 (CUDA 11.0), which ptxas checks.
+# The fatbin has machine code for A100, H100/H200 and B200. The PTX is for other GPUs since the A100, and for drivers that reject
+# the fatbin because its machine code is newer than they are. nvcc writes its latest PTX version, but these kernels need only 7.0
+# (CUDA 11.0), which ptxas checks.
 set -eu
 nvcc=$1 out=$2
 here=$(dirname "$0")

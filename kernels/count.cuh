@@ -12,7 +12,7 @@ constexpr uint32_t EPLB_COUNT_OFF = 0xffffffff;
 /// Threads of a block.
 constexpr uint32_t EPLB_COUNT_THREADS = 512;
 
-/// The ids that were counted of a layer, by what they were.
+/// The numbers of a layer's ids, by kind.
 struct eplb_count_totals {
     /// Ids of valid tokens, out of range or not.
     unsigned long long ids;

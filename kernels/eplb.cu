@@ -1,5 +1,5 @@
-// The kernels of eplb, one image: compile.sh compiles it, and prebuilt/ has it for machines without nvcc. The
-// image has the kernels in this order.
+// All kernels of eplb, as one image in this order. compile.sh compiles it, and prebuilt/ has it for machines
+// without nvcc.
 // clang-format off
 #include "count.cuh"
 #include "round_robin.cuh"

@@ -247,7 +247,7 @@ template <class Id> struct block_ids {
     }
 };
 
-/// Writes the slots of a block's ids and counts them. `pick` returns the replica of an expert with several
+/// Writes the slots of a block's ids, and counts them. `pick` returns the replica of an expert with several
 /// slots, from the expert, its start in the table of slots, its replica count, and the id's position.
 template <class Id, class Pick>
 __device__ void write_slots(const eplb_route_arguments &args, const route_tables &tables,
@@ -278,8 +278,8 @@ __device__ void write_slots(const eplb_route_arguments &args, const route_tables
     }
 }
 
-/// Routes one block of ids by one block of threads, by a rule that goes by an id's position. `rule` returns
-/// the `pick` of write_slots() for the tables and the block's turn.
+/// Routes one block of ids by one block of threads, by a rule that depends on an id's position. `rule`
+/// returns the `pick` of write_slots() for the tables and the block's turn.
 template <class Id, class Rule> __device__ void route_block(const eplb_route_arguments &args, Rule rule) {
     const uint32_t all = args.num_tokens * args.experts_per_token;
     // All loads are requested at once, since a small batch takes no longer than its loads.

@@ -5,8 +5,8 @@
 
 #include "count.cuh"
 
-/// Threads of a block by the rules that go by the position of an id, and by EPLB_ROUTE_TOKEN_HASH, whose ids
-/// are independent of each other.
+/// Threads of a block for the rules that depend on the position of an id, and for EPLB_ROUTE_TOKEN_HASH,
+/// whose ids are independent of each other.
 constexpr uint32_t EPLB_ROUTE_THREADS = 512;
 constexpr uint32_t EPLB_HASH_THREADS = 128;
 
@@ -62,8 +62,8 @@ struct eplb_split_arguments {
     uint32_t shared_memory_at, shared_counts_at;
 };
 
-/// One launch. src/dispatch/kernel.rs and src/dispatch/least_loaded/kernel.rs have the same structs. What
-/// every launch reads comes first, in one line of the constant cache.
+/// One launch. src/dispatch/kernel.rs and src/dispatch/least_loaded/kernel.rs have the same structs. The
+/// arguments that every launch reads come first, in one line of the constant cache.
 struct eplb_route_arguments {
     /// [num_tokens][experts_per_token], aligned as its type.
     const void *expert_ids;

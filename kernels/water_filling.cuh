@@ -33,7 +33,7 @@ __device__ inline quotient<uint64_t> divide(uint64_t value, uint32_t by) {
 /// The quota of the holder at `place` of two, where `load` is its rank's and `other` that of the other
 /// holder.
 template <class T> __device__ T fill_two(T tokens, T load, T other, uint32_t place) {
-    // Each gets half of what the lower one does not need to reach the higher one.
+    // The lower one is raised to the higher one. Each gets half of the remaining tokens.
     const T apart = load < other ? other - load : load - other;
     const T both = tokens > apart ? tokens - apart : 0;
     const T lower = load < other ? tokens - both : 0;
@@ -44,7 +44,7 @@ template <class T> __device__ T fill_two(T tokens, T load, T other, uint32_t pla
 /// holder to get one of the tokens left.
 template <class T>
 __device__ T fill(T tokens, const uint64_t *loads, uint32_t count, uint32_t place, uint32_t turn) {
-    // Loads are read side by side: those of most experts at once.
+    // Requested from memory together, which covers most experts.
     constexpr uint32_t at_once = 8;
     T some[at_once];
 #pragma unroll

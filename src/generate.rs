@@ -1,4 +1,4 @@
-//! Step 2 as a whole: turns a dump directory into a configuration file.
+//! Step 2: generates a configuration file from a dump.
 
 use std::path::Path;
 
@@ -6,53 +6,53 @@ use crate::atomic_file::AtomicFile;
 use crate::error::{Error, Result};
 use crate::placement::{Placement, Shape};
 pub use crate::report::DEFAULT_NUM_SAMPLES;
-use crate::report::{DumpScore, Figures, Planner, refuse_slots};
+use crate::report::{DumpScore, Planner, ScoreOptions, require_expert_counts};
 use crate::solve::{Objective, Policy, SolveConfig, sample_weights};
 use crate::stats::{Dump, LoadOptions, Summary};
 
-/// What to generate. Each `None` has the default of TensorRT-LLM's script.
+/// The input, output and options of [`generate`]. The defaults of `None` are those of TensorRT-LLM's script.
 #[derive(Debug, Clone, Copy)]
 pub struct GenerateConfig<'a> {
     /// The dump directory.
     pub expert_statistic_path: &'a Path,
     /// The configuration file to write.
     pub output_path: &'a Path,
-    /// Which iterations to use, missing ranks, threads.
+    /// How to read the dump.
     pub options: LoadOptions,
-    /// Ranks to place for (the EP size); `None` for as many as dumped.
+    /// Ranks of the placement (the EP size). `None`: the dump's.
     pub num_ranks: Option<usize>,
-    /// Slots of all ranks together; `None` for one an expert.
+    /// Slots of all ranks together. `None`: one an expert.
     pub num_slots: Option<usize>,
     /// Written to the file; see [`Placement::with_layer_updates_per_iter`].
     pub layer_updates_per_iter: u32,
-    /// Threads that solve; 0: one a core, at most 8.
+    /// Threads that compute the placement; 0: one a core, at most 8.
     pub solve_threads: usize,
-    /// How to place the experts.
+    /// The policy and its options.
     pub solve: SolveConfig<'a>,
-    /// Samples to plan for: see [`Planner`].
+    /// Number of samples to plan for: see [`Planner`].
     pub num_samples: usize,
 }
 
-/// The phase of [`generate`].
+/// A phase of [`generate`].
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub enum Phase {
-    /// Reading the dump; counted in bytes.
+    /// Reads the dump. The unit of progress is a byte.
     Read,
-    /// Placing experts; counted in layers.
+    /// Computes the placement. The unit of progress is a layer.
     Solve,
-    /// Writing the configuration file; counted in files.
+    /// Writes the configuration file. The unit of progress is a file.
     Write,
 }
 
 /// The result of [`generate`].
 #[derive(Debug, Clone)]
 pub struct Generated {
-    /// The sizes of the dump.
+    /// The dump's sizes.
     pub summary: Summary,
     /// The placement written.
     pub placement: Placement,
-    /// Its score. Gaps and shares of nodes are those of the loads that it was planned for, whatever the samples' weights or
-    /// the quantile; best splits are scored where they were planned for.
+    /// Its score on the dump. The gap and the off-node share are over the samples planned for, without their weights or the
+    /// quantile. Best splits are included with [`Objective::BestSplit`].
     pub score: DumpScore,
 }
 
@@ -67,16 +67,16 @@ impl Generated {
         self.score.imbalance_ratio
     }
 
-    /// The share of the load that is off its group's home node, averaged over layers.
+    /// The off-node share, averaged over layers.
     pub fn off_node_share(&self) -> Option<f64> {
         self.score.off_node_share
     }
 }
 
-/// Reads the dump, places its experts and writes the configuration file, whole or not at all.
+/// Reads the dump, computes a placement and writes the configuration file in one step.
 ///
-/// Calls `progress` on this thread with the phase, the amount done and the total. An error of it stops the work and is
-/// returned.
+/// Calls `progress` on this thread with the phase, the amount done and the total. If it returns an error, `generate` stops and
+/// returns that error.
 pub fn generate(
     config: &GenerateConfig<'_>,
     progress: &mut dyn FnMut(Phase, u64, u64) -> Result<()>,
@@ -87,7 +87,7 @@ pub fn generate(
     let shape = Shape::new(num_experts, config.num_slots.unwrap_or(num_experts), num_ranks)?;
     config.solve.check(shape)?;
     if config.solve.slots_per_rank.is_some() {
-        let message = "a configuration file has one number of slots for all ranks; without slots_per_rank each has as many";
+        let message = "slots_per_rank is set, but a configuration file has the same number of slots on every rank; unset it";
         return Err(Error::InvalidArgument(message.into()));
     }
     let SolveConfig { policy, objective, .. } = config.solve;
@@ -95,17 +95,17 @@ pub fn generate(
         Planner { solve: config.solve, num_samples: config.num_samples, threads: config.solve_threads };
     sample_weights(&config.solve, planner.num_samples(iterations)?)?;
     let output = AtomicFile::create(config.output_path)?;
-    refuse_slots(dump.summary()).map_err(|e| e.in_file(config.expert_statistic_path))?;
+    require_expert_counts(dump.summary()).map_err(|e| e.in_file(config.expert_statistic_path))?;
 
     let stats = dump.read(&mut |done, total| progress(Phase::Read, done, total))?;
     let num_layers = stats.summary().layers.len() as u64;
     progress(Phase::Solve, 0, num_layers)?;
-    let figures = Figures {
+    let options = ScoreOptions {
         best_split: policy == Policy::Search && objective == Objective::BestSplit,
         gap: true,
         nodes: config.solve.priced_nodes(shape),
     };
-    let (placement, score) = planner.place_and_score(&stats, shape, &figures)?;
+    let (placement, score) = planner.place_and_score(&stats, shape, &options)?;
     let placement = placement.with_layer_updates_per_iter(config.layer_updates_per_iter);
     progress(Phase::Solve, num_layers, num_layers)?;
 
@@ -117,7 +117,7 @@ pub fn generate(
         config.output_path.display(),
         shape.num_slots(),
     );
-    // The file is there: too late to cancel.
+    // The file is written, so it is too late to cancel.
     let _ = progress(Phase::Write, 1, 1);
     Ok(generated)
 }

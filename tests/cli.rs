@@ -1,4 +1,4 @@
-//! The program as a user meets it: messages, exit codes, and files that are whole whenever it dies.
+//! The `eplb` command: output, messages, exit codes, and files that are never incomplete.
 #![cfg(feature = "cli")]
 
 use std::collections::BTreeSet;
@@ -17,7 +17,7 @@ fn eplb(args: &str) -> Output {
     command.current_dir(env!("CARGO_MANIFEST_DIR")).args(args.split_whitespace()).output().unwrap()
 }
 
-/// The one line of an error without "error: ", and the exit code.
+/// Runs a command that fails. Returns its one line of error without "error: ", and the exit code.
 fn failure(args: &str) -> (String, i32) {
     let output = eplb(args);
     assert_eq!(String::from_utf8(output.stdout).unwrap(), "", "{args}");
@@ -31,7 +31,7 @@ fn dump(name: &str) -> String {
     format!("data/dumps/{name}")
 }
 
-fn copy_of_dump(name: &str) -> TempDir {
+fn copy_dump(name: &str) -> TempDir {
     let dir = tempfile::tempdir().unwrap();
     for entry in fs::read_dir(Path::new(env!("CARGO_MANIFEST_DIR")).join(dump(name))).unwrap() {
         let entry = entry.unwrap();
@@ -41,7 +41,7 @@ fn copy_of_dump(name: &str) -> TempDir {
 }
 
 #[test]
-fn generate_writes_the_expected_bytes_with_underscores_and_with_hyphens() {
+fn generate_accepts_underscores_and_hyphens_and_writes_the_expected_bytes() {
     let dir = tempfile::tempdir().unwrap();
     let out = dir.path().join("config.yaml");
     let expected = |name: &str| fs::read(Path::new("data/expected").join(name)).unwrap();
@@ -61,7 +61,7 @@ fn generate_writes_the_expected_bytes_with_underscores_and_with_hyphens() {
 }
 
 #[test]
-fn defaults_are_those_of_the_reference_script_but_for_the_policy() {
+fn generate_has_the_defaults_of_the_reference_script_except_the_policy() {
     // 8 rank files, 64 experts, all iterations.
     let dir = tempfile::tempdir().unwrap();
     let out = dir.path().join("config.yaml");
@@ -76,7 +76,7 @@ fn defaults_are_those_of_the_reference_script_but_for_the_policy() {
 }
 
 #[test]
-fn the_table_shows_each_layer_and_the_average() {
+fn generate_prints_each_layer_and_the_average() {
     let dir = tempfile::tempdir().unwrap();
     let out = dir.path().join("config.yaml");
     let args = format!(
@@ -89,12 +89,12 @@ fn the_table_shows_each_layer_and_the_average() {
     let row = |name: &str| text.lines().find(|line| line.trim_start().starts_with(name)).unwrap();
     assert_eq!(row("26 ").split_whitespace().collect::<Vec<_>>()[..3], ["26", "0.7282", "0.1589"]);
     assert_eq!(row("average").split_whitespace().count(), 4);
-    assert!(text.contains("9 slots repeat an expert of their own rank"), "{text}");
+    assert!(text.contains("9 duplicates: slots that repeat an expert of their rank"), "{text}");
     assert_eq!(String::from_utf8(eplb(&format!("{args} --quiet")).stdout).unwrap(), "");
 }
 
 #[test]
-fn the_default_policy_is_the_search_which_levels_each_sample_and_repeats_no_expert() {
+fn generate_defaults_to_the_search_with_samples_and_no_duplicates() {
     let dir = tempfile::tempdir().unwrap();
     let out = dir.path().join("config.yaml");
     let args = format!(
@@ -105,12 +105,12 @@ fn the_default_policy_is_the_search_which_levels_each_sample_and_repeats_no_expe
     let after = |flags: &str| -> f64 {
         let text = String::from_utf8(eplb(&format!("{args} {flags}")).stdout).unwrap();
         let average = text.lines().find(|line| line.starts_with(" average")).unwrap();
-        assert_eq!(text.contains("slots repeat an expert"), flags.contains("trtllm"), "{text}");
+        assert_eq!(text.contains("duplicates: "), flags.contains("trtllm"), "{text}");
         average.split_whitespace().nth(2).unwrap().parse().unwrap()
     };
     let (search, sum, greedy) = (after(""), after("--num_samples 1"), after("--policy trtllm"));
     assert!(search < 0.6 * greedy && sum < greedy, "{search} {sum} {greedy}");
-    // The same file whatever the number of threads.
+    // The file does not depend on the number of threads.
     let first = fs::read(&out).unwrap();
     for threads in [1, 2, 8] {
         let output = eplb(&format!("{args} --policy trtllm --threads {threads}"));
@@ -125,11 +125,11 @@ fn the_default_policy_is_the_search_which_levels_each_sample_and_repeats_no_expe
 }
 
 #[test]
-fn five_mistakes_get_five_messages_that_say_what_to_do() {
+fn generate_errors_name_the_cause_and_the_remedy() {
     let dir = tempfile::tempdir().unwrap();
     let out = dir.path().join("config.yaml");
     let empty = tempfile::tempdir().unwrap();
-    let cut = copy_of_dump("dsv2lite-law");
+    let cut = copy_dump("dsv2lite-law");
     let half = cut.path().join("rank3.safetensors");
     let len = fs::metadata(&half).unwrap().len() / 2;
     OpenOptions::new().write(true).open(&half).unwrap().set_len(len).unwrap();
@@ -177,7 +177,7 @@ fn five_mistakes_get_five_messages_that_say_what_to_do() {
 }
 
 #[test]
-fn deepseek_hierarchical_keeps_whole_groups_on_a_node() {
+fn generate_deepseek_hierarchical_keeps_groups_on_one_node() {
     let dir = tempfile::tempdir().unwrap();
     let out = dir.path().join("config.yaml");
     let args = format!(
@@ -196,7 +196,7 @@ fn deepseek_hierarchical_keeps_whole_groups_on_a_node() {
     );
     assert!(!out.exists());
 
-    let mut groups_of_a_node = Vec::new();
+    let mut groups_per_node = Vec::new();
     for policy in ["deepseek-hierarchical", "deepseek-global"] {
         let output = eplb(&format!("{args} --policy {policy} --num-nodes 4"));
         assert!(output.status.success(), "{output:?}");
@@ -206,13 +206,13 @@ fn deepseek_hierarchical_keeps_whole_groups_on_a_node() {
             |experts: &[u32]| experts.iter().map(|expert| expert / 32).collect::<BTreeSet<_>>().len();
         // 288 slots on 4 nodes are 72 a node; 256 experts in 8 groups are 32 a group.
         let most = placement.iter().flat_map(|(_, experts)| experts.chunks_exact(72).map(groups)).max();
-        groups_of_a_node.push(most.unwrap());
+        groups_per_node.push(most.unwrap());
     }
-    assert_eq!(groups_of_a_node, [2, 8]);
+    assert_eq!(groups_per_node, [2, 8]);
 }
 
 #[test]
-fn the_search_pays_a_price_for_load_off_its_node() {
+fn generate_off_node_price_reduces_off_node_load() {
     let dir = tempfile::tempdir().unwrap();
     let out = dir.path().join("config.yaml");
     let args = format!(
@@ -225,7 +225,7 @@ fn the_search_pays_a_price_for_load_off_its_node() {
     assert!(!out.exists());
 
     // Ranks 0, 1, 6 and 7 are on node -3, the others on node 1; 64 experts in 8 groups are 8 a group.
-    let at_home = |price: &str| {
+    let whole_groups_and_share = |price: &str| {
         let output = eplb(&format!("{args} --rank_to_node -3,-3,1,1,1,1,-3,-3 --off-node-price {price}"));
         assert!(output.status.success(), "{output:?}");
         let expected = Expected { num_ranks: Some(8), ..Default::default() };
@@ -237,69 +237,69 @@ fn the_search_pays_a_price_for_load_off_its_node() {
             };
             (0..8).filter(|&group| nodes_of(group) == 1).count()
         });
-        let told = String::from_utf8(output.stdout).unwrap();
-        let share = told.lines().find_map(|line| line.strip_prefix("off-node share: "));
+        let text = String::from_utf8(output.stdout).unwrap();
+        let share = text.lines().find_map(|line| line.strip_prefix("off-node share: "));
         let share = share.map(|share| share[..6].parse::<f64>().unwrap());
         (whole_groups.sum::<usize>() / 26, share)
     };
-    assert_eq!(at_home("inf"), (8, Some(0.0)));
-    let (whole, share) = at_home("1");
+    assert_eq!(whole_groups_and_share("inf"), (8, Some(0.0)));
+    let (whole, share) = whole_groups_and_share("1");
     assert!(whole >= 6 && share.is_some_and(|share| share > 0.0 && share < 0.01), "{whole} {share:?}");
-    let (whole, share) = at_home("0");
+    let (whole, share) = whole_groups_and_share("0");
     assert!(whole <= 1 && share.is_none(), "{whole} {share:?}");
 }
 
 #[test]
-fn weights_that_are_not_one_a_sample_are_refused_before_the_dump_is_read() {
+fn generate_rejects_a_wrong_number_of_weights_before_it_reads_counts() {
     let dir = tempfile::tempdir().unwrap();
     let out = dir.path().join("config.yaml");
-    // A count of -1 at the end of a file, which who reads the dump is stopped by.
-    let bad = copy_of_dump("dsv2lite-translation");
+    // A count of -1 at the end of a file: reading the counts fails.
+    let bad = copy_dump("dsv2lite-translation");
     let file = bad.path().join("rank3.safetensors");
     let mut bytes = fs::read(&file).unwrap();
     let len = bytes.len();
     bytes[len - 8..].fill(0xff);
     fs::write(&file, bytes).unwrap();
-    let refused = |flags: &str| {
+    let error = |flags: &str| {
         failure(&format!(
             "generate --expert_statistic_path {} --output_path {} --ep_size 8 --num_slots 72 {flags}",
             bad.path().display(),
             out.display()
         ))
     };
-    assert_eq!(refused("--num_samples 3 --sample_weights 1,1,2").1, 3);
+    assert_eq!(error("--num_samples 3 --sample_weights 1,1,2").1, 3);
     for (flags, message) in [
         (
             "--sample_weights 1,1,2",
-            "3 sample weights for 16 samples: num_samples is 16; give as many weights, or set num_samples to 3",
+            "3 sample weights for 16 samples: num_samples is 16; pass as many weights, or set num_samples to 3",
         ),
         (
             "--num_samples 2 --sample_weights 1,1,2",
-            "3 sample weights for 2 samples: num_samples is 2; give as many weights, or set num_samples to 3",
+            "3 sample weights for 2 samples: num_samples is 2; pass as many weights, or set num_samples to 3",
         ),
         (
             "--iter_start 110 --iter_stop 114 --sample_weights 1,1,2",
-            "3 sample weights for 4 samples: num_samples is 16, but the dump has no more than 4 iterations (110..114), each \
-             of which is a sample; give 4 weights",
+            "3 sample weights for 4 samples: num_samples is 16, but the dump has only 4 iterations (110..114), each a \
+             sample; pass 4 weights",
         ),
         (
             "--num_samples 3 --sample_weights 1,1,-2",
             "the weight of sample 2 is -2; it must be finite and not negative",
         ),
     ] {
-        assert_eq!(refused(flags), (message.into(), 2));
+        assert_eq!(error(flags), (message.into(), 2));
     }
     assert!(!out.exists());
-    let taken = eplb(&format!(
+    let accepted = eplb(&format!(
         "generate --expert_statistic_path {} --output_path {} --iter_start 110 --iter_stop 113 --sample_weights 1,1,2",
         dump("dsv2lite-translation"),
         out.display()
     ));
-    assert!(taken.status.success(), "{taken:?}");
+    assert!(accepted.status.success(), "{accepted:?}");
 }
 
 #[test]
-fn what_the_policy_would_ignore_is_refused() {
+fn generate_rejects_flags_that_the_policy_ignores() {
     let dir = tempfile::tempdir().unwrap();
     let out = dir.path().join("config.yaml");
     for (flag, value) in [
@@ -316,7 +316,7 @@ fn what_the_policy_would_ignore_is_refused() {
                 out.display()
             ));
             let expected = format!(
-                "--{flag} is for policy search; policy {policy} would ignore it, so leave one of the two out"
+                "--{flag} needs policy search, but the policy is {policy}; remove the flag or change the policy"
             );
             assert_eq!((message, code), (expected, 2));
         }
@@ -325,7 +325,7 @@ fn what_the_policy_would_ignore_is_refused() {
 }
 
 #[test]
-fn output_errors_have_a_code_of_their_own_and_come_before_the_work() {
+fn output_errors_exit_with_4_before_the_dump_is_read() {
     let from = dump("dsr1-extreme");
     let (message, code) =
         failure(&format!("generate --expert_statistic_path {from} --output_path /no/such/place/config.yaml"));
@@ -346,8 +346,8 @@ fn usage_errors_exit_with_2() {
 }
 
 #[test]
-fn missing_ranks_are_an_error_unless_allowed_and_then_a_warning() {
-    let partial = copy_of_dump("dsv2lite-law");
+fn missing_ranks_are_an_error_or_if_allowed_a_warning() {
+    let partial = copy_dump("dsv2lite-law");
     fs::remove_file(partial.path().join("rank5.safetensors")).unwrap();
     let out = partial.path().join("config.yaml");
     let args = format!(
@@ -363,42 +363,42 @@ fn missing_ranks_are_an_error_unless_allowed_and_then_a_warning() {
     assert!(output.status.success());
     let warning = String::from_utf8(output.stderr).unwrap();
     assert!(warning.starts_with("warning: ") && warning.contains("1 of 8 ranks are missing"), "{warning}");
-    // The EP size stays that of the run, not the number of files that were found.
-    let ranks = String::from_utf8(output.stdout).unwrap();
-    assert!(ranks.contains("64 slots on 8 ranks"), "{ranks}");
+    // The EP size is that of the run, not the number of files found.
+    let text = String::from_utf8(output.stdout).unwrap();
+    assert!(text.contains("64 slots on 8 ranks"), "{text}");
 }
 
 #[test]
-fn the_examples_of_the_help_work_as_written() {
+fn examples_of_the_help_succeed() {
     let help = |args: &str| String::from_utf8(eplb(&format!("{args} --help")).stdout).unwrap();
     let main = help("");
     let commands = main.split_once("Commands:\n").unwrap().1.split_once("\n\n").unwrap().0;
     let commands = commands.lines().filter_map(|line| line.strip_prefix("  ")?.split(' ').next());
     let commands: Vec<&str> = commands.filter(|command| !["", "help"].contains(command)).collect();
-    // What an example writes, the next one of the same help may read.
-    let try_all = |command: &str| {
+    // An example may read the output of an earlier one in the same help.
+    let run_examples = |command: &str| {
         let dir = tempfile::tempdir().unwrap();
         symlink(Path::new(env!("CARGO_MANIFEST_DIR")).join("data"), dir.path().join("data")).unwrap();
         let help = help(command).replace("\\\n", " ");
-        let mut run = 0;
+        let mut num_examples = 0;
         for example in help.lines().filter_map(|line| line.strip_prefix("  eplb ")) {
             let mut program = Command::new(env!("CARGO_BIN_EXE_eplb"));
             let output = program.current_dir(&dir).args(example.split_whitespace()).output().unwrap();
             assert!(output.status.success(), "{example}: {output:?}");
             assert!(output.stderr.is_empty(), "{example}: {output:?}");
-            run += 1;
+            num_examples += 1;
         }
-        assert!(run > 0, "{command} has no example");
+        assert!(num_examples > 0, "{command} has no example");
     };
     thread::scope(|scope| {
         commands.into_iter().chain([""]).for_each(|command| {
-            scope.spawn(move || try_all(command));
+            scope.spawn(move || run_examples(command));
         });
     });
 }
 
 #[test]
-fn the_readmes_five_lines_of_cmake_are_the_tested_ones() {
+fn readme_shows_the_cmake_lines_that_ci_builds() {
     let root = Path::new(env!("CARGO_MANIFEST_DIR"));
     let readme = fs::read_to_string(root.join("README.md")).unwrap();
     let shown = readme.split_once("```cmake\n").unwrap().1.split_once("```").unwrap().0;
@@ -408,14 +408,14 @@ fn the_readmes_five_lines_of_cmake_are_the_tested_ones() {
 }
 
 #[test]
-fn inspect_says_what_a_file_is() {
-    let says = |args: &str| {
+fn inspect_describes_dumps_and_configuration_files() {
+    let inspect = |args: &str| {
         let output = eplb(&format!("inspect {args}"));
         assert!(output.status.success(), "{output:?}");
         let text = String::from_utf8(output.stdout).unwrap();
         text.lines().map(|line| line.split_whitespace().collect::<Vec<_>>().join(" ")).collect::<Vec<_>>()
     };
-    let law = says("data/dumps/dsv2lite-law");
+    let law = inspect("data/dumps/dsv2lite-law");
     assert_eq!(law[0], "data/dumps/dsv2lite-law: statistic dump");
     assert_eq!(
         law[1..],
@@ -428,14 +428,15 @@ fn inspect_says_what_a_file_is() {
             "tokens a layer 7936",
         ]
     );
-    assert!(says("data/dumps/dsr1-all-zero").contains(&"layers not counted 58".to_owned()));
+    assert!(inspect("data/dumps/dsr1-all-zero").contains(&"layers not counted 58".to_owned()));
 
-    let config = says("data/expected/dsv2lite-translation.ep8.slots72.yaml --ep_size 8");
+    let config = inspect("data/expected/dsv2lite-translation.ep8.slots72.yaml --ep_size 8");
     for line in ["slots 72", "experts 64", "replicas 1 to 3 an expert", "ranks 8, 9 slots each"] {
         assert!(config.contains(&line.to_owned()), "{line}: {config:?}");
     }
     assert!(
-        says("data/expected/dsv2lite-translation.ep8.slots72.yaml")[6].starts_with("ranks not in the file")
+        inspect("data/expected/dsv2lite-translation.ep8.slots72.yaml")[6]
+            .starts_with("ranks not in the file")
     );
 
     let (message, code) = failure("inspect Cargo.toml");
@@ -445,7 +446,7 @@ fn inspect_says_what_a_file_is() {
 }
 
 #[test]
-fn a_reader_that_closes_the_pipe_is_no_error() {
+fn closed_pipe_is_no_error() {
     let mut child = Command::new(env!("CARGO_BIN_EXE_eplb"))
         .args(["inspect", "data/dumps/dsv2lite-law"])
         .current_dir(env!("CARGO_MANIFEST_DIR"))
@@ -459,7 +460,7 @@ fn a_reader_that_closes_the_pipe_is_no_error() {
 }
 
 #[test]
-fn killed_at_any_moment_it_leaves_the_old_file_or_the_new_one() {
+fn generate_killed_at_any_moment_leaves_the_old_or_the_new_file() {
     let dir = tempfile::tempdir().unwrap();
     let out: PathBuf = dir.path().join("config.yaml");
     let from = dump("dsr1-extreme");
@@ -475,10 +476,10 @@ fn killed_at_any_moment_it_leaves_the_old_file_or_the_new_one() {
             fs::read(&out).unwrap()
         })
         .into();
-    // Kills fall anywhere in a run, however long one takes here, and every other one into the writing of the file.
+    // Half of the kills are at a random moment of a run, the others while the file is written.
     let start = Instant::now();
     assert!(eplb(&flags(512)).status.success());
-    let whole = start.elapsed();
+    let duration = start.elapsed();
     let partial = dir.path().join(".config.yaml.partial");
     let half_written = || fs::metadata(&partial).is_ok_and(|partial| partial.len() > 0);
     let (mut killed, mut killed_writing, mut seen) = (0, 0, [0, 0]);
@@ -489,7 +490,7 @@ fn killed_at_any_moment_it_leaves_the_old_file_or_the_new_one() {
         }
         assert!(run < 3000, "{killed} killed, {killed_writing} of them writing, {seen:?} seen");
         state = state.wrapping_mul(6_364_136_223_846_793_005).wrapping_add(1_442_695_040_888_963_407);
-        let delay = whole.mul_f64((state >> 33) as f64 / (1u64 << 31) as f64 * 2.0);
+        let delay = duration.mul_f64((state >> 33) as f64 / (1u64 << 31) as f64 * 2.0);
         let _ = fs::remove_file(&partial);
         let mut child = Command::new(env!("CARGO_BIN_EXE_eplb"))
             .args(flags([264, 512][run % 2]).split_whitespace())
@@ -507,10 +508,10 @@ fn killed_at_any_moment_it_leaves_the_old_file_or_the_new_one() {
         killed_writing += i32::from(died && half_written());
         let left = fs::read(&out).unwrap();
         let which = contents.iter().position(|content| *content == left);
-        seen[which.expect("a file that is neither the old nor the new one")] += 1;
+        seen[which.expect("the file is neither the old nor the new one")] += 1;
     }
 
-    // What the killed ones left behind does not stop the next one, and goes with it.
+    // The partial file of a killed process does not stop the next one, which removes it.
     assert!(eplb(&flags(264)).status.success());
     assert_eq!(fs::read_dir(dir.path()).unwrap().count(), 1);
 }

@@ -1,4 +1,4 @@
-//! `eplb convert` as a user meets it: what it says, exit codes, and outputs that are whole or as they were.
+//! `eplb convert`: output, messages, exit codes, and files that are complete or unchanged.
 #![cfg(feature = "cli")]
 
 use std::fs;
@@ -10,7 +10,7 @@ fn eplb(args: &str) -> Output {
     command.current_dir(env!("CARGO_MANIFEST_DIR")).args(args.split_whitespace()).output().unwrap()
 }
 
-fn says(args: &str) -> String {
+fn stdout_of(args: &str) -> String {
     let output = eplb(args);
     assert!(output.status.success(), "{output:?}");
     String::from_utf8(output.stdout).unwrap()
@@ -25,25 +25,25 @@ fn failure(args: &str) -> (String, i32) {
 const YAML: &str = "data/expected/dsv2lite-translation.ep8.slots72.yaml";
 
 #[test]
-fn a_recording_of_sglang_becomes_a_dump_that_generate_takes() {
+fn convert_turns_a_recording_of_sglang_into_a_dump() {
     let dir = tempfile::tempdir().unwrap();
     let path = |name: &str| dir.path().join(name).display().to_string();
     let dump = path("dump");
     let convert = format!("convert tests/exchange/recorder.pt --to dump {dump} --experts_per_token 2");
     assert_eq!(
-        says(&convert),
+        stdout_of(&convert),
         format!(
             "tests/exchange/recorder.pt (sglang-pt): 2 iterations of layers 3 (1 to 3), 8 experts\n\
-             dense, nothing was counted: layers 1 (0 to 0)\n\
-             left out: 1 steps in which nothing was counted\n\
+             dense layers, without counts: 1 (0 to 0)\n\
+             skipped: 1 empty steps\n\
              wrote {dump} (dump)\n"
         )
     );
     let yaml = path("config.yaml");
-    says(&format!("generate --expert_statistic_path {dump} --ep_size 2 --output_path {yaml}"));
-    // And from there to SGLang again, which has a row for the dense layer too.
+    stdout_of(&format!("generate --expert_statistic_path {dump} --ep_size 2 --output_path {yaml}"));
+    // Back to SGLang, whose format has a row for the dense layer too.
     let map = path("map.json");
-    says(&format!("convert {yaml} --ep_size 2 --to sglang-map {map}"));
+    stdout_of(&format!("convert {yaml} --ep_size 2 --to sglang-map {map}"));
     let text = fs::read_to_string(&map).unwrap();
     assert!(text.starts_with("{\"physical_to_logical_map\": [[0, 1, 2, 3, 4, 5, 6, 7], ["), "{text}");
 
@@ -56,21 +56,21 @@ fn a_recording_of_sglang_becomes_a_dump_that_generate_takes() {
 }
 
 #[test]
-fn the_hash_that_is_printed_stays_the_same_on_the_way() {
+fn convert_preserves_the_placement_hash() {
     let dir = tempfile::tempdir().unwrap();
     let path = |name: &str| dir.path().join(name).display().to_string();
     let (map, array, yaml) = (path("map.json"), path("array.npy"), path("config.yaml"));
     let hash = |text: &str| text.split_once("placement hash ").unwrap().1[..16].to_owned();
-    let first = hash(&says(&format!("convert {YAML} --ep_size 8 --to sglang-map {map}")));
+    let first = hash(&stdout_of(&format!("convert {YAML} --ep_size 8 --to sglang-map {map}")));
     let layers = "--layers 1-26 --ep-size 8";
-    assert_eq!(hash(&says(&format!("convert {map} {layers} --to phy2log-npy {array}"))), first);
-    let last = says(&format!("convert {array} --from phy2log-npy {layers} --to config {yaml}"));
+    assert_eq!(hash(&stdout_of(&format!("convert {map} {layers} --to phy2log-npy {array}"))), first);
+    let last = stdout_of(&format!("convert {array} --from phy2log-npy {layers} --to config {yaml}"));
     assert_eq!(hash(&last), first);
     assert_eq!(fs::read(yaml).unwrap(), fs::read(YAML).unwrap());
 }
 
 #[test]
-fn a_slot_that_vllm_ascend_would_not_serve_is_a_warning() {
+fn convert_warns_of_slots_that_vllm_ascend_does_not_serve() {
     let dir = tempfile::tempdir().unwrap();
     let output = eplb(&format!(
         "convert {YAML} --ep_size 8 --to vllm-ascend {}",
@@ -85,14 +85,14 @@ fn a_slot_that_vllm_ascend_would_not_serve_is_a_warning() {
 }
 
 #[test]
-fn what_cannot_be_converted_is_refused_and_the_output_is_as_it_was() {
+fn convert_errors_leave_the_output_unchanged() {
     let dir = tempfile::tempdir().unwrap();
     let (input, output) = (dir.path().join("input"), dir.path().join("output"));
-    fs::write(&output, "precious").unwrap();
+    fs::write(&output, "existing").unwrap();
     let convert = |bytes: &[u8], flags: &str| {
         fs::write(&input, bytes).unwrap();
         let (message, code) = failure(&format!("convert {} {} {flags}", input.display(), output.display()));
-        assert_eq!(fs::read(&output).unwrap(), b"precious");
+        assert_eq!(fs::read(&output).unwrap(), b"existing");
         assert_eq!(fs::read_dir(dir.path()).unwrap().count(), 2);
         (message.replace(&input.display().to_string(), "input"), code)
     };
@@ -101,17 +101,20 @@ fn what_cannot_be_converted_is_refused_and_the_output_is_as_it_was() {
         convert(b"[[1, 2]]", "--to npy"),
         error(
             "input: an array alone does not say what it holds: give its format, lmdeploy for counts or phy2log-json for a \
-             placement; --from FORMAT says it",
+             placement; pass --from FORMAT",
             2
         )
     );
     assert_eq!(
         convert(b"[[1, 2]]", "--from lmdeploy --to config"),
-        error("input has counts (lmdeploy), and config is a placement: eplb generate makes one of a dump", 2)
+        error(
+            "input has counts (lmdeploy), but config is a format of placements; eplb generate computes a placement from a dump",
+            2
+        )
     );
     assert_eq!(
         convert(b"num_slots: 4", "--to npy"),
-        error("input has a placement (config), and npy is counts, which no placement says", 2)
+        error("input has a placement (config), but npy is a format of counts", 2)
     );
     assert_eq!(
         convert(b"[[1, -2]]", "--from lmdeploy --to npy"),

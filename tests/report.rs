@@ -1,4 +1,4 @@
-//! Load reports against figures that another program computed.
+//! Load reports, compared with the figures of another program.
 
 use std::path::{Path, PathBuf};
 use std::{env, fs};
@@ -17,7 +17,7 @@ fn data_dirs() -> Vec<PathBuf> {
     [Some(shipped), env::var_os("EPLB_EXTRA_DATA").map(PathBuf::from)].into_iter().flatten().collect()
 }
 
-/// Relative to the value itself, however small it is.
+/// Compares with a tolerance relative to the value.
 fn assert_close(found: Option<f64>, expected: &Value, what: &str) {
     match (found, expected.as_f64()) {
         (Some(found), Some(expected)) => {
@@ -41,7 +41,7 @@ fn assert_layers(what: &str, expected: &Value, report: &LoadReport, of: fn(&Laye
 }
 
 #[test]
-fn mean_deviation_and_imbalance_are_those_of_every_expected_report() {
+fn report_matches_every_expected_report() {
     let (mut measured, mut projected) = (0, 0);
     for data in data_dirs() {
         for entry in fs::read_dir(data.join("expected")).unwrap() {
@@ -75,8 +75,8 @@ fn mean_deviation_and_imbalance_are_those_of_every_expected_report() {
     assert!(measured >= 2 && projected >= 6, "{measured} {projected}");
 }
 
-/// A dump of one rank as the recorder writes it, read back. `[iterations][layers][ids]`, layers from 3 on.
-fn recorded(counted: Counted, num_ids: usize, num_layers: u32, counts: &[u64]) -> Stats {
+/// Writes a dump of one rank and reads it. `counts` is `[iterations][layers][ids]`; the first layer is 3.
+fn record(counted: Counted, num_ids: usize, num_layers: u32, counts: &[u64]) -> Stats {
     let dir = tempfile::tempdir().unwrap();
     let stop = (counts.len() / num_ids / num_layers as usize) as u64;
     let layers: Vec<u32> = (3..3 + num_layers).collect();
@@ -99,22 +99,22 @@ fn recorded(counted: Counted, num_ids: usize, num_layers: u32, counts: &[u64]) -
 }
 
 #[test]
-fn ranks_are_reduced_before_layers() {
-    // needs.md: two layers of 100 and 200 are 0.75 each; summed over layers first they would be, too, but over ranks first 1.
-    let stats = recorded(Counted::Experts, 2, 2, &[100, 200, 200, 100]);
+fn report_averages_over_layers_after_reducing_ranks() {
+    // Two layers with loads 100 and 200: 150 / 200 each. Summed over layers first, it would be 1.
+    let stats = record(Counted::Experts, 2, 2, &[100, 200, 200, 100]);
     let report = LoadReport::new(&Recording::new(&stats, None).unwrap(), Some(2), 1).unwrap();
     let average = report.averages(|layer| layer.ranks);
     assert_eq!(average.before().balancedness, Some(0.75));
     assert_eq!(average.before().imbalance_ratio, Some(1.0 / 3.0));
-    // As dumped it is one rank, which is always even, and of which there is no deviation.
+    // The dump has one rank, which is even and has no deviation.
     assert_eq!((average.measured.imbalance_ratio, average.measured.std), (Some(0.0), 0.0));
 }
 
 #[test]
-fn slots_that_were_counted_are_measured_as_they_lie_and_projected_as_experts() {
-    // Ranks hold 0 1 | 0 2, and got 5 + 2 and 1 + 4: experts 6 2 4, which an even split puts as 3 + 2 and 3 + 4, and in order,
-    // one or two experts on a rank, are 6 and 2 + 4.
-    let stats = recorded(Counted::Slots, 4, 1, &[5, 2, 1, 4]);
+fn report_measures_counted_slots_and_projects_their_experts() {
+    // Ranks hold experts 0 1 | 0 2, and served 5 + 2 and 1 + 4 tokens. Expert loads are 6 2 4: the even split gives 3 + 2 and
+    // 3 + 4. In order, with one and two experts a rank, it is 6 and 2 + 4.
+    let stats = record(Counted::Slots, 4, 1, &[5, 2, 1, 4]);
     let file = tempfile::NamedTempFile::new().unwrap();
     fs::write(
         file.path(),
@@ -130,7 +130,7 @@ fn slots_that_were_counted_are_measured_as_they_lie_and_projected_as_experts() {
     assert_eq!(layer.rank_tokens.unbalanced, Some(vec![6.0, 6.0]));
     assert_eq!((&layer.tokens[..], &layer.replicas[..]), (&[6, 2, 4][..], &[2, 1, 1][..]));
     assert_eq!(layer.expert_ranks, [vec![0, 1], vec![0], vec![1]]);
-    // Slots 5 2 1 4 of mean 3; experts 6 2 4 of mean 4; slots 3 2 3 4 of mean 3.
+    // Measured slots 5 2 1 4, mean 3. Experts 6 2 4, mean 4. Projected slots 3 2 3 4, mean 3.
     assert_eq!(layer.experts.measured.imbalance_ratio, Some(2.0 / 3.0));
     assert_eq!(layer.experts.before().imbalance_ratio, Some(0.5));
     assert_eq!(layer.experts.projected.unwrap().imbalance_ratio, Some(1.0 / 3.0));

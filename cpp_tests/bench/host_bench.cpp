@@ -1,6 +1,6 @@
-// Counting on the host: eplb_recorder_count_ids() beside a plain C loop. 256 experts, 8 choices a token, ids
-// with a 1/n distribution. Writes each batch to the given folder, for scripts/bench_numpy.py. Then routing on
-// the host: eplb_dispatch_route() beside plain C loops of round robin and token hash, 320 slots on 8 ranks.
+// Times of counting and routing on the host, compared with plain C loops. 256 experts, 8 choices a token, ids
+// with a 1/n distribution. Writes each batch to the given folder, for scripts/bench_numpy.py. Routing is to
+// 320 slots on 8 ranks, and the plain loops are of round robin and token hash.
 #include <eplb_tools.hpp>
 
 #include <algorithm>
@@ -152,7 +152,7 @@ void compare_routing(size_t num_ids) {
                 call();
             }
             if (same != slots) {
-                std::printf("the plain loop returns other slots\n");
+                std::printf("error: the plain loop returns different slots\n");
             }
         }
         const double loop = plain[rule == EPLB_RULE_TOKEN_HASH ? 1 : 0];

@@ -1,4 +1,4 @@
-// What AddressSanitizer and valgrind must be told about fibers and about memory that is not to be touched.
+// Informs AddressSanitizer and valgrind of switches between fibers and of inaccessible memory.
 #pragma once
 
 #include <cstddef>
@@ -37,8 +37,8 @@ class fiber_stack {
     [[maybe_unused]] unsigned id = 0;
 };
 
-/// Around each switch: `fake_stack` belongs to what is left, NULL if for good; the other two say where it
-/// goes.
+/// Call before each switch. `fake_stack` belongs to the fiber that is left, NULL if it has ended. `bottom`
+/// and `size` are the stack of the fiber to enter.
 inline void before_switch([[maybe_unused]] void **fake_stack, [[maybe_unused]] const void *bottom,
                           [[maybe_unused]] size_t size) {
 #ifdef __SANITIZE_ADDRESS__
@@ -46,7 +46,8 @@ inline void before_switch([[maybe_unused]] void **fake_stack, [[maybe_unused]] c
 #endif
 }
 
-/// `fake_stack` belongs to what is entered, NULL the first time; the other two receive where it came from.
+/// Call after each switch. `fake_stack` belongs to the fiber that is entered, NULL the first time. `bottom`
+/// and `size` receive the stack of the fiber that was left.
 inline void after_switch([[maybe_unused]] void *fake_stack, [[maybe_unused]] const void **bottom,
                          [[maybe_unused]] size_t *size) {
 #ifdef __SANITIZE_ADDRESS__
@@ -54,6 +55,7 @@ inline void after_switch([[maybe_unused]] void *fake_stack, [[maybe_unused]] con
 #endif
 }
 
+/// Makes any access to `memory` an error.
 inline void forbid([[maybe_unused]] void *memory, [[maybe_unused]] size_t size) {
 #ifdef __SANITIZE_ADDRESS__
     __asan_poison_memory_region(memory, size);
@@ -61,6 +63,7 @@ inline void forbid([[maybe_unused]] void *memory, [[maybe_unused]] size_t size) 
     EMULATION_VALGRIND((void)VALGRIND_MAKE_MEM_NOACCESS(memory, size));
 }
 
+/// Allows access to `memory` again.
 inline void allow([[maybe_unused]] void *memory, [[maybe_unused]] size_t size) {
 #ifdef __SANITIZE_ADDRESS__
     __asan_unpoison_memory_region(memory, size);
@@ -68,7 +71,7 @@ inline void allow([[maybe_unused]] void *memory, [[maybe_unused]] size_t size) {
     EMULATION_VALGRIND((void)VALGRIND_MAKE_MEM_DEFINED(memory, size));
 }
 
-/// Not to be relied on until written.
+/// Marks `memory` as uninitialised.
 inline void mark_garbage([[maybe_unused]] void *memory, [[maybe_unused]] size_t size) {
     EMULATION_VALGRIND((void)VALGRIND_MAKE_MEM_UNDEFINED(memory, size));
 }

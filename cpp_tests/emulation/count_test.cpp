@@ -1,4 +1,4 @@
-// The counting kernels against a count written down here, over what ids, layouts and launches may be.
+// Compares the counting kernels with a reference, for many ids, layouts and launches.
 #include <gtest/gtest.h>
 
 #include <limits>
@@ -18,7 +18,7 @@ struct shape {
     uint32_t num_tokens;
     uint32_t experts_per_token;
     unsigned blocks;
-    /// Ids by which the buffer is off a multiple of 16 bytes.
+    /// Offset of the buffer from a multiple of 16 bytes, in ids.
     size_t offset;
 };
 
@@ -32,15 +32,15 @@ template <class Id> Id random_id(std::mt19937_64 &random, uint32_t num_experts) 
         return std::numeric_limits<Id>::min();
     case 3:
         return std::numeric_limits<Id>::max();
-    case 4: // As int64_t its low half is an expert.
+    case 4: // The low half of the int64_t is a valid expert.
         return Id((1ull << 32) + num_experts - 1);
     default:
         return Id(random() % num_experts);
     }
 }
 
-/// Ids in an allocation that ends with the last of them, so that AddressSanitizer and valgrind see what lies
-/// behind.
+/// Ids in an allocation that ends with the last id, so that AddressSanitizer and valgrind detect reads behind
+/// it.
 template <class Id> class id_buffer {
   public:
     id_buffer(std::mt19937_64 &random, const shape &shape)
@@ -70,7 +70,7 @@ void check(void (*kernel)(eplb_count_arguments), const shape &shape, const int32
                                 ? shape.num_tokens
                                 : uint32_t(std::min<int64_t>(std::max(*num_valid, 0), shape.num_tokens));
 
-    // Rows of this layer's cells and three of another's, all with something in them already.
+    // The counts of this layer and of three others, none of them 0.
     const uint64_t row_stride = shape.num_experts + 3;
     std::vector<Cell> cells(3 * row_stride - 3);
     for (Cell &cell : cells) {
@@ -121,24 +121,24 @@ void check_all(const shape &shape, const int32_t *num_valid, uint32_t row, uint6
     check<int64_t, unsigned long long>(eplb_count_i64_u64, shape, num_valid, row, seed);
 }
 
-TEST(Count, AnyNumberOfExperts) {
+TEST(Count, CountsAnyNumberOfExperts) {
     for (const uint32_t num_experts : {1, 2, 3, 31, 64, 127, 128, 256, 300}) {
         check_all({num_experts, 37, 6, 1, 0}, nullptr, 1, num_experts);
     }
 }
 
-TEST(Count, MoreExpertsThanBins) {
+TEST(Count, CountsMoreExpertsThanBins) {
     check_all({100000, 101, 7, 2, 1}, nullptr, 2, 1);
     const int32_t valid = 50;
     check_all({100000, 101, 7, 1, 3}, &valid, 0, 2);
 }
 
-TEST(Count, AsManyBinsAsFit) {
+TEST(Count, CountsWithAllSharedMemory) {
     check_all({emulation::shared_capacity / 4 - 1, 9, 8, 1, 0}, nullptr, 0, 1);
     check_all({emulation::shared_capacity / 4, 9, 8, 1, 0}, nullptr, 0, 1);
 }
 
-TEST(Count, AnyAlignmentAndLength) {
+TEST(Count, CountsAnyAlignmentAndLength) {
     for (const size_t offset : {0, 1, 2, 3}) {
         for (uint32_t num_tokens = 0; num_tokens < 12; num_tokens++) {
             check_all({8, num_tokens, 1, 1, offset}, nullptr, 0, 100 * offset + num_tokens);
@@ -146,26 +146,26 @@ TEST(Count, AnyAlignmentAndLength) {
     }
 }
 
-TEST(Count, AnyNumberOfValidTokens) {
+TEST(Count, CountsAnyNumberOfValidTokens) {
     for (const int32_t valid : {0, 1, 5, 29, 30, 31, -1, INT32_MIN, INT32_MAX}) {
         check_all({16, 30, 3, 2, 1}, &valid, 1, 7);
     }
 }
 
-TEST(Count, OffCountsNothing) {
+TEST(Count, CountsNothingIfOff) {
     const int32_t valid = 5;
     check_all({16, 30, 3, 2, 0}, nullptr, EPLB_COUNT_OFF, 1);
     check_all({16, 30, 3, 2, 0}, &valid, EPLB_COUNT_OFF, 1);
 }
 
-TEST(Count, AnyNumberOfBlocks) {
+TEST(Count, CountsWithAnyNumberOfBlocks) {
     // More threads than vectors, fewer, and about as many.
     for (const unsigned blocks : {1, 2, 3, 7}) {
         check_all({60, 1500, 8, blocks, 1}, nullptr, 0, blocks);
     }
 }
 
-TEST(Count, AnyOrderOfThreads) {
+TEST(Count, CountsInAnyOrderOfThreads) {
     for (uint64_t seed = 0; seed < 20; seed++) {
         check_all({60, 100, 8, 2, seed % 4}, nullptr, 0, seed);
     }

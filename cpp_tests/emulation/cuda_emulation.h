@@ -1,8 +1,7 @@
-// CUDA C++ as g++ compiles it: include this ahead of a kernel file (emulation/kernels.cpp does), or try one
-// by itself with
+// Compiles CUDA C++ with g++. Include this before a kernel file, as emulation/kernels.cpp does, or compile
+// one alone:
 //   g++ -std=c++17 -Icpp_tests/emulation -x c++ -include cuda_emulation.h -c kernels/eplb.cu
-// Each CUDA thread is a fiber that runs until a barrier, a warp collective or an atomic hands over to
-// another.
+// Each CUDA thread is a fiber. It runs until a barrier, a warp collective or an atomic yields to another.
 #pragma once
 
 #include <array>
@@ -17,9 +16,9 @@
 #define __host__
 #define __forceinline__ inline __attribute__((always_inline))
 #define __launch_bounds__(...)
-// Blocks run one after the other, so static storage is shared by the threads of one. A kernel says `static
-// __shared__`: the section, which a variable on the stack cannot have, makes its absence an error. Such
-// arrays keep what the last block left.
+// Blocks run one at a time, so static storage is shared by the threads of one block. Kernels must declare
+// `static __shared__`: a section on a variable without static storage is an error. Such arrays keep the
+// values of the previous block.
 #define __shared__ EMULATION_SECTION(__COUNTER__)
 #define EMULATION_SECTION(number) EMULATION_SECTION_NAMED(number)
 #define EMULATION_SECTION_NAMED(number) __attribute__((section(".bss.shared" #number)))
@@ -27,12 +26,12 @@
 #pragma clang diagnostic ignored "-Wsection" // A second declaration adds it.
 #endif
 
-/// Says that what a kernel file declares as `extern __shared__ type name[]` is the dynamic shared memory.
-/// Ahead of that file, at namespace scope.
+/// Makes `extern __shared__ type name[]` of a kernel file the dynamic shared memory. Place it before that
+/// file, at namespace scope.
 #define EMULATION_SHARED_MEMORY(type, name) extern type name[] __asm__("emulation_shared_memory")
 
-/// Lets emulation::find() know the kernel `name`. Once per kernel, at namespace scope.
-#define EMULATION_KERNEL(name) static const bool name##_is_known = emulation::add(#name, name)
+/// Registers the kernel `name` for emulation::find(). Place it once per kernel, at namespace scope.
+#define EMULATION_KERNEL(name) static const bool name##_is_registered = emulation::add(#name, name)
 
 struct alignas(16) int4 {
     int x, y, z, w;
@@ -56,27 +55,27 @@ struct site {
     int line;
 };
 
-/// What the lanes of a warp offered to a collective.
-struct offers {
-    unsigned arrived;
+/// The values that the lanes of a warp passed to a collective.
+struct lane_values {
+    unsigned arrived; // A bit for each lane.
     std::array<uint64_t, 32> values;
 };
 
 void barrier(const site &at);
-const offers &exchange(const site &at, unsigned mask, uint64_t value);
+const lane_values &exchange(const site &at, unsigned mask, uint64_t value);
 unsigned lane();
-/// Perhaps lets another thread go first.
+/// Yields to another thread at random.
 void preempt();
 
 template <class T> uint64_t to_bits(T value) {
-    static_assert(sizeof(T) <= sizeof(uint64_t), "what a lane exchanges has at most 64 bits");
+    static_assert(sizeof(T) <= sizeof(uint64_t), "a lane exchanges at most 64 bits");
     uint64_t bits = 0;
     std::memcpy(&bits, &value, sizeof value);
     return bits;
 }
 
-/// What `source` offered; garbage if it is not among those that arrived.
-template <class T> T from_lane(const offers &all, unsigned source) {
+/// The value of lane `source`; garbage if it did not arrive.
+template <class T> T from_lane(const lane_values &all, unsigned source) {
     const uint64_t bits = all.arrived >> source & 1 ? all.values[source] : 0xdeadbeefdeadbeef;
     T value;
     std::memcpy(&value, &bits, sizeof value);
@@ -92,13 +91,13 @@ template <class T, class Change> T atomically(T *cell, Change change) {
 
 } // namespace emulation
 
-// The caller's place, as a default argument, is where the call is written.
+// As default arguments, these are the file and line of the call.
 #define EMULATION_SITE(what) (emulation::site{what, file, line})
 #define EMULATION_CALLER const char *file = __builtin_FILE(), int line = __builtin_LINE()
 
 inline void __syncthreads(EMULATION_CALLER) { emulation::barrier(EMULATION_SITE("__syncthreads")); }
 
-/// Threads take turns, so each sees what others wrote before.
+/// Does nothing: fibers run one at a time, so each sees all earlier writes.
 inline void __threadfence() {}
 
 inline void __syncwarp(unsigned mask = 0xffffffff, EMULATION_CALLER) {
@@ -124,7 +123,7 @@ template <class T> T __shfl_xor_sync(unsigned mask, T value, int lanes, int widt
     const auto &all = emulation::exchange(EMULATION_SITE("__shfl_xor_sync"), mask, emulation::to_bits(value));
     const unsigned lane = emulation::lane();
     const unsigned source = lane ^ unsigned(lanes);
-    // As the manual has it: lanes of an earlier group may be read, those of a later one may not.
+    // By the manual, lanes of an earlier group may be read, those of a later group may not.
     return source < (lane & ~unsigned(width - 1)) + unsigned(width) ? emulation::from_lane<T>(all, source)
                                                                     : value;
 }
@@ -152,7 +151,7 @@ template <class T> unsigned __match_any_sync(unsigned mask, T value, EMULATION_C
 #undef EMULATION_CALLER
 
 inline int __popc(unsigned bits) { return __builtin_popcount(bits); }
-/// The products of the bytes, added up.
+/// Adds the products of corresponding bytes to `sum`.
 inline unsigned __dp4a(unsigned a, unsigned b, unsigned sum) {
     for (int shift = 0; shift < 32; shift += 8) {
         sum += (a >> shift & 0xff) * (b >> shift & 0xff);

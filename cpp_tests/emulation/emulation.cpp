@@ -15,7 +15,7 @@
 
 dim3 threadIdx, blockIdx, blockDim, gridDim;
 
-// Kernels know it by names of their own, each with its type: EMULATION_SHARED_MEMORY.
+// Each kernel file declares it with its own name and type: EMULATION_SHARED_MEMORY.
 extern "C" {
 alignas(16) unsigned char emulation_shared_memory[emulation::shared_capacity];
 }
@@ -31,15 +31,15 @@ struct thread {
     emulation::state state;
     ucontext_t context;
     void *fake_stack;
-    /// Where it waits; the last two in a collective only.
+    /// Where it waits. `mask` and `value` are set in collectives only.
     site at;
     unsigned mask;
-    uint64_t offered;
-    /// What its last collective gave it.
-    offers received;
+    uint64_t value;
+    /// The result of its last collective.
+    lane_values received;
 };
 
-/// The stacks, kept from launch to launch.
+/// The fibers' stacks, reused by later launches.
 std::vector<std::unique_ptr<fiber_stack>> stacks;
 
 std::map<std::string, kernel> &kernels() {
@@ -57,10 +57,10 @@ class block_runner {
     }
 
     void run();
-    /// By the running fiber: waits until it is resumed.
-    void suspend(emulation::state why);
+    /// Called by the running fiber. Returns when it is resumed.
+    void suspend(emulation::state new_state);
     void preempt();
-    const offers &exchange(const site &at, unsigned mask, uint64_t value);
+    const lane_values &exchange(const site &at, unsigned mask, uint64_t value);
 
     thread *running = nullptr;
     std::mt19937_64 &generator() { return random; }
@@ -115,15 +115,16 @@ void block_runner::resume(thread &thread) {
     after_switch(fake_stack, nullptr, nullptr);
 }
 
-void block_runner::suspend(emulation::state why) {
+void block_runner::suspend(emulation::state new_state) {
     thread &self = *running;
-    self.state = why;
-    before_switch(why == state::exited ? nullptr : &self.fake_stack, scheduler_stack, scheduler_stack_size);
+    self.state = new_state;
+    before_switch(new_state == state::exited ? nullptr : &self.fake_stack, scheduler_stack,
+                  scheduler_stack_size);
     swapcontext(&self.context, &scheduler);
     after_switch(self.fake_stack, nullptr, nullptr);
 }
 
-/// What each fiber runs; it never returns, since it has nowhere to return to.
+/// The entry point of each fiber. It never returns, since a fiber has no caller.
 void block_runner::fiber() {
     after_switch(nullptr, &runner->scheduler_stack, &runner->scheduler_stack_size);
     try {
@@ -159,7 +160,7 @@ void block_runner::run() {
     }
 }
 
-/// All threads wait or have exited.
+/// Called when no thread can run: all wait or have exited.
 void block_runner::pass_barrier() {
     const site &at = threads[0].at;
     for (const thread &thread : threads) {
@@ -183,17 +184,17 @@ void block_runner::preempt() {
     }
 }
 
-const offers &block_runner::exchange(const site &at, unsigned mask, uint64_t value) {
+const lane_values &block_runner::exchange(const site &at, unsigned mask, uint64_t value) {
     thread &self = *running;
     self.at = at;
     self.mask = mask;
-    self.offered = value;
+    self.value = value;
     self.state = state::in_collective;
     if ((mask >> self.number % 32 & 1) == 0) {
         fail("a lane calls " + std::string(at.what) + " with a mask that lacks it");
     }
     complete_collectives(self);
-    // Wherever the last lane came from, the next to run is drawn anew.
+    // Suspend the last lane to arrive too, so that the next to run is chosen at random.
     suspend(self.state);
     return self.received;
 }
@@ -214,7 +215,7 @@ void block_runner::complete_collectives(const thread &of_this_warp) {
                    std::strcmp(thread.at.what, at.what) == 0;
         };
         bool complete = true;
-        offers all = {};
+        lane_values all = {};
         for (size_t lane = 0; complete && lane < lanes; lane++) {
             const thread &thread = threads[first + lane];
             if ((mask >> lane & 1) == 0 || thread.state == state::exited) {
@@ -222,7 +223,7 @@ void block_runner::complete_collectives(const thread &of_this_warp) {
             }
             complete = has_called(thread);
             all.arrived |= 1u << lane;
-            all.values[lane] = thread.offered;
+            all.values[lane] = thread.value;
         }
         for (size_t lane = 0; complete && lane < lanes; lane++) {
             thread &thread = threads[first + lane];
@@ -238,7 +239,7 @@ void block_runner::complete_collectives(const thread &of_this_warp) {
 }
 
 void block_runner::fail(const std::string &what) const {
-    std::map<std::string, size_t> places;
+    std::map<std::string, size_t> counts;
     for (const thread &thread : threads) {
         std::ostringstream place;
         if (thread.state == state::exited) {
@@ -251,17 +252,17 @@ void block_runner::fail(const std::string &what) const {
                 place << " for mask 0x" << std::hex << thread.mask;
             }
         }
-        places[place.str()]++;
+        counts[place.str()]++;
     }
     std::ostringstream message;
     message << what << " in block (" << blockIdx.x << ", " << blockIdx.y << ", " << blockIdx.z << ")";
-    for (const auto &[place, count] : places) {
+    for (const auto &[place, count] : counts) {
         message << "; " << count << " threads " << place;
     }
     throw error(message.str());
 }
 
-/// The dynamic shared memory of one launch: what it did not ask for must not be touched.
+/// The dynamic shared memory of one launch. Memory beyond the requested size is inaccessible.
 class shared_allocation {
   public:
     explicit shared_allocation(size_t size) : size(size) {
@@ -284,7 +285,7 @@ void barrier(const site &at) {
     runner->suspend(state::at_barrier);
 }
 
-const offers &exchange(const site &at, unsigned mask, uint64_t value) {
+const lane_values &exchange(const site &at, unsigned mask, uint64_t value) {
     return runner->exchange(at, mask, value);
 }
 
@@ -297,12 +298,12 @@ void launch(dim3 grid, dim3 block, size_t shared_bytes, const std::function<void
     const uint64_t num_blocks = uint64_t(grid.x) * grid.y * grid.z;
     const uint64_t num_threads = uint64_t(block.x) * block.y * block.z;
     if (num_blocks == 0 || num_threads == 0 || num_threads > 1024 || shared_bytes > shared_capacity) {
-        throw error("no GPU launches this: " + std::to_string(num_blocks) + " blocks of " +
+        throw error("invalid launch: " + std::to_string(num_blocks) + " blocks of " +
                     std::to_string(num_threads) + " threads and " + std::to_string(shared_bytes) +
                     " bytes of shared memory");
     }
-    static std::mutex one_at_a_time;
-    const std::lock_guard lock(one_at_a_time);
+    static std::mutex mutex;
+    const std::lock_guard lock(mutex);
 
     gridDim = grid;
     blockDim = block;
@@ -320,8 +321,8 @@ void launch(dim3 grid, dim3 block, size_t shared_bytes, const std::function<void
             blocks.run();
         }
     } catch (...) {
-        // Fibers that never end leave frames, and AddressSanitizer's marks for them, on stacks that cannot
-        // serve again.
+        // Fibers that did not end leave frames and AddressSanitizer's marks on their stacks, which therefore
+        // cannot be reused.
         stacks.clear();
         throw;
     }

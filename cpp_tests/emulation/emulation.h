@@ -16,36 +16,37 @@ struct dim3 {
 
 namespace emulation {
 
-/// What no GPU would survive: threads that wait at different barriers, or for a lane that never comes.
+/// A fault of a kernel: threads wait at different barriers, or for a lane that never arrives.
 class error : public std::runtime_error {
   public:
     using std::runtime_error::runtime_error;
 };
 
-/// The dynamic shared memory that CUDA gives to a launch which did not ask for more.
+/// The largest dynamic shared memory of a launch, as in CUDA without a function attribute.
 constexpr size_t shared_capacity = 48 * 1024;
 
 struct options {
-    /// Of the order in which blocks and threads run.
+    /// Seed of the order in which blocks and threads run.
     uint64_t seed = 0;
-    /// One atomic of so many lets another thread go first; 0: none.
+    /// One atomic in this many yields to another thread first; 0: none.
     unsigned preempt_one_in = 8;
 };
 
-/// Runs `body` once for each thread, the blocks one after the other. Throws `error`. One launch at a time
-/// runs in the process; others wait for it.
+/// Runs `body` once for each thread, one block at a time. Throws `error`. Launches of other threads of the
+/// process wait.
 void launch(dim3 grid, dim3 block, size_t shared_bytes, const std::function<void()> &body,
             const options &options = {});
 
-/// A kernel with its parameters copied, to be launched any number of times.
+/// A kernel with a copy of its parameters. It may be launched any number of times.
 using bound_kernel = std::function<void()>;
 
 /// Takes cuLaunchKernel's parameters: the address of each argument.
 using kernel = std::function<bound_kernel(void **parameters)>;
 
-/// NULL if there is none of this name.
+/// Returns NULL if there is no kernel of this name.
 const kernel *find(const std::string &name);
 
+/// Registers a kernel. Returns false if the name is taken.
 bool add(const std::string &name, kernel kernel);
 
 template <class... Args, size_t... I>

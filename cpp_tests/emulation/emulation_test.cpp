@@ -1,4 +1,4 @@
-// The emulator itself: what it finds, and that it runs what is right.
+// Tests the emulator: it detects faulty kernels and runs correct ones.
 #include <gtest/gtest.h>
 
 #include <numeric>
@@ -40,7 +40,7 @@ TEST(Emulation, RunsEachThreadOfEachBlockOnce) {
     EXPECT_EQ(*seen.rbegin(), (std::vector<unsigned>{2, 1, 1, 3, 2, 1}));
 }
 
-TEST(Emulation, FindsBarrierDivergence) {
+TEST(Emulation, DetectsBarrierDivergence) {
     expect_error("barrier divergence", {64}, [] {
         if (threadIdx.x < 32) {
             __syncthreads();
@@ -50,7 +50,7 @@ TEST(Emulation, FindsBarrierDivergence) {
     });
 }
 
-TEST(Emulation, FindsABarrierThatSomeThreadsNeverReach) {
+TEST(Emulation, DetectsABarrierThatSomeThreadsNeverReach) {
     expect_error("barrier divergence", {64}, [] {
         if (threadIdx.x != 7) {
             __syncthreads();
@@ -58,7 +58,7 @@ TEST(Emulation, FindsABarrierThatSomeThreadsNeverReach) {
     });
 }
 
-TEST(Emulation, FindsDeadlocks) {
+TEST(Emulation, DetectsDeadlocks) {
     expect_error("deadlock", {32}, [] {
         if (threadIdx.x == 0) {
             __syncthreads();
@@ -78,7 +78,7 @@ TEST(Emulation, FindsDeadlocks) {
     });
 }
 
-TEST(Emulation, FindsACallerThatItsMaskLacks) {
+TEST(Emulation, DetectsACallerOutsideItsMask) {
     expect_error("a lane calls __syncwarp with a mask that lacks it", {32}, [] { __syncwarp(0xfffffffe); });
 }
 
@@ -96,12 +96,12 @@ TEST(Emulation, WorksAfterAnError) {
     }
 }
 
-TEST(Emulation, PassesOnWhatAThreadThrows) {
+TEST(Emulation, RethrowsExceptionsOfThreads) {
     EXPECT_THROW(emulation::launch({}, {32}, 0, [] { throw std::out_of_range("thrown"); }),
                  std::out_of_range);
 }
 
-TEST(Emulation, RefusesWhatNoGpuLaunches) {
+TEST(Emulation, RejectsInvalidLaunches) {
     const auto nothing = [] {};
     EXPECT_THROW(emulation::launch({0}, {32}, 0, nothing), emulation::error);
     EXPECT_THROW(emulation::launch({}, {0}, 0, nothing), emulation::error);
@@ -109,7 +109,7 @@ TEST(Emulation, RefusesWhatNoGpuLaunches) {
     EXPECT_THROW(emulation::launch({}, {32}, emulation::shared_capacity + 1, nothing), emulation::error);
 }
 
-/// The sum that thread 0 sees of what the threads of a block wrote.
+/// Thread 0 adds up the values that the threads of a block wrote.
 unsigned sum_of_block(uint64_t seed, bool with_barrier) {
     unsigned sum = 0;
     const auto body = [&] {
@@ -125,9 +125,9 @@ unsigned sum_of_block(uint64_t seed, bool with_barrier) {
     return sum;
 }
 
-TEST(Emulation, ShowsAMissingBarrier) {
+TEST(Emulation, ExposesAMissingBarrier) {
     if (emulation::under_valgrind()) {
-        GTEST_SKIP() << "valgrind reports the race as a read of what was not written";
+        GTEST_SKIP() << "valgrind reports the race as an uninitialised read";
     }
     std::set<unsigned> with, without;
     for (uint64_t seed = 0; seed < 20; seed++) {
@@ -138,8 +138,9 @@ TEST(Emulation, ShowsAMissingBarrier) {
     EXPECT_GT(without.size(), 10u);
 }
 
-TEST(Emulation, ShowsARaceBetweenAtomics) {
-    // Each thread takes a ticket and then counts what was served: right only if nobody comes between the two.
+TEST(Emulation, ExposesARaceBetweenAtomics) {
+    // Each thread takes a ticket and then counts one served. The two agree unless another thread runs in
+    // between.
     std::set<unsigned> results;
     for (uint64_t seed = 0; seed < 20; seed++) {
         unsigned tickets = 0, served = 0, in_order = 0;
@@ -169,11 +170,11 @@ TEST(Emulation, FillsSharedMemoryWithGarbageForEachBlock) {
 }
 
 #ifdef __SANITIZE_ADDRESS__
-TEST(EmulationDeathTest, ForbidsSharedMemoryBeyondWhatTheLaunchAskedFor) {
+TEST(EmulationDeathTest, DetectsAccessBeyondTheRequestedSharedMemory) {
     EXPECT_DEATH(emulation::launch({}, {}, 12, [] { test_shared[3] = 1; }), "use-after-poison");
 }
 
-TEST(EmulationDeathTest, ForbidsMisalignedVectors) {
+TEST(EmulationDeathTest, DetectsMisalignedVectors) {
     alignas(16) static int ids[8] = {};
     EXPECT_DEATH(emulation::launch({}, {}, 0,
                                    [] {
@@ -184,7 +185,7 @@ TEST(EmulationDeathTest, ForbidsMisalignedVectors) {
 }
 #endif
 
-TEST(Emulation, SharesStaticSharedMemory) {
+TEST(Emulation, SharesStaticMemoryWithinABlock) {
     unsigned sum = 0;
     emulation::launch({}, {32}, 0, [&] {
         static __shared__ unsigned numbers[32];
@@ -195,7 +196,7 @@ TEST(Emulation, SharesStaticSharedMemory) {
     EXPECT_EQ(sum, 31u * 16u);
 }
 
-TEST(Emulation, Shuffles) {
+TEST(Emulation, ShufflesValuesBetweenLanes) {
     for (uint64_t seed = 0; seed < 5; seed++) {
         const auto body = [] {
             const unsigned lane = threadIdx.x % 32;
@@ -221,15 +222,15 @@ TEST(Emulation, VotesAndMatches) {
         const unsigned lane = threadIdx.x % 32;
         EXPECT_EQ(__ballot_sync(0xffffffff, lane % 3 == 0), 0x49249249u);
         EXPECT_EQ(__match_any_sync(0xffffffff, lane % 2), lane % 2 == 0 ? 0x55555555u : 0xaaaaaaaau);
-        // Two halves of a warp, each by itself.
+        // Two halves of a warp, each with a collective of its own.
         const unsigned half = lane < 16 ? 0x0000ffffu : 0xffff0000u;
         EXPECT_EQ(__popc(__ballot_sync(half, lane == 3 || lane > 20)), lane < 16 ? 1 : 11);
         EXPECT_EQ(__ffs(int(half)), lane < 16 ? 1 : 17);
     });
 }
 
-TEST(Emulation, ACollectiveDoesNotWaitForLanesThatExited) {
-    // Nor for those that a last, partial warp lacks.
+TEST(Emulation, CollectivesDoNotWaitForExitedLanes) {
+    // Nor for the lanes that a partial warp lacks.
     emulation::launch({}, {40}, 0, [] {
         if (threadIdx.x % 2 == 1) {
             return;
@@ -238,7 +239,7 @@ TEST(Emulation, ACollectiveDoesNotWaitForLanesThatExited) {
     });
 }
 
-TEST(Emulation, Atomics) {
+TEST(Emulation, AtomicsReturnTheOldValue) {
     unsigned largest = 0, exchanged = 7;
     unsigned long long sum = 0;
     emulation::launch({2}, {100}, 0, [&] {

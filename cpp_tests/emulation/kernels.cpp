@@ -1,4 +1,4 @@
-// The kernels of eplb, by name. A .cu file of its own needs a file like this one.
+// Registers the kernels of eplb by name. Another .cu file needs a file like this one.
 #include "cuda_emulation.h"
 
 EMULATION_SHARED_MEMORY(uint32_t, eplb_bins);

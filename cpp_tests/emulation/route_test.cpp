@@ -1,4 +1,4 @@
-// The routing kernels in many orders of their threads, against the rules written down a second time.
+// Compares the routing kernels with a second implementation of the rules, in many orders of their threads.
 #include <gtest/gtest.h>
 
 #include <memory>
@@ -17,11 +17,11 @@ namespace {
 
 constexpr uint32_t choices = 3;
 
-/// Parts one behind the other in an allocation of their own, so that checkers see what lies behind.
+/// Consecutive parts in one allocation, so that checkers detect accesses behind it.
 struct table_words {
     std::vector<uint32_t> words;
 
-    /// Where the part begins.
+    /// The start of the part.
     uint32_t add(const std::vector<uint32_t> &part) {
         const size_t at = words.size();
         words.insert(words.end(), part.begin(), part.end());
@@ -40,7 +40,7 @@ struct layer_memory {
                                    step_start, rank_holders, holder_ranks;
     std::vector<uint64_t> memory;
     std::vector<uint32_t> ends, block_counts, blocks_done = {0};
-    /// Of nearest, for one rank.
+    /// The tables of nearest for one rank.
     std::vector<uint32_t> shares;
     table_words tables;
 
@@ -75,7 +75,7 @@ struct layer_memory {
         std::stable_sort(all.begin(), all.end(), [](const replicated &a, const replicated &b) {
             return a.holders.size() < b.holders.size();
         });
-        // The step after the last one of an expert before that shares a rank.
+        // The step after the last step of an earlier expert on one of the same ranks.
         for (size_t i = 0; i < all.size(); i++) {
             for (size_t before = 0; before < i; before++) {
                 for (const holder &mine : all[i].holders) {
@@ -186,13 +186,13 @@ layer_placement a_placement(std::mt19937_64 &random) {
 } // namespace
 
 TEST(RouteKernels, GiveTheSameSlotsInAnyOrderOfThreads) {
-    // Valgrind looks at every step of every fiber.
+    // Fewer under valgrind, which slows down every fiber.
     const uint64_t seeds = emulation::under_valgrind() ? 4 : 24;
     for (uint64_t seed = 0; seed < seeds; seed++) {
         std::mt19937_64 random(seed);
         const auto layer = a_placement(random);
         layer_memory memory(layer);
-        // What nearest adds to a block's number is the rank; three ranks share a node.
+        // Nearest adds the rank to the block's number. Three ranks share a node.
         const uint32_t rank = static_cast<uint32_t>(random() % layer.num_ranks);
         std::vector<int32_t> nodes;
         for (uint32_t r = 0; r < layer.num_ranks; r++) {
@@ -214,7 +214,7 @@ TEST(RouteKernels, GiveTheSameSlotsInAnyOrderOfThreads) {
         args.num_tokens = tokens;
         args.experts_per_token = choices;
         args.offset = rank;
-        // Slots are counted: in bins, or in cells where the seed says that there is no room.
+        // Count slots: in bins, or in cells if the seed leaves no room for bins.
         const uint32_t row = 1;
         std::vector<uint32_t> cells(2 * layer.experts.size());
         eplb_count_totals totals = {};
@@ -224,7 +224,7 @@ TEST(RouteKernels, GiveTheSameSlotsInAnyOrderOfThreads) {
         args.totals = &totals;
         args.num_cells = args.num_slots;
         args.counts_slots = 1;
-        // Each part of shared memory is there or not: bins or cells, positions by rows or by a scan.
+        // Each part of shared memory is optional: bins or cells, positions by rows or by a scan.
         size_t shared = 0;
         const auto take = [&](size_t words) {
             const size_t at = shared / sizeof(uint32_t);
@@ -235,7 +235,7 @@ TEST(RouteKernels, GiveTheSameSlotsInAnyOrderOfThreads) {
             return static_cast<uint32_t>(at);
         };
         args.shared_rows_at = take(4 * layer.num_experts);
-        // All tables, those of every rule, or none.
+        // The tables of all rules, or none.
         if (random() % 2 == 0) {
             args.table_words = memory.tables.size();
         }
@@ -274,7 +274,7 @@ TEST(RouteKernels, GiveTheSameSlotsInAnyOrderOfThreads) {
         expect(nearest(layer, ids, valid_ids, rank, nodes));
         launch(eplb_route_token_hash_i32, blocks_of(EPLB_HASH_THREADS * 4), EPLB_HASH_THREADS);
         expect(token_hash(layer, ids, valid_ids, choices));
-        // A second time, since workspaces are used again.
+        // A second time, since workspaces are reused.
         for (int time = 0; time < 2; time++) {
             const unsigned blocks = blocks_of(EPLB_ROUTE_BLOCK);
             for (args.split.phase = 0; args.split.phase < (blocks > 1 ? 2u : 1u); args.split.phase++) {

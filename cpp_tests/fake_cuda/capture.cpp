@@ -1,4 +1,4 @@
-// Capturing streams into graphs, and what is forbidden meanwhile: section "Creating a Graph Using Stream
+// Stream capture, and the calls that it forbids: section "Creating a Graph Using Stream
 // Capture" of the CUDA programming guide, and cuThreadExchangeStreamCaptureMode of the driver's manual.
 #include <algorithm>
 
@@ -10,16 +10,16 @@ namespace fake_cuda {
 
 void invalidate(capture &capture) { capture.invalid = true; }
 
-void refuse_if_invalid(const capture &capture) {
+void check_is_valid(const capture &capture) {
     if (capture.invalid) {
-        refuse(CUDA_ERROR_STREAM_CAPTURE_INVALIDATED);
+        fail(CUDA_ERROR_STREAM_CAPTURE_INVALIDATED);
     }
 }
 
-void refuse_unsafe_call() {
+void check_call_is_safe() {
     const thread &self = this_thread();
     bool unsafe = false;
-    for (const auto &[handle, stream] : the().streams) {
+    for (const auto &[handle, stream] : driver_state().streams) {
         if (stream->capture == nullptr) {
             continue;
         }
@@ -35,54 +35,54 @@ void refuse_unsafe_call() {
         }
     }
     if (unsafe) {
-        refuse(CUDA_ERROR_STREAM_CAPTURE_UNSUPPORTED);
+        fail(CUDA_ERROR_STREAM_CAPTURE_UNSUPPORTED);
     }
 }
 
-void refuse_legacy_during_capture(const stream &stream) {
+void check_legacy_is_allowed(const stream &stream) {
     if (!stream.legacy) {
         return;
     }
     bool captures = false;
-    for (const auto &[handle, other] : the().streams) {
+    for (const auto &[handle, other] : driver_state().streams) {
         if (other->capture != nullptr && other->blocking && other->context == stream.context) {
             invalidate(*other->capture);
             captures = true;
         }
     }
     if (captures) {
-        refuse(CUDA_ERROR_STREAM_CAPTURE_IMPLICIT);
+        fail(CUDA_ERROR_STREAM_CAPTURE_IMPLICIT);
     }
 }
 
-void refuse_to_wait_for(const stream &stream) {
+void check_can_wait_for(const stream &stream) {
     if (stream.capture != nullptr) {
         invalidate(*stream.capture);
-        refuse(CUDA_ERROR_STREAM_CAPTURE_UNSUPPORTED);
+        fail(CUDA_ERROR_STREAM_CAPTURE_UNSUPPORTED);
     }
-    refuse_legacy_during_capture(stream);
+    check_legacy_is_allowed(stream);
 }
 
-/// In any order that the nodes' dependencies leave open.
+/// Runs the nodes in a random order that their dependencies allow.
 void run(const graph &graph) {
-    std::vector<size_t> open(graph.nodes.size());
+    std::vector<size_t> remaining(graph.nodes.size());
     std::vector<bool> done(graph.nodes.size());
-    for (size_t i = 0; i < open.size(); i++) {
-        open[i] = i;
+    for (size_t i = 0; i < remaining.size(); i++) {
+        remaining[i] = i;
     }
-    while (!open.empty()) {
-        std::shuffle(open.begin(), open.end(), the().random);
+    while (!remaining.empty()) {
+        std::shuffle(remaining.begin(), remaining.end(), driver_state().random);
         const auto is_done = [&](size_t node) { return done[node]; };
         const auto is_ready = [&](size_t node) {
             const auto &after = graph.nodes[node].after;
             return std::all_of(after.begin(), after.end(), is_done);
         };
-        const auto next = std::find_if(open.begin(), open.end(), is_ready);
+        const auto next = std::find_if(remaining.begin(), remaining.end(), is_ready);
         if (graph.nodes[*next].work) {
             graph.nodes[*next].work();
         }
         done[*next] = true;
-        open.erase(next);
+        remaining.erase(next);
     }
 }
 
@@ -90,7 +90,7 @@ void run(const graph &graph) {
 
 namespace {
 
-/// Whether all nodes of the graph come ahead of some of `last`, or are among them.
+/// Whether `last` depends on all nodes of the graph, or has them.
 bool leads_to(const graph &graph, const std::vector<size_t> &last) {
     std::vector<bool> reached(graph.nodes.size());
     for (const size_t node : last) {
@@ -108,10 +108,10 @@ bool leads_to(const graph &graph, const std::vector<size_t> &last) {
 }
 
 void end_capture(const std::shared_ptr<capture> &ended) {
-    for (const auto &[handle, stream] : the().streams) {
+    for (const auto &[handle, stream] : driver_state().streams) {
         if (stream->capture == ended) {
             stream->capture = nullptr;
-            stream->behind.clear();
+            stream->last_nodes.clear();
         }
     }
     ended->origin = nullptr;
@@ -123,13 +123,13 @@ CUresult cuStreamBeginCapture_v2(CUstream handle, CUstreamCaptureMode mode) {
     return call(__func__, [&] {
         stream &stream = stream_of(handle);
         if (mode > CU_STREAM_CAPTURE_MODE_RELAXED) {
-            refuse(CUDA_ERROR_INVALID_VALUE);
+            fail(CUDA_ERROR_INVALID_VALUE);
         }
         if (stream.legacy) {
-            refuse(CUDA_ERROR_STREAM_CAPTURE_UNSUPPORTED);
+            fail(CUDA_ERROR_STREAM_CAPTURE_UNSUPPORTED);
         }
         if (stream.capture != nullptr) {
-            refuse(CUDA_ERROR_ILLEGAL_STATE);
+            fail(CUDA_ERROR_ILLEGAL_STATE);
         }
         stream.capture = std::make_shared<capture>();
         stream.capture->origin = &stream;
@@ -141,52 +141,52 @@ CUresult cuStreamBeginCapture_v2(CUstream handle, CUstreamCaptureMode mode) {
 CUresult cuStreamEndCapture(CUstream handle, CUgraph *graph) {
     return call(__func__, [&] {
         const stream &stream = stream_of(handle);
-        give(graph, CUgraph(nullptr));
+        store(graph, CUgraph(nullptr));
         const auto capture = stream.capture;
         if (capture == nullptr) {
-            refuse(CUDA_ERROR_ILLEGAL_STATE);
+            fail(CUDA_ERROR_ILLEGAL_STATE);
         }
         if (capture->origin != &stream) {
-            refuse(CUDA_ERROR_STREAM_CAPTURE_UNMATCHED);
+            fail(CUDA_ERROR_STREAM_CAPTURE_UNMATCHED);
         }
         if (capture->mode != CU_STREAM_CAPTURE_MODE_RELAXED && capture->thread != this_thread().number) {
-            refuse(CUDA_ERROR_STREAM_CAPTURE_WRONG_THREAD);
+            fail(CUDA_ERROR_STREAM_CAPTURE_WRONG_THREAD);
         }
-        const bool joined = leads_to(capture->graph, stream.behind);
+        const bool joined = leads_to(capture->graph, stream.last_nodes);
         end_capture(capture);
-        refuse_if_invalid(*capture);
+        check_is_valid(*capture);
         if (!joined) {
-            refuse(CUDA_ERROR_STREAM_CAPTURE_UNJOINED);
+            fail(CUDA_ERROR_STREAM_CAPTURE_UNJOINED);
         }
-        *graph = the().graphs.add(std::make_shared<fake_cuda::graph>(std::move(capture->graph)));
+        *graph = driver_state().graphs.add(std::make_shared<fake_cuda::graph>(std::move(capture->graph)));
     });
 }
 
 CUresult cuStreamIsCapturing(CUstream handle, CUstreamCaptureStatus *status) {
     return call(__func__, [&] {
         if (handle == nullptr || handle == CU_STREAM_LEGACY) {
-            // The one use of the legacy stream that leaves the captures intact.
+            // The only use of the legacy stream that does not invalidate captures.
             const context &current = current_context();
-            for (const auto &[other_handle, other] : the().streams) {
+            for (const auto &[other_handle, other] : driver_state().streams) {
                 if (other->capture != nullptr && other->blocking && other->context == &current) {
-                    refuse(CUDA_ERROR_STREAM_CAPTURE_IMPLICIT);
+                    fail(CUDA_ERROR_STREAM_CAPTURE_IMPLICIT);
                 }
             }
-            give(status, CU_STREAM_CAPTURE_STATUS_NONE);
+            store(status, CU_STREAM_CAPTURE_STATUS_NONE);
             return;
         }
-        const auto &capture =
-            handle == CU_STREAM_PER_THREAD ? stream_of(handle).capture : the().streams.get(handle)->capture;
-        give(status, capture == nullptr ? CU_STREAM_CAPTURE_STATUS_NONE
-                     : capture->invalid ? CU_STREAM_CAPTURE_STATUS_INVALIDATED
-                                        : CU_STREAM_CAPTURE_STATUS_ACTIVE);
+        const auto &capture = handle == CU_STREAM_PER_THREAD ? stream_of(handle).capture
+                                                             : driver_state().streams.get(handle)->capture;
+        store(status, capture == nullptr ? CU_STREAM_CAPTURE_STATUS_NONE
+                      : capture->invalid ? CU_STREAM_CAPTURE_STATUS_INVALIDATED
+                                         : CU_STREAM_CAPTURE_STATUS_ACTIVE);
     });
 }
 
 CUresult cuThreadExchangeStreamCaptureMode(CUstreamCaptureMode *mode) {
     return call(__func__, [&] {
         if (mode == nullptr || *mode > CU_STREAM_CAPTURE_MODE_RELAXED) {
-            refuse(CUDA_ERROR_INVALID_VALUE);
+            fail(CUDA_ERROR_INVALID_VALUE);
         }
         std::swap(*mode, this_thread().capture_mode);
     });
@@ -195,28 +195,30 @@ CUresult cuThreadExchangeStreamCaptureMode(CUstreamCaptureMode *mode) {
 CUresult cuGraphInstantiateWithFlags(CUgraphExec *exec, CUgraph graph, unsigned long long) {
     return call(__func__, [&] {
         current_context();
-        give(exec, CUgraphExec(nullptr));
-        *exec = the().graph_execs.add(std::make_shared<graph_exec>(graph_exec{*the().graphs.get(graph)}));
+        store(exec, CUgraphExec(nullptr));
+        *exec = driver_state().graph_execs.add(
+            std::make_shared<graph_exec>(graph_exec{*driver_state().graphs.get(graph)}));
     });
 }
 
 CUresult cuGraphLaunch(CUgraphExec exec, CUstream handle) {
     return call(__func__, [&] {
-        // The copy of the pointer keeps it alive if it is destroyed before it runs.
-        submit(stream_of(handle), [launched = the().graph_execs.get(exec)] { run(launched->graph); });
+        // The copied pointer keeps the graph alive if it is destroyed before it runs.
+        submit(stream_of(handle),
+               [launched = driver_state().graph_execs.get(exec)] { run(launched->graph); });
     });
 }
 
 CUresult cuGraphExecDestroy(CUgraphExec exec) {
-    return call_that_gives_back(__func__, [&] {
-        the().graph_execs.get(exec);
-        the().graph_execs.erase(exec);
+    return call_that_releases(__func__, [&] {
+        driver_state().graph_execs.get(exec);
+        driver_state().graph_execs.erase(exec);
     });
 }
 
 CUresult cuGraphDestroy(CUgraph graph) {
-    return call_that_gives_back(__func__, [&] {
-        the().graphs.get(graph);
-        the().graphs.erase(graph);
+    return call_that_releases(__func__, [&] {
+        driver_state().graphs.get(graph);
+        driver_state().graphs.erase(graph);
     });
 }

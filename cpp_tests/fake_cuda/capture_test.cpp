@@ -1,4 +1,4 @@
-// Capture: what becomes of a captured stream's work, and what is forbidden meanwhile.
+// Stream capture: the graph that it creates, and the calls that it forbids.
 #include <gtest/gtest.h>
 
 #include <functional>
@@ -46,13 +46,13 @@ class Capture : public testing::Test {
     void begin(CUstream on, CUstreamCaptureMode mode = CU_STREAM_CAPTURE_MODE_GLOBAL) {
         OK(cuStreamBeginCapture_v2(on, mode));
     }
-    /// Ends the capture of a stream, which must fail.
+    /// Ends the capture of a stream, and expects `error`.
     void end(CUstream on, CUresult with) {
         CUgraph graph = reinterpret_cast<CUgraph>(1);
         EXPECT_EQ(cuStreamEndCapture(on, &graph), with);
         EXPECT_EQ(graph, nullptr);
     }
-    /// Ends it, and makes the graph executable.
+    /// Ends the capture and instantiates the graph.
     void end(CUstream on) {
         CUgraph graph;
         OK(cuStreamEndCapture(on, &graph));
@@ -74,7 +74,7 @@ class Capture : public testing::Test {
     CUgraphExec exec = nullptr;
 };
 
-TEST_F(Capture, IsReplayedAnyNumberOfTimes) {
+TEST_F(Capture, ReplaysAnyNumberOfTimes) {
     EXPECT_EQ(status(stream), CU_STREAM_CAPTURE_STATUS_NONE);
     begin(stream);
     EXPECT_EQ(status(stream), CU_STREAM_CAPTURE_STATUS_ACTIVE);
@@ -112,10 +112,10 @@ TEST_F(Capture, JoinsStreamsThroughEvents) {
         OK(cuGraphLaunch(exec, stream));
         orders.insert(digits());
     }
-    EXPECT_EQ(orders, (std::set<unsigned>{1234, 1324})) << "2 and 3 are in no order";
+    EXPECT_EQ(orders, (std::set<unsigned>{1234, 1324})) << "2 and 3 may run in either order";
 }
 
-TEST_F(Capture, TakesMemsetsAndCopies) {
+TEST_F(Capture, RecordsMemsetsAndCopies) {
     CUdeviceptr copy;
     OK(cuMemAlloc_v2(&copy, sizeof(unsigned)));
     begin(stream);
@@ -131,7 +131,7 @@ TEST_F(Capture, TakesMemsetsAndCopies) {
     EXPECT_EQ(cuGraphLaunch(exec, stream), CUDA_ERROR_ILLEGAL_ADDRESS);
 }
 
-TEST_F(Capture, TakesGraphs) {
+TEST_F(Capture, RecordsGraphs) {
     begin(stream);
     OK(digit(1, stream));
     end(stream);
@@ -145,7 +145,7 @@ TEST_F(Capture, TakesGraphs) {
     EXPECT_EQ(digits(), 12u);
 }
 
-TEST_F(Capture, AnUnsafeCallInvalidatesIt) {
+TEST_F(Capture, UnsafeCallsInvalidateIt) {
     CUdeviceptr allocated;
     void *host;
     CUmodule loaded;
@@ -173,7 +173,7 @@ TEST_F(Capture, AnUnsafeCallInvalidatesIt) {
     }
 }
 
-/// What an allocation returns in this thread while its capture mode is `thread_mode`.
+/// The result of an allocation in this thread with capture mode `thread_mode`.
 CUresult allocate(CUstreamCaptureMode thread_mode) {
     EXPECT_EQ(cuThreadExchangeStreamCaptureMode(&thread_mode), CUDA_SUCCESS);
     CUdeviceptr memory;
@@ -182,7 +182,7 @@ CUresult allocate(CUstreamCaptureMode thread_mode) {
     return result;
 }
 
-TEST_F(Capture, TheModesOfCaptureAndThreadDecideWhatIsUnsafe) {
+TEST_F(Capture, UnsafeCallsDependOnTheModesOfCaptureAndThread) {
     constexpr auto global = CU_STREAM_CAPTURE_MODE_GLOBAL;
     constexpr auto thread_local_ = CU_STREAM_CAPTURE_MODE_THREAD_LOCAL;
     constexpr auto relaxed = CU_STREAM_CAPTURE_MODE_RELAXED;
@@ -214,7 +214,7 @@ TEST_F(Capture, TheModesOfCaptureAndThreadDecideWhatIsUnsafe) {
     }
 }
 
-TEST_F(Capture, WaitingForTheCapturingIsAnErrorInAnyMode) {
+TEST_F(Capture, WaitingForACapturingStreamFailsInAnyMode) {
     CUstreamCaptureMode relaxed = CU_STREAM_CAPTURE_MODE_RELAXED;
     OK(cuThreadExchangeStreamCaptureMode(&relaxed));
     begin(stream, CU_STREAM_CAPTURE_MODE_RELAXED);
@@ -227,11 +227,11 @@ TEST_F(Capture, WaitingForTheCapturingIsAnErrorInAnyMode) {
     OK(cuThreadExchangeStreamCaptureMode(&relaxed));
 }
 
-TEST_F(Capture, TheLegacyStreamWouldWaitForABlockingOne) {
+TEST_F(Capture, ForbidsTheLegacyStreamForBlockingStreamsOnly) {
     begin(stream);
     OK(digit(1, nullptr));
     end(stream);
-    EXPECT_EQ(digits(), 1u) << "a non-blocking one it leaves alone";
+    EXPECT_EQ(digits(), 1u) << "the legacy stream does not wait for non-blocking streams";
 
     CUstreamCaptureStatus unused;
     begin(blocking);
@@ -244,7 +244,7 @@ TEST_F(Capture, TheLegacyStreamWouldWaitForABlockingOne) {
     EXPECT_EQ(digits(), 1u);
 }
 
-TEST_F(Capture, MustEndWhereItBegan) {
+TEST_F(Capture, EndsOnlyInItsFirstStream) {
     EXPECT_EQ(cuStreamEndCapture(stream, nullptr), CUDA_ERROR_INVALID_VALUE);
     end(stream, CUDA_ERROR_ILLEGAL_STATE);
     begin(stream);
@@ -261,7 +261,7 @@ TEST_F(Capture, MustEndWhereItBegan) {
     EXPECT_EQ(status(other), CU_STREAM_CAPTURE_STATUS_NONE);
 }
 
-TEST_F(Capture, MustNotMeetOtherWork) {
+TEST_F(Capture, RejectsDependenciesOnUncapturedWork) {
     OK(cuEventRecord(fork, other));
     begin(stream);
     EXPECT_EQ(cuStreamWaitEvent(stream, fork, 0), CUDA_ERROR_STREAM_CAPTURE_ISOLATION);

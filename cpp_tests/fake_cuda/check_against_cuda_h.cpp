@@ -1,5 +1,5 @@
-// Compiled only where NVIDIA's cuda.h is at hand: cuda_driver.h says the same. Both sides name the functions
-// as the library exports them, so cuda.h's older declarations are switched on.
+// Checks cuda_driver.h against NVIDIA's cuda.h, if that is installed. Both declare the functions by their
+// exported names, which in cuda.h requires its older declarations.
 #include <type_traits>
 
 #define __CUDA_API_VERSION_INTERNAL

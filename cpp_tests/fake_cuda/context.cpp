@@ -11,20 +11,20 @@ namespace fake_cuda {
 context &current_context_even_failed() {
     const auto &contexts = this_thread().contexts;
     if (contexts.empty() || contexts.back() == nullptr) {
-        refuse(CUDA_ERROR_INVALID_CONTEXT);
+        fail(CUDA_ERROR_INVALID_CONTEXT);
     }
-    return *the().contexts.get(contexts.back(), CUDA_ERROR_CONTEXT_IS_DESTROYED);
+    return *driver_state().contexts.get(contexts.back(), CUDA_ERROR_CONTEXT_IS_DESTROYED);
 }
 
-void refuse_if_failed(const context &context) {
+void check_not_failed(const context &context) {
     if (context.failure != CUDA_SUCCESS) {
-        refuse(context.failure);
+        fail(context.failure);
     }
 }
 
 context &current_context() {
     context &context = current_context_even_failed();
-    refuse_if_failed(context);
+    check_not_failed(context);
     return context;
 }
 
@@ -33,13 +33,13 @@ context &current_context() {
 namespace {
 
 device &device_of(CUdevice ordinal) {
-    if (!the().initialized) {
-        refuse(CUDA_ERROR_NOT_INITIALIZED);
+    if (!driver_state().initialized) {
+        fail(CUDA_ERROR_NOT_INITIALIZED);
     }
-    if (ordinal < 0 || size_t(ordinal) >= the().devices.size()) {
-        refuse(CUDA_ERROR_INVALID_DEVICE);
+    if (ordinal < 0 || size_t(ordinal) >= driver_state().devices.size()) {
+        fail(CUDA_ERROR_INVALID_DEVICE);
     }
-    return the().devices[size_t(ordinal)];
+    return driver_state().devices[size_t(ordinal)];
 }
 
 CUcontext create_context(int device, bool primary) {
@@ -50,12 +50,12 @@ CUcontext create_context(int device, bool primary) {
     created->legacy->context = created.get();
     created->legacy->blocking = true;
     created->legacy->legacy = true;
-    return created->handle = the().contexts.add(created);
+    return created->handle = driver_state().contexts.add(created);
 }
 
-/// All that belongs to it goes with it, once its work is done.
+/// Finishes the work of the context, then destroys its objects with it.
 void destroy_context(CUcontext handle) {
-    state &s = the();
+    state &s = driver_state();
     const auto dying = s.contexts.get(handle);
     finish_all(*dying);
     const auto is_in_it = [&](const auto &object) { return object.context == dying.get(); };
@@ -90,7 +90,7 @@ int attribute_of_device(CUdevice_attribute attribute) {
     case CU_DEVICE_ATTRIBUTE_CLOCK_RATE:
     case CU_DEVICE_ATTRIBUTE_MEMORY_CLOCK_RATE:
         return 1000000;
-    case CU_DEVICE_ATTRIBUTE_MULTIPROCESSOR_COUNT: // Few, so that small tests have several blocks.
+    case CU_DEVICE_ATTRIBUTE_MULTIPROCESSOR_COUNT: // Few, so that small tests use several blocks.
         return 4;
     case CU_DEVICE_ATTRIBUTE_GLOBAL_MEMORY_BUS_WIDTH:
         return 4096;
@@ -107,7 +107,7 @@ int attribute_of_device(CUdevice_attribute attribute) {
     case CU_DEVICE_ATTRIBUTE_PAGEABLE_MEMORY_ACCESS:
         return 0;
     }
-    refuse(CUDA_ERROR_INVALID_VALUE);
+    fail(CUDA_ERROR_INVALID_VALUE);
 }
 
 } // namespace
@@ -115,14 +115,14 @@ int attribute_of_device(CUdevice_attribute attribute) {
 CUresult cuInit(unsigned int flags) {
     return call(__func__, [&] {
         if (flags != 0) {
-            refuse(CUDA_ERROR_INVALID_VALUE);
+            fail(CUDA_ERROR_INVALID_VALUE);
         }
-        the().initialized = true;
+        driver_state().initialized = true;
     });
 }
 
 CUresult cuDriverGetVersion(int *version) {
-    return call(__func__, [&] { give(version, 12000); });
+    return call(__func__, [&] { store(version, 12000); });
 }
 
 CUresult cuGetErrorName(CUresult error, const char **name) {
@@ -149,14 +149,14 @@ CUresult cuGetErrorString(CUresult error, const char **text) {
 CUresult cuDeviceGetCount(int *count) {
     return call(__func__, [&] {
         device_of(0);
-        give(count, int(the().devices.size()));
+        store(count, int(driver_state().devices.size()));
     });
 }
 
 CUresult cuDeviceGet(CUdevice *device, int ordinal) {
     return call(__func__, [&] {
         device_of(ordinal);
-        give(device, ordinal);
+        store(device, ordinal);
     });
 }
 
@@ -164,7 +164,7 @@ CUresult cuDeviceGetName(char *name, int size, CUdevice device) {
     return call(__func__, [&] {
         device_of(device);
         if (name == nullptr || size <= 0) {
-            refuse(CUDA_ERROR_INVALID_VALUE);
+            fail(CUDA_ERROR_INVALID_VALUE);
         }
         std::snprintf(name, size_t(size), "Fake GPU %d", device);
     });
@@ -173,7 +173,7 @@ CUresult cuDeviceGetName(char *name, int size, CUdevice device) {
 CUresult cuDeviceGetAttribute(int *value, CUdevice_attribute attribute, CUdevice device) {
     return call(__func__, [&] {
         device_of(device);
-        give(value, attribute_of_device(attribute));
+        store(value, attribute_of_device(attribute));
     });
 }
 
@@ -183,16 +183,16 @@ CUresult cuDevicePrimaryCtxRetain(CUcontext *context, CUdevice device) {
         if (retained.primary == nullptr) {
             retained.primary = create_context(device, true);
         }
-        give(context, retained.primary);
+        store(context, retained.primary);
         retained.retained++;
     });
 }
 
 CUresult cuDevicePrimaryCtxRelease_v2(CUdevice device) {
-    return call_that_gives_back(__func__, [&] {
+    return call_that_releases(__func__, [&] {
         auto &released = device_of(device);
         if (released.retained == 0) {
-            refuse(CUDA_ERROR_INVALID_CONTEXT);
+            fail(CUDA_ERROR_INVALID_CONTEXT);
         }
         if (--released.retained == 0) {
             destroy_context(std::exchange(released.primary, nullptr));
@@ -202,24 +202,24 @@ CUresult cuDevicePrimaryCtxRelease_v2(CUdevice device) {
 
 CUresult cuDevicePrimaryCtxGetState(CUdevice device, unsigned int *flags, int *active) {
     return call(__func__, [&] {
-        give(active, int(device_of(device).primary != nullptr));
-        give(flags, 0u);
+        store(active, int(device_of(device).primary != nullptr));
+        store(flags, 0u);
     });
 }
 
 CUresult cuCtxCreate_v2(CUcontext *context, unsigned int, CUdevice device) {
     return call(__func__, [&] {
         device_of(device);
-        give(context, CUcontext(nullptr));
+        store(context, CUcontext(nullptr));
         *context = create_context(device, false);
         this_thread().contexts.push_back(*context);
     });
 }
 
 CUresult cuCtxDestroy_v2(CUcontext context) {
-    return call_that_gives_back(__func__, [&] {
-        if (the().contexts.get(context, CUDA_ERROR_INVALID_CONTEXT)->primary) {
-            refuse(CUDA_ERROR_INVALID_CONTEXT);
+    return call_that_releases(__func__, [&] {
+        if (driver_state().contexts.get(context, CUDA_ERROR_INVALID_CONTEXT)->primary) {
+            fail(CUDA_ERROR_INVALID_CONTEXT);
         }
         destroy_context(context);
         auto &contexts = this_thread().contexts;
@@ -233,7 +233,7 @@ CUresult cuCtxGetCurrent(CUcontext *context) {
     return call(__func__, [&] {
         device_of(0);
         const auto &contexts = this_thread().contexts;
-        give(context, contexts.empty() ? nullptr : contexts.back());
+        store(context, contexts.empty() ? nullptr : contexts.back());
     });
 }
 
@@ -242,7 +242,7 @@ CUresult cuCtxSetCurrent(CUcontext context) {
         device_of(0);
         auto &contexts = this_thread().contexts;
         if (context != nullptr) {
-            the().contexts.get(context, CUDA_ERROR_INVALID_CONTEXT);
+            driver_state().contexts.get(context, CUDA_ERROR_INVALID_CONTEXT);
         }
         if (!contexts.empty()) {
             contexts.pop_back();
@@ -255,16 +255,16 @@ CUresult cuCtxSetCurrent(CUcontext context) {
 
 CUresult cuCtxPushCurrent_v2(CUcontext context) {
     return call(__func__, [&] {
-        the().contexts.get(context, CUDA_ERROR_INVALID_CONTEXT);
+        driver_state().contexts.get(context, CUDA_ERROR_INVALID_CONTEXT);
         this_thread().contexts.push_back(context);
     });
 }
 
 CUresult cuCtxPopCurrent_v2(CUcontext *context) {
-    return call_that_gives_back(__func__, [&] {
+    return call_that_releases(__func__, [&] {
         auto &contexts = this_thread().contexts;
         if (contexts.empty()) {
-            refuse(CUDA_ERROR_INVALID_CONTEXT);
+            fail(CUDA_ERROR_INVALID_CONTEXT);
         }
         if (context != nullptr) {
             *context = contexts.back();
@@ -274,19 +274,19 @@ CUresult cuCtxPopCurrent_v2(CUcontext *context) {
 }
 
 CUresult cuCtxGetDevice(CUdevice *device) {
-    return call(__func__, [&] { give(device, current_context_even_failed().device); });
+    return call(__func__, [&] { store(device, current_context_even_failed().device); });
 }
 
 CUresult cuCtxSynchronize() {
     return call(__func__, [&] {
         context &context = current_context();
-        refuse_unsafe_call();
-        for (const auto &[handle, stream] : the().streams) {
+        check_call_is_safe();
+        for (const auto &[handle, stream] : driver_state().streams) {
             if (stream->context == &context) {
-                refuse_to_wait_for(*stream);
+                check_can_wait_for(*stream);
             }
         }
         finish_all(context);
-        refuse_if_failed(context);
+        check_not_failed(context);
     });
 }

@@ -1,6 +1,5 @@
-// What eplb and its tests use of the CUDA driver's interface, as cuda.h of CUDA 12.0 declares it
-// (check_against_cuda_h.cpp compares the two), and the driver as a struct of the functions that the loader
-// found.
+// The part of the CUDA driver's interface that eplb and its tests use, as declared by cuda.h of CUDA 12.0
+// (check_against_cuda_h.cpp compares the two), and a struct of the functions of the loaded driver.
 #pragma once
 
 #include <cstddef>
@@ -115,7 +114,7 @@
     X(CUstreamCaptureStatus, CUDA_CAPTURE_STATUSES)                                                          \
     X(CUstreamCaptureMode, CUDA_CAPTURE_MODES)
 
-// Each handle as X(type, what it points to).
+// X(handle type, the type that it points to) for each handle.
 #define CUDA_HANDLES(X)                                                                                      \
     X(CUcontext, CUctx_st)                                                                                   \
     X(CUmodule, CUmod_st)                                                                                    \
@@ -186,7 +185,7 @@
     X(cuEventQuery, (CUevent event))                                                                         \
     X(cuEventElapsedTime, (float *milliseconds, CUevent start, CUevent end))
 
-#ifndef CUDA_VERSION // The genuine cuda.h has them.
+#ifndef CUDA_VERSION // NVIDIA's cuda.h defines them.
 
 using CUdevice = int;
 using CUdeviceptr = unsigned long long;
@@ -215,7 +214,7 @@ CUDA_FUNCTIONS(DECLARE)
 
 #endif
 
-/// The functions of the driver that the loader finds under its usual name: a genuine one or ours.
+/// The functions of the driver that the loader finds under its usual name, genuine or fake.
 struct cuda_driver {
 #define MEMBER(name, parameters) CUresult(*name) parameters;
     CUDA_FUNCTIONS(MEMBER)

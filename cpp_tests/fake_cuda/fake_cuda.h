@@ -1,5 +1,5 @@
-// What a test asks of our driver beyond CUDA. A genuine driver has none of it: look the functions up by
-// fake_cuda_controls, and the same test runs on both.
+// Functions of the fake driver for tests, beyond CUDA's. A genuine driver lacks them: load them with
+// fake_cuda_controls, so that the same test runs on both.
 #pragma once
 
 #include <cstddef>
@@ -9,38 +9,37 @@
 extern "C" {
 #pragma GCC visibility push(default)
 
-/// Not 0: operations wait until somebody needs them. 0: they run at once. At first as EPLB_FAKE_CUDA in the
-/// environment says: immediate (or nothing) or deferred.
+/// Not 0: operations run when they are needed. 0: they run at once. The initial value is that of
+/// EPLB_FAKE_CUDA in the environment: immediate (the default) or deferred.
 void fake_cuda_set_deferred(int deferred);
 
-/// Operations that nobody has needed yet.
+/// Number of operations that have not run.
 size_t fake_cuda_pending();
 
-/// Lets the n-th driver call from now return `error`, counted from 1 over all threads; 0: none. All calls
-/// count but cuGetErrorName and cuGetErrorString. Calls that give something back do so all the same, others
-/// do nothing.
+/// Makes the n-th driver call from now return `error`, counted from 1 over all threads; 0: none. All calls
+/// except cuGetErrorName and cuGetErrorString count. A failing call does nothing, but still releases objects.
 void fake_cuda_fail_call(size_t n, int error);
 
-/// Whether that call has come.
+/// Whether that call was made.
 int fake_cuda_fault_fired();
 
-/// Driver calls so far, of all threads.
+/// Number of driver calls so far, over all threads.
 size_t fake_cuda_calls();
 
-/// The calls of this thread since it last cleared them, in order: writes up to `capacity` names, returns how
-/// many there are.
+/// The calls of this thread since it last cleared the log, in order. Writes up to `capacity` names and
+/// returns the number of calls.
 size_t fake_cuda_log(const char **names, size_t capacity);
 void fake_cuda_log_clear();
 
-/// Contexts (a primary one as often as it is retained), modules, streams, events, graphs, executable graphs
-/// and allocations. Some left at exit fail the process with status 97, unless the environment has
-/// EPLB_FAKE_CUDA_LEAKS=allow.
+/// Number of contexts (a primary one as often as it is retained), modules, streams, events, graphs,
+/// executable graphs and allocations. If any is left at exit, the process fails with status 97, unless the
+/// environment has EPLB_FAKE_CUDA_LEAKS=allow.
 size_t fake_cuda_live_objects();
 
-/// The newest PTX that the driver reads.
+/// Sets the newest version of PTX that the driver accepts.
 void fake_cuda_set_newest_ptx(int major, int minor);
 
-/// What loading a fatbin returns, as if it held nothing for this GPU; 0: success.
+/// Sets the result of loading a fatbin, as if it had no code for this GPU; 0: success.
 void fake_cuda_refuse_fatbins(int error);
 
 #pragma GCC visibility pop
@@ -64,7 +63,7 @@ struct fake_cuda_controls {
     FAKE_CUDA_FUNCTIONS(MEMBER)
 #undef MEMBER
 
-    /// False, and all of them NULL, on a genuine driver.
+    /// Returns false on a genuine driver, and sets all of them to NULL.
     bool load() {
         void *library = dlopen("libcuda.so.1", RTLD_NOW);
         bool complete = library != nullptr;

@@ -1,4 +1,4 @@
-// The driver itself: that it behaves as CUDA's documentation has it, and that its controls work.
+// Tests the fake driver: it behaves as CUDA's documentation specifies, and its controls work.
 #include <gtest/gtest.h>
 
 #include <cstring>
@@ -34,14 +34,14 @@ class Fake : public testing::Test {
         EXPECT_EQ(fake_cuda_live_objects(), live);
     }
 
-    /// Appends a decimal digit to the number in `memory`: it tells in which order digits came.
+    /// Appends a decimal digit to the number in `memory`, which shows the order of the launches.
     CUresult digit(unsigned digit, CUstream on) {
         unsigned ten = 10;
         void *parameters[] = {&memory, &ten, &digit};
         return cuLaunchKernel(append, 1, 1, 1, 1, 1, 1, 0, on, parameters, nullptr);
     }
     CUresult digit(unsigned which) { return digit(which, stream); }
-    /// Waits for nothing.
+    /// Reads the number without waiting.
     unsigned digits() const { return *reinterpret_cast<unsigned *>(memory); }
 
     size_t live = 0;
@@ -50,11 +50,11 @@ class Fake : public testing::Test {
     CUmodule module;
     CUfunction append;
     CUdeviceptr memory;
-    /// What giving things back returns: the error of a kernel that failed.
+    /// The result of calls that release objects: the error of a failed kernel.
     CUresult last_result = CUDA_SUCCESS;
 };
 
-TEST_F(Fake, RunsAtOnce) {
+TEST_F(Fake, RunsImmediatelyByDefault) {
     OK(digit(1));
     EXPECT_EQ(digits(), 1u);
     EXPECT_EQ(cuStreamQuery(stream), CUDA_SUCCESS);
@@ -74,7 +74,7 @@ TEST_F(Fake, DeferredWorkRunsWhenNeeded) {
     OK(cuCtxSynchronize());
     EXPECT_EQ(digits(), 21u);
     EXPECT_EQ(cuStreamQuery(stream), CUDA_SUCCESS);
-    // A stream's work outlives it.
+    // Work runs even if its stream is destroyed before.
     OK(digit(3, other));
     OK(cuStreamDestroy_v2(other));
     OK(cuCtxSynchronize());
@@ -90,7 +90,7 @@ TEST_F(Fake, DeferredWorkOrdersThroughEvents) {
     fake_cuda_set_deferred(1);
     OK(digit(1));
     OK(cuEventRecord(event, stream));
-    OK(digit(2)); // Behind the event.
+    OK(digit(2)); // After the event.
     OK(cuStreamWaitEvent(other, event, 0));
     OK(cuStreamWaitEvent(other, never, 0));
     OK(digit(3, other));
@@ -106,7 +106,7 @@ TEST_F(Fake, DeferredWorkOrdersThroughEvents) {
     OK(cuStreamDestroy_v2(other));
 }
 
-TEST_F(Fake, OneThreadWaitsForWhatAnotherSubmitted) {
+TEST_F(Fake, ThreadsWaitForWorkOfOtherThreads) {
     CUevent event;
     OK(cuEventCreate(&event, CU_EVENT_DISABLE_TIMING));
     fake_cuda_set_deferred(1);
@@ -219,13 +219,13 @@ TEST_F(Fake, HandlesAreChecked) {
     EXPECT_EQ(cuModuleGetFunction(&function, module, "none of this name"), CUDA_ERROR_NOT_FOUND);
 }
 
-TEST_F(Fake, ContextsAreAStackOfEachThread) {
+TEST_F(Fake, EachThreadHasAStackOfContexts) {
     CUcontext other, current;
     OK(cuCtxCreate_v2(&other, 0, 1));
     CUdevice device;
     OK(cuCtxGetDevice(&device));
     EXPECT_EQ(device, 1);
-    EXPECT_EQ(digit(1), CUDA_ERROR_INVALID_HANDLE) << "the stream is of another context";
+    EXPECT_EQ(digit(1), CUDA_ERROR_INVALID_HANDLE) << "the stream belongs to another context";
     OK(cuStreamGetCtx(stream, &current));
     EXPECT_EQ(current, context);
     std::thread([&] {
@@ -282,7 +282,7 @@ TEST_F(Fake, ImagesAreFatbinsOrPtx) {
     fake_cuda_set_newest_ptx(99, 0);
 }
 
-TEST_F(Fake, KnowsTheKernelsOfEplb) {
+TEST_F(Fake, HasTheKernelsOfEplb) {
     for (const char *name :
          {"eplb_count_i32_u32", "eplb_count_i64_u32", "eplb_count_i32_u64", "eplb_count_i64_u64"}) {
         CUfunction function;
@@ -293,7 +293,7 @@ TEST_F(Fake, KnowsTheKernelsOfEplb) {
     }
 }
 
-TEST_F(Fake, ManyThreadsUseItAtOnce) {
+TEST_F(Fake, SupportsManyThreads) {
     fake_cuda_set_deferred(1);
     std::vector<std::thread> ranks;
     for (int rank = 0; rank < 8; rank++) {
@@ -345,14 +345,14 @@ TEST_F(Fake, AFailedKernelFailsItsContext) {
     EXPECT_EQ(cuStreamSynchronize(stream), CUDA_ERROR_LAUNCH_FAILED);
     EXPECT_EQ(testing::internal::GetCapturedStderr().find("fake_cuda: fake_cuda_fail: barrier divergence"),
               0u);
-    EXPECT_EQ(digits(), 0u) << "nothing runs behind it";
+    EXPECT_EQ(digits(), 0u) << "nothing runs after a failed kernel";
     EXPECT_EQ(digit(1), CUDA_ERROR_LAUNCH_FAILED);
     CUevent event;
     EXPECT_EQ(cuEventCreate(&event, 0), CUDA_ERROR_LAUNCH_FAILED);
     last_result = CUDA_ERROR_LAUNCH_FAILED;
 }
 
-TEST_F(Fake, AKernelWhoseModuleIsGoneFails) {
+TEST_F(Fake, LaunchFailsIfTheModuleIsUnloaded) {
     CUmodule other;
     CUfunction function;
     OK(cuModuleLoadData(&other, ".version 7.0\n.target sm_80\n"));
@@ -368,7 +368,7 @@ TEST_F(Fake, AKernelWhoseModuleIsGoneFails) {
     last_result = CUDA_ERROR_LAUNCH_FAILED;
 }
 
-TEST_F(Fake, FaultsComeOnce) {
+TEST_F(Fake, FaultsAreInjectedOnce) {
     CUevent event;
     fake_cuda_fail_call(2, CUDA_ERROR_UNKNOWN);
     OK(digit(1));
@@ -380,7 +380,7 @@ TEST_F(Fake, FaultsComeOnce) {
     const size_t with_event = fake_cuda_live_objects();
     fake_cuda_fail_call(1, CUDA_ERROR_UNKNOWN);
     EXPECT_EQ(cuEventDestroy_v2(event), CUDA_ERROR_UNKNOWN);
-    EXPECT_EQ(fake_cuda_live_objects(), with_event - 1) << "given back all the same";
+    EXPECT_EQ(fake_cuda_live_objects(), with_event - 1) << "destroyed although the call failed";
     fake_cuda_fail_call(1, CUDA_ERROR_UNKNOWN);
     fake_cuda_fail_call(0, CUDA_SUCCESS);
     OK(digit(2));
@@ -405,8 +405,8 @@ TEST_F(Fake, LogsTheCallsOfEachThread) {
     EXPECT_EQ(fake_cuda_calls(), calls + 3);
 }
 
-TEST_F(Fake, TheLoaderFindsItAll) {
-    // Under the name that it has once loaded, wherever it came from.
+TEST_F(Fake, LoaderFindsAllFunctions) {
+    // By the name under which it was loaded.
     cuda_driver driver;
     ASSERT_TRUE(driver.load());
     EXPECT_EQ(driver.cuLaunchKernel, &cuLaunchKernel);
@@ -415,7 +415,7 @@ TEST_F(Fake, TheLoaderFindsItAll) {
     EXPECT_EQ(controls.fake_cuda_calls, &fake_cuda_calls);
 }
 
-TEST(FakeCudaDeathTest, WhatIsLeftAtExitFailsTheProcess) {
+TEST(FakeCudaDeathTest, ObjectsLeftAtExitFailTheProcess) {
     const auto leak = [] {
         CUcontext context;
         CUstream stream;

@@ -1,5 +1,5 @@
-// Device and pinned memory: host memory of exactly the size asked for, so that AddressSanitizer and valgrind
-// see what is read or written beyond it, or before it is written.
+// Device and pinned memory: host memory of exactly the requested size, so that AddressSanitizer and valgrind
+// detect accesses beyond it and uninitialised reads.
 #include <cstdlib>
 #include <cstring>
 #include <iterator>
@@ -17,7 +17,7 @@ CUdeviceptr device_pointer(const void *memory) { return reinterpret_cast<uintptr
 
 /// The allocation that holds all `size` bytes, or NULL.
 const std::pair<const uintptr_t, allocation> *allocation_of(CUdeviceptr memory, size_t size) {
-    const auto &allocations = the().allocations;
+    const auto &allocations = driver_state().allocations;
     auto next = allocations.upper_bound(address_of(memory));
     if (next == allocations.begin()) {
         return nullptr;
@@ -29,51 +29,52 @@ const std::pair<const uintptr_t, allocation> *allocation_of(CUdeviceptr memory, 
 
 void check(CUdeviceptr memory, size_t size, CUresult otherwise = CUDA_ERROR_INVALID_VALUE) {
     if (size != 0 && allocation_of(memory, size) == nullptr) {
-        refuse(otherwise);
+        fail(otherwise);
     }
 }
 
-/// A GPU's pages hold what was there before.
+/// Fills new memory with garbage, as on a GPU.
 void *allocate(size_t size, bool on_host) {
     constexpr size_t largest = size_t(1) << 30;
     context &context = current_context();
-    refuse_unsafe_call();
+    check_call_is_safe();
     if (size == 0) {
-        refuse(CUDA_ERROR_INVALID_VALUE);
+        fail(CUDA_ERROR_INVALID_VALUE);
     }
     void *memory = nullptr;
     if (size > largest || posix_memalign(&memory, 256, size) != 0) {
-        refuse(CUDA_ERROR_OUT_OF_MEMORY);
+        fail(CUDA_ERROR_OUT_OF_MEMORY);
     }
     std::memset(memory, 0xd7, size);
     emulation::mark_garbage(memory, size);
-    the().allocations[reinterpret_cast<uintptr_t>(memory)] = {&context, size, on_host};
+    driver_state().allocations[reinterpret_cast<uintptr_t>(memory)] = {&context, size, on_host};
     return memory;
 }
 
 void release(void *memory, bool on_host) {
     current_context_even_failed();
-    refuse_unsafe_call();
-    const auto found = the().allocations.find(reinterpret_cast<uintptr_t>(memory));
-    if (found == the().allocations.end() || found->second.on_host != on_host) {
-        refuse(CUDA_ERROR_INVALID_VALUE);
+    check_call_is_safe();
+    const auto found = driver_state().allocations.find(reinterpret_cast<uintptr_t>(memory));
+    if (found == driver_state().allocations.end() || found->second.on_host != on_host) {
+        fail(CUDA_ERROR_INVALID_VALUE);
     }
-    // Every driver waits here, though the manual does not say so.
+    // Every driver waits here, although the manual does not specify it.
     context &context = *found->second.context;
     finish_all(context);
-    the().allocations.erase(found);
+    driver_state().allocations.erase(found);
     std::free(memory);
-    refuse_if_failed(context);
+    check_not_failed(context);
 }
 
-/// Memory that a GPU cannot reach: the driver waits for the stream and copies it before a call returns.
+/// Copies pageable memory. A GPU cannot access it, so the driver waits for the stream and copies before it
+/// returns.
 bool is_pageable(const void *memory, size_t size) {
     return size != 0 && allocation_of(device_pointer(memory), size) == nullptr;
 }
 
 void copy(stream &stream, CUdeviceptr to, const void *from, size_t size) {
     submit(stream, [=] {
-        // A replay may come when the memory is gone.
+        // The memory may be freed before a replay.
         check(to, size, CUDA_ERROR_ILLEGAL_ADDRESS);
         std::memcpy(pointer_to(to), from, size);
     });
@@ -86,10 +87,10 @@ void copy(stream &stream, void *to, CUdeviceptr from, size_t size) {
     });
 }
 
-/// For calls that wait for the legacy stream.
+/// Fails if a capture forbids to wait for the legacy stream.
 stream &legacy_stream() {
     stream &stream = stream_of(nullptr);
-    refuse_unsafe_call();
+    check_call_is_safe();
     return stream;
 }
 
@@ -97,35 +98,35 @@ stream &legacy_stream() {
 
 CUresult cuMemAlloc_v2(CUdeviceptr *memory, size_t size) {
     return call(__func__, [&] {
-        give(memory, CUdeviceptr(0));
+        store(memory, CUdeviceptr(0));
         *memory = device_pointer(allocate(size, false));
     });
 }
 
 CUresult cuMemFree_v2(CUdeviceptr memory) {
-    return call_that_gives_back(__func__, [&] { release(pointer_to(memory), false); });
+    return call_that_releases(__func__, [&] { release(pointer_to(memory), false); });
 }
 
 CUresult cuMemHostAlloc(void **memory, size_t size, unsigned int flags) {
     return call(__func__, [&] {
         if (flags > (CU_MEMHOSTALLOC_PORTABLE | CU_MEMHOSTALLOC_DEVICEMAP | CU_MEMHOSTALLOC_WRITECOMBINED)) {
-            refuse(CUDA_ERROR_INVALID_VALUE);
+            fail(CUDA_ERROR_INVALID_VALUE);
         }
-        give<void *>(memory, nullptr);
+        store<void *>(memory, nullptr);
         *memory = allocate(size, true);
     });
 }
 
 CUresult cuMemFreeHost(void *memory) {
-    return call_that_gives_back(__func__, [&] { release(memory, true); });
+    return call_that_releases(__func__, [&] { release(memory, true); });
 }
 
 CUresult cuMemsetD8_v2(CUdeviceptr memory, unsigned char value, size_t count) {
     return call(__func__, [&] {
         stream &stream = legacy_stream();
         check(memory, count);
-        // Its name notwithstanding, it returns before the memory is set: streams that do not wait for the
-        // legacy one may come first.
+        // Despite its name, it returns before the memory is set. Streams that do not wait for the legacy
+        // stream may run first.
         submit(stream, [=] {
             check(memory, count, CUDA_ERROR_ILLEGAL_ADDRESS);
             std::memset(pointer_to(memory), value, count);
@@ -137,7 +138,7 @@ CUresult cuMemsetD32Async(CUdeviceptr memory, unsigned int value, size_t count, 
     return call(__func__, [&] {
         stream &stream = stream_of(handle);
         if (memory % sizeof value != 0 || count > SIZE_MAX / sizeof value) {
-            refuse(CUDA_ERROR_INVALID_VALUE);
+            fail(CUDA_ERROR_INVALID_VALUE);
         }
         check(memory, count * sizeof value);
         submit(stream, [=] {
@@ -153,7 +154,7 @@ CUresult cuMemcpyHtoD_v2(CUdeviceptr to, const void *from, size_t size) {
         check(to, size);
         copy(stream, to, from, size);
         finish(stream);
-        refuse_if_failed(*stream.context);
+        check_not_failed(*stream.context);
     });
 }
 
@@ -163,7 +164,7 @@ CUresult cuMemcpyDtoH_v2(void *to, CUdeviceptr from, size_t size) {
         check(from, size);
         copy(stream, to, from, size);
         finish(stream);
-        refuse_if_failed(*stream.context);
+        check_not_failed(*stream.context);
     });
 }
 
@@ -174,7 +175,7 @@ CUresult cuMemcpyHtoDAsync_v2(CUdeviceptr to, const void *from, size_t size, CUs
         copy(stream, to, from, size);
         if (stream.capture == nullptr && is_pageable(from, size)) {
             finish(stream.last);
-            refuse_if_failed(*stream.context);
+            check_not_failed(*stream.context);
         }
     });
 }
@@ -186,7 +187,7 @@ CUresult cuMemcpyDtoHAsync_v2(void *to, CUdeviceptr from, size_t size, CUstream 
         copy(stream, to, from, size);
         if (stream.capture == nullptr && is_pageable(to, size)) {
             finish(stream.last);
-            refuse_if_failed(*stream.context);
+            check_not_failed(*stream.context);
         }
     });
 }
@@ -208,31 +209,31 @@ CUresult cuPointerGetAttribute(void *value, CUpointer_attribute attribute, CUdev
     return call(__func__, [&] {
         const auto *found = allocation_of(memory, 1);
         if (value == nullptr || found == nullptr) {
-            refuse(CUDA_ERROR_INVALID_VALUE);
+            fail(CUDA_ERROR_INVALID_VALUE);
         }
         const auto &[address, allocation] = *found;
         switch (attribute) {
         case CU_POINTER_ATTRIBUTE_CONTEXT:
-            return give(static_cast<CUcontext *>(value), allocation.context->handle);
+            return store(static_cast<CUcontext *>(value), allocation.context->handle);
         case CU_POINTER_ATTRIBUTE_MEMORY_TYPE:
-            return give(static_cast<CUmemorytype *>(value),
-                        allocation.on_host ? CU_MEMORYTYPE_HOST : CU_MEMORYTYPE_DEVICE);
+            return store(static_cast<CUmemorytype *>(value),
+                         allocation.on_host ? CU_MEMORYTYPE_HOST : CU_MEMORYTYPE_DEVICE);
         case CU_POINTER_ATTRIBUTE_DEVICE_POINTER:
-            return give(static_cast<CUdeviceptr *>(value), memory);
+            return store(static_cast<CUdeviceptr *>(value), memory);
         case CU_POINTER_ATTRIBUTE_HOST_POINTER:
             if (!allocation.on_host) {
-                refuse(CUDA_ERROR_INVALID_VALUE);
+                fail(CUDA_ERROR_INVALID_VALUE);
             }
-            return give(static_cast<void **>(value), pointer_to(memory));
+            return store(static_cast<void **>(value), pointer_to(memory));
         case CU_POINTER_ATTRIBUTE_IS_MANAGED:
-            return give(static_cast<int *>(value), 0);
+            return store(static_cast<int *>(value), 0);
         case CU_POINTER_ATTRIBUTE_DEVICE_ORDINAL:
-            return give(static_cast<int *>(value), allocation.context->device);
+            return store(static_cast<int *>(value), allocation.context->device);
         case CU_POINTER_ATTRIBUTE_RANGE_START_ADDR:
-            return give(static_cast<CUdeviceptr *>(value), CUdeviceptr(address));
+            return store(static_cast<CUdeviceptr *>(value), CUdeviceptr(address));
         case CU_POINTER_ATTRIBUTE_RANGE_SIZE:
-            return give(static_cast<size_t *>(value), allocation.size);
+            return store(static_cast<size_t *>(value), allocation.size);
         }
-        refuse(CUDA_ERROR_INVALID_VALUE);
+        fail(CUDA_ERROR_INVALID_VALUE);
     });
 }

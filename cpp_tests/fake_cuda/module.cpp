@@ -1,4 +1,4 @@
-// Modules and kernels. Whatever an image holds, its kernels are those that the emulator knows.
+// Modules and kernels. The kernels are those of the emulator, whatever the image contains.
 #include <cctype>
 #include <cstdio>
 #include <cstring>
@@ -12,22 +12,22 @@ namespace {
 void check_image(const void *image) {
     const char *text = static_cast<const char *>(image);
     if (std::strncmp(text, "\x50\xed\x55\xba", 4) == 0) { // A fatbin's 0xba55ed50.
-        if (the().fatbins != CUDA_SUCCESS) {
-            refuse(the().fatbins);
+        if (driver_state().fatbins != CUDA_SUCCESS) {
+            fail(driver_state().fatbins);
         }
         return;
     }
     const auto first = static_cast<unsigned char>(*text);
     if (!std::isprint(first) && !std::isspace(first)) {
-        refuse(CUDA_ERROR_INVALID_IMAGE);
+        fail(CUDA_ERROR_INVALID_IMAGE);
     }
     const char *version = std::strstr(text, ".version ");
     std::pair<int, int> ptx;
     if (version == nullptr || std::sscanf(version, ".version %d.%d", &ptx.first, &ptx.second) != 2) {
-        refuse(CUDA_ERROR_INVALID_IMAGE);
+        fail(CUDA_ERROR_INVALID_IMAGE);
     }
-    if (ptx > the().newest_ptx) {
-        refuse(CUDA_ERROR_UNSUPPORTED_PTX_VERSION);
+    if (ptx > driver_state().newest_ptx) {
+        fail(CUDA_ERROR_UNSUPPORTED_PTX_VERSION);
     }
 }
 
@@ -46,7 +46,7 @@ int attribute_of_function(CUfunction_attribute attribute) {
     case CU_FUNC_ATTRIBUTE_MAX_DYNAMIC_SHARED_SIZE_BYTES:
         return int(emulation::shared_capacity);
     }
-    refuse(CUDA_ERROR_INVALID_VALUE);
+    fail(CUDA_ERROR_INVALID_VALUE);
 }
 
 } // namespace
@@ -54,54 +54,56 @@ int attribute_of_function(CUfunction_attribute attribute) {
 CUresult cuModuleLoadData(CUmodule *module, const void *image) {
     return call(__func__, [&] {
         context &context = current_context();
-        refuse_unsafe_call();
+        check_call_is_safe();
         if (image == nullptr) {
-            refuse(CUDA_ERROR_INVALID_VALUE);
+            fail(CUDA_ERROR_INVALID_VALUE);
         }
-        give(module, CUmodule(nullptr));
+        store(module, CUmodule(nullptr));
         check_image(image);
-        *module = the().modules.add(std::make_shared<fake_cuda::module>(fake_cuda::module{&context}));
+        *module =
+            driver_state().modules.add(std::make_shared<fake_cuda::module>(fake_cuda::module{&context}));
     });
 }
 
 CUresult cuModuleUnload(CUmodule handle) {
-    return call_that_gives_back(__func__, [&] {
+    return call_that_releases(__func__, [&] {
         const context &current = current_context_even_failed();
-        refuse_unsafe_call();
-        const auto dying = the().modules.get(handle);
+        check_call_is_safe();
+        const auto dying = driver_state().modules.get(handle);
         if (dying->context != &current) {
-            refuse(CUDA_ERROR_INVALID_CONTEXT);
+            fail(CUDA_ERROR_INVALID_CONTEXT);
         }
-        the().functions.erase_if([&](const function &function) { return function.module == dying; });
-        the().modules.erase(handle);
-        refuse_if_failed(current);
+        driver_state().functions.erase_if([&](const function &function) { return function.module == dying; });
+        driver_state().modules.erase(handle);
+        check_not_failed(current);
     });
 }
 
 CUresult cuModuleGetFunction(CUfunction *handle, CUmodule module_handle, const char *name) {
     return call(__func__, [&] {
         context &context = current_context();
-        const auto &module = the().modules.get(module_handle);
+        const auto &module = driver_state().modules.get(module_handle);
         if (name == nullptr) {
-            refuse(CUDA_ERROR_INVALID_VALUE);
+            fail(CUDA_ERROR_INVALID_VALUE);
         }
-        give(handle, CUfunction(nullptr));
+        store(handle, CUfunction(nullptr));
         if (module->context != &context) {
-            refuse(CUDA_ERROR_INVALID_CONTEXT);
+            fail(CUDA_ERROR_INVALID_CONTEXT);
         }
         const emulation::kernel *kernel = emulation::find(name);
         if (kernel == nullptr) {
-            refuse(CUDA_ERROR_NOT_FOUND);
+            fail(CUDA_ERROR_NOT_FOUND);
         }
-        *handle = the().functions.add(std::make_shared<function>(function{&context, module, name, kernel}));
+        *handle = driver_state().functions.add(
+            std::make_shared<function>(function{&context, module, name, kernel}));
     });
 }
 
 CUresult cuFuncGetAttribute(int *value, CUfunction_attribute attribute, CUfunction function) {
     return call(__func__, [&] {
         current_context();
-        the().functions.get(function);
-        give(value, attribute_of_function(attribute));
+        driver_state().functions.get(function);
+        store(value, attribute_of_function(attribute));
     });
 }
 
@@ -110,10 +112,10 @@ CUresult cuLaunchKernel(CUfunction function_handle, unsigned int grid_x, unsigne
                         unsigned int shared_bytes, CUstream stream_handle, void **parameters, void **extra) {
     return call(__func__, [&] {
         const context &context = current_context();
-        const function &function = *the().functions.get(function_handle);
+        const function &function = *driver_state().functions.get(function_handle);
         stream &stream = stream_of(stream_handle);
         if (function.context != &context || stream.context != &context) {
-            refuse(CUDA_ERROR_INVALID_HANDLE);
+            fail(CUDA_ERROR_INVALID_HANDLE);
         }
         const dim3 grid = {grid_x, grid_y, grid_z};
         const dim3 block = {block_x, block_y, block_z};
@@ -121,7 +123,7 @@ CUresult cuLaunchKernel(CUfunction function_handle, unsigned int grid_x, unsigne
         if (grid_x == 0 || grid_x > 0x7fffffff || grid_y == 0 || grid_y > 0xffff || grid_z == 0 ||
             grid_z > 0xffff || threads == 0 || threads > 1024 || block_z > 64 ||
             shared_bytes > emulation::shared_capacity || parameters == nullptr || extra != nullptr) {
-            refuse(CUDA_ERROR_INVALID_VALUE);
+            fail(CUDA_ERROR_INVALID_VALUE);
         }
         submit(stream, [=, name = function.name, kernel = (*function.kernel)(parameters),
                         module = std::weak_ptr(function.module)] {
@@ -129,7 +131,7 @@ CUresult cuLaunchKernel(CUfunction function_handle, unsigned int grid_x, unsigne
                 if (module.expired()) {
                     throw emulation::error("its module was unloaded before it ran");
                 }
-                emulation::launch(grid, block, shared_bytes, kernel, {the().random()});
+                emulation::launch(grid, block, shared_bytes, kernel, {driver_state().random()});
             } catch (const emulation::error &error) {
                 throw emulation::error(name + ": " + error.what());
             }

@@ -19,12 +19,11 @@ bool environment_says(const char *name, const char *value) {
     return found != nullptr && std::strcmp(found, value) == 0;
 }
 
-// Not destroyed as a static variable would be: hosts give things back in destructors of their own, which may
-// run later.
+// Never destroyed: static destructors of the program, which may run later, still release objects.
 state *instance = nullptr;
 
 std::vector<std::pair<const char *, size_t>> live_objects() {
-    const state &s = the();
+    const state &s = driver_state();
     const auto created = [](const auto &entry) { return !entry.second->primary; };
     const auto on_host = [](const auto &entry) { return entry.second.on_host; };
     const auto host_allocations = size_t(std::count_if(s.allocations.begin(), s.allocations.end(), on_host));
@@ -41,7 +40,7 @@ std::vector<std::pair<const char *, size_t>> live_objects() {
     };
 }
 
-/// Runs behind all static destructors of the process, or when the library is unloaded.
+/// Runs after all static destructors of the process, or when the library is unloaded.
 __attribute__((destructor)) void report_leaks() {
     if (instance == nullptr) {
         return;
@@ -69,9 +68,9 @@ __attribute__((destructor)) void report_leaks() {
 
 } // namespace
 
-void refuse(CUresult error) { throw refusal{error}; }
+void fail(CUresult error) { throw call_failure{error}; }
 
-state &the() {
+state &driver_state() {
     static std::once_flag once;
     std::call_once(once, [] {
         instance = new state;
@@ -81,16 +80,16 @@ state &the() {
 }
 
 thread &this_thread() {
-    // Kept by number, since a thread's own variables die before the destructors that main's end runs.
+    // A number, since thread_local objects are destroyed before the static destructors run.
     static std::atomic<uint64_t> last{0};
     thread_local const uint64_t number = ++last;
-    thread &thread = the().threads[number];
+    thread &thread = driver_state().threads[number];
     thread.number = number;
     return thread;
 }
 
 CUresult begin_call(const char *name) {
-    state &s = the();
+    state &s = driver_state();
     this_thread().log.push_back(name);
     if (++s.calls != s.failing_call) {
         return CUDA_SUCCESS;
@@ -105,19 +104,19 @@ using namespace fake_cuda;
 
 namespace {
 
-std::lock_guard<std::mutex> lock() { return std::lock_guard(the().mutex); }
+std::lock_guard<std::mutex> lock() { return std::lock_guard(driver_state().mutex); }
 
 } // namespace
 
 void fake_cuda_set_deferred(int deferred) {
     const auto guard = lock();
-    the().deferred = deferred != 0;
+    driver_state().deferred = deferred != 0;
 }
 
 size_t fake_cuda_pending() {
     const auto guard = lock();
     size_t pending = 0;
-    for (const auto &[handle, context] : the().contexts) {
+    for (const auto &[handle, context] : driver_state().contexts) {
         pending += context->pending.size();
     }
     return pending;
@@ -125,19 +124,19 @@ size_t fake_cuda_pending() {
 
 void fake_cuda_fail_call(size_t n, int error) {
     const auto guard = lock();
-    the().failing_call = n == 0 ? 0 : the().calls + n;
-    the().fault = CUresult(error);
-    the().fault_fired = false;
+    driver_state().failing_call = n == 0 ? 0 : driver_state().calls + n;
+    driver_state().fault = CUresult(error);
+    driver_state().fault_fired = false;
 }
 
 int fake_cuda_fault_fired() {
     const auto guard = lock();
-    return the().fault_fired;
+    return driver_state().fault_fired;
 }
 
 size_t fake_cuda_calls() {
     const auto guard = lock();
-    return the().calls;
+    return driver_state().calls;
 }
 
 size_t fake_cuda_log(const char **names, size_t capacity) {
@@ -163,10 +162,10 @@ size_t fake_cuda_live_objects() {
 
 void fake_cuda_set_newest_ptx(int major, int minor) {
     const auto guard = lock();
-    the().newest_ptx = {major, minor};
+    driver_state().newest_ptx = {major, minor};
 }
 
 void fake_cuda_refuse_fatbins(int error) {
     const auto guard = lock();
-    the().fatbins = CUresult(error);
+    driver_state().fatbins = CUresult(error);
 }

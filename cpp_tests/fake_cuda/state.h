@@ -1,4 +1,4 @@
-// All that the driver knows: objects by handle, one lock, what each thread does.
+// The state of the driver: objects by handle, one lock, and the state of each thread.
 #pragma once
 
 #include <array>
@@ -19,38 +19,38 @@
 
 namespace fake_cuda {
 
-/// Thrown by whatever finds that a call must return an error; call() catches it.
-struct refusal {
+/// Makes the driver call return an error: fail() throws it, call() catches it.
+struct call_failure {
     CUresult error;
 };
 
-[[noreturn]] void refuse(CUresult error);
+[[noreturn]] void fail(CUresult error);
 
 struct context {
     int device;
     bool primary;
     CUcontext handle = nullptr;
-    /// Of the first kernel that failed: from then on of every call.
+    /// The error of the first kernel that failed. Every later call returns it.
     CUresult failure = CUDA_SUCCESS;
     std::shared_ptr<struct stream> legacy;
-    /// The default streams of threads that asked for theirs.
+    /// The per-thread default streams, created on first use.
     std::map<std::thread::id, std::shared_ptr<struct stream>> per_thread;
-    /// Submitted and not yet run, in order.
+    /// Operations that were submitted and have not run, in order.
     std::vector<std::shared_ptr<struct operation>> pending;
 };
 
-/// Work of a stream. It runs when it must, after what it depends on.
+/// An operation of a stream. It runs when it is needed, after those that it depends on.
 struct operation {
     fake_cuda::context *context;
     std::function<void()> work;
     std::vector<std::shared_ptr<operation>> after;
-    /// Of a stream that orders with the legacy one, or of that itself.
+    /// Whether it orders with the legacy stream.
     bool blocking;
     bool done = false;
     std::chrono::steady_clock::time_point finished;
 };
 
-/// Nodes refer to earlier ones.
+/// A node depends on earlier nodes only.
 struct graph {
     struct node {
         std::function<void()> work;
@@ -72,19 +72,19 @@ struct stream {
     bool blocking;
     bool legacy;
     std::shared_ptr<operation> last;
-    /// While it captures: into what, and behind which nodes.
+    /// During a capture: the capture, and the nodes that the next node depends on.
     std::shared_ptr<fake_cuda::capture> capture;
-    std::vector<size_t> behind;
+    std::vector<size_t> last_nodes;
 };
 
 struct event {
     fake_cuda::context *context;
     bool timing;
-    /// NULL: never recorded outside a capture.
+    /// NULL if never recorded outside a capture.
     std::shared_ptr<operation> recorded;
-    /// If last recorded in a capture: which, and behind which nodes.
+    /// If last recorded in a capture: the capture, and the nodes that a waiting node depends on.
     std::shared_ptr<fake_cuda::capture> capture;
-    std::vector<size_t> behind;
+    std::vector<size_t> last_nodes;
 };
 
 struct module {
@@ -113,8 +113,8 @@ inline uintptr_t new_handle() {
     return last += 16;
 }
 
-/// Objects by handle. A handle is never used again, whatever the kind, so that of a dead or of another object
-/// is known for what it is.
+/// Objects by handle. Handles of all kinds are unique and never reused, so that a handle of a destroyed
+/// object or of another kind is an error.
 template <class Handle, class Object> class handles {
   public:
     using pointer = std::shared_ptr<Object>;
@@ -127,7 +127,7 @@ template <class Handle, class Object> class handles {
     const pointer &get(Handle handle, CUresult otherwise = CUDA_ERROR_INVALID_HANDLE) const {
         const auto found = objects.find(handle);
         if (found == objects.end()) {
-            refuse(otherwise);
+            fail(otherwise);
         }
         return found->second;
     }
@@ -171,30 +171,30 @@ struct state {
     handles<CUfunction, function> functions;
     handles<CUgraph, graph> graphs;
     handles<CUgraphExec, graph_exec> graph_execs;
-    /// By their addresses.
+    /// Allocations by address.
     std::map<uintptr_t, allocation> allocations;
 
     size_t calls = 0;
-    /// The call of this number fails.
+    /// The number of the call that fails.
     size_t failing_call = 0;
     CUresult fault = CUDA_SUCCESS;
     bool fault_fired = false;
 
     std::pair<int, int> newest_ptx = {99, 0};
     CUresult fatbins = CUDA_SUCCESS;
-    /// Of the order in which kernels run their threads, and graphs what they leave open.
+    /// Chooses the order of a kernel's threads, and of graph nodes that do not depend on each other.
     std::mt19937_64 random;
 };
 
-state &the();
+state &driver_state();
 fake_cuda::thread &this_thread();
 
-/// Counts and logs a call; returns the fault that it is to have.
+/// Counts and logs a call. Returns the fault to inject into it.
 CUresult begin_call(const char *name);
 
-/// A driver call: `work` under the lock, unless a fault is due.
+/// Runs `work` of a driver call under the lock, unless a fault is injected.
 template <class Work> CUresult call(const char *name, Work work) {
-    const std::lock_guard lock(the().mutex);
+    const std::lock_guard lock(driver_state().mutex);
     const CUresult fault = begin_call(name);
     if (fault != CUDA_SUCCESS) {
         return fault;
@@ -202,63 +202,63 @@ template <class Work> CUresult call(const char *name, Work work) {
     try {
         work();
         return CUDA_SUCCESS;
-    } catch (const refusal &refusal) {
-        return refusal.error;
+    } catch (const call_failure &failure) {
+        return failure.error;
     }
 }
 
-/// One that gives something back: it does even while it returns "error codes from previous, asynchronous
-/// launches".
-template <class Work> CUresult call_that_gives_back(const char *name, Work work) {
-    const std::lock_guard lock(the().mutex);
+/// The same for a call that releases an object. It does so even if it returns "error codes from previous,
+/// asynchronous launches".
+template <class Work> CUresult call_that_releases(const char *name, Work work) {
+    const std::lock_guard lock(driver_state().mutex);
     const CUresult fault = begin_call(name);
     try {
         work();
         return fault;
-    } catch (const refusal &refusal) {
-        return fault != CUDA_SUCCESS ? fault : refusal.error;
+    } catch (const call_failure &failure) {
+        return fault != CUDA_SUCCESS ? fault : failure.error;
     }
 }
 
-/// Through a pointer of the caller's, which must not be NULL.
-template <class T> void give(T *out, T value) {
+/// Writes a result through the caller's pointer, which must not be NULL.
+template <class T> void store(T *out, T value) {
     if (out == nullptr) {
-        refuse(CUDA_ERROR_INVALID_VALUE);
+        fail(CUDA_ERROR_INVALID_VALUE);
     }
     *out = value;
 }
 
 // context.cpp
 
-/// This thread's, refused if there is none, it is destroyed, or a kernel failed in it.
+/// The context of this thread. Fails without one, if it is destroyed, or if a kernel failed in it.
 context &current_context();
-/// The same, whatever failed in it: to give things back.
+/// The same, even if a kernel failed in it: for calls that release objects.
 context &current_context_even_failed();
-void refuse_if_failed(const context &context);
+void check_not_failed(const context &context);
 
 // stream.cpp
 
-/// NULL and CU_STREAM_LEGACY are the current context's legacy stream, CU_STREAM_PER_THREAD is this thread's
-/// own there.
+/// NULL and CU_STREAM_LEGACY are the legacy stream of the current context. CU_STREAM_PER_THREAD is its
+/// default stream of this thread.
 stream &stream_of(CUstream handle);
-/// Runs `work` in `stream`, now or when somebody needs it, or captures it.
+/// Captures `work`, or runs it in `stream`: at once, or if deferred when it is needed.
 void submit(stream &stream, std::function<void()> work, std::vector<std::shared_ptr<operation>> after = {});
-/// Runs an operation and all that it depends on; NULL: nothing.
+/// Runs an operation and those that it depends on. Does nothing for NULL.
 void finish(const std::shared_ptr<operation> &operation);
-/// Runs all that the context has.
+/// Runs all pending operations of the context.
 void finish_all(context &context);
-/// Runs all that `stream` has; for the legacy stream this includes the blocking ones.
+/// Runs all pending operations of `stream`; for the legacy stream also those of blocking streams.
 void finish(stream &stream);
 
 // capture.cpp
 
-/// For calls that might synchronise behind a capture's back.
-void refuse_unsafe_call();
-/// For use of the legacy stream, which would wait for each blocking stream.
-void refuse_legacy_during_capture(const stream &stream);
-/// For waiting for what a capture only records.
-void refuse_to_wait_for(const stream &stream);
-void refuse_if_invalid(const capture &capture);
+/// Fails if a capture forbids calls that may synchronise implicitly.
+void check_call_is_safe();
+/// Fails if `stream` is the legacy stream and would wait for a blocking stream that captures.
+void check_legacy_is_allowed(const stream &stream);
+/// Fails if `stream` captures: its work does not run, so it cannot be waited for.
+void check_can_wait_for(const stream &stream);
+void check_is_valid(const capture &capture);
 void invalidate(capture &capture);
 void run(const graph &graph);
 

@@ -1,5 +1,5 @@
-// Streams, events, and the operations between them: each knows what must run ahead of it, so whoever needs
-// one runs exactly that.
+// Streams, events and operations. Each operation has those that must run before it, so that a call that needs
+// one runs only these.
 #include <algorithm>
 #include <cstdio>
 
@@ -23,8 +23,8 @@ stream &stream_of(CUstream handle) {
         }
         return *own;
     }
-    stream &stream = *the().streams.get(handle);
-    refuse_if_failed(*stream.context);
+    stream &stream = *driver_state().streams.get(handle);
+    check_not_failed(*stream.context);
     return stream;
 }
 
@@ -38,8 +38,8 @@ void run_one(operation &operation) {
         } catch (const emulation::error &error) {
             std::fprintf(stderr, "fake_cuda: %s\n", error.what());
             context.failure = CUDA_ERROR_LAUNCH_FAILED;
-        } catch (const refusal &refusal) {
-            context.failure = refusal.error;
+        } catch (const call_failure &failure) {
+            context.failure = failure.error;
         }
     }
     operation.done = true;
@@ -54,7 +54,7 @@ void run_one(operation &operation) {
 } // namespace
 
 void finish(const std::shared_ptr<operation> &last) {
-    // Not by recursion: a queue may be long.
+    // Not recursive, since queues may be long.
     std::vector<std::shared_ptr<operation>> stack = {last};
     while (!stack.empty()) {
         const auto next = stack.back();
@@ -80,20 +80,20 @@ void finish_all(context &context) {
 
 void finish(stream &stream) {
     if (stream.legacy) {
-        submit(stream, nullptr); // It waits for all that the legacy stream waits for.
+        submit(stream, nullptr); // It waits for the same work as the legacy stream.
     }
     finish(stream.last);
 }
 
 void submit(stream &stream, std::function<void()> work, std::vector<std::shared_ptr<operation>> after) {
     if (stream.capture != nullptr) {
-        refuse_if_invalid(*stream.capture);
+        check_is_valid(*stream.capture);
         auto &nodes = stream.capture->graph.nodes;
-        nodes.push_back({std::move(work), stream.behind});
-        stream.behind = {nodes.size() - 1};
+        nodes.push_back({std::move(work), stream.last_nodes});
+        stream.last_nodes = {nodes.size() - 1};
         return;
     }
-    refuse_legacy_during_capture(stream);
+    check_legacy_is_allowed(stream);
     context &context = *stream.context;
     after.push_back(stream.last);
     if (stream.legacy) {
@@ -111,9 +111,9 @@ void submit(stream &stream, std::function<void()> work, std::vector<std::shared_
     stream.last->after = std::move(after);
     stream.last->blocking = stream.blocking;
     context.pending.push_back(stream.last);
-    if (!the().deferred) {
+    if (!driver_state().deferred) {
         finish(stream.last);
-        refuse_if_failed(context);
+        check_not_failed(context);
     }
 }
 
@@ -122,100 +122,101 @@ void submit(stream &stream, std::function<void()> work, std::vector<std::shared_
 CUresult cuStreamCreate(CUstream *stream, unsigned int flags) {
     return call(__func__, [&] {
         if (flags > CU_STREAM_NON_BLOCKING) {
-            refuse(CUDA_ERROR_INVALID_VALUE);
+            fail(CUDA_ERROR_INVALID_VALUE);
         }
-        give(stream, CUstream(nullptr));
+        store(stream, CUstream(nullptr));
         auto created = std::make_shared<fake_cuda::stream>();
         created->context = &current_context();
         created->blocking = flags == CU_STREAM_DEFAULT;
         created->legacy = false;
-        *stream = the().streams.add(created);
+        *stream = driver_state().streams.add(created);
     });
 }
 
 CUresult cuStreamDestroy_v2(CUstream stream) {
-    return call_that_gives_back(__func__, [&] {
+    return call_that_releases(__func__, [&] {
         current_context_even_failed();
-        const auto dying = the().streams.get(stream);
+        const auto dying = driver_state().streams.get(stream);
         if (dying->capture != nullptr) {
             invalidate(*dying->capture);
             if (dying->capture->origin == dying.get()) {
                 dying->capture->origin = nullptr;
             }
         }
-        // What it still has to do remains among the context's pending operations.
-        the().streams.erase(stream);
-        refuse_if_failed(*dying->context);
+        // Its pending operations remain in the context.
+        driver_state().streams.erase(stream);
+        check_not_failed(*dying->context);
     });
 }
 
 CUresult cuStreamSynchronize(CUstream handle) {
     return call(__func__, [&] {
         stream &stream = stream_of(handle);
-        refuse_to_wait_for(stream);
-        refuse_unsafe_call();
+        check_can_wait_for(stream);
+        check_call_is_safe();
         finish(stream);
-        refuse_if_failed(*stream.context);
+        check_not_failed(*stream.context);
     });
 }
 
 CUresult cuStreamQuery(CUstream handle) {
     return call(__func__, [&] {
         const stream &stream = stream_of(handle);
-        refuse_to_wait_for(stream);
-        refuse_unsafe_call();
+        check_can_wait_for(stream);
+        check_call_is_safe();
         const auto &pending = stream.context->pending;
         const auto is_blocking = [](const auto &operation) { return operation->blocking; };
         const bool busy = stream.legacy ? std::any_of(pending.begin(), pending.end(), is_blocking)
                                         : stream.last != nullptr && !stream.last->done;
         if (busy) {
-            refuse(CUDA_ERROR_NOT_READY);
+            fail(CUDA_ERROR_NOT_READY);
         }
     });
 }
 
 CUresult cuStreamGetCtx(CUstream stream, CUcontext *context) {
     return call(__func__, [&] {
-        // The one way from a stream to its context, so it needs no current context but for the default
-        // streams.
+        // This call finds a stream's context, so it needs a current context only for the default streams.
         const bool of_current =
             stream == nullptr || stream == CU_STREAM_LEGACY || stream == CU_STREAM_PER_THREAD;
-        give(context, of_current ? current_context().handle : the().streams.get(stream)->context->handle);
+        store(context,
+              of_current ? current_context().handle : driver_state().streams.get(stream)->context->handle);
     });
 }
 
 CUresult cuStreamWaitEvent(CUstream stream_handle, CUevent event_handle, unsigned int flags) {
     return call(__func__, [&] {
         stream &stream = stream_of(stream_handle);
-        const event &event = *the().events.get(event_handle);
+        const event &event = *driver_state().events.get(event_handle);
         if (flags != 0) {
-            refuse(CUDA_ERROR_INVALID_VALUE);
+            fail(CUDA_ERROR_INVALID_VALUE);
         }
         if (event.capture != nullptr && stream.capture == nullptr) {
             // The stream joins the capture.
             if (event.capture->origin == nullptr) {
-                refuse(CUDA_ERROR_CAPTURED_EVENT);
+                fail(CUDA_ERROR_CAPTURED_EVENT);
             }
-            refuse_if_invalid(*event.capture);
-            refuse_legacy_during_capture(stream);
+            check_is_valid(*event.capture);
+            check_legacy_is_allowed(stream);
             if (stream.legacy) {
                 invalidate(*event.capture);
-                refuse(CUDA_ERROR_STREAM_CAPTURE_IMPLICIT);
+                fail(CUDA_ERROR_STREAM_CAPTURE_IMPLICIT);
             }
             stream.capture = event.capture;
-            stream.behind = event.behind;
+            stream.last_nodes = event.last_nodes;
         } else if (stream.capture != nullptr) {
-            refuse_if_invalid(*stream.capture);
+            check_is_valid(*stream.capture);
             if (event.capture == nullptr || event.capture->origin == nullptr) {
                 invalidate(*stream.capture);
-                refuse(CUDA_ERROR_STREAM_CAPTURE_ISOLATION);
+                fail(CUDA_ERROR_STREAM_CAPTURE_ISOLATION);
             }
             if (event.capture != stream.capture) {
                 invalidate(*stream.capture);
                 invalidate(*event.capture);
-                refuse(CUDA_ERROR_STREAM_CAPTURE_MERGE);
+                fail(CUDA_ERROR_STREAM_CAPTURE_MERGE);
             }
-            stream.behind.insert(stream.behind.end(), event.behind.begin(), event.behind.end());
+            stream.last_nodes.insert(stream.last_nodes.end(), event.last_nodes.begin(),
+                                     event.last_nodes.end());
         } else {
             submit(stream, nullptr, {event.recorded});
         }
@@ -225,36 +226,36 @@ CUresult cuStreamWaitEvent(CUstream stream_handle, CUevent event_handle, unsigne
 CUresult cuEventCreate(CUevent *event, unsigned int flags) {
     return call(__func__, [&] {
         if (flags > (CU_EVENT_BLOCKING_SYNC | CU_EVENT_DISABLE_TIMING)) {
-            refuse(CUDA_ERROR_INVALID_VALUE);
+            fail(CUDA_ERROR_INVALID_VALUE);
         }
-        give(event, CUevent(nullptr));
+        store(event, CUevent(nullptr));
         auto created = std::make_shared<fake_cuda::event>();
         created->context = &current_context();
         created->timing = (flags & CU_EVENT_DISABLE_TIMING) == 0;
-        *event = the().events.add(created);
+        *event = driver_state().events.add(created);
     });
 }
 
 CUresult cuEventDestroy_v2(CUevent event) {
-    return call_that_gives_back(__func__, [&] {
+    return call_that_releases(__func__, [&] {
         current_context_even_failed();
-        const auto dying = the().events.get(event);
-        the().events.erase(event);
-        refuse_if_failed(*dying->context);
+        const auto dying = driver_state().events.get(event);
+        driver_state().events.erase(event);
+        check_not_failed(*dying->context);
     });
 }
 
 CUresult cuEventRecord(CUevent event_handle, CUstream stream_handle) {
     return call(__func__, [&] {
         stream &stream = stream_of(stream_handle);
-        event &event = *the().events.get(event_handle);
+        event &event = *driver_state().events.get(event_handle);
         if (event.context != stream.context) {
-            refuse(CUDA_ERROR_INVALID_HANDLE);
+            fail(CUDA_ERROR_INVALID_HANDLE);
         }
         if (stream.capture != nullptr) {
-            refuse_if_invalid(*stream.capture);
+            check_is_valid(*stream.capture);
             event.capture = stream.capture;
-            event.behind = stream.behind;
+            event.last_nodes = stream.last_nodes;
         } else {
             submit(stream, nullptr);
             event.capture = nullptr;
@@ -267,13 +268,13 @@ namespace {
 
 const event &event_to_wait_for(CUevent handle) {
     current_context();
-    const event &event = *the().events.get(handle);
-    refuse_if_failed(*event.context);
+    const event &event = *driver_state().events.get(handle);
+    check_not_failed(*event.context);
     if (event.capture != nullptr) {
         invalidate(*event.capture);
-        refuse(CUDA_ERROR_CAPTURED_EVENT);
+        fail(CUDA_ERROR_CAPTURED_EVENT);
     }
-    refuse_unsafe_call();
+    check_call_is_safe();
     return event;
 }
 
@@ -283,7 +284,7 @@ CUresult cuEventSynchronize(CUevent handle) {
     return call(__func__, [&] {
         const event &event = event_to_wait_for(handle);
         finish(event.recorded);
-        refuse_if_failed(*event.context);
+        check_not_failed(*event.context);
     });
 }
 
@@ -291,7 +292,7 @@ CUresult cuEventQuery(CUevent handle) {
     return call(__func__, [&] {
         const event &event = event_to_wait_for(handle);
         if (event.recorded != nullptr && !event.recorded->done) {
-            refuse(CUDA_ERROR_NOT_READY);
+            fail(CUDA_ERROR_NOT_READY);
         }
     });
 }
@@ -302,13 +303,13 @@ CUresult cuEventElapsedTime(float *milliseconds, CUevent start_handle, CUevent e
         const event &end = event_to_wait_for(end_handle);
         if (!start.timing || !end.timing || start.recorded == nullptr || end.recorded == nullptr ||
             start.context != end.context) {
-            refuse(CUDA_ERROR_INVALID_HANDLE);
+            fail(CUDA_ERROR_INVALID_HANDLE);
         }
         if (!start.recorded->done || !end.recorded->done) {
-            refuse(CUDA_ERROR_NOT_READY);
+            fail(CUDA_ERROR_NOT_READY);
         }
         const std::chrono::duration<float, std::milli> elapsed =
             end.recorded->finished - start.recorded->finished;
-        give(milliseconds, elapsed.count());
+        store(milliseconds, elapsed.count());
     });
 }

@@ -1,14 +1,14 @@
-// Kernels by which tests of the driver, and of what it does to eplb, order and break things.
+// Kernels for tests: one shows the order of launches, one fails.
 #include "cuda_emulation.h"
 
 namespace {
 
-/// out[0] = out[0] * factor + summand: what is left tells in which order such launches ran.
+/// out[0] = out[0] * factor + summand: the result shows the order of the launches.
 __global__ void fake_cuda_append(unsigned *out, unsigned factor, unsigned summand) {
     *out = *out * factor + summand;
 }
 
-/// Fails as a kernel does that leaves a barrier behind.
+/// Fails: not all threads reach the barrier.
 __global__ void fake_cuda_fail() {
     if (threadIdx.x == 0) {
         __syncthreads();

@@ -1,4 +1,4 @@
-// The baselines, by name, for fake_cuda.
+// Registers the baselines by name, for fake_cuda.
 #include "cuda_emulation.h"
 
 EMULATION_SHARED_MEMORY(unsigned long long, torch_bins);

@@ -1,4 +1,4 @@
-// A variant of the benchmark: one way to do a layer's work, verified and then measured.
+// A variant of the benchmark: a function that does a layer's work, its verification and its measurement.
 #ifndef EPLB_GPU_BENCH_BENCH_H
 #define EPLB_GPU_BENCH_BENCH_H
 
@@ -12,11 +12,11 @@
 
 constexpr uint32_t num_experts = 256, experts_per_token = 8;
 
-/// How much is measured.
+/// The amount of measurement.
 struct effort {
     size_t layers;
     size_t repetitions;
-    /// Seconds of work ahead of the first measurement, so that the GPU's clocks are up.
+    /// Seconds of work before the first measurement, so that the GPU reaches its clock rate.
     double warm_up;
 };
 

@@ -1,4 +1,4 @@
-// Counting a layer's ids: eplb's kernel beside other ways to count them.
+// Counts a layer's ids: eplb's kernel, compared with other kernels.
 #include <stdexcept>
 #include <utility>
 
@@ -62,7 +62,7 @@ std::vector<timing> measure_counting(uint32_t num_ids, const effort &effort, con
     const kernel cub_sweep = {module["cub_sweep"], blocks_for(num_ids, CUB_SWEEP_THREADS * CUB_SWEEP_ITEMS),
                               CUB_SWEEP_THREADS};
     const kernel window_add = {module["window_add"], one_each, CUB_INIT_THREADS};
-    static_assert(num_experts <= CUB_SWEEP_BINS, "cub_sweep has no more bins");
+    static_assert(num_experts <= CUB_SWEEP_BINS, "cub_sweep has too few bins");
     const auto cub = [&](size_t layer, CUstream on) {
         cub_init.launch(on, histogram.data(), num_experts);
         cub_sweep.launch(on, ids.on_device(layer), num_ids, histogram.data(), num_experts, 0,
@@ -99,7 +99,7 @@ std::vector<timing> measure_counting(uint32_t num_ids, const effort &effort, con
         extremes_on_host.download(extremes, on);
         const uint32_t highest = extremes_on_host[0] ^ 0x80000000, lowest = ~extremes_on_host[1] ^ 0x80000000;
         if (highest >= num_experts || lowest > highest) {
-            throw std::runtime_error("torch_min_max finds ids that are not there");
+            throw std::runtime_error("torch_min_max returns wrong extremes");
         }
         torch_rest(layer, on);
     };

@@ -1,9 +1,9 @@
-// How long counting and routing a layer take on a GPU, beside the kernels of baselines.cu.
+// Times of counting and routing a layer on a GPU, compared with the kernels of baselines.cu.
 //
 //     gpu_bench [--quick] [--image FILE]
 //
-// FILE is baselines.cu compiled, baselines.ptx beside the program by default. `make gpu-bundle` makes a
-// folder with both that runs wherever there is a driver.
+// FILE is the compiled baselines.cu, by default baselines.ptx in the program's folder. `make gpu-bundle`
+// makes a folder with both, which runs on any machine with a driver.
 #include <cstdio>
 #include <eplb.h>
 #include <stdexcept>
@@ -13,14 +13,14 @@
 
 namespace {
 
-/// The ids of a layer that are measured: decoding, and a long prefill.
+/// The numbers of ids of a layer to measure: decoding, and a long prefill.
 constexpr uint32_t few_ids = 2048, many_ids = 65536;
 
-/// The aim of eplb: microseconds to count `few_ids` ids of a layer in a graph, on an H100.
+/// The target of eplb: microseconds to count `few_ids` ids of a layer in a graph, on an H100.
 constexpr double counting_aim = 3;
-/// The aim for routing by these rules, relative to the copy.
+/// The target for routing by these rules, relative to the copy.
 constexpr double routing_aim = 1.5;
-constexpr const char *rules_with_an_aim[] = {"eplb, round robin", "eplb, token hash", "eplb, nearest"};
+constexpr const char *rules_with_a_target[] = {"eplb, round robin", "eplb, token hash", "eplb, nearest"};
 
 /// 2,048
 std::string with_comma(uint32_t number) {
@@ -39,7 +39,7 @@ const timing &timing_of(const std::vector<timing> &timings, const std::string &n
             return timing;
         }
     }
-    throw std::runtime_error("there is no variant " + name);
+    throw std::runtime_error("no variant " + name);
 }
 
 /// The tables of a section, as Markdown. Ratios are to the section's first variant.
@@ -77,9 +77,9 @@ class section {
     std::string device_, host_;
 };
 
-/// Whether an aim was reached. It is reported and fails nothing.
+/// Whether a target was reached. It is only reported.
 const char *answer(bool reached) {
-    return emulated() ? "of no meaning over fake_cuda" : reached ? "yes" : "no";
+    return emulated() ? "not measurable on fake_cuda" : reached ? "yes" : "no";
 }
 
 void describe_device(const effort &effort) {
@@ -94,21 +94,21 @@ void describe_device(const effort &effort) {
     std::printf("%s, %d multiprocessors, driver for CUDA %d.%d, eplb %s\n", name, multiprocessors,
                 version / 1000, version % 1000 / 10, eplb_version_string());
     if (emulated()) {
-        std::printf("THE DRIVER IS fake_cuda, WHICH EMULATES A GPU: THE TIMES BELOW MEAN NOTHING.\n");
+        std::printf("THE DRIVER IS fake_cuda, WHICH EMULATES A GPU. THE TIMES ARE MEANINGLESS.\n");
     }
     std::printf("%u experts, %u a token, int32 ids, %zu layers, medians of %zu repetitions. Each result is "
-                "verified before its time is taken.\neager: a layer's launches one after the other on a "
+                "verified before it is measured.\neager: a layer's launches one after the other on a "
                 "stream. graph: all layers in one CUDA graph.\n\n",
                 num_experts, experts_per_token, effort.layers, effort.repetitions);
     std::fflush(stdout);
 }
 
-/// The baselines' kernels, compiled. fake_cuda has them built in, and takes anything that looks like PTX.
+/// The baselines' kernels, compiled. fake_cuda contains them, and accepts any text that looks like PTX.
 std::string baselines_image(const std::string &path) {
     std::string image = read_file(path);
     if (image.empty()) {
         if (!emulated()) {
-            throw std::runtime_error(path + " could not be read: --image FILE says where it is");
+            throw std::runtime_error(path + " could not be read; pass its path as --image FILE");
         }
         image = ".version 7.0\n";
     }
@@ -125,7 +125,7 @@ void count(const effort &effort, const module &module) {
     }
     section.print("Counting", "eplb",
                   "off: nothing is being counted. torch.bincount-style: eager, the host waits for the "
-                  "maximum; the graph, which cannot, leaves that out.");
+                  "maximum; the graph, which cannot, skips that.");
     std::printf("%s ids in a graph take at most %.0f µs a layer (the aim on an H100): %.2f µs, %s\n\n",
                 with_comma(few_ids).c_str(), counting_aim, us, answer(us <= counting_aim));
     std::fflush(stdout);
@@ -139,20 +139,21 @@ void route(const effort &effort, const module &module) {
         const std::vector<timing> timings = measure_routing(num_ids, effort, module);
         section.add(num_ids, timings);
         double ratio = 0;
-        for (const char *rule : rules_with_an_aim) {
+        for (const char *rule : rules_with_a_target) {
             ratio = std::max(ratio, timing_of(timings, rule).graph_us / timings.front().graph_us);
         }
         char line[200];
         std::snprintf(line, sizeof line,
                       "%s ids in a graph take at most %.1f times as long as the copy by round robin, token "
-                      "hash and nearest (the aim): %.2f, %s\n",
+                      "hash and nearest (the target): %.2f, %s\n",
                       with_comma(num_ids).c_str(), routing_aim, ratio, answer(ratio <= routing_aim));
         aims += line;
     }
-    section.print("Routing", "copy",
-                  "copy: reads the ids and writes as many. all ranks' counts: registered, so that their sum "
-                  "is levelled. and counting: in the same pass. TensorRT-LLM-style: its route kernel, the "
-                  "same slots as round robin.");
+    section.print(
+        "Routing", "copy",
+        "copy: reads the ids and writes as many. all ranks' counts: registered, so that the rule "
+        "splits their sum. and counting: in the same pass. TensorRT-LLM-style: its route kernel, the "
+        "same slots as round robin.");
     std::printf("%s", aims.c_str());
 }
 

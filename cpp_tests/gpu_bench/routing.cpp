@@ -1,4 +1,4 @@
-// Routing a layer's ids to slots: eplb's rules beside a copy and TensorRT-LLM's kernel. Every slot is
+// Routes a layer's ids to slots: eplb's rules, compared with a copy and TensorRT-LLM's kernel. Every slot is
 // compared with route_reference.h.
 #include <eplb_tools.hpp>
 #include <stdexcept>
@@ -39,7 +39,7 @@ eplb::placement solve_for(const skewed_ids &ids) {
     return eplb::solve(shape, layer_ids, loads);
 }
 
-/// The slots that each way of routing must return.
+/// The expected slots of each rule.
 struct expected_slots {
     slots_of_layers copy, round_robin, token_hash, nearest, least_loaded, least_loaded_of_all;
 
@@ -162,7 +162,7 @@ std::vector<timing> measure_routing(uint32_t num_ids, const effort &effort, cons
     };
     const kernel trtllm = {module["trtllm_route"], blocks_for(num_ids, TRTLLM_BLOCK), TRTLLM_THREADS,
                            num_slots * sizeof(int16_t)};
-    static_assert(num_experts <= TRTLLM_EXPERTS, "trtllm_route has no room for more");
+    static_assert(num_experts <= TRTLLM_EXPERTS, "trtllm_route supports too few experts");
     std::vector<eplb_dispatch_tables> tables;
     for (size_t layer = 0; layer < effort.layers; layer++) {
         tables.push_back(round_robin.tables(int32_t(layer)));

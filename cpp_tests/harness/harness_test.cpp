@@ -348,8 +348,7 @@ TEST_F(FullFlow, EngineReportsWhatIsWrong) {
         EXPECT_NE(outcome.status, 0);
         return outcome.output;
     };
-    EXPECT_EQ(message(threads().with({"--rout", "nearest"})),
-              "error: --rout is not known: --help lists what is\n");
+    EXPECT_EQ(message(threads().with({"--rout", "nearest"})), "error: --rout is unknown; see --help\n");
     EXPECT_EQ(message(threads().with({"--route", "fastest"})),
               "error: --route fastest: one of least-loaded, nearest, round-robin, token-hash expected\n");
     EXPECT_EQ(message(threads().with({"--questions", "1300-1400"})),

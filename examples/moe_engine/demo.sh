@@ -4,11 +4,11 @@
 # The configuration is generated from the first half of GSM8K's test questions. The gain is measured on the other half.
 set -eu
 engine=$1/moe_engine before_after=$1/before_after eplb=$2 model=$3 out=$4
-unset EXPERT_STATISTIC_PATH EXPERT_STATISTIC_ITER_RANGE # Each step sets what it counts.
+unset EXPERT_STATISTIC_PATH EXPERT_STATISTIC_ITER_RANGE # Each step sets its own range.
 rm -rf "$out"
 mkdir -p "$out"
 
-say() {
+heading() {
     printf '\n== %s\n' "$1"
 }
 # Prints a command with its environment, and runs it.
@@ -17,21 +17,21 @@ show() {
     env "$@"
 }
 
-say "Step 1, collect: reads questions 0 to 659, and counts the experts chosen in iterations 100 to 199"
+heading "Step 1, collect: reads questions 0 to 659, and counts the experts chosen in iterations 100 to 199"
 show EXPERT_STATISTIC_PATH="$out/expert_statistic" EXPERT_STATISTIC_ITER_RANGE=100-200 \
     "$engine" --model "$model" --ep_size 8 --questions 0-660 --batch 1 --iterations 200
 
-say "Step 2, generate: which expert each of 320 slots holds"
+heading "Step 2, generate: which expert each of 320 slots holds"
 show "$eplb" generate --expert_statistic_path "$out/expert_statistic" --ep_size 8 --num_slots 320 \
     --output_path "$out/moe_load_balancer.yaml"
 
-say "Before: questions 660 to 1318 without it, 21 iterations; what is counted is for the projection"
+heading "Before: questions 660 to 1318 without it, 21 iterations; the counts are for the projection"
 show EXPERT_STATISTIC_PATH="$out/held_out" EXPERT_STATISTIC_ITER_RANGE=0-21 \
     "$engine" --model "$model" --ep_size 8 --questions 660-1319 --report "$out/before.json"
 
-say "Step 3, run: the same questions with it"
+heading "Step 3, run: the same questions with it"
 show "$engine" --model "$model" --ep_size 8 --questions 660-1319 --report "$out/after.json" \
     --moe_load_balancer "$out/moe_load_balancer.yaml"
 
-say "What it brought"
+heading "Before and after"
 "$before_after" "$out/before.json" "$out/after.json" "$out/held_out" "$out/moe_load_balancer.yaml"

@@ -16,7 +16,7 @@ std::vector<int32_t> moe_layers_of(const model_config &config) {
     return layers;
 }
 
-/// Adds the time of its life to a sum. The share of eplb's calls is reported, and must stay below 1 %.
+/// Adds its lifetime to a sum. The share of eplb's calls is reported, and must stay below 1 %.
 class timer {
   public:
     explicit timer(double &sum) : sum_(sum) {}
@@ -71,7 +71,7 @@ eplb::placement engine::load_placement(const std::string &path) const {
     return eplb::placement::load(path, expected);
 }
 
-/// Ranks with different placements would send tokens to experts that are not there.
+/// Ranks with different placements would send tokens to ranks without their experts.
 void engine::check_same_placement() {
     const uint64_t hash = placement_.hash();
     const std::vector<uint64_t> mine(static_cast<size_t>(transport_.num_ranks()), hash);
@@ -168,7 +168,7 @@ const int32_t *engine::route(int32_t layer, const std::vector<int32_t> &expert_i
 
 // ---- At any time ----
 
-/// The answer to a scrape. Every sample is labelled with its rank, since a process may have several.
+/// The text of a scrape. Every sample is labelled with its rank, since a process may have several.
 std::string engine::metrics() const {
     const eplb::metrics_labels rank = {{"rank", std::to_string(transport_.rank())}};
     eplb::metrics metrics = eplb::metrics::create();

@@ -131,10 +131,10 @@ options parse_options(int argc, char **argv) {
         }
         const auto found = flags.find(flag);
         if (found == flags.end()) {
-            throw std::invalid_argument(flag + " is not known: --help lists what is");
+            throw std::invalid_argument(flag + " is unknown; see --help");
         }
         if (i + 1 == argc) {
-            throw std::invalid_argument(flag + " needs a value: --help says which");
+            throw std::invalid_argument(flag + " needs a value; see --help");
         }
         found->second(flag, argv[i + 1]);
     }

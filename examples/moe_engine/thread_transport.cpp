@@ -9,33 +9,33 @@
 
 namespace {
 
-/// Thrown in ranks that wait for a failed one.
-struct abandoned {};
+/// Thrown in ranks that wait for a rank that failed.
+struct aborted {};
 
-/// The place where the ranks meet.
-class meeting_point {
+/// A barrier of all ranks, and the messages that they exchange at it.
+class rank_barrier {
   public:
-    explicit meeting_point(int num_ranks) : posts(num_ranks), num_ranks_(num_ranks) {}
+    explicit rank_barrier(int num_ranks) : messages(num_ranks), num_ranks_(num_ranks) {}
 
-    /// What a rank sends, for the others to take.
-    struct post {
+    /// The data that a rank sends. The other ranks copy theirs from it.
+    struct message {
         const char *send;
         const std::vector<int> *bytes;
     };
-    std::vector<post> posts;
+    std::vector<message> messages;
 
     /// Waits for all ranks.
-    void meet() {
+    void wait() {
         std::unique_lock<std::mutex> lock(mutex_);
-        const unsigned meeting = meeting_;
+        const unsigned generation = generation_;
         if (++arrived_ == num_ranks_) {
             arrived_ = 0;
-            meeting_++;
-            all_here_.notify_all();
+            generation_++;
+            all_arrived_.notify_all();
         }
-        all_here_.wait(lock, [&] { return meeting_ != meeting || failure_ != nullptr; });
-        if (meeting_ == meeting) {
-            throw abandoned();
+        all_arrived_.wait(lock, [&] { return generation_ != generation || failure_ != nullptr; });
+        if (generation_ == generation) {
+            throw aborted();
         }
     }
 
@@ -44,7 +44,7 @@ class meeting_point {
         if (failure_ == nullptr) {
             failure_ = std::move(failure);
         }
-        all_here_.notify_all();
+        all_arrived_.notify_all();
     }
 
     void rethrow() const {
@@ -56,28 +56,28 @@ class meeting_point {
   private:
     const int num_ranks_;
     std::mutex mutex_;
-    std::condition_variable all_here_;
+    std::condition_variable all_arrived_;
     int arrived_ = 0;
-    unsigned meeting_ = 0;
+    unsigned generation_ = 0;
     std::exception_ptr failure_;
 };
 
 class thread_transport : public transport {
   public:
-    thread_transport(int rank, meeting_point &point) : rank_(rank), point_(point) {}
+    thread_transport(int rank, rank_barrier &barrier) : rank_(rank), barrier_(barrier) {}
 
     int rank() const override { return rank_; }
-    int num_ranks() const override { return static_cast<int>(point_.posts.size()); }
+    int num_ranks() const override { return static_cast<int>(barrier_.messages.size()); }
 
   private:
     void exchange(const void *send, const std::vector<int> &send_bytes, void *receive,
                   const std::vector<int> &receive_bytes) override {
-        point_.posts[rank_] = {static_cast<const char *>(send), &send_bytes};
-        point_.meet();
+        barrier_.messages[rank_] = {static_cast<const char *>(send), &send_bytes};
+        barrier_.wait();
         char *to = static_cast<char *>(receive);
         std::string mismatch;
-        for (size_t from = 0; from < point_.posts.size(); from++) {
-            const auto &[data, bytes] = point_.posts[from];
+        for (size_t from = 0; from < barrier_.messages.size(); from++) {
+            const auto &[data, bytes] = barrier_.messages[from];
             const size_t before = std::accumulate(bytes->begin(), bytes->begin() + rank_, size_t(0));
             if ((*bytes)[rank_] != receive_bytes[from]) {
                 mismatch = "rank " + std::to_string(from) + " sends rank " + std::to_string(rank_) +
@@ -87,28 +87,28 @@ class thread_transport : public transport {
             }
             to += receive_bytes[from];
         }
-        point_.meet(); // The sent values must live until all ranks have copied theirs.
+        barrier_.wait(); // The sent values must live until all ranks have copied theirs.
         if (!mismatch.empty()) {
             throw std::logic_error(mismatch);
         }
     }
 
     int rank_;
-    meeting_point &point_;
+    rank_barrier &barrier_;
 };
 
 } // namespace
 
 void run_on_threads(int num_ranks, const std::function<void(transport &)> &rank_main) {
-    meeting_point point(num_ranks);
+    rank_barrier barrier(num_ranks);
     std::vector<std::thread> threads;
-    const auto on_thread = [&point, &rank_main](int rank) {
+    const auto on_thread = [&barrier, &rank_main](int rank) {
         try {
-            thread_transport transport(rank, point);
+            thread_transport transport(rank, barrier);
             rank_main(transport);
-        } catch (const abandoned &) {
+        } catch (const aborted &) {
         } catch (...) {
-            point.fail(std::current_exception());
+            barrier.fail(std::current_exception());
         }
     };
     try {
@@ -116,10 +116,10 @@ void run_on_threads(int num_ranks, const std::function<void(transport &)> &rank_
             threads.emplace_back(on_thread, rank);
         }
     } catch (...) { // A thread could not be started.
-        point.fail(std::current_exception());
+        barrier.fail(std::current_exception());
     }
     for (std::thread &thread : threads) {
         thread.join();
     }
-    point.rethrow();
+    barrier.rethrow();
 }

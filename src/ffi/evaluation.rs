@@ -12,7 +12,7 @@ use super::status::eplb_status;
 use crate::dispatch::DispatchConfig;
 use crate::error::{Error, Result};
 use crate::placement::Placement;
-use crate::report::{Routed, expected_load, routed_load, score};
+use crate::report::{RoutingOptions, expected_load, routed_load, score};
 
 /// How evenly a placement loads the ranks in one layer, in the unit of the loads. Figures are computed for
 /// each sample and averaged over samples. Ratios are NaN if a sample has no load.
@@ -141,7 +141,7 @@ pub unsafe extern "C" fn eplb_placement_expected_load(
         let loads = unsafe {
             let counts = array(rank_counts.cast::<u64>(), num_ranks.checked_mul(num_experts), "rank_counts")?;
             with_any_rank(placement, &config, |config| {
-                let routed = Routed {
+                let routed = RoutingOptions {
                     rule: config.rule,
                     rank_to_node: config.rank_to_node,
                     with_rank_counts: with_rank_counts != 0,

@@ -1,30 +1,30 @@
-//! How even the loads of ranks are.
+//! Statistics of the ranks' loads.
 
 use serde::Serialize;
 
 /// How evenly the ranks of one layer are loaded, over one or more samples (iterations).
 ///
-/// Figures are taken per sample and then averaged over the samples, as TensorRT-LLM's load report does. A layer whose hot rank
-/// changes from iteration to iteration therefore does not look even.
+/// Each figure is computed per sample and then averaged over the samples, as in TensorRT-LLM's load report. So a layer whose
+/// hottest rank differs between iterations is uneven.
 #[derive(Debug, Clone, Copy, PartialEq, Serialize)]
 pub struct Balance {
     /// Mean load of a rank.
     pub mean: f64,
-    /// Standard deviation of the ranks' loads, that of a sample (divided by ranks - 1); 0 for a single rank.
+    /// Sample standard deviation of the ranks' loads (divisor ranks - 1); 0 for a single rank.
     pub std: f64,
-    /// Load of the most loaded rank.
+    /// Load of the hottest rank.
     pub max: f64,
     /// The rank with the largest load over all samples.
     pub worst_rank: usize,
-    /// `(max - mean) / mean`: 0 is even. `None` where a sample has no load at all.
+    /// `(max - mean) / mean`: 0 is even. `None` if any sample has no load.
     pub imbalance_ratio: Option<f64>,
-    /// `mean / max`: 1 is even. `None` where a sample has no load at all.
+    /// `mean / max`: 1 is even. `None` if any sample has no load.
     pub balancedness: Option<f64>,
 }
 
 impl Balance {
-    /// The balance of ranks whose loads are given sample by sample.
-    pub(super) fn of_ranks(samples: impl Iterator<Item: AsRef<[f64]>>) -> Balance {
+    /// Computes the balance from the ranks' loads, one item a sample.
+    pub(super) fn from_rank_loads(samples: impl Iterator<Item: AsRef<[f64]>>) -> Balance {
         let (mut num_samples, mut totals) = (0.0, Vec::new());
         let (mut mean, mut std, mut max, mut imbalance, mut balancedness) = (0.0, 0.0, 0.0, 0.0, 0.0);
         for ranks in samples {
@@ -42,41 +42,41 @@ impl Balance {
             totals.resize(ranks.len(), 0.0);
             totals.iter_mut().zip(ranks).for_each(|(total, load)| *total += load);
         }
-        let heavier = |worst: usize, rank: usize| if totals[rank] > totals[worst] { rank } else { worst };
+        let hotter = |worst: usize, rank: usize| if totals[rank] > totals[worst] { rank } else { worst };
         Balance {
             mean: mean / num_samples,
             std: std / num_samples,
             max: max / num_samples,
-            worst_rank: (1..totals.len()).fold(0, heavier),
-            imbalance_ratio: ratio(imbalance, num_samples),
-            balancedness: ratio(balancedness, num_samples),
+            worst_rank: (1..totals.len()).fold(0, hotter),
+            imbalance_ratio: mean_ratio(imbalance, num_samples),
+            balancedness: mean_ratio(balancedness, num_samples),
         }
     }
 
-    /// Without a load balancer: consecutive experts on each rank, as many as divide evenly. Each sample is `[experts]`.
+    /// The balance without a load balancer: experts in order on `num_ranks` ranks. Each sample is `[experts]`.
     pub fn unbalanced<'a>(num_ranks: usize, samples: impl Iterator<Item = &'a [f64]>) -> Balance {
-        Balance::of_ranks(samples.map(|loads| in_order(num_ranks, loads)))
+        Balance::from_rank_loads(samples.map(|loads| in_order_rank_loads(num_ranks, loads)))
     }
 }
 
-/// The mean of a ratio over samples; `None` where one of them has no load, which makes the sum NaN.
-pub(super) fn ratio(sum: f64, num_samples: f64) -> Option<f64> {
+/// The mean of a ratio over samples. `None` if any sample has no load: its ratio, and so the sum, is NaN.
+pub(super) fn mean_ratio(sum: f64, num_samples: f64) -> Option<f64> {
     Some(sum / num_samples).filter(|ratio| ratio.is_finite())
 }
 
-/// The load of each rank where consecutive experts are on each, as many as divide evenly.
-pub(super) fn in_order(num_ranks: usize, loads: &[f64]) -> Vec<f64> {
+/// The load of each rank with the experts in order.
+pub(super) fn in_order_rank_loads(num_ranks: usize, loads: &[f64]) -> Vec<f64> {
     let first_of = |rank: usize| rank * loads.len() / num_ranks;
     (0..num_ranks).map(|rank| loads[first_of(rank)..first_of(rank + 1)].iter().sum()).collect()
 }
 
-/// The mean over layers of a ratio, leaving out the layers that have none; `None` where no layer has one.
+/// The mean of a ratio over the layers that have one. `None` if no layer has one.
 pub fn average(ratios: impl Iterator<Item = Option<f64>>) -> Option<f64> {
     let (sum, count) = ratios.flatten().fold((0.0, 0), |(sum, count), ratio| (sum + ratio, count + 1));
     (count > 0).then(|| sum / f64::from(count))
 }
 
-/// The layer with the largest ratio, and the ratio; the first of equal ones, `None` where no layer has one.
+/// The layer with the largest ratio, and the ratio. Of equal ones the first; `None` if no layer has one.
 pub(super) fn worst_layer(ratios: impl Iterator<Item = (u32, Option<f64>)>) -> Option<(u32, f64)> {
     let known = ratios.filter_map(|(layer, ratio)| Some((layer, ratio?)));
     known.reduce(|worst, layer| if layer.1 > worst.1 { layer } else { worst })
@@ -87,25 +87,25 @@ mod tests {
     use super::*;
 
     #[test]
-    fn balance_reduces_ranks_before_layers() {
-        // needs.md: [[100, 200], [100, 200]] -> 0.75. Along the wrong axis it would be 1.
+    fn balance_averages_over_layers_after_reducing_ranks() {
+        // Loads [[100, 200], [100, 200]]: 150 / 200 = 0.75. Computed over layers instead of ranks, it would be 1.
         let layers = [[100.0, 200.0], [100.0, 200.0]];
         let balances = layers.map(|layer| Balance::unbalanced(2, [&layer[..]].into_iter()));
         assert_eq!(average(balances.iter().map(|balance| balance.balancedness)), Some(0.75));
         assert_eq!(balances[0].imbalance_ratio, Some(50.0 / 150.0));
         assert_eq!((balances[0].mean, balances[0].max, balances[0].worst_rank), (150.0, 200.0, 1));
-        // Two ranks, 50 from the mean each: the root of 5000 / 1.
+        // Two ranks, each 50 from the mean: the square root of 5000 / 1.
         assert_eq!(balances[0].std, 5000f64.sqrt());
     }
 
     #[test]
-    fn balance_sees_a_hot_rank_that_changes_between_samples() {
+    fn balance_detects_a_hot_rank_that_changes_between_samples() {
         let samples: [&[f64]; 2] = [&[3.0, 1.0], &[1.0, 3.0]];
         assert_eq!(Balance::unbalanced(2, samples.into_iter()).imbalance_ratio, Some(0.5));
     }
 
     #[test]
-    fn balance_has_no_ratio_where_a_sample_has_no_load() {
+    fn balance_has_no_ratio_if_a_sample_has_no_load() {
         let samples: [&[f64]; 2] = [&[0.0, 0.0], &[1.0, 3.0]];
         let balance = Balance::unbalanced(2, samples.into_iter());
         assert_eq!((balance.mean, balance.max), (1.0, 1.5));
@@ -113,7 +113,7 @@ mod tests {
     }
 
     #[test]
-    fn averages_and_worst_layers_leave_out_layers_without_a_ratio() {
+    fn average_and_worst_layer_skip_layers_without_a_ratio() {
         assert_eq!(average([None, Some(1.0), Some(2.0)].into_iter()), Some(1.5));
         assert_eq!(average([None].into_iter()), None);
         let worst = |ratios: &[Option<f64>]| worst_layer((3..).zip(ratios.iter().copied()));

@@ -1,8 +1,8 @@
-//! Placements side by side: each scored against one dump, and what it takes to change from one to another.
+//! Scores several placements on one dump, and counts the experts to move from one placement to another.
 
 use std::path::{Path, PathBuf};
 
-use super::plan::refuse_slots;
+use super::plan::require_expert_counts;
 use super::{DumpScore, Planner, Recording};
 use crate::error::{Error, Result};
 use crate::placement::{ConfigFile, Expected, MissingLayers, Placement, Shape};
@@ -15,24 +15,24 @@ const IN_ORDER: &str = "in-order";
 /// A placement to compare.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub enum Candidate {
-    /// The experts spread in order, as without a load balancer.
+    /// The experts in order, as without a load balancer.
     InOrder,
-    /// What a policy places by the dump.
+    /// A policy's placement for the dump.
     Policy(Policy),
     /// A configuration file.
     File(PathBuf, ConfigFile),
 }
 
 impl Candidate {
-    /// The candidate of a name: `in-order`, the name of a policy, or the path of a configuration file, which is read.
-    pub fn of_name(name: &str) -> Result<Candidate> {
+    /// Parses `in-order`, the name of a policy, or the path of a configuration file, which it reads.
+    pub fn from_name(name: &str) -> Result<Candidate> {
         let path = Path::new(name);
         match name.parse() {
             Ok(policy) => Ok(Candidate::Policy(policy)),
             Err(_) if name == IN_ORDER => Ok(Candidate::InOrder),
-            Err(unknown) if !path.exists() => Err(Error::InvalidArgument(format!(
-                "{name}: there is no such file, and {unknown}, and {IN_ORDER}"
-            ))),
+            Err(unknown) if !path.exists() => {
+                Err(Error::InvalidArgument(format!("{name}: no such file, and {unknown}, and {IN_ORDER}")))
+            }
             Err(_) => Ok(Candidate::File(path.to_owned(), ConfigFile::read(path)?)),
         }
     }
@@ -47,32 +47,33 @@ impl Candidate {
 
 /// A candidate's placement and its score.
 #[derive(Debug, Clone, PartialEq)]
-pub struct Compared {
+pub struct ScoredCandidate {
     /// The placement.
     pub placement: Placement,
-    /// Its score, with best splits and gaps.
+    /// Its score, including best splits and gaps.
     pub score: DumpScore,
-    /// [`moved_slots`] from the first candidate.
+    /// [`moved_slots`] from the first candidate to this one.
     pub moved_slots: Option<usize>,
 }
 
-/// Places the candidates and scores them against `stats`.
+/// Computes the candidates' placements and scores them on `stats`.
 ///
-/// `num_ranks` `None` takes the ranks that the files say, or those of the dump; `num_slots` `None` gives policies the slots of
-/// the first file, or one an expert. The planner's own policy is not used.
+/// `num_ranks` is the number of ranks of all candidates; `None` takes that of the files, or of the dump. `num_slots` is the
+/// number of slots of policies and in-order; `None` takes that of the first file, or one an expert. The planner's own policy
+/// is ignored.
 pub fn compare(
     stats: &Stats,
     candidates: &[Candidate],
     num_ranks: Option<usize>,
     num_slots: Option<usize>,
     planner: &Planner<'_>,
-) -> Result<Vec<Compared>> {
+) -> Result<Vec<ScoredCandidate>> {
     let summary = stats.summary();
-    refuse_slots(summary)?;
+    require_expert_counts(summary)?;
     let files = || candidates.iter().filter_map(Candidate::config);
     let num_ranks = num_ranks.or(files().find_map(|file| file.ep_size)).unwrap_or(summary.num_ranks);
-    let slots_of_file = files().next().and_then(|file| file.num_slots);
-    let num_slots = num_slots.or(slots_of_file).unwrap_or(summary.num_experts);
+    let file_slots = files().next().and_then(|file| file.num_slots);
+    let num_slots = num_slots.or(file_slots).unwrap_or(summary.num_experts);
     let place = |candidate| place(candidate, stats, num_ranks, num_slots, planner);
     let placements = candidates.iter().map(place).collect::<Result<Vec<_>>>()?;
     let num_samples = planner.num_samples.clamp(1, summary.iterations.len() as usize);
@@ -80,7 +81,7 @@ pub fn compare(
     let compared = placements.into_iter().zip(moved).map(|(placement, moved_slots)| {
         Recording::new(stats, Some(&placement))?;
         let score = DumpScore::of_placement(stats, &placement, num_samples, planner.threads)?;
-        Ok(Compared { placement, score, moved_slots })
+        Ok(ScoredCandidate { placement, score, moved_slots })
     });
     compared.collect()
 }
@@ -112,12 +113,12 @@ fn place(
     }
 }
 
-/// How many experts' weights must move to replace `from` by `to`, in the layers of `to`: those that a rank is to hold and does
-/// not, each once a rank, whatever its slots there. An expert that changes its slot within a rank does not move.
+/// Counts the experts whose weights must move to replace `from` by `to`, in the layers of `to`.
 ///
-/// `None` where the two are for other numbers of experts or ranks, or `from` lacks a layer.
+/// An expert moves to each rank that holds it in `to` and not in `from`, once a rank. A change of slot within a rank is no move.
+/// Returns `None` if the numbers of experts or ranks differ, or `from` lacks a layer.
 pub fn moved_slots(from: &Placement, to: &Placement) -> Option<usize> {
-    let same = |of: fn(Shape) -> usize| of(from.shape()) == of(to.shape());
+    let same = |size: fn(Shape) -> usize| size(from.shape()) == size(to.shape());
     if !same(|shape| shape.num_experts()) || !same(|shape| shape.num_ranks()) {
         return None;
     }
@@ -137,7 +138,7 @@ mod tests {
     use super::*;
 
     #[test]
-    fn moved_slots_leaves_out_what_a_rank_holds_already() {
+    fn moved_slots_skips_experts_that_the_rank_already_holds() {
         let placement = |slots: usize, ranks: usize, experts: &[u32]| {
             let num_layers = experts.len() / slots;
             let layers: Vec<u32> = (0..num_layers as u32).collect();
@@ -148,18 +149,18 @@ mod tests {
         assert_eq!(moved_slots(&from, &placement(4, 2, &[1, 0, 2, 0])), Some(0));
         // Rank 0 gets expert 2, rank 1 expert 1.
         assert_eq!(moved_slots(&from, &placement(4, 2, &[0, 2, 1, 0])), Some(2));
-        // With another slot each, rank 0 gets 2, and rank 1 gets 1, which it then has twice.
+        // With one more slot each, rank 0 gets expert 2. Rank 1 gets expert 1 twice, which counts once.
         assert_eq!(moved_slots(&from, &placement(6, 2, &[0, 1, 2, 1, 2, 1])), Some(2));
         assert_eq!(moved_slots(&from, &placement(4, 1, &[0, 1, 0, 2])), None);
         assert_eq!(moved_slots(&from, &placement(4, 2, &[0, 1, 0, 2, 0, 1, 0, 2])), None);
     }
 
     #[test]
-    fn candidate_names_are_in_order_policies_or_files() {
-        assert_eq!(Candidate::of_name("in-order").unwrap(), Candidate::InOrder);
-        assert_eq!(Candidate::of_name("trtllm").unwrap(), Candidate::Policy(Policy::Trtllm));
-        let message = Candidate::of_name("no such thing").unwrap_err().to_string();
-        assert!(message.starts_with("no such thing: there is no such file, and unknown policy"), "{message}");
+    fn candidate_from_name_accepts_in_order_policies_and_files() {
+        assert_eq!(Candidate::from_name("in-order").unwrap(), Candidate::InOrder);
+        assert_eq!(Candidate::from_name("trtllm").unwrap(), Candidate::Policy(Policy::Trtllm));
+        let message = Candidate::from_name("no such thing").unwrap_err().to_string();
+        assert!(message.starts_with("no such thing: no such file, and unknown policy"), "{message}");
         assert!(message.ends_with("search, and in-order"), "{message}");
     }
 }

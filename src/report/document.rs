@@ -4,29 +4,29 @@ use std::path::Path;
 
 use serde::{Serialize, Serializer};
 
-use super::{Against, AverageBalance, Balance, LayerAgainst, LoadReport, Views};
+use super::{AverageBalance, Balance, LayerPrediction, LoadReport, PredictionReport, Views};
 use crate::error::{Error, Result};
 use crate::placement::Placement;
 use crate::stats::{Counted, Summary};
 
-/// The number of hottest experts that are listed with all their figures.
+/// Number of experts in the list of the hottest.
 const NUM_HOTTEST: usize = 20;
 
-/// A report with the names of its dump, its placement and the second dump.
+/// A report with the paths of its inputs.
 #[derive(Debug, Clone, Copy)]
 pub struct Document<'a> {
     /// The report.
     pub report: &'a LoadReport,
     /// The dump's directory.
     pub dump: &'a Path,
-    /// The placement that is projected and its file.
+    /// The projected placement, and its file.
     pub placement: Option<(&'a Path, &'a Placement)>,
-    /// The comparison with a second dump, and its directory.
-    pub against: Option<(&'a Path, &'a Against)>,
+    /// The comparison with a second dump, and that dump's directory.
+    pub against: Option<(&'a Path, &'a PredictionReport)>,
 }
 
 impl Document<'_> {
-    /// The JSON text. Layers are keys of objects, in ascending order. `per_expert` adds the figures of each expert.
+    /// Formats the report as JSON. Layers are keys of objects, ascending. `per_expert` adds the figures of each expert.
     pub fn to_json(&self, per_expert: bool) -> Result<String> {
         let LoadReport { summary, counts_slots, num_ranks, layers, iterations, .. } = self.report;
         let by_layer = |of: fn(&super::LayerReport) -> Views<Balance>| {
@@ -35,13 +35,13 @@ impl Document<'_> {
         let root = Root {
             eplb: env!("CARGO_PKG_VERSION"),
             dump: Dump::new(self.dump, summary, *counts_slots),
-            placement: self.placement.map(|(path, placement)| Placed::new(path, placement)),
+            placement: self.placement.map(|(path, placement)| PlacementEntry::new(path, placement)),
             num_ranks: *num_ranks,
             ranks: by_layer(|layer| layer.ranks),
             average: self.report.averages(|layer| layer.ranks),
             iterations: iterations
                 .iter()
-                .map(|i| Iteration { iteration: i.iteration, of: i.imbalance })
+                .map(|i| Iteration { iteration: i.iteration, imbalance: i.imbalance })
                 .collect(),
             rank_tokens: views(layers.iter().map(|layer| (layer.layer, layer.rank_tokens.clone()))),
             per_expert: per_expert.then(|| PerExpert {
@@ -53,19 +53,19 @@ impl Document<'_> {
                 }),
                 hottest: self.hottest(),
             }),
-            against: self.against.map(|(path, against)| Second {
-                dump: Dump::new(path, &against.summary, against.measured),
-                layers: Ordered(against.layers.iter().map(|layer| (layer.layer, layer)).collect()),
-                average: against.averages(),
+            against: self.against.map(|(path, prediction)| SecondDump {
+                dump: Dump::new(path, &prediction.summary, prediction.counts_slots),
+                layers: Ordered(prediction.layers.iter().map(|layer| (layer.layer, layer)).collect()),
+                average: prediction.averages(),
             }),
         };
         serde_json::to_string(&root).map_err(|e| Error::Internal(e.to_string()))
     }
 
-    fn hottest(&self) -> Vec<Hot<'_>> {
+    fn hottest(&self) -> Vec<HotExpert<'_>> {
         let hot = |(index, expert): (usize, usize)| {
             let layer = &self.report.layers[index];
-            Hot {
+            HotExpert {
                 layer: layer.layer,
                 expert,
                 tokens: layer.tokens[expert],
@@ -77,7 +77,7 @@ impl Document<'_> {
     }
 }
 
-/// The views of each layer as a map of layers for each view.
+/// Turns the views of each layer into a map of layers for each view.
 fn views<T>(layers: impl Iterator<Item = (u32, Views<T>)>) -> Views<Ordered<T>> {
     let (mut measured, mut unbalanced, mut projected) = (Vec::new(), Vec::new(), Vec::new());
     for (layer, views) in layers {
@@ -89,7 +89,7 @@ fn views<T>(layers: impl Iterator<Item = (u32, Views<T>)>) -> Views<Ordered<T>> 
     Views { measured: Ordered(measured), unbalanced: some(unbalanced), projected: some(projected) }
 }
 
-/// A map in the order of its entries.
+/// A map that serializes in the order of its entries.
 struct Ordered<T>(Vec<(u32, T)>);
 
 impl<T: Serialize> Serialize for Ordered<T> {
@@ -102,7 +102,7 @@ impl<T: Serialize> Serialize for Ordered<T> {
 struct Root<'a> {
     eplb: &'static str,
     dump: Dump,
-    placement: Option<Placed>,
+    placement: Option<PlacementEntry>,
     num_ranks: usize,
     #[serde(flatten)]
     ranks: Views<Ordered<Balance>>,
@@ -112,7 +112,7 @@ struct Root<'a> {
     #[serde(skip_serializing_if = "Option::is_none")]
     per_expert: Option<PerExpert<'a>>,
     #[serde(skip_serializing_if = "Option::is_none")]
-    against: Option<Second<'a>>,
+    against: Option<SecondDump<'a>>,
 }
 
 #[derive(Serialize)]
@@ -143,7 +143,7 @@ impl Dump {
 }
 
 #[derive(Serialize)]
-struct Placed {
+struct PlacementEntry {
     path: String,
     num_experts: usize,
     num_slots: usize,
@@ -152,10 +152,10 @@ struct Placed {
     hash: String,
 }
 
-impl Placed {
-    fn new(path: &Path, placement: &Placement) -> Placed {
+impl PlacementEntry {
+    fn new(path: &Path, placement: &Placement) -> PlacementEntry {
         let shape = placement.shape();
-        Placed {
+        PlacementEntry {
             path: path.display().to_string(),
             num_experts: shape.num_experts(),
             num_slots: shape.num_slots(),
@@ -170,7 +170,7 @@ impl Placed {
 struct Iteration {
     iteration: u64,
     #[serde(flatten)]
-    of: Views<super::Imbalance>,
+    imbalance: Views<super::IterationImbalance>,
 }
 
 #[derive(Serialize)]
@@ -181,23 +181,23 @@ struct PerExpert<'a> {
     tokens: Ordered<&'a [u64]>,
     #[serde(skip_serializing_if = "Option::is_none")]
     replicas: Option<Ordered<&'a [u32]>>,
-    hottest: Vec<Hot<'a>>,
+    hottest: Vec<HotExpert<'a>>,
 }
 
 #[derive(Serialize)]
-struct Hot<'a> {
+struct HotExpert<'a> {
     layer: u32,
     expert: usize,
     tokens: u64,
-    /// Of its layer's.
+    /// Of its layer's tokens.
     share: f64,
     #[serde(skip_serializing_if = "Option::is_none")]
     ranks: Option<&'a [u32]>,
 }
 
 #[derive(Serialize)]
-struct Second<'a> {
+struct SecondDump<'a> {
     dump: Dump,
-    layers: Ordered<&'a LayerAgainst>,
-    average: super::AverageAgainst,
+    layers: Ordered<&'a LayerPrediction>,
+    average: super::AveragePrediction,
 }

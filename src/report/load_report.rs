@@ -1,51 +1,51 @@
-//! The load report: how uneven ranks and experts are, per layer and per iteration, as dumped and as projected.
+//! The load report: the imbalance of ranks and experts by layer and by iteration, measured and projected.
 
 use serde::Serialize;
 
-use super::balance::{average, in_order, worst_layer};
+use super::balance::{average, in_order_rank_loads, worst_layer};
 use super::{Balance, Recording, Score};
 use crate::error::{Error, Result};
-use crate::placement::{Shape, expert_ranks};
+use crate::placement::{self, Shape};
 use crate::stats::Summary;
 use crate::threads;
 
-/// How the load of a dump spreads over ranks and experts.
+/// How a dump's load is distributed over ranks and experts.
 #[derive(Debug, Clone, PartialEq)]
 pub struct LoadReport {
-    /// What was counted.
+    /// The dump's sizes.
     pub summary: Summary,
-    /// Whether slots were counted and not experts.
+    /// Whether the counts are of slots, not of experts.
     pub counts_slots: bool,
     /// The ranks of [`Views::before`] and, with a placement, of [`Views::projected`].
     pub num_ranks: usize,
-    /// Experts, slots and ranks of the placement that is projected, if any.
+    /// Experts, slots and ranks of the projected placement. `None` without a placement.
     pub shape: Option<Shape>,
-    /// The layers that were counted, ascending.
+    /// The counted layers, ascending.
     pub layers: Vec<LayerReport>,
-    /// The iterations that were counted.
+    /// The counted iterations, ascending.
     pub iterations: Vec<IterationReport>,
 }
 
-/// One load in up to three arrangements.
+/// A figure of one load as measured, without a load balancer, and with a placement.
 #[derive(Debug, Clone, Copy, PartialEq, Serialize)]
 pub struct Views<T = Balance> {
     /// As dumped.
     pub measured: T,
-    /// Without a load balancer: experts in order, as many on each rank. `None` where the measured load is that.
+    /// Without a load balancer: the experts in order. `None` if that equals the measured load.
     #[serde(skip_serializing_if = "Option::is_none")]
     pub unbalanced: Option<T>,
-    /// With the placement, an expert's load split evenly over its replicas. `None` without a placement.
+    /// With the placement, each expert's load split evenly over its replicas. `None` without a placement.
     #[serde(skip_serializing_if = "Option::is_none")]
     pub projected: Option<T>,
 }
 
 impl<T> Views<T> {
-    /// Without a load balancer.
+    /// The view without a load balancer.
     pub fn before(&self) -> &T {
         self.unbalanced.as_ref().unwrap_or(&self.measured)
     }
 
-    /// Each view by its name in files, in a fixed order.
+    /// The views that exist, each with its name in JSON and CSV, in a fixed order.
     pub fn named(&self) -> impl Iterator<Item = (&'static str, &T)> {
         let views = [
             ("measured", Some(&self.measured)),
@@ -55,33 +55,33 @@ impl<T> Views<T> {
         views.into_iter().filter_map(|(name, view)| Some((name, view?)))
     }
 
-    fn map<U>(&self, mut of: impl FnMut(&T) -> U) -> Views<U> {
+    fn map<U>(&self, mut f: impl FnMut(&T) -> U) -> Views<U> {
         Views {
-            measured: of(&self.measured),
-            unbalanced: self.unbalanced.as_ref().map(&mut of),
-            projected: self.projected.as_ref().map(&mut of),
+            measured: f(&self.measured),
+            unbalanced: self.unbalanced.as_ref().map(&mut f),
+            projected: self.projected.as_ref().map(&mut f),
         }
     }
 }
 
-/// The mean over layers of each figure of a [`Balance`]; layers without a ratio are left out of it.
+/// The means over layers of the fields of [`Balance`]. The mean of a ratio is over the layers that have one.
 #[derive(Debug, Clone, Copy, PartialEq, Serialize)]
 pub struct AverageBalance {
-    /// Of [`Balance::mean`].
+    /// Mean of [`Balance::mean`].
     pub mean: f64,
-    /// Of [`Balance::std`].
+    /// Mean of [`Balance::std`].
     pub std: f64,
-    /// Of [`Balance::max`].
+    /// Mean of [`Balance::max`].
     pub max: f64,
-    /// Of [`Balance::imbalance_ratio`].
+    /// Mean of [`Balance::imbalance_ratio`].
     pub imbalance_ratio: Option<f64>,
-    /// Of [`Balance::balancedness`].
+    /// Mean of [`Balance::balancedness`].
     pub balancedness: Option<f64>,
 }
 
 impl AverageBalance {
-    fn of(layers: &[Balance]) -> AverageBalance {
-        let mean = |of: fn(&Balance) -> f64| layers.iter().map(of).sum::<f64>() / layers.len() as f64;
+    fn new(layers: &[Balance]) -> AverageBalance {
+        let mean = |field: fn(&Balance) -> f64| layers.iter().map(field).sum::<f64>() / layers.len() as f64;
         AverageBalance {
             mean: mean(|balance| balance.mean),
             std: mean(|balance| balance.std),
@@ -92,73 +92,72 @@ impl AverageBalance {
     }
 }
 
-/// The load of one layer.
+/// One layer of a [`LoadReport`].
 #[derive(Debug, Clone, PartialEq)]
 pub struct LayerReport {
     /// The layer's number.
     pub layer: u32,
-    /// How even the ranks are.
+    /// The balance of the ranks.
     pub ranks: Views,
-    /// How even the experts are, or the slots where those were counted or are projected; [`Balance::worst_rank`] is the
-    /// hottest of them.
+    /// The balance of the experts, or of the slots in views of slots. [`Balance::worst_rank`] is the hottest expert or slot.
     pub experts: Views,
-    /// The tokens of each rank, the mean of an iteration.
+    /// The mean number of tokens of each rank in an iteration.
     pub rank_tokens: Views<Vec<f64>>,
-    /// The tokens of each expert over all iterations, or of each slot where those were counted and there is no placement.
+    /// The tokens of each expert over all iterations; of each slot if slots were counted and there is no placement.
     pub tokens: Vec<u64>,
-    /// The slots of each expert; empty without a placement.
+    /// The replica count of each expert; empty without a placement.
     pub replicas: Vec<u32>,
     /// The ranks that hold each expert, ascending; empty without a placement.
     pub expert_ranks: Vec<Vec<u32>>,
-    /// Slots that repeat an expert of their own rank.
+    /// Slots that repeat an expert of their rank.
     pub num_duplicates: usize,
 }
 
-/// The imbalance ratio of one iteration over the layers.
+/// The layers' imbalance ratios in one iteration.
 #[derive(Debug, Clone, Copy, PartialEq, Serialize)]
-pub struct Imbalance {
-    /// The mean over layers, those without load left out; `None` where no layer has any.
+pub struct IterationImbalance {
+    /// The mean over the layers with load. `None` if no layer has load.
     pub average: Option<f64>,
-    /// The largest of them.
+    /// The largest ratio of a layer.
     pub worst: Option<f64>,
-    /// The layer that has it.
+    /// The layer with the largest ratio.
     pub worst_layer: Option<u32>,
 }
 
-/// One iteration over all layers.
+/// One iteration of a [`LoadReport`].
 #[derive(Debug, Clone, Copy, PartialEq)]
 pub struct IterationReport {
     /// The iteration's number.
     pub iteration: u64,
-    /// How uneven its ranks are.
-    pub imbalance: Views<Imbalance>,
+    /// The imbalance of the ranks.
+    pub imbalance: Views<IterationImbalance>,
 }
 
-/// `[iterations][ranks]` of a layer.
+/// The rank loads of a layer, `[iterations][ranks]`.
 type RankRows = Vec<Vec<f64>>;
 
-/// The imbalance ratio of each iteration of a layer; `None` where its ranks are all zero.
+/// The imbalance ratio of each iteration of a layer; `None` for an iteration without load.
 type Ratios = Vec<Option<f64>>;
 
 impl LoadReport {
-    /// Reports on `recording`, with its placement projected if it has one.
+    /// Reports on `recording`, and projects its placement if it has one.
     ///
-    /// `num_ranks` is the number of ranks without a load balancer; `None` takes that of the placement, or of the dump. Fails
-    /// where it is not that of the placement, and where there are more ranks than experts.
+    /// `num_ranks` is the number of ranks without a load balancer. `None` takes that of the placement, or of the dump. Fails if
+    /// it differs from the placement's, or exceeds the number of experts.
     pub fn new(recording: &Recording<'_>, num_ranks: Option<usize>, threads: usize) -> Result<LoadReport> {
         let summary = recording.summary();
         let shape = recording.placement().map(|placement| placement.shape());
         let num_experts = shape.map_or(summary.num_experts, |shape| shape.num_experts());
-        let placed = shape.map(|shape| shape.num_ranks());
-        let num_ranks = num_ranks.or(placed).unwrap_or(recording.num_ranks());
-        if let Some(placed) = placed.filter(|&placed| placed != num_ranks) {
-            let message = format!("{num_ranks} ranks asked for, the placement is for {placed}");
+        let placement_ranks = shape.map(|shape| shape.num_ranks());
+        let num_ranks = num_ranks.or(placement_ranks).unwrap_or(recording.num_ranks());
+        if let Some(placed) = placement_ranks.filter(|&placed| placed != num_ranks) {
+            let message = format!("{num_ranks} ranks requested, but the placement has {placed}");
             return Err(Error::InvalidArgument(message));
         }
         if shape.is_none() && recording.counts_slots() && num_ranks != recording.num_ranks() {
             return Err(Error::InvalidArgument(format!(
-                "the dump counts slots of {} ranks: give the configuration file that was in force, and its experts can be \
-                 arranged on {num_ranks}",
+                "the dump counts slots of {} ranks: pass the configuration file that was in use to place its experts on \
+                 {num_ranks} ranks",
                 recording.num_ranks()
             )));
         }
@@ -166,16 +165,16 @@ impl LoadReport {
             let message = format!("{num_ranks} ranks: there must be 1 to the {num_experts} experts");
             return Err(Error::InvalidShape(message));
         }
-        let made = threads::map(summary.layers.len(), threads::resolve(threads), |index| {
+        let reports = threads::map(summary.layers.len(), threads::resolve(threads), |index| {
             layer_report(recording, summary.layers[index], num_ranks)
         })?;
-        let (layers, ratios): (Vec<_>, Vec<_>) = made.into_iter().unzip();
+        let (layers, ratios): (Vec<_>, Vec<_>) = reports.into_iter().unzip();
         let iterations = (0..summary.iterations.len() as usize).map(|index| {
             let over_layers = |view: fn(&Views<Ratios>) -> Option<&Ratios>| {
                 let ratios = ratios.iter().map(|ratios| view(ratios).map(|ratios| ratios[index]));
-                Some(Imbalance::of(&summary.layers, &ratios.collect::<Option<Ratios>>()?))
+                Some(IterationImbalance::new(&summary.layers, &ratios.collect::<Option<Ratios>>()?))
             };
-            let measured = Imbalance::of(
+            let measured = IterationImbalance::new(
                 &summary.layers,
                 &ratios.iter().map(|ratios| ratios.measured[index]).collect::<Ratios>(),
             );
@@ -193,19 +192,19 @@ impl LoadReport {
         Ok(LoadReport { summary, counts_slots, num_ranks, shape, layers, iterations })
     }
 
-    /// The average row of the report, of ranks or of experts.
-    pub fn averages(&self, of: impl Fn(&LayerReport) -> Views) -> Views<AverageBalance> {
-        let balances: Vec<Views> = self.layers.iter().map(of).collect();
+    /// The means over layers of the balance that `balance` selects: of ranks or of experts.
+    pub fn averages(&self, balance: impl Fn(&LayerReport) -> Views) -> Views<AverageBalance> {
+        let balances: Vec<Views> = self.layers.iter().map(balance).collect();
         let all = |view: fn(&Views) -> Option<Balance>| balances.iter().map(view).collect::<Option<Vec<_>>>();
         Views {
-            measured: AverageBalance::of(&balances.iter().map(|views| views.measured).collect::<Vec<_>>()),
-            unbalanced: all(|views| views.unbalanced).map(|balances| AverageBalance::of(&balances)),
-            projected: all(|views| views.projected).map(|balances| AverageBalance::of(&balances)),
+            measured: AverageBalance::new(&balances.iter().map(|views| views.measured).collect::<Vec<_>>()),
+            unbalanced: all(|views| views.unbalanced).map(|balances| AverageBalance::new(&balances)),
+            projected: all(|views| views.projected).map(|balances| AverageBalance::new(&balances)),
         }
     }
 
-    /// The load of the hottest ranks without the placement over that with it: all ranks wait for the hottest. `None` without a
-    /// placement or without load.
+    /// The hottest ranks' load, added up over layers, without the placement over that with it. All ranks wait for the hottest,
+    /// so this is the speedup of the experts' work. `None` without a placement or load.
     pub fn speedup(&self) -> Option<f64> {
         let (mut before, mut after) = (0.0, 0.0);
         for layer in &self.layers {
@@ -215,7 +214,7 @@ impl LoadReport {
         Some(before / after).filter(|speedup| speedup.is_finite())
     }
 
-    /// The layer with the largest imbalance ratio in one of the views, and the ratio.
+    /// The layer with the largest imbalance ratio of its ranks in the selected view, and the ratio.
     pub fn worst_layer(&self, view: impl Fn(&Views) -> Option<&Balance>) -> Option<(u32, f64)> {
         worst_layer(
             self.layers
@@ -224,7 +223,7 @@ impl LoadReport {
         )
     }
 
-    /// The `count` experts with the largest share of their layer's tokens, as (index of the layer, expert), hottest first.
+    /// The `count` experts with the largest share of their layer's tokens, hottest first, as (index of the layer, expert).
     pub fn hottest(&self, count: usize) -> Vec<(usize, usize)> {
         let mut hottest = Vec::new();
         for (index, layer) in self.layers.iter().enumerate() {
@@ -237,10 +236,10 @@ impl LoadReport {
     }
 }
 
-impl Imbalance {
-    fn of(layers: &[u32], ratios: &[Option<f64>]) -> Imbalance {
+impl IterationImbalance {
+    fn new(layers: &[u32], ratios: &[Option<f64>]) -> IterationImbalance {
         let worst = worst_layer(layers.iter().copied().zip(ratios.iter().copied()));
-        Imbalance {
+        IterationImbalance {
             average: average(ratios.iter().copied()),
             worst: worst.map(|(_, ratio)| ratio),
             worst_layer: worst.map(|(layer, _)| layer),
@@ -257,28 +256,29 @@ fn layer_report(
     let num_ids = recording.summary().num_experts;
     let num_experts = recording.placement().map_or(num_ids, |placement| placement.shape().num_experts());
     let (ids, experts) = (loads.dumped().chunks_exact(num_ids), loads.experts().chunks_exact(num_experts));
-    let rearranged = match recording.counts_slots() {
+    let is_rearranged = match recording.counts_slots() {
         true => recording.placement().is_some(),
         false => num_ranks != recording.num_ranks(),
     };
     let mut ranks = Views {
         measured: recording.measured(&loads),
-        unbalanced: rearranged.then(|| experts.clone().map(|loads| in_order(num_ranks, loads)).collect()),
+        unbalanced: is_rearranged
+            .then(|| experts.clone().map(|loads| in_order_rank_loads(num_ranks, loads)).collect()),
         projected: None,
     };
     let mut balances = Views {
-        measured: Balance::of_ranks(ids),
-        unbalanced: rearranged.then(|| Balance::of_ranks(experts.clone())),
+        measured: Balance::from_rank_loads(ids),
+        unbalanced: is_rearranged.then(|| Balance::from_rank_loads(experts.clone())),
         projected: None,
     };
-    let (mut replicas, mut ranks_of, mut num_duplicates) = (Vec::new(), Vec::new(), 0);
+    let (mut replicas, mut expert_ranks, mut num_duplicates) = (Vec::new(), Vec::new(), 0);
     if let Some(placement) = recording.placement() {
         let (shape, slot_experts) = (placement.shape(), placement.layer_experts(layer)?);
         let score = Score::new(shape, layer, slot_experts, loads.experts());
         ranks.projected = Some(score.rank_loads().collect());
-        balances.projected = Some(Balance::of_ranks(score.slot_loads()));
+        balances.projected = Some(Balance::from_rank_loads(score.slot_loads()));
         replicas = score.replicas().to_vec();
-        ranks_of = expert_ranks(shape, slot_experts);
+        expert_ranks = placement::expert_ranks(shape, slot_experts);
         num_duplicates = score.num_duplicates();
     }
     let mut tokens = vec![0; num_experts];
@@ -288,15 +288,15 @@ fn layer_report(
     }
     let report = LayerReport {
         layer,
-        ranks: ranks.map(|rows: &RankRows| Balance::of_ranks(rows.iter())),
+        ranks: ranks.map(|rows: &RankRows| Balance::from_rank_loads(rows.iter())),
         experts: balances,
         rank_tokens: ranks.map(mean_row),
         tokens,
         replicas,
-        expert_ranks: ranks_of,
+        expert_ranks,
         num_duplicates,
     };
-    let ratio = |ranks: &Vec<f64>| Balance::of_ranks([ranks].into_iter()).imbalance_ratio;
+    let ratio = |ranks: &Vec<f64>| Balance::from_rank_loads([ranks].into_iter()).imbalance_ratio;
     Ok((report, ranks.map(|rows| rows.iter().map(ratio).collect())))
 }
 

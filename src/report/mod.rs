@@ -1,10 +1,11 @@
-//! How even a placement makes the ranks: everything that needs a load and a placement together.
+//! How evenly a placement loads the ranks: everything that needs both a load and a placement.
 //!
-//! [`score`] turns a placement and loads into figures, for one layer; [`DumpScore`] holds those of a whole dump. [`Planner`]
-//! places experts by a dump. All else here arranges their results: [`compare`] and [`sweep`] side by side, [`LoadReport`] and
-//! [`Against`] by layer and iteration, [`Document`] as JSON.
+//! - [`score`] computes the figures of one layer, [`DumpScore`] has those of a whole dump.
+//! - [`Planner`] computes placements from a dump.
+//! - [`compare`] and [`sweep`] score several placements on one dump.
+//! - [`LoadReport`] and [`PredictionReport`] report by layer, [`Document`] formats them as JSON.
+//! - [`Metrics`] formats the state of recorders, placements and dispatches for Prometheus.
 
-mod against;
 mod balance;
 mod compare;
 mod document;
@@ -12,21 +13,22 @@ mod expected;
 mod load_report;
 mod metrics;
 mod plan;
+mod prediction;
 mod recording;
 mod score;
 mod sweep;
 
-pub use against::{Against, AverageAgainst, LayerAgainst};
 pub use balance::{Balance, average};
-pub use compare::{Candidate, Compared, compare, moved_slots};
+pub use compare::{Candidate, ScoredCandidate, compare, moved_slots};
 pub use document::Document;
 pub(crate) use expected::routed_load;
-pub use expected::{Routed, expected_load};
-pub use load_report::{AverageBalance, Imbalance, IterationReport, LayerReport, LoadReport, Views};
+pub use expected::{RoutingOptions, expected_load};
+pub use load_report::{AverageBalance, IterationImbalance, IterationReport, LayerReport, LoadReport, Views};
 pub use metrics::Metrics;
-pub(crate) use plan::refuse_slots;
+pub(crate) use plan::require_expert_counts;
 pub use plan::{DEFAULT_NUM_SAMPLES, Planner};
-pub use recording::{RecordedLoads, Recording, placement_of};
-pub(crate) use score::Figures;
+pub use prediction::{AveragePrediction, LayerPrediction, PredictionReport};
+pub use recording::{RecordedLoads, Recording, placement_for_dump};
+pub(crate) use score::ScoreOptions;
 pub use score::{BestSplit, BoundGap, DumpScore, LayerScore, Score, score};
-pub use sweep::{Fewest, Point, fewest_slots, sweep, usual_num_ranks, usual_num_slots};
+pub use sweep::{FewestSlots, SweepPoint, default_num_ranks, default_num_slots, fewest_slots, sweep};

@@ -1,49 +1,51 @@
-//! Planning: a dump becomes a placement, with or without its score.
+//! Computes a placement from a dump, with or without its score.
 
 use super::DumpScore;
-use super::score::{Figures, LayerScore};
+use super::score::{LayerScore, ScoreOptions};
 use crate::error::{Error, Result};
 use crate::placement::{Placement, Shape};
 use crate::solve::{Loads, Policy, SolveConfig, Solver};
 use crate::stats::{Counted, IterationRange, LayerLoads, Stats, Summary};
 use crate::threads;
 
-/// The number of samples that iterations are grouped into by default: enough that the hot experts of some iterations show.
+/// The default number of samples: enough that experts which are hot in only some iterations are seen.
 pub const DEFAULT_NUM_SAMPLES: usize = 16;
 
-/// How to place experts by a dump, and on how many threads.
+/// How to compute a placement from a dump.
 #[derive(Debug, Clone, Copy)]
 pub struct Planner<'a> {
-    /// The rule.
+    /// The policy and its options.
     pub solve: SolveConfig<'a>,
-    /// Samples for [`Policy::Search`] to level each of: groups of consecutive iterations, as even as possible, or fewer where
-    /// there are fewer iterations. The other policies place by the sum.
+    /// Number of samples that [`Policy::Search`] balances: groups of consecutive iterations, as equal in size as possible.
+    /// At most one for each iteration. The other policies use the sum of all iterations.
     pub num_samples: usize,
-    /// 0 for one a core, at most 8.
+    /// Number of threads; 0: one a core, at most 8.
     pub threads: usize,
 }
 
 impl Planner<'_> {
-    /// The placement that `generate` would write. Fails as [`solve`](crate::solve::solve), and where slots were counted.
+    /// Computes the placement that `generate` would write.
+    ///
+    /// Fails as [`solve`](crate::solve::solve) does, and if the dump counts slots.
     pub fn place(&self, stats: &Stats, shape: Shape) -> Result<Placement> {
         Ok(self.each_layer(stats, shape, |_, _, _| ())?.0)
     }
 
-    /// The placement, and its score by the loads that it was placed by.
+    /// Computes the placement, and its score on the same loads.
     pub(crate) fn place_and_score(
         &self,
         stats: &Stats,
         shape: Shape,
-        figures: &Figures,
+        options: &ScoreOptions,
     ) -> Result<(Placement, DumpScore)> {
         let score = |layer, slot_experts: &[u32], loads: &LayerLoads| {
-            LayerScore::new(shape, layer, slot_experts, loads, figures)
+            LayerScore::new(shape, layer, slot_experts, loads, options)
         };
         let (placement, layers) = self.each_layer(stats, shape, score)?;
         Ok((placement, DumpScore::new(layers)))
     }
 
-    /// Places layer by layer, and hands each with its number, the expert of each slot and its loads to `then`.
+    /// Places each layer, then calls `then` with the layer's number, the expert of each slot and the loads.
     fn each_layer<T: Send>(
         &self,
         stats: &Stats,
@@ -51,14 +53,14 @@ impl Planner<'_> {
         then: impl Fn(u32, &[u32], &LayerLoads) -> T + Sync,
     ) -> Result<(Placement, Vec<T>)> {
         let Summary { num_experts, ref layers, iterations, .. } = *stats.summary();
-        refuse_slots(stats.summary())?;
+        require_expert_counts(stats.summary())?;
         let num_samples = self.num_samples(iterations)?;
         if num_experts != shape.num_experts() {
             let message = format!("loads of {num_experts} experts for a shape of {}", shape.num_experts());
             return Err(Error::InvalidArgument(message));
         }
         let solver = Solver::new(&self.solve, shape, num_samples)?;
-        let placed = threads::map(layers.len(), threads::resolve(self.threads), |index| {
+        let layers_placed = threads::map(layers.len(), threads::resolve(self.threads), |index| {
             let (layer, number) = (layers[index], &layers[index..=index]);
             let loads = stats.layer_loads(layer, num_samples)?;
             let slot_experts =
@@ -66,37 +68,37 @@ impl Planner<'_> {
             let result = then(layer, &slot_experts, &loads);
             Ok((slot_experts, result))
         })?;
-        let (rows, results): (Vec<_>, Vec<_>) = placed.into_iter().unzip();
+        let (rows, results): (Vec<_>, Vec<_>) = layers_placed.into_iter().unzip();
         Ok((solver.placement(layers, &rows)?, results))
     }
 
-    /// Samples that the policy gets. Where there are weights, there must be as many.
+    /// The number of samples to plan for. Fails if there are sample weights and their number differs.
     pub(crate) fn num_samples(&self, iterations: IterationRange) -> Result<usize> {
         if self.solve.policy != Policy::Search {
             return Ok(1);
         }
-        let (wanted, there_are) = (self.num_samples.max(1), iterations.len() as usize);
-        let num_samples = wanted.min(there_are);
+        let (requested, available) = (self.num_samples.max(1), iterations.len() as usize);
+        let num_samples = requested.min(available);
         match self.solve.sample_weights.map(<[f64]>::len).filter(|&given| given != num_samples) {
             None => Ok(num_samples),
-            Some(given) if wanted > there_are => Err(Error::InvalidArgument(format!(
-                "{given} sample weights for {there_are} samples: num_samples is {wanted}, but the dump has no more than \
-                 {there_are} iterations ({iterations}), each of which is a sample; give {there_are} weights"
+            Some(given) if requested > available => Err(Error::InvalidArgument(format!(
+                "{given} sample weights for {available} samples: num_samples is {requested}, but the dump has only \
+                 {available} iterations ({iterations}), each a sample; pass {available} weights"
             ))),
             Some(given) => Err(Error::InvalidArgument(format!(
-                "{given} sample weights for {num_samples} samples: num_samples is {num_samples}; give as many weights, or \
+                "{given} sample weights for {num_samples} samples: num_samples is {num_samples}; pass as many weights, or \
                  set num_samples to {given}"
             ))),
         }
     }
 }
 
-/// Experts cannot be placed by counts of slots.
-pub(crate) fn refuse_slots(summary: &Summary) -> Result<()> {
+/// Fails if the dump counts slots: these do not show the load of experts.
+pub(crate) fn require_expert_counts(summary: &Summary) -> Result<()> {
     match summary.counted {
         Counted::Experts => Ok(()),
-        Counted::Slots => Err(Error::InvalidDump(
-            "it counts slots, not experts; count with the placement off, or with experts counted".into(),
-        )),
+        Counted::Slots => {
+            Err(Error::InvalidDump("it counts slots, not experts; record again and count expert ids".into()))
+        }
     }
 }

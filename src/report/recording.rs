@@ -1,11 +1,11 @@
-//! A dump with the placement that was, or is to be, in force: the loads of experts and ranks, iteration by iteration.
+//! The loads of experts and ranks in each iteration of a dump, with or without a placement.
 
-use super::balance::in_order;
+use super::balance::in_order_rank_loads;
 use crate::error::{Error, Result};
 use crate::placement::{ConfigFile, Expected, Placement, held_slots};
 use crate::stats::{Counted, Stats, Summary};
 
-/// The counts of a dump as loads of experts, whichever ids were counted.
+/// A dump's counts as loads of experts, whether experts or slots were counted.
 #[derive(Debug, Clone, Copy)]
 pub struct Recording<'a> {
     stats: &'a Stats,
@@ -14,10 +14,12 @@ pub struct Recording<'a> {
 }
 
 impl<'a> Recording<'a> {
-    /// `placement` is the placement to report about. Where the dump counts slots, it is the placement that was in force.
+    /// `placement` is the placement to report on. If the dump counts slots, it is the placement that was in use.
     ///
-    /// TensorRT-LLM's dumps do not say that they count slots. A dump with as many ids as `placement` has slots, and not experts,
-    /// counts slots. Fails where the ids are neither, and where a layer has no placement.
+    /// TensorRT-LLM's dumps do not record whether they count slots. Slots are assumed if the number of ids equals the number of
+    /// slots and differs from the number of experts.
+    ///
+    /// Fails if the number of ids equals neither, or if `placement` lacks a layer of the dump.
     pub fn new(stats: &'a Stats, placement: Option<&'a Placement>) -> Result<Self> {
         let Summary { num_experts: ids, counted, .. } = *stats.summary();
         let mut counts_slots = counted == Counted::Slots;
@@ -41,22 +43,22 @@ impl<'a> Recording<'a> {
         Ok(Recording { stats, placement, counts_slots })
     }
 
-    /// What the counts are of.
+    /// The dump's sizes.
     pub fn summary(&self) -> &'a Summary {
         self.stats.summary()
     }
 
-    /// The placement to report about.
+    /// The placement to report on.
     pub fn placement(&self) -> Option<&'a Placement> {
         self.placement
     }
 
-    /// Whether slots were counted and not experts.
+    /// Whether the counts are of slots, not of experts.
     pub fn counts_slots(&self) -> bool {
         self.counts_slots
     }
 
-    /// Ranks as dumped; where slots were counted in a placement, its own.
+    /// The ranks of the dump. If it counts the slots of a placement, the placement's ranks.
     pub fn num_ranks(&self) -> usize {
         match self.placement.filter(|_| self.counts_slots) {
             Some(placement) => placement.shape().num_ranks(),
@@ -64,7 +66,7 @@ impl<'a> Recording<'a> {
         }
     }
 
-    /// The loads of `layer`, iteration by iteration.
+    /// Returns the loads of `layer` in each iteration.
     pub fn loads(&self, layer: u32) -> Result<RecordedLoads> {
         let Summary { iterations, num_experts, .. } = *self.summary();
         let dumped = self.stats.layer_samples(layer, iterations.len() as usize, num_experts)?;
@@ -83,10 +85,10 @@ impl<'a> Recording<'a> {
         Ok(RecordedLoads { dumped, experts: Some(experts) })
     }
 
-    /// The load of each rank as dumped, `[iterations][ranks]`: each rank has consecutive ids.
+    /// The load of each rank as dumped, `[iterations][ranks]`. Each rank has consecutive ids.
     pub(super) fn measured(&self, loads: &RecordedLoads) -> Vec<Vec<f64>> {
         let rows = loads.dumped.chunks_exact(self.summary().num_experts);
-        rows.map(|row| in_order(self.num_ranks(), row)).collect()
+        rows.map(|row| in_order_rank_loads(self.num_ranks(), row)).collect()
     }
 }
 
@@ -94,36 +96,40 @@ impl<'a> Recording<'a> {
 #[derive(Debug, Clone, PartialEq)]
 pub struct RecordedLoads {
     dumped: Vec<f64>,
-    /// Where they are not those dumped.
+    /// `None` if they equal `dumped`.
     experts: Option<Vec<f64>>,
 }
 
 impl RecordedLoads {
-    /// Of the ids that were counted, `[iterations][num_experts]` of the summary.
+    /// The loads of the counted ids, `[iterations][num_experts]` of the summary.
     pub fn dumped(&self) -> &[f64] {
         &self.dumped
     }
 
-    /// Of experts, `[iterations][experts]`. Slots that were counted are added up by expert. Without a placement the expert of a
-    /// slot is unknown, and each slot is its own.
+    /// The loads of experts, `[iterations][experts]`. An expert's load is the sum over its slots if slots were counted. Without a
+    /// placement the expert of a slot is unknown, and these are the slots' loads.
     pub fn experts(&self) -> &[f64] {
         self.experts.as_ref().unwrap_or(&self.dumped)
     }
 }
 
-/// The placement that `config` means for the model of a dump, on `num_ranks` ranks; `None` takes the ranks that the file says,
-/// or those of the dump.
+/// Resolves a configuration file for the model of a dump, on `num_ranks` ranks. `None` takes the file's number of ranks, or the
+/// dump's if the file has none.
 ///
-/// TensorRT-LLM's dumps do not say that they count slots. One with as many ids as the file has slots, and more than it has
-/// experts, does.
-pub fn placement_of(config: &ConfigFile, summary: &Summary, num_ranks: Option<usize>) -> Result<Placement> {
+/// TensorRT-LLM's dumps do not record whether they count slots. Slots are assumed if the number of ids equals the file's number
+/// of slots and exceeds its number of experts.
+pub fn placement_for_dump(
+    config: &ConfigFile,
+    summary: &Summary,
+    num_ranks: Option<usize>,
+) -> Result<Placement> {
     let num_ids = summary.num_experts;
     let highest = config.assignments.iter().flat_map(|layers| layers.values()).flatten().max();
-    let fewer_experts = highest.is_some_and(|&expert| (expert as usize) + 1 < num_ids);
+    let has_fewer_experts = highest.is_some_and(|&expert| (expert as usize) + 1 < num_ids);
     let counts_slots =
-        summary.counted == Counted::Slots || (config.num_slots == Some(num_ids) && fewer_experts);
+        summary.counted == Counted::Slots || (config.num_slots == Some(num_ids) && has_fewer_experts);
     config.placement(Expected {
-        // Where slots were counted, only the file knows the number of experts.
+        // If slots were counted, only the file has the number of experts.
         num_experts: (!counts_slots).then_some(num_ids),
         num_ranks: Some(num_ranks.or(config.ep_size).unwrap_or(summary.num_ranks)),
         layers: Some(&summary.layers),

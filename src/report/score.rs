@@ -1,17 +1,18 @@
-//! The score of a placement: the one place where a placement and loads become figures.
+//! The score of a placement: every figure that is computed from a placement and loads.
 
 use serde::{Serialize, Serializer};
 
 use super::Balance;
-use super::balance::{average, ratio, worst_layer};
+use super::balance::{average, mean_ratio, worst_layer};
 use crate::error::{Error, Result};
 use crate::placement::{NO_EXPERT, Placement, Shape, duplicates_in, held_slots, replica_counts};
 use crate::solve::{Loads, Nodes, best_split, lower_bound, lower_bound_of_uneven};
 use crate::stats::{LayerLoads, Stats};
 use crate::threads;
 
-/// One layer of a placement with the loads of its experts. Each figure is computed when it is asked for, per sample and then
-/// averaged over the samples.
+/// One layer of a placement with the loads of its experts.
+///
+/// Each method computes its figure per sample, and averages it over the samples.
 #[derive(Debug, Clone)]
 pub struct Score<'a> {
     shape: Shape,
@@ -22,29 +23,30 @@ pub struct Score<'a> {
     samples: &'a [f64],
 }
 
-/// What no placement is below, and how far this one is above it.
+/// The lower bound of the hottest rank's load, and the distance to it.
 #[derive(Debug, Clone, Copy, PartialEq)]
 pub struct BoundGap {
-    /// What the most loaded rank carries at least, whatever the placement: see [`lower_bound`].
+    /// A load that the hottest rank has at least in any placement: see [`lower_bound`].
     pub lower_bound: f64,
-    /// `(max - lower bound) / lower bound` of the even split: 0 is as good as any placement. `None` where a sample has no load.
+    /// `(max - lower bound) / lower bound` with the even split; 0 is optimal. `None` if any sample has no load.
     pub gap: Option<f64>,
 }
 
-/// The ranks where each expert's load is split over its replicas in the best fractions: see [`best_split`].
+/// The balance of the ranks with the best split of each expert's load over its replicas: see [`best_split`].
 #[derive(Debug, Clone, Copy, PartialEq)]
 pub struct BestSplit {
-    /// The load of the most loaded rank.
+    /// The load of the hottest rank.
     pub max: f64,
-    /// `(max - mean) / mean`. `None` where a sample has no load.
+    /// `(max - mean) / mean`. `None` if any sample has no load.
     pub imbalance_ratio: Option<f64>,
-    /// `mean / max`. `None` where a sample has no load.
+    /// `mean / max`. `None` if any sample has no load.
     pub balancedness: Option<f64>,
 }
 
-/// Scores a layer of `placement` against its loads, `[num_samples][num_experts]`. The number of experts is a check.
+/// Scores a layer of `placement` on `loads`, `[num_samples][num_experts]`.
 ///
-/// Fails with [`Error::InvalidLoads`], and with [`Error::InvalidArgument`] for lengths that do not fit and an unknown layer.
+/// Fails with [`Error::InvalidLoads`]. Fails with [`Error::InvalidArgument`] for a wrong length, an unknown layer, or a number of
+/// experts that differs from the placement's.
 pub fn score<'a>(
     placement: &'a Placement,
     layer: u32,
@@ -54,8 +56,7 @@ pub fn score<'a>(
 ) -> Result<Score<'a>> {
     let (shape, slot_experts) = (placement.shape(), placement.layer_experts(layer)?);
     if num_experts != shape.num_experts() {
-        let held = shape.num_experts();
-        let message = format!("num_experts is {num_experts}, the placement has {held}");
+        let message = format!("num_experts is {num_experts}, the placement has {}", shape.num_experts());
         return Err(Error::InvalidArgument(message));
     }
     Loads::new(loads, &[layer], num_samples, num_experts)?;
@@ -63,7 +64,7 @@ pub fn score<'a>(
 }
 
 impl<'a> Score<'a> {
-    /// Of loads that were checked before.
+    /// For loads that are known to be valid.
     pub(super) fn new(shape: Shape, layer: u32, slot_experts: &'a [u32], samples: &'a [f64]) -> Self {
         Score { shape, layer, slot_experts, replicas: replica_counts(shape, slot_experts), samples }
     }
@@ -72,32 +73,32 @@ impl<'a> Score<'a> {
         self.samples.chunks_exact(self.shape.num_experts())
     }
 
-    /// The slots of each expert, `[num_experts]`.
+    /// The replica count of each expert, `[num_experts]`.
     pub fn replicas(&self) -> &[u32] {
         &self.replicas
     }
 
-    /// The largest number of slots that an expert has.
+    /// The largest replica count.
     pub fn max_replicas(&self) -> u32 {
         self.replicas.iter().copied().max().unwrap_or(0)
     }
 
-    /// Slots that repeat an expert of their own rank.
+    /// Slots that repeat an expert of their rank.
     pub fn num_duplicates(&self) -> usize {
         duplicates_in(self.shape, self.layer, self.slot_experts).len()
     }
 
-    /// How even the ranks are if each expert's load is split evenly over its replicas.
+    /// The balance of the ranks with the even split.
     pub fn balance(&self) -> Balance {
-        Balance::of_ranks(self.rank_loads())
+        Balance::from_rank_loads(self.rank_loads())
     }
 
-    /// The load of each rank, sample by sample, if each expert's load is split evenly over its replicas.
+    /// The load of each rank with the even split, one item a sample.
     pub fn rank_loads(&self) -> impl Iterator<Item = Vec<f64>> {
-        self.samples().map(|loads| self.ranks(loads).collect())
+        self.samples().map(|loads| self.rank_loads_of(loads).collect())
     }
 
-    fn ranks(&self, loads: &[f64]) -> impl Iterator<Item = f64> {
+    fn rank_loads_of(&self, loads: &[f64]) -> impl Iterator<Item = f64> {
         let ranks = self.slot_experts.chunks_exact(self.shape.slots_per_rank());
         ranks.map(move |rank| {
             let held = rank.iter().filter(|&&expert| expert != NO_EXPERT);
@@ -105,7 +106,7 @@ impl<'a> Score<'a> {
         })
     }
 
-    /// The load of each slot that holds an expert, sample by sample.
+    /// The load of each slot that holds an expert, one item a sample.
     pub(super) fn slot_loads(&self) -> impl Iterator<Item = Vec<f64>> {
         self.samples().map(|loads| {
             held_slots(self.slot_experts).map(|(_, expert)| self.replica_load(loads, expert)).collect()
@@ -116,7 +117,7 @@ impl<'a> Score<'a> {
         loads[expert as usize] / f64::from(self.replicas[expert as usize])
     }
 
-    /// How far the even split is from the best possible.
+    /// Compares the even split with the lower bound of all placements.
     pub fn bound_gap(&self) -> BoundGap {
         let num_slots = held_slots(self.slot_experts).count();
         let (mut bounds, mut gaps) = (0.0, 0.0);
@@ -125,16 +126,16 @@ impl<'a> Score<'a> {
                 true => lower_bound(loads, self.shape),
                 false => lower_bound_of_uneven(loads, num_slots, self.shape.num_ranks()),
             };
-            let max = self.ranks(loads).fold(0.0, f64::max);
+            let max = self.rank_loads_of(loads).fold(0.0, f64::max);
             bounds += bound;
-            // A maximum that reaches the bound may be below it by the rounding of sums.
+            // Rounding of sums may put a maximum that equals the bound below it.
             gaps += if max > 0.0 { (max - bound).max(0.0) / bound } else { f64::NAN };
         }
         let num_samples = self.samples().len() as f64;
-        BoundGap { lower_bound: bounds / num_samples, gap: ratio(gaps, num_samples) }
+        BoundGap { lower_bound: bounds / num_samples, gap: mean_ratio(gaps, num_samples) }
     }
 
-    /// What a router reaches that splits each sample in the best fractions.
+    /// The balance of the ranks with the best split of each sample.
     pub fn best_split(&self) -> BestSplit {
         let (mut maxima, mut imbalance, mut balancedness) = (0.0, 0.0, 0.0);
         for loads in self.samples() {
@@ -147,66 +148,67 @@ impl<'a> Score<'a> {
         let num_samples = self.samples().len() as f64;
         BestSplit {
             max: maxima / num_samples,
-            imbalance_ratio: ratio(imbalance, num_samples),
-            balancedness: ratio(balancedness, num_samples),
+            imbalance_ratio: mean_ratio(imbalance, num_samples),
+            balancedness: mean_ratio(balancedness, num_samples),
         }
     }
 
-    /// The share of the load on another node than its group's home, the load of each expert split evenly over its replicas.
+    /// The share of the load away from the home node of its group, with the even split. `None` if any sample has no load.
     ///
-    /// `num_groups` groups have equally many consecutive experts. `rank_to_node` names the node of each rank, `[num_ranks]`, by
-    /// any int32. A group's home is the node that carries most of its load over all samples, the lower one of equal nodes. `None`
-    /// where a sample has no load.
+    /// Each of `num_groups` groups has equally many consecutive experts. `rank_to_node` has the node of each rank, `[num_ranks]`,
+    /// any int32. A group's home node is the node with most of its load over all samples, the lower one of equal nodes.
     ///
-    /// Fails with [`Error::InvalidShape`] where the groups are not equally large, and with [`Error::InvalidArgument`] where
-    /// `rank_to_node` has another length.
+    /// Fails with [`Error::InvalidShape`] if the groups differ in size, and with [`Error::InvalidArgument`] if the length of
+    /// `rank_to_node` is wrong.
     pub fn off_node_share(&self, num_groups: usize, rank_to_node: &[i32]) -> Result<Option<f64>> {
         Ok(self.off_home_share(&Nodes::new(self.shape, num_groups, 1, Some(rank_to_node))?))
     }
 
     fn off_home_share(&self, nodes: &Nodes) -> Option<f64> {
         let (num_groups, num_nodes) = (nodes.num_groups, nodes.num_ranks.len());
-        let (num_experts, size) = (self.shape.num_experts(), self.shape.num_experts() / num_groups);
-        // The share of all load that each node carries of each group, summed over samples: [groups][nodes].
+        let (num_experts, group_size) = (self.shape.num_experts(), self.shape.num_experts() / num_groups);
+        // The share of all load by group and node, summed over samples: [groups][nodes].
         let mut sums = vec![0.0; num_groups * num_nodes];
         for loads in self.samples() {
-            // Divided first, so that no sum overflows.
+            // Divide first, so that no sum overflows.
             let total: f64 = loads.iter().map(|load| load / num_experts as f64).sum();
             let mut shares = vec![0.0; num_groups * num_nodes];
             for (slot, expert) in held_slots(self.slot_experts) {
                 let node = nodes.of_rank[self.shape.rank_of(slot)] as usize;
                 let replicas = f64::from(self.replicas[expert as usize]);
                 let part = loads[expert as usize] / num_experts as f64 / replicas;
-                shares[expert as usize / size * num_nodes + node] += part / total;
+                shares[expert as usize / group_size * num_nodes + node] += part / total;
             }
             sums.iter_mut().zip(shares).for_each(|(sum, share)| *sum += share);
         }
-        let at_home: f64 =
-            sums.chunks_exact(num_nodes).map(|of| of.iter().copied().fold(0.0, f64::max)).sum();
-        let share = 1.0 - at_home / self.samples().len() as f64;
+        let home_share: f64 =
+            sums.chunks_exact(num_nodes).map(|group| group.iter().copied().fold(0.0, f64::max)).sum();
+        let share = 1.0 - home_share / self.samples().len() as f64;
         Some(share.max(0.0)).filter(|_| sums.iter().all(|sum| sum.is_finite()))
     }
 }
 
-/// The score of one layer of a dump. Balances are those of the iterations; gaps and shares of nodes are those of the samples
-/// that the iterations were grouped into.
+/// The score of one layer of a dump.
+///
+/// Balances are computed over iterations. The gap and the off-node share are computed over the samples that the iterations were
+/// grouped into.
 #[derive(Debug, Clone, Copy, PartialEq, Serialize)]
 pub struct LayerScore {
     /// The layer's number.
     pub layer: u32,
-    /// On as many ranks without a load balancer.
+    /// The balance on as many ranks without a load balancer.
     #[serde(skip)]
     pub unbalanced: Balance,
-    /// With the placement, each expert's tokens split evenly over its replicas.
+    /// The balance with the placement and the even split.
     #[serde(rename = "imbalance_ratio", serialize_with = "imbalance_ratio")]
     pub balance: Balance,
-    /// [`BestSplit::imbalance_ratio`] of the iterations. `None` where it was not asked for, or an iteration has no load.
+    /// [`BestSplit::imbalance_ratio`] over iterations. `None` if not requested, or if any iteration has no load.
     pub best_split_imbalance_ratio: Option<f64>,
-    /// [`BoundGap::gap`] of the samples, all of them with the same weight. `None` where it was not asked for, or one has no load.
+    /// [`BoundGap::gap`] over samples, each with the same weight. `None` if not requested, or if any sample has no load.
     pub gap: Option<f64>,
-    /// Slots that repeat an expert of their own rank.
+    /// Slots that repeat an expert of their rank.
     pub num_duplicates: usize,
-    /// [`Score::off_node_share`] of the samples. `None` where nodes do not matter, or a sample has no load.
+    /// [`Score::off_node_share`] over samples. `None` if not requested, or if any sample has no load.
     #[serde(skip)]
     pub off_node_share: Option<f64>,
 }
@@ -215,9 +217,9 @@ fn imbalance_ratio<S: Serializer>(balance: &Balance, serializer: S) -> std::resu
     balance.imbalance_ratio.serialize(serializer)
 }
 
-/// The figures of a [`LayerScore`] that take time, or need to know the nodes.
+/// The optional figures of a [`LayerScore`]: they take time, or need the nodes.
 #[derive(Debug, Clone, Default)]
-pub(crate) struct Figures {
+pub(crate) struct ScoreOptions {
     pub best_split: bool,
     pub gap: bool,
     pub nodes: Option<Nodes>,
@@ -230,7 +232,7 @@ impl LayerScore {
         layer: u32,
         slot_experts: &[u32],
         loads: &LayerLoads,
-        figures: &Figures,
+        options: &ScoreOptions,
     ) -> LayerScore {
         let iterations = Score::new(shape, layer, slot_experts, &loads.iterations);
         let samples = || Score::new(shape, layer, slot_experts, &loads.samples);
@@ -238,18 +240,18 @@ impl LayerScore {
             layer,
             unbalanced: Balance::unbalanced(shape.num_ranks(), iterations.samples()),
             balance: iterations.balance(),
-            best_split_imbalance_ratio: figures
+            best_split_imbalance_ratio: options
                 .best_split
                 .then(|| iterations.best_split().imbalance_ratio)
                 .flatten(),
-            gap: figures.gap.then(|| samples().bound_gap().gap).flatten(),
+            gap: options.gap.then(|| samples().bound_gap().gap).flatten(),
             num_duplicates: iterations.num_duplicates(),
-            off_node_share: figures.nodes.as_ref().and_then(|nodes| samples().off_home_share(nodes)),
+            off_node_share: options.nodes.as_ref().and_then(|nodes| samples().off_home_share(nodes)),
         }
     }
 }
 
-/// The score of a placement against a dump: each layer, and means over layers that leave out those without the figure.
+/// The score of a placement on a dump. Means are over the layers that have the figure.
 #[derive(Debug, Clone, PartialEq, Serialize)]
 pub struct DumpScore {
     /// The mean of [`Balance::imbalance_ratio`].
@@ -264,7 +266,7 @@ pub struct DumpScore {
     pub worst_imbalance_ratio: Option<f64>,
     /// Slots that repeat an expert of their own rank, in all layers.
     pub num_duplicates: usize,
-    /// The mean of the imbalance ratio without a load balancer.
+    /// The mean imbalance ratio without a load balancer.
     #[serde(skip)]
     pub unbalanced_imbalance_ratio: Option<f64>,
     /// The mean of [`LayerScore::off_node_share`].
@@ -276,7 +278,7 @@ pub struct DumpScore {
 
 impl DumpScore {
     pub(super) fn new(layers: Vec<LayerScore>) -> DumpScore {
-        let mean = |of: fn(&LayerScore) -> Option<f64>| average(layers.iter().map(of));
+        let mean = |field: fn(&LayerScore) -> Option<f64>| average(layers.iter().map(field));
         let worst = worst_layer(layers.iter().map(|layer| (layer.layer, layer.balance.imbalance_ratio)));
         DumpScore {
             imbalance_ratio: mean(|layer| layer.balance.imbalance_ratio),
@@ -291,19 +293,19 @@ impl DumpScore {
         }
     }
 
-    /// Scores `placement`, which has the dump's layers and experts. Gaps are those of `num_samples` groups of iterations.
+    /// Scores `placement`, which must have the dump's layers and experts. Gaps are computed over `num_samples` samples.
     pub(super) fn of_placement(
         stats: &Stats,
         placement: &Placement,
         num_samples: usize,
         threads: usize,
     ) -> Result<DumpScore> {
-        let figures = Figures { best_split: true, gap: true, nodes: None };
+        let options = ScoreOptions { best_split: true, gap: true, nodes: None };
         let layers = &stats.summary().layers;
         let scores = threads::map(layers.len(), threads::resolve(threads), |index| {
             let (layer, slot_experts) = (layers[index], placement.layer_experts(layers[index])?);
             let loads = stats.layer_loads(layer, num_samples)?;
-            Ok(LayerScore::new(placement.shape(), layer, slot_experts, &loads, &figures))
+            Ok(LayerScore::new(placement.shape(), layer, slot_experts, &loads, &options))
         })?;
         Ok(DumpScore::new(scores))
     }
@@ -313,12 +315,12 @@ impl DumpScore {
 mod tests {
     use super::*;
 
-    /// Ranks hold 0 1 | 0 2.
+    /// Rank 0 holds experts 0 and 1, rank 1 holds 0 and 2.
     fn placement() -> Placement {
         Placement::new(Shape::new(3, 4, 2).unwrap(), &[5], &[0, 1, 0, 2]).unwrap()
     }
 
-    fn of(loads: &[f64], num_samples: usize) -> (BoundGap, BestSplit) {
+    fn bound_and_best_split(loads: &[f64], num_samples: usize) -> (BoundGap, BestSplit) {
         let placement = placement();
         let score = score(&placement, 5, loads, num_samples, 3).unwrap();
         (score.bound_gap(), score.best_split())
@@ -326,7 +328,7 @@ mod tests {
 
     #[test]
     fn balance_splits_a_replicated_expert_evenly() {
-        // Expert 0 (load 6) on slots 0, 1 and 3; expert 1 (load 1) on slot 2: ranks carry 2 + 2 and 1 + 2.
+        // Expert 0 (load 6) is in slots 0, 1 and 3, expert 1 (load 1) in slot 2: rank loads 2 + 2 and 1 + 2.
         let placement = Placement::new(Shape::new(2, 4, 2).unwrap(), &[5], &[0, 0, 1, 0]).unwrap();
         let score = score(&placement, 5, &[6.0, 1.0], 1, 2).unwrap();
         let balance = score.balance();
@@ -336,51 +338,52 @@ mod tests {
 
     #[test]
     fn gap_and_best_split_are_averaged_over_samples() {
-        // 6 4 1: the ranks carry 3 + 4 and 3 + 1. Below 6, expert 0 would need both its slots, and of 3, 3 and 4 two would
-        // share a rank. The best split gives 1.5 of expert 0 to rank 0: 5.5, which is the mean.
-        let (bound, best) = of(&[6.0, 4.0, 1.0], 1);
+        // Loads 6 4 1: rank loads 3 + 4 and 3 + 1. For a max below 6, expert 0 needs two slots, and of 3, 3 and 4 two are on
+        // one rank. The best split gives 1.5 of expert 0 to rank 0: 5.5, which is the mean.
+        let (bound, best) = bound_and_best_split(&[6.0, 4.0, 1.0], 1);
         assert_eq!(bound, BoundGap { lower_bound: 6.0, gap: Some(1.0 / 6.0) });
         let even = BestSplit { max: 5.5, imbalance_ratio: Some(0.0), balancedness: Some(1.0) };
         assert_eq!(best, even);
-        // 2 6 0: 1 + 6 and 1 + 0. The best split gives all of expert 0 to rank 1: 6 and 2. No placement is below 3 + 2, but the
-        // bound is the mean.
-        let (bound, best) = of(&[2.0, 6.0, 0.0], 1);
+        // Loads 2 6 0: rank loads 1 + 6 and 1 + 0. The best split gives all of expert 0 to rank 1: 6 and 2. No placement is
+        // below 3 + 2, but the bound is the mean.
+        let (bound, best) = bound_and_best_split(&[2.0, 6.0, 0.0], 1);
         assert_eq!(bound, BoundGap { lower_bound: 4.0, gap: Some(3.0 / 4.0) });
         assert_eq!((best.max, best.imbalance_ratio, best.balancedness), (6.0, Some(0.5), Some(4.0 / 6.0)));
-        let (bound, best) = of(&[6.0, 4.0, 1.0, 2.0, 6.0, 0.0], 2);
+        let (bound, best) = bound_and_best_split(&[6.0, 4.0, 1.0, 2.0, 6.0, 0.0], 2);
         let gap = (1.0 / 6.0 + 3.0 / 4.0) / 2.0;
         assert_eq!(bound, BoundGap { lower_bound: 5.0, gap: Some(gap) });
         assert_eq!((best.max, best.balancedness), (5.75, Some((1.0 + 4.0 / 6.0) / 2.0)));
     }
 
     #[test]
-    fn score_has_no_ratios_where_a_sample_has_no_load() {
-        let (bound, best) = of(&[6.0, 4.0, 1.0, 0.0, 0.0, 0.0], 2);
+    fn score_has_no_ratios_if_a_sample_has_no_load() {
+        let (bound, best) = bound_and_best_split(&[6.0, 4.0, 1.0, 0.0, 0.0, 0.0], 2);
         assert_eq!(bound, BoundGap { lower_bound: 6.0 / 2.0, gap: None });
         assert_eq!(best, BestSplit { max: 5.5 / 2.0, imbalance_ratio: None, balancedness: None });
     }
 
     #[test]
-    fn score_refuses_loads_of_another_model() {
+    fn score_rejects_loads_of_another_model() {
         let placement = placement();
-        let refused = |layer, loads: &[f64], num_experts| {
+        let error = |layer, loads: &[f64], num_experts| {
             score(&placement, layer, loads, 1, num_experts).unwrap_err().to_string()
         };
-        assert_eq!(refused(5, &[1.0; 4], 4), "num_experts is 4, the placement has 3");
-        assert!(refused(6, &[1.0; 3], 3).starts_with("layer 6 is not in this placement"));
-        assert!(refused(5, &[1.0, f64::NAN, 1.0], 3).contains("expert 1"));
+        assert_eq!(error(5, &[1.0; 4], 4), "num_experts is 4, the placement has 3");
+        assert!(error(6, &[1.0; 3], 3).starts_with("layer 6 is not in this placement"));
+        assert!(error(5, &[1.0, f64::NAN, 1.0], 3).contains("expert 1"));
     }
 
     #[test]
-    fn off_node_share_counts_load_off_the_node_that_carries_most_of_its_group() {
-        // Ranks hold 0 1 | 2 0 | 3 3; groups are 0 1 and 2 3.
+    fn off_node_share_is_the_load_away_from_the_node_with_most_of_its_group() {
+        // Ranks hold 0 1 | 2 0 | 3 3. Groups are experts 0 1 and 2 3.
         let placement = Placement::new(Shape::new(4, 6, 3).unwrap(), &[5], &[0, 1, 2, 0, 3, 3]).unwrap();
         let share = |loads: &[f64], num_samples, rank_to_node: &[i32]| {
             score(&placement, 5, loads, num_samples, 4).unwrap().off_node_share(2, rank_to_node).unwrap()
         };
-        // Nodes are rank 0, and ranks 1 and 2. Group 0: 3 + 2 on the first, 3 on the other; group 1: all 4 on the other.
+        // One node has rank 0, the other ranks 1 and 2. Group 0 has 3 + 2 on the first and 3 on the other, group 1 all 4 on the
+        // other.
         assert_eq!(share(&[6.0, 2.0, 1.0, 3.0], 1, &[7, -2, -2]), Some(1.0 - 9.0 / 12.0));
-        // In the other sample, 1 + 0 and 1; 2 and 0. Homes are the same: 1 of 4.
+        // Second sample: group 0 has 1 + 0 and 1, group 1 has 0 and 2. With the same home nodes, 1 of 4 is off-node.
         let both = share(&[6.0, 2.0, 1.0, 3.0, 2.0, 0.0, 2.0, 0.0], 2, &[i32::MAX, i32::MIN, i32::MIN]);
         assert_eq!(both, Some(0.25));
         assert_eq!(share(&[6.0, 2.0, 1.0, 3.0], 1, &[4, 4, 4]), Some(0.0));

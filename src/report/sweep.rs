@@ -1,35 +1,35 @@
-//! Shapes side by side: what more slots or other ranks are projected to bring.
+//! Projects the imbalance for several numbers of ranks and slots.
 
 use serde::Serialize;
 
 use super::Planner;
-use super::score::Figures;
+use super::score::ScoreOptions;
 use crate::error::{Error, Result};
 use crate::placement::{MAX_COUNT, Shape, suggest_num_slots};
 use crate::stats::{Stats, Summary};
 
-/// A number of ranks and of slots, and the projected imbalance of the dump on it.
+/// The projected imbalance of a dump for one number of ranks and slots.
 #[derive(Debug, Clone, Copy, PartialEq, Serialize)]
-pub struct Point {
+pub struct SweepPoint {
     /// Ranks.
     pub num_ranks: usize,
     /// Slots of all ranks together.
     pub num_slots: usize,
-    /// Slots beyond one an expert, in a layer.
+    /// Spare slots of a layer: slots beyond one an expert.
     pub extra_slots: usize,
-    /// The imbalance ratio, averaged over iterations and then over layers. `None` where no layer has load.
+    /// The imbalance ratio, averaged over iterations and then over layers. `None` if no layer has load.
     pub imbalance_ratio: Option<f64>,
-    /// That of the worst layer.
+    /// The imbalance ratio of the worst layer.
     pub worst_imbalance_ratio: Option<f64>,
-    /// The layer that has it.
+    /// The worst layer.
     pub worst_layer: Option<u32>,
 }
 
-impl Point {
-    /// Places the experts of the dump for `shape`, and projects the dump on it.
-    pub fn new(stats: &Stats, shape: Shape, planner: &Planner<'_>) -> Result<Point> {
-        let (_, score) = planner.place_and_score(stats, shape, &Figures::default())?;
-        Ok(Point {
+impl SweepPoint {
+    /// Computes a placement of `shape` for the dump, and projects the dump onto it.
+    pub fn new(stats: &Stats, shape: Shape, planner: &Planner<'_>) -> Result<SweepPoint> {
+        let (_, score) = planner.place_and_score(stats, shape, &ScoreOptions::default())?;
+        Ok(SweepPoint {
             num_ranks: shape.num_ranks(),
             num_slots: shape.num_slots(),
             extra_slots: shape.num_slots() - shape.num_experts(),
@@ -39,53 +39,55 @@ impl Point {
         })
     }
 
-    /// The bytes of the extra slots of one rank in `num_layers` layers.
+    /// The bytes that the spare slots of one rank take in `num_layers` layers.
     pub fn extra_bytes_per_rank(&self, num_layers: usize, bytes_per_slot: u64) -> f64 {
         self.extra_slots as f64 / self.num_ranks as f64 * num_layers as f64 * bytes_per_slot as f64
     }
 }
 
-/// A [`Point`] for each of `nums_ranks` with each of `nums_slots`; where those are empty, with [`usual_num_slots`].
+/// Computes a [`SweepPoint`] for each of `rank_counts` with each of `slot_counts`, or with [`default_num_slots`] if that is
+/// empty.
 ///
-/// All shapes are checked before the first is placed.
+/// Checks all shapes before it computes the first placement.
 pub fn sweep(
     stats: &Stats,
-    nums_ranks: &[usize],
-    nums_slots: &[usize],
+    rank_counts: &[usize],
+    slot_counts: &[usize],
     planner: &Planner<'_>,
-) -> Result<Vec<Point>> {
+) -> Result<Vec<SweepPoint>> {
     let num_experts = stats.summary().num_experts;
     let mut shapes = Vec::new();
-    for &num_ranks in nums_ranks {
-        let nums_slots = match nums_slots {
-            [] => usual_num_slots(num_experts, num_ranks)?,
+    for &num_ranks in rank_counts {
+        let slot_counts = match slot_counts {
+            [] => default_num_slots(num_experts, num_ranks)?,
             given => given.to_vec(),
         };
-        for num_slots in nums_slots {
+        for num_slots in slot_counts {
             shapes.push(Shape::new(num_experts, num_slots, num_ranks)?);
         }
     }
-    shapes.into_iter().map(|shape| Point::new(stats, shape, planner)).collect()
+    shapes.into_iter().map(|shape| SweepPoint::new(stats, shape, planner)).collect()
 }
 
-/// Numbers of ranks to try for a dump: its own. A dump of one rank, which needs no balance, was recorded for more: 8, 16 and
-/// 32, where there are experts for them.
-pub fn usual_num_ranks(summary: &Summary) -> Vec<usize> {
+/// The numbers of ranks that a sweep tries by default: the dump's. For a dump of one rank, 8, 16 and 32, up to the number of
+/// experts.
+pub fn default_num_ranks(summary: &Summary) -> Vec<usize> {
     match summary.num_ranks {
         1 => [8, 16, 32].into_iter().filter(|&ranks| ranks <= summary.num_experts).collect(),
         num_ranks => vec![num_ranks],
     }
 }
 
-/// Numbers of slots to try: 0, 1, 2, 3, 4, 6, 8, ... extra ones on each rank, up to twice as many slots as experts.
-pub fn usual_num_slots(num_experts: usize, num_ranks: usize) -> Result<Vec<usize>> {
-    let least = least_num_slots(num_experts, num_ranks)?;
+/// The numbers of slots that a sweep tries by default: 0, 1, 2, 3, 4, 6, 8, ... spare slots a rank, up to twice the number of
+/// experts.
+pub fn default_num_slots(num_experts: usize, num_ranks: usize) -> Result<Vec<usize>> {
+    let min_slots = min_num_slots(num_experts, num_ranks)?;
     let steps = [0, 1, 2, 3, 4, 6, 8, 12, 16, 24, 32];
-    let slots = steps.map(|extra| least + extra * num_ranks);
-    Ok(slots.into_iter().filter(|&slots| slots == least || slots <= 2 * num_experts).collect())
+    let slots = steps.map(|extra| min_slots + extra * num_ranks);
+    Ok(slots.into_iter().filter(|&slots| slots == min_slots || slots <= 2 * num_experts).collect())
 }
 
-fn least_num_slots(num_experts: usize, num_ranks: usize) -> Result<usize> {
+fn min_num_slots(num_experts: usize, num_ranks: usize) -> Result<usize> {
     suggest_num_slots(num_experts, num_ranks, num_experts).1.filter(|_| num_ranks <= num_experts).ok_or_else(
         || Error::InvalidShape(format!("{num_ranks} ranks: there must be 1 to the {num_experts} experts")),
     )
@@ -93,32 +95,33 @@ fn least_num_slots(num_experts: usize, num_ranks: usize) -> Result<usize> {
 
 /// The result of [`fewest_slots`].
 #[derive(Debug, Clone, Copy, PartialEq, Serialize)]
-pub struct Fewest {
+pub struct FewestSlots {
     /// Ranks.
     pub num_ranks: usize,
-    /// The fewest slots whose imbalance ratio is at most the target; `None` where all up to `most_slots` are above it.
-    pub found: Option<Point>,
-    /// The point with the smallest imbalance ratio of those tried.
-    pub best: Point,
-    /// The most slots that were to be tried.
+    /// The point with the fewest slots that reaches the target. `None` if no number up to `most_slots` does.
+    pub found: Option<SweepPoint>,
+    /// The point with the smallest imbalance ratio.
+    pub best: SweepPoint,
+    /// The largest number of slots to try.
     pub most_slots: usize,
 }
 
-/// Finds the fewest slots on `num_ranks` ranks that bring the average imbalance ratio to `target` or below: one more on each
-/// rank at a time, up to `most_slots`, by default twice as many slots as experts.
+/// Finds the fewest slots on `num_ranks` ranks with an average imbalance ratio of at most `target`.
+///
+/// Tries one more slot a rank at a time, up to `most_slots`. `None`: up to twice the number of experts.
 pub fn fewest_slots(
     stats: &Stats,
     num_ranks: usize,
     target: f64,
     most_slots: Option<usize>,
     planner: &Planner<'_>,
-) -> Result<Fewest> {
+) -> Result<FewestSlots> {
     let num_experts = stats.summary().num_experts;
-    let least = least_num_slots(num_experts, num_ranks)?;
-    let most_slots = most_slots.unwrap_or(2 * num_experts).clamp(least, MAX_COUNT);
-    let mut best: Option<Point> = None;
-    for num_slots in (least..=most_slots).step_by(num_ranks) {
-        let point = Point::new(stats, Shape::new(num_experts, num_slots, num_ranks)?, planner)?;
+    let min_slots = min_num_slots(num_experts, num_ranks)?;
+    let most_slots = most_slots.unwrap_or(2 * num_experts).clamp(min_slots, MAX_COUNT);
+    let mut best: Option<SweepPoint> = None;
+    for num_slots in (min_slots..=most_slots).step_by(num_ranks) {
+        let point = SweepPoint::new(stats, Shape::new(num_experts, num_slots, num_ranks)?, planner)?;
         let Some(ratio) = point.imbalance_ratio else {
             return Err(Error::InvalidDump(
                 "no layer has load in every iteration, so no number of slots is better than another".into(),
@@ -128,12 +131,12 @@ pub fn fewest_slots(
             best = Some(point);
         }
         if ratio <= target {
-            return Ok(Fewest { num_ranks, found: Some(point), best: point, most_slots });
+            return Ok(FewestSlots { num_ranks, found: Some(point), best: point, most_slots });
         }
     }
     match best {
-        Some(best) => Ok(Fewest { num_ranks, found: None, best, most_slots }),
-        None => Err(Error::Internal("no number of slots to look at".into())),
+        Some(best) => Ok(FewestSlots { num_ranks, found: None, best, most_slots }),
+        None => Err(Error::Internal("no number of slots to try".into())),
     }
 }
 
@@ -142,13 +145,13 @@ mod tests {
     use super::*;
 
     #[test]
-    fn usual_num_slots_begins_with_the_least_and_ends_at_twice_the_experts() {
-        assert_eq!(usual_num_slots(64, 8).unwrap(), [64, 72, 80, 88, 96, 112, 128]);
-        // 256 experts on 36 ranks: 288 are the least.
-        assert_eq!(usual_num_slots(256, 36).unwrap(), [288, 324, 360, 396, 432, 504]);
-        assert_eq!(usual_num_slots(4, 4).unwrap(), [4, 8]);
+    fn default_num_slots_starts_at_the_minimum_and_ends_at_twice_the_experts() {
+        assert_eq!(default_num_slots(64, 8).unwrap(), [64, 72, 80, 88, 96, 112, 128]);
+        // 256 experts on 36 ranks need at least 288 slots.
+        assert_eq!(default_num_slots(256, 36).unwrap(), [288, 324, 360, 396, 432, 504]);
+        assert_eq!(default_num_slots(4, 4).unwrap(), [4, 8]);
         assert_eq!(
-            usual_num_slots(4, 5).unwrap_err().to_string(),
+            default_num_slots(4, 5).unwrap_err().to_string(),
             "5 ranks: there must be 1 to the 4 experts"
         );
     }

@@ -40,7 +40,7 @@ safetensors::safetensors(std::string path) : path_(std::move(path)) {
     const uint64_t header_size = read<uint64_t>(0, 1)[0];
     const size_t max_header_size = file_size - sizeof(uint64_t);
     if (header_size > max_header_size) {
-        fail("says that its header has " + std::to_string(header_size) + " bytes, at most " +
+        fail("has a header of " + std::to_string(header_size) + " bytes, at most " +
              std::to_string(max_header_size) + " expected");
     }
     const std::vector<char> header = read<char>(sizeof(uint64_t), header_size);
@@ -54,7 +54,7 @@ safetensors::safetensors(std::string path) : path_(std::move(path)) {
             const auto begin = entry.at("data_offsets").at(0).get<size_t>();
             const auto end = entry.at("data_offsets").at(1).get<size_t>();
             if (begin > end || end > data_size) {
-                fail("tensor \"" + name + "\" lies at bytes " + std::to_string(begin) + " to " +
+                fail("tensor \"" + name + "\" is at bytes " + std::to_string(begin) + " to " +
                      std::to_string(end) + " of the data, which has " + std::to_string(data_size));
             }
             tensors_[name] = {entry.at("dtype"), entry.at("shape"), data_begin + begin, data_begin + end};

@@ -1,13 +1,13 @@
-//! Pictures as SVG, for slides and papers.
+//! Charts in SVG, for slides and papers.
 
-use eplb::report::{Balance, LoadReport, Point, Views};
+use eplb::report::{Balance, LoadReport, SweepPoint, Views};
 use eplb::{Error, Result};
 use plotters::prelude::*;
 
 const SIZE: (u32, u32) = (1280, 720);
 const BEFORE: RGBColor = RGBColor(0xd9, 0x77, 0x57);
 const AFTER: RGBColor = RGBColor(0x1f, 0x6f, 0xb2);
-/// Of curves, told apart without seeing red and green.
+/// Colours of curves, also distinguishable with red-green blindness.
 const CURVES: [RGBColor; 6] = [
     AFTER,
     BEFORE,
@@ -19,18 +19,19 @@ const CURVES: [RGBColor; 6] = [
 const INK: RGBColor = RGBColor(0x22, 0x26, 0x2b);
 const FAINT: RGBColor = RGBColor(0xe3, 0xe6, 0xea);
 
-/// The imbalance ratio of each layer's ranks: before and, with a placement, after.
+/// Draws the imbalance ratio of each layer's ranks without and, if there is a placement, with it.
 pub fn layers(report: &LoadReport) -> Result<String> {
     let mut svg = String::new();
     draw_layers(report, &mut svg).map_err(|e| Error::Internal(format!("drawing: {e}")))?;
     Ok(svg)
 }
 
+/// Selects a view.
 type View = fn(&Views) -> Option<Balance>;
 
-type Drawn = std::result::Result<(), Box<dyn std::error::Error>>;
+type DrawResult = std::result::Result<(), Box<dyn std::error::Error>>;
 
-fn draw_layers(report: &LoadReport, svg: &mut String) -> Drawn {
+fn draw_layers(report: &LoadReport, svg: &mut String) -> DrawResult {
     let averages = report.averages(|layer| layer.ranks);
     let percent =
         |ratio: Option<f64>| ratio.map_or("-".to_owned(), |ratio| format!("{:.1} %", 100.0 * ratio));
@@ -51,7 +52,7 @@ fn draw_layers(report: &LoadReport, svg: &mut String) -> Drawn {
     let root = SVGBackend::with_string(svg, SIZE).into_drawing_area();
     root.fill(&WHITE)?;
     let font = |size: u32| ("sans-serif", size).into_font().color(&INK);
-    let title = format!("What the hottest of {} ranks carries above the mean, by layer", report.num_ranks);
+    let title = format!("Load of the hottest of {} ranks above the mean, by layer", report.num_ranks);
     let mut chart = ChartBuilder::on(&root)
         .caption(title, font(30))
         .margin(24)
@@ -99,30 +100,30 @@ fn draw_layers(report: &LoadReport, svg: &mut String) -> Drawn {
     Ok(())
 }
 
-/// The imbalance ratio over the extra slots, a curve for each number of ranks.
-pub fn curves(points: &[Point]) -> Result<String> {
+/// Draws the imbalance ratio over the number of spare slots, a curve for each number of ranks.
+pub fn curves(points: &[SweepPoint]) -> Result<String> {
     let mut svg = String::new();
     draw_curves(points, &mut svg).map_err(|e| Error::Internal(format!("drawing: {e}")))?;
     Ok(svg)
 }
 
-fn draw_curves(points: &[Point], svg: &mut String) -> Drawn {
-    let place = |point: &Point| {
+fn draw_curves(points: &[SweepPoint], svg: &mut String) -> DrawResult {
+    let place = |point: &SweepPoint| {
         let num_experts = point.num_slots - point.extra_slots;
         Some((100.0 * point.extra_slots as f64 / num_experts as f64, 100.0 * point.imbalance_ratio?))
     };
     let known = || points.iter().filter_map(place);
     let right = 1.02 * known().map(|(x, _)| x).fold(1.0, f64::max);
     let top = 1.05 * known().map(|(_, y)| y).fold(1.0, f64::max);
-    let mut nums_ranks: Vec<usize> = points.iter().map(|point| point.num_ranks).collect();
-    nums_ranks.sort_unstable();
-    nums_ranks.dedup();
+    let mut rank_counts: Vec<usize> = points.iter().map(|point| point.num_ranks).collect();
+    rank_counts.sort_unstable();
+    rank_counts.dedup();
 
     let root = SVGBackend::with_string(svg, SIZE).into_drawing_area();
     root.fill(&WHITE)?;
     let font = |size: u32| ("sans-serif", size).into_font().color(&INK);
     let mut chart = ChartBuilder::on(&root)
-        .caption("What the hottest rank carries above the mean, by the memory for extra slots", font(30))
+        .caption("Load of the hottest rank above the mean, by the number of spare slots", font(30))
         .margin(24)
         .x_label_area_size(60)
         .y_label_area_size(84)
@@ -134,11 +135,11 @@ fn draw_curves(points: &[Point], svg: &mut String) -> Drawn {
         .axis_style(INK)
         .x_label_formatter(&|x| format!("{x:.0} %"))
         .y_label_formatter(&|y| format!("{y:.0} %"))
-        .x_desc("extra slots, of the experts")
+        .x_desc("spare slots, in % of the experts")
         .label_style(font(18))
         .axis_desc_style(font(20))
         .draw()?;
-    for (&num_ranks, &color) in nums_ranks.iter().zip(CURVES.iter().cycle()) {
+    for (&num_ranks, &color) in rank_counts.iter().zip(CURVES.iter().cycle()) {
         let curve: Vec<_> =
             points.iter().filter(|point| point.num_ranks == num_ranks).filter_map(place).collect();
         chart

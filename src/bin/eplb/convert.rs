@@ -1,4 +1,4 @@
-//! `eplb convert`: counts and placements from one system's files to another's.
+//! `eplb convert`: converts counts and placements between the file formats of several systems.
 
 use std::fmt::Write;
 use std::path::PathBuf;
@@ -13,13 +13,13 @@ use eplb::{Error, Result};
 
 use crate::inspect::layer_list;
 
-/// Turn counts or a placement from one system's file into another's
+/// Convert counts or a placement from one system's format into another's
 ///
-/// Counts become counts and placements become placements; `eplb generate` makes a placement of counts. Flags give what a file does not
-/// say of its model. An output file is replaced in one step; a dump is written to a new directory.
+/// Counts are converted to counts, placements to placements; `eplb generate` computes a placement from counts. Flags supply
+/// what a format lacks. An existing output file is replaced in one step. A dump needs a new directory.
 #[derive(clap::Args)]
 #[command(after_help = "\
-Examples (files that ship with eplb):
+Examples (with files of eplb's repository):
   eplb convert data/dumps/dsv2lite-translation --to sglang-count logical_count.json
   eplb convert logical_count.json --to dump from_sglang --experts_per_token 6
   eplb convert data/expected/dsv2lite-translation.ep8.slots64.yaml --ep_size 8 \\
@@ -27,16 +27,16 @@ Examples (files that ship with eplb):
   eplb convert expert_map.json --layers 1-26 --to phy2log-npy phy2log.npy
   eplb convert phy2log.npy --from phy2log-npy --layers 1-26 --ep_size 8 --to sglang-map map.json
 
-docs/exchange.md says what each format is and where it is from.
-Flags may be written with hyphens too: --ep-size.")]
+docs/exchange.md describes each format and its source.
+Flags also work with hyphens: --ep-size.")]
 pub struct Args {
-    /// File to read, or directory of a dump
+    /// File to read, or the directory of a dump
     input: PathBuf,
 
-    /// File to write, or directory for a dump
+    /// File to write, or the new directory of a dump
     output: PathBuf,
 
-    /// Format of the input [default: what the file says it is; an array alone does not say it]
+    /// Format of the input [default: detected from the file, which is not possible for a plain array]
     #[arg(long, value_name = "FORMAT", value_parser = formats())]
     from: Option<Format>,
 
@@ -44,25 +44,26 @@ pub struct Args {
     #[arg(long, value_name = "FORMAT", value_parser = formats())]
     to: Format,
 
-    /// Layers with experts, by the model's numbers, both ends included, such as 3-60 or 1-26,28: the rows of the input, or,
-    /// where it has more, those of its rows [default: row i is layer i, and in counts rows that are all zero are dense layers]
+    /// Layers with experts, by the model's numbers, such as 3-60 or 1-26,28, both ends included. They are the rows of the
+    /// input; if it has more rows, those of these numbers [default: row i is layer i, and a row of counts that are all zero is a
+    /// dense layer]
     #[arg(long, value_name = "LAYERS", value_parser = layers)]
     layers: Option<Layers>,
 
-    /// Layers of the model, dense ones among them, for SGLang's and LMDeploy's formats, which have a row for each
+    /// Layers of the model including dense ones, for the formats of SGLang and LMDeploy, which have a row for each
     /// [default: up to the last layer with experts]
     #[arg(long = "num_layers", alias = "num-layers", value_name = "LAYERS")]
     num_layers: Option<usize>,
 
-    /// Ranks of a placement, which only expert maps say themselves
+    /// Ranks of a placement. Required unless the input has their number, as expert maps do
     #[arg(long = "ep_size", alias = "ep-size", value_name = "RANKS")]
     ep_size: Option<usize>,
 
-    /// Experts of a layer, as a check [default: as many as the file has]
+    /// Experts of a layer, to check the input [default: the number in the file]
     #[arg(long = "num_experts", alias = "num-experts", value_name = "EXPERTS")]
     num_experts: Option<usize>,
 
-    /// Experts that each token chooses, which a dump says and other counts do not
+    /// Experts that the router chooses for each token. Required to convert other counts to a dump
     #[arg(long = "experts_per_token", alias = "experts-per-token", value_name = "EXPERTS")]
     experts_per_token: Option<usize>,
 }
@@ -71,7 +72,7 @@ fn formats() -> impl TypedValueParser<Value = Format> {
     let help = |format| match format {
         Format::Counts(CountsFormat::Dump) => "counts: a dump directory, eplb's own and TensorRT-LLM's",
         Format::Counts(CountsFormat::SglangCount) => "counts: SGLang's logical_count in JSON",
-        Format::Counts(CountsFormat::SglangPt) => "counts: what SGLang's recorder writes; read only",
+        Format::Counts(CountsFormat::SglangPt) => "counts: the .pt file of SGLang's recorder; input only",
         Format::Counts(CountsFormat::Lmdeploy) => "counts: LMDeploy's [layers][experts] in JSON",
         Format::Counts(CountsFormat::Npy) => {
             "counts: a NumPy array, [layers][experts] or [iterations][layers][experts]"
@@ -92,33 +93,33 @@ fn formats() -> impl TypedValueParser<Value = Format> {
     PossibleValuesParser::new(values).try_map(|name| name.parse::<Format>())
 }
 
-/// Numbers of layers; one value of the command line, where a `Vec` would be several.
+/// A list of layers in one argument: clap takes a `Vec` for several arguments.
 #[derive(Debug, Clone, PartialEq, Eq)]
 struct Layers(Vec<u32>);
 
-/// Reads `3-60` or `1-26,28`, both ends included.
+/// Parses `3-60` or `1-26,28`, both ends included.
 fn layers(text: &str) -> std::result::Result<Layers, String> {
-    // As many as no model has, so that a slip of the finger does not fill the memory.
-    const MOST: usize = 1 << 16;
+    // More than any model has, so that a typing error does not fill the memory.
+    const MAX_LAYERS: usize = 1 << 16;
     let mut layers = Vec::new();
     for part in text.split(',') {
         let (first, last) = part.split_once('-').unwrap_or((part, part));
         let number = |digits: &str| digits.trim().parse::<u16>();
         let (Ok(first), Ok(last)) = (number(first), number(last)) else {
-            return Err("numbers of layers expected, such as 3-60 or 1-26,28".into());
+            return Err("expected numbers of layers, such as 3-60 or 1-26,28".into());
         };
         if first > last {
-            return Err(format!("{part} ends before it begins"));
+            return Err(format!("{part}: the end is below the start"));
         }
         layers.extend(u32::from(first)..=u32::from(last));
-        if layers.len() > MOST {
-            return Err("these are more layers than a model has".into());
+        if layers.len() > MAX_LAYERS {
+            return Err(format!("more than {MAX_LAYERS} layers"));
         }
     }
     Ok(Layers(layers))
 }
 
-/// Converts, and returns what to print.
+/// Runs the command and returns its output.
 pub fn run(args: &Args) -> Result<String> {
     let model = Model {
         layers: args.layers.as_ref().map(|layers| &layers.0[..]),
@@ -129,21 +130,19 @@ pub fn run(args: &Args) -> Result<String> {
         ..Model::default()
     };
     let from = args.from.map_or_else(|| detect(&args.input), Ok).map_err(|error| match error {
-        Error::InvalidArgument(message) => {
-            Error::InvalidArgument(format!("{message}; --from FORMAT says it"))
-        }
+        Error::InvalidArgument(message) => Error::InvalidArgument(format!("{message}; pass --from FORMAT")),
         other => other,
     })?;
     match (from, args.to) {
         (Format::Counts(from), Format::Counts(to)) => counts(args, from, to, &model),
         (Format::Placement(from), Format::Placement(to)) => placement(args, from, to, &model),
         (Format::Counts(_), _) => Err(Error::InvalidArgument(format!(
-            "{} has counts ({from}), and {} is a placement: eplb generate makes one of a dump",
+            "{} has counts ({from}), but {} is a format of placements; eplb generate computes a placement from a dump",
             args.input.display(),
             args.to
         ))),
         (Format::Placement(_), _) => Err(Error::InvalidArgument(format!(
-            "{} has a placement ({from}), and {} is counts, which no placement says",
+            "{} has a placement ({from}), but {} is a format of counts",
             args.input.display(),
             args.to
         ))),
@@ -165,10 +164,10 @@ fn counts(args: &Args, from: CountsFormat, to: CountsFormat, model: &Model) -> R
         summary.num_experts
     );
     if !read.dense_layers.is_empty() {
-        let _ = writeln!(text, "dense, nothing was counted: layers {}", layer_list(&read.dense_layers));
+        let _ = writeln!(text, "dense layers, without counts: {}", layer_list(&read.dense_layers));
     }
     if read.empty_steps > 0 {
-        let _ = writeln!(text, "left out: {} steps in which nothing was counted", read.empty_steps);
+        let _ = writeln!(text, "skipped: {} empty steps", read.empty_steps);
     }
     let _ = writeln!(text, "wrote {} ({})", args.output.display(), to.name());
     Ok(text)
@@ -201,14 +200,14 @@ mod tests {
     use super::*;
 
     #[test]
-    fn layers_are_ranges_with_both_ends() {
+    fn layers_parses_numbers_and_inclusive_ranges() {
         assert_eq!(layers("3-5"), Ok(Layers(vec![3, 4, 5])));
         assert_eq!(layers("1-2,5, 7"), Ok(Layers(vec![1, 2, 5, 7])));
-        assert_eq!(layers("5-3"), Err("5-3 ends before it begins".into()));
+        assert_eq!(layers("5-3"), Err("5-3: the end is below the start".into()));
         for wrong in ["", "a", "3-", "-3", "3..5", "70000"] {
             assert_eq!(
                 layers(wrong),
-                Err("numbers of layers expected, such as 3-60 or 1-26,28".into()),
+                Err("expected numbers of layers, such as 3-60 or 1-26,28".into()),
                 "{wrong}"
             );
         }

@@ -1,4 +1,4 @@
-//! `eplb generate`: a dump becomes a configuration file.
+//! `eplb generate`: generates a configuration file from a dump.
 
 use std::fmt::Write;
 use std::path::PathBuf;
@@ -15,53 +15,53 @@ use crate::dump_args::reading_bar;
 use crate::output::{four_digits, right};
 use crate::plan_args::{one_or_more, policies};
 
-/// Turn a statistic dump into a configuration file (step 2)
+/// Generate a configuration file from a dump (step 2)
 ///
-/// Reads the counts that every rank dumped, decides how many slots each expert gets and on which ranks, writes the
-/// configuration file, and prints how uneven the ranks are before and after.
+/// Reads the counts of all ranks, computes a placement and writes it to the configuration file. Prints the imbalance ratio of
+/// each layer before and after.
 #[derive(clap::Args)]
 #[command(after_help = "\
-Examples (recordings that ship with eplb):
+Examples (with files of eplb's repository):
   eplb generate --expert_statistic_path data/dumps/dsv2lite-translation \\
       --ep_size 8 --num_slots 72 --output_path moe_load_balancer.yaml
 
-DeepSeek's rule for a model with 8 groups of experts, on 4 nodes of 8 ranks:
+DeepSeek's hierarchical policy, for a model with 8 groups of experts on 4 nodes of 8 ranks:
   eplb generate --expert_statistic_path data/dumps/dsr1-extreme --policy deepseek-hierarchical \\
       --num_groups 8 --num_nodes 4 --ep_size 32 --num_slots 288 \\
       --output_path moe_load_balancer.yaml
 
-For an engine that routes to the least loaded replica:
+For an engine that routes by rule least-loaded, eplb's default:
   eplb generate --expert_statistic_path data/dumps/dsv2lite-translation --objective best-split \\
       --ep_size 8 --num_slots 72 --output_path moe_load_balancer.yaml
 
-Flags may be written with hyphens too: --ep-size, --num-slots.")]
+Flags also work with hyphens: --ep-size, --num-slots.")]
 pub struct Args {
-    /// Directory of the dump: meta_info.json and one rank<R>.safetensors a rank
+    /// Directory of the dump: meta_info.json, and rank<R>.safetensors of each rank
     #[arg(long = "expert_statistic_path", alias = "expert-statistic-path", value_name = "DIR")]
     expert_statistic_path: PathBuf,
 
-    /// Configuration file to write; an existing one is replaced in one step
+    /// Configuration file to write. An existing file is replaced in one step
     #[arg(long = "output_path", alias = "output-path", value_name = "FILE")]
     output_path: PathBuf,
 
-    /// Ranks to place the experts on [default: the number of rank files]
+    /// Ranks of expert parallelism to place the experts on [default: the number of rank files]
     #[arg(long = "ep_size", alias = "ep-size", value_name = "RANKS")]
     ep_size: Option<usize>,
 
-    /// Slots of all ranks together, a multiple of the ranks; those beyond the experts hold copies of hot experts
-    /// [default: the number of experts]
+    /// Slots of all ranks together, in each layer; a multiple of the ranks. Spare slots, beyond one for each expert, hold
+    /// replicas of hot experts [default: the number of experts]
     #[arg(long = "num_slots", alias = "num-slots", value_name = "SLOTS")]
     num_slots: Option<usize>,
 
-    /// First iteration to use [default: the dump's first]
+    /// First iteration to use [default: the first of the dump]
     #[arg(long = "iter_start", alias = "iter-start", value_name = "ITER")]
     iter_start: Option<u64>,
 
-    /// First iteration not to use any more [default: the dump's end]
+    /// Iteration after the last one to use [default: the end of the dump]
     #[arg(long = "iter_stop", alias = "iter-stop", value_name = "ITER")]
     iter_stop: Option<u64>,
 
-    /// Layers that an engine with an online balancer moves an iteration, written to the file as it is
+    /// Layers that an engine with an online balancer updates in each iteration. Only written to the file
     #[arg(
         long = "layer_updates_per_iter",
         alias = "layer-updates-per-iter",
@@ -70,21 +70,21 @@ pub struct Args {
     )]
     layer_updates_per_iter: u32,
 
-    /// Rule for placing experts
+    /// Policy that computes the placement
     #[arg(long, default_value = Policy::default().name(), value_parser = policies())]
     policy: Policy,
 
-    /// Groups of experts from which the model's router chooses a few for each token (n_group in DeepSeek's model
-    /// configurations). deepseek-hierarchical keeps each group on one node, and so does search at a price; otherwise ignored
+    /// Groups of experts in the model's router (n_group of DeepSeek's model configuration). Used by deepseek-hierarchical,
+    /// which keeps each group on one node, and by search with --off_node_price
     #[arg(long = "num_groups", alias = "num-groups", value_name = "GROUPS", default_value_t = 1)]
     num_groups: usize,
 
-    /// Nodes that the ranks are on, equally many consecutive ranks on each. deepseek-hierarchical gives each node
-    /// equally many groups, and search goes by them at a price; otherwise ignored
+    /// Nodes of the ranks, each with equally many consecutive ranks. Used by deepseek-hierarchical, which places equally
+    /// many groups on each node, and by search with --off_node_price
     #[arg(long = "num_nodes", alias = "num-nodes", value_name = "NODES", default_value_t = 1)]
     num_nodes: usize,
 
-    /// The node of each rank, any int32, such as 0,0,0,1: in place of num_nodes, for nodes of any size. For search
+    /// The node of each rank, such as 0,0,0,1: any int32, for nodes of any size. Replaces --num_nodes. For search
     #[arg(
         long = "rank_to_node",
         alias = "rank-to-node",
@@ -94,54 +94,55 @@ pub struct Args {
     )]
     rank_to_node: Option<Vec<i32>>,
 
-    /// The price of load that is not on the home node of its group, for search. It minimises the most loaded rank's load over the
-    /// mean, plus this times the share of the load off its node. 0: nodes do not matter; inf: no load leaves its node
+    /// Price of load off its home node. Search minimises max / mean of the ranks' loads, plus this price times the off-node
+    /// share. 0: ignore nodes; inf: keep all load on its home node. For search
     #[arg(long = "off_node_price", alias = "off-node-price", value_name = "PRICE", default_value_t = 0.0)]
     off_node_price: f64,
 
-    /// Samples for the search to level each of, so that the plan holds for each and not only for their sum: the iterations in
-    /// as many groups that follow each other
+    /// Samples that the search balances: groups of consecutive iterations, at most one for each iteration. With several, the
+    /// placement suits each sample and not only their sum. For search
     #[arg(long = "num_samples", alias = "num-samples", value_name = "SAMPLES", default_value_t = DEFAULT_NUM_SAMPLES,
         value_parser = one_or_more())]
     num_samples: usize,
 
-    /// The weight of each sample, such as 1,1,2: one number for each of num_samples, and as many as there are iterations
-    /// where there are fewer. For search
+    /// Weight of each sample, such as 1,1,2; only ratios matter. One number for each of --num_samples, or for each iteration if
+    /// there are fewer [default: all equal]. For search
     #[arg(long = "sample_weights", alias = "sample-weights", value_name = "WEIGHTS", value_delimiter = ',')]
     sample_weights: Option<Vec<f64>>,
 
-    /// A quantile of the samples in place of their mean: what this part of all weight does not exceed. .5 for the median,
-    /// 1 for the worst sample. For search
-    #[arg(long, value_name = "PART")]
+    /// Minimise a quantile over the samples instead of the mean: a number above 0, up to 1. 0.5: the median; 1: the worst
+    /// sample. For search
+    #[arg(long, value_name = "QUANTILE")]
     quantile: Option<f64>,
 
-    /// How the engine splits an expert's tokens over its replicas: even-split, or best-split for engines that route to the
-    /// least loaded. For search
+    /// How the engine splits an expert's tokens over its replicas: even-split, or best-split for routing rule least-loaded.
+    /// For search
     #[arg(long, default_value = Objective::default().name(), value_parser = objectives())]
     objective: Objective,
 
-    /// How far loads may drift from the dump's, for best-split: the standard deviation of an expert's load's natural logarithm
+    /// Expected drift of the loads from the dump's: the standard deviation of the natural logarithm of an expert's load. For
+    /// --objective best-split
     #[arg(long, value_name = "DEVIATION", default_value_t = DEFAULT_DRIFT)]
     drift: f64,
 
-    /// Exchanges that the search tries for each slot before it ends, about
+    /// Exchanges that the search evaluates for each slot, about. More effort takes longer and may balance better. For search
     #[arg(long, value_name = "EXCHANGES", default_value_t = DEFAULT_EFFORT, value_parser = one_or_more())]
     effort: usize,
 
-    /// Ranks that the run had, so that a loss of any file is noticed [default: what the dump says, which in
-    /// TensorRT-LLM's is no more than the highest rank]
+    /// Ranks of the recorded run; a missing file of any of them is an error [default: the number in the dump; a dump
+    /// of TensorRT-LLM has none, so a missing file of its highest ranks is not detected]
     #[arg(long = "expected_ranks", alias = "expected-ranks", value_name = "RANKS")]
     expected_ranks: Option<usize>,
 
-    /// Take a dump from which the files of some ranks are missing
+    /// Accept a dump without the files of some ranks; their counts are taken as 0
     #[arg(long = "allow_missing_ranks", alias = "allow-missing-ranks")]
     allow_missing_ranks: bool,
 
-    /// Threads to use [default: one a core, at most 8]; the result is the same with any number
+    /// Number of threads; it does not change the result [default: one a core, at most 8]
     #[arg(long, default_value_t = 0, hide_default_value = true)]
     threads: usize,
 
-    /// Do not print the table
+    /// Print nothing to standard output
     #[arg(short, long)]
     quiet: bool,
 }
@@ -150,28 +151,28 @@ fn objectives() -> impl TypedValueParser<Value = Objective> {
     PossibleValuesParser::new(Objective::ALL.map(Objective::name)).try_map(|name| name.parse::<Objective>())
 }
 
-/// Fails where a flag would have no effect with the policy.
-fn refuse_unheeded(args: &Args) -> Result<()> {
-    let for_search = [
+/// Fails if a flag would have no effect with the policy.
+fn check_policy_flags(args: &Args) -> Result<()> {
+    let search_flags = [
         ("rank_to_node", args.rank_to_node.is_some()),
         ("off_node_price", args.off_node_price != 0.0),
         ("sample_weights", args.sample_weights.is_some()),
         ("quantile", args.quantile.is_some()),
         ("objective", args.objective != Objective::default()),
     ];
-    let given = for_search.into_iter().find(|&(_, given)| given && args.policy != Policy::Search);
-    given.map_or(Ok(()), |(flag, _)| {
+    let ignored = search_flags.into_iter().find(|&(_, is_set)| is_set && args.policy != Policy::Search);
+    ignored.map_or(Ok(()), |(flag, _)| {
         Err(Error::InvalidArgument(format!(
-            "--{flag} is for policy {}; policy {} would ignore it, so leave one of the two out",
+            "--{flag} needs policy {}, but the policy is {}; remove the flag or change the policy",
             Policy::Search,
             args.policy
         )))
     })
 }
 
-/// Generates, and returns what to print.
+/// Runs the command and returns its output.
 pub fn run(args: &Args) -> Result<String> {
-    refuse_unheeded(args)?;
+    check_policy_flags(args)?;
     let config = GenerateConfig {
         expert_statistic_path: &args.expert_statistic_path,
         output_path: &args.output_path,
@@ -222,8 +223,8 @@ fn describe(args: &Args, generated: &Generated) -> String {
         text,
         "{}: {} experts, {} layers, iterations {}, {} ranks\n{}: {} slots on {} ranks, {} each\n\n\
          Imbalance ratio, (max - mean) / mean of the ranks' tokens: 0 is even\n{}\
-         Gap, (max - bound) / bound of the even split, the mean over the samples planned\n\
-         for{}: no placement is below the bound, so 0 is as good as any",
+         Gap, (max - lower bound) / lower bound with the even split, averaged over the\n\
+         samples{}: no placement is below the lower bound, so 0 is optimal",
         args.expert_statistic_path.display(),
         summary.num_experts,
         summary.layers.len(),
@@ -235,14 +236,14 @@ fn describe(args: &Args, generated: &Generated) -> String {
         shape.slots_per_rank(),
         match args.objective {
             Objective::BestSplit => {
-                "After: an expert's tokens are split evenly over its replicas. Best split: in the\n\
-                 best fractions, which is what was planned for\n"
+                "After: with the even split of an expert's tokens over its replicas. Best split:\n\
+                 with the split that has the lowest max, the objective\n"
             }
             _ => "",
         },
         match (&args.sample_weights, args.quantile) {
             (None, None) => "",
-            _ => ", all alike",
+            _ => ", without weights",
         },
     );
     let _ = writeln!(text, "{}\n", table(generated, args.objective == Objective::BestSplit));
@@ -253,7 +254,7 @@ fn describe(args: &Args, generated: &Generated) -> String {
     if !duplicates.is_empty() {
         let _ = writeln!(
             text,
-            "{} slots repeat an expert of their own rank, which is how {} places them",
+            "{} duplicates: slots that repeat an expert of their rank, as policy {} places them",
             duplicates.len(),
             args.policy
         );
@@ -262,7 +263,7 @@ fn describe(args: &Args, generated: &Generated) -> String {
     text
 }
 
-/// With a column of the best split where it is what was planned for.
+/// The table of layers. `with_best_split` adds the column of the best split.
 fn table(generated: &Generated, with_best_split: bool) -> Table {
     let mut table = Table::new();
     table.load_preset(presets::NOTHING);

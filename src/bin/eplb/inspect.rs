@@ -1,4 +1,4 @@
-//! `eplb inspect`: describes a dump, a rank's file or a configuration file.
+//! `eplb inspect`: checks and describes a dump, a rank's file or a configuration file.
 
 use std::fmt::{Display, Write};
 use std::path::{Path, PathBuf};
@@ -9,28 +9,28 @@ use eplb::stats::{Counted, LoadOptions, RankFile};
 
 use crate::dump_args;
 
-/// Describe a dump, a rank's file or a configuration file, and check it
+/// Check and describe a dump, a rank's file or a configuration file
 #[derive(clap::Args)]
 #[command(after_help = "\
-Examples (files that ship with eplb):
+Examples (with files of eplb's repository):
   eplb inspect data/dumps/dsv2lite-translation
   eplb inspect data/dumps/dsv2lite-translation/rank3.safetensors
   eplb inspect data/expected/dsv2lite-translation.ep8.slots72.yaml --ep_size 8")]
 pub struct Args {
-    /// A dump directory, a rank<R>.safetensors, or a configuration file
+    /// Directory of a dump, a rank<R>.safetensors, or a configuration file
     #[arg(value_name = "DUMP|CONFIG")]
     path: PathBuf,
 
-    /// Ranks of the configuration file, which it seldom says itself
+    /// Ranks of the configuration file, for the checks that depend on it [default: the number in the file, if any]
     #[arg(long = "ep_size", alias = "ep-size", value_name = "RANKS")]
     ep_size: Option<usize>,
 
-    /// Experts of the model of a configuration file [default: as many as the file names]
+    /// Experts of a layer, to check a configuration file [default: the highest expert in the file, plus 1]
     #[arg(long = "num_experts", alias = "num-experts", value_name = "EXPERTS")]
     num_experts: Option<usize>,
 }
 
-/// Inspects, and returns what to print.
+/// Runs the command and returns its output.
 pub fn run(args: &Args) -> Result<String> {
     let mut text = String::new();
     if args.path.is_dir() {
@@ -47,7 +47,7 @@ fn line(text: &mut String, name: &str, value: impl Display) {
     let _ = writeln!(text, "  {name:<18} {value}");
 }
 
-/// `26: 1..27` for consecutive layers, else all of them.
+/// Formats consecutive layers as `26 (1 to 26)`, others as a list.
 pub fn layer_list(layers: &[u32]) -> String {
     match (layers.first(), layers.last()) {
         (Some(first), Some(last)) if (last - first) as usize + 1 == layers.len() => {
@@ -75,11 +75,11 @@ fn dump(path: &Path, text: &mut String) -> Result<()> {
     let totals =
         summary.layers.iter().map(|&layer| Ok(stats.layer_totals(layer)?.into_iter().map(u128::from).sum()));
     let totals = totals.collect::<Result<Vec<u128>>>()?;
-    let choices = totals.iter().copied().max().unwrap_or(0);
-    line(text, "tokens a layer", choices / summary.experts_per_token as u128);
+    let ids = totals.iter().copied().max().unwrap_or(0);
+    line(text, "tokens a layer", ids / summary.experts_per_token as u128);
     match totals.iter().filter(|&&total| total == 0).count() {
         0 => {}
-        idle => line(text, "layers not counted", idle),
+        empty => line(text, "layers not counted", empty),
     }
     Ok(())
 }
@@ -91,7 +91,7 @@ fn rank_file(path: &Path, text: &mut String) -> Result<()> {
     line(text, "layers", layer_list(&file.layers));
     line(text, "iterations", format!("{} ({})", file.iterations.len(), file.iterations));
     match &file.run {
-        None => line(text, "written by", "another program than eplb"),
+        None => line(text, "written by", "a program other than eplb"),
         Some(run) => {
             line(text, "written by", "eplb");
             line(text, "rank", format!("{} of {}", run.rank, run.num_ranks));
@@ -111,29 +111,30 @@ fn config_file(args: &Args, text: &mut String) -> Result<()> {
     }
     line(text, "layer updates", format!("{} an iteration", config.layer_updates_per_iter));
     let Some(assignments) = &config.assignments else {
-        line(text, "assignments", "none: experts are spread in order");
+        line(text, "assignments", "none: experts are placed in order");
         return Ok(());
     };
     let layers: Vec<u32> = assignments.keys().copied().collect();
     line(text, "layers", layer_list(&layers));
 
-    // Without the EP size the file is still checked, as if one rank held all slots.
+    // Without the EP size, check the file as if one rank held all slots.
     let num_ranks = args.ep_size.or(config.ep_size);
     let expected =
         Expected { num_experts: args.num_experts, num_ranks: num_ranks.or(Some(1)), ..Default::default() };
     let placement = config.placement(expected).map_err(|e| e.in_file(path))?;
     let shape = placement.shape();
     line(text, "experts", shape.num_experts());
-    let most = placement.iter().flat_map(|(_, experts)| replica_counts(shape, experts)).max().unwrap_or(0);
-    line(text, "replicas", format!("1 to {most} an expert"));
+    let max_replicas =
+        placement.iter().flat_map(|(_, experts)| replica_counts(shape, experts)).max().unwrap_or(0);
+    line(text, "replicas", format!("1 to {max_replicas} an expert"));
     let Some(num_ranks) = num_ranks else {
-        line(text, "ranks", "not in the file; give --ep_size to check what depends on it");
+        line(text, "ranks", "not in the file; pass --ep_size for all checks");
         return Ok(());
     };
     line(text, "ranks", format!("{num_ranks}, {} slots each", shape.slots_per_rank()));
     line(text, "hash", format!("{:016x}", placement.hash()));
     let duplicates = placement.duplicates();
-    line(text, "duplicates", format!("{} slots repeat an expert of their own rank", duplicates.len()));
+    line(text, "duplicates", format!("{} slots repeat an expert of their rank", duplicates.len()));
     for duplicate in duplicates.iter().take(5) {
         let _ = writeln!(
             text,

@@ -1,4 +1,4 @@
-//! The command line of eplb: parsing and printing over the library.
+//! The `eplb` command: parses arguments, calls the library and prints results.
 
 mod chart;
 mod compare;
@@ -21,14 +21,14 @@ use eplb::Error;
 
 /// Balances the experts of a mixture-of-experts model over the ranks of expert parallelism.
 ///
-/// An engine counts which experts its router chooses and dumps the counts; `eplb generate` turns the dump into a
-/// configuration file that says which expert each slot holds; the engine loads that file and routes by it.
+/// Step 1: an engine counts which experts its router chooses, and dumps the counts. Step 2: `eplb generate` turns the dump
+/// into a configuration file with the expert of each slot. Step 3: the engine loads that file and routes by it.
 #[derive(Parser)]
 #[command(
     name = "eplb",
     version,
     after_help = "\
-Example (files that ship with eplb):
+Examples (with files of eplb's repository):
   eplb report --expert_statistic_path data/dumps/dsv2lite-translation
   eplb generate --expert_statistic_path data/dumps/dsv2lite-translation \\
       --ep_size 8 --num_slots 72 --output_path moe_load_balancer.yaml
@@ -37,10 +37,10 @@ Example (files that ship with eplb):
 
 Exit codes:
   0  done
-  1  out of memory, or a defect of eplb
-  2  usage: flags that are wrong by themselves or do not fit the dump
+  1  out of memory, or a bug in eplb
+  2  usage: a flag is invalid, or does not match the dump
   3  input: a file is missing, damaged or incomplete
-  4  output: the result could not be written; what was there before is untouched"
+  4  output: the result could not be written; an existing file is unchanged"
 )]
 struct Cli {
     #[command(subcommand)]
@@ -55,7 +55,7 @@ enum Command {
     Compare(compare::Args),
     Sweep(sweep::Args),
     Convert(convert::Args),
-    /// Write the manual pages, as `make install` does
+    /// Write the manual pages, for `make install`
     #[command(hide = true)]
     Man {
         /// Directory for eplb.1 and a page for each command
@@ -64,18 +64,18 @@ enum Command {
 }
 
 fn main() -> ExitCode {
-    // Fails only where a logger is set already; this process has just begun.
-    let _ = log::set_logger(&Warnings).map(|()| log::set_max_level(log::LevelFilter::Warn));
-    let done = match Cli::parse().command {
+    // Fails only if a logger was set before, which cannot be this early.
+    let _ = log::set_logger(&WarningLogger).map(|()| log::set_max_level(log::LevelFilter::Warn));
+    let result = match Cli::parse().command {
         Command::Generate(args) => generate::run(&args),
         Command::Inspect(args) => inspect::run(&args),
         Command::Report(args) => report::run(&args),
         Command::Compare(args) => compare::run(&args),
         Command::Sweep(args) => sweep::run(&args),
         Command::Convert(args) => convert::run(&args),
-        Command::Man { directory } => manual(&directory),
+        Command::Man { directory } => write_manual(&directory),
     };
-    match done.map(print) {
+    match result.map(print) {
         Ok(code) => code,
         Err(error) => {
             eprintln!("{}: {error}", red("error"));
@@ -84,15 +84,15 @@ fn main() -> ExitCode {
     }
 }
 
-/// The manual is the program's own help.
-fn manual(directory: &Path) -> eplb::Result<String> {
+/// Writes the manual pages, generated from the help.
+fn write_manual(directory: &Path) -> eplb::Result<String> {
     match clap_mangen::generate_to(Cli::command(), directory) {
         Ok(()) => Ok(String::new()),
         Err(source) => Err(Error::Write { path: directory.to_owned(), source: source.into() }),
     }
 }
 
-/// What is wrong decides the code, so that scripts can tell a mistyped flag from a broken dump.
+/// Maps an error to an exit code, so that scripts can distinguish a wrong flag from a damaged dump.
 fn exit_code(error: &Error) -> u8 {
     match error {
         Error::InvalidArgument(_) | Error::InvalidShape(_) => 2,
@@ -106,7 +106,7 @@ fn exit_code(error: &Error) -> u8 {
     }
 }
 
-/// Prints a command's result. A reader that has closed the pipe (`| head`) has seen enough; another failure has lost it.
+/// Prints a command's result. A closed pipe (`| head`) is no error.
 fn print(text: String) -> ExitCode {
     match io::stdout().write_all(text.as_bytes()) {
         Err(e) if e.kind() != io::ErrorKind::BrokenPipe => {
@@ -122,9 +122,9 @@ fn red(text: &str) -> String {
 }
 
 /// Prints the library's warnings.
-struct Warnings;
+struct WarningLogger;
 
-impl log::Log for Warnings {
+impl log::Log for WarningLogger {
     fn enabled(&self, metadata: &log::Metadata) -> bool {
         metadata.level() <= log::Level::Warn
     }

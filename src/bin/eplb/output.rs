@@ -1,4 +1,4 @@
-//! What commands print and write: tables, CSV, and files that are whole or not there.
+//! Output of the commands: tables, numbers, CSV and files.
 
 use std::env;
 use std::fmt::Display;
@@ -9,20 +9,20 @@ use comfy_table::{Cell, CellAlignment, Color, Table, TableComponent, presets};
 use eplb::Result;
 use eplb::atomic_file::AtomicFile;
 
-/// The form of what goes to standard output.
+/// The format of standard output.
 #[derive(clap::Args)]
 #[group(multiple = false)]
-pub struct Form {
-    /// Print JSON
+pub struct OutputFormat {
+    /// Print JSON instead of a table
     #[arg(long)]
     pub json: bool,
 
-    /// Print comma-separated values
+    /// Print comma-separated values instead of a table
     #[arg(long)]
     pub csv: bool,
 }
 
-/// A table with its header. Eight columns of figures fit into 80 characters.
+/// Returns a table with a header. Eight columns of numbers fit into 80 characters.
 pub fn table(header: impl IntoIterator<Item = Cell>) -> Table {
     let mut table = Table::new();
     table.load_preset(presets::NOTHING);
@@ -33,8 +33,8 @@ pub fn table(header: impl IntoIterator<Item = Cell>) -> Table {
     table.column_iter_mut().for_each(|column| {
         column.set_padding((1, 0));
     });
-    // Redirected, it is as wide as its contents; on a terminal colours say more than numbers.
-    if coloured() {
+    // Colours on a terminal only; redirected, the width does not depend on the terminal.
+    if use_colours() {
         table.enforce_styling();
     } else {
         table.force_no_tty();
@@ -42,7 +42,7 @@ pub fn table(header: impl IntoIterator<Item = Cell>) -> Table {
     table
 }
 
-fn coloured() -> bool {
+fn use_colours() -> bool {
     io::stdout().is_terminal() && env::var_os("NO_COLOR").is_none_or(|value| value.is_empty())
 }
 
@@ -54,7 +54,7 @@ pub fn left(text: impl ToString) -> Cell {
     Cell::new(text).set_alignment(CellAlignment::Left)
 }
 
-/// An imbalance ratio: green where it costs next to nothing, red where it costs much.
+/// An imbalance ratio: green below 0.05, yellow below 0.2, else red.
 pub fn imbalance(ratio: Option<f64>) -> Cell {
     let cell = right(four_digits(ratio));
     match ratio {
@@ -65,17 +65,17 @@ pub fn imbalance(ratio: Option<f64>) -> Cell {
     }
 }
 
-/// `-` where there is no such ratio.
+/// Formats a ratio with four digits, and `None` as `-`.
 pub fn four_digits(ratio: Option<f64>) -> String {
     ratio.map_or("-".to_owned(), |ratio| format!("{ratio:.4}"))
 }
 
-/// `+0.0123`: a part of a difference.
+/// Formats a part of a difference with its sign: `+0.0123`.
 pub fn signed(part: Option<f64>) -> String {
     part.map_or("-".to_owned(), |part| format!("{part:+.4}"))
 }
 
-/// 4.7 %, with as many digits as matter.
+/// Formats a ratio as a percentage: `0.12 %`, `4.7 %`, `320 %`.
 pub fn percent(ratio: f64) -> String {
     let percent = 100.0 * ratio;
     let digits = if percent == 0.0 {
@@ -88,12 +88,12 @@ pub fn percent(ratio: f64) -> String {
     format!("{percent:.digits$} %")
 }
 
-/// Tokens: as whole as they are large.
+/// Formats a number of tokens: one digit below 10,000, else none.
 pub fn tokens(count: f64) -> String {
     format!("{count:.*}", usize::from(count < 10_000.0))
 }
 
-/// 12.3 MiB, say.
+/// Formats a number of bytes: `12.3 MiB`.
 pub fn bytes(count: f64) -> String {
     let mut unit = (count, "bytes");
     for name in ["KiB", "MiB", "GiB", "TiB", "PiB"] {
@@ -105,7 +105,7 @@ pub fn bytes(count: f64) -> String {
     format!("{:.digits$} {}", unit.0, unit.1)
 }
 
-/// Reads `44040192`, `42MiB`, `44 MB` or `42M`, where M is MiB.
+/// Parses `44040192`, `42MiB`, `44 MB` or `42M`. A unit of one letter is binary.
 pub fn parse_bytes(text: &str) -> std::result::Result<u64, String> {
     let text = text.trim();
     let digits = text.find(|c: char| !c.is_ascii_digit() && c != '.').unwrap_or(text.len());
@@ -118,15 +118,15 @@ pub fn parse_bytes(text: &str) -> std::result::Result<u64, String> {
         "kb" => 1e3,
         "mb" => 1e6,
         "gb" => 1e9,
-        _ => return Err(format!("unknown unit \"{unit}\"; there is KiB, MiB, GiB, KB, MB and GB")),
+        _ => return Err(format!("unknown unit \"{unit}\"; valid are KiB, MiB, GiB, KB, MB and GB")),
     };
     match number.map(|number| number * unit) {
         Ok(bytes) if bytes >= 1.0 && bytes < 2f64.powi(53) => Ok(bytes.round() as u64),
-        _ => Err("a number of bytes expected, such as 44040192 or 42MiB".to_owned()),
+        _ => Err("expected a number of bytes, such as 44040192 or 42MiB".to_owned()),
     }
 }
 
-/// A line of comma-separated values.
+/// Formats a line of comma-separated values, and quotes those that need it.
 pub fn csv_line<T: Display>(values: impl IntoIterator<Item = T>) -> String {
     let quoted = |value: T| {
         let text = value.to_string();
@@ -140,18 +140,18 @@ pub fn csv_line<T: Display>(values: impl IntoIterator<Item = T>) -> String {
     line
 }
 
-/// A number of a CSV file, exact; empty where there is none.
-pub fn exact(number: Option<f64>) -> String {
+/// Formats a number for CSV in full precision, and `None` as an empty value.
+pub fn csv_number(number: Option<f64>) -> String {
     number.map_or(String::new(), |number| number.to_string())
 }
 
-/// A file to write, if one was asked for: begun before the work, so that a path that cannot be written costs nobody time.
-pub fn begin(path: Option<&Path>) -> Result<Option<AtomicFile>> {
+/// Creates the output file at `path`, if any. Called before the work, so that an invalid path fails at once.
+pub fn create_file(path: Option<&Path>) -> Result<Option<AtomicFile>> {
     path.map(AtomicFile::create).transpose()
 }
 
-/// Writes what was begun.
-pub fn finish(file: Option<AtomicFile>, text: impl FnOnce() -> Result<String>) -> Result<()> {
+/// Writes `text` to the file, if any, and replaces an existing file in one step.
+pub fn write_file(file: Option<AtomicFile>, text: impl FnOnce() -> Result<String>) -> Result<()> {
     match file {
         None => Ok(()),
         Some(file) => {
@@ -166,7 +166,7 @@ mod tests {
     use super::*;
 
     #[test]
-    fn sizes_are_read_and_written_as_people_do() {
+    fn bytes_are_parsed_and_formatted_with_units() {
         assert_eq!(parse_bytes("44040192"), Ok(44_040_192));
         assert_eq!(parse_bytes("42MiB"), Ok(42 << 20));
         assert_eq!(parse_bytes("1.5 gb"), Ok(1_500_000_000));
@@ -180,12 +180,12 @@ mod tests {
     }
 
     #[test]
-    fn percentages_have_the_digits_that_matter() {
+    fn percent_has_two_or_three_significant_digits() {
         assert_eq!([0.0, 0.00123, 0.0456, 3.2].map(percent), ["0 %", "0.12 %", "4.6 %", "320 %"]);
     }
 
     #[test]
-    fn names_with_commas_stay_one_value() {
+    fn csv_line_quotes_commas_and_quotes() {
         assert_eq!(csv_line(["a,b", "c \"d\"", "e"]), "\"a,b\",\"c \"\"d\"\"\",e\n");
     }
 }

@@ -1,17 +1,18 @@
-//! The load report as a page: one file that needs nothing else, with the report's JSON in it.
+//! The load report as one self-contained HTML page.
 
 use eplb::Result;
 use eplb::report::Document;
 
 const TEMPLATE: &str = include_str!("page/page.html");
 
-/// The page's HTML. It embeds the JSON of [`Document::to_json`] with `per_expert`, and its script draws every figure from that.
-/// It loads nothing, and its content security policy forbids it to.
+/// Formats the page. It embeds the JSON of [`Document::to_json`] with `per_expert`, from which its script draws all figures.
+///
+/// The page loads nothing: its content security policy forbids it.
 pub fn html(document: &Document<'_>) -> Result<String> {
-    // No "<" in the data can end the element that it is in.
+    // Escaped, so that no "</script>" in the data ends its element.
     let data = document.to_json(true)?.replace('<', "\\u003c");
     let mut html = String::with_capacity(TEMPLATE.len() + data.len() + (64 << 10));
-    // Piece by piece, so that nothing that is put in is looked through for further places.
+    // Split once, so that placeholders in inserted text are not replaced.
     for piece in TEMPLATE.split("@@") {
         html.push_str(match piece {
             "style" => include_str!("page/page.css"),
@@ -36,7 +37,7 @@ mod tests {
     use super::*;
 
     #[test]
-    fn page_embeds_the_json_and_stays_below_a_megabyte_at_full_size() {
+    fn page_embeds_the_json_in_less_than_a_megabyte() {
         // 58 layers x 256 experts x 100 iterations on 72 ranks.
         let layers: Vec<u32> = (3..61).collect();
         let mut state = 1u64;
@@ -87,9 +88,9 @@ mod tests {
             layer.ranks.projected.unwrap().imbalance_ratio.unwrap()
         );
         assert_eq!(json["per_expert"]["tokens"]["60"][255], layer.tokens[255]);
-        // Nothing that would be fetched.
-        for outside in ["http://", "https://", "src=", "url(", "@import", "fetch("] {
-            assert!(!page.replace("http://www.w3.org/2000/svg", "").contains(outside), "{outside}");
+        // The page refers to nothing that a browser would fetch.
+        for reference in ["http://", "https://", "src=", "url(", "@import", "fetch("] {
+            assert!(!page.replace("http://www.w3.org/2000/svg", "").contains(reference), "{reference}");
         }
     }
 }

@@ -1,4 +1,4 @@
-//! The flags of how to place experts that every command with policies has.
+//! The flags of policies, shared by `compare` and `sweep`.
 
 use clap::builder::{PossibleValue, PossibleValuesParser, RangedU64ValueParser, TypedValueParser};
 use eplb::report::{DEFAULT_NUM_SAMPLES, Planner};
@@ -6,15 +6,15 @@ use eplb::solve::{Policy, SolveConfig};
 
 #[derive(clap::Args)]
 pub struct PlanArgs {
-    /// Groups of experts of the model's router, for deepseek-hierarchical
+    /// Groups of experts in the model's router, for policy deepseek-hierarchical
     #[arg(long = "num_groups", alias = "num-groups", value_name = "GROUPS", default_value_t = 1)]
     num_groups: usize,
 
-    /// Nodes that the ranks are on, for deepseek-hierarchical
+    /// Nodes of the ranks, for policy deepseek-hierarchical
     #[arg(long = "num_nodes", alias = "num-nodes", value_name = "NODES", default_value_t = 1)]
     num_nodes: usize,
 
-    /// Samples for the search to level each of, and to take gaps of: the iterations in as many groups
+    /// Samples that the iterations are grouped into. Policy search balances each sample, and gaps are computed over samples
     #[arg(long = "num_samples", alias = "num-samples", value_name = "SAMPLES", default_value_t = DEFAULT_NUM_SAMPLES,
         value_parser = one_or_more())]
     num_samples: usize,
@@ -28,23 +28,23 @@ impl PlanArgs {
     }
 }
 
-/// A count that must not be 0.
+/// Parses a number of at least 1.
 pub fn one_or_more() -> RangedU64ValueParser<usize> {
     RangedU64ValueParser::new().range(1..)
 }
 
-/// The policies by name, each with a line of help.
+/// Parses the name of a policy. Each has a line of help.
 pub fn policies() -> impl TypedValueParser<Value = Policy> {
     let help = |policy| match policy {
-        Policy::Trtllm => "TensorRT-LLM's, bit for bit",
-        Policy::DeepseekGlobal => "that of DeepSeek's eplb.py, over all ranks",
+        Policy::Trtllm => "the greedy policy of TensorRT-LLM, with bit-exact results",
+        Policy::DeepseekGlobal => "the global policy of DeepSeek's eplb.py, over all ranks",
         Policy::DeepseekHierarchical => {
-            "the same in two stages: whole groups of experts to nodes, then each node's experts to its ranks; needs \
-             --num_groups and --num_nodes"
+            "the hierarchical policy of DeepSeek's eplb.py: places groups of experts on nodes, then each node's experts on \
+             its ranks; needs --num_groups and --num_nodes"
         }
         Policy::Search => {
-            "replica counts and ranks chosen together: closer to level than any greedy, and no expert twice on a rank \
-             where that costs nothing"
+            "improves replica counts and ranks together, step by step: better balance than the greedy policies, and no \
+             duplicates that do not improve it"
         }
         _ => "",
     };

@@ -1,4 +1,4 @@
-//! `eplb report`: how balanced a dump is, how a placement would balance it, and how it did.
+//! `eplb report`: reports the balance of a dump, with a placement as well, or of a prediction and a measurement.
 
 use std::fmt::Write;
 use std::path::{Path, PathBuf};
@@ -7,24 +7,27 @@ use comfy_table::{Cell, Table};
 use eplb::Result;
 use eplb::placement::{ConfigFile, Placement};
 use eplb::report::{
-    Against, AverageBalance, Balance, Document, LayerReport, LoadReport, Recording, Views, placement_of,
+    AverageBalance, Balance, Document, LayerReport, LoadReport, PredictionReport, Recording, Views,
+    placement_for_dump,
 };
 use eplb::stats::{Stats, Summary};
 
 use crate::dump_args::DumpArgs;
 use crate::output::{
-    self, Form, begin, csv_line, exact, finish, four_digits, imbalance, percent, right, signed, tokens,
+    self, OutputFormat, create_file, csv_line, csv_number, four_digits, imbalance, percent, right, signed,
+    tokens, write_file,
 };
 use crate::{chart, page};
 
-/// Report how balanced a dump is, how a placement would balance it, and how it did
+/// Report the balance of a dump, measured and projected onto a placement
 ///
-/// Mean, standard deviation and imbalance ratio, (max - mean) / mean, of the ranks' tokens, taken per iteration and averaged, as
-/// in TensorRT-LLM's report_load_statistics.py. With a configuration file, the same figures projected: an expert's tokens
-/// split evenly over its replicas. With a second dump, recorded with that file in force, the prediction and the measurement.
+/// Prints mean, standard deviation and imbalance ratio, (max - mean) / mean, of the ranks' tokens. They are computed per
+/// iteration and averaged, as in TensorRT-LLM's report_load_statistics.py. A configuration file adds the projection: each
+/// expert's tokens split evenly over its replicas. A second dump, recorded with that file in use, is compared with the
+/// prediction.
 #[derive(clap::Args)]
 #[command(after_help = "\
-Examples (files that ship with eplb):
+Examples (with files of eplb's repository):
   eplb report --expert_statistic_path data/dumps/dsv2lite-translation
   eplb report --expert_statistic_path data/dumps/dsv2lite-translation --ep_size 8 \\
       --config data/expected/dsv2lite-translation.ep8.slots72.yaml \\
@@ -35,43 +38,45 @@ The prediction from one recording, compared with another:
       --config data/expected/dsv2lite-translation.ep8.slots72.yaml \\
       --against data/dumps/dsv2lite-law
 
-Single experts, as comma-separated values:
+Each expert, as comma-separated values:
   eplb report --expert_statistic_path data/dumps/dsr1-extreme --per_expert --csv")]
 pub struct Args {
     #[command(flatten)]
     dump: DumpArgs,
 
-    /// Configuration file to project
+    /// Configuration file with the placement to project
     #[arg(long, alias = "projection_eplb_config_path", value_name = "FILE")]
     config: Option<PathBuf>,
 
-    /// Ranks of the configuration file, or to arrange the experts on in order [default: what the file says, or as dumped]
+    /// Ranks of the configuration file; without one, ranks to place the experts on in order [default: the number in the file, or
+    /// in the dump]
     #[arg(long = "ep_size", alias = "ep-size", value_name = "RANKS")]
     ep_size: Option<usize>,
 
-    /// A second dump, recorded with the configuration file in force: of slots, or of experts. All of its iterations are used
+    /// Directory of a second dump to compare with the prediction, recorded with the configuration file in use. It may count slots
+    /// or experts. All of its iterations are used
     #[arg(long, value_name = "DIR", requires = "config")]
     against: Option<PathBuf>,
 
-    /// Report on single experts and slots instead of ranks; with --json, in addition
+    /// Report on experts and slots instead of ranks; with --json, in addition to ranks
     #[arg(long = "per_expert", alias = "per-expert")]
     per_expert: bool,
 
     #[command(flatten)]
-    form: Form,
+    format: OutputFormat,
 
-    /// Write a page with pictures: one file that needs nothing else, to look at in a browser, print or send
+    /// Write a self-contained HTML page with charts
     #[arg(long, value_name = "FILE")]
     html: Option<PathBuf>,
 
-    /// Write a picture of each layer's imbalance, for a slide
+    /// Write an SVG chart of each layer's imbalance
     #[arg(long, value_name = "FILE")]
     svg: Option<PathBuf>,
 }
 
-/// Reports, and returns what to print.
+/// Runs the command and returns its output.
 pub fn run(args: &Args) -> Result<String> {
-    let (html, svg) = (begin(args.html.as_deref())?, begin(args.svg.as_deref())?);
+    let (html, svg) = (create_file(args.html.as_deref())?, create_file(args.svg.as_deref())?);
     let directory = &args.dump.expert_statistic_path;
     let stats = args.dump.read()?;
     let placement = match &args.config {
@@ -84,7 +89,7 @@ pub fn run(args: &Args) -> Result<String> {
     let against = match (&args.against, &second) {
         (Some(path), Some(second)) => {
             let second = Recording::new(second, placement.as_ref()).map_err(|e| e.in_file(path))?;
-            Some(Against::new(&recording, &second)?)
+            Some(PredictionReport::new(&recording, &second)?)
         }
         _ => None,
     };
@@ -94,33 +99,33 @@ pub fn run(args: &Args) -> Result<String> {
         placement: args.config.as_deref().zip(placement.as_ref()),
         against: args.against.as_deref().zip(against.as_ref()),
     };
-    finish(html, || page::html(&document))?;
-    finish(svg, || chart::layers(&report))?;
+    write_file(html, || page::html(&document))?;
+    write_file(svg, || chart::layers(&report))?;
 
-    if args.form.json {
+    if args.format.json {
         return Ok(document.to_json(args.per_expert)? + "\n");
     }
-    match (&against, args.form.csv) {
-        (Some(against), true) => Ok(against_csv(against)),
+    match (&against, args.format.csv) {
+        (Some(against), true) => Ok(prediction_csv(against)),
         (None, true) => Ok(csv(args, &report)),
         (_, false) => Ok(describe(args, &document)),
     }
 }
 
-/// The placement of the file, for the model of `stats`.
+/// Loads the placement of a configuration file, for the model of `stats`.
 fn load(path: &Path, ep_size: Option<usize>, stats: &Stats) -> Result<Placement> {
     let config = ConfigFile::read(path)?;
-    placement_of(&config, stats.summary(), ep_size).map_err(|e| e.in_file(path))
+    placement_for_dump(&config, stats.summary(), ep_size).map_err(|e| e.in_file(path))
 }
 
-/// A view with its name, as the table shows it.
+/// A column of the table: the name of a view, and how to select it.
 type Column = (&'static str, fn(&Views) -> Option<Balance>);
 
 const MEASURED: Column = ("measured", |views| Some(views.measured));
 const BEFORE: Column = ("before", |views| Some(*views.before()));
 const AFTER: Column = ("after", |views| views.projected);
 
-/// The views that say something of their own.
+/// The views that differ from each other.
 fn columns(report: &LoadReport) -> &'static [Column] {
     match (report.shape.is_some(), report.counts_slots) {
         (true, true) => &[BEFORE, AFTER, MEASURED],
@@ -132,7 +137,7 @@ fn columns(report: &LoadReport) -> &'static [Column] {
 
 fn describe(args: &Args, document: &Document<'_>) -> String {
     let report = document.report;
-    let mut text = about_dump(document.dump, &report.summary, report.counts_slots);
+    let mut text = dump_line(document.dump, &report.summary, report.counts_slots);
     if let Some((path, placement)) = document.placement {
         let shape = placement.shape();
         let _ = writeln!(
@@ -144,12 +149,12 @@ fn describe(args: &Args, document: &Document<'_>) -> String {
             shape.slots_per_rank()
         );
     }
-    if let Some((path, against)) = document.against {
-        text += &about_dump(path, &against.summary, against.measured);
-        let _ = writeln!(text, "\n{}\n{}", verdict_against(against), against_table(against));
+    if let Some((path, prediction)) = document.against {
+        text += &dump_line(path, &prediction.summary, prediction.counts_slots);
+        let _ = writeln!(text, "\n{}\n{}", prediction_sentence(prediction), prediction_table(prediction));
         return text;
     }
-    let _ = writeln!(text, "\n{}\n", verdict(report));
+    let _ = writeln!(text, "\n{}\n", balance_sentence(report));
     let what = match (args.per_expert, report.shape.is_some() || report.counts_slots) {
         (false, _) => "the ranks' tokens",
         (true, false) => "the experts' tokens",
@@ -157,15 +162,15 @@ fn describe(args: &Args, document: &Document<'_>) -> String {
     };
     let _ = writeln!(
         text,
-        "Of {what}, per iteration and averaged: imbalance is (max - mean) / mean,\n0 is even; mean / max is 1 where it is even\n"
+        "Figures of {what}, averaged over iterations: imbalance is (max - mean) / mean,\n0 is even; mean/max is 1 if even\n"
     );
-    let of: fn(&LayerReport) -> Views =
+    let views: fn(&LayerReport) -> Views =
         if args.per_expert { |layer| layer.experts } else { |layer| layer.ranks };
-    let _ = writeln!(text, "{}", layers_table(args, report, of));
+    let _ = writeln!(text, "{}", layers_table(args, report, views));
     text
 }
 
-fn about_dump(path: &Path, summary: &Summary, counts_slots: bool) -> String {
+fn dump_line(path: &Path, summary: &Summary, counts_slots: bool) -> String {
     format!(
         "{}: {} {}, {} layers, iterations {}, {} ranks\n",
         path.display(),
@@ -177,26 +182,26 @@ fn about_dump(path: &Path, summary: &Summary, counts_slots: bool) -> String {
     )
 }
 
-/// The answer as a sentence.
-fn verdict(report: &LoadReport) -> String {
+/// The balance as a sentence.
+fn balance_sentence(report: &LoadReport) -> String {
     let average = report.averages(|layer| layer.ranks);
     let Some(before) = average.before().imbalance_ratio else {
-        return "No layer has load in every iteration, so there is nothing to be said of balance".to_owned();
+        return "No layer has load in every iteration, so there is no balance to report".to_owned();
     };
     let after = average.projected.and_then(|average| average.imbalance_ratio).zip(report.speedup());
     match after {
         Some((after, speedup)) => format!(
-            "The hottest rank carries {} more than the mean without balancing, {} with this placement:\n\
+            "The hottest rank has {} more load than the mean without balancing, {} with this placement:\n\
              the experts' work is done {speedup:.2} times as fast",
             percent(before),
             percent(after)
         ),
         None => {
-            let arranged = match report.layers.iter().any(|layer| layer.ranks.unbalanced.is_some()) {
+            let order = match report.layers.iter().any(|layer| layer.ranks.unbalanced.is_some()) {
                 true => format!(" with the experts in order on {} ranks", report.num_ranks),
                 false => String::new(),
             };
-            format!("The hottest rank carries {} more than the mean{arranged}", percent(before))
+            format!("The hottest rank has {} more load than the mean{order}", percent(before))
         }
     }
 }
@@ -207,7 +212,7 @@ fn layers_table(args: &Args, report: &LoadReport, of: fn(&LayerReport) -> Views)
     let titled = |title: &str, name: &str| {
         right(if columns.len() == 1 { title.to_owned() } else { format!("{title}\n{name}") })
     };
-    // Three views with a deviation each would not fit a terminal.
+    // Three views with a deviation each would not fit into 80 characters.
     let deviations = columns.len() < 3;
     for (name, _) in columns {
         header.extend(deviations.then(|| titled("std", name)));
@@ -224,10 +229,10 @@ fn layers_table(args: &Args, report: &LoadReport, of: fn(&LayerReport) -> Views)
         let views = of(layer);
         let balances = columns.iter().filter_map(|(_, view)| view(&views));
         let first = [right(layer.layer), right(tokens(views.measured.mean))];
-        let of_views = balances.flat_map(|b| figures(b.std, b.imbalance_ratio));
+        let view_cells = balances.flat_map(|b| figures(b.std, b.imbalance_ratio));
         let last = view(&views).unwrap_or(views.measured);
         let end = [right(four_digits(last.balancedness)), right(last.worst_rank)];
-        table.add_row(first.into_iter().chain(of_views).chain(end).collect::<Vec<Cell>>());
+        table.add_row(first.into_iter().chain(view_cells).chain(end).collect::<Vec<Cell>>());
     }
     let average = report.averages(of);
     let averages: Vec<AverageBalance> = columns
@@ -239,9 +244,9 @@ fn layers_table(args: &Args, report: &LoadReport, of: fn(&LayerReport) -> Views)
         })
         .collect();
     let first = [right("average"), right(tokens(average.measured.mean))];
-    let of_views = averages.iter().flat_map(|b| figures(b.std, b.imbalance_ratio));
+    let view_cells = averages.iter().flat_map(|b| figures(b.std, b.imbalance_ratio));
     let end = averages.last().map(|b| right(four_digits(b.balancedness)));
-    table.add_row(first.into_iter().chain(of_views).chain(end).chain([right("")]).collect::<Vec<Cell>>());
+    table.add_row(first.into_iter().chain(view_cells).chain(end).chain([right("")]).collect::<Vec<Cell>>());
     table
 }
 
@@ -252,14 +257,14 @@ fn csv(args: &Args, report: &LoadReport) -> String {
     let of = |layer: &LayerReport| if args.per_expert { layer.experts } else { layer.ranks };
     for layer in &report.layers {
         for (name, b) in of(layer).named() {
-            let ratios = [b.imbalance_ratio, b.balancedness].map(exact);
+            let ratios = [b.imbalance_ratio, b.balancedness].map(csv_number);
             let figures = [b.mean, b.std, b.max].map(|figure| figure.to_string());
             let row = [layer.layer.to_string(), name.to_owned()].into_iter().chain(figures).chain(ratios);
             text += &csv_line(row.chain([b.worst_rank.to_string()]));
         }
     }
     for (name, b) in report.averages(of).named() {
-        let ratios = [b.imbalance_ratio, b.balancedness].map(exact);
+        let ratios = [b.imbalance_ratio, b.balancedness].map(csv_number);
         let figures = [b.mean, b.std, b.max].map(|figure| figure.to_string());
         let row = ["average".to_owned(), name.to_owned()].into_iter().chain(figures).chain(ratios);
         text += &csv_line(row.chain([String::new()]));
@@ -267,73 +272,74 @@ fn csv(args: &Args, report: &LoadReport) -> String {
     text
 }
 
-/// What came of the prediction as a sentence, and what the columns are.
-fn verdict_against(against: &Against) -> String {
-    let average = against.averages();
-    let came = if against.measured { average.measured } else { average.projected };
-    let sentence = match average.predicted.zip(came) {
-        Some((predicted, came)) => {
+/// The comparison as a sentence, and the meaning of the columns.
+fn prediction_sentence(prediction: &PredictionReport) -> String {
+    let average = prediction.averages();
+    let observed = if prediction.counts_slots { average.measured } else { average.projected };
+    let sentence = match average.predicted.zip(observed) {
+        Some((predicted, observed)) => {
             let parts = [
                 ("drift of the load", average.drift),
                 ("iterations", average.iterations),
                 ("dispatch", average.dispatch),
             ];
-            let most = parts.into_iter().filter_map(|(name, part)| Some((name, part?)));
-            let most = most.max_by(|a, b| a.1.abs().total_cmp(&b.1.abs()));
-            let most = most
+            let largest = parts.into_iter().filter_map(|(name, part)| Some((name, part?)));
+            let largest = largest.max_by(|a, b| a.1.abs().total_cmp(&b.1.abs()));
+            let largest = largest
                 .map_or(String::new(), |(name, part)| format!(", mainly {name} ({})", signed(Some(part))));
             format!(
-                "The hottest rank was predicted to carry {} more than the mean, and {} {}:\na difference of {}{most}",
+                "The hottest rank was predicted to have {} more load than the mean, and {} {}:\na difference of {}{largest}",
                 percent(predicted),
-                if against.measured { "carried" } else { "by the second dump's load would carry" },
-                percent(came),
-                signed(Some(came - predicted)),
+                if prediction.counts_slots { "had" } else { "with the second dump's load has" },
+                percent(observed),
+                signed(Some(observed - predicted)),
             )
         }
-        None => "No layer has load in every iteration of both dumps, so there is nothing to be compared"
-            .to_owned(),
+        None => {
+            "No layer has load in every iteration of both dumps, so there is nothing to compare".to_owned()
+        }
     };
-    let dispatch = match against.measured {
-        true => "dispatch    what the router did beyond an even split over replicas",
+    let dispatch = match prediction.counts_slots {
+        true => "dispatch    routing did not split evenly over replicas",
         false => {
-            "dispatch    unknown: the second dump counts experts, so it does not say which replica served;\n\
-             \x20           \"after\" splits them evenly. Count slots to know"
+            "dispatch    unknown: the second dump counts experts, not slots; \"after\" assumes the even split.\n\
+             \x20           Count slots to measure it"
         }
     };
     format!(
         "{sentence}\n\n\
-         Imbalance ratio of the ranks, and what adds up to its change:\n\
+         Imbalance ratio of the ranks, and the parts of its change:\n\
          drift       other experts are hot, with the iterations of each dump added up\n\
-         iterations  they differ more from each other, or less; the first dump's have {} tokens a layer, the second's {}\n\
+         iterations  single iterations differ from their sum; the first dump's have {} tokens a layer, the second's {}\n\
          {dispatch}\n\
-         shift       of the load, the share that chose other experts\n",
+         shift       the share of the tokens that chose other experts\n",
         tokens(average.tokens[0]),
         tokens(average.tokens[1]),
     )
 }
 
-fn against_table(against: &Against) -> Table {
-    let came = if against.measured { "measured" } else { "after" };
+fn prediction_table(prediction: &PredictionReport) -> Table {
+    let observed = if prediction.counts_slots { "measured" } else { "after" };
     let mut table = output::table(
-        ["layer", "predicted", came, "change", "drift", "iterations", "dispatch", "shift"].map(right),
+        ["layer", "predicted", observed, "change", "drift", "iterations", "dispatch", "shift"].map(right),
     );
-    let average = against.averages();
-    let rows = against.layers.iter().map(|l| {
-        let came = if against.measured { l.measured } else { l.projected };
-        (l.layer.to_string(), l.predicted, came, [l.drift, l.iterations, l.dispatch], l.load_shift)
+    let average = prediction.averages();
+    let rows = prediction.layers.iter().map(|l| {
+        let observed = if prediction.counts_slots { l.measured } else { l.projected };
+        (l.layer.to_string(), l.predicted, observed, [l.drift, l.iterations, l.dispatch], l.load_shift)
     });
-    let came = if against.measured { average.measured } else { average.projected };
+    let observed = if prediction.counts_slots { average.measured } else { average.projected };
     let parts = [average.drift, average.iterations, average.dispatch];
-    let last = ("average".to_owned(), average.predicted, came, parts, average.load_shift);
-    for (name, predicted, came, parts, shift) in rows.chain([last]) {
-        let change = predicted.zip(came).map(|(predicted, came)| came - predicted);
+    let last = ("average".to_owned(), average.predicted, observed, parts, average.load_shift);
+    for (name, predicted, observed, parts, shift) in rows.chain([last]) {
+        let change = predicted.zip(observed).map(|(predicted, observed)| observed - predicted);
         let [drift, iterations, dispatch] = parts.map(|part| right(signed(part)));
         let shift = right(four_digits(shift));
         let change = right(signed(change));
         table.add_row([
             right(name),
             imbalance(predicted),
-            imbalance(came),
+            imbalance(observed),
             change,
             drift,
             iterations,
@@ -344,17 +350,17 @@ fn against_table(against: &Against) -> Table {
     table
 }
 
-fn against_csv(against: &Against) -> String {
+fn prediction_csv(prediction: &PredictionReport) -> String {
     let header = ["predicted", "projected", "measured", "drift", "iterations", "dispatch", "load_shift"];
     let mut text = csv_line(["layer"].into_iter().chain(header));
-    let a = against.averages();
-    let rows = against.layers.iter().map(|l| {
+    let a = prediction.averages();
+    let rows = prediction.layers.iter().map(|l| {
         let parts = [l.predicted, l.projected, l.measured, l.drift, l.iterations, l.dispatch, l.load_shift];
         (l.layer.to_string(), parts)
     });
     let last = [a.predicted, a.projected, a.measured, a.drift, a.iterations, a.dispatch, a.load_shift];
     for (name, parts) in rows.chain([("average".to_owned(), last)]) {
-        text += &csv_line([name].into_iter().chain(parts.map(exact)));
+        text += &csv_line([name].into_iter().chain(parts.map(csv_number)));
     }
     text
 }

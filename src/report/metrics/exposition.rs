@@ -4,16 +4,16 @@ use std::fmt::{Display, Write};
 
 use crate::error::{Error, Result, shortened};
 
-/// How a metric goes over time.
+/// The type of a metric.
 #[derive(Debug, Clone, Copy)]
 pub(super) enum Kind {
-    /// Up and down.
+    /// May increase and decrease.
     Gauge,
-    /// Up, and anew from 0 where what it counts begins anew.
+    /// Only increases, or restarts from 0.
     Counter,
 }
 
-/// Metrics in the order in which they came, the samples of each together, as the format wants them.
+/// Metrics in the order in which they were added. The samples of each are consecutive, as the format requires.
 #[derive(Debug, Clone, Default)]
 pub(super) struct Exposition {
     metrics: Vec<Metric>,
@@ -22,12 +22,12 @@ pub(super) struct Exposition {
 #[derive(Debug, Clone)]
 struct Metric {
     name: &'static str,
-    /// The two comments that come first, and a line for each sample.
+    /// The HELP and TYPE comments, and a line for each sample.
     text: String,
 }
 
 impl Exposition {
-    /// Adds samples of a metric, each with labels of its own, or none, after `labels`. No samples leave no trace.
+    /// Adds samples of a metric. The labels of a sample follow `labels`; both may be empty. A metric without samples is left out.
     pub fn add<V: Display>(
         &mut self,
         (kind, name, help): (Kind, &'static str, &'static str),
@@ -35,8 +35,8 @@ impl Exposition {
         samples: impl IntoIterator<Item = (String, V)>,
     ) {
         let mut lines = String::new();
-        for (own, value) in samples {
-            let _ = match (labels, &*own) {
+        for (sample_labels, value) in samples {
+            let _ = match (labels, &*sample_labels) {
                 ("", "") => writeln!(lines, "{name} {value}"),
                 ("", one) | (one, "") => writeln!(lines, "{name}{{{one}}} {value}"),
                 (first, second) => writeln!(lines, "{name}{{{first},{second}}} {value}"),
@@ -61,37 +61,36 @@ impl Exposition {
     }
 }
 
-/// One label as it stands between the braces.
+/// Formats one label, escaped.
 pub(super) fn label(name: &str, value: impl Display) -> String {
     let value = value.to_string().replace('\\', r"\\").replace('"', r#"\""#).replace('\n', r"\n");
     format!("{name}=\"{value}\"")
 }
 
-/// Labels of the host's as they stand between the braces, the same for any order of them. `taken` are names that it must not
-/// give.
-pub(super) fn host_labels(labels: &[(&str, &str)], taken: &[&str]) -> Result<String> {
-    let refuse = |name: &str, why: &str| {
-        Err(Error::InvalidArgument(format!("the label \"{}\" {why}", shortened(name))))
+/// Formats the caller's labels, sorted by name. Rejects names that Prometheus does not accept, and those in `reserved`.
+pub(super) fn caller_labels(labels: &[(&str, &str)], reserved: &[&str]) -> Result<String> {
+    let reject = |name: &str, reason: &str| {
+        Err(Error::InvalidArgument(format!("label \"{}\": {reason}", shortened(name))))
     };
     let mut labels = labels.to_vec();
     labels.sort_unstable();
-    for (place, &(name, value)) in labels.iter().enumerate() {
-        let legal =
+    for (index, &(name, value)) in labels.iter().enumerate() {
+        let is_legal =
             |(at, c): (usize, char)| c == '_' || c.is_ascii_alphabetic() || (at > 0 && c.is_ascii_digit());
-        if name.is_empty() || !name.char_indices().all(legal) {
-            return refuse(name, "has no name for Prometheus: letters, digits and _, no digit first");
+        if name.is_empty() || !name.char_indices().all(is_legal) {
+            return reject(name, "a name must have letters, digits and _, and no digit first");
         }
         if name.starts_with("__") {
-            return refuse(name, "begins with __, which Prometheus keeps to itself");
+            return reject(name, "names that begin with __ are reserved for Prometheus");
         }
-        if taken.contains(&name) {
-            return refuse(name, "is one that the metrics have of their own");
+        if reserved.contains(&name) {
+            return reject(name, "the name is reserved for labels of eplb");
         }
-        if place > 0 && labels[place - 1].0 == name {
-            return refuse(name, "is given twice");
+        if index > 0 && labels[index - 1].0 == name {
+            return reject(name, "the name is given twice");
         }
         if value.is_empty() {
-            return refuse(name, "has no value, which is the same as no label");
+            return reject(name, "the value is empty, which Prometheus takes for no label");
         }
     }
     Ok(labels.iter().map(|(name, value)| label(name, value)).collect::<Vec<_>>().join(","))
@@ -102,10 +101,10 @@ mod tests {
     use super::*;
 
     #[test]
-    fn samples_of_a_metric_stand_together_after_its_comments() {
+    fn exposition_groups_samples_by_metric() {
         let mut exposition = Exposition::default();
         let hot = (Kind::Gauge, "hot", "How hot.");
-        let done = (Kind::Counter, "done_total", "What is done.");
+        let done = (Kind::Counter, "done_total", "Work done.");
         exposition.add(hot, "", [(String::new(), 1)]);
         exposition.add(done, r#"rank="0""#, [(String::new(), 2)]);
         exposition.add(hot, "", [(label("layer", 3), 4)]);
@@ -119,45 +118,45 @@ mod tests {
              hot{layer=\"3\"} 4\n\
              hot{rank=\"1\",layer=\"3\"} 5\n\
              hot{rank=\"1\",layer=\"4\"} 6\n\
-             # HELP done_total What is done.\n\
+             # HELP done_total Work done.\n\
              # TYPE done_total counter\n\
              done_total{rank=\"0\"} 2\n"
         );
     }
 
     #[test]
-    fn backslashes_quotes_and_line_feeds_are_escaped_and_nothing_else_is() {
+    fn label_escapes_backslashes_quotes_and_line_feeds_only() {
         // The format: "label_value can be any sequence of UTF-8 characters, but the backslash (\), double-quote ("), and line
         // feed (\n) characters have to be escaped as \\, \", and \n, respectively."
         let value = "C:\\new \"MoE\"\n\tä{},=";
         assert_eq!(label("model", value), r#"model="C:\\new \"MoE\"\n"#.to_owned() + "\tä{},=\"");
-        assert_eq!(host_labels(&[("model", "\\n")], &[]).unwrap(), r#"model="\\n""#);
+        assert_eq!(caller_labels(&[("model", "\\n")], &[]).unwrap(), r#"model="\\n""#);
     }
 
     #[test]
-    fn labels_are_the_same_text_in_any_order() {
-        let labels = host_labels(&[("rank", "3"), ("model", "r1")], &["layer"]).unwrap();
+    fn caller_labels_are_sorted_by_name() {
+        let labels = caller_labels(&[("rank", "3"), ("model", "r1")], &["layer"]).unwrap();
         assert_eq!(labels, r#"model="r1",rank="3""#);
-        assert_eq!(host_labels(&[("model", "r1"), ("rank", "3")], &["layer"]).unwrap(), labels);
-        assert_eq!(host_labels(&[], &[]).unwrap(), "");
+        assert_eq!(caller_labels(&[("model", "r1"), ("rank", "3")], &["layer"]).unwrap(), labels);
+        assert_eq!(caller_labels(&[], &[]).unwrap(), "");
     }
 
     #[test]
-    fn labels_that_prometheus_would_not_read_or_would_confuse_are_refused() {
-        let refused = |labels: &[(&str, &str)]| host_labels(labels, &["layer"]).unwrap_err().to_string();
+    fn caller_labels_reject_illegal_reserved_and_repeated_names() {
+        let error = |labels: &[(&str, &str)]| caller_labels(labels, &["layer"]).unwrap_err().to_string();
         for name in ["", "3", "3d", "a-b", "a b", "a:b", "ä", "a\n", "a\""] {
-            let message = refused(&[(name, "x")]);
+            let message = error(&[(name, "x")]);
             assert_eq!(
                 message,
-                format!(
-                    "the label \"{name}\" has no name for Prometheus: letters, digits and _, no digit first"
-                )
+                format!("label \"{name}\": a name must have letters, digits and _, and no digit first")
             );
         }
-        assert!(host_labels(&[("_a9", "x"), ("A_", "y")], &["layer"]).is_ok());
-        assert!(refused(&[("__name__", "x")]).contains("begins with __"));
-        assert!(refused(&[("layer", "x")]).contains("of their own"));
-        assert!(refused(&[("a", "x"), ("b", "x"), ("a", "y")]).contains("\"a\" is given twice"));
-        assert!(refused(&[("a", "")]).contains("has no value"));
+        assert!(caller_labels(&[("_a9", "x"), ("A_", "y")], &["layer"]).is_ok());
+        assert!(error(&[("__name__", "x")]).contains("reserved for Prometheus"));
+        assert!(error(&[("layer", "x")]).contains("reserved for labels of eplb"));
+        assert!(
+            error(&[("a", "x"), ("b", "x"), ("a", "y")]).contains("label \"a\": the name is given twice")
+        );
+        assert!(error(&[("a", "")]).contains("the value is empty"));
     }
 }

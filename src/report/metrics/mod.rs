@@ -1,140 +1,146 @@
-//! What recorders, placements and dispatches tell of themselves, as text that Prometheus scrapes.
+//! The state of recorders, placements and dispatches as text for Prometheus.
 
 mod exposition;
 
 use std::fmt::Display;
 
-use self::exposition::{Exposition, Kind, host_labels, label};
+use self::exposition::{Exposition, Kind, caller_labels, label};
 use crate::dispatch::{Dispatch, Rule};
 use crate::error::{Error, Result, shortened};
 use crate::placement::{Placement, duplicates_in, replica_counts};
 use crate::stats::{Info, State};
 
-/// The labels that metrics have of their own.
-const OWN_LABELS: [&str; 5] = ["hash", "layer", "result", "rule", "state"];
+/// Labels that eplb sets itself, and the caller must not.
+const RESERVED_LABELS: [&str; 5] = ["hash", "layer", "result", "rule", "state"];
 
-/// Metrics of any number of objects, each as it was when it was added.
+/// Metrics of any number of objects. Each is a snapshot of the moment when the object was added.
 ///
-/// All objects of a process go into one text, since the format has the samples of a metric together, whichever objects they are
-/// of; labels tell them apart.
+/// Add all objects of a process to one `Metrics`, since the format requires the samples of a metric to be consecutive. Labels
+/// distinguish the objects.
 #[derive(Debug, Clone, Default)]
 pub struct Metrics {
     exposition: Exposition,
-    /// The kind of each object, and its labels as they are written.
+    /// The kind and the formatted labels of each object.
     objects: Vec<(&'static str, String)>,
 }
 
 impl Metrics {
-    /// Adds what a recorder tells. `labels` are the host's, such as `("rank", "3")`: names of letters, digits and underscores,
-    /// and any values but empty ones. Recorders need different ones to be told apart.
+    /// Adds the metrics of a recorder.
+    ///
+    /// `labels` are the caller's, such as `("rank", "3")`. A name has letters, digits and underscores, and a value is not empty.
+    /// Fails if another recorder has the same labels.
     pub fn add_recorder(&mut self, info: &Info, labels: &[(&str, &str)]) -> Result<()> {
         let mut object = self.object("recorder", labels)?;
         object.gauge(
             "eplb_recorder_state",
-            "1 for what the recorder is doing, 0 for what it is not.",
-            by("state", STATES.map(|(state, name)| (name, u8::from(state == info.state)))),
+            "1 for the current state, 0 for the others.",
+            labelled("state", STATES.map(|(state, name)| (name, u8::from(state == info.state)))),
         );
         object.gauge(
             "eplb_recorder_error",
-            "1 where the counts or the dump are not there, or the device could not be asked; otherwise 0.",
-            one(u8::from(info.error.is_some())),
+            "1 if the dump failed, counts were lost, or the device could not be read; otherwise 0.",
+            single(u8::from(info.error.is_some())),
         );
         object.gauge(
             "eplb_recorder_iteration",
-            "The iteration begun last; -1 before the first.",
-            one(info.iteration.map_or(-1, i128::from)),
+            "The last iteration that began; -1 before the first.",
+            single(info.iteration.map_or(-1, i128::from)),
         );
-        object.gauge("eplb_recorder_range_start", "First iteration to count.", one(info.range.start));
+        object.gauge("eplb_recorder_iter_start", "First iteration to count.", single(info.range.start));
         object.gauge(
-            "eplb_recorder_range_stop",
-            "First iteration not to count any more.",
-            one(info.range.stop),
+            "eplb_recorder_iter_stop",
+            "Iteration after the last one to count.",
+            single(info.range.stop),
         );
         object.counter(
             "eplb_recorder_iterations_total",
             "Iterations that began and were counted.",
-            one(info.iterations()),
+            single(info.iterations()),
         );
         object.counter(
             "eplb_recorder_skipped_iterations_total",
-            "Iterations between counted ones that never began, and count as empty.",
-            one(info.skipped),
+            "Iterations between counted ones that never began, and are empty in the dump.",
+            single(info.skipped),
         );
         let layers = || info.layers.iter().zip(&info.totals);
         object.counter(
             "eplb_recorder_tokens_total",
             "Valid tokens that were counted.",
-            by("layer", info.layers.iter().zip(info.tokens())),
+            labelled("layer", info.layers.iter().zip(info.tokens())),
         );
         object.counter(
             "eplb_recorder_out_of_range_ids_total",
-            "Ids of valid tokens that name no expert.",
-            by("layer", layers().map(|(layer, totals)| (layer, totals.out_of_range))),
+            "Ids of valid tokens that name no expert, and were not counted.",
+            labelled("layer", layers().map(|(layer, totals)| (layer, totals.out_of_range))),
         );
         object.counter(
             "eplb_recorder_padding_ids_total",
-            "Ids of the tokens after the valid ones.",
-            by("layer", layers().map(|(layer, totals)| (layer, totals.padding))),
+            "Ids of the tokens after the valid ones, which are ignored.",
+            labelled("layer", layers().map(|(layer, totals)| (layer, totals.padding))),
         );
         object.counter(
             "eplb_recorder_dumps_total",
-            "Tries at a dump.",
-            by("result", [("written", info.dumps.written), ("failed", info.dumps.failed)]),
+            "Attempts to write a dump.",
+            labelled("result", [("written", info.dumps.written), ("failed", info.dumps.failed)]),
         );
-        object.gauge("eplb_recorder_layers", "Layers to count.", one(info.layers.len()));
+        object.gauge("eplb_recorder_layers", "Layers to count.", single(info.layers.len()));
         object.gauge(
             "eplb_recorder_registered_layers",
             "Layers with a registered buffer.",
-            one(info.registered_layers),
+            single(info.registered_layers),
         );
         object.gauge(
             "eplb_recorder_workspace_bytes",
-            "Memory held on the device.",
-            one(info.memory.workspace_bytes),
+            "Memory held on the device, in bytes.",
+            single(info.memory.workspace_bytes),
         );
         object.gauge(
             "eplb_recorder_host_bytes",
-            "Host memory held for the copy back.",
-            one(info.memory.host_bytes),
+            "Host memory held for the copy back, in bytes.",
+            single(info.memory.host_bytes),
         );
         Ok(())
     }
 
-    /// Adds what a placement tells. `labels` as for [`Metrics::add_recorder`].
+    /// Adds the metrics of a placement. `labels` as for [`Metrics::add_recorder`].
     pub fn add_placement(&mut self, placement: &Placement, labels: &[(&str, &str)]) -> Result<()> {
         let mut object = self.object("placement", labels)?;
         let shape = placement.shape();
         object.gauge(
             "eplb_placement_info",
             "1, labelled with the placement's hash.",
-            by("hash", [(hex(placement.hash()), 1)]),
+            labelled("hash", [(hex(placement.hash()), 1)]),
         );
-        object.gauge("eplb_placement_experts", "Experts of a layer.", one(shape.num_experts()));
-        object.gauge("eplb_placement_ranks", "Ranks.", one(shape.num_ranks()));
-        object.gauge("eplb_placement_slots", "Slots of all ranks together.", one(shape.num_slots()));
-        object.gauge("eplb_placement_slots_per_rank", "Slots of one rank.", one(shape.slots_per_rank()));
-        object.gauge("eplb_placement_layers", "Layers.", one(placement.layers().len()));
+        object.gauge("eplb_placement_experts", "Experts of a layer.", single(shape.num_experts()));
+        object.gauge(
+            "eplb_placement_ranks",
+            "Ranks of the expert-parallel group.",
+            single(shape.num_ranks()),
+        );
+        object.gauge("eplb_placement_slots", "Slots of all ranks together.", single(shape.num_slots()));
+        object.gauge("eplb_placement_slots_per_rank", "Slots of one rank.", single(shape.slots_per_rank()));
+        object.gauge("eplb_placement_layers", "Layers.", single(placement.layers().len()));
         object.gauge(
             "eplb_placement_layer_updates_per_iter",
-            "Layers that an engine with an online balancer moves an iteration.",
-            one(placement.layer_updates_per_iter()),
+            "Layers that an engine with an online balancer updates in an iteration.",
+            single(placement.layer_updates_per_iter()),
         );
-        let most = |experts| replica_counts(shape, experts).into_iter().max().unwrap_or(0);
+        let max_replicas = |experts| replica_counts(shape, experts).into_iter().max().unwrap_or(0);
         object.gauge(
             "eplb_placement_max_replicas",
-            "The largest number of slots that an expert has.",
-            by("layer", placement.iter().map(|(layer, experts)| (layer, most(experts)))),
+            "The largest replica count of an expert.",
+            labelled("layer", placement.iter().map(|(layer, experts)| (layer, max_replicas(experts)))),
         );
         let duplicates = |layer, experts| duplicates_in(shape, layer, experts).len();
         object.gauge(
             "eplb_placement_duplicates",
-            "Slots that repeat an expert of their own rank.",
-            by("layer", placement.iter().map(|(layer, experts)| (layer, duplicates(layer, experts)))),
+            "Slots that repeat an expert of their rank.",
+            labelled("layer", placement.iter().map(|(layer, experts)| (layer, duplicates(layer, experts)))),
         );
         Ok(())
     }
 
-    /// Adds what a dispatch tells. `labels` as for [`Metrics::add_recorder`].
+    /// Adds the metrics of a dispatch. `labels` as for [`Metrics::add_recorder`].
     pub fn add_dispatch(&mut self, dispatch: &Dispatch, labels: &[(&str, &str)]) -> Result<()> {
         let mut object = self.object("dispatch", labels)?;
         let shape = dispatch.shape();
@@ -147,47 +153,47 @@ impl Metrics {
         let (hash, rule) = (label("hash", hex(dispatch.placement_hash())), label("rule", rule));
         object.gauge(
             "eplb_dispatch_info",
-            "1, labelled with the hash of the placement that is served, and the rule of routing.",
+            "1, labelled with the hash of the placement in use and the routing rule.",
             [(format!("{hash},{rule}"), 1)],
         );
-        object.gauge("eplb_dispatch_experts", "Experts of a layer.", one(shape.num_experts()));
-        object.gauge("eplb_dispatch_ranks", "Ranks.", one(shape.num_ranks()));
-        object.gauge("eplb_dispatch_slots", "Slots of all ranks together.", one(shape.num_slots()));
-        object.gauge("eplb_dispatch_slots_per_rank", "Slots of one rank.", one(shape.slots_per_rank()));
+        object.gauge("eplb_dispatch_experts", "Experts of a layer.", single(shape.num_experts()));
+        object.gauge("eplb_dispatch_ranks", "Ranks of the expert-parallel group.", single(shape.num_ranks()));
+        object.gauge("eplb_dispatch_slots", "Slots of all ranks together.", single(shape.num_slots()));
+        object.gauge("eplb_dispatch_slots_per_rank", "Slots of one rank.", single(shape.slots_per_rank()));
         object.gauge(
             "eplb_dispatch_experts_per_token",
-            "Experts that each token chooses.",
-            one(dispatch.experts_per_token()),
+            "Experts that the router chooses for each token.",
+            single(dispatch.experts_per_token()),
         );
-        object.gauge("eplb_dispatch_layers", "Layers to route.", one(dispatch.num_layers()));
+        object.gauge("eplb_dispatch_layers", "Layers to route.", single(dispatch.num_layers()));
         object.gauge(
             "eplb_dispatch_layers_with_rank_counts",
-            "Layers that are levelled by the counts of all ranks.",
-            one(dispatch.num_layers_with_rank_counts()),
+            "Layers that are routed by the counts of all ranks.",
+            single(dispatch.num_layers_with_rank_counts()),
         );
         object.gauge(
             "eplb_dispatch_max_replicas",
-            "Width of the dense map; 0 where there is none.",
-            one(dispatch.max_replicas()),
+            "Width of the dense map; 0 without one.",
+            single(dispatch.max_replicas()),
         );
         object.gauge(
             "eplb_dispatch_workspace_bytes",
-            "Memory of the tables on the device.",
-            one(dispatch.workspace_bytes()),
+            "Memory of the tables on the device, in bytes.",
+            single(dispatch.workspace_bytes()),
         );
         Ok(())
     }
 
-    /// The text, each of its lines ended by a line feed. Its media type is `text/plain; version=0.0.4`.
+    /// Formats the metrics. Each line ends with a line feed. The media type is `text/plain; version=0.0.4`.
     pub fn text(&self) -> String {
         self.exposition.text()
     }
 
     fn object(&mut self, kind: &'static str, labels: &[(&str, &str)]) -> Result<Object<'_>> {
-        let labels = host_labels(labels, &OWN_LABELS)?;
+        let labels = caller_labels(labels, &RESERVED_LABELS)?;
         if self.objects.iter().any(|(other, same)| (*other, same) == (kind, &labels)) {
             return Err(Error::InvalidArgument(format!(
-                "there is a {kind} with the labels {{{}}} already: give each one of its own, such as its rank",
+                "a {kind} with the labels {{{}}} was already added; pass different labels, such as the rank",
                 shortened(&labels)
             )));
         }
@@ -196,7 +202,7 @@ impl Metrics {
     }
 }
 
-/// Where the samples of an object go.
+/// Adds samples with the labels of one object.
 struct Object<'a> {
     exposition: &'a mut Exposition,
     labels: String,
@@ -222,20 +228,20 @@ impl Object<'_> {
     }
 }
 
-/// The one sample of a metric.
-fn one<V>(value: V) -> [(String, V); 1] {
+/// A single sample without a label.
+fn single<V>(value: V) -> [(String, V); 1] {
     [(String::new(), value)]
 }
 
 /// A sample for each value of a label.
-fn by<L: Display, V>(
+fn labelled<L: Display, V>(
     name: &'static str,
     samples: impl IntoIterator<Item = (L, V)>,
 ) -> impl Iterator<Item = (String, V)> {
     samples.into_iter().map(move |(value, sample)| (label(name, value), sample))
 }
 
-/// A hash as everywhere in this project; a sample's value would be rounded to 53 bits.
+/// Formats a hash for a label. A sample's value has only 53 bits.
 fn hex(hash: u64) -> String {
     format!("{hash:016x}")
 }
@@ -288,7 +294,7 @@ mod tests {
         }
     }
 
-    /// The samples alone, without what is the same in each: the comments, and the start of the name.
+    /// The lines of samples, without comments and without the prefix of the names.
     fn samples(metrics: &Metrics, prefix: &str) -> Vec<String> {
         let text = metrics.text();
         let samples = text.lines().filter(|line| !line.starts_with('#'));
@@ -296,7 +302,7 @@ mod tests {
     }
 
     #[test]
-    fn a_recorder_tells_what_its_info_does() {
+    fn recorder_metrics_match_its_info() {
         let mut metrics = Metrics::default();
         metrics.add_recorder(&info(), &[]).unwrap();
         let expected = [
@@ -310,12 +316,12 @@ mod tests {
             "state{state=\"missed\"} 0",
             "error 0",
             "iteration 119",
-            "range_start 100",
-            "range_stop 200",
-            // 110 to 119 without 4.
+            "iter_start 100",
+            "iter_stop 200",
+            // 110 to 119, 4 of them skipped.
             "iterations_total 6",
             "skipped_iterations_total 4",
-            // Of 8 ids a token; (2^64 - 1) / 8.
+            // 8 ids a token: (2^64 - 1) / 8.
             "tokens_total{layer=\"7\"} 10",
             "tokens_total{layer=\"3\"} 2305843009213693951",
             "out_of_range_ids_total{layer=\"7\"} 1",
@@ -333,7 +339,7 @@ mod tests {
     }
 
     #[test]
-    fn a_recorder_that_is_off_or_fails_says_so() {
+    fn recorder_metrics_report_off_and_failed() {
         let failed = Info {
             state: State::Failed,
             iteration: None,
@@ -358,7 +364,7 @@ mod tests {
     }
 
     #[test]
-    fn a_placement_tells_its_sizes_and_each_layers_replicas_and_duplicates() {
+    fn placement_metrics_have_sizes_replicas_and_duplicates() {
         // 4 experts on 2 ranks x 3 slots. In layer 3 expert 3 has 2 slots of rank 0, expert 0 has 2 of rank 1.
         let shape = Shape::new(4, 6, 2).unwrap();
         let placement = Placement::new(shape, &[7, 3], &[0, 1, 2, 3, 0, 0, 3, 3, 2, 1, 0, 0]).unwrap();
@@ -382,7 +388,7 @@ mod tests {
     }
 
     #[test]
-    fn a_dispatch_tells_what_it_serves_and_how() {
+    fn dispatch_metrics_have_sizes_placement_and_rule() {
         let shape = Shape::new(4, 6, 2).unwrap();
         let placement = Placement::new(shape, &[3, 7], &[0, 1, 2, 3, 0, 1, 3, 3, 2, 1, 0, 0]).unwrap();
         let config =
@@ -400,41 +406,40 @@ mod tests {
             "layers 1",
             "layers_with_rank_counts 0",
             "max_replicas 3",
-            // 4 arrays of 4, 4, 6 and 4 x 3 numbers of 4 bytes, each from a multiple of 64 bytes on.
+            // 4 arrays of 4, 4, 6 and 4 x 3 numbers of 4 bytes, each aligned to 64 bytes.
             "workspace_bytes 256",
         ];
         assert_eq!(samples(&metrics, "eplb_dispatch_"), expected);
     }
 
     #[test]
-    fn the_documentation_lists_every_metric_with_its_type_and_no_other() {
+    fn metrics_md_lists_every_metric_with_its_type() {
         let mut metrics = Metrics::default();
         let placement = Placement::new(Shape::new(1, 1, 1).unwrap(), &[0], &[0]).unwrap();
         metrics.add_recorder(&info(), &[]).unwrap();
         metrics.add_placement(&placement, &[]).unwrap();
         metrics.add_dispatch(&Dispatch::create(&placement, &CONFIG, None).unwrap(), &[]).unwrap();
         let text = metrics.text();
-        let told = text.lines().filter_map(|line| line.strip_prefix("# TYPE ")?.split_once(' '));
+        let exported = text.lines().filter_map(|line| line.strip_prefix("# TYPE ")?.split_once(' '));
         let page = std::fs::read_to_string(concat!(env!("CARGO_MANIFEST_DIR"), "/docs/metrics.md")).unwrap();
         let rows = page.lines().filter_map(|line| line.strip_prefix("| `")?.split_once("` | "));
-        let listed: Vec<_> = rows.map(|(name, rest)| (name, rest.split(' ').next().unwrap())).collect();
-        assert_eq!(told.collect::<Vec<_>>(), listed);
+        let documented: Vec<_> = rows.map(|(name, rest)| (name, rest.split(' ').next().unwrap())).collect();
+        assert_eq!(exported.collect::<Vec<_>>(), documented);
     }
 
     #[test]
-    fn two_objects_of_a_kind_need_labels_that_tell_them_apart() {
+    fn metrics_reject_equal_labels_of_two_objects_of_a_kind() {
         let mut metrics = Metrics::default();
         metrics.add_recorder(&info(), &[("rank", "0"), ("model", "r1")]).unwrap();
         metrics.add_recorder(&info(), &[("rank", "1"), ("model", "r1")]).unwrap();
         let before = metrics.text();
-        let refused =
-            metrics.add_recorder(&info(), &[("model", "r1"), ("rank", "0")]).unwrap_err().to_string();
+        let error = metrics.add_recorder(&info(), &[("model", "r1"), ("rank", "0")]).unwrap_err().to_string();
         assert_eq!(
-            refused,
-            "there is a recorder with the labels {model=\"r1\",rank=\"0\"} already: give each one of its own, such as its rank"
+            error,
+            "a recorder with the labels {model=\"r1\",rank=\"0\"} was already added; pass different labels, such as the rank"
         );
         assert!(metrics.add_recorder(&info(), &[("state", "x")]).is_err());
-        assert_eq!(metrics.text(), before, "what is refused leaves no trace");
+        assert_eq!(metrics.text(), before, "a rejected object changes nothing");
         let placement = Placement::new(Shape::new(1, 1, 1).unwrap(), &[0], &[0]).unwrap();
         metrics.add_placement(&placement, &[("rank", "0"), ("model", "r1")]).unwrap();
         assert_eq!(Metrics::default().text(), "");

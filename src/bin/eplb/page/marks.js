@@ -1,4 +1,4 @@
-// The marks that figures are made of: elements, scales, charts, heat maps, tables. They know nothing of the report.
+// Elements, scales, charts, heat maps and tables. Nothing here depends on the report.
 
 const NS = "http://www.w3.org/2000/svg";
 const count = n => n.toLocaleString("en-US", { maximumFractionDigits: n < 100 ? 1 : 0 });
@@ -8,7 +8,7 @@ const ratio = r => r == null ? "–" : r.toFixed(4);
 const times = r => r.toFixed(r < 10 ? 2 : 1) + " ×";
 const css = name => getComputedStyle(document.documentElement).getPropertyValue(name).trim();
 
-/// An element with attributes and children; text is only ever text.
+/// Creates an element with attributes and children. Strings become text nodes, never markup.
 function make(tag, attributes = {}, ...children) {
   const element = tag.startsWith("svg:") ? document.createElementNS(NS, tag.slice(4)) : document.createElement(tag);
   for (const [name, value] of Object.entries(attributes)) if (value != null) element.setAttribute(name, value);
@@ -16,7 +16,7 @@ function make(tag, attributes = {}, ...children) {
   return element;
 }
 
-/// What has to be drawn anew when the width or the colours change.
+/// Functions that draw again when the width or the colours change.
 const drawings = [];
 let width = 0;
 const redraw = () => drawings.forEach(draw => draw());
@@ -24,7 +24,7 @@ new ResizeObserver(() => {
   if (document.body.clientWidth !== width) { width = document.body.clientWidth; redraw(); }
 }).observe(document.body);
 
-/// A table whose first column names the rows. `last` marks the last row as a summary.
+/// Creates a table. The first column has row headers. `last` marks the last row as a summary.
 function table(head, rows, { last = false, wide = false, caption } = {}) {
   const cells = row => row.map((cell, i) =>
     cell instanceof Node ? cell : make(i ? "td" : "th", i ? {} : { scope: "row" }, String(cell)));
@@ -35,7 +35,7 @@ function table(head, rows, { last = false, wide = false, caption } = {}) {
       make("tr", { class: last && i === rows.length - 1 ? "last" : null }, cells(row)))));
 }
 
-/// A figure: a heading, what it shows, its parts, and the numbers behind it, which are laid out once asked for.
+/// Adds a figure with a heading, a description, its parts, and a table of its numbers that is created when it is opened.
 function figure(id, title, text, parts, numbers) {
   const details = numbers && make("details", { id: id + "-numbers" }, make("summary", {}, "Numbers"));
   const fill = () => {
@@ -54,18 +54,19 @@ function figure(id, title, text, parts, numbers) {
 const keys = (...entries) => make("div", { class: "keys" }, entries.map(([style, name, shape]) =>
   make("span", {}, make("i", { style: "background:" + style, class: shape }), name)));
 
-/// Lets mouse, touch and arrow keys move over `columns` x `rows` places of `plot`; `say` tells what is at one.
-function explore(plot, columns, rows, place, say, mark) {
+/// Makes the `columns` x `rows` positions of `plot` selectable by mouse, touch and arrow keys. `describe` returns the text of a
+/// position.
+function explore(plot, columns, rows, locate, describe, mark) {
   const readout = make("output", { "aria-live": "polite" });
   let at = null;
   const show = to => {
     at = to;
     mark(at);
-    readout.textContent = at ? say(...at) : "";
+    readout.textContent = at ? describe(...at) : "";
   };
   plot.addEventListener("pointermove", event => {
     const box = plot.getBoundingClientRect();
-    const to = place(event.clientX - box.left, event.clientY - box.top);
+    const to = locate(event.clientX - box.left, event.clientY - box.top);
     if (!at || !to || to[0] !== at[0] || to[1] !== at[1]) show(to);
   });
   plot.addEventListener("pointerleave", () => { if (document.activeElement !== plot) show(null); });
@@ -81,17 +82,17 @@ function explore(plot, columns, rows, place, say, mark) {
   return readout;
 }
 
-/// Round steps up to `top`, about `wanted` of them.
+/// Returns about `wanted` round numbers from 0 to `top`.
 function steps(top, wanted) {
   const raw = top / wanted, power = 10 ** Math.floor(Math.log10(raw));
   const step = [1, 2, 2.5, 5, 10].find(f => f * power >= raw) * power;
   return Array.from({ length: Math.floor(top / step + 1e-9) + 1 }, (_, i) => i * step);
 }
 
-/// A chart of `series` of numbers over `names`, as "dots" with a line from first to last, or as "lines".
-/// A series: { name, color, values, faint }.
+/// Draws `series` over `names`: `kind` is "dots", with a line between the series' values, or "lines".
+/// A series is { name, color, values, faint }.
 function chart({ label, names, series, kind, height = 270, axis, noun }) {
-  const plot = make("div", { class: "plot", tabindex: 0, role: "group", "aria-label": label + " Arrow keys read single values." });
+  const plot = make("div", { class: "plot", tabindex: 0, role: "group", "aria-label": label + " Arrow keys move over the values." });
   const left = 60, right = 10, top = 12, bottom = 40;
   const known = series.flatMap(s => s.values).filter(v => v != null);
   const most = (known.length ? Math.max(1e-5, ...known) : 1) * 1.04;
@@ -119,7 +120,7 @@ function chart({ label, names, series, kind, height = 270, axis, noun }) {
         if (values.length > 1) svg.append(make("svg:line", { x1: x(i), x2: x(i), y1: y(Math.min(...values)), y2: y(Math.max(...values)), stroke: "var(--line)", "stroke-width": Math.min(5, step * .35) }));
       });
       const radius = Math.max(2.4, Math.min(5.5, step * .26));
-      // A third dot is smaller, so that a second one below it is seen.
+      // The third series has smaller dots, which do not hide the second's.
       series.forEach((s, k) => s.values.forEach((v, i) => {
         if (v != null) svg.append(make("svg:circle", { cx: x(i), cy: y(v), r: k < 2 ? radius : radius * .6, fill: s.color }));
       }));
@@ -133,22 +134,22 @@ function chart({ label, names, series, kind, height = 270, axis, noun }) {
     plot.replaceChildren(svg);
   };
   drawings.push(draw);
-  const place = px => {
+  const locate = px => {
     const step = x(1) - x(0), i = Math.floor((px - left) / step);
     return i >= 0 && i < names.length ? [i, 0] : null;
   };
-  const say = i => `${noun} ${names[i]}: ` + series.map(s => `${s.name} ${percent(s.values[i])}`).join(", ");
+  const describe = i => `${noun} ${names[i]}: ` + series.map(s => `${s.name} ${percent(s.values[i])}`).join(", ");
   const mark = at => {
     if (!at) return cursor.setAttribute("visibility", "hidden");
     cursor.setAttribute("x1", x(at[0])); cursor.setAttribute("x2", x(at[0])); cursor.setAttribute("visibility", "visible");
   };
-  return [plot, explore(plot, names.length, 1, place, say, mark)];
+  return [plot, explore(plot, names.length, 1, locate, describe, mark)];
 }
 
-/// Red, green and blue of "#rrggbb".
+/// Parses "#rrggbb" into red, green and blue.
 const rgb = hex => [1, 3, 5].map(i => parseInt(hex.slice(i, i + 2), 16));
 
-/// The colour of `t` from 0 to 1 between colours at equal distances.
+/// Returns a function from 0 to 1 to a colour, interpolated between the named colours.
 function ramp(names) {
   const stops = names.map(name => rgb(css(name)));
   return t => {
@@ -157,17 +158,18 @@ function ramp(names) {
   };
 }
 
-/// Colours of a load as a multiple of the mean: `span` doublings to each side.
+/// Colours of a load relative to the mean, from 2^-span to 2^span.
 const LOAD = ["--cold2", "--cold1", "--even", "--hot1", "--hot2"];
 const loadColors = span => { const of = ramp(LOAD); return v => of(v > 0 ? .5 + Math.log2(v) / span / 2 : 0); };
 const loadKeys = span => make("div", { class: "keys" }, make("span", {}, `≤ ${1 / 2 ** span} ×`,
   make("i", { class: "ramp", style: `background:linear-gradient(90deg,${LOAD.map(name => `var(${name})`).join()})` }), `≥ ${2 ** span} × the mean of the layer`));
 
-/// A heat map of `values` by layer and column. `colors()` gives the colour of a value, `say` what is at a cell.
-function heatmap({ label, names, values, colors, say, axis, rowHeight }) {
+/// Draws a heat map of `values` by layer and column. `colors()` returns the function from a value to its colour. `describe`
+/// returns the text of a cell.
+function heatmap({ label, names, values, colors, describe, axis, rowHeight }) {
   const columns = values[0].length, left = 34, top = 6, bottom = 34, height = top + rowHeight * names.length + bottom;
   const canvas = make("canvas", { "aria-hidden": "true" });
-  const plot = make("div", { class: "plot", tabindex: 0, role: "group", "aria-label": label + " Arrow keys read single cells." }, canvas);
+  const plot = make("div", { class: "plot", tabindex: 0, role: "group", "aria-label": label + " Arrow keys move over the cells." }, canvas);
   let w = 1, at = null;
   const edge = i => left + (w - left - 1) * i / columns;
   const draw = () => {
@@ -195,9 +197,9 @@ function heatmap({ label, names, values, colors, say, axis, rowHeight }) {
     }
   };
   drawings.push(draw);
-  const place = (px, py) => {
+  const locate = (px, py) => {
     const c = Math.floor((px - left) / (w - left - 1) * columns), r = Math.floor((py - top) / rowHeight);
     return c >= 0 && c < columns && r >= 0 && r < names.length ? [c, r] : null;
   };
-  return [plot, explore(plot, columns, names.length, place, say, to => { at = to; draw(); })];
+  return [plot, explore(plot, columns, names.length, locate, describe, to => { at = to; draw(); })];
 }

@@ -1,11 +1,11 @@
-// The figures of a load report, from the JSON in this page.
+// Draws the figures of a load report from the JSON in this page.
 
 const report = JSON.parse(document.getElementById("data").textContent);
 const layers = Object.keys(report.measured); // ascending, as keys that are whole numbers are
 const placed = report.placement, slotsAsDumped = report.dump.counts === "slots";
 const before = report.unbalanced || report.measured, after = report.projected;
 const beforeAverage = report.average.unbalanced || report.average.measured, afterAverage = report.average.projected;
-// Without a placement there is no before and after, only what is.
+// Without a placement there is one view, and no before and after.
 const BEFORE = { name: placed ? "before" : report.unbalanced ? "in order" : "measured", color: "var(--before)" };
 const AFTER = { name: "after", color: "var(--after)" };
 const MEASURED = { name: "measured", color: "var(--measured)" };
@@ -17,12 +17,12 @@ const means = tokens.map(row => row.reduce((a, b) => a + b, 0) / row.length);
 const rowHeight = layers.length > 40 ? 7 : layers.length > 20 ? 10 : layers.length > 8 ? 14 : 20;
 const ids = slotsAsDumped && !placed ? "slot" : "expert";
 
-function verdict() {
+function summary() {
   const b = beforeAverage.imbalance_ratio, a = afterAverage && afterAverage.imbalance_ratio;
   const span = (name, text) => make("span", { class: name }, text);
-  if (b == null) return ["No layer has load in every iteration, so there is no balance to speak of."];
-  if (a == null) return ["The hottest rank carries ", span("b", percent(b)), " more than the mean."];
-  return ["The hottest rank carries ", span("b", percent(b)), " more than the mean. With this placement, ", span("a", percent(a)), "."];
+  if (b == null) return ["No layer has load in every iteration, so there is no balance to report."];
+  if (a == null) return ["The hottest rank has ", span("b", percent(b)), " more load than the mean."];
+  return ["The hottest rank has ", span("b", percent(b)), " more load than the mean. With this placement, ", span("a", percent(a)), "."];
 }
 
 function about() {
@@ -48,13 +48,13 @@ function tiles() {
   tile("Worst layer", each(view => percent(worst(view)[0])), worst(views[0])[1] && views.slice(0, 2).map(view => "layer " + worst(view)[1]).join(" before, ") + (views.length > 1 ? " after" : ""));
   if (after) {
     const sum = of => layers.reduce((total, layer) => total + of[layer].max, 0);
-    tile("Experts’ work", sum(after) > 0 ? times(sum(before) / sum(after)) : "–", "as fast, where the hottest rank of each layer sets the pace");
-    const extra = placed.num_slots - placed.num_experts;
-    tile("Extra slots", `${extra}`, `${percent(extra / placed.num_experts)} more expert weights` + (placed.num_duplicates ? `; ${count(placed.num_duplicates)} slots of all layers repeat an expert of their rank` : ""));
+    tile("Experts’ work", sum(after) > 0 ? times(sum(before) / sum(after)) : "–", "as fast, as every layer waits for its hottest rank");
+    const spare = placed.num_slots - placed.num_experts;
+    tile("Spare slots", `${spare}`, `${percent(spare / placed.num_experts)} more expert weights` + (placed.num_duplicates ? `; ${count(placed.num_duplicates)} duplicates in all layers` : ""));
   } else {
     const hot = report.per_expert.hottest[0];
     tile("Hottest " + ids, hot ? percent(hot.share) : "–", hot ? `of layer ${hot.layer}’s tokens, ${ids} ${hot.expert}` : "no load");
-    tile("Tokens a rank", count(beforeAverage.mean), "of a layer and iteration, the mean");
+    tile("Tokens a rank", count(beforeAverage.mean), "mean of a layer and iteration");
   }
 }
 
@@ -63,7 +63,7 @@ function layerFigure() {
   const figures = b => [count(b.mean), count(b.std), count(b.max), ratio(b.imbalance_ratio), ratio(b.balancedness), b.worst_rank ?? ""];
   const rows = () => [...layers.map(layer => [layer, ...views.flatMap(view => figures(view.of[layer]))]),
     ["average", ...views.flatMap(view => figures(view.average))]];
-  figure("layers", "Imbalance of each layer", `What the hottest of ${report.num_ranks} ranks carries above the mean. Lower is better.`, [
+  figure("layers", "Imbalance of each layer", `Load of the hottest of ${report.num_ranks} ranks above the mean. Lower is better.`, [
     keys(...views.map(view => [view.color, `${view.name}, ${percent(view.average.imbalance_ratio)} on average`])),
     chart({ label: "Imbalance of the ranks by layer.", names: layers, kind: "dots", axis: "layer", noun: "layer",
       series: views.map(view => ({ ...view, values: layers.map(layer => view.of[layer].imbalance_ratio) })) }),
@@ -75,20 +75,20 @@ function rankFigure() {
     const rows = layers.map(layer => report.rank_tokens[view.key][layer]);
     const relative = rows.map(row => { const mean = row.reduce((a, b) => a + b, 0) / row.length; return row.map(v => mean ? v / mean : 1); });
     const parts = heatmap({ label: `Tokens of each rank by layer, ${view.name}.`, names: layers, values: relative, rowHeight, axis: "rank",
-      colors: () => loadColors(1), say: (c, r) => `layer ${layers[r]}, rank ${c}, ${view.name}: ${count(rows[r][c])} tokens an iteration, ${times(relative[r][c])} the mean` });
+      colors: () => loadColors(1), describe: (c, r) => `layer ${layers[r]}, rank ${c}, ${view.name}: ${count(rows[r][c])} tokens an iteration, ${times(relative[r][c])} the mean` });
     return make("div", {}, make("h3", { style: `color:${view.color}` }, view.name), parts);
   });
   const numbers = () => views.map(view => [make("h3", {}, view.name), table(["layer", ...report.rank_tokens[view.key][layers[0]].map((_, r) => "rank " + r)],
     layers.map(layer => [layer, ...report.rank_tokens[view.key][layer].map(count)]), { caption: `Tokens an iteration of each rank, ${view.name}` })]).flat();
-  figure("ranks", "Load of each rank", "The mean of all iterations, against that of the layer: a pale row is an even layer. What differs from iteration to iteration evens out here; in the figures of imbalance it counts.",
+  figure("ranks", "Load of each rank", "Mean over all iterations, relative to the mean of the layer: a pale row is an even layer. Differences between iterations cancel out here, but not in the imbalance.",
     [loadKeys(1), make("div", { class: maps.length > 1 ? "pair" : "" }, maps)], numbers);
 }
 
 function expertFigure() {
   const relative = tokens.map((row, r) => row.map(v => means[r] ? v / means[r] : 1));
-  figure("experts", `Load of each ${ids}`, `How often the router chose each ${ids}, against the mean of the layer.`, [loadKeys(3),
+  figure("experts", `Load of each ${ids}`, `How often the router chose each ${ids}, relative to the mean of the layer.`, [loadKeys(3),
     heatmap({ label: `Tokens of each ${ids} by layer.`, names: layers, values: relative, rowHeight, axis: ids, colors: () => loadColors(3),
-      say: (c, r) => `layer ${layers[r]}, ${ids} ${c}: ${count(tokens[r][c])} tokens, ${times(relative[r][c])} the mean` +
+      describe: (c, r) => `layer ${layers[r]}, ${ids} ${c}: ${count(tokens[r][c])} tokens, ${times(relative[r][c])} the mean` +
         (placed ? `, ${report.per_expert.replicas[layers[r]][c]} slots` : "") })],
   () => table(["layer", ...tokens[0].map((_, e) => String(e))], layers.map((layer, r) => [layer, ...tokens[r].map(count)]), { caption: `Tokens of each ${ids}` }));
 }
@@ -115,10 +115,10 @@ function replicaFigure() {
   const name = n => NAMES[Math.min(n, 6) - 1];
   const group = n => n < 6 ? totals.get(n) || 0 : [...totals].filter(([k]) => k >= 6).reduce((sum, [, v]) => sum + v, 0);
   const legend = [1, 2, 3, 4, 5, 6].filter(n => group(n)).map(n => [`var(${name(n)})`, `${n}${n === 6 && most > 6 ? ` to ${most}` : ""} slot${n > 1 ? "s" : ""}: ${count(group(n))} experts`, "cell"]);
-  figure("replicas", "Replicas of each expert", "How many slots the placement gives each expert.", [keys(...legend),
+  figure("replicas", "Replicas of each expert", "Number of slots of each expert in the placement.", [keys(...legend),
     heatmap({ label: "Slots of each expert by layer.", names: layers, values: rows, rowHeight, axis: "expert",
       colors: () => { const known = NAMES.map(css); return n => known[Math.min(n, 6) - 1]; },
-      say: (c, r) => `layer ${layers[r]}, expert ${c}: ${rows[r][c]} slot${rows[r][c] > 1 ? "s" : ""} for ${times(means[r] ? tokens[r][c] / means[r] : 1)} the mean load` })],
+      describe: (c, r) => `layer ${layers[r]}, expert ${c}: ${rows[r][c]} slot${rows[r][c] > 1 ? "s" : ""} for ${times(means[r] ? tokens[r][c] / means[r] : 1)} the mean load` })],
   () => table(["layer", ...rows[0].map((_, e) => String(e))], layers.map((layer, r) => [layer, ...rows[r]]), { caption: "Slots of each expert" }));
 }
 
@@ -137,19 +137,19 @@ function hottestFigure() {
 
 function againstFigure() {
   const { dump, layers: of, average } = report.against, numbers = Object.keys(of), measured = average.measured != null;
-  const came = measured ? "measured" : "projected", signed = v => v == null ? "–" : (v < 0 ? "−" : "+") + Math.abs(v).toFixed(4);
-  const series = [{ name: "predicted", color: "var(--after)", key: "predicted" }, { name: measured ? "measured" : "with its load, split evenly", color: "var(--measured)", key: came }];
-  const row = (name, l) => [name, ratio(l.predicted), ratio(l[came]), ...[l.drift, l.iterations, l.dispatch].map(signed), ratio(l.load_shift)];
-  const head = ["layer", "predicted", came, "drift", "iterations", "dispatch", "load shift"];
-  const parts = [["Drift", average.drift, "other experts are hot now, with the iterations of each dump added up"],
-    ["Iterations", average.iterations, `they differ more from each other, or less: ${count(average.tokens[0])} tokens a layer in the first dump’s, ${count(average.tokens[1])} in the second’s`],
-    ["Dispatch", average.dispatch, measured ? "what the router did beyond an even split over replicas" : "unknown: the second dump counts experts, not slots"]];
-  figure("against", "Predicted and measured", `The second dump, ${dump.path}, iterations ${dump.iter_start} to ${dump.iter_stop - 1}, recorded with this placement in force. ` +
+  const observed = measured ? "measured" : "projected", signed = v => v == null ? "–" : (v < 0 ? "−" : "+") + Math.abs(v).toFixed(4);
+  const series = [{ name: "predicted", color: "var(--after)", key: "predicted" }, { name: measured ? "measured" : "its load, split evenly", color: "var(--measured)", key: observed }];
+  const row = (name, l) => [name, ratio(l.predicted), ratio(l[observed]), ...[l.drift, l.iterations, l.dispatch].map(signed), ratio(l.load_shift)];
+  const head = ["layer", "predicted", observed, "drift", "iterations", "dispatch", "load shift"];
+  const parts = [["Drift", average.drift, "other experts are hot, with the iterations of each dump added up"],
+    ["Iterations", average.iterations, `single iterations differ from their sum: ${count(average.tokens[0])} tokens a layer in the first dump’s, ${count(average.tokens[1])} in the second’s`],
+    ["Dispatch", average.dispatch, measured ? "routing did not split evenly over replicas" : "unknown: the second dump counts experts, not slots"]];
+  figure("against", "Predicted and measured", `The second dump, ${dump.path}, iterations ${dump.iter_start} to ${dump.iter_stop - 1}, recorded with this placement in use. ` +
     `${percent(average.load_shift)} of the tokens chose other experts.`, [
     keys(...series.map(s => [s.color, `${s.name}, ${percent(average[s.key])} on average`])),
     chart({ label: "Predicted and measured imbalance by layer.", names: numbers, kind: "dots", axis: "layer", noun: "layer",
       series: series.map(s => ({ ...s, values: numbers.map(layer => of[layer][s.key]) })) }),
-    table([make("th", { scope: "col", class: "text" }, "What explains the difference"), "imbalance", ""], parts.map(([name, value, why]) => [make("th", { scope: "row", class: "text" }, name), signed(value), make("td", { class: "text" }, why)]), { wide: true })],
+    table([make("th", { scope: "col", class: "text" }, "Part of the difference"), "imbalance", ""], parts.map(([name, value, cause]) => [make("th", { scope: "row", class: "text" }, name), signed(value), make("td", { class: "text" }, cause)]), { wide: true })],
   () => table(head, [...numbers.map(layer => row(layer, of[layer])), row("average", average)], { last: true, caption: "Predicted and measured imbalance" }));
 }
 
@@ -170,9 +170,9 @@ function themes() {
   apply(current());
 }
 
-document.getElementById("verdict").replaceChildren(...verdict());
+document.getElementById("summary").replaceChildren(...summary());
 document.getElementById("about").replaceChildren(...about());
-document.getElementById("made").textContent = `Made by eplb ${report.eplb}. Arrow keys read single values of a figure that has the focus; “Numbers” lists all.`;
+document.getElementById("made").textContent = `Made by eplb ${report.eplb}. Arrow keys move over the values of a focused figure; “Numbers” lists all values.`;
 document.title = `eplb load report: ${report.dump.path}`;
 tiles();
 layerFigure();

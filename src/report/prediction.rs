@@ -1,4 +1,4 @@
-//! A prediction compared with a later recording, and the parts of the difference.
+//! Compares the prediction from one recording with a second recording, and splits the difference into parts.
 
 use serde::Serialize;
 
@@ -7,22 +7,22 @@ use super::{Balance, Recording, Score};
 use crate::error::{Error, Result};
 use crate::stats::Summary;
 
-/// A placement as predicted from one recording, compared with another recording.
+/// The imbalance predicted from one recording, compared with a second recording.
 #[derive(Debug, Clone, PartialEq)]
-pub struct Against {
+pub struct PredictionReport {
     /// The second recording.
     pub summary: Summary,
-    /// Whether it counts slots, so that the load of each rank is measured and not projected.
-    pub measured: bool,
+    /// Whether the second recording counts slots. Then the load of each rank is measured, else it is projected.
+    pub counts_slots: bool,
     /// The layers that both have, ascending.
-    pub layers: Vec<LayerAgainst>,
+    pub layers: Vec<LayerPrediction>,
 }
 
-/// One layer of both recordings. Ratios are the imbalance ratios of the ranks, [`Balance::imbalance_ratio`].
+/// One layer of both recordings. All ratios are [`Balance::imbalance_ratio`] of the ranks.
 ///
-/// `predicted + drift + iterations + dispatch` is what was measured, exactly but for rounding.
+/// `predicted + drift + iterations + dispatch` equals `measured`, apart from rounding.
 #[derive(Debug, Clone, Copy, PartialEq, Serialize)]
-pub struct LayerAgainst {
+pub struct LayerPrediction {
     /// The layer's number.
     #[serde(skip)]
     pub layer: u32,
@@ -30,24 +30,24 @@ pub struct LayerAgainst {
     pub predicted: Option<f64>,
     /// The placement with the load of the second recording, split evenly over replicas.
     pub projected: Option<f64>,
-    /// The load of the ranks in the second recording. `None` where experts were counted.
+    /// The ranks' load as measured in the second recording. `None` if it counts experts.
     pub measured: Option<f64>,
-    /// The part of the difference between the sums of the iterations of each recording: other experts are hot now.
+    /// The part due to other hot experts: the difference with the iterations of each recording added up.
     pub drift: Option<f64>,
-    /// The further part that shows iteration by iteration. Iterations of fewer tokens vary more from their sum.
+    /// The part due to single iterations, which differ from their sum. Those with fewer tokens differ more.
     pub iterations: Option<f64>,
-    /// The rest: the router did not split the experts' tokens evenly over their replicas. `None` where experts were counted.
+    /// The part due to routing that did not split tokens evenly over replicas. `None` if experts were counted.
     pub dispatch: Option<f64>,
-    /// The share of the tokens that would have to choose another expert for both loads to be alike: 0 to 1.
+    /// The share of the tokens that chose other experts than in the first recording, 0 to 1.
     pub load_shift: Option<f64>,
-    /// The tokens of the ranks in an iteration of the first and the second recording, the mean.
+    /// The mean number of tokens in an iteration of the first and of the second recording.
     pub tokens: [f64; 2],
 }
 
-/// The mean over layers of each figure of [`LayerAgainst`].
+/// The mean over layers of each field of [`LayerPrediction`].
 #[derive(Debug, Clone, Copy, PartialEq, Serialize)]
-#[allow(missing_docs, reason = "each is that of LayerAgainst")]
-pub struct AverageAgainst {
+#[allow(missing_docs, reason = "each is the mean of the field of LayerPrediction")]
+pub struct AveragePrediction {
     pub predicted: Option<f64>,
     pub projected: Option<f64>,
     pub measured: Option<f64>,
@@ -58,29 +58,33 @@ pub struct AverageAgainst {
     pub tokens: [f64; 2],
 }
 
-impl Against {
-    /// Compares `second`, recorded with the placement in force, with the prediction from `first`. Both have the same placement.
-    pub fn new(first: &Recording<'_>, second: &Recording<'_>) -> Result<Against> {
+impl PredictionReport {
+    /// Compares `second`, recorded with the placement in use, with the prediction from `first`.
+    ///
+    /// Fails if the two have different placements or none, or no layer in common.
+    pub fn new(first: &Recording<'_>, second: &Recording<'_>) -> Result<PredictionReport> {
         let Some(placement) = second.placement().filter(|_| first.placement() == second.placement()) else {
-            return Err(Error::InvalidArgument("a prediction needs a placement, the same for both".into()));
+            return Err(Error::InvalidArgument(
+                "both recordings need the same placement for a prediction".into(),
+            ));
         };
         let shape = placement.shape();
-        let both = first.summary().layers.iter().filter(|layer| second.summary().layers.contains(layer));
+        let common = first.summary().layers.iter().filter(|layer| second.summary().layers.contains(layer));
         let mut layers = Vec::new();
-        for &layer in both {
+        for &layer in common {
             let slot_experts = placement.layer_experts(layer)?;
             let projected = |loads: &[f64]| Score::new(shape, layer, slot_experts, loads).balance();
             let loads = [first.loads(layer)?, second.loads(layer)?];
-            let sums = loads.each_ref().map(|loads| sum_of(loads.experts(), shape.num_experts()));
-            let [of_first, of_second] = loads.each_ref().map(|loads| projected(loads.experts()));
-            let of_sums = sums.each_ref().map(|sum| projected(sum).imbalance_ratio);
-            let (predicted, projected) = (of_first.imbalance_ratio, of_second.imbalance_ratio);
+            let sums = loads.each_ref().map(|loads| sum_rows(loads.experts(), shape.num_experts()));
+            let [first_balance, second_balance] = loads.each_ref().map(|loads| projected(loads.experts()));
+            let sum_ratios = sums.each_ref().map(|sum| projected(sum).imbalance_ratio);
+            let (predicted, projected) = (first_balance.imbalance_ratio, second_balance.imbalance_ratio);
             let measured = match second.counts_slots() {
-                true => Balance::of_ranks(second.measured(&loads[1]).iter()).imbalance_ratio,
+                true => Balance::from_rank_loads(second.measured(&loads[1]).iter()).imbalance_ratio,
                 false => None,
             };
-            let drift = difference(of_sums[1], of_sums[0]);
-            layers.push(LayerAgainst {
+            let drift = difference(sum_ratios[1], sum_ratios[0]);
+            layers.push(LayerPrediction {
                 layer,
                 predicted,
                 projected,
@@ -89,7 +93,8 @@ impl Against {
                 iterations: difference(difference(projected, predicted), drift),
                 dispatch: difference(measured, projected),
                 load_shift: load_shift(&sums),
-                tokens: [of_first, of_second].map(|balance| balance.mean * shape.num_ranks() as f64),
+                tokens: [first_balance, second_balance]
+                    .map(|balance| balance.mean * shape.num_ranks() as f64),
             });
         }
         if layers.is_empty() {
@@ -99,15 +104,19 @@ impl Against {
                 second.summary().layers
             )));
         }
-        Ok(Against { summary: second.summary().clone(), measured: second.counts_slots(), layers })
+        Ok(PredictionReport {
+            summary: second.summary().clone(),
+            counts_slots: second.counts_slots(),
+            layers,
+        })
     }
 
-    /// The mean over the layers without an unknown figure, so that the parts add up.
-    pub fn averages(&self) -> AverageAgainst {
+    /// The means over the layers in which all parts are known, so that the parts add up.
+    pub fn averages(&self) -> AveragePrediction {
         let known = self.layers.iter().filter(|layer| layer.iterations.is_some());
-        let known: Vec<_> = known.filter(|layer| !self.measured || layer.dispatch.is_some()).collect();
-        let mean = |of: fn(&LayerAgainst) -> Option<f64>| average(known.iter().map(|layer| of(layer)));
-        AverageAgainst {
+        let known: Vec<_> = known.filter(|layer| !self.counts_slots || layer.dispatch.is_some()).collect();
+        let mean = |of: fn(&LayerPrediction) -> Option<f64>| average(known.iter().map(|layer| of(layer)));
+        AveragePrediction {
             predicted: mean(|layer| layer.predicted),
             projected: mean(|layer| layer.projected),
             measured: mean(|layer| layer.measured),
@@ -115,8 +124,9 @@ impl Against {
             iterations: mean(|layer| layer.iterations),
             dispatch: mean(|layer| layer.dispatch),
             load_shift: mean(|layer| layer.load_shift),
-            tokens: [0, 1].map(|of| {
-                self.layers.iter().map(|layer| layer.tokens[of]).sum::<f64>() / self.layers.len() as f64
+            tokens: [0, 1].map(|recording| {
+                self.layers.iter().map(|layer| layer.tokens[recording]).sum::<f64>()
+                    / self.layers.len() as f64
             }),
         }
     }
@@ -126,8 +136,8 @@ fn difference(a: Option<f64>, b: Option<f64>) -> Option<f64> {
     Some(a? - b?)
 }
 
-/// The rows of `[iterations][experts]` added up.
-fn sum_of(loads: &[f64], num_experts: usize) -> Vec<f64> {
+/// Adds up the rows of `[iterations][experts]`.
+fn sum_rows(loads: &[f64], num_experts: usize) -> Vec<f64> {
     let mut sum = vec![0.0; num_experts];
     for row in loads.chunks_exact(num_experts) {
         sum.iter_mut().zip(row).for_each(|(sum, load)| *sum += load);
@@ -135,7 +145,7 @@ fn sum_of(loads: &[f64], num_experts: usize) -> Vec<f64> {
     sum
 }
 
-/// Half the distance of the experts' shares.
+/// Half the sum of the absolute differences of the experts' shares of the load.
 fn load_shift([first, second]: &[Vec<f64>; 2]) -> Option<f64> {
     let totals = [first, second].map(|sum| sum.iter().sum::<f64>());
     let distance = first.iter().zip(second).map(|(a, b)| (a / totals[0] - b / totals[1]).abs());
@@ -148,7 +158,7 @@ mod tests {
     use crate::placement::{Placement, Shape};
     use crate::stats::{Counted, Counts, IterationRange, LoadOptions, RankDump, Stats};
 
-    fn recorded(counted: Counted, num_ids: usize, counts: &[u64]) -> Stats {
+    fn record(counted: Counted, num_ids: usize, counts: &[u64]) -> Stats {
         let dir = tempfile::tempdir().unwrap();
         let iterations = IterationRange { start: 5, stop: 5 + (counts.len() / num_ids) as u64 };
         let dump = RankDump {
@@ -170,7 +180,7 @@ mod tests {
             .unwrap()
     }
 
-    /// Ranks hold 0 1 | 0 2.
+    /// Rank 0 holds experts 0 and 1, rank 1 holds 0 and 2.
     fn placement() -> Placement {
         Placement::new(Shape::new(3, 4, 2).unwrap(), &[3], &[0, 1, 0, 2]).unwrap()
     }
@@ -182,15 +192,15 @@ mod tests {
     #[test]
     fn drift_iterations_and_dispatch_add_up_to_the_difference() {
         let placement = placement();
-        // Ranks carry 4 + 2 and 4 + 2: level.
-        let first = recorded(Counted::Experts, 3, &[8, 2, 2]);
-        // Slots 0 1 | 2 3. Iteration by iteration the ranks got 10 and 2, and 4 and 4. Experts: 6 4 2 and 4 2 2, which an even
-        // split puts as 7 and 5, and 4 and 4; their sum 10 6 4 as 11 and 9.
-        let second = recorded(Counted::Slots, 4, &[6, 4, 0, 2, 2, 2, 2, 2]);
+        // Rank loads 4 + 2 and 4 + 2: even.
+        let first = record(Counted::Experts, 3, &[8, 2, 2]);
+        // Rank loads 10 and 2 in the first iteration, 4 and 4 in the second. Expert loads 6 4 2 and 4 2 2, with an even split
+        // 7 and 5, and 4 and 4. The sum of the iterations, 10 6 4, gives 11 and 9.
+        let second = record(Counted::Slots, 4, &[6, 4, 0, 2, 2, 2, 2, 2]);
         let recordings = [&first, &second].map(|stats| Recording::new(stats, Some(&placement)).unwrap());
-        let against = Against::new(&recordings[0], &recordings[1]).unwrap();
-        let layer = against.layers[0];
-        assert!(against.measured);
+        let report = PredictionReport::new(&recordings[0], &recordings[1]).unwrap();
+        let layer = report.layers[0];
+        assert!(report.counts_slots);
         assert!(close(layer.predicted, 0.0));
         // (7 - 6) / 6 and 0; (10 - 6) / 6 and 0.
         assert!(close(layer.projected, 1.0 / 12.0));
@@ -201,37 +211,37 @@ mod tests {
         // Shares 8 2 2 of 12 and 10 6 4 of 20: 40 10 10 and 30 18 12 of 60, so 10 of 60 moved.
         assert!(close(layer.load_shift, 1.0 / 6.0));
         assert_eq!(layer.tokens, [12.0, 10.0]);
-        assert!(close(against.averages().measured, 1.0 / 3.0));
+        assert!(close(report.averages().measured, 1.0 / 3.0));
     }
 
     #[test]
-    fn dispatch_part_is_unknown_where_experts_were_counted() {
+    fn dispatch_is_unknown_if_experts_were_counted() {
         let placement = placement();
-        let first = recorded(Counted::Experts, 3, &[8, 2, 2]);
-        let second = recorded(Counted::Experts, 3, &[6, 4, 2]);
+        let first = record(Counted::Experts, 3, &[8, 2, 2]);
+        let second = record(Counted::Experts, 3, &[6, 4, 2]);
         let recordings = [&first, &second].map(|stats| Recording::new(stats, Some(&placement)).unwrap());
-        let against = Against::new(&recordings[0], &recordings[1]).unwrap();
-        let layer = against.layers[0];
-        assert_eq!((against.measured, layer.measured, layer.dispatch), (false, None, None));
+        let report = PredictionReport::new(&recordings[0], &recordings[1]).unwrap();
+        let layer = report.layers[0];
+        assert_eq!((report.counts_slots, layer.measured, layer.dispatch), (false, None, None));
         assert!(close(layer.projected, 1.0 / 6.0) && close(layer.drift, 1.0 / 6.0));
-        assert!(close(against.averages().projected, 1.0 / 6.0));
+        assert!(close(report.averages().projected, 1.0 / 6.0));
     }
 
     #[test]
-    fn recording_recognises_slots_by_their_number_and_refuses_other_ids() {
+    fn recording_infers_slots_from_their_number_and_rejects_other_ids() {
         let placement = placement();
-        // As TensorRT-LLM dumps: nothing says that these are slots.
-        let slots = recorded(Counted::Experts, 4, &[6, 4, 0, 2]);
+        // As TensorRT-LLM dumps: marked as experts, although these are slots.
+        let slots = record(Counted::Experts, 4, &[6, 4, 0, 2]);
         let recording = Recording::new(&slots, Some(&placement)).unwrap();
         assert!(recording.counts_slots());
         assert_eq!(recording.loads(3).unwrap().experts(), [6.0, 4.0, 2.0]);
-        let refused = |stats: &Stats| Recording::new(stats, Some(&placement)).unwrap_err().to_string();
+        let error = |stats: &Stats| Recording::new(stats, Some(&placement)).unwrap_err().to_string();
         assert_eq!(
-            refused(&recorded(Counted::Slots, 6, &[1; 6])),
+            error(&record(Counted::Slots, 6, &[1; 6])),
             "it counts 6 slots, the placement has 4: it was recorded with another placement"
         );
         assert_eq!(
-            refused(&recorded(Counted::Experts, 8, &[1; 8])),
+            error(&record(Counted::Experts, 8, &[1; 8])),
             "it counts 8 ids, and the placement has 3 experts in 4 slots: it is of another model"
         );
     }
