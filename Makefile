@@ -14,7 +14,7 @@ SONAME := libeplb.so.$(shell sed -n 's/^\#define EPLB_ABI_VERSION //p' include/e
 PREFIX ?= /usr/local
 LIBDIR ?= lib
 TREE = $(DESTDIR)$(PREFIX)
-# The files to install; `make dist` passes those that it built for older systems.
+# The files to install. `make dist` passes those that it built for older systems.
 SHARED := target/release/libeplb.so
 STATIC := build/lib/libeplb.a
 # From the folder of the pkg-config file to PREFIX, so that an installed tree may be moved.
@@ -52,7 +52,7 @@ bench: ## the figures of docs/benchmarks.md
 	"$$(scripts/python.sh)" scripts/bench_reader.py target/tmp/bench-dump
 	"$$(scripts/python.sh)" scripts/bench_numpy.py build/bench
 
-gpu-bundle: ## build/gpu-bundle: device tests and a benchmark for a machine that has a GPU and nothing else; run its run.sh
+gpu-bundle: ## build/gpu-bundle: device tests and a benchmark for a machine with only a GPU and its driver; run its run.sh
 	scripts/gpu_bundle.sh
 
 install: build ## under $(DESTDIR)$(PREFIX), /usr/local by default: headers, libraries, program, manual, licences, CMake and pkg-config files
@@ -75,20 +75,20 @@ install-built:
 dist: ## build/dist/eplb-VERSION-linux-MACHINE.tar.gz: the installed tree, for glibc 2.17 and newer
 	scripts/dist.sh
 
-doc: ## the documentation of the C interface, in build/doc/html; anything undocumented is an error
+doc: ## the documentation of the C interface, in build/doc/html; undocumented items are errors
 	@scripts/need.sh doxygen:doxygen
 	@mkdir -p build
 	doxygen Doxyfile
 
-header: ## writes include/eplb.h anew from src/ffi
+header: ## include/eplb.h and include/eplb_tools.h, generated from src/ffi
 	EPLB_WRITE_HEADER=1 $(CARGO) test --locked --quiet --test header
 
-format: ## formats Rust, C and C++
+format: ## formats Rust, C and C++ sources
 	@scripts/need.sh clang-format:clang-format
 	$(CARGO) fmt
 	clang-format -i $(CPP_SOURCES)
 
-gates: build doc ## what the headers promise: languages, symbols, ABI, layouts, sanitizers, linking, the installed tree
+gates: build doc ## checks of the C interface: languages, symbols, ABI, layouts, sanitizers, linking, the installed tree
 	@scripts/need.sh g++:g++ clang:clang cmake:cmake pkg-config:pkg-config strace:strace \
 		abigail-tools:abidw libgtest-dev:/usr/include/gtest/gtest.h valgrind:valgrind \
 		nlohmann-json3-dev:/usr/include/nlohmann/json.hpp
@@ -111,7 +111,7 @@ check: ## formatting, lints, documentation and the order of the modules, warning
 	RUSTDOCFLAGS="-D warnings" $(CARGO) doc --locked --no-deps --lib
 	python3 scripts/check_house.py
 
-clean: ## everything built
+clean: ## removes all build outputs
 	rm -rf build target
 
 help:

@@ -1,4 +1,4 @@
-//! Compiles the kernels where nvcc is found, or takes the image that is checked in; gives the shared library its SONAME.
+//! Compiles the kernels with nvcc, or takes the prebuilt image where there is no nvcc. Sets the SONAME of the shared library.
 
 use std::env;
 use std::ffi::OsString;
@@ -38,7 +38,7 @@ fn kernels() {
         Some(nvcc) => compile(&nvcc, &out),
         None => {
             for name in ["eplb.fatbin", "eplb.ptx"] {
-                // Not a copy, which would be as read-only as the source may be.
+                // fs::copy would also copy the permissions of a read-only source tree.
                 let image = fs::read(Path::new("kernels/prebuilt").join(name));
                 fs::write(out.join(name), image.expect("kernels/prebuilt is part of the source"))
                     .expect(name);
@@ -52,7 +52,7 @@ fn kernels() {
     fs::write(&ptx, text).expect("eplb.ptx");
 }
 
-/// `$EPLB_NVCC` (empty: none), `$CUDA_HOME/bin/nvcc`, or the one on the PATH.
+/// Finds nvcc: `$EPLB_NVCC` (empty: none), `$CUDA_HOME/bin/nvcc`, or on the PATH.
 fn nvcc() -> Option<PathBuf> {
     if let Some(named) = env::var_os("EPLB_NVCC") {
         return (named != OsString::new()).then(|| named.into());
@@ -63,7 +63,7 @@ fn nvcc() -> Option<PathBuf> {
     folders.map(|folder| folder.join("nvcc")).find(|nvcc| nvcc.is_file())
 }
 
-/// An nvcc that is there and fails, fails the build: whoever has one wants to know.
+/// Compiles the kernels. A failing nvcc fails the build, since falling back would hide the failure.
 fn compile(nvcc: &Path, out: &Path) {
     let compiled = Command::new("kernels/compile.sh").arg(nvcc).arg(out).output();
     let failed = match compiled {

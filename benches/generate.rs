@@ -9,7 +9,7 @@ use std::path::{Path, PathBuf};
 use std::process::{Command, Stdio};
 use std::time::{Duration, Instant};
 
-use eplb::stats::{Counted, Counts, IterationRange, RankDump};
+use eplb::stats::{Counts, IdKind, IterationRange, RankDump};
 
 const RANKS: u32 = 32;
 const ITERATIONS: IterationRange = IterationRange { start: 100, stop: 200 };
@@ -61,7 +61,7 @@ fn write_dump(directory: &Path) {
             num_ranks: RANKS as usize,
             num_experts: EXPERTS,
             experts_per_token: 8,
-            counted: Counted::Experts,
+            id_kind: IdKind::Expert,
             iterations: ITERATIONS,
             held: ITERATIONS,
             layers: &layers,

@@ -115,7 +115,8 @@ TEST_F(DispatchRefusals, RouteNamesTheArgumentThatDoesNotFit) {
     EXPECT_EQ(call(4, 2, ids.data()),
               "layer 4 is not one of the 1 that the dispatch was created with, from 3 to 3");
     EXPECT_EQ(call(3, 2, nullptr), "slot_ids->data is NULL");
-    EXPECT_EQ(call(3, 2, ids.data() + 3), "slot_ids overlaps expert_ids: they may be the same array, or two");
+    EXPECT_EQ(call(3, 2, ids.data() + 3),
+              "slot_ids overlaps expert_ids: pass the same array, or separate ones");
     EXPECT_EQ(call(3, 1u << 31, ids.data()).substr(0, 54),
               "2147483648 tokens of 2 ids are more than the 214748364");
     EXPECT_EQ(message([&] { dispatch.register_rank_counts(3, ids.data(), EPLB_DTYPE_INT32); }),

@@ -80,7 +80,7 @@ TEST_F(FakeCuda, MemoryOfAnotherDeviceIsRefused) {
     config.workspace = pinned;
     config.workspace_bytes = 1 << 20;
     EXPECT_EQ(message_of([&] { eplb::recorder::create(config); }, EPLB_STATUS_INVALID_ARGUMENT),
-              "workspace is host memory, and memory of CUDA device 0 is needed");
+              "workspace is host memory; memory of CUDA device 0 expected");
     engine::check(driver.cuMemFreeHost(pinned), "cuMemFreeHost");
     engine::check(driver.cuMemFree_v2(memory), "cuMemFree");
     engine::check(driver.cuCtxDestroy_v2(other), "cuCtxDestroy");

@@ -104,7 +104,7 @@ TEST(Exchange, MismatchesAreRefusedWithTheirPlace) {
                 "EPLB_FILE_FORMAT_PHY2LOG_JSON (104)")));
     EXPECT_EQ(refused([&] { eplb::load_placement_file(recorded); }),
               std::make_pair(eplb_status(EPLB_STATUS_INVALID_ARGUMENT),
-                             std::string("sglang-pt is a format of counts, one of placements expected")));
+                             std::string("sglang-pt is a format of counts, a format of placements expected")));
     EXPECT_EQ(
         refused([&] { eplb::stats::load_file(recorded).save_file(path, {}); }),
         std::make_pair(eplb_status(EPLB_STATUS_INVALID_ARGUMENT),

@@ -59,7 +59,7 @@ TEST(Library, LogReportsMissingRanksUntilTheCallbackIsRemoved) {
     eplb_stats_destroy(stats);
     ASSERT_EQ(seen.size(), 1u);
     EXPECT_EQ(seen[0].first, EPLB_LOG_LEVEL_WARNING);
-    EXPECT_EQ(seen[0].second, dump + ": 1 of 8 ranks are missing and left out: [5]");
+    EXPECT_EQ(seen[0].second, dump + ": 1 of 8 ranks have no file and are left out: [5]");
 
     ASSERT_EQ(eplb_set_log_callback(nullptr, nullptr), EPLB_STATUS_OK);
     ASSERT_EQ(eplb_stats_load(dump.c_str(), &options, &stats), EPLB_STATUS_OK);

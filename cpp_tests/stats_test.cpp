@@ -76,7 +76,7 @@ TEST(Stats, OptionsSelectIterations) {
     options.iter_stop = 132;
     EXPECT_EQ(load(law.c_str(), &options), EPLB_STATUS_INVALID_ARGUMENT);
     EXPECT_EQ(eplb_last_error_message(),
-              law + ": iterations 110..132 asked for (stop excluded), the dump has 100..131");
+              law + ": iterations 110..132 requested (stop excluded), the dump has 100..131");
     options.iter_stop = 131;
     options.expected_ranks = 9;
     EXPECT_EQ(load(law.c_str(), &options), EPLB_STATUS_INCOMPLETE_DUMP);

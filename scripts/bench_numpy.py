@@ -1,4 +1,4 @@
-"""numpy.bincount on the batches that cpp_tests/bench/host_bench.cpp left in a folder: bench_numpy.py FOLDER."""
+"""Times numpy.bincount on the batches that cpp_tests/bench/host_bench.cpp wrote to a folder: bench_numpy.py FOLDER."""
 
 import pathlib
 import sys

@@ -1,6 +1,6 @@
-"""What reading a dump takes in plain Python, for docs/benchmarks.md: bench_reader.py DUMP.
+"""Times the reading of a dump in plain Python, for docs/benchmarks.md: bench_reader.py DUMP.
 
-Loads every file and adds up over ranks and iterations, as TensorRT-LLM's script does, with numpy in place of torch.
+Loads every file and sums over ranks and iterations, as TensorRT-LLM's script does, with numpy in place of torch.
 """
 
 import pathlib

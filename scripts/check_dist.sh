@@ -1,6 +1,6 @@
 #!/bin/sh
-# Makes the tarball of a release, unpacks it, and builds from it. Its library, its program and what is linked with its archive
-# run on glibc 2.17, and the gate for that fails on what is built for this machine.
+# Makes the tarball of a release, unpacks it, and builds from it. Its library, its program, and a program that links its archive
+# must need no glibc newer than 2.17. The check must fail on a library that is built for this machine.
 set -eu
 cd "$(dirname "$0")/.."
 scripts/need.sh cmake:cmake g++:g++ pkg-config:pkg-config python3:python3
@@ -21,7 +21,7 @@ fi
     examples/minimal_c/main.c "$tree/lib/libeplb.a" -lpthread -ldl -lm -lunwind -o "$work/minimal_c"
 scripts/check_glibc.sh "$work/minimal_c"
 
-# The shared library has an unwinder of its own: a panic inside must become a status here too.
+# The shared library has its own unwinder, so a panic in it must become a status.
 cc -std=c99 -I "$tree/include" tests/linking/host.c tests/linking/use_eplb.c -L "$tree/lib" -leplb -ldl -o "$work/host"
 LD_LIBRARY_PATH=$tree/lib "$work/host" 2>"$work/log" || {
     cat "$work/log" >&2

@@ -1,7 +1,7 @@
-"""Reads a dump of examples/collect_c as another program would, with nothing of eplb: check_format.py DUMP START STOP.
+"""Reads a dump of examples/collect_c without eplb: check_format.py DUMP START STOP.
 
-The packages are the ones that TensorRT-LLM's scripts use. Everything that docs and data formats promise is looked at: names of
-files and tensors, types, shapes, values, metadata, meta_info.json.
+Uses the packages of TensorRT-LLM's scripts. Checks names of files and tensors, types, shapes, values, metadata and
+meta_info.json.
 """
 
 import json
@@ -47,8 +47,8 @@ for rank in range(RANKS):
             assert tensor.dtype == numpy.int64 and tensor.shape == (EXPERTS,), (key, tensor.dtype, tensor.shape)
             assert (tensor == counts(rank, *map(int, key.split("_")))).all(), (path, key)
             total += tensor.sum()
-    # The data begin at a multiple of 8, as the format's own writers see to.
+    # The data begin at a multiple of 8, as the format's own writers align them.
     with path.open("rb") as file:
         assert struct.unpack("<Q", file.read(8))[0] % 8 == 0
 
-print(f"{RANKS} ranks, {(stop - start) * len(LAYERS)} tensors each, {total} ids: as the format has it")
+print(f"{RANKS} ranks, {(stop - start) * len(LAYERS)} tensors each, {total} ids: as the format requires")

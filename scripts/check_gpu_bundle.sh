@@ -1,6 +1,6 @@
 #!/bin/sh
-# Makes the bundle and runs it over the driver of the tests, on this machine's glibc and on the bundle's; without a driver it
-# must say that it failed.
+# Makes the bundle and runs it over the fake driver, with this machine's glibc and with the bundle's. Without a driver it must
+# report a failure.
 set -eu
 cd "$(dirname "$0")/.."
 make gpu-bundle
@@ -14,7 +14,7 @@ passes() {
         exit 1
     }
 }
-# On the bundle's glibc it is starting that is in question.
+# With the bundle's glibc, only starting the programs is tested.
 passes EPLB_BUNDLE_GLIBC=1 GTEST_FILTER='Collect.*:Dispatch.Tables*:Cuda.*'
 passes EPLB_BUNDLE_GLIBC=
 sed -n '/^program/,$p' build/gpu-results.log

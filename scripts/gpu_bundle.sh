@@ -1,6 +1,6 @@
 #!/bin/sh
 # Makes build/gpu-bundle: the device tests, the three steps with the example engine, and the benchmark, as a folder that runs on
-# any x86-64 Linux with an NVIDIA driver and nothing else. Its run.sh is scripts/gpu_run.sh.
+# any x86-64 Linux with only an NVIDIA driver. Its run.sh is scripts/gpu_run.sh.
 set -eu
 cd "$(dirname "$0")/.."
 scripts/need.sh cmake:cmake g++:g++ libgtest-dev:/usr/include/gtest/gtest.h \
@@ -26,7 +26,7 @@ mkdir "$bundle/tiny-moe"
 for file in config.json model.safetensors gsm8k-test.jsonl LICENSE.gsm8k README.md; do
     install -m 644 "data/tiny-moe/$file" "$bundle/tiny-moe"
 done
-# The file has the SONAME, in case links get lost on the way.
+# The file's name is the SONAME, since a copy of the bundle may lose links.
 soname=$(readelf -d target/release/libeplb.so | sed -n 's/.*SONAME.*\[\(.*\)\]/\1/p')
 install -m 755 target/release/libeplb.so "$bundle/lib/$soname"
 ln -s "$soname" "$bundle/lib/libeplb.so"

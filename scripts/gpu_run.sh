@@ -1,6 +1,7 @@
 #!/bin/sh
-# Runs eplb's device tests on this machine's GPU, the three steps with a real model, then the benchmark: run.sh [--quick] [RESULTS]. Logs, and the benchmark's
-# tables as gpu_bench.md, go to the folder RESULTS, ./results by default. The last line is PASS or FAIL.
+# Runs eplb's device tests on this machine's GPU, the three steps with a real model, then the benchmark:
+# run.sh [--quick] [RESULTS]. Logs, and the benchmark's tables as gpu_bench.md, go to the folder RESULTS, ./results by default. The last
+# line is PASS or FAIL.
 #
 # Needs an NVIDIA driver and nothing else. Programs that do not start with the system's glibc use the one in glibc/;
 # EPLB_BUNDLE_GLIBC=1 makes all use it.
@@ -114,7 +115,7 @@ same() {
         cmp "$1/rank$rank.safetensors" "$2/rank$rank.safetensors" || return 1
     done
 }
-# The three steps with a real model: the GPU counts and routes as the host does, and no rule changes an output.
+# The three steps with a real model. The GPU must count and route as the host does, and no rule may change an output.
 three_steps() {
     flow=$results/flow
     rm -rf "$flow"

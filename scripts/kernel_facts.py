@@ -1,7 +1,7 @@
-"""What is known of the kernels without a GPU, as the table in docs/gpu.md: kernel_facts.py NVCC_BIN FATBIN.
+"""Prints the table in docs/gpu.md, the facts about the kernels that need no GPU: kernel_facts.py NVCC_BIN FATBIN.
 
-Registers, spills and static shared memory are cuobjdump's; the rest is read from the machine code: of the counting kernels, the
-loop with a 16-byte load in it is the one that every id goes through.
+Registers, spills and static shared memory are from cuobjdump, all else from the machine code. In the counting kernels, the loop
+with a 16-byte load handles every id.
 """
 
 import re
@@ -17,20 +17,20 @@ def cuobjdump(*arguments):
 
 
 def resources(arch):
-    """By kernel: registers, bytes of stack, of static shared memory, and of local memory."""
+    """The registers of each kernel, and its bytes of stack, static shared memory and local memory."""
     text = cuobjdump("-res-usage", "-arch", arch, fatbin)
     found = re.findall(r"Function (\w+):\s*REG:(\d+) STACK:(\d+) SHARED:(\d+) LOCAL:(\d+)", text)
     return {name: [int(number) for number in numbers] for name, *numbers in found}
 
 
 def instructions(arch, kernel):
-    """Address and text of each, up to the padding behind the last branch."""
+    """The address and text of each instruction, without the padding after the last branch."""
     found = INSTRUCTION.findall(cuobjdump("-sass", "-arch", arch, "-fun", kernel, fatbin))
     return [(int(address, 16), text) for address, text in found if not text.startswith("NOP")]
 
 
 def loops(code):
-    """The loops with a 16-byte load, each as its instructions."""
+    """The instructions of each loop with a 16-byte load."""
     for address, text in code:
         branch = re.search(r"BRA (0x[0-9a-f]+)", text)
         if branch and int(branch[1], 16) < address:
@@ -56,15 +56,15 @@ def counting(arch, kernel, code, width, number_of):
         kind = "bins" if any("ATOMS" in text for text in body) else "cells"
         per_id[kind] = f"{len(body) * width / 16:g}"
     assert sorted(per_id) == ["bins", "cells"], f"{kernel} on {arch}: a loop without vector loads: {per_id}"
-    # Blocks run beside each other and so do warps, which the emulator cannot show: whatever counts must be an atomic. The one
-    # plain store clears the bins.
+    # Blocks and warps run concurrently, which the emulator cannot show, so all counting must be atomic. The one plain store clears
+    # the bins.
     assert number_of("STG") == 0 and number_of("STS") == 1, f"{kernel} on {arch} counts without atomics"
     return per_id["bins"], per_id["cells"]
 
 
 def routing(arch, kernel, code):
-    """An id's way has no loop of its own. What is known: whole vectors where neighbours are one thread's, and equal ids of a
-    warp found in one step where it goes by position."""
+    """Routing an id has no loop to count. Checks that token hash uses vector loads and stores, and that the other rules find
+    equal ids of a warp by one instruction."""
     has = lambda opcode: any(opcode in text for _, text in code)
     if "token_hash" in kernel:
         assert has("LDG.E.128") and has("STG.E.128"), f"{kernel} on {arch}: no vector loads and stores"

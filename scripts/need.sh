@@ -1,6 +1,6 @@
 #!/bin/sh
-# Makes sure that tools are there: need.sh PACKAGE:PROBE ..., where PROBE is a command or, with a slash, a file.
-# As root on Debian or Ubuntu it installs what is missing; otherwise it says what to install.
+# Checks that tools are installed: need.sh PACKAGE:PROBE ..., where PROBE is a command or, with a slash, a file.
+# As root on Debian or Ubuntu, installs missing packages. Otherwise prints the command to install them.
 set -eu
 
 if ! command -v cargo >/dev/null; then
@@ -20,7 +20,7 @@ done
 
 if [ "$(id -u)" = 0 ] && command -v apt-get >/dev/null; then
     echo "installing$missing"
-    # Two at a time fail on apt's locks.
+    # Concurrent calls would fail on apt's locks.
     exec 9<"$0"
     flock 9
     apt-get update -qq

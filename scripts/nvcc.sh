@@ -1,9 +1,9 @@
 #!/bin/sh
-# Installs NVIDIA's compiler from Python wheels into build/nvcc, unless it is there, and prints the path of nvcc. No GPU and no
-# CUDA toolkit is needed. The versions are pinned: the same source gives the same bytes.
+# Installs NVIDIA's compiler from Python wheels into build/nvcc, unless installed, and prints the path of nvcc. Needs no GPU and
+# no CUDA toolkit. The versions are pinned, so that the same source gives the same bytes.
 #
-# 13.0, since PTX and machine code of newer ones are refused by driver 580; ptxas of 12.0, the assembler of driver 525's day,
-# lies beside it as ptxas-12.0.
+# The version is 13.0, since driver 580 refuses PTX and machine code of newer ones. Beside it, ptxas-12.0 is the assembler of
+# driver 525's time.
 set -eu
 cd "$(dirname "$0")/.."
 root=$PWD/build/nvcc

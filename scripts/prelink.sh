@@ -2,13 +2,13 @@
 # Turns cargo's static library into one that links anywhere: prelink.sh CARGOS_LIBRARY OUT.
 #
 # cargo's archive carries Rust's standard library with global symbols, which collide with those of any other Rust static
-# library, and LLVM bitcode. OUT holds one object instead: what the functions of the headers need, no more. These functions are
-# its only global symbols. They are hidden, so that a shared object that links OUT does not export them.
+# library, and LLVM bitcode. OUT has one object with the functions of the headers and the code that they need. These functions
+# are its only global symbols. They are hidden, so a shared object that links OUT does not export them.
 set -eu
 raw=$1
 out=$2
 scripts=$(dirname "$0")
-# Nothing is done where OUT is newer than everything that it is made from.
+# If OUT is newer than all its inputs, there is nothing to do.
 if [ -e "$out" ] && [ -z "$(find "$raw" "$scripts/prelink.sh" "$scripts/exports.sh" "$scripts"/../include/eplb*.h -newer "$out")" ]; then
     exit 0
 fi
@@ -26,11 +26,11 @@ trap 'rm -rf "$work"' EXIT
 "${CC:-cc}" -c "$work/exports.s" -o "$work/exports.o"
 
 "${OBJCOPY:-objcopy}" --remove-section=.llvmbc --remove-section=.llvmcmd "$raw" "$work/raw.a"
-# The group of rust_eh_personality would be discarded in favour of another Rust library's group of the same name, and what
-# refers to it here is local: groups are dissolved.
+# The linker would discard the section group of rust_eh_personality if another Rust library has one of that name. References
+# here are local and would break, so groups are dissolved.
 sed 's/^/--undefined=/' "$work/exports" >"$work/options"
 "${LD:-ld}" -r --gc-sections --force-group-allocation "@$work/options" "$work/exports.o" "$work/raw.a" -o "$work/all.o"
-# Code that went left its undefined symbols behind, weak ones as strong ones.
+# Removed code leaves undefined symbols behind, and weak ones have become strong.
 export LC_ALL=C
 "${OBJDUMP:-objdump}" -r "$work/all.o" | awk 'NF == 3 { sub(/[-+]0x.*/, "", $3); print $3 }' | sort -u >"$work/referenced"
 "${NM:-nm}" --undefined-only "$work/all.o" | awk '{ print $2 }' | sort -u | comm -23 - "$work/referenced" >"$work/unused"

@@ -1,5 +1,5 @@
 #!/bin/sh
-# Makes a Python environment with the packages that check and time what eplb does, unless it is there, and prints its python.
+# Makes a Python environment with the packages for checks and benchmarks, unless it exists, and prints the path of its python.
 set -eu
 cd "$(dirname "$0")/.."
 venv=$PWD/build/python

@@ -3,7 +3,7 @@
     third_party.py notices [--check]   writes packaging/THIRD-PARTY, or fails if it is not up to date
     third_party.py sbom                prints a CycloneDX bill of materials
 
-Both come from Cargo.lock and from the sources that cargo has: the same lock file gives the same bytes.
+Both are made from Cargo.lock and cargo's sources. The same lock file gives the same bytes.
 """
 
 import json
@@ -15,13 +15,13 @@ import textwrap
 
 PREAMBLE = "packaging/rust-std.txt"
 NOTICES = "packaging/THIRD-PARTY"
-# Other Linux machines have the same crates.
+# Other Linux machines link the same crates.
 PLATFORM = "x86_64-unknown-linux-gnu"
 LICENCE_FILE = re.compile(r"(LICEN[CS]E|COPYING|COPYRIGHT|NOTICE|UNLICENSE|AUTHORS)", re.IGNORECASE)
 
 
 def linked_crates(*options):
-    """The packages that are linked in with these options of cargo, by id, and the ids that each one depends on."""
+    """The packages that are linked with these options of cargo, by id, and the ids of their dependencies."""
     metadata = json.loads(
         run("cargo", "metadata", "--locked", "--format-version", "1", "--filter-platform", PLATFORM, *options)
     )
@@ -33,7 +33,7 @@ def linked_crates(*options):
         crate = waiting.pop()
         if crate in dependencies:
             continue
-        # Not what only builds or tests need, and no procedural macros: these run in the compiler.
+        # Leaves out dependencies of builds and tests, and procedural macros, which run in the compiler.
         dependencies[crate] = [
             dependency["pkg"]
             for dependency in nodes[crate]["deps"]
@@ -167,7 +167,7 @@ def main(arguments):
     elif arguments == ["notices", "--check"]:
         with open(NOTICES, encoding="utf-8") as file:
             if file.read() != notices():
-                sys.exit(f"{NOTICES} is not what Cargo.lock gives: run scripts/third_party.py notices")
+                sys.exit(f"{NOTICES} is out of date with Cargo.lock: run scripts/third_party.py notices")
         print(f"{NOTICES} has the licences of all crates that are linked in")
     else:
         sys.exit(__doc__)

@@ -1,5 +1,5 @@
 #!/bin/sh
-# Makes a Python environment in the folder given, for tools that come as wheels. Debian's python3 needs a package for it.
+# Makes a Python environment in a folder, for tools that are wheels: venv.sh FOLDER. Debian's python3 needs a package for it.
 set -eu
 cd "$(dirname "$0")/.."
 scripts/need.sh python3:python3

@@ -1,6 +1,6 @@
 #!/bin/sh
-# Installs cargo-zigbuild and Zig, whose linker knows the symbols of each glibc, from Python wheels into build/zig, unless they
-# are there, and prints the folder to put on the PATH. The versions are pinned: the same source gives the same bytes.
+# Installs cargo-zigbuild and Zig from Python wheels into build/zig, unless installed, and prints the folder for the PATH. Zig's
+# linker knows the symbols of each glibc. The versions are pinned, so that the same source gives the same bytes.
 set -eu
 cd "$(dirname "$0")/.."
 venv=$PWD/build/zig

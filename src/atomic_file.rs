@@ -1,8 +1,8 @@
-//! Files that are there whole or not at all.
+//! Replaces files in one step.
 //!
-//! The bytes go to `.<name>.partial` beside the target, are synced, and take the target's name in one rename.
-//! Whenever the process dies, the target is the old file or the new one. The partial file is locked while it is
-//! written, so that two writers of one target cannot mix; one left by a dead process is taken over.
+//! The bytes are written to `.<name>.partial` beside the target and synced. One rename makes it the target. If the process dies,
+//! the target is the old file or the new one. The partial file is locked, so a second writer of the target is refused. A partial
+//! file that a dead process left is reused.
 
 use std::ffi::OsString;
 use std::fs::{self, File, OpenOptions, TryLockError};
@@ -12,13 +12,12 @@ use std::path::{Path, PathBuf};
 
 use crate::error::{Error, Result};
 
-/// A file about to be replaced: its partial file is there, locked and empty. Dropped without [`AtomicFile::replace`], it
-/// leaves no trace.
+/// A file that will be replaced. Its partial file exists, locked and empty. Drop without [`AtomicFile::replace`] removes it.
 #[derive(Debug)]
 pub struct AtomicFile {
-    /// As the caller named it, for messages.
+    /// The caller's path, for messages.
     path: PathBuf,
-    /// The same with links followed.
+    /// The path with symbolic links resolved.
     target: PathBuf,
     partial: PathBuf,
     file: File,
@@ -26,7 +25,7 @@ pub struct AtomicFile {
 }
 
 impl AtomicFile {
-    /// Begins to replace `path`, or to create it. Fails where that could not succeed, before any work is done for it.
+    /// Begins to replace or create `path`. Fails early where the file cannot be written.
     pub fn create(path: &Path) -> Result<Self> {
         let attempt = || {
             let target = target_of(path)?;
@@ -40,7 +39,7 @@ impl AtomicFile {
         attempt().map_err(|e| Error::write(path, e))
     }
 
-    /// Replaces the file by what `fill` writes, or leaves it untouched and fails.
+    /// Replaces the file by the bytes that `fill` writes. On failure the old file is unchanged.
     pub fn replace(mut self, fill: impl FnOnce(&mut dyn Write) -> io::Result<()>) -> Result<()> {
         let old = fs::metadata(&self.target).ok();
         let attempt = || {
@@ -53,7 +52,7 @@ impl AtomicFile {
         attempt().map_err(|e| Error::write(&self.path, e))?;
         self.replaced = true;
 
-        // The new file is in place; what may still fail does not make it another one.
+        // The new file is in place, so later failures are only logged.
         let directory = directory_of(&self.target);
         let synced = File::open(directory).and_then(|directory| directory.sync_all());
         let allowed = old.map_or(Ok(()), |old| self.file.set_permissions(old.permissions()));
@@ -69,27 +68,27 @@ impl AtomicFile {
 impl Drop for AtomicFile {
     fn drop(&mut self) {
         if !self.replaced {
-            // Ours: it is locked. A failure leaves it to the next writer, who takes it over.
+            // The partial file is locked, so it belongs to this value. If this fails, the next writer reuses the file.
             let _ = fs::remove_file(&self.partial);
         }
     }
 }
 
-/// The regular file that `path` names or would name, symbolic links followed.
+/// Resolves the symbolic links of `path`, which names a regular file or nothing.
 fn target_of(path: &Path) -> io::Result<PathBuf> {
     let refuse = |why: String| Err(io::Error::new(ErrorKind::InvalidInput, why));
     let target = match fs::canonicalize(path) {
         Ok(target) => target,
         Err(e) if e.kind() == ErrorKind::NotFound && !path.is_symlink() => path.to_owned(),
         Err(e) if e.kind() == ErrorKind::NotFound => {
-            return refuse("it is a symbolic link to nothing; remove it".to_owned());
+            return refuse("it is a dangling symbolic link; remove it".to_owned());
         }
         Err(e) => return Err(e),
     };
     if target.file_name().is_none() {
         return refuse("it does not name a file".to_owned());
     }
-    // Renaming over a device or a pipe would replace it for everybody.
+    // Renaming over a device or a pipe would remove it for all processes.
     if target.exists() && !target.is_file() {
         return refuse("it exists and is not a regular file".to_owned());
     }
@@ -108,24 +107,24 @@ fn directory_of(target: &Path) -> &Path {
 }
 
 fn open_locked(partial: &Path) -> io::Result<File> {
-    let in_the_way =
+    let cannot_open =
         |e: io::Error| io::Error::new(e.kind(), format!("cannot open {} beside it: {e}", partial.display()));
     loop {
-        // Nothing that somebody put there instead of a partial file is followed, waited for or written to.
+        // A link or a pipe of that name must not be followed or waited for.
         let flags = libc::O_NOFOLLOW | libc::O_NONBLOCK;
         let options = OpenOptions::new().write(true).create(true).truncate(false).custom_flags(flags).clone();
-        let file = options.open(partial).map_err(in_the_way)?;
-        let held = file.metadata()?;
-        if !held.is_file() || held.nlink() > 1 {
-            let not_ours = io::Error::new(ErrorKind::AlreadyExists, "it is not a partial file; remove it");
-            return Err(in_the_way(not_ours));
+        let file = options.open(partial).map_err(cannot_open)?;
+        let opened = file.metadata()?;
+        if !opened.is_file() || opened.nlink() > 1 {
+            let not_partial = io::Error::new(ErrorKind::AlreadyExists, "it is not a partial file; remove it");
+            return Err(cannot_open(not_partial));
         }
         match file.try_lock() {
             Ok(()) => {}
-            // Some cluster file systems have no locks; the rename alone still keeps the target whole.
+            // Some cluster file systems have no locks. The rename still replaces the target in one step.
             Err(TryLockError::Error(e))
                 if e.kind() == ErrorKind::Unsupported || e.raw_os_error() == Some(libc::ENOLCK) => {}
-            Err(TryLockError::Error(e)) => return Err(in_the_way(e)),
+            Err(TryLockError::Error(e)) => return Err(cannot_open(e)),
             Err(TryLockError::WouldBlock) => {
                 return Err(io::Error::new(
                     ErrorKind::ResourceBusy,
@@ -133,9 +132,9 @@ fn open_locked(partial: &Path) -> io::Result<File> {
                 ));
             }
         }
-        // The writer before us may have renamed its partial file between our open and our lock.
+        // Another writer may have renamed its partial file between the open and the lock.
         if fs::symlink_metadata(partial)
-            .is_ok_and(|named| (named.dev(), named.ino()) == (held.dev(), held.ino()))
+            .is_ok_and(|named| (named.dev(), named.ino()) == (opened.dev(), opened.ino()))
         {
             file.set_len(0)?;
             return Ok(file);
@@ -156,7 +155,7 @@ mod tests {
     }
 
     #[test]
-    fn a_failed_write_leaves_the_old_file_and_no_litter() {
+    fn failed_replace_keeps_the_old_file_and_removes_the_partial_file() {
         let dir = tempfile::tempdir().unwrap();
         let path = dir.path().join("config.yaml");
         write(&path, |w| w.write_all(b"old")).unwrap();
@@ -170,7 +169,7 @@ mod tests {
     }
 
     #[test]
-    fn a_second_writer_is_refused_while_the_first_one_writes() {
+    fn create_refuses_a_second_writer() {
         let dir = tempfile::tempdir().unwrap();
         let path = dir.path().join("config.yaml");
         write(&path, |w| {
@@ -183,7 +182,7 @@ mod tests {
     }
 
     #[test]
-    fn what_a_killed_writer_left_is_taken_over() {
+    fn create_reuses_the_partial_file_of_a_killed_writer() {
         let dir = tempfile::tempdir().unwrap();
         let path = dir.path().join("config.yaml");
         fs::write(dir.path().join(".config.yaml.partial"), "a much longer half-written file").unwrap();
@@ -193,7 +192,7 @@ mod tests {
     }
 
     #[test]
-    fn a_link_is_written_through_and_a_device_is_refused() {
+    fn replace_follows_links_and_create_refuses_devices() {
         let dir = tempfile::tempdir().unwrap();
         let (path, link) = (dir.path().join("v1.yaml"), dir.path().join("current.yaml"));
         fs::write(&path, "old").unwrap();
@@ -207,11 +206,11 @@ mod tests {
 
         fs::remove_file(&path).unwrap();
         let message = write(&link, |_| Ok(())).unwrap_err().to_string();
-        assert!(message.ends_with("current.yaml: it is a symbolic link to nothing; remove it"), "{message}");
+        assert!(message.ends_with("current.yaml: it is a dangling symbolic link; remove it"), "{message}");
     }
 
     #[test]
-    fn what_somebody_put_in_the_place_of_a_partial_file_is_left_alone() {
+    fn create_refuses_other_files_named_like_the_partial_file() {
         let dir = tempfile::tempdir().unwrap();
         let (path, partial) = (dir.path().join("config.yaml"), dir.path().join(".config.yaml.partial"));
         let important = dir.path().join("important");
@@ -231,7 +230,7 @@ mod tests {
     }
 
     #[test]
-    fn permissions_are_kept_and_an_unfinished_file_leaves_no_trace() {
+    fn replace_keeps_permissions_and_drop_removes_the_partial_file() {
         use std::os::unix::fs::PermissionsExt;
         let dir = tempfile::tempdir().unwrap();
         let path = dir.path().join("config.yaml");

@@ -1,4 +1,4 @@
-//! What can go wrong. Each variant is one status of the C interface.
+//! Errors. Each variant is one status of the C interface.
 
 use std::any::Any;
 use std::borrow::Cow;
@@ -10,26 +10,24 @@ use std::sync::Arc;
 /// The result of every call that can fail.
 pub type Result<T> = std::result::Result<T, Error>;
 
-/// What went wrong, where (file, rank, iteration, layer, slot) and what to do about it.
-///
-/// The variant says which kind of input is at fault; the text is for the person who must mend it.
+/// The variant is the kind of error. The message names file, rank, iteration, layer or slot, and the way out.
 #[derive(Debug, Clone)]
 #[non_exhaustive]
 pub enum Error {
-    /// An argument that is wrong by itself: NULL, out of range, an unknown layer.
+    /// An invalid argument: NULL, out of range, an unknown layer.
     InvalidArgument(String),
-    /// The caller's callback asked to stop.
+    /// The caller's callback requested a stop.
     Cancelled,
-    /// Memory for a table could not be had.
+    /// An allocation failed.
     OutOfMemory {
-        /// What the memory was for, and who refused it.
+        /// The purpose of the memory, and the driver's error where it refused.
         what: Cow<'static, str>,
-        /// How much was asked for.
+        /// The requested bytes.
         bytes: usize,
     },
-    /// The operating system refused something other than a file.
+    /// The operating system refused a call that is not about a file.
     System(String),
-    /// Something that was started earlier has not ended yet.
+    /// An operation that was started earlier has not ended.
     NotReady(String),
     /// A defect of this library, caught at the boundary.
     Internal(String),
@@ -40,28 +38,28 @@ pub enum Error {
         /// Why.
         source: Arc<io::Error>,
     },
-    /// A file could not be written; what was there before is untouched.
+    /// A file could not be written. An existing file is unchanged.
     Write {
         /// The file.
         path: PathBuf,
         /// Why.
         source: Arc<io::Error>,
     },
-    /// A statistic dump that is damaged or contradicts itself.
+    /// A dump that is damaged or contradicts itself.
     InvalidDump(String),
-    /// A statistic dump in which ranks, iterations or layers are missing.
+    /// A dump in which ranks, iterations or layers are missing.
     IncompleteDump(String),
-    /// Experts, slots and ranks, or groups and nodes, that do not fit together.
+    /// Numbers of experts, slots and ranks, or of groups and nodes, that do not fit together.
     InvalidShape(String),
     /// Loads that are not finite and non-negative.
     InvalidLoads(String),
-    /// A placement or its configuration file that cannot be served.
+    /// An invalid placement or configuration file.
     InvalidPlacement(String),
-    /// There is no CUDA driver that could be used.
+    /// No CUDA driver can be used.
     NoDriver(String),
     /// The CUDA driver refused a call.
     Cuda {
-        /// Which, and what for.
+        /// The call and its purpose.
         call: String,
         /// CUDA's number of the error.
         code: i32,
@@ -81,14 +79,14 @@ impl Error {
         Error::Read { path: path.to_owned(), source: Arc::new(source) }
     }
 
-    /// What a caught panic said.
+    /// The message of a caught panic.
     pub(crate) fn of_panic(panic: &(dyn Any + Send)) -> Self {
         let text = panic.downcast_ref::<&str>().copied();
         let text = text.or_else(|| panic.downcast_ref::<String>().map(String::as_str));
         Error::Internal(text.unwrap_or("a panic without a message").to_owned())
     }
 
-    /// The same error about what is in a file, naming the file.
+    /// Adds the file's name to an error about its contents.
     pub fn in_file(self, path: &Path) -> Self {
         let named = |message: String| format!("{}: {message}", path.display());
         match self {
@@ -138,7 +136,7 @@ impl std::error::Error for Error {
     }
 }
 
-/// `text` as far as a reader of a message needs it: what a file says may be megabytes long.
+/// The start of `text`, which a file may make megabytes long, for a message.
 pub(crate) fn shortened(text: &str) -> String {
     const LONGEST: usize = 200;
     match text.char_indices().nth(LONGEST) {
@@ -147,7 +145,7 @@ pub(crate) fn shortened(text: &str) -> String {
     }
 }
 
-/// `count` zeros, or [`Error::OutOfMemory`] where `vec!` would abort the host.
+/// Allocates `count` zeros. Fails with [`Error::OutOfMemory`] where `vec!` would abort the process.
 pub(crate) fn try_zeroed<T: Copy + Default>(count: Option<usize>, what: &'static str) -> Result<Vec<T>> {
     let bytes = count.and_then(|n| n.checked_mul(size_of::<T>())).unwrap_or(usize::MAX);
     let count = count.unwrap_or(usize::MAX);

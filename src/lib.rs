@@ -1,16 +1,20 @@
 //! Expert parallelism load balancer (EPLB) for mixture-of-experts inference.
 //!
-//! The C interface is `include/eplb.h`; this is the same library for Rust, and the map of its rooms:
+//! The C interface is `include/eplb.h`, which engines call, and `include/eplb_tools.h`, all else. This crate is the same library
+//! for Rust. A module uses only modules below it:
 //!
-//! - [`stats`]: what was counted: the dump files and their counts
-//! - [`solve`]: loads to placement: the policies
-//! - [`placement`]: which expert each slot holds: the plan, its checks, its configuration file
-//! - [`dispatch`]: which slot serves a token's expert: the tables, the rules, on a device
-//! - [`report`]: how balanced a placement makes the ranks: scores, comparisons, reports
-//! - [`exchange`]: counts and placements in the files of other systems
-//! - [`mod@generate`]: the whole of step 2, a dump directory to a configuration file
-//! - [`atomic_file`]: files that are there whole or not at all
-//! - `ffi`: the C boundary
+//! - `ffi`: the C boundary, one file for each C object
+//! - [`mod@generate`]: step 2, from a dump directory to a configuration file
+//! - [`exchange`]: reads and writes counts and placements of other systems
+//! - [`report`]: scores, reports and comparisons of placements, and metrics
+//! - [`dispatch`]: step 3, routes expert ids to slot ids on a device
+//! - [`stats`]: step 1, the recorder, and dumps with their counts
+//! - [`solve`]: computes placements from loads, by policy
+//! - [`device`]: memory, streams and kernel launches, on the host or a CUDA device
+//! - [`placement`]: which expert each slot holds, and the configuration file
+//! - [`atomic_file`]: replaces files in one step
+//! - `threads`: runs work on several threads
+//! - [`error`]: the error type
 
 pub mod atomic_file;
 pub mod device;

@@ -42,8 +42,8 @@ pub fn without_signals<T>(start: impl FnOnce() -> T) -> T {
     started
 }
 
-/// `work(0)` to `work(count - 1)` in order of index, computed by up to `threads` threads of which the calling
-/// one is the first. Where several fail, the error is that of the lowest index.
+/// Computes `work(0)` to `work(count - 1)` on up to `threads` threads, the calling thread included. Returns the results by index,
+/// or the error of the lowest index that failed.
 pub fn map<T: Send>(
     count: usize,
     threads: usize,
@@ -52,7 +52,7 @@ pub fn map<T: Send>(
     let tasks = Tasks::new(count);
     thread::scope(|scope| {
         let spawn = |_| thread::Builder::new().name("eplb".into()).spawn_scoped(scope, || tasks.run(&work));
-        // Fewer threads are slower, never wrong: the calling one takes what is left.
+        // If a thread cannot be started, the others do its work.
         let started: Vec<_> = (1..threads.min(count)).map_while(|index| spawn(index).ok()).collect();
         tasks.run(&work);
         join(started);
@@ -60,8 +60,8 @@ pub fn map<T: Send>(
     tasks.into_results()
 }
 
-/// As [`map`], but the calling thread does none of the work. It passes each message of the work to `watch`. Once `watch` fails,
-/// senders find the channel closed, and its error is the result.
+/// As [`map`], but the calling thread only calls `watch` with each message that `work` sends. When `watch` fails, the channel is
+/// closed for senders, and its error is returned.
 pub fn map_watched<T: Send, M: Send>(
     count: usize,
     threads: usize,
@@ -101,7 +101,7 @@ fn join(started: Vec<thread::ScopedJoinHandle<'_, ()>>) {
     }
 }
 
-/// Indices to work on in order, until one fails, and their results.
+/// Indices that threads take in order until one fails, and the results.
 struct Tasks<T> {
     count: usize,
     next: AtomicUsize,
@@ -128,8 +128,8 @@ impl<T> Tasks<T> {
         }
     }
 
-    /// All results in order, or the error of the lowest index that failed. Every index below it was started before, so the error is
-    /// always the same.
+    /// All results in order, or the error of the lowest index that failed. Every index below it was started before, so the error
+    /// is always the same.
     fn into_results(self) -> Result<Vec<T>> {
         let mut results = self.results.into_inner().unwrap_or_else(PoisonError::into_inner);
         results.sort_unstable_by_key(|&(index, _)| index);

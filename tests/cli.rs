@@ -156,7 +156,7 @@ fn generate_errors_name_the_cause_and_the_remedy() {
         generate(empty.path().to_str().unwrap(), ""),
         (
             format!(
-                "{}: no rank<R>.safetensors here; give the directory that EXPERT_STATISTIC_PATH named when counting",
+                "{}: no rank<R>.safetensors in this directory; give the directory to which EXPERT_STATISTIC_PATH was set",
                 empty.path().display()
             ),
             3
@@ -166,7 +166,7 @@ fn generate_errors_name_the_cause_and_the_remedy() {
         generate(cut.path().to_str().unwrap(), ""),
         (
             format!(
-                "{}: its tensors take 412672 bytes and {} are there: it is cut off, copy it again",
+                "{}: its tensors take 412672 bytes, but only {} follow the header: it is truncated, copy it again",
                 half.display(),
                 len - 8 - 54904
             ),
@@ -362,7 +362,7 @@ fn missing_ranks_are_an_error_or_if_allowed_a_warning() {
     let output = eplb(&format!("{args} --allow_missing_ranks"));
     assert!(output.status.success());
     let warning = String::from_utf8(output.stderr).unwrap();
-    assert!(warning.starts_with("warning: ") && warning.contains("1 of 8 ranks are missing"), "{warning}");
+    assert!(warning.starts_with("warning: ") && warning.contains("1 of 8 ranks have no file"), "{warning}");
     // The EP size is that of the run, not the number of files found.
     let text = String::from_utf8(output.stdout).unwrap();
     assert!(text.contains("64 slots on 8 ranks"), "{text}");

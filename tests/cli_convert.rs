@@ -49,7 +49,7 @@ fn convert_turns_a_recording_of_sglang_into_a_dump() {
 
     let (message, code) = failure(&convert);
     assert!(
-        message.ends_with("dump: there is a dump already; name another directory, or remove it\n"),
+        message.ends_with("dump: it already has a dump; choose another directory, or remove it\n"),
         "{message}"
     );
     assert_eq!(code, 4);
@@ -100,7 +100,7 @@ fn convert_errors_leave_the_output_unchanged() {
     assert_eq!(
         convert(b"[[1, 2]]", "--to npy"),
         error(
-            "input: an array alone does not say what it holds: give its format, lmdeploy for counts or phy2log-json for a \
+            "input: an array can hold counts or a placement: give its format, lmdeploy for counts or phy2log-json for a \
              placement; pass --from FORMAT",
             2
         )
@@ -125,7 +125,7 @@ fn convert_errors_leave_the_output_unchanged() {
     );
     assert_eq!(
         convert(b"[[1, 2]]", "--from lmdeploy --to sglang-pt"),
-        error("sglang-pt is only read; SGLang takes sglang-count as well", 2)
+        error("sglang-pt is read only; SGLang also reads sglang-count", 2)
     );
     let (message, code) = convert(b"[[1, 2]]", "--from lmdeploy --to numpy");
     assert!(message.starts_with("error: invalid value 'numpy' for '--to <FORMAT>'"), "{message}");

@@ -1,23 +1,23 @@
-//! Dumps that are whole, foreign, partial or damaged. Files are written with the safetensors crate, the way TensorRT-LLM
-//! writes them, then broken in one way each.
+//! Reads complete, foreign, incomplete and damaged dumps. The safetensors crate writes the files as TensorRT-LLM does. Each test
+//! then changes one thing.
 
 use std::collections::HashMap;
 use std::fs::{self, OpenOptions};
 use std::path::Path;
 
-use eplb::stats::{Counted, Counts, Dump, IterationRange, LoadOptions, MetaInfo, RankDump, Stats};
+use eplb::stats::{Counts, Dump, IdKind, IterationRange, LoadOptions, MetaInfo, RankDump, Stats};
 use eplb::{Error, Result};
 use safetensors::tensor::{Dtype, TensorView};
 use tempfile::TempDir;
 
 const EXPERTS: usize = 4;
 
-/// A count that differs between any two cells.
+/// The count of a cell, different for any two cells.
 fn count(rank: u32, iteration: u64, layer: u32, expert: usize) -> i64 {
     i64::from(rank) * 100_000 + iteration as i64 * 1000 + i64::from(layer) * 10 + expert as i64
 }
 
-/// Writes one rank's file; `tensors` gives name, dtype and counts.
+/// Writes one rank's file of tensors with name, dtype and counts.
 fn write_tensors(path: &Path, tensors: &[(String, Dtype, Vec<i64>)]) {
     let bytes: Vec<Vec<u8>> = tensors
         .iter()
@@ -64,8 +64,8 @@ fn foreign() -> TempDir {
     dir
 }
 
-/// A dump of eplb: 2 ranks, layers 1 and 2, iterations 5 and 6, `edit` changing each rank's part.
-fn ours(edit: impl Fn(&mut RankDump)) -> TempDir {
+/// A dump that eplb wrote: 2 ranks, layers 1 and 2, iterations 5 and 6. `edit` changes each rank's part.
+fn own_dump(edit: impl Fn(&mut RankDump)) -> TempDir {
     let dir = tempfile::tempdir().unwrap();
     for rank in 0..2 {
         let layers = [1, 2, 3];
@@ -75,7 +75,7 @@ fn ours(edit: impl Fn(&mut RankDump)) -> TempDir {
             num_ranks: 2,
             num_experts: EXPERTS,
             experts_per_token: 2,
-            counted: Counted::Experts,
+            id_kind: IdKind::Expert,
             iterations: IterationRange { start: 5, stop: 7 },
             held: IterationRange { start: 0, stop: 0 },
             layers: &layers[..2],
@@ -100,14 +100,14 @@ fn load(dir: &TempDir) -> Result<Stats> {
     load_with(dir, LoadOptions::default())
 }
 
-/// The message, with the directory's own name taken out.
+/// The error's message, without the directory's path.
 fn message(dir: &TempDir, result: Result<Stats>) -> String {
     let error = result.map(|stats| stats.summary().clone()).unwrap_err().to_string();
     error.replace(&format!("{}/", dir.path().display()), "").replace(&dir.path().display().to_string(), "DIR")
 }
 
 #[test]
-fn a_foreign_dump_is_summed_over_ranks_for_any_iterations_and_threads() {
+fn reader_sums_over_ranks_for_any_iterations_and_threads() {
     let dir = foreign();
     for threads in [1, 2, 8] {
         for (iter_start, iter_stop) in [(None, None), (Some(8), Some(10)), (None, Some(8)), (Some(11), None)]
@@ -131,7 +131,7 @@ fn a_foreign_dump_is_summed_over_ranks_for_any_iterations_and_threads() {
 }
 
 #[test]
-fn raw_ids_and_other_files_beside_the_ranks_are_skipped() {
+fn reader_skips_raw_ids_and_other_files() {
     let dir = foreign();
     for name in
         ["rank0_raw.safetensors", "cooccurrence_rank0.safetensors", ".rank1.safetensors.partial", "notes"]
@@ -142,7 +142,7 @@ fn raw_ids_and_other_files_beside_the_ranks_are_skipped() {
 }
 
 #[test]
-fn pipeline_stages_hold_different_layers() {
+fn reader_accepts_different_layers_in_pipeline_stages() {
     let dir = tempfile::tempdir().unwrap();
     write_meta(&dir);
     for (rank, layers) in [(0, [3, 4]), (1, [3, 4]), (2, [5, 6]), (3, [5, 6])] {
@@ -155,11 +155,11 @@ fn pipeline_stages_hold_different_layers() {
 }
 
 #[test]
-fn what_is_missing_is_named() {
+fn reader_names_missing_files_iterations_and_layers() {
     let dir = tempfile::tempdir().unwrap();
     assert_eq!(
         message(&dir, load(&dir)),
-        "DIR: no rank<R>.safetensors here; give the directory that EXPERT_STATISTIC_PATH named when counting"
+        "DIR: no rank<R>.safetensors in this directory; give the directory to which EXPERT_STATISTIC_PATH was set"
     );
 
     let dir = foreign();
@@ -201,33 +201,33 @@ fn what_is_missing_is_named() {
 }
 
 #[test]
-fn iterations_that_the_dump_does_not_have_are_refused() {
+fn reader_rejects_iterations_that_the_dump_lacks() {
     let dir = foreign();
-    for (start, stop, asked) in [(6, 9, "6..9"), (7, 13, "7..13"), (9, 9, "9..9"), (10, 8, "10..8")] {
+    for (start, stop, requested) in [(6, 9, "6..9"), (7, 13, "7..13"), (9, 9, "9..9"), (10, 8, "10..8")] {
         let options = LoadOptions { iter_start: Some(start), iter_stop: Some(stop), ..Default::default() };
         assert_eq!(
             message(&dir, load_with(&dir, options)),
-            format!("DIR: iterations {asked} asked for (stop excluded), the dump has 7..12")
+            format!("DIR: iterations {requested} requested (stop excluded), the dump has 7..12")
         );
     }
 }
 
 #[test]
-fn damaged_files_are_named_with_what_is_wrong() {
+fn reader_names_damaged_files_and_the_damage() {
     let dir = foreign();
     fs::write(dir.path().join("rank01.safetensors"), "").unwrap();
-    assert!(message(&dir, load(&dir)).starts_with("rank1.safetensors: rank 1 is there twice, "));
+    assert!(message(&dir, load(&dir)).starts_with("rank1.safetensors: rank 1 has two files, "));
     fs::remove_file(rank_path(&dir, 1)).unwrap();
     assert_eq!(
         message(&dir, load(&dir)),
-        "rank01.safetensors: 0 bytes, too short for a safetensors file: it is cut off"
+        "rank01.safetensors: it has 0 bytes, too few for a safetensors file: it is truncated, copy it again"
     );
 
     for name in ["rank.safetensors", "rankx.safetensors", "rank-1.safetensors", "rank99999999999.safetensors"]
     {
         let dir = foreign();
         fs::write(dir.path().join(name), "").unwrap();
-        let expected = "the name does not parse, rank<R>.safetensors expected with R the rank";
+        let expected = "invalid file name, rank<R>.safetensors expected with R the rank";
         assert_eq!(message(&dir, load(&dir)), format!("{name}: {expected}"));
     }
 
@@ -237,25 +237,22 @@ fn damaged_files_are_named_with_what_is_wrong() {
     cut(len - 1);
     assert_eq!(
         message(&dir, load(&dir)),
-        "rank2.safetensors: its tensors take 320 bytes and 319 are there: it is cut off, copy it again"
+        "rank2.safetensors: its tensors take 320 bytes, but only 319 follow the header: it is truncated, copy it again"
     );
     cut(100);
-    let said = message(&dir, load(&dir));
-    assert!(said.starts_with("rank2.safetensors: it announces a header of "), "{said}");
-    assert!(said.ends_with("and ends after 92: it is cut off"), "{said}");
+    let error = message(&dir, load(&dir));
+    assert!(error.starts_with("rank2.safetensors: its header has "), "{error}");
+    assert!(error.ends_with("bytes, but only 92 follow: it is truncated, copy it again"), "{error}");
     cut(5);
     assert_eq!(
         message(&dir, load(&dir)),
-        "rank2.safetensors: 5 bytes, too short for a safetensors file: it is cut off"
+        "rank2.safetensors: it has 5 bytes, too few for a safetensors file: it is truncated, copy it again"
     );
 
     let dir = foreign();
     fs::write(rank_path(&dir, 0), "this is no safetensors file at all").unwrap();
-    let said = message(&dir, load(&dir));
-    assert!(
-        said.starts_with("rank0.safetensors: not a safetensors file: it announces a header of"),
-        "{said}"
-    );
+    let error = message(&dir, load(&dir));
+    assert!(error.starts_with("rank0.safetensors: not a safetensors file: its header would have"), "{error}");
 
     let dir = foreign();
     let zeros = vec![0; EXPERTS];
@@ -271,12 +268,12 @@ fn damaged_files_are_named_with_what_is_wrong() {
     );
 
     fs::write(dir.path().join("meta_info.json"), "{\"num_experts\": 4,").unwrap();
-    let said = message(&dir, load(&dir));
-    assert!(said.starts_with("meta_info.json: bad JSON: EOF while parsing"), "{said}");
+    let error = message(&dir, load(&dir));
+    assert!(error.starts_with("meta_info.json: bad JSON: EOF while parsing"), "{error}");
 }
 
 #[test]
-fn counts_that_cannot_be_are_refused() {
+fn reader_rejects_negative_counts_and_overflows() {
     let tensor = |counts: [i64; EXPERTS]| vec![("7_3".to_owned(), Dtype::I64, counts.to_vec())];
     let dir_of_two = |first: [i64; EXPERTS], second: [i64; EXPERTS]| {
         let dir = tempfile::tempdir().unwrap();
@@ -298,12 +295,12 @@ fn counts_that_cannot_be_are_refused() {
     write_tensors(&rank_path(&dir, 0), &tensors);
     assert_eq!(
         load(&dir).unwrap().layer_totals(3).unwrap_err().to_string(),
-        "layer 3, expert 1: the sum over iterations 0..3 overflows 64 bits; choose fewer"
+        "layer 3, expert 1: the sum over iterations 0..3 overflows 64 bits; choose fewer iterations"
     );
 }
 
 #[test]
-fn a_file_cut_off_while_it_is_read_is_an_error() {
+fn reader_rejects_a_file_that_changes_while_it_is_read() {
     // 2 files of 64 MB: after the first pieces have been reported, most of each is still unread.
     let dir = tempfile::tempdir().unwrap();
     let (num_experts, layers) = (1 << 16, [0, 1, 2, 3]);
@@ -315,7 +312,7 @@ fn a_file_cut_off_while_it_is_read_is_an_error() {
             num_ranks: 2,
             num_experts,
             experts_per_token: 2,
-            counted: Counted::Experts,
+            id_kind: IdKind::Expert,
             iterations,
             held: iterations,
             layers: &layers,
@@ -336,7 +333,7 @@ fn a_file_cut_off_while_it_is_read_is_an_error() {
     };
     assert!(read_while(&|| ()).is_ok());
     let expected =
-        "rank1.safetensors: it was changed or cut off while it was read; read it again when the run is over";
+        "rank1.safetensors: it changed or was truncated while it was read; read it again after the run";
     let file = || OpenOptions::new().write(true).open(rank_path(&dir, 1)).unwrap();
 
     // The same size with other counts.
@@ -347,7 +344,7 @@ fn a_file_cut_off_while_it_is_read_is_an_error() {
 }
 
 #[test]
-fn a_reader_is_stopped_by_its_progress_callback() {
+fn progress_callback_stops_the_reader() {
     let dir = foreign();
     for threads in [1, 2] {
         let dump = Dump::open(dir.path(), &LoadOptions { threads, ..Default::default() }).unwrap();
@@ -357,7 +354,7 @@ fn a_reader_is_stopped_by_its_progress_callback() {
 }
 
 #[test]
-fn progress_ends_at_the_bytes_of_the_chosen_iterations() {
+fn progress_ends_at_the_bytes_of_the_requested_iterations() {
     // 3 ranks x 2 iterations x (4 x 8 bytes for layer 3, 4 x 4 bytes for layers 4 and 10).
     let dir = foreign();
     let options = LoadOptions { iter_start: Some(8), iter_stop: Some(10), ..Default::default() };
@@ -373,8 +370,8 @@ fn progress_ends_at_the_bytes_of_the_chosen_iterations() {
 }
 
 #[test]
-fn our_dumps_are_read_back_by_us_and_by_the_safetensors_crate() {
-    let dir = ours(|_| ());
+fn written_dump_is_read_back_and_by_the_safetensors_crate() {
+    let dir = own_dump(|_| ());
     let stats = load(&dir).unwrap();
     let summary = stats.summary();
     assert_eq!(
@@ -415,16 +412,16 @@ fn our_dumps_are_read_back_by_us_and_by_the_safetensors_crate() {
 }
 
 #[test]
-fn a_partial_dump_of_ours_is_recognised() {
-    let dir = ours(|_| ());
+fn reader_rejects_an_incomplete_dump() {
+    let dir = own_dump(|_| ());
     fs::remove_file(rank_path(&dir, 1)).unwrap();
     assert_eq!(
         message(&dir, load(&dir)),
         "DIR: 1 of 2 ranks have no file (rank 1); copy them here, or allow missing ranks"
     );
 
-    // The meta file promises iterations and layers that the files do not hold.
-    let dir = ours(|_| ());
+    // The meta file lists iterations and layers that the files lack.
+    let dir = own_dump(|_| ());
     let meta = dir.path().join("meta_info.json");
     let edit =
         |was: &str, is: &str| fs::write(&meta, fs::read_to_string(&meta).unwrap().replace(was, is)).unwrap();
@@ -433,29 +430,29 @@ fn a_partial_dump_of_ours_is_recognised() {
     edit("\"iter_stop\":7", "\"iter_stop\":8");
     assert_eq!(
         message(&dir, load(&dir)),
-        "rank0.safetensors: it counted Experts of iterations 5..7 on 2 ranks, meta_info.json says Experts of \
-         iterations 5..8 on 2: the files are of different runs"
+        "rank0.safetensors: it has counts of experts in iterations 5..7 on 2 ranks, meta_info.json lists experts in \
+         iterations 5..8 on 2 ranks: the files are of different runs"
     );
 
-    // Metadata that promises more than the file holds.
+    // The metadata lists a layer that the file lacks.
     let edit_rank = |dir: &TempDir, was: &[u8], is: &[u8]| {
         let mut bytes = fs::read(rank_path(dir, 1)).unwrap();
         let at = bytes.windows(was.len()).position(|window| window == was).unwrap();
         bytes[at..at + was.len()].copy_from_slice(is);
         fs::write(rank_path(dir, 1), bytes).unwrap();
     };
-    let dir = ours(|_| ());
+    let dir = own_dump(|_| ());
     edit_rank(&dir, b"\"layers\":\"1,2\"", b"\"layers\":\"1,3\"");
     assert_eq!(message(&dir, load(&dir)), "rank1.safetensors: layer 3 is missing");
-    let dir = ours(|_| ());
+    let dir = own_dump(|_| ());
     edit_rank(&dir, b"\"rank\":\"1\"", b"\"rank\":\"0\"");
-    assert_eq!(message(&dir, load(&dir)), "rank1.safetensors: it says that it is of rank 0");
+    assert_eq!(message(&dir, load(&dir)), "rank1.safetensors: the rank in its __metadata__ is 0");
 }
 
 #[test]
-fn files_of_different_runs_are_refused() {
+fn reader_rejects_files_of_different_runs() {
     let mixed = |edit: fn(&mut RankDump)| {
-        let dir = ours(|dump| {
+        let dir = own_dump(|dump| {
             if dump.rank == 1 {
                 edit(dump);
             }
@@ -464,20 +461,20 @@ fn files_of_different_runs_are_refused() {
     };
     assert_eq!(
         mixed(|dump| dump.run_id = Some("8")),
-        "rank1.safetensors: its run_id is \"8\", that of rank0.safetensors \"run \"7\"\": the files are of different runs"
+        "rank1.safetensors: its run_id is \"8\", that of rank0.safetensors is \"run \"7\"\": the files are of different runs"
     );
     assert!(mixed(|dump| dump.run_id = None).contains("its run_id is none"));
     assert!(mixed(|dump| dump.num_ranks = 3).ends_with("the files are of different runs"));
     assert!(mixed(|dump| dump.iterations.stop = 8).ends_with("the files are of different runs"));
-    assert!(mixed(|dump| dump.counted = Counted::Slots).ends_with("the files are of different runs"));
+    assert!(mixed(|dump| dump.id_kind = IdKind::Slot).ends_with("the files are of different runs"));
 
-    let dir = ours(|_| ());
+    let dir = own_dump(|_| ());
     write_rank(&dir, 1, &[1, 2], 5..7);
     assert_eq!(
         message(&dir, load(&dir)),
         "rank1.safetensors: not written by eplb and meta_info.json is: the files are of different runs"
     );
-    let dir = ours(|_| ());
+    let dir = own_dump(|_| ());
     write_meta(&dir);
     assert_eq!(
         message(&dir, load(&dir)),
@@ -486,35 +483,35 @@ fn files_of_different_runs_are_refused() {
 }
 
 #[test]
-fn a_rank_beyond_those_that_counted_is_refused() {
-    let dir = ours(|dump| dump.num_ranks = 1 + dump.rank as usize);
-    let said = message(&dir, load(&dir));
-    assert_eq!(said, "DIR: rank 1 has a file, but the run had 1 ranks");
+fn reader_rejects_a_rank_beyond_num_ranks() {
+    let dir = own_dump(|dump| dump.num_ranks = 1 + dump.rank as usize);
+    let error = message(&dir, load(&dir));
+    assert_eq!(error, "DIR: rank 1 has a file, but the run had 1 ranks");
 
-    // A stray file name must not cost four billion steps, or as much memory.
+    // A stray file name must not cost four billion steps, or that much memory.
     let dir = foreign();
     fs::copy(rank_path(&dir, 0), dir.path().join("rank4294967295.safetensors")).unwrap();
-    let said =
+    let error =
         message(&dir, load_with(&dir, LoadOptions { allow_missing_ranks: true, ..Default::default() }));
-    assert!(said.starts_with("DIR: 4294967292 of 4294967296 ranks have no file (rank 3, 4, 5"), "{said}");
+    assert!(error.starts_with("DIR: 4294967292 of 4294967296 ranks have no file (rank 3, 4, 5"), "{error}");
 }
 
 #[test]
-fn the_meta_file_of_a_dump_says_what_was_counted() {
-    let dir = ours(|dump| dump.counted = Counted::Slots);
-    assert_eq!(MetaInfo::read(dir.path()).unwrap().eplb.unwrap().counts, Counted::Slots);
-    assert_eq!(load(&dir).unwrap().summary().counted, Counted::Slots);
+fn meta_file_stores_the_id_kind() {
+    let dir = own_dump(|dump| dump.id_kind = IdKind::Slot);
+    assert_eq!(MetaInfo::read(dir.path()).unwrap().eplb.unwrap().id_kind, IdKind::Slot);
+    assert_eq!(load(&dir).unwrap().summary().id_kind, IdKind::Slot);
 }
 
 #[test]
-fn a_dump_that_could_not_be_read_back_is_not_written() {
+fn writer_rejects_a_dump_that_the_reader_would_reject() {
     let dir = tempfile::tempdir().unwrap();
     let dump = RankDump {
         rank: 0,
         num_ranks: 1,
         num_experts: 2,
         experts_per_token: 1,
-        counted: Counted::Experts,
+        id_kind: IdKind::Expert,
         iterations: IterationRange { start: 0, stop: 1 },
         held: IterationRange { start: 0, stop: 1 },
         layers: &[3],
@@ -544,7 +541,7 @@ fn a_dump_that_could_not_be_read_back_is_not_written() {
         (RankDump { layers: &[u32::MAX], ..dump }, "layer 4294967295 does not fit int32"),
         (
             RankDump { iterations: IterationRange { start: u64::MAX - 1, stop: u64::MAX }, ..dump },
-            "iterations 18446744073709551614..18446744073709551615: there must be some, and fit int64",
+            "iterations 18446744073709551614..18446744073709551615: at least one expected, and none above int64",
         ),
     ] {
         assert_eq!(refused(dump), message);
@@ -555,7 +552,36 @@ fn a_dump_that_could_not_be_read_back_is_not_written() {
 }
 
 #[test]
-fn ranks_that_were_expected_and_are_not_there_are_noticed() {
+fn writer_reports_a_directory_that_cannot_be_created() {
+    let dir = tempfile::tempdir().unwrap();
+    let file = dir.path().join("file");
+    fs::write(&file, "").unwrap();
+    let iterations = IterationRange { start: 0, stop: 1 };
+    let dump = RankDump {
+        rank: 0,
+        num_ranks: 1,
+        num_experts: 2,
+        experts_per_token: 1,
+        id_kind: IdKind::Expert,
+        iterations,
+        held: iterations,
+        layers: &[3],
+        counts: Counts::U32(&[1, 2]),
+        run_id: None,
+    };
+    let directory = file.join("dump");
+    assert_eq!(
+        dump.write(&directory).unwrap_err().to_string(),
+        format!(
+            "cannot write {}: the directory could not be created: Not a directory (os error 20); create it or choose \
+             another",
+            directory.display()
+        )
+    );
+}
+
+#[test]
+fn reader_rejects_another_number_of_ranks_than_expected() {
     let expecting = |ranks| LoadOptions { expected_ranks: Some(ranks), ..Default::default() };
     let dir = foreign();
     assert!(load_with(&dir, expecting(3)).is_ok());
@@ -567,16 +593,16 @@ fn ranks_that_were_expected_and_are_not_there_are_noticed() {
         message(&dir, load_with(&dir, expecting(2))),
         "DIR: rank 2 has a file, but the run had 2 ranks"
     );
-    let dir = ours(|_| ());
+    let dir = own_dump(|_| ());
     assert_eq!(
         message(&dir, load_with(&dir, expecting(4))),
-        "DIR: 4 ranks expected, meta_info.json says num_ranks: 2"
+        "DIR: 4 ranks expected, num_ranks in meta_info.json is 2"
     );
 }
 
 #[test]
-fn a_wrong_count_is_blamed_on_its_own_file_with_any_number_of_threads() {
-    // Rank 2's first count is negative. The others, which may be read after it, are sound.
+fn reader_names_the_file_of_a_negative_count_with_any_number_of_threads() {
+    // Rank 2's last count is negative. The other files may be read after it.
     let dir = foreign();
     let mut bytes = fs::read(rank_path(&dir, 2)).unwrap();
     let data = 8 + u64::from_le_bytes(bytes[..8].try_into().unwrap()) as usize;
@@ -586,17 +612,17 @@ fn a_wrong_count_is_blamed_on_its_own_file_with_any_number_of_threads() {
     fs::write(rank_path(&dir, 2), bytes).unwrap();
     for threads in [1, 2, 3] {
         for _ in 0..50 {
-            let said = message(&dir, load_with(&dir, LoadOptions { threads, ..Default::default() }));
+            let error = message(&dir, load_with(&dir, LoadOptions { threads, ..Default::default() }));
             assert!(
-                said.starts_with("rank2.safetensors: tensor ") && said.contains("has the count -5"),
-                "{said}"
+                error.starts_with("rank2.safetensors: tensor ") && error.contains("has the count -5"),
+                "{error}"
             );
         }
     }
 }
 
 #[test]
-fn a_pipe_in_the_place_of_a_file_is_refused() {
+fn reader_rejects_a_pipe_in_place_of_a_file() {
     for name in ["rank1.safetensors", "meta_info.json"] {
         let dir = foreign();
         let path = dir.path().join(name);
@@ -608,7 +634,7 @@ fn a_pipe_in_the_place_of_a_file_is_refused() {
 }
 
 #[test]
-fn counts_that_no_double_can_say_are_no_loads() {
+fn samples_reject_counts_that_a_double_cannot_represent() {
     let dir = tempfile::tempdir().unwrap();
     write_meta(&dir);
     write_tensors(&rank_path(&dir, 0), &[("0_3".into(), Dtype::I64, vec![1 << 53, 0, 0, 0])]);
@@ -616,6 +642,6 @@ fn counts_that_no_double_can_say_are_no_loads() {
     write_tensors(&rank_path(&dir, 0), &[("0_3".into(), Dtype::I64, vec![0, (1 << 53) + 1, 0, 0])]);
     assert_eq!(
         load(&dir).unwrap().samples(1).unwrap_err().to_string(),
-        "layer 3, expert 1: 9007199254740993 tokens are more than a load can say exactly; choose fewer iterations"
+        "layer 3, expert 1: 9007199254740993 tokens are more than 2^53, so the load would be inexact; choose fewer iterations"
     );
 }

@@ -1,5 +1,4 @@
-//! Files of other systems: those that PyTorch and NumPy wrote, round trips through every format, and files that are not whole
-//! or not what they say.
+//! Reads files that PyTorch and NumPy wrote, reads back every format after writing it, and reads damaged files.
 
 use std::fs;
 use std::path::Path;
@@ -11,7 +10,7 @@ use eplb::exchange::{
 use eplb::placement::{Expected, Placement, Shape};
 use eplb::stats::Stats;
 
-/// A file of tests/exchange, whose make.py says what is in it.
+/// A file of tests/exchange, which its make.py wrote.
 fn fixture(name: &str) -> Vec<u8> {
     fs::read(Path::new("tests/exchange").join(name)).unwrap()
 }
@@ -20,7 +19,7 @@ fn refused(bytes: &[u8], format: CountsFormat) -> String {
     counts_from_bytes(bytes, format, &Model::default()).unwrap_err().to_string()
 }
 
-/// Whether these are the counts of make.py, of `steps` steps from `first` on.
+/// Checks that these are the counts of make.py, `steps` steps from `first` on.
 fn check_counts(stats: &Stats, first: u64, steps: u64) {
     let summary = stats.summary();
     assert_eq!((summary.num_experts, &summary.layers[..]), (8, &[1, 2, 3][..]));
@@ -34,7 +33,7 @@ fn check_counts(stats: &Stats, first: u64, steps: u64) {
 }
 
 #[test]
-fn what_sglangs_recorder_saved_with_pytorch_is_read_without_its_dense_layer_and_its_empty_step() {
+fn sglang_pt_is_read_without_dense_layers_and_empty_steps() {
     for name in ["recorder.pt", "double.pt"] {
         let CountsRead { stats, dense_layers, empty_steps } =
             counts_from_bytes(&fixture(name), CountsFormat::SglangPt, &Model::default()).unwrap();
@@ -47,7 +46,7 @@ fn what_sglangs_recorder_saved_with_pytorch_is_read_without_its_dense_layer_and_
 }
 
 #[test]
-fn other_files_of_pytorch_are_refused_by_name() {
+fn other_files_of_pytorch_are_rejected_by_name() {
     let refused = |name: &str| refused(&fixture(name), CountsFormat::SglangPt);
     assert_eq!(
         refused("per_pass.pt"),
@@ -55,25 +54,22 @@ fn other_files_of_pytorch_are_refused_by_name() {
     );
     assert_eq!(
         refused("view.pt"),
-        "\"logical_count\" of shape [2, 3, 8] has strides [32, 8, 1]: save it with .contiguous(), row after row"
+        "\"logical_count\" of shape [2, 3, 8] has strides [32, 8, 1]: save it with .contiguous()"
     );
     assert_eq!(
         refused("half.pt"),
-        "\"logical_count\" is stored as HalfStorage; integers, floats and doubles are read"
+        "\"logical_count\" is stored as HalfStorage; integers, floats or doubles expected"
     );
-    assert_eq!(refused("legacy.pt"), "it does not end as a zip archive does: it is cut off, copy it again");
+    assert_eq!(refused("legacy.pt"), "it does not end as a zip archive does: it is truncated, copy it again");
     let message = detect(Path::new("tests/exchange/legacy.pt")).unwrap_err().to_string();
-    assert!(
-        message.contains("it is a pickle by itself, as torch.save wrote before PyTorch 1.6"),
-        "{message}"
-    );
+    assert!(message.contains("it is a bare pickle, as torch.save wrote before PyTorch 1.6"), "{message}");
 }
 
 #[test]
-fn arrays_that_numpy_saved_are_read_whatever_their_type_order_and_version() {
+fn npy_is_read_in_any_type_order_and_version() {
     for name in ["int32.npy", "float32.npy", "big_endian.npy", "fortran.npy", "version_2.npy"] {
         let read = counts_from_bytes(&fixture(name), CountsFormat::Npy, &Model::default()).unwrap();
-        // Only a recorder has steps that it has not come to: here it is an iteration without load.
+        // Only a recorder's buffer has unused steps. Here the empty step is an iteration without load.
         assert_eq!((&read.dense_layers[..], read.empty_steps), (&[0][..], 0), "{name}");
         assert_eq!(read.stats.summary().iterations.len(), 3);
         assert_eq!(
@@ -84,7 +80,7 @@ fn arrays_that_numpy_saved_are_read_whatever_their_type_order_and_version() {
 }
 
 #[test]
-fn counts_stay_what_they_are_through_every_format() {
+fn counts_are_equal_after_writing_and_reading_each_format() {
     let dir = tempfile::tempdir().unwrap();
     for name in ["dsv2lite-translation", "dsr1-extreme"] {
         let dump = Path::new("data/dumps").join(name);
@@ -94,7 +90,7 @@ fn counts_stay_what_they_are_through_every_format() {
         for format in CountsFormat::ALL.into_iter().filter(|&format| format != CountsFormat::SglangPt) {
             let path = dir.path().join(format!("{name}.{}", format.name()));
             write_counts(&original, &path, format, &Model::default()).unwrap();
-            // The rows of an array are only those of the layers that were counted; others have one for each of the model.
+            // An array has a row for each counted layer, other formats one for each layer of the model.
             let layers_of_rows = (format == CountsFormat::Npy).then_some(&layers[..]);
             let model = match format {
                 CountsFormat::Dump => Model::default(),
@@ -117,7 +113,7 @@ fn counts_stay_what_they_are_through_every_format() {
 }
 
 #[test]
-fn placements_keep_their_hash_through_every_format() {
+fn placements_are_equal_after_writing_and_reading_each_format() {
     let dir = tempfile::tempdir().unwrap();
     for (name, num_ranks) in [("dsv2lite-translation.ep8.slots72", 8), ("dsr1-extreme.ep32.slots288", 32)] {
         let config = Path::new("data/expected").join(format!("{name}.yaml"));
@@ -141,14 +137,14 @@ fn small_placement() -> Placement {
 }
 
 #[test]
-fn files_are_to_the_byte_what_the_other_systems_take() {
+fn written_files_have_the_exact_bytes_of_the_other_systems() {
     let dir = tempfile::tempdir().unwrap();
     let path = dir.path().join("file");
     let text = |format, model: &Model| {
         write_placement(&small_placement(), &path, format, model).unwrap();
         fs::read_to_string(&path).unwrap()
     };
-    // SGLang's trivial location in dense layers, slot modulo experts; a fifth layer when asked for.
+    // Dense layers get SGLang's trivial location, slot modulo experts. num_layers adds a fifth layer.
     let trivial = "[0, 1, 2, 3, 0, 1]";
     let rows = format!("{trivial}, {trivial}, [0, 1, 2, 3, 0, 1], [3, 2, 1, 0, 3, 2]");
     assert_eq!(
@@ -191,33 +187,33 @@ fn files_are_to_the_byte_what_the_other_systems_take() {
     let few = Model { num_layers: Some(1), ..Model::default() };
     assert_eq!(
         write_counts(&counts, &path, CountsFormat::Lmdeploy, &few).unwrap_err().to_string(),
-        "a row for each of 1 layers of the model: from 2, for layer 1, to 65536 can be written"
+        "num_layers is 1; 2, for layer 1, to 65536 expected"
     );
 }
 
 #[test]
-fn layers_name_rows_or_pick_them_and_no_count_is_lost_in_silence() {
+fn layers_name_or_select_rows_and_no_count_is_dropped() {
     let read = |layers: &[u32]| {
         let model = Model { layers: Some(layers), ..Model::default() };
         counts_from_bytes(b"[[0, 0], [3, 4], [0, 0]]", CountsFormat::Lmdeploy, &model)
     };
     assert_eq!(read(&[1]).unwrap().stats.summary().layers, [1]);
-    // A layer that was given is one, even if nothing was counted in it.
+    // A given layer is kept, even if all its counts are zero.
     assert_eq!(read(&[1, 2]).unwrap().stats.layer_totals(2).unwrap(), [0, 0]);
     assert_eq!(read(&[5, 6, 7]).unwrap().stats.layer_totals(6).unwrap(), [3, 4]);
-    assert_eq!(read(&[2]).unwrap_err().to_string(), "row [1] has counts, and it is none of the layers given");
+    assert_eq!(read(&[2]).unwrap_err().to_string(), "row [1] has counts, but its layer was not given");
     assert_eq!(
         refused(b"[[0, 0], [0, 0]]", CountsFormat::Lmdeploy),
-        "every row is all zero; give the numbers of the layers to take it all the same"
+        "all counts are zero; give the layers' numbers to read them nevertheless"
     );
     assert_eq!(
         refused(b"{\"logical_count\": [[[0]]]}", CountsFormat::SglangCount),
-        "nothing was counted in any step"
+        "every step has only zeros"
     );
 }
 
 #[test]
-fn what_is_known_of_the_model_is_checked() {
+fn reader_checks_the_known_sizes_of_the_model() {
     let read = |model: Model| counts_from_bytes(b"[[1, 2, 3]]", CountsFormat::Lmdeploy, &model).map(|_| ());
     assert_eq!(
         read(Model { num_experts: Some(4), ..Model::default() }).unwrap_err().to_string(),
@@ -225,22 +221,22 @@ fn what_is_known_of_the_model_is_checked() {
     );
     assert_eq!(
         read(Model { experts_per_token: Some(4), ..Model::default() }).unwrap_err().to_string(),
-        "4 experts a token, and 3 experts: a token chooses 1 to all of them"
+        "experts_per_token is 4; 1 to the 3 experts expected"
     );
     let dump = Path::new("data/dumps/dsv2lite-translation");
     let read = |model: Model| read_counts(dump, CountsFormat::Dump, &model).unwrap_err().to_string();
     assert_eq!(
         read(Model { experts_per_token: Some(8), ..Model::default() }),
-        "data/dumps/dsv2lite-translation: it says 6 experts a token, 8 expected"
+        "data/dumps/dsv2lite-translation: experts_per_token is 6, 8 expected"
     );
     assert_eq!(
         read(Model { layers: Some(&[1]), ..Model::default() }),
-        "a dump says its layers itself: do not give them"
+        "a dump contains its layers: do not set them"
     );
 }
 
 #[test]
-fn a_malformed_placement_is_refused_with_its_place() {
+fn reader_names_the_place_of_an_invalid_entry() {
     let refused = |text: &str, format, model: &Model| {
         placement_from_bytes(text.as_bytes(), format, model).unwrap_err().to_string()
     };
@@ -255,7 +251,7 @@ fn a_malformed_placement_is_refused_with_its_place() {
     assert_eq!(rows("[[[0, 1]]]"), "it has 3 dimensions, [layers][slots] expected");
     assert_eq!(
         refused("[[0, 1]]", PlacementFormat::Phy2logJson, &Model::default()),
-        "the file does not say the EP size: give the number of ranks"
+        "the file has no ep_size; set num_ranks"
     );
     assert_eq!(
         refused("[[0, 1, 2, 0]]", PlacementFormat::Phy2logJson, &Model { num_experts: Some(2), ..two_ranks }),
@@ -264,7 +260,7 @@ fn a_malformed_placement_is_refused_with_its_place() {
     let layers = Model { layers: Some(&[3, 4]), ..two_ranks };
     assert_eq!(
         refused("[[0, 1], [1, 0], [0, 1]]", PlacementFormat::Phy2logJson, &layers),
-        "it has 3 rows, neither one for each of 2 layers nor for layer 4"
+        "it has 3 rows, expected one for each of 2 layers, or more than 4"
     );
 
     let sglang = |text: &str| refused(text, PlacementFormat::SglangMap, &two_ranks);
@@ -282,7 +278,7 @@ fn a_malformed_placement_is_refused_with_its_place() {
     );
     assert_eq!(sglang("{\"rank\": 0}"), "it has no \"physical_to_logical_map\"");
     let twice = "{\"physical_to_logical_map\": [[0]], \"physical_to_logical_map\": [[0]]}";
-    assert!(sglang(twice).starts_with("bad JSON: \"physical_to_logical_map\" stands twice at "));
+    assert!(sglang(twice).starts_with("bad JSON: \"physical_to_logical_map\" appears twice at "));
 
     let map = |devices: &str, model: &Model| {
         let text = format!(
@@ -301,7 +297,7 @@ fn a_malformed_placement_is_refused_with_its_place() {
     assert_eq!(map(&none, &Model::default()), "0 experts: there must be 1 to 1048576");
 }
 
-/// An archive of stored files, as small as the format allows.
+/// A minimal archive of stored files.
 fn zip(files: &[(&str, &[u8])]) -> Vec<u8> {
     let (mut archive, mut list) = (Vec::new(), Vec::new());
     for (name, bytes) in files {
@@ -342,7 +338,7 @@ fn pickle(rows: u8, columns: u8) -> Vec<u8> {
 }
 
 #[test]
-fn a_malformed_file_of_pytorch_is_refused_by_name() {
+fn malformed_file_of_pytorch_is_rejected_by_name() {
     let numbers: Vec<u8> = (1..=6i64).flat_map(i64::to_le_bytes).collect();
     let read =
         |files: &[(&str, &[u8])]| counts_from_bytes(&zip(files), CountsFormat::SglangPt, &Model::default());
@@ -351,12 +347,12 @@ fn a_malformed_file_of_pytorch_is_refused_by_name() {
     let stats = read(&[("a/data.pkl", &good), data, ("a/byteorder", b"little")]).unwrap().stats;
     assert_eq!([stats.layer_totals(0).unwrap(), stats.layer_totals(1).unwrap()], [[1, 2, 3], [4, 5, 6]]);
 
-    assert_eq!(refused(&[data]), "it has no data.pkl, or more than one, so it is no file of torch.save");
+    assert_eq!(refused(&[data]), "it has no data.pkl, or more than one, so torch.save did not write it");
     assert_eq!(refused(&[("a/data.pkl", &good)]), "it has no \"a/data/0\"");
     assert_eq!(refused(&[data, ("a/data.pkl", &good), data]), "\"a/data/0\" is in it twice");
     assert_eq!(
         refused(&[("a/data.pkl", &good), data, ("a/byteorder", b"big")]),
-        "its numbers are in the byte order \"big\", little expected"
+        "its byte order is \"big\", \"little\" expected"
     );
     assert_eq!(
         refused(&[("a/data.pkl", &pickle(3, 3)), data]),
@@ -364,7 +360,7 @@ fn a_malformed_file_of_pytorch_is_refused_by_name() {
     );
     assert_eq!(
         refused(&[("a/data.pkl", &pickle(0, 3)), data]),
-        "its shape is [0, 3]: a size of 0 is none from 1 to 1048576"
+        "its shape is [0, 3]: sizes of 1 to 1048576 expected, not 0"
     );
     let negative: Vec<u8> = [1, 2, 3, 4, 5, -6i64].iter().flat_map(|number| number.to_le_bytes()).collect();
     assert_eq!(
@@ -379,27 +375,27 @@ fn a_malformed_file_of_pytorch_is_refused_by_name() {
         refused(&[("a/data.pkl", &pickle), data])
     };
     assert!(edited("_rebuild_tensor_v2", "_rebuild_qtensor").ends_with(
-        " of its pickle: it would call torch._utils._rebuild_qtensor, which no dictionary of tensors needs; it is not read"
+        " of its pickle: it would call torch._utils._rebuild_qtensor, which a dictionary of tensors does not need"
     ));
     assert_eq!(
         edited("LongStorage", "BoolStorage"),
-        "\"logical_count\" is stored as BoolStorage; integers, floats and doubles are read"
+        "\"logical_count\" is stored as BoolStorage; integers, floats or doubles expected"
     );
     assert_eq!(
         edited("logical_count", "logical_COUNT"),
         "unknown key \"logical_COUNT\"; \"logical_count\" expected"
     );
-    assert_eq!(edited("storage", "garbage"), "\"logical_count\" is no tensor of a plain kind");
+    assert_eq!(edited("storage", "garbage"), "\"logical_count\" is not a plain tensor");
     let mut compressed = zip(&[("a/data.pkl", &good), data]);
     let listed = compressed.windows(4).position(|window| window == b"PK\x01\x02").unwrap();
     compressed[listed + 10] = 8;
     let message =
         counts_from_bytes(&compressed, CountsFormat::SglangPt, &Model::default()).unwrap_err().to_string();
-    assert_eq!(message, "\"a/data.pkl\" is compressed, which PyTorch's files are not");
+    assert_eq!(message, "\"a/data.pkl\" is compressed; PyTorch neither compresses nor encrypts");
 }
 
 #[test]
-fn a_file_that_is_cut_off_or_has_one_bit_wrong_is_refused_or_read_but_never_worse() {
+fn truncated_file_is_rejected_and_a_flipped_bit_never_panics() {
     let dir = tempfile::tempdir().unwrap();
     let path = dir.path().join("file");
     let counts =
@@ -407,7 +403,7 @@ fn a_file_that_is_cut_off_or_has_one_bit_wrong_is_refused_or_read_but_never_wors
     let two_ranks = Model { num_ranks: Some(2), layers: Some(&[2, 3]), ..Model::default() };
     let damage = |bytes: &[u8], read: &dyn Fn(&[u8]) -> bool| {
         assert!(read(bytes));
-        // The line break that text ends in may be missing.
+        // A text's last line break may be missing.
         let whole = bytes.strip_suffix(b"\n").unwrap_or(bytes).len();
         assert!((0..whole).all(|end| !read(&bytes[..end])));
         for at in 0..bytes.len() {

@@ -1,5 +1,5 @@
-//! Files that somebody broke, or made up: any bytes give a result or an error, never a panic, and never memory or time out
-//! of proportion to the file.
+//! Reads damaged and invented files. Any bytes give a result or an error, never a panic. Memory and time stay in proportion to
+//! the file.
 
 use std::fs;
 use std::path::Path;
@@ -76,7 +76,7 @@ fn damaged(bytes: &[u8], damages: &[Damage]) -> Vec<u8> {
     bytes
 }
 
-/// A rank file of 2 experts, 2 iterations and 2 layers, small enough that most damage falls into its header.
+/// A rank file of 2 experts, 2 iterations and 2 layers. It is small, so most damage is in its header.
 fn rank_file() -> Vec<u8> {
     let mut header = r#"{"__metadata__":{"rank":"0","num_ranks":"1","layers":"1,2","iter_start":"5","iter_stop":"7","counts":"experts"}"#.to_owned();
     for (i, name) in ["5_1", "5_2", "6_1", "6_2"].iter().enumerate() {
@@ -110,7 +110,7 @@ proptest! {
     #![proptest_config(ProptestConfig { cases: 4000, failure_persistence: None, ..Default::default() })]
 
     #[test]
-    fn a_damaged_rank_file_is_read_or_refused(damages in proptest::collection::vec(damage(), 1..4)) {
+    fn damaged_rank_file_is_read_or_rejected(damages in proptest::collection::vec(damage(), 1..4)) {
         let dir = tempfile::tempdir().unwrap();
         fs::write(dir.path().join("meta_info.json"), META).unwrap();
         let path = dir.path().join("rank0.safetensors");
@@ -122,7 +122,7 @@ proptest! {
     }
 
     #[test]
-    fn a_damaged_meta_file_is_read_or_refused(damages in proptest::collection::vec(damage(), 1..4)) {
+    fn damaged_meta_file_is_read_or_rejected(damages in proptest::collection::vec(damage(), 1..4)) {
         let text = damaged(META.as_bytes(), &damages);
         let _ = MetaInfo::parse(&text);
         let dir = tempfile::tempdir().unwrap();
@@ -134,13 +134,13 @@ proptest! {
     }
 
     #[test]
-    fn a_damaged_configuration_file_is_read_or_refused(damages in proptest::collection::vec(damage(), 1..4)) {
+    fn damaged_configuration_file_is_read_or_rejected(damages in proptest::collection::vec(damage(), 1..4)) {
         let text = damaged(CONFIG.as_bytes(), &damages);
         if let Ok(config) = ConfigFile::parse(&String::from_utf8_lossy(&text)) {
             for num_experts in [None, Some(3)] {
                 let expected = Expected { num_experts, num_ranks: Some(2), layers: Some(&[3]), ..Default::default() };
                 if let Ok(placement) = config.placement(expected) {
-                    // What is accepted is written in the one form, and means the same.
+                    // An accepted file is written in the standard form with the same meaning.
                     let again = ConfigFile::parse(&placement.to_yaml().unwrap()).unwrap().placement(expected).unwrap();
                     prop_assert_eq!(&again, &placement);
                 }
@@ -150,7 +150,7 @@ proptest! {
 }
 
 #[test]
-fn undamaged_they_are_read() {
+fn undamaged_files_are_read() {
     let dir = tempfile::tempdir().unwrap();
     fs::write(dir.path().join("meta_info.json"), META).unwrap();
     fs::write(dir.path().join("rank0.safetensors"), rank_file()).unwrap();
@@ -159,7 +159,7 @@ fn undamaged_they_are_read() {
 }
 
 #[test]
-fn aliases_are_read_until_they_multiply() {
+fn aliases_are_read_up_to_the_limit_of_slots() {
     // PyYAML writes an alias where two layers share a list.
     let shared = "initial_global_assignments:\n  0: &id001 [1, 0]\n  1: *id001\nnum_slots: 2\n";
     let expected = Expected { num_ranks: Some(1), ..Default::default() };
@@ -172,7 +172,7 @@ fn aliases_are_read_until_they_multiply() {
     let message = ConfigFile::parse(&bomb).unwrap_err().to_string();
     assert!(message.contains("more than 4194304 slots in all layers"), "{message}");
 
-    // The same without a list: 1,048,576 slots in each of the host's layers.
+    // The same without a list: 1,048,576 slots in each of the caller's layers.
     let layers: Vec<u32> = (0..5).collect();
     let expected =
         Expected { num_experts: Some(8), num_ranks: Some(8), layers: Some(&layers), ..Default::default() };
@@ -182,8 +182,8 @@ fn aliases_are_read_until_they_multiply() {
 }
 
 #[test]
-fn nesting_that_a_parser_would_choke_on_is_refused_at_once() {
-    // What looks like a comment may be the end of a string, so brackets count there too.
+fn deep_nesting_is_rejected() {
+    // A comment sign may be inside a string, so brackets after it count too.
     let quoted = ["[\"#\",".repeat(1 << 20), "[\"\n#\",".repeat(1 << 20)];
     for text in ["[".repeat(1 << 22), "{a: ".repeat(1 << 20), "- ".repeat(1 << 16)].iter().chain(&quoted) {
         assert!(ConfigFile::parse(&format!("num_slots: {text}")).is_err());
@@ -191,7 +191,7 @@ fn nesting_that_a_parser_would_choke_on_is_refused_at_once() {
 }
 
 #[test]
-fn messages_stay_readable_whatever_a_file_says() {
+fn messages_are_short_for_any_file() {
     let long = "x".repeat(1 << 20);
     let message = ConfigFile::parse(&format!("{long}: 1\n")).unwrap_err().to_string();
     assert!(message.len() < 500, "{}", message.len());
@@ -216,19 +216,19 @@ fn messages_stay_readable_whatever_a_file_says() {
 }
 
 #[test]
-fn a_header_larger_than_its_file_costs_no_memory() {
+fn header_larger_than_its_file_allocates_nothing() {
     let dir = tempfile::tempdir().unwrap();
     let path = dir.path().join("rank0.safetensors");
     fs::write(&path, [&99_000_000u64.to_le_bytes()[..], b"{}"].concat()).unwrap();
     let message = RankFile::open(&path, None).unwrap_err().to_string();
     assert!(
-        message.ends_with("announces a header of 99000000 bytes and ends after 2: it is cut off"),
+        message.ends_with("its header has 99000000 bytes, but only 2 follow: it is truncated, copy it again"),
         "{message}"
     );
 }
 
 #[test]
-fn more_experts_than_any_model_has_are_refused_before_memory_is_taken() {
+fn too_many_experts_are_rejected_before_memory_is_allocated() {
     let dir = tempfile::tempdir().unwrap();
     let experts = 1u64 << 38;
     let header =
@@ -238,7 +238,10 @@ fn more_experts_than_any_model_has_are_refused_before_memory_is_taken() {
     let meta = format!(r#"{{"num_experts":{experts},"num_experts_per_token":1}}"#);
     fs::write(dir.path().join("meta_info.json"), meta).unwrap();
     let message = read_dump(dir.path()).unwrap_err().to_string();
-    assert!(message.ends_with("num_experts is 274877906944, at most 1048576 are read"), "{message}");
+    assert!(message.ends_with("num_experts is 274877906944, at most 1048576 supported"), "{message}");
     let message = RankFile::open(&path, None).unwrap_err().to_string();
-    assert!(message.ends_with("its tensors have 274877906944 values, at most 1048576 are read"), "{message}");
+    assert!(
+        message.ends_with("its tensors have 274877906944 values, at most 1048576 supported"),
+        "{message}"
+    );
 }

@@ -5,7 +5,7 @@ use std::{env, fs};
 
 use eplb::placement::{Expected, Placement};
 use eplb::report::{Balance, LayerReport, LoadReport, Recording};
-use eplb::stats::{Counted, Counts, Dump, IterationRange, LoadOptions, RankDump, Stats};
+use eplb::stats::{Counts, Dump, IdKind, IterationRange, LoadOptions, RankDump, Stats};
 use serde_json::Value;
 
 fn load(dump: &Path) -> Stats {
@@ -76,7 +76,7 @@ fn report_matches_every_expected_report() {
 }
 
 /// Writes a dump of one rank and reads it. `counts` is `[iterations][layers][ids]`; the first layer is 3.
-fn record(counted: Counted, num_ids: usize, num_layers: u32, counts: &[u64]) -> Stats {
+fn record(id_kind: IdKind, num_ids: usize, num_layers: u32, counts: &[u64]) -> Stats {
     let dir = tempfile::tempdir().unwrap();
     let stop = (counts.len() / num_ids / num_layers as usize) as u64;
     let layers: Vec<u32> = (3..3 + num_layers).collect();
@@ -86,7 +86,7 @@ fn record(counted: Counted, num_ids: usize, num_layers: u32, counts: &[u64]) -> 
         num_ranks: 1,
         num_experts: num_ids,
         experts_per_token: 1,
-        counted,
+        id_kind,
         iterations,
         held: iterations,
         layers: &layers,
@@ -101,7 +101,7 @@ fn record(counted: Counted, num_ids: usize, num_layers: u32, counts: &[u64]) -> 
 #[test]
 fn report_averages_over_layers_after_reducing_ranks() {
     // Two layers with loads 100 and 200: 150 / 200 each. Summed over layers first, it would be 1.
-    let stats = record(Counted::Experts, 2, 2, &[100, 200, 200, 100]);
+    let stats = record(IdKind::Expert, 2, 2, &[100, 200, 200, 100]);
     let report = LoadReport::new(&Recording::new(&stats, None).unwrap(), Some(2), 1).unwrap();
     let average = report.averages(|layer| layer.ranks);
     assert_eq!(average.before().balancedness, Some(0.75));
@@ -114,7 +114,7 @@ fn report_averages_over_layers_after_reducing_ranks() {
 fn report_measures_counted_slots_and_projects_their_experts() {
     // Ranks hold experts 0 1 | 0 2, and served 5 + 2 and 1 + 4 tokens. Expert loads are 6 2 4: the even split gives 3 + 2 and
     // 3 + 4. In order, with one and two experts a rank, it is 6 and 2 + 4.
-    let stats = record(Counted::Slots, 4, 1, &[5, 2, 1, 4]);
+    let stats = record(IdKind::Slot, 4, 1, &[5, 2, 1, 4]);
     let file = tempfile::NamedTempFile::new().unwrap();
     fs::write(
         file.path(),

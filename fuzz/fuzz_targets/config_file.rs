@@ -1,4 +1,4 @@
-//! A configuration file of any bytes: refused, or a placement that is written and read back as itself.
+//! Reads any bytes as a configuration file. An accepted placement is equal after writing and reading it.
 #![no_main]
 
 use eplb::placement::{ConfigFile, Expected};

@@ -1,4 +1,4 @@
-//! A file of another system of any bytes, read as each format: refused, or what is written and read back as itself.
+//! Reads any bytes as each format of other systems. What is accepted is equal after writing and reading it.
 #![no_main]
 
 use std::path::PathBuf;
@@ -10,7 +10,7 @@ use eplb::exchange::{
 };
 use libfuzzer_sys::fuzz_target;
 
-/// A file of this process, in memory where the system has such a place.
+/// A file of this process, in memory if possible.
 static FILE: LazyLock<PathBuf> = LazyLock::new(|| {
     let shared = PathBuf::from("/dev/shm");
     let base = if shared.is_dir() { shared } else { std::env::temp_dir() };

@@ -1,4 +1,4 @@
-//! A meta file of any bytes: refused, or sizes that the reader can trust.
+//! Reads any bytes as a meta file. Accepted sizes are valid.
 #![no_main]
 
 use eplb::stats::MetaInfo;

@@ -1,4 +1,4 @@
-//! A rank file of any bytes in a dump of 2 experts: refused, or counts whose sums are those of the file.
+//! Reads any bytes as a rank file in a dump of 2 experts. The totals of accepted counts are their sums.
 #![no_main]
 
 use std::fs;
@@ -8,7 +8,7 @@ use std::sync::LazyLock;
 use eplb::stats::{Dump, LoadOptions, RankFile};
 use libfuzzer_sys::fuzz_target;
 
-/// A dump directory of this process, in memory where the system has such a place.
+/// A dump directory of this process, in memory if possible.
 static DIRECTORY: LazyLock<PathBuf> = LazyLock::new(|| {
     let shared = PathBuf::from("/dev/shm");
     let base = if shared.is_dir() { shared } else { std::env::temp_dir() };

@@ -1,4 +1,4 @@
-//! A file of PyTorch of any bytes, its checksums aside: refused, or counts of layers that were counted.
+//! Reads any bytes as a file of PyTorch, without checksums. Accepted layers have counts.
 #![no_main]
 
 use eplb::exchange::{CountsFormat, Model, counts_from_bytes};

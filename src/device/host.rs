@@ -5,7 +5,7 @@ use std::ptr::NonNull;
 
 use crate::error::{Error, Result};
 
-/// Enough for any number, and a cache line.
+/// The size of a cache line, and enough for any number.
 const ALIGNMENT: usize = 64;
 
 /// Memory owned by the library, filled with zeros.

@@ -30,8 +30,8 @@ pub struct Ids {
 
 impl Ids {
     /// # Safety
-    /// Whenever work that was given this value runs, `address` is memory of its device, aligned, with as many ids as the work reads,
-    /// and `num_valid` is 0 or the address of an aligned int32. Nobody writes to either meanwhile.
+    /// Whenever work that was given this value runs, `address` is memory of its device, aligned, with as many ids as the work
+    /// reads, and `num_valid` is 0 or the address of an aligned int32. Nobody writes to either meanwhile.
     pub unsafe fn at(address: u64, kind: IdType, num_valid: u64) -> Self {
         Ids { address, kind, num_valid }
     }
@@ -86,7 +86,7 @@ pub(crate) trait Id: Copy + Default + 'static {
     /// The id, or `num_experts` where it is out of range.
     fn bin(self, num_experts: usize) -> usize;
 
-    /// A slot as an id.
+    /// Converts a slot to an id.
     fn of_slot(slot: u32) -> Self;
 }
 

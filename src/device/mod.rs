@@ -19,10 +19,10 @@ pub(crate) use memory::{Number, Part, Staging};
 
 use crate::error::{Error, Result};
 
-/// The alignment of a caller-provided workspace. malloc gives it, and every number needs at most as much.
+/// The alignment of a caller-provided workspace: that of malloc, and enough for any number.
 const WORKSPACE_ALIGNMENT: u64 = 16;
 
-/// Whether a CUDA driver is installed, new enough and has a device.
+/// Checks that a CUDA driver is installed, is new enough and has a device.
 pub(crate) fn cuda_available() -> Result<()> {
     cuda::available()
 }
@@ -169,7 +169,7 @@ impl Device {
         Ok(())
     }
 
-    /// Whether memory of one device can be used with the other.
+    /// Whether both are the same device, so that one can use the other's memory.
     pub fn is(&self, other: &Device) -> bool {
         match (self, other) {
             (Device::Host, Device::Host) => true,
@@ -199,8 +199,8 @@ impl Device {
         fence.0.as_ref().map_or(Ok(()), |event| event.record(stream))
     }
 
-    /// Copies a part of `memory` to `to` and waits for the copy: after `fence`, or at once without one. Waits for no stream of the
-    /// caller. On [the host](Device::is_host), nobody may write to the part meanwhile.
+    /// Copies a part of `memory` to `to` and waits for the copy: after `fence`, or at once without one. Waits for no stream of
+    /// the caller. On [the host](Device::is_host), nobody may write to the part meanwhile.
     pub fn copy_back(
         &self,
         memory: &Memory,

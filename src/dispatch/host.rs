@@ -1,4 +1,4 @@
-//! Routing on the host: the same slots as the kernels give, id by id.
+//! Routing on the host, with the same slots as the kernels.
 
 use super::config::{DispatchConfig, check};
 use super::least_loaded::LeastLoaded;
@@ -71,7 +71,7 @@ impl HostRouter {
         }
     }
 
-    /// Replaces ids, of which `valid` are of valid tokens, by their slots.
+    /// Replaces ids by their slots. The first `valid` ids are of valid tokens.
     fn route<I: Id>(
         &mut self,
         ids: &mut [I],
@@ -90,7 +90,7 @@ impl HostRouter {
     }
 }
 
-/// Replaces the ids of one batch a rank by slots, each batch as its rank would. `batches` is `[num_ranks]` of
+/// Replaces the ids of one batch for each rank by slots, as that rank would. `batches` is `[num_ranks]` of
 /// `[tokens][experts_per_token]`. The config's rank and place are ignored. With `rank_counts`, `[num_ranks][num_experts]`,
 /// [`Rule::LeastLoaded`](super::Rule::LeastLoaded) evens out the totals of all ranks.
 pub(crate) fn route_batches<I: Id>(

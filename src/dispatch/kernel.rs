@@ -10,7 +10,7 @@ use crate::error::Result;
 use crate::placement::Shape;
 use crate::stats::{BatchCount, CellType};
 
-/// Threads of a block by the rules that go by the position of an id: `EPLB_ROUTE_THREADS` of the kernels.
+/// Threads of a block by the rules that use the position of an id: `EPLB_ROUTE_THREADS` of the kernels.
 const THREADS: u32 = 512;
 
 /// `EPLB_NO_ROOM` of the kernels.
@@ -207,7 +207,7 @@ impl Call<'_> {
         std::mem::replace(&mut self.shared_words, end) as u32
     }
 
-    /// Places a byte an expert for each warp, by which the kernels find the positions of ids.
+    /// Places one byte for each expert and warp. The kernels find the positions of ids with them.
     pub fn place_rows(&mut self) {
         let bytes = self.arguments.num_experts as usize * (THREADS as usize / 32);
         self.arguments.shared_rows_at = self.place(bytes / 4);
@@ -224,7 +224,7 @@ impl Call<'_> {
         }
     }
 
-    /// Places the bins of what is counted.
+    /// Places the bins for counting.
     pub fn place_bins(&mut self) {
         if self.arguments.row != 0 {
             self.arguments.shared_bins_at = self.place(self.arguments.num_cells as usize + 1);
@@ -243,7 +243,7 @@ impl Call<'_> {
         unsafe { self.router.cuda.launch(kernel, grid, &self.arguments, self.stream) }
     }
 
-    /// Launches a kernel that goes by the position of an id in its block of [`BLOCK_IDS`] ids.
+    /// Launches a kernel that uses the position of an id in its block of [`BLOCK_IDS`] ids.
     pub fn launch_by_block(mut self, kernels: Kernels) -> Result<()> {
         self.place_rows();
         self.place_tables();
@@ -251,7 +251,7 @@ impl Call<'_> {
         self.launch_with_positions(kernels, self.num_ids().div_ceil(BLOCK_IDS as u64))
     }
 
-    /// Launches a kernel that finds the positions of ids, with so many blocks.
+    /// Launches `blocks` blocks of a kernel that finds the positions of ids.
     pub fn launch_with_positions(&self, kernels: Kernels, blocks: u64) -> Result<()> {
         self.launch(kernels, blocks, THREADS)
     }

@@ -1,5 +1,5 @@
-//! Where the tables of a dispatch are in its memory: in the same places for every placement of a shape, so that a later
-//! placement in the same workspace keeps their addresses.
+//! Where the tables of a dispatch are in its memory. All placements of a shape have the same layout, so a later placement in the
+//! same workspace keeps the addresses.
 
 use super::least_loaded::SplitParts;
 use super::{DispatchConfig, Rule};

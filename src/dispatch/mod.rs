@@ -215,7 +215,7 @@ impl Dispatch {
         self.route_layer(self.layer(layer)?, routing, None, stream)
     }
 
-    /// Hot: as [`Dispatch::route`], and counts for the recorder in the same pass.
+    /// Hot: as [`Dispatch::route`], and adds to the recorder's counts in the same pass.
     pub fn route_and_count(
         &self,
         recorder: &Recorder,
@@ -226,15 +226,15 @@ impl Dispatch {
         let number = layer;
         let layer = self.layer(layer)?;
         let counts_slots = recorder.counts_slots();
-        let counted: Ids = if counts_slots { routing.slots() } else { *routing.ids() };
+        let counted_ids: Ids = if counts_slots { routing.slots() } else { *routing.ids() };
         let cells = if counts_slots { self.shape.num_slots() } else { self.shape.num_experts() };
         let sizes = (&self.device, cells, self.experts_per_token);
-        recorder.count_fused(number, (&counted, routing.num_tokens()), sizes, stream, |count| {
+        recorder.count_fused(number, (&counted_ids, routing.num_tokens()), sizes, stream, |count| {
             self.route_layer(layer, routing, count.map(|count| (count, counts_slots)), stream)
         })
     }
 
-    /// Routes and counts experts or, where `count` says so, slots.
+    /// Routes, and counts experts or, if the flag of `count` is set, slots.
     fn route_layer(
         &self,
         layer: &Layer,

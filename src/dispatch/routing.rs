@@ -34,7 +34,7 @@ impl Routing {
         }
         let bytes = num_ids * ids.kind().size() as u64;
         if slots != ids.address() && slots.abs_diff(ids.address()) < bytes {
-            return refuse("slot_ids overlaps expert_ids: they may be the same array, or two".to_owned());
+            return refuse("slot_ids overlaps expert_ids: pass the same array, or separate ones".to_owned());
         }
         Ok(Routing { ids, slots, num_tokens, experts_per_token })
     }

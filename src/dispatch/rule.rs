@@ -15,6 +15,6 @@ pub enum Rule {
     TokenHash,
     /// Own rank first, then own node, each replica with its fair share.
     Nearest,
-    /// The one that makes the ranks' loads most even.
+    /// The replicas that make the ranks' loads most even.
     LeastLoaded,
 }

@@ -9,7 +9,7 @@ pub(crate) struct LayerTables {
     pub replica_count: Vec<u32>,
     /// The sum of the counts before each, `[num_experts]`.
     pub replica_start: Vec<u32>,
-    /// The slots of each expert, ascending, from its start on, `[num_slots]`. Zeros behind them where ranks lack slots.
+    /// The slots of each expert, ascending, from its start on, `[num_slots]`. Zeros follow where ranks have fewer slots.
     pub replica_slots: Vec<u32>,
 }
 

@@ -1,4 +1,4 @@
-//! What every format comes down to: whole numbers in rows.
+//! Arrays of whole numbers, which every format contains.
 
 use std::fmt::Write;
 
@@ -13,11 +13,11 @@ pub struct Array {
 }
 
 impl Array {
-    /// `values` in the shape that they have been counted for.
+    /// An array of this shape. The caller has checked the number of `values`.
     pub fn new(shape: Vec<usize>, values: Vec<u64>) -> Result<Self, String> {
         match shape.iter().find(|&&size| size == 0 || size > MAX_COUNT) {
             Some(size) => {
-                Err(format!("its shape is {shape:?}: a size of {size} is none from 1 to {MAX_COUNT}"))
+                Err(format!("its shape is {shape:?}: sizes of 1 to {MAX_COUNT} expected, not {size}"))
             }
             None => Ok(Array { shape, values }),
         }
@@ -44,7 +44,7 @@ impl Array {
     }
 }
 
-/// `[3][7]`: where in an array something is.
+/// Formats a place in an array, such as `[3][7]`.
 pub fn place(indices: &[usize]) -> String {
     indices.iter().fold(String::new(), |mut place, index| {
         let _ = write!(place, "[{index}]");
@@ -52,7 +52,7 @@ pub fn place(indices: &[usize]) -> String {
     })
 }
 
-/// The place of the value that comes `flat`-th.
+/// Formats the place of the value at a flat index.
 pub fn place_of(shape: &[usize], flat: usize) -> String {
     let mut indices: Vec<usize> = shape
         .iter()

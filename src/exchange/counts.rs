@@ -1,4 +1,4 @@
-//! Counts of other systems as [`Stats`], and back.
+//! Reads and writes counts of other systems as [`Stats`].
 
 use std::io::{self, ErrorKind};
 use std::path::Path;
@@ -7,26 +7,26 @@ use super::array::{Array, place};
 use super::{CountsFormat, Model, bytes_of, json, npy, sglang, torch};
 use crate::atomic_file::AtomicFile;
 use crate::error::{Error, Result, try_zeroed};
-use crate::stats::{Counted, Counts, Dump, IterationRange, LoadOptions, MetaInfo, RankDump, Stats, Summary};
+use crate::stats::{Counts, Dump, IdKind, IterationRange, LoadOptions, MetaInfo, RankDump, Stats, Summary};
 
-/// Counts, and what of the file they are not.
+/// Counts, and the parts of the file that were left out.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct CountsRead {
-    /// The counts. Steps of other systems are iterations from 0 on, of one rank.
+    /// The counts. Steps of other systems become iterations from 0 on, of one rank.
     pub stats: Stats,
-    /// Rows without any count that were taken for dense layers and left out, by layer.
+    /// Rows of zeros, which were left out as dense layers, by layer.
     pub dense_layers: Vec<u32>,
-    /// Steps of SGLang's recorder without any count, which its buffer had not come to, and which were left out.
+    /// Steps of zeros, which were left out as the unused part of the buffer of SGLang's recorder.
     pub empty_steps: usize,
 }
 
 /// Reads the counts of a file, or of a dump directory.
 ///
-/// Fails with [`Error::InvalidDump`] naming the place, with [`Error::Read`], and for a dump as [`Dump::open`] does.
+/// Fails with [`Error::InvalidDump`], which names the place, with [`Error::Read`], and for a dump as [`Dump::open`].
 pub fn read_counts(path: &Path, format: CountsFormat, model: &Model) -> Result<CountsRead> {
     if format == CountsFormat::Dump {
         if model.layers.is_some() {
-            return Err(Error::InvalidArgument("a dump says its layers itself: do not give them".into()));
+            return Err(Error::InvalidArgument("a dump contains its layers: do not set them".into()));
         }
         let stats = Dump::open(path, &LoadOptions::default())?.read(&mut |_, _| Ok(()))?;
         check_model(model, stats.summary()).map_err(|e| e.in_file(path))?;
@@ -35,7 +35,7 @@ pub fn read_counts(path: &Path, format: CountsFormat, model: &Model) -> Result<C
     counts_from_bytes(&bytes_of(path)?, format, model).map_err(|e| e.in_file(path))
 }
 
-/// Reads the counts of a file whose bytes are at hand; a dump is none.
+/// Reads counts from the bytes of a file. Fails for [`CountsFormat::Dump`], which is a directory.
 pub fn counts_from_bytes(bytes: &[u8], format: CountsFormat, model: &Model) -> Result<CountsRead> {
     let array = match format {
         CountsFormat::Dump => return Err(Error::InvalidArgument("a dump is a directory, not a file".into())),
@@ -53,25 +53,25 @@ pub fn counts_from_bytes(bytes: &[u8], format: CountsFormat, model: &Model) -> R
     )
 }
 
-/// Whether counts are those of the model, as far as it is known.
+/// Checks counts against the known sizes of the model.
 fn check_model(model: &Model, summary: &Summary) -> Result<()> {
-    let (held, chosen) = (summary.num_experts, summary.experts_per_token);
+    let Summary { num_experts, experts_per_token, .. } = *summary;
     let refuse = |what: String| Err(Error::InvalidDump(what));
-    if let Some(expected) = model.num_experts.filter(|&expected| expected != held) {
-        return refuse(format!("it has {held} experts, {expected} expected"));
+    if let Some(expected) = model.num_experts.filter(|&expected| expected != num_experts) {
+        return refuse(format!("it has {num_experts} experts, {expected} expected"));
     }
     match model.experts_per_token {
-        Some(expected) if !(1..=held).contains(&expected) => refuse(format!(
-            "{expected} experts a token, and {held} experts: a token chooses 1 to all of them"
-        )),
-        Some(expected) if expected != chosen => {
-            refuse(format!("it says {chosen} experts a token, {expected} expected"))
+        Some(expected) if !(1..=num_experts).contains(&expected) => {
+            refuse(format!("experts_per_token is {expected}; 1 to the {num_experts} experts expected"))
+        }
+        Some(expected) if expected != experts_per_token => {
+            refuse(format!("experts_per_token is {experts_per_token}, {expected} expected"))
         }
         _ => Ok(()),
     }
 }
 
-/// The counts of an array whose rows are layers.
+/// Converts an array whose rows are layers.
 fn counts_of(
     array: &Array,
     steps_may_be_empty: bool,
@@ -79,10 +79,10 @@ fn counts_of(
 ) -> std::result::Result<CountsRead, String> {
     let ([steps, num_rows, num_experts], values) = array.steps()?;
     let step_size = num_rows * num_experts;
-    let counted = |step: &usize| values[step * step_size..][..step_size].iter().any(|&count| count != 0);
-    let kept: Vec<usize> = (0..steps).filter(|step| !steps_may_be_empty || counted(step)).collect();
+    let has_counts = |step: &usize| values[step * step_size..][..step_size].iter().any(|&count| count != 0);
+    let kept: Vec<usize> = (0..steps).filter(|step| !steps_may_be_empty || has_counts(step)).collect();
     if kept.is_empty() {
-        return Err("nothing was counted in any step".into());
+        return Err("every step has only zeros".into());
     }
     let row_of = |step: usize, row: usize| &values[step * step_size + row * num_experts..][..num_experts];
     let is_dense = |row: usize| kept.iter().all(|&step| row_of(step, row).iter().all(|&count| count == 0));
@@ -94,17 +94,17 @@ fn counts_of(
             let other =
                 (0..num_rows).find(|&row| !rows.iter().any(|&(_, picked)| picked == row) && !is_dense(row));
             if let Some(row) = other {
-                return Err(format!("row {} has counts, and it is none of the layers given", place(&[row])));
+                return Err(format!("row {} has counts, but its layer was not given", place(&[row])));
             }
         }
         None => {
-            let (dense, counted): (Vec<_>, Vec<_>) = rows.into_iter().partition(|&(_, row)| is_dense(row));
+            let (dense, others): (Vec<_>, Vec<_>) = rows.into_iter().partition(|&(_, row)| is_dense(row));
             dense_layers = dense.into_iter().map(|(layer, _)| layer).collect();
-            rows = counted;
+            rows = others;
         }
     }
     if rows.is_empty() {
-        return Err("every row is all zero; give the numbers of the layers to take it all the same".into());
+        return Err("all counts are zero; give the layers' numbers to read them nevertheless".into());
     }
     let size = rows.len() * kept.len() * num_experts;
     let mut counts: Vec<u64> = try_zeroed(Some(size), "the counts").map_err(|e| e.to_string())?;
@@ -117,7 +117,7 @@ fn counts_of(
         experts_per_token: model.experts_per_token.unwrap_or(0),
         num_ranks: 1,
         missing_ranks: Vec::new(),
-        counted: Counted::Experts,
+        id_kind: IdKind::Expert,
         layers: rows.iter().map(|&(layer, _)| layer).collect(),
         iterations: IterationRange { start: 0, stop: kept.len() as u64 },
     };
@@ -128,24 +128,24 @@ fn counts_of(
     })
 }
 
-/// Writes `stats` in a format: a file, replaced in one step, or for [`CountsFormat::Dump`] a directory without a dump.
+/// Writes `stats` to a file, which is replaced in one step, or for [`CountsFormat::Dump`] to a directory without a dump.
 ///
-/// SGLang's and LMDeploy's formats get a row for each of [`Model::num_layers`], zeros for the dense ones; LMDeploy's the sum over
-/// the iterations. [`CountsFormat::SglangPt`] is an [`Error::InvalidArgument`].
+/// SGLang's and LMDeploy's formats get a row for each of [`Model::num_layers`], with zeros for dense layers. LMDeploy's has the
+/// sums over the iterations. [`CountsFormat::SglangPt`] is an [`Error::InvalidArgument`].
 pub fn write_counts(stats: &Stats, path: &Path, format: CountsFormat, model: &Model) -> Result<()> {
     let summary = stats.summary();
     let (num_experts, steps) = (summary.num_experts, summary.iterations.len() as usize);
     if format == CountsFormat::Dump {
         return write_dump(stats, path);
     }
-    if summary.counted == Counted::Slots {
-        let message = "it counts slots, of a placement that was in force; the other formats are of experts";
+    if summary.id_kind == IdKind::Slot {
+        let message = "it counts slots; only a dump can, other formats count experts";
         return Err(Error::InvalidDump(message.into()));
     }
     match format {
         CountsFormat::Dump => Ok(()),
         CountsFormat::SglangPt => Err(Error::InvalidArgument(format!(
-            "{} is only read; SGLang takes {} as well",
+            "{} is read only; SGLang also reads {}",
             format.name(),
             CountsFormat::SglangCount.name()
         ))),
@@ -182,7 +182,7 @@ pub fn write_counts(stats: &Stats, path: &Path, format: CountsFormat, model: &Mo
     }
 }
 
-/// The values of rows `[steps][experts]` as `[steps][rows][experts]`, zeros where a row has none.
+/// Reorders rows of `[steps][experts]` to `[steps][rows][experts]`, with zeros for missing rows.
 fn cells<'a>(
     rows: &'a [Option<&'a [u64]>],
     steps: usize,
@@ -195,22 +195,21 @@ fn cells<'a>(
     })
 }
 
-/// A dump of one rank.
+/// Writes a dump of one rank.
 fn write_dump(stats: &Stats, directory: &Path) -> Result<()> {
     let summary = stats.summary();
     if summary.experts_per_token == 0 {
         return Err(Error::InvalidArgument(
-            "a dump says how many experts each token chooses, and the file does not: give experts_per_token"
-                .into(),
+            "a dump needs experts_per_token, which the file does not contain: set it".into(),
         ));
     }
-    // A dump of several ranks would become a mixture.
+    // Only one file of a dump of several ranks would be replaced.
     if directory.join(MetaInfo::FILE_NAME).exists() {
-        let there = io::Error::new(
+        let exists = io::Error::new(
             ErrorKind::AlreadyExists,
-            "there is a dump already; name another directory, or remove it",
+            "it already has a dump; choose another directory, or remove it",
         );
-        return Err(Error::write(directory, there));
+        return Err(Error::write(directory, exists));
     }
     let steps = summary.iterations.len() as usize;
     let mut counts = try_zeroed(Some(steps * summary.layers.len() * summary.num_experts), "the counts")?;
@@ -226,7 +225,7 @@ fn write_dump(stats: &Stats, directory: &Path) -> Result<()> {
         num_ranks: 1,
         num_experts: summary.num_experts,
         experts_per_token: summary.experts_per_token,
-        counted: summary.counted,
+        id_kind: summary.id_kind,
         iterations: summary.iterations,
         held: summary.iterations,
         layers: &summary.layers,

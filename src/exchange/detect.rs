@@ -1,4 +1,4 @@
-//! Which format a file has.
+//! Detects the format of a file.
 
 use std::fmt;
 use std::path::Path;
@@ -8,7 +8,7 @@ use serde::de::{Deserializer, IgnoredAny, MapAccess, Visitor};
 use super::{CountsFormat, Format, PlacementFormat, bytes_of, json, npy, sglang, zip};
 use crate::error::{Error, Result, shortened};
 
-/// What a file says it is. An array alone does not say whether it holds counts or a placement, and is refused.
+/// Detects the format from the contents. Refuses a bare array, which can hold counts or a placement.
 pub fn detect(path: &Path) -> Result<Format> {
     if path.is_dir() {
         return Ok(Format::Counts(CountsFormat::Dump));
@@ -21,7 +21,7 @@ fn of_bytes(bytes: &[u8]) -> std::result::Result<Format, String> {
     let bare = |counts: CountsFormat, placement: PlacementFormat| {
         let (counts, placement) = (counts.name(), placement.name());
         Err(format!(
-            "an array alone does not say what it holds: give its format, {counts} for counts or {placement} for a placement"
+            "an array can hold counts or a placement: give its format, {counts} for counts or {placement} for a placement"
         ))
     };
     if bytes.starts_with(npy::MAGIC) {
@@ -35,16 +35,16 @@ fn of_bytes(bytes: &[u8]) -> std::result::Result<Format, String> {
     }
     if bytes.starts_with(b"\x80\x02") {
         return Err(
-            "it is a pickle by itself, as torch.save wrote before PyTorch 1.6; save it with a newer one"
+            "it is a bare pickle, as torch.save wrote before PyTorch 1.6; save it with a newer version"
                 .into(),
         );
     }
     match start.first() {
         Some(b'[') => bare(CountsFormat::Lmdeploy, PlacementFormat::Phy2logJson),
         Some(b'{') => of_object(start),
-        // Text; its reader says what is wrong with it.
+        // The reader of configuration files reports errors in other text.
         Some(_) if str::from_utf8(bytes).is_ok() => Ok(Format::Placement(PlacementFormat::Config)),
-        _ => Err("its format is not known: it is no .npy, .pt, JSON or configuration file".into()),
+        _ => Err("unknown format: not a .npy, .pt, JSON or configuration file".into()),
     }
 }
 
@@ -61,7 +61,7 @@ fn of_object(text: &[u8]) -> std::result::Result<Format, String> {
     };
     keys.iter().find_map(of_key).ok_or_else(|| {
         let keys = shortened(&keys.join(", "));
-        format!("its format is not known: it is an object with the keys {keys}")
+        format!("unknown format: an object with the keys {keys}")
     })
 }
 
@@ -89,7 +89,7 @@ mod tests {
     use super::*;
 
     #[test]
-    fn a_file_is_what_it_begins_with_or_what_its_keys_say() {
+    fn format_is_detected_by_first_bytes_or_keys() {
         let of = |bytes: &[u8]| of_bytes(bytes).map(Format::name);
         assert_eq!(of(b"{\"rank\": 0, \"logical_count\": [[[1]]]}"), Ok("sglang-count"));
         assert_eq!(of(b"\n{\"physical_to_logical_map\": [[0]]}"), Ok("sglang-map"));
@@ -99,7 +99,7 @@ mod tests {
         assert_eq!(of(b"PK\x03\x04"), Ok("sglang-pt"));
         let array = |counts: &str, placement: &str| {
             format!(
-                "an array alone does not say what it holds: give its format, {counts} for counts or {placement} for a placement"
+                "an array can hold counts or a placement: give its format, {counts} for counts or {placement} for a placement"
             )
         };
         assert_eq!(of(b"[[1, 2]]"), Err(array("lmdeploy", "phy2log-json")));
@@ -110,8 +110,8 @@ mod tests {
         };
         assert_eq!(npy(&[1, 1, 2]), Ok("npy"));
         assert_eq!(npy(&[1, 2]), Err(array("npy", "phy2log-npy")));
-        assert_eq!(of(b"{\"a\": 1}"), Err("its format is not known: it is an object with the keys a".into()));
-        assert!(of(b"\xff\xfe").unwrap_err().starts_with("its format is not known"));
+        assert_eq!(of(b"{\"a\": 1}"), Err("unknown format: an object with the keys a".into()));
+        assert!(of(b"\xff\xfe").unwrap_err().starts_with("unknown format"));
         assert!(of(b"\x80\x02}").unwrap_err().contains("before PyTorch 1.6"));
     }
 }

@@ -1,13 +1,13 @@
-//! Numbers as arrays hold them in binary files.
+//! Decodes the numbers of binary arrays.
 
 use crate::error::try_zeroed;
 
-/// What the bytes of one number mean.
+/// The encoding of a number.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub struct Element {
     /// The kind of number.
     pub kind: Kind,
-    /// Its bytes: 1, 2, 4 or 8; 4 or 8 where it is a float.
+    /// Bytes: 1, 2, 4 or 8, and for floats 4 or 8.
     pub size: usize,
     /// Whether the first byte is the most significant one.
     pub big_endian: bool,
@@ -25,8 +25,7 @@ pub enum Kind {
 }
 
 impl Element {
-    /// The numbers of `bytes`, each of which must be whole and from 0 to 2^63 - 1. Otherwise the index of the first that
-    /// is not, and the number.
+    /// Decodes whole numbers from 0 to 2^63 - 1. Fails at the first other number.
     pub fn decode(self, bytes: &[u8]) -> Result<Vec<u64>, Undecodable> {
         let count = bytes.len() / self.size;
         let mut values =
@@ -57,23 +56,23 @@ impl Element {
     }
 }
 
-/// Why bytes are no counts.
+/// Why bytes could not be decoded.
 #[derive(Debug, PartialEq, Eq)]
 pub enum Undecodable {
-    /// A number that is none from 0 to 2^63 - 1.
+    /// A number that is not whole or not from 0 to 2^63 - 1.
     Value {
-        /// Which of the array's, from 0.
+        /// Its index in the array.
         index: usize,
-        /// As it reads.
+        /// The number as text.
         number: String,
     },
-    /// There is no memory for them.
+    /// The allocation failed.
     Memory(String),
 }
 
-/// A count that was written as a float.
+/// Converts a float, which must be whole.
 pub fn whole(value: f64) -> Result<u64, String> {
-    // 2^63, the first that is beyond.
+    // 2^63, the first number out of range.
     match (0.0..9_223_372_036_854_775_808.0).contains(&value) && value.fract() == 0.0 {
         true => Ok(value as u64),
         false => Err(value.to_string()),
@@ -89,7 +88,7 @@ mod tests {
     }
 
     #[test]
-    fn whole_numbers_of_every_kind_are_read_and_the_first_other_one_is_named() {
+    fn decode_accepts_whole_numbers_and_names_the_first_other_one() {
         assert_eq!(decode(Kind::Unsigned, 1, &[7, 255]), Ok(vec![7, 255]));
         assert_eq!(decode(Kind::Signed, 2, &[0x34, 0x12]), Ok(vec![0x1234]));
         let big_endian = Element { kind: Kind::Signed, size: 2, big_endian: true };

@@ -2,7 +2,7 @@
 //!
 //! Rules: `expert_file_to_tensor` of vllm_ascend/eplb/core/eplb_utils.py, `_export_tensor_to_file` of
 //! vllm_ascend/eplb/adaptor/vllm_adaptor.py, `is_ep_file_valid` and `parse_ep_file` of MindIE's atb_llm/utils/moe_utils.py.
-//! Layers are those with experts, by position; both systems take them and the devices in the order in which they stand.
+//! Layers are those with experts, by position. Both systems read layers and devices in the order of the file.
 
 use std::io::{self, Write};
 
@@ -11,9 +11,9 @@ use serde::Deserialize;
 use super::json::bad;
 use crate::placement::Placement;
 
-/// A file, checked.
+/// The checked contents of a file.
 pub struct ExpertMap {
-    /// What each layer's `layer_id` says, ascending.
+    /// The `layer_id` of each layer, ascending.
     pub layer_ids: Vec<u32>,
     /// Ranks.
     pub num_devices: usize,
@@ -82,11 +82,11 @@ pub fn read(text: &[u8]) -> Result<ExpertMap, String> {
                     device.device_id
                 ));
             }
-            // MindIE also knows devices that hold fewer, or a shared expert beside the routed ones.
+            // MindIE also has devices with fewer experts, or with a shared expert.
             if device.device_expert.len() != slots_per_device {
                 return Err(format!(
                     "{at}, device_list[{rank}] has {} experts, {slots_per_device} expected as on the first device: every \
-                     rank has equally many slots here",
+                     rank has equally many slots",
                     device.device_expert.len()
                 ));
             }
@@ -97,7 +97,7 @@ pub fn read(text: &[u8]) -> Result<ExpertMap, String> {
     Ok(ExpertMap { layer_ids, num_devices, slots_per_device, experts })
 }
 
-/// Writes `placement`, its layers counted from 0, as both systems do.
+/// Writes `placement` with layers numbered from 0, as both systems do.
 pub fn write(out: &mut dyn Write, placement: &Placement) -> io::Result<()> {
     let shape = placement.shape();
     write!(out, "{{\"moe_layer_count\": {}, \"layer_list\": [", placement.layers().len())?;
@@ -120,7 +120,7 @@ mod tests {
     use super::*;
 
     #[test]
-    fn every_number_that_contradicts_another_is_named() {
+    fn read_names_each_contradiction() {
         let device = |id: usize| format!("{{\"device_id\": {id}, \"device_expert\": [0, 1]}}");
         let layer = |id: u32| {
             let devices = [device(0), device(1)].join(", ");
@@ -143,7 +143,7 @@ mod tests {
                 "[0, 1]}]}, {",
                 "[0]}]}, {",
                 "layer_list[0], device_list[1] has 1 experts, 2 expected as on the first device: every rank has equally many \
-                 slots here",
+                 slots",
             ),
             ("[0, 1]", "[0, -1]", "bad JSON: invalid value: integer `-1`, expected u32 at line 1 column 129"),
             (

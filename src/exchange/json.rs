@@ -1,4 +1,4 @@
-//! Lists of lists of whole numbers in JSON.
+//! Reads and writes nested lists of whole numbers in JSON.
 
 use std::fmt;
 use std::io::{self, Write};
@@ -9,10 +9,10 @@ use super::array::{Array, place};
 use super::element::whole;
 use crate::error::shortened;
 
-/// `[steps][layers][experts]`; nothing that is read here is deeper.
+/// `[steps][layers][experts]` is the deepest.
 const MAX_DIMENSIONS: usize = 3;
 
-/// Reads a file that is one such list.
+/// Reads a file that is one nested list.
 pub fn read_lists(text: &[u8]) -> Result<Array, String> {
     let mut json = serde_json::Deserializer::from_slice(text);
     let array = Lists.deserialize(&mut json).map_err(bad)?;
@@ -20,12 +20,12 @@ pub fn read_lists(text: &[u8]) -> Result<Array, String> {
     Ok(array)
 }
 
-/// What is wrong with a text; serde_json says at which line and column.
+/// The message for invalid JSON. serde_json adds line and column.
 pub fn bad(error: serde_json::Error) -> String {
     shortened(&format!("bad JSON: {error}"))
 }
 
-/// Reads such a list as a part of a file.
+/// Reads a nested list within a file.
 pub struct Lists;
 
 impl<'de> DeserializeSeed<'de> for Lists {
@@ -38,21 +38,21 @@ impl<'de> DeserializeSeed<'de> for Lists {
     }
 }
 
-/// As far as the lists have been read.
+/// The state of a reading.
 struct Reading {
     /// The list that is being read, by the indices that lead to it.
     place: Vec<usize>,
-    /// Lengths of the first lists that ended, by how deep they are.
+    /// The length of the first list that ended at each depth.
     shape: Vec<usize>,
     values: Vec<u64>,
-    /// How deep the first number was.
+    /// The depth of the first number.
     depth: Option<usize>,
 }
 
 impl Reading {
-    /// What is being read, for messages.
+    /// The current place, for messages.
     fn here(&self) -> String {
-        if self.place.is_empty() { "the whole".to_owned() } else { place(&self.place) }
+        if self.place.is_empty() { "the file".to_owned() } else { place(&self.place) }
     }
 
     fn number<E: de::Error>(&mut self, number: Result<u64, String>) -> Result<(), E> {
@@ -105,7 +105,7 @@ impl<'de> Visitor<'de> for &mut Reading {
             self.place[level] += 1;
         }
         let length = self.place.pop().unwrap_or_default();
-        // None is empty, so a number has been seen when the first list ends.
+        // No list is empty, so a number was read before the first list ends.
         self.shape.resize(self.depth.unwrap_or(level + 1), 0);
         match self.shape[level] {
             _ if length == 0 => Err(de::Error::custom(format!("{} is an empty list", self.here()))),
@@ -121,7 +121,7 @@ impl<'de> Visitor<'de> for &mut Reading {
     }
 }
 
-/// Writes `values` as lists in the shape, as Python's `json.dump` would.
+/// Writes `values` as nested lists of the shape, in the form of Python's `json.dump`.
 pub fn write_lists(
     out: &mut dyn Write,
     shape: &[usize],
@@ -155,7 +155,7 @@ mod tests {
     }
 
     #[test]
-    fn what_is_not_such_a_list_is_named_with_its_place() {
+    fn read_lists_names_the_place_of_an_error() {
         for (text, expected) in [
             ("[[1, 2], [3]]", "[1] has 1 elements, 2 expected at line 1 column 12"),
             (
@@ -180,7 +180,7 @@ mod tests {
             ("[[], [1]]", "[0] is an empty list at line 1 column 3"),
             ("[[[1]], []]", "[1] is an empty list at line 1 column 10"),
             ("[[1], [[1]]]", "[1][0] is a list where a number is expected"),
-            ("[]", "the whole is an empty list at line 1 column 2"),
+            ("[]", "the file is an empty list at line 1 column 2"),
         ] {
             let message = message(text);
             assert!(message.starts_with(&format!("bad JSON: {expected}")), "{text}: {message}");

@@ -1,7 +1,7 @@
-//! Files of other systems, both ways: counts to and from [`Stats`], placements to and from [`Placement`].
+//! Reads and writes files of other systems: counts as [`Stats`], placements as [`Placement`].
 //!
-//! `docs/exchange.md` lists the formats and where each rule is from. Readers refuse what they do not understand, by name and
-//! place, and hold no more memory than a small multiple of the file's size.
+//! `docs/exchange.md` lists the formats and the source of each rule. Readers refuse unknown contents and name their place. Their
+//! memory is at most a small multiple of the file's size.
 
 mod array;
 mod counts;
@@ -30,7 +30,7 @@ use crate::error::{Error, Result};
 #[cfg(doc)]
 use crate::{placement::Placement, stats::Stats};
 
-/// A thousand steps of the largest models take less; more than this is no recording.
+/// The largest file to read. A thousand steps of the largest models take less.
 const MAX_FILE_BYTES: u64 = 4 << 30;
 
 /// A format of counts.
@@ -38,11 +38,11 @@ const MAX_FILE_BYTES: u64 = 4 << 30;
 pub enum CountsFormat {
     /// A dump directory, eplb's own or TensorRT-LLM's.
     Dump,
-    /// SGLang's `{"logical_count": [steps][layers][experts]}`, which `--init-expert-location` takes; without steps too.
+    /// SGLang's `{"logical_count": [steps][layers][experts]}`, or without steps, for `--init-expert-location`.
     SglangCount,
-    /// What SGLang's recorder writes in its mode `stat`: the same as a PyTorch file. Read only.
+    /// The same as a PyTorch file, as SGLang's recorder writes it in its mode `stat`. Read only.
     SglangPt,
-    /// LMDeploy's `[layers][experts]` in JSON, which `LMDEPLOY_EPLB_EXPERTS_STATISTIC_FILE` names.
+    /// LMDeploy's `[layers][experts]` in JSON, for `LMDEPLOY_EPLB_EXPERTS_STATISTIC_FILE`.
     Lmdeploy,
     /// A NumPy array, `[layers][experts]` or `[iterations][layers][experts]`.
     Npy,
@@ -53,7 +53,7 @@ pub enum CountsFormat {
 pub enum PlacementFormat {
     /// The configuration file, eplb's own and TensorRT-LLM's.
     Config,
-    /// SGLang's `{"physical_to_logical_map": [layers][slots]}`, which `--init-expert-location` takes.
+    /// SGLang's `{"physical_to_logical_map": [layers][slots]}`, for `--init-expert-location`.
     SglangMap,
     /// The expert map of vllm-ascend and MindIE.
     ExpertMap,
@@ -63,10 +63,10 @@ pub enum PlacementFormat {
     Phy2logJson,
 }
 
-/// A format of either.
+/// A format of counts or of placements.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub enum Format {
-    /// How often experts were chosen.
+    /// How many ids chose each expert.
     Counts(CountsFormat),
     /// Which expert each slot holds.
     Placement(PlacementFormat),
@@ -112,22 +112,22 @@ impl Format {
         counts.chain(PlacementFormat::ALL.into_iter().map(Format::Placement))
     }
 
-    /// The format of counts that it is.
+    /// Returns the format of counts. Fails for one of placements.
     pub fn of_counts(self) -> Result<CountsFormat> {
         match self {
             Format::Counts(format) => Ok(format),
             Format::Placement(_) => Err(Error::InvalidArgument(format!(
-                "{self} is a format of placements, one of counts expected"
+                "{self} is a format of placements, a format of counts expected"
             ))),
         }
     }
 
-    /// The format of placements that it is.
+    /// Returns the format of placements. Fails for one of counts.
     pub fn of_placement(self) -> Result<PlacementFormat> {
         match self {
             Format::Placement(format) => Ok(format),
             Format::Counts(_) => Err(Error::InvalidArgument(format!(
-                "{self} is a format of counts, one of placements expected"
+                "{self} is a format of counts, a format of placements expected"
             ))),
         }
     }
@@ -153,33 +153,32 @@ impl FromStr for Format {
     fn from_str(name: &str) -> Result<Self> {
         Format::all().find(|format| format.name() == name).ok_or_else(|| {
             let names: Vec<_> = Format::all().map(Format::name).collect();
-            Error::InvalidArgument(format!("unknown format \"{name}\"; there is {}", names.join(", ")))
+            Error::InvalidArgument(format!("unknown format \"{name}\"; the formats are {}", names.join(", ")))
         })
     }
 }
 
-/// What is known of the model that a file is for, since most files do not say it.
+/// Known sizes of the model, since most files lack them.
 #[derive(Debug, Clone, Copy, Default)]
 pub struct Model<'a> {
-    /// The numbers of the layers with experts. For a file that has a row for each of them, they are its rows in order; for one
-    /// with more rows, row `i` is layer `i`, and other rows are dense layers. `None`: row `i` is layer `i`, and in counts
-    /// rows that are all zero are dense layers.
+    /// The numbers of the layers with experts. If a file has as many rows, they name its rows in order. If it has more, row `i`
+    /// is layer `i`, and the other rows are dense layers. `None`: row `i` is layer `i`, and in counts, rows of zeros are dense
+    /// layers.
     pub layers: Option<&'a [u32]>,
-    /// Layers of the model, dense ones among them, of formats that are written with a row for each; `None` for those up to the
-    /// last one with experts.
+    /// Layers of the model, dense ones included, for formats with a row for each. `None`: those up to the last one with experts.
     pub num_layers: Option<usize>,
-    /// Experts of a layer: a check of counts. Of placements `None` means the highest expert of the file and those below it.
+    /// Experts of a layer, to check counts. In placements, `None` means the highest expert in the file plus 1.
     pub num_experts: Option<usize>,
-    /// Ranks (the EP size) of placements. Only expert maps say it, and some configuration files.
+    /// Ranks of placements. Only expert maps and some configuration files contain it.
     pub num_ranks: Option<usize>,
-    /// Slots of all ranks together: a check of placements.
+    /// Slots of all ranks together, to check placements.
     pub num_slots: Option<usize>,
-    /// Experts that each token chooses; needed where a dump is made of counts that do not say it.
+    /// Experts that each token chooses. Required to write a dump from a file that lacks it.
     pub experts_per_token: Option<usize>,
 }
 
 impl Model<'_> {
-    /// The layers of a file's rows, ascending, each with its row.
+    /// The layers of a file, ascending, each with its row.
     fn layers_of_rows(&self, num_rows: usize) -> std::result::Result<Vec<(u32, usize)>, String> {
         let Some(layers) = self.layers else {
             return Ok((0..num_rows).map(|row| (row as u32, row)).collect());
@@ -196,22 +195,22 @@ impl Model<'_> {
         match rows.last() {
             None => Err("no layer is given".to_owned()),
             Some(&(layer, row)) if row >= num_rows => Err(format!(
-                "it has {num_rows} rows, neither one for each of {} layers nor for layer {layer}",
+                "it has {num_rows} rows, expected one for each of {} layers, or more than {layer}",
                 rows.len()
             )),
             Some(_) => Ok(rows),
         }
     }
 
-    /// Rows that a format with one for every layer of the model is written with.
+    /// The number of rows in a format that has one for each layer of the model.
     fn num_rows(&self, layers: &[u32]) -> Result<usize> {
         let needed = layers.last().map_or(0, |&last| last as usize + 1);
         let num_rows = self.num_layers.unwrap_or(needed);
-        // Rows of dense layers are made up; a layer's number alone must not fill the disk.
+        // The rows of dense layers are generated, so a large layer number must not fill the disk.
         const MOST: usize = 1 << 16;
         if num_rows < needed || num_rows > MOST {
             return Err(Error::InvalidArgument(format!(
-                "a row for each of {num_rows} layers of the model: from {needed}, for layer {}, to {MOST} can be written",
+                "num_layers is {num_rows}; {needed}, for layer {}, to {MOST} expected",
                 needed.saturating_sub(1)
             )));
         }
@@ -219,7 +218,7 @@ impl Model<'_> {
     }
 }
 
-/// The bytes of a file, which must be a regular one.
+/// Reads a regular file.
 fn bytes_of(path: &Path) -> Result<Vec<u8>> {
     let read = |source| Error::read(path, source);
     let refuse = |what: String| Err(Error::InvalidArgument(what).in_file(path));
@@ -228,7 +227,7 @@ fn bytes_of(path: &Path) -> Result<Vec<u8>> {
         return refuse("it is not a regular file".into());
     }
     if metadata.len() > MAX_FILE_BYTES {
-        return refuse(format!("more than {MAX_FILE_BYTES} bytes, no file of these formats is so large"));
+        return refuse(format!("it has more than {MAX_FILE_BYTES} bytes, the limit for these formats"));
     }
     let mut bytes = Vec::new();
     let size = metadata.len() as usize;
@@ -242,7 +241,7 @@ mod tests {
     use super::*;
 
     #[test]
-    fn rows_are_the_layers_given_or_are_picked_by_their_number() {
+    fn layers_name_rows_or_select_rows_by_number() {
         let rows =
             |layers: Option<&[u32]>, num_rows| Model { layers, ..Model::default() }.layers_of_rows(num_rows);
         assert_eq!(rows(None, 2).unwrap(), [(0, 0), (1, 1)]);
@@ -251,18 +250,21 @@ mod tests {
         assert_eq!(rows(Some(&[3, 4]), 5).unwrap(), [(3, 3), (4, 4)]);
         assert_eq!(
             rows(Some(&[3, 4]), 4).unwrap_err(),
-            "it has 4 rows, neither one for each of 2 layers nor for layer 4"
+            "it has 4 rows, expected one for each of 2 layers, or more than 4"
         );
         assert_eq!(rows(Some(&[3, 3]), 2).unwrap_err(), "layer 3 is given twice");
         assert_eq!(rows(Some(&[]), 2).unwrap_err(), "no layer is given");
     }
 
     #[test]
-    fn every_name_is_the_format_it_names() {
+    fn format_names_parse_to_their_formats() {
         for format in Format::all() {
             assert_eq!(format.name().parse::<Format>().unwrap(), format);
         }
         let message = "numpy".parse::<Format>().unwrap_err().to_string();
-        assert!(message.starts_with("unknown format \"numpy\"; there is dump, sglang-count, "), "{message}");
+        assert!(
+            message.starts_with("unknown format \"numpy\"; the formats are dump, sglang-count, "),
+            "{message}"
+        );
     }
 }

@@ -1,11 +1,10 @@
-//! NumPy's `.npy`: one array.
+//! Reads and writes NumPy's `.npy`, one array.
 //!
-//! Format: <https://numpy.org/doc/stable/reference/generated/numpy.lib.format.html>, versions 1.0 to 3.0. The bytes
-//! `\x93NUMPY`, two of the version, the header's length in two bytes (four from 2.0 on), the header, the numbers. The header is
-//! a Python dictionary with the keys `descr`, `fortran_order` and `shape`.
+//! Format: <https://numpy.org/doc/stable/reference/generated/numpy.lib.format.html>, versions 1.0 to 3.0. A file
+//! has the bytes `\x93NUMPY`, two bytes of the version, the header's length in two bytes (four from 2.0 on), the header and the
+//! numbers. The header is a Python dictionary with the keys `descr`, `fortran_order` and `shape`.
 //!
-//! Both directions are written here. The `npyz` crate parses headers by a grammar of Python literals, which brings in some twenty crates,
-//! and it refuses a header without naming the byte; the header to write takes six lines.
+//! The `npyz` crate is not used: it needs some twenty crates to parse Python literals, and its errors do not name the byte.
 
 use std::io::{self, Write};
 
@@ -13,13 +12,13 @@ use super::array::{Array, place_of};
 use super::element::{Element, Kind, Undecodable};
 use crate::error::shortened;
 
-/// What every file begins with.
+/// The first bytes of a file.
 pub const MAGIC: &[u8] = b"\x93NUMPY";
 
-/// Headers are about a hundred bytes; NumPy itself refuses longer ones than 10,000.
+/// NumPy refuses longer headers. Most have about a hundred bytes.
 const MAX_HEADER_BYTES: usize = 10_000;
 
-/// Reads a file of integers or of floats that are whole.
+/// Reads a file of integers or of whole floats.
 pub fn read(bytes: &[u8]) -> Result<Array, String> {
     let (header, data) = split(bytes)?;
     let header = Header::parse(header)?;
@@ -28,7 +27,7 @@ pub fn read(bytes: &[u8]) -> Result<Array, String> {
     let expected = count.and_then(|count| count.checked_mul(element.size));
     if expected != Some(data.len()) {
         return Err(format!(
-            "its shape {:?} of {} does not take the {} bytes that are there: it is cut off or damaged, copy it again",
+            "its shape {:?} of {} does not fit its {} bytes: it is truncated or damaged, copy it again",
             header.shape,
             header.descr,
             data.len()
@@ -56,7 +55,7 @@ pub fn read(bytes: &[u8]) -> Result<Array, String> {
     Array::new(header.shape, values)
 }
 
-/// How many dimensions the array of a file has.
+/// The number of dimensions of a file's array.
 pub fn dimensions(bytes: &[u8]) -> Result<usize, String> {
     Ok(Header::parse(split(bytes)?.0)?.shape.len())
 }
@@ -78,10 +77,11 @@ pub fn write(out: &mut dyn Write, shape: &[usize], values: &mut dyn Iterator<Ite
     Ok(())
 }
 
-/// The header's text, and the numbers.
+/// Splits a file into the header's text and the numbers.
 fn split(bytes: &[u8]) -> Result<(&str, &[u8]), String> {
-    let cut_off = || "it is cut off in its header".to_owned();
-    let rest = bytes.strip_prefix(MAGIC).ok_or("it does not begin with \\x93NUMPY, so it is no .npy file")?;
+    let cut_off = || "its header is truncated".to_owned();
+    let rest =
+        bytes.strip_prefix(MAGIC).ok_or("it does not begin with \\x93NUMPY, so it is not a .npy file")?;
     let (&[major, minor], rest) = rest.split_first_chunk().ok_or_else(cut_off)?;
     let (length, rest) = match (major, minor) {
         (1, 0) => {
@@ -92,16 +92,16 @@ fn split(bytes: &[u8]) -> Result<(&str, &[u8]), String> {
             let (&length, rest) = rest.split_first_chunk().ok_or_else(cut_off)?;
             (u32::from_le_bytes(length) as usize, rest)
         }
-        _ => return Err(format!("it is of version {major}.{minor}; 1.0, 2.0 and 3.0 are read")),
+        _ => return Err(format!("its version is {major}.{minor}; 1.0, 2.0 or 3.0 expected")),
     };
     if length > MAX_HEADER_BYTES {
-        return Err(format!("its header takes {length} bytes, at most {MAX_HEADER_BYTES} are read"));
+        return Err(format!("its header takes {length} bytes, at most {MAX_HEADER_BYTES} supported"));
     }
     let (header, data) = rest.split_at_checked(length).ok_or_else(cut_off)?;
-    Ok((str::from_utf8(header).map_err(|_| "its header is no text")?, data))
+    Ok((str::from_utf8(header).map_err(|_| "its header is not UTF-8")?, data))
 }
 
-/// Where in C's order the value is that comes `flat`-th in Fortran's, the first index fastest.
+/// Converts an index in Fortran's order, the first index fastest, to C's order.
 fn transposed(shape: &[usize], flat: usize) -> usize {
     let (mut rest, mut stride, mut position) = (flat, shape.iter().product::<usize>(), 0);
     for &size in shape {
@@ -112,12 +112,12 @@ fn transposed(shape: &[usize], flat: usize) -> usize {
     position
 }
 
-/// NumPy's name of a type: byte order, kind, bytes.
+/// Parses NumPy's name of a type: byte order, kind, bytes.
 fn element(descr: &str) -> Result<Element, String> {
     let refuse = || {
         let descr = shortened(descr);
         Err(format!(
-            "its numbers are of the type '{descr}'; integers and floats of 4 or 8 bytes are read, such as '<i8'"
+            "the type of its numbers is '{descr}'; integers or floats of 4 or 8 bytes expected, such as '<i8'"
         ))
     };
     let &[order @ (b'<' | b'>' | b'|' | b'='), kind, size] = descr.as_bytes() else { return refuse() };
@@ -127,14 +127,14 @@ fn element(descr: &str) -> Result<Element, String> {
         (b'f', b'4' | b'8') => (Kind::Float, size),
         _ => return refuse(),
     };
-    // "=" is the writer's own order, which NumPy never writes, and "|" stands where there is none.
+    // "=" is the writer's own order, which NumPy never writes. "|" is for types of one byte.
     match (order, size) {
         (b'=', _) | (b'|', b'2'..) => refuse(),
         _ => Ok(Element { kind, size: usize::from(size - b'0'), big_endian: order == b'>' }),
     }
 }
 
-/// What a header says.
+/// The contents of a header.
 #[derive(Debug, Default)]
 struct Header {
     descr: String,
@@ -176,7 +176,7 @@ impl Header {
     }
 }
 
-/// As much of a Python literal as has been read.
+/// A Python literal that is being read.
 struct Literal<'a> {
     text: &'a str,
     rest: &'a str,
@@ -200,7 +200,7 @@ impl<'a> Literal<'a> {
         )
     }
 
-    /// A string without escapes. A list is the type of a structured array.
+    /// Reads a string without escapes. A structured array has a list here, which is an error.
     fn string(&mut self) -> Result<&'a str, String> {
         let start = self.rest.trim_start();
         let quote = if start.starts_with('"') { '"' } else { '\'' };
@@ -218,7 +218,7 @@ impl<'a> Literal<'a> {
         }
     }
 
-    /// A tuple of whole numbers.
+    /// Reads a tuple of whole numbers.
     fn sizes(&mut self) -> Result<Vec<usize>, String> {
         let mut sizes = Vec::new();
         self.expect("(")?;
@@ -252,7 +252,7 @@ mod tests {
     }
 
     #[test]
-    fn what_is_written_is_read_and_begins_at_a_multiple_of_64() {
+    fn written_file_is_read_and_its_data_is_aligned_to_64() {
         let mut bytes = Vec::new();
         write(&mut bytes, &[2, 3], &mut (1..=6)).unwrap();
         assert_eq!(bytes.len() % 64, 6 * 8);
@@ -262,7 +262,7 @@ mod tests {
     }
 
     #[test]
-    fn fortran_order_is_read_by_its_indices() {
+    fn fortran_order_is_read() {
         // [[1, 2, 3], [4, 5, 6]], columns first.
         let bytes = file("{'descr': '|u1', 'fortran_order': True, 'shape': (2, 3)}", &[1, 4, 2, 5, 3, 6]);
         assert_eq!(read(&bytes).unwrap(), Array::new(vec![2, 3], vec![1, 2, 3, 4, 5, 6]).unwrap());
@@ -272,7 +272,7 @@ mod tests {
     }
 
     #[test]
-    fn what_a_header_should_not_say_is_named() {
+    fn header_errors_name_the_byte_or_the_key() {
         let good = "{'descr': '<i4', 'fortran_order': False, 'shape': (1L, 2,), }   \n";
         assert_eq!(
             read(&file(good, &[1, 0, 0, 0, 2, 0, 0, 0])).unwrap(),
@@ -282,17 +282,17 @@ mod tests {
             (
                 "'<i4'",
                 "'|O'",
-                "its numbers are of the type '|O'; integers and floats of 4 or 8 bytes are read, such as '<i8'",
+                "the type of its numbers is '|O'; integers or floats of 4 or 8 bytes expected, such as '<i8'",
             ),
             (
                 "'<i4'",
                 "'<f2'",
-                "its numbers are of the type '<f2'; integers and floats of 4 or 8 bytes are read, such as '<i8'",
+                "the type of its numbers is '<f2'; integers or floats of 4 or 8 bytes expected, such as '<i8'",
             ),
             (
                 "'<i4'",
                 "'=i4'",
-                "its numbers are of the type '=i4'; integers and floats of 4 or 8 bytes are read, such as '<i8'",
+                "the type of its numbers is '=i4'; integers or floats of 4 or 8 bytes expected, such as '<i8'",
             ),
             ("'<i4'", "[('a', '<i4')]", "byte 10 of its header: a string expected, \"[('a', '<i4')], "),
             ("'descr'", "'dtype'", "its header has the unknown key 'dtype'"),
@@ -302,7 +302,7 @@ mod tests {
             ("1L", "-1", "byte 51 of its header: a size expected, \"-1, 2,), }"),
             ("2,)", "2}", "byte 56 of its header: ) expected, \"}, }"),
             ("}   ", "} x ", "byte 62 of its header: nothing more expected, \"x "),
-            ("2,)", "3,)", "its shape [1, 3] of <i4 does not take the 8 bytes that are there: "),
+            ("2,)", "3,)", "its shape [1, 3] of <i4 does not fit its 8 bytes: "),
             ("2,)", "99999999999999999999,)", "byte 55 of its header: a size expected, "),
         ] {
             let message = message(&good.replacen(was, is, 1), &[1, 0, 0, 0, 2, 0, 0, 0]);
@@ -311,7 +311,7 @@ mod tests {
     }
 
     #[test]
-    fn what_is_before_the_header_is_checked() {
+    fn truncation_magic_version_and_length_are_checked() {
         let bytes = file("{'descr': '|u1', 'fortran_order': False, 'shape': (1, 1)}", &[5]);
         for end in 0..bytes.len() {
             assert!(read(&bytes[..end]).is_err(), "{end}");
@@ -321,8 +321,8 @@ mod tests {
             bytes[at] = byte;
             read(&bytes).unwrap_err()
         };
-        assert_eq!(with(0, 0x92), "it does not begin with \\x93NUMPY, so it is no .npy file");
-        assert_eq!(with(6, 4), "it is of version 4.0; 1.0, 2.0 and 3.0 are read");
-        assert_eq!(with(9, 0xff), "its header takes 65337 bytes, at most 10000 are read");
+        assert_eq!(with(0, 0x92), "it does not begin with \\x93NUMPY, so it is not a .npy file");
+        assert_eq!(with(6, 4), "its version is 4.0; 1.0, 2.0 or 3.0 expected");
+        assert_eq!(with(9, 0xff), "its header takes 65337 bytes, at most 10000 supported");
     }
 }

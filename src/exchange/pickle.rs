@@ -1,24 +1,24 @@
-//! Pickles, read and not executed.
+//! Reads pickles without executing them.
 //!
-//! A pickle is a program for a machine with a stack, which in Python may call anything. This one knows the instructions and the
-//! few names that a dictionary of tensors needs (`torch.save` writes protocol 2), keeps what they make as data, and refuses
-//! everything else by name. Format: CPython's Lib/pickletools.py.
+//! A pickle is a program for a stack machine, which in Python may call any function. This reader knows the instructions and names
+//! that a dictionary of tensors needs (`torch.save` writes protocol 2). It keeps calls as data and refuses all others by name.
+//! Format: CPython's Lib/pickletools.py.
 
 use std::collections::HashMap;
 
 use crate::error::shortened;
 
-/// What a pickle has made. Values refer to each other by their number, so that nesting takes no recursion, however deep.
+/// The values of a pickle. They refer to each other by number, so deep nesting needs no recursion.
 #[derive(Debug)]
 pub struct Pickle<'a> {
     values: Vec<Value<'a>>,
     root: usize,
 }
 
-/// A value; a number in it is that of another value.
+/// A value. `usize` is the number of another value.
 #[derive(Debug)]
 pub enum Value<'a> {
-    /// None, True, False or a float: nothing that is used here.
+    /// None, True, False or a float, which are not used.
     Other,
     /// A whole number.
     Int(i64),
@@ -30,25 +30,25 @@ pub enum Value<'a> {
     List(Vec<usize>),
     /// A dictionary, in order.
     Dict(Vec<(usize, usize)>),
-    /// A module and a name in it, which was not looked up.
+    /// A module and a name in it, which is not looked up.
     Global(&'a str, &'a str),
-    /// What a persistent id stands for: for PyTorch a storage.
+    /// The object of a persistent id, for PyTorch a storage.
     Persistent(usize),
-    /// What a call would have returned: the function and the tuple of its arguments.
+    /// A call that is not made: the function and the tuple of its arguments.
     Call(usize, usize),
 }
 
-/// The functions that may be called, by `Value::Call` and never in earnest.
+/// The functions that a pickle may name in a call. None is called.
 const CALLABLE: [(&str, &str); 2] = [("torch._utils", "_rebuild_tensor_v2"), ("collections", "OrderedDict")];
 
-/// A recording's takes less than 1 KB. Each byte of one may become a value, which takes more.
+/// The limit of a pickle. A recording's has less than 1 KB, and each byte may become a value of several.
 const MAX_BYTES: usize = 1 << 20;
 
 impl<'a> Pickle<'a> {
     /// Reads a pickle.
     pub fn parse(bytes: &'a [u8]) -> Result<Self, String> {
         if bytes.len() > MAX_BYTES {
-            return Err(format!("its pickle takes {} bytes, at most {MAX_BYTES} are read", bytes.len()));
+            return Err(format!("its pickle takes {} bytes, at most {MAX_BYTES} supported", bytes.len()));
         }
         let mut machine = Machine {
             bytes,
@@ -68,11 +68,11 @@ impl<'a> Pickle<'a> {
         }
         match machine.stack[..] {
             [root] => Ok(Pickle { values: machine.values, root }),
-            _ => Err("its pickle does not leave one value".into()),
+            _ => Err("its pickle does not end with one value".into()),
         }
     }
 
-    /// The value that it is all for.
+    /// The pickle's result.
     pub fn root(&self) -> &Value<'a> {
         self.value(self.root)
     }
@@ -88,13 +88,13 @@ struct Machine<'a> {
     at: usize,
     values: Vec<Value<'a>>,
     stack: Vec<usize>,
-    /// How high the stack was at each mark.
+    /// The height of the stack at each mark.
     marks: Vec<usize>,
     memo: HashMap<u32, usize>,
 }
 
 impl<'a> Machine<'a> {
-    /// One instruction; whether it was the last.
+    /// Runs one instruction. Returns whether it was the last.
     fn step(&mut self) -> Result<bool, String> {
         let [instruction] = *self.take()?;
         match instruction {
@@ -162,11 +162,11 @@ impl<'a> Machine<'a> {
             }
             b'q' => {
                 let [key] = *self.take()?;
-                self.memorise(key.into())?;
+                self.store(key.into())?;
             }
             b'r' => {
                 let key = u32::from_le_bytes(*self.take()?);
-                self.memorise(key)?;
+                self.store(key)?;
             }
             b'h' => {
                 let [key] = *self.take()?;
@@ -188,7 +188,7 @@ impl<'a> Machine<'a> {
             unknown => {
                 let shown = char::from(unknown).escape_default();
                 return Err(format!(
-                    "instruction {unknown:#04x} ('{shown}') is none that a dictionary of tensors needs"
+                    "instruction {unknown:#04x} ('{shown}') is not one that a dictionary of tensors needs"
                 ));
             }
         }
@@ -198,13 +198,11 @@ impl<'a> Machine<'a> {
     fn call(&mut self) -> Result<(), String> {
         let (arguments, function) = (self.pop()?, self.pop()?);
         let Value::Global(module, name) = self.values[function] else {
-            return Err("a call of what is no function".into());
+            return Err("a call of a value that is not a function".into());
         };
         if !CALLABLE.contains(&(module, name)) {
             let called = shortened(&format!("{module}.{name}"));
-            return Err(format!(
-                "it would call {called}, which no dictionary of tensors needs; it is not read"
-            ));
+            return Err(format!("it would call {called}, which a dictionary of tensors does not need"));
         }
         if !matches!(self.values[arguments], Value::Tuple(_)) {
             return Err("a call without a tuple of arguments".into());
@@ -217,7 +215,7 @@ impl<'a> Machine<'a> {
         let [length] = *self.take()?;
         let bytes = self.slice(length.into())?;
         let Some(unused) = 8usize.checked_sub(bytes.len()) else {
-            return Err(format!("an integer of {length} bytes, at most 8 are read"));
+            return Err(format!("an integer of {length} bytes, at most 8 supported"));
         };
         let bits = bytes.iter().rev().fold(0, |bits, &byte| bits << 8 | u64::from(byte));
         let unused = 8 * unused as u32;
@@ -227,20 +225,20 @@ impl<'a> Machine<'a> {
     }
 
     fn slice(&mut self, length: usize) -> Result<&'a [u8], String> {
-        let (slice, _) = self.bytes[self.at..].split_at_checked(length).ok_or("it is cut off")?;
+        let (slice, _) = self.bytes[self.at..].split_at_checked(length).ok_or("it is truncated")?;
         self.at += length;
         Ok(slice)
     }
 
     fn take<const N: usize>(&mut self) -> Result<&'a [u8; N], String> {
-        let (taken, _) = self.bytes[self.at..].split_first_chunk().ok_or("it is cut off")?;
+        let (taken, _) = self.bytes[self.at..].split_first_chunk().ok_or("it is truncated")?;
         self.at += N;
         Ok(taken)
     }
 
     fn line(&mut self) -> Result<&'a str, String> {
         let rest = &self.bytes[self.at..];
-        let length = rest.iter().position(|&byte| byte == b'\n').ok_or("it is cut off")?;
+        let length = rest.iter().position(|&byte| byte == b'\n').ok_or("it is truncated")?;
         self.at += length + 1;
         str::from_utf8(&rest[..length]).map_err(|_| "a name that is not UTF-8".to_owned())
     }
@@ -256,13 +254,13 @@ impl<'a> Machine<'a> {
         Ok(top)
     }
 
-    /// Takes the values above the last mark off the stack, and the mark.
+    /// Pops the last mark and the values above it.
     fn marked(&mut self) -> Result<Vec<usize>, String> {
         let start = self.marks.pop();
         self.above(start)
     }
 
-    /// How much of the stack is below the last mark, where it stays.
+    /// The height of the stack at the last mark. Values below it must not be popped.
     fn floor(&self) -> usize {
         self.marks.last().copied().unwrap_or_default()
     }
@@ -281,7 +279,7 @@ impl<'a> Machine<'a> {
         let top = self.top()?;
         match &mut self.values[top] {
             Value::List(items) => Ok(items),
-            _ => Err("items for what is no list".into()),
+            _ => Err("items for a value that is not a list".into()),
         }
     }
 
@@ -289,18 +287,18 @@ impl<'a> Machine<'a> {
         let top = self.top()?;
         match &mut self.values[top] {
             Value::Dict(items) => Ok(items),
-            _ => Err("items for what is no dictionary".into()),
+            _ => Err("items for a value that is not a dictionary".into()),
         }
     }
 
-    fn memorise(&mut self, key: u32) -> Result<(), String> {
+    fn store(&mut self, key: u32) -> Result<(), String> {
         let top = self.top()?;
         self.memo.insert(key, top);
         Ok(())
     }
 
     fn recall(&mut self, key: u32) -> Result<(), String> {
-        let value = *self.memo.get(&key).ok_or_else(|| format!("nothing is memorised as {key}"))?;
+        let value = *self.memo.get(&key).ok_or_else(|| format!("the memo has no {key}"))?;
         self.stack.push(value);
         Ok(())
     }
@@ -329,17 +327,17 @@ mod tests {
     }
 
     #[test]
-    fn nothing_is_called_and_what_would_be_is_named() {
+    fn calls_are_rejected_by_name() {
         // Python: class Evil: __reduce__ = lambda self: (os.system, ("true",)); pickle.dumps(Evil(), 2)
         let evil = b"\x80\x02cposix\nsystem\nq\0X\x04\0\0\0trueq\x01\x85q\x02Rq\x03.";
         assert_eq!(
             message(evil),
-            "byte 32 of its pickle: it would call posix.system, which no dictionary of tensors needs; it is not read"
+            "byte 32 of its pickle: it would call posix.system, which a dictionary of tensors does not need"
         );
         // The same by an instruction for objects, and by one of a later protocol.
         assert!(
             message(b"\x80\x02(cposix\nsystem\no.")
-                .starts_with("byte 17 of its pickle: instruction 0x6f ('o') is none")
+                .starts_with("byte 17 of its pickle: instruction 0x6f ('o') is not one")
         );
         assert_eq!(
             message(b"\x80\x04N."),
@@ -348,21 +346,21 @@ mod tests {
     }
 
     #[test]
-    fn a_program_that_does_not_hold_together_is_refused_where_it_breaks() {
+    fn invalid_program_is_rejected_with_the_byte() {
         for (program, expected) in [
-            (&b"\x80\x02"[..], "byte 2 of its pickle: it is cut off"),
-            (b".", "its pickle does not leave one value"),
-            (b"NN.", "its pickle does not leave one value"),
+            (&b"\x80\x02"[..], "byte 2 of its pickle: it is truncated"),
+            (b".", "its pickle does not end with one value"),
+            (b"NN.", "its pickle does not end with one value"),
             (b"t.", "byte 0 of its pickle: too few values"),
             (b"N(\x85.", "byte 2 of its pickle: too few values"),
             (b"N(Na.", "byte 3 of its pickle: too few values"),
-            (b"NNa.", "byte 2 of its pickle: items for what is no list"),
-            (b"]NNs.", "byte 3 of its pickle: items for what is no dictionary"),
+            (b"NNa.", "byte 2 of its pickle: items for a value that is not a list"),
+            (b"]NNs.", "byte 3 of its pickle: items for a value that is not a dictionary"),
             (b"}(Nu.", "byte 3 of its pickle: a key without a value"),
-            (b"h\x01.", "byte 0 of its pickle: nothing is memorised as 1"),
-            (b"X\x05\0\0\0abc", "byte 0 of its pickle: it is cut off"),
-            (b"\x8a\x09123456789.", "byte 0 of its pickle: an integer of 9 bytes, at most 8 are read"),
-            (b"N)R.", "byte 2 of its pickle: a call of what is no function"),
+            (b"h\x01.", "byte 0 of its pickle: the memo has no 1"),
+            (b"X\x05\0\0\0abc", "byte 0 of its pickle: it is truncated"),
+            (b"\x8a\x09123456789.", "byte 0 of its pickle: an integer of 9 bytes, at most 8 supported"),
+            (b"N)R.", "byte 2 of its pickle: a call of a value that is not a function"),
             (b"ccollections\nOrderedDict\nNR.", "byte 26 of its pickle: a call without a tuple of arguments"),
         ] {
             assert_eq!(message(program), expected);
@@ -370,7 +368,7 @@ mod tests {
     }
 
     #[test]
-    fn nesting_and_self_reference_cost_no_stack() {
+    fn nesting_and_self_reference_need_no_recursion() {
         let nested = [&b"]"[..], &b"\x85".repeat(MAX_BYTES - 2), b"."].concat();
         assert!(matches!(Pickle::parse(&nested).unwrap().root(), Value::Tuple(_)));
         assert!(matches!(Pickle::parse(b"]q\0h\0a.").unwrap().root(), Value::List(_)));

@@ -1,4 +1,4 @@
-//! Placements of other systems as [`Placement`], and back.
+//! Reads and writes placements of other systems as [`Placement`].
 
 use std::path::Path;
 
@@ -10,8 +10,8 @@ use crate::placement::{ConfigFile, Expected, MAX_COUNT, Placement, Shape};
 
 /// Reads the placement of a file.
 ///
-/// Fails with [`Error::InvalidPlacement`] naming layer, rank and slot, with [`Error::InvalidShape`], with [`Error::Read`], and
-/// with [`Error::InvalidArgument`] where neither the file nor `model` says the EP size.
+/// Fails with [`Error::InvalidPlacement`], which names layer, rank and slot, with [`Error::InvalidShape`], with [`Error::Read`],
+/// and with [`Error::InvalidArgument`] where neither the file nor `model` has the number of ranks.
 pub fn read_placement(path: &Path, format: PlacementFormat, model: &Model) -> Result<Placement> {
     match format {
         PlacementFormat::Config => Placement::load(path, expected(model)),
@@ -19,12 +19,12 @@ pub fn read_placement(path: &Path, format: PlacementFormat, model: &Model) -> Re
     }
 }
 
-/// Reads the placement of a file whose bytes are at hand.
+/// Reads a placement from the bytes of a file.
 pub fn placement_from_bytes(bytes: &[u8], format: PlacementFormat, model: &Model) -> Result<Placement> {
     let array = match format {
         PlacementFormat::Config => {
             let text = str::from_utf8(bytes).map_err(|_| {
-                Error::InvalidPlacement("it is not UTF-8 text, so no configuration file".into())
+                Error::InvalidPlacement("it is not UTF-8 text, so it is not a configuration file".into())
             })?;
             return ConfigFile::parse(text)?.placement(expected(model));
         }
@@ -41,13 +41,13 @@ fn expected<'a>(model: &Model<'a>) -> Expected<'a> {
     Expected { layers, num_experts, num_ranks, num_slots, ..Expected::default() }
 }
 
-/// The placement of an array whose rows are layers.
+/// Converts an array whose rows are layers.
 fn of_rows(array: &Array, model: &Model) -> Result<Placement> {
     let ([num_rows, num_slots], values) = array.rows().map_err(Error::InvalidPlacement)?;
     let rows = model.layers_of_rows(num_rows).map_err(Error::InvalidPlacement)?;
-    let num_ranks = model.num_ranks.ok_or_else(|| {
-        Error::InvalidArgument("the file does not say the EP size: give the number of ranks".into())
-    })?;
+    let num_ranks = model
+        .num_ranks
+        .ok_or_else(|| Error::InvalidArgument("the file has no ep_size; set num_ranks".into()))?;
     let mut experts = Vec::with_capacity(rows.len() * num_slots);
     for &(_, row) in &rows {
         for (slot, &expert) in values[row * num_slots..][..num_slots].iter().enumerate() {
@@ -77,7 +77,7 @@ fn of_expert_map(text: &[u8], model: &Model) -> Result<Placement> {
     Placement::new(shape(model, &map.experts, num_slots, map.num_devices)?, layers, &map.experts)
 }
 
-/// The sizes of a file's placement, of the experts that are known, or of as many as are named.
+/// The shape of a file's placement. The number of experts is the model's, or the highest expert plus 1.
 fn shape(model: &Model, experts: &[u32], num_slots: usize, num_ranks: usize) -> Result<Shape> {
     if let Some(expected) = model.num_slots.filter(|&expected| expected != num_slots) {
         return Err(Error::InvalidPlacement(format!("it has {num_slots} slots, {expected} expected")));
@@ -86,10 +86,10 @@ fn shape(model: &Model, experts: &[u32], num_slots: usize, num_ranks: usize) -> 
     Shape::new(model.num_experts.unwrap_or_else(named), num_slots, num_ranks)
 }
 
-/// Writes `placement` in a format: a file, replaced in one step.
+/// Writes `placement` to a file, which is replaced in one step.
 ///
-/// SGLang's format gets a row for each of [`Model::num_layers`], in those of dense layers slot `s` holds expert `s % E` as where
-/// SGLang is given none. The others have one for each layer of the placement, and keep no numbers of layers.
+/// SGLang's format gets a row for each of [`Model::num_layers`]. In dense layers, slot `s` holds expert `s % E`, SGLang's trivial
+/// location. Other formats have a row for each layer of the placement, without its number, but for the configuration file.
 pub fn write_placement(
     placement: &Placement,
     path: &Path,

@@ -1,8 +1,8 @@
-//! What SGLang's `--init-expert-location` takes as JSON: an object with `logical_count` or `physical_to_logical_map`.
+//! JSON for SGLang's `--init-expert-location`: an object with `logical_count` or `physical_to_logical_map`.
 //!
 //! Rules: `compute_initial_expert_location_metadata` of python/sglang/srt/eplb/expert_location.py, and the keys that the recorder
 //! of python/sglang/srt/eplb/expert_distribution.py dumps. Both arrays have a row for every layer of the model
-//! (`num_hidden_layers`); the recorder counts nothing for dense ones.
+//! (`num_hidden_layers`). The recorder counts nothing for dense layers.
 
 use std::fmt;
 
@@ -15,10 +15,10 @@ use crate::error::shortened;
 pub const LOGICAL_COUNT: &str = "logical_count";
 pub const PHYSICAL_TO_LOGICAL_MAP: &str = "physical_to_logical_map";
 
-/// What the recorder dumps beside the counts.
+/// Keys that the recorder writes beside the counts.
 pub const IGNORED: [&str; 2] = ["rank", "average_utilization_rate_over_window"];
 
-/// Reads the array that a file has under `key`, the only one of the two keys that it may have.
+/// Reads the array under `key`. A file with the other key is refused.
 pub fn read(text: &[u8], key: &'static str) -> Result<Array, String> {
     let mut json = serde_json::Deserializer::from_slice(text);
     let array = json.deserialize_map(KeyVisitor { key }).map_err(bad)?;
@@ -26,7 +26,7 @@ pub fn read(text: &[u8], key: &'static str) -> Result<Array, String> {
     array.ok_or_else(|| format!("it has no \"{key}\""))
 }
 
-/// Why a file with this key is not read for another one.
+/// The error for another key than the wanted one.
 pub fn unknown(key: &str, wanted: &str) -> String {
     match key {
         LOGICAL_COUNT => format!("it has \"{key}\", so it holds counts; \"{wanted}\" expected"),
@@ -56,7 +56,7 @@ impl<'de> Visitor<'de> for KeyVisitor {
         while let Some(key) = map.next_key::<String>()? {
             if key == self.key {
                 if array.replace(map.next_value_seed(Lists)?).is_some() {
-                    return Err(de::Error::custom(format!("\"{key}\" stands twice")));
+                    return Err(de::Error::custom(format!("\"{key}\" appears twice")));
                 }
             } else if IGNORED.contains(&key.as_str()) {
                 map.next_value::<IgnoredAny>()?;

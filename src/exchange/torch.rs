@@ -1,8 +1,9 @@
-//! Files of `torch.save` that hold a dictionary with a tensor in it, as SGLang's recorder dumps it.
+//! Reads a tensor from a dictionary that `torch.save` wrote, as SGLang's recorder does.
 //!
-//! Format: `_save` and `_load` of torch/serialization.py since PyTorch 1.6. A zip archive with one folder, in it `data.pkl`, a
-//! pickle whose persistent ids are `("storage", type, key, device, size)`, the bytes of each storage as `data/<key>`, and
-//! `byteorder`. A tensor is `torch._utils._rebuild_tensor_v2(storage, offset, size, stride, requires_grad, hooks)`.
+//! Format: `_save` and `_load` of torch/serialization.py since PyTorch 1.6. A zip archive has one folder with `data.pkl`,
+//! `byteorder`, and the bytes of each storage as `data/<key>`. `data.pkl` is a pickle whose persistent ids are
+//! `("storage", type, key, device, size)`. A tensor is
+//! `torch._utils._rebuild_tensor_v2(storage, offset, size, stride, requires_grad, hooks)`.
 
 use super::array::{Array, place_of};
 use super::element::{Element, Kind, Undecodable};
@@ -11,42 +12,41 @@ use super::sglang::{IGNORED, unknown};
 use super::zip::Archive;
 use crate::error::shortened;
 
-/// Reads the tensor that a file's dictionary has under `key`, of integers or of floats that are whole.
+/// Reads the tensor under `key`, of integers or of whole floats.
 pub fn read(bytes: &[u8], key: &str) -> Result<Array, String> {
     let archive = Archive::open(bytes)?;
     let mut folders = archive.names().filter_map(|name| name.strip_suffix("/data.pkl"));
     let (Some(folder), None) = (folders.next(), folders.next()) else {
-        return Err("it has no data.pkl, or more than one, so it is no file of torch.save".into());
+        return Err("it has no data.pkl, or more than one, so torch.save did not write it".into());
     };
     if archive.names().any(|name| name == format!("{folder}/byteorder")) {
         let order = archive.file(&format!("{folder}/byteorder"))?;
         if order != b"little" {
             let order = shortened(&String::from_utf8_lossy(order));
-            return Err(format!("its numbers are in the byte order \"{order}\", little expected"));
+            return Err(format!("its byte order is \"{order}\", \"little\" expected"));
         }
     }
     let pickle = Pickle::parse(archive.file(&format!("{folder}/data.pkl"))?)?;
-    let Value::Dict(items) = pickle.root() else { return Err("it holds no dictionary".into()) };
+    let Value::Dict(items) = pickle.root() else { return Err("it does not contain a dictionary".into()) };
     let mut found = None;
     for &(item, value) in items {
         match *pickle.value(item) {
             Value::Text(text) if text == key => {
                 if found.replace(value).is_some() {
-                    return Err(format!("\"{key}\" stands twice"));
+                    return Err(format!("\"{key}\" appears twice"));
                 }
             }
             Value::Text(text) if IGNORED.contains(&text) => {}
             Value::Text(text) => return Err(unknown(text, key)),
-            _ => return Err("its dictionary has a key that is no string".into()),
+            _ => return Err("its dictionary has a key that is not a string".into()),
         }
     }
     let found = found.ok_or_else(|| format!("it has no \"{key}\""))?;
-    let tensor =
-        Tensor::of(&pickle, found).ok_or_else(|| format!("\"{key}\" is no tensor of a plain kind"))?;
+    let tensor = Tensor::of(&pickle, found).ok_or_else(|| format!("\"{key}\" is not a plain tensor"))?;
     tensor.values(&archive, folder, key)
 }
 
-/// What a pickle says of a tensor.
+/// The description of a tensor in a pickle.
 struct Tensor<'a> {
     storage: &'a str,
     storage_type: &'a str,
@@ -88,9 +88,9 @@ impl<'a> Tensor<'a> {
         let Tensor { shape, strides, offset, .. } = self;
         let element = element(self.storage_type).ok_or_else(|| {
             let kind = shortened(self.storage_type);
-            format!("\"{key}\" is stored as {kind}; integers, floats and doubles are read")
+            format!("\"{key}\" is stored as {kind}; integers, floats or doubles expected")
         })?;
-        // Each value once, one after the other: whatever else could say much in a small file.
+        // Other strides could repeat values, so that a small file would take much memory.
         let mut stride = Some(1usize);
         let in_order = shape.len() == strides.len()
             && shape.iter().zip(strides).rev().all(|(&size, &given)| {
@@ -100,7 +100,7 @@ impl<'a> Tensor<'a> {
             });
         let (true, Some(count)) = (in_order, stride) else {
             return Err(format!(
-                "\"{key}\" of shape {shape:?} has strides {strides:?}: save it with .contiguous(), row after row"
+                "\"{key}\" of shape {shape:?} has strides {strides:?}: save it with .contiguous()"
             ));
         };
         let storage = archive.file(&format!("{folder}/data/{}", self.storage))?;

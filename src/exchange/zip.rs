@@ -1,8 +1,8 @@
-//! Zip archives as PyTorch writes them: files that are stored, not compressed.
+//! Reads zip archives of stored files, as PyTorch writes them.
 //!
-//! The `rawzip` crate parses the format, zip64 included, and returns parts of the bytes that it is given. The checks are here:
-//! no name twice, as many files as announced, nothing compressed or encrypted, and every checksum (by `crc32fast`). The `zip`
-//! crate keeps the last of two files of one name, and copies each file to read it.
+//! The `rawzip` crate parses the format, zip64 included, and returns slices of the input. This module checks
+//! that no name repeats, the number of files, that nothing is compressed or encrypted, and each checksum (by `crc32fast`). The
+//! `zip` crate drops the first of two files of one name, and copies each file to read it.
 
 use std::collections::BTreeMap;
 
@@ -10,7 +10,7 @@ use rawzip::{CompressionMethod, ErrorKind, ZipArchive, ZipFileHeaderRecord, ZipS
 
 use crate::error::shortened;
 
-/// What every archive begins with.
+/// The first bytes of an archive.
 pub const MAGIC: &[u8] = b"PK\x03\x04";
 
 /// The end record and the longest comment behind it.
@@ -32,7 +32,7 @@ impl<'a> Archive<'a> {
         let archive = ZipArchive::with_max_search_space(END_BYTES)
             .locate_in_slice(bytes)
             .map_err(|(_, error)| damaged(error.kind()))?;
-        // A file that goes on behind its end is another one's beginning.
+        // Bytes after the end mean that the file is not one archive.
         if archive.end_offset() != bytes.len() as u64 {
             return Err(damaged(&ErrorKind::MissingEndOfCentralDirectory));
         }
@@ -61,7 +61,7 @@ impl<'a> Archive<'a> {
     pub fn file(&self, name: &str) -> Result<&'a [u8], String> {
         let Stored { bytes, crc } =
             self.files.get(name).ok_or_else(|| format!("it has no \"{}\"", shortened(name)))?;
-        // Fuzzing would never get past a checksum.
+        // Fuzzing would rarely pass a checksum.
         if !cfg!(fuzzing) && crc32fast::hash(bytes) != *crc {
             return Err(format!(
                 "\"{}\" does not match its checksum: it is damaged, copy it again",
@@ -72,7 +72,7 @@ impl<'a> Archive<'a> {
     }
 }
 
-/// The bytes that `entry` says are the file `name`.
+/// The bytes of `entry`, the file `name`.
 fn stored<'a>(
     archive: &ZipSliceArchive<&'a [u8]>,
     entry: &ZipFileHeaderRecord<'_>,
@@ -82,14 +82,14 @@ fn stored<'a>(
     let encrypted = entry.flags().is_encrypted();
     if encrypted || entry.compression_method() != CompressionMethod::STORE {
         let how = if encrypted { "encrypted" } else { "compressed" };
-        return Err(format!("\"{}\" is {how}, which PyTorch's files are not", name()));
+        return Err(format!("\"{}\" is {how}; PyTorch neither compresses nor encrypts", name()));
     }
     if entry.uncompressed_size_hint() != entry.compressed_size_hint() {
         return Err(format!("\"{}\" is damaged: it has two sizes", name()));
     }
     let local = archive.get_entry(entry.wayfinder()).map_err(|error| match error.kind() {
         ErrorKind::InvalidSignature { .. } => {
-            format!("\"{}\" is not where the list of files says: it is damaged, copy it again", name())
+            format!("\"{}\" is not at its place in the list of files: it is damaged, copy it again", name())
         }
         other => damaged(other),
     })?;
@@ -99,15 +99,15 @@ fn stored<'a>(
     Ok(Stored { bytes, crc: entry.crc32() })
 }
 
-/// What is wrong with an archive whose parts cannot be found.
+/// The message for an archive whose parts cannot be found.
 fn damaged(kind: &ErrorKind) -> String {
     match kind {
         ErrorKind::MissingEndOfCentralDirectory => {
-            "it does not end as a zip archive does: it is cut off, copy it again"
+            "it does not end as a zip archive does: it is truncated, copy it again"
         }
-        ErrorKind::Eof => "it is damaged or cut off: it points beyond its end, copy it again",
-        ErrorKind::InvalidSignature { .. } => "it is damaged: its list of files does not hold together",
-        _ => "it is damaged: its end does not say where its list of files is",
+        ErrorKind::Eof => "it is damaged or truncated: it points beyond its end, copy it again",
+        ErrorKind::InvalidSignature { .. } => "it is damaged: its list of files is invalid",
+        _ => "it is damaged: its end does not locate its list of files",
     }
     .to_owned()
 }
@@ -149,16 +149,16 @@ mod tests {
     }
 
     #[test]
-    fn archive_refuses_every_truncation_and_what_follows_its_end() {
+    fn archive_rejects_truncation_and_bytes_after_its_end() {
         let bytes = archive();
         for end in 0..bytes.len() {
-            assert!(refused(&bytes[..end]).contains("cut off"), "{end}");
+            assert!(refused(&bytes[..end]).contains("truncated"), "{end}");
         }
-        assert!(refused(&[&bytes[..], b"x"].concat()).contains("cut off"));
+        assert!(refused(&[&bytes[..], b"x"].concat()).contains("truncated"));
     }
 
     #[test]
-    fn archive_names_what_is_damaged() {
+    fn archive_names_the_damaged_file() {
         let good = archive();
         let with = |at: usize, byte: u8| {
             let mut bytes = good.clone();
@@ -167,21 +167,24 @@ mod tests {
         };
         // The local header has 30 bytes, the name and 9 bytes follow: the list begins at 40, and the end at 87.
         assert_eq!(with(31, b'0'), "\"a\" does not match its checksum: it is damaged, copy it again");
-        assert_eq!(with(0, b'Q'), "\"a\" is not where the list of files says: it is damaged, copy it again");
-        assert_eq!(with(40, b'Q'), "it is damaged: its list of files does not hold together");
-        assert_eq!(with(40 + 8, 1), "\"a\" is encrypted, which PyTorch's files are not");
-        assert_eq!(with(40 + 10, 8), "\"a\" is compressed, which PyTorch's files are not");
+        assert_eq!(
+            with(0, b'Q'),
+            "\"a\" is not at its place in the list of files: it is damaged, copy it again"
+        );
+        assert_eq!(with(40, b'Q'), "it is damaged: its list of files is invalid");
+        assert_eq!(with(40 + 8, 1), "\"a\" is encrypted; PyTorch neither compresses nor encrypts");
+        assert_eq!(with(40 + 10, 8), "\"a\" is compressed; PyTorch neither compresses nor encrypts");
         assert_eq!(with(40 + 20, 8), "\"a\" is damaged: it has two sizes");
         assert_eq!(
             with(40 + 42, 1),
-            "\"a\" is not where the list of files says: it is damaged, copy it again"
+            "\"a\" is not at its place in the list of files: it is damaged, copy it again"
         );
-        assert_eq!(with(40 + 45, 1), "it is damaged or cut off: it points beyond its end, copy it again");
+        assert_eq!(with(40 + 45, 1), "it is damaged or truncated: it points beyond its end, copy it again");
         assert_eq!(with(87 + 10, 2), "its list has 1 files, 2 expected");
     }
 
     #[test]
-    fn archive_refuses_an_announced_count_without_allocating_for_it() {
+    fn archive_rejects_a_wrong_number_of_files_without_allocating() {
         let mut bytes = archive();
         bytes[87 + 8..87 + 12].fill(0xff);
         assert_eq!(refused(&bytes), "its list has 1 files, 65535 expected");

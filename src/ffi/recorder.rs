@@ -12,7 +12,7 @@ use super::device::{CUstream_st, eplb_expert_ids, ids, place, stream};
 use super::status::eplb_status;
 use crate::device::Memory;
 use crate::error::{Error, Result};
-use crate::stats::{Counted, IterationRange, Recorder, RecorderConfig};
+use crate::stats::{IdKind, IterationRange, Recorder, RecorderConfig};
 
 /// What ids name.
 pub type eplb_id_kind = i32;
@@ -393,7 +393,7 @@ unsafe fn with_config<T>(
         num_experts: config.num_experts as usize,
         experts_per_token: config.experts_per_token as usize,
         layers: &layer_numbers(layers)?,
-        counted: id_kind(config.id_kind)?,
+        id_kind: id_kind(config.id_kind)?,
         place: place(config.device)?,
         max_tokens_per_iteration: config.max_tokens_per_iteration,
         run_id,
@@ -412,9 +412,9 @@ fn iterations(config: &eplb_recorder_config) -> Result<Option<IterationRange>> {
 }
 
 /// What ids name, as the library stores it.
-pub(super) fn id_kind(kind: eplb_id_kind) -> Result<Counted> {
+pub(super) fn id_kind(kind: eplb_id_kind) -> Result<IdKind> {
     choice!(kind, "id_kind", {
-        EPLB_ID_KIND_EXPERT => Counted::Experts,
-        EPLB_ID_KIND_SLOT => Counted::Slots,
+        EPLB_ID_KIND_EXPERT => IdKind::Expert,
+        EPLB_ID_KIND_SLOT => IdKind::Slot,
     })
 }

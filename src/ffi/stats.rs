@@ -8,7 +8,7 @@ use super::boundary::{
 use super::recorder::{EPLB_ID_KIND_EXPERT, EPLB_ID_KIND_SLOT, eplb_id_kind};
 use super::status::eplb_status;
 use crate::error::Result;
-use crate::stats::{Counted, Dump, LoadOptions, Stats};
+use crate::stats::{Dump, IdKind, LoadOptions, Stats};
 
 /// The counts of a dump, summed over ranks. Immutable.
 pub struct eplb_stats(pub(super) Stats);
@@ -126,9 +126,9 @@ pub unsafe extern "C" fn eplb_stats_get_info(
             num_experts: number(summary.num_experts, "num_experts")?,
             experts_per_token: number(summary.experts_per_token, "experts_per_token")?,
             num_ranks: number(summary.num_ranks, "num_ranks")?,
-            id_kind: match summary.counted {
-                Counted::Experts => EPLB_ID_KIND_EXPERT,
-                Counted::Slots => EPLB_ID_KIND_SLOT,
+            id_kind: match summary.id_kind {
+                IdKind::Expert => EPLB_ID_KIND_EXPERT,
+                IdKind::Slot => EPLB_ID_KIND_SLOT,
             },
             iter_start: number(summary.iterations.start, "iter_start")?,
             iter_stop: number(summary.iterations.stop, "iter_stop")?,

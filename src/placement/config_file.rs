@@ -108,9 +108,7 @@ impl ConfigFile {
             }
             (Some(n), _) | (None, Some(n)) => n,
             (None, None) => {
-                return Err(Error::InvalidArgument(
-                    "the file does not say the EP size: give the number of ranks".into(),
-                ));
+                return Err(Error::InvalidArgument("the file has no ep_size; set num_ranks".into()));
             }
         };
         if self.assignments.as_ref().is_some_and(BTreeMap::is_empty) {
@@ -435,7 +433,7 @@ mod tests {
         assert_eq!(placement(&with_ep_size, four).unwrap_err().to_string(), "ep_size is 2, 4 ranks expected");
         assert_eq!(
             placement(FILE, Expected::default()).unwrap_err().to_string(),
-            "the file does not say the EP size: give the number of ranks"
+            "the file has no ep_size; set num_ranks"
         );
     }
 

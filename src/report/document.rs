@@ -7,7 +7,7 @@ use serde::{Serialize, Serializer};
 use super::{AverageBalance, Balance, LayerPrediction, LoadReport, PredictionReport, Views};
 use crate::error::{Error, Result};
 use crate::placement::Placement;
-use crate::stats::{Counted, Summary};
+use crate::stats::{IdKind, Summary};
 
 /// Number of experts in the list of the hottest.
 const NUM_HOTTEST: usize = 20;
@@ -122,7 +122,7 @@ struct Dump {
     experts_per_token: usize,
     num_ranks: usize,
     missing_ranks: Vec<u32>,
-    counts: Counted,
+    counts: IdKind,
     iter_start: u64,
     iter_stop: u64,
 }
@@ -135,7 +135,7 @@ impl Dump {
             experts_per_token: summary.experts_per_token,
             num_ranks: summary.num_ranks,
             missing_ranks: summary.missing_ranks.clone(),
-            counts: if counts_slots { Counted::Slots } else { Counted::Experts },
+            counts: if counts_slots { IdKind::Slot } else { IdKind::Expert },
             iter_start: summary.iterations.start,
             iter_stop: summary.iterations.stop,
         }

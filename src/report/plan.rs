@@ -5,7 +5,7 @@ use super::score::{LayerScore, ScoreOptions};
 use crate::error::{Error, Result};
 use crate::placement::{Placement, Shape};
 use crate::solve::{Loads, Policy, SolveConfig, Solver};
-use crate::stats::{Counted, IterationRange, LayerLoads, Stats, Summary};
+use crate::stats::{IdKind, IterationRange, LayerLoads, Stats, Summary};
 use crate::threads;
 
 /// The default number of samples: enough that experts which are hot in only some iterations are seen.
@@ -95,9 +95,9 @@ impl Planner<'_> {
 
 /// Fails if the dump counts slots: these do not show the load of experts.
 pub(crate) fn require_expert_counts(summary: &Summary) -> Result<()> {
-    match summary.counted {
-        Counted::Experts => Ok(()),
-        Counted::Slots => {
+    match summary.id_kind {
+        IdKind::Expert => Ok(()),
+        IdKind::Slot => {
             Err(Error::InvalidDump("it counts slots, not experts; record again and count expert ids".into()))
         }
     }

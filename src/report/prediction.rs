@@ -156,9 +156,9 @@ fn load_shift([first, second]: &[Vec<f64>; 2]) -> Option<f64> {
 mod tests {
     use super::*;
     use crate::placement::{Placement, Shape};
-    use crate::stats::{Counted, Counts, IterationRange, LoadOptions, RankDump, Stats};
+    use crate::stats::{Counts, IdKind, IterationRange, LoadOptions, RankDump, Stats};
 
-    fn record(counted: Counted, num_ids: usize, counts: &[u64]) -> Stats {
+    fn record(id_kind: IdKind, num_ids: usize, counts: &[u64]) -> Stats {
         let dir = tempfile::tempdir().unwrap();
         let iterations = IterationRange { start: 5, stop: 5 + (counts.len() / num_ids) as u64 };
         let dump = RankDump {
@@ -166,7 +166,7 @@ mod tests {
             num_ranks: 1,
             num_experts: num_ids,
             experts_per_token: 1,
-            counted,
+            id_kind,
             iterations,
             held: iterations,
             layers: &[3],
@@ -193,10 +193,10 @@ mod tests {
     fn drift_iterations_and_dispatch_add_up_to_the_difference() {
         let placement = placement();
         // Rank loads 4 + 2 and 4 + 2: even.
-        let first = record(Counted::Experts, 3, &[8, 2, 2]);
+        let first = record(IdKind::Expert, 3, &[8, 2, 2]);
         // Rank loads 10 and 2 in the first iteration, 4 and 4 in the second. Expert loads 6 4 2 and 4 2 2, with an even split
         // 7 and 5, and 4 and 4. The sum of the iterations, 10 6 4, gives 11 and 9.
-        let second = record(Counted::Slots, 4, &[6, 4, 0, 2, 2, 2, 2, 2]);
+        let second = record(IdKind::Slot, 4, &[6, 4, 0, 2, 2, 2, 2, 2]);
         let recordings = [&first, &second].map(|stats| Recording::new(stats, Some(&placement)).unwrap());
         let report = PredictionReport::new(&recordings[0], &recordings[1]).unwrap();
         let layer = report.layers[0];
@@ -217,8 +217,8 @@ mod tests {
     #[test]
     fn dispatch_is_unknown_if_experts_were_counted() {
         let placement = placement();
-        let first = record(Counted::Experts, 3, &[8, 2, 2]);
-        let second = record(Counted::Experts, 3, &[6, 4, 2]);
+        let first = record(IdKind::Expert, 3, &[8, 2, 2]);
+        let second = record(IdKind::Expert, 3, &[6, 4, 2]);
         let recordings = [&first, &second].map(|stats| Recording::new(stats, Some(&placement)).unwrap());
         let report = PredictionReport::new(&recordings[0], &recordings[1]).unwrap();
         let layer = report.layers[0];
@@ -231,17 +231,17 @@ mod tests {
     fn recording_infers_slots_from_their_number_and_rejects_other_ids() {
         let placement = placement();
         // As TensorRT-LLM dumps: marked as experts, although these are slots.
-        let slots = record(Counted::Experts, 4, &[6, 4, 0, 2]);
+        let slots = record(IdKind::Expert, 4, &[6, 4, 0, 2]);
         let recording = Recording::new(&slots, Some(&placement)).unwrap();
         assert!(recording.counts_slots());
         assert_eq!(recording.loads(3).unwrap().experts(), [6.0, 4.0, 2.0]);
         let error = |stats: &Stats| Recording::new(stats, Some(&placement)).unwrap_err().to_string();
         assert_eq!(
-            error(&record(Counted::Slots, 6, &[1; 6])),
+            error(&record(IdKind::Slot, 6, &[1; 6])),
             "it counts 6 slots, the placement has 4: it was recorded with another placement"
         );
         assert_eq!(
-            error(&record(Counted::Experts, 8, &[1; 8])),
+            error(&record(IdKind::Expert, 8, &[1; 8])),
             "it counts 8 ids, and the placement has 3 experts in 4 slots: it is of another model"
         );
     }

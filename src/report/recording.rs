@@ -3,7 +3,7 @@
 use super::balance::in_order_rank_loads;
 use crate::error::{Error, Result};
 use crate::placement::{ConfigFile, Expected, Placement, held_slots};
-use crate::stats::{Counted, Stats, Summary};
+use crate::stats::{IdKind, Stats, Summary};
 
 /// A dump's counts as loads of experts, whether experts or slots were counted.
 #[derive(Debug, Clone, Copy)]
@@ -21,8 +21,8 @@ impl<'a> Recording<'a> {
     ///
     /// Fails if the number of ids equals neither, or if `placement` lacks a layer of the dump.
     pub fn new(stats: &'a Stats, placement: Option<&'a Placement>) -> Result<Self> {
-        let Summary { num_experts: ids, counted, .. } = *stats.summary();
-        let mut counts_slots = counted == Counted::Slots;
+        let Summary { num_experts: ids, id_kind, .. } = *stats.summary();
+        let mut counts_slots = id_kind == IdKind::Slot;
         if let Some(placement) = placement {
             let (experts, slots) = (placement.shape().num_experts(), placement.shape().num_slots());
             counts_slots |= ids == slots && ids != experts;
@@ -127,7 +127,7 @@ pub fn placement_for_dump(
     let highest = config.assignments.iter().flat_map(|layers| layers.values()).flatten().max();
     let has_fewer_experts = highest.is_some_and(|&expert| (expert as usize) + 1 < num_ids);
     let counts_slots =
-        summary.counted == Counted::Slots || (config.num_slots == Some(num_ids) && has_fewer_experts);
+        summary.id_kind == IdKind::Slot || (config.num_slots == Some(num_ids) && has_fewer_experts);
     config.placement(Expected {
         // If slots were counted, only the file has the number of experts.
         num_experts: (!counts_slots).then_some(num_ids),

@@ -1,4 +1,4 @@
-//! A dump directory as a whole: which files it has and whether they belong together.
+//! Opens a dump directory: finds its files and checks that they are complete and of one run.
 
 use std::collections::BTreeMap;
 use std::fs;
@@ -9,23 +9,23 @@ use super::{IterationRange, MetaInfo, RankFile, Stats, Summary, sum};
 use crate::error::{Error, Result, shortened};
 use crate::threads;
 
-/// What to read of a dump, and how.
+/// Options of [`Dump::open`].
 #[derive(Debug, Clone, Copy, Default)]
 pub struct LoadOptions {
-    /// The first iteration; `None` for the dump's first.
+    /// The first iteration to read. `None`: the dump's first.
     pub iter_start: Option<u64>,
-    /// The one after the last; `None` for the dump's end.
+    /// The iteration after the last one to read. `None`: the dump's end.
     pub iter_stop: Option<u64>,
-    /// Ranks that the run had; a dump of fewer or more is refused. `None` takes what the dump says: TensorRT-LLM's says
-    /// nothing, so that a loss of its highest ranks goes unnoticed.
+    /// Ranks of the run. A dump with fewer or more is refused. `None` takes the dump's number. TensorRT-LLM's dumps have none, so
+    /// the loss of their highest ranks is not detected.
     pub expected_ranks: Option<usize>,
-    /// Take a dump in which ranks' files are missing; [`Summary::missing_ranks`] lists them.
+    /// Accept a dump without the files of some ranks: [`Summary::missing_ranks`].
     pub allow_missing_ranks: bool,
-    /// Threads that read; 0 for one a core, at most 8.
+    /// Threads that read. 0: one a core, at most 8.
     pub threads: usize,
 }
 
-/// A dump whose files have been looked through and fit together; no count has been read yet.
+/// A dump whose headers have been read and checked. Its counts have not been read.
 #[derive(Debug)]
 pub struct Dump {
     summary: Summary,
@@ -36,8 +36,7 @@ pub struct Dump {
 impl Dump {
     /// Reads the headers of the dump in `directory`.
     ///
-    /// Every kind of damage that they show is an [`Error::InvalidDump`] or [`Error::IncompleteDump`] naming file,
-    /// iteration and layer.
+    /// Fails with [`Error::InvalidDump`] or [`Error::IncompleteDump`], which name file, iteration and layer.
     pub fn open(directory: &Path, options: &LoadOptions) -> Result<Dump> {
         let paths = rank_paths(directory)?;
         let meta = read_meta(directory)?;
@@ -49,7 +48,7 @@ impl Dump {
         let num_ranks = match (options.expected_ranks, declared_ranks) {
             (Some(expected), Some(declared)) if expected != declared => {
                 let message =
-                    format!("{expected} ranks expected, {} says num_ranks: {declared}", MetaInfo::FILE_NAME);
+                    format!("{expected} ranks expected, num_ranks in {} is {declared}", MetaInfo::FILE_NAME);
                 return Err(Error::InvalidDump(message).in_file(directory));
             }
             (Some(n), _) | (None, Some(n)) => n,
@@ -66,7 +65,7 @@ impl Dump {
             check_layers(&files, &meta, !missing_ranks.is_empty()).map_err(|e| e.in_file(directory))?;
         if !missing_ranks.is_empty() {
             log::warn!(
-                "{}: {} of {num_ranks} ranks are missing and left out: {missing_ranks:?}",
+                "{}: {} of {num_ranks} ranks have no file and are left out: {missing_ranks:?}",
                 directory.display(),
                 missing_ranks.len()
             );
@@ -76,23 +75,22 @@ impl Dump {
             num_experts: meta.num_experts,
             num_ranks,
             missing_ranks,
-            counted: meta.eplb.as_ref().map(|info| info.counts).unwrap_or_default(),
+            id_kind: meta.eplb.as_ref().map(|info| info.id_kind).unwrap_or_default(),
             layers,
             iterations,
         };
         Ok(Dump { summary, files, threads })
     }
 
-    /// What the dump holds.
+    /// The sizes of the dump.
     pub fn summary(&self) -> &Summary {
         &self.summary
     }
 
     /// Reads the counts and sums them over ranks.
     ///
-    /// `progress` is called on this thread with the bytes read so far and in all; its error stops the reading and is
-    /// returned. Files are read in bounded pieces, never mapped: one that is cut off meanwhile is an error, where a
-    /// mapped one would kill the process with SIGBUS.
+    /// `progress` is called on this thread with the bytes read so far and in all. An error from it stops the reading and is
+    /// returned. Files are read in bounded pieces, never mapped. Truncating a mapped file would kill the process by SIGBUS.
     pub fn read(self, progress: &mut dyn FnMut(u64, u64) -> Result<()>) -> Result<Stats> {
         let Summary { layers, iterations, .. } = &self.summary;
         let counts = sum::sum(&self.files, layers, *iterations, self.threads, progress)?;
@@ -100,7 +98,7 @@ impl Dump {
     }
 }
 
-/// The files `rank<R>.safetensors` of a directory by rank. Raw ids and anything else beside them are skipped.
+/// The files `rank<R>.safetensors` of a directory, by rank. Skips files of raw ids and all others.
 fn rank_paths(directory: &Path) -> Result<BTreeMap<u32, PathBuf>> {
     let mut names = Vec::new();
     for entry in fs::read_dir(directory).map_err(|e| Error::read(directory, e))? {
@@ -119,17 +117,17 @@ fn rank_paths(directory: &Path) -> Result<BTreeMap<u32, PathBuf>> {
         let path = directory.join(name);
         let rank = digits.bytes().all(|b| b.is_ascii_digit()).then(|| digits.parse::<u32>().ok()).flatten();
         let Some(rank) = rank else {
-            let message = "the name does not parse, rank<R>.safetensors expected with R the rank";
+            let message = "invalid file name, rank<R>.safetensors expected with R the rank";
             return Err(Error::InvalidDump(message.into()).in_file(&path));
         };
         if let Some(first) = paths.insert(rank, path.clone()) {
-            let message = format!("rank {rank} is there twice, {} is the other file", first.display());
+            let message = format!("rank {rank} has two files, the other one is {}", first.display());
             return Err(Error::InvalidDump(message).in_file(&path));
         }
     }
     if paths.is_empty() {
         return Err(Error::IncompleteDump(format!(
-            "{}: no rank<R>.safetensors here; give the directory that EXPERT_STATISTIC_PATH named when counting",
+            "{}: no rank<R>.safetensors in this directory; give the directory to which EXPERT_STATISTIC_PATH was set",
             directory.display()
         )));
     }
@@ -153,7 +151,7 @@ fn missing(directory: &Path, ranks: &[u32], num_ranks: usize, allowed: bool) -> 
         let message = format!("rank {rank} has a file, but the run had {num_ranks} ranks");
         return Err(Error::InvalidDump(message).in_file(directory));
     }
-    // Names are only names: a stray rank4000000000.safetensors must not cost four billion steps.
+    // A stray file rank4000000000.safetensors must not cost four billion steps.
     let num_missing = num_ranks - ranks.len();
     let absent = (0..=u32::MAX).take(num_ranks).filter(|rank| ranks.binary_search(rank).is_err());
     if num_missing > 0 && (!allowed || num_missing > ranks.len().max(1 << 16)) {
@@ -168,7 +166,7 @@ fn missing(directory: &Path, ranks: &[u32], num_ranks: usize, allowed: bool) -> 
     Ok(if num_missing > 0 { absent.collect() } else { Vec::new() })
 }
 
-/// Whether a file is of the run that the meta file and the first rank file are of, and holds what it says it does.
+/// Checks that a file is of the same run as the meta file and the first rank file, and has what its metadata lists.
 fn check_run(file: &RankFile, rank: u32, meta: &MetaInfo, first: &RankFile) -> Result<()> {
     let mixed = |what: String| Err(Error::InvalidDump(format!("{what}: the files are of different runs")));
     let (run, info) = match (&file.run, &meta.eplb) {
@@ -178,23 +176,23 @@ fn check_run(file: &RankFile, rank: u32, meta: &MetaInfo, first: &RankFile) -> R
         (None, Some(_)) => return mixed(format!("not written by eplb and {} is", MetaInfo::FILE_NAME)),
     };
     if run.rank != rank {
-        return Err(Error::InvalidDump(format!("it says that it is of rank {}", run.rank)));
+        return Err(Error::InvalidDump(format!("the rank in its __metadata__ is {}", run.rank)));
     }
     if let Some(first_run) = first.run.as_ref().filter(|first_run| first_run.run_id != run.run_id) {
         let name = |id: &Option<String>| {
             id.as_ref().map_or("none".to_owned(), |id| format!("\"{}\"", shortened(id)))
         };
-        let (ours, theirs) = (name(&run.run_id), name(&first_run.run_id));
-        return mixed(format!("its run_id is {ours}, that of {} {theirs}", file_name(first)));
+        let (run_id, first_run_id) = (name(&run.run_id), name(&first_run.run_id));
+        return mixed(format!("its run_id is {run_id}, that of {} is {first_run_id}", file_name(first)));
     }
-    if run.num_ranks != info.num_ranks || run.iterations != info.iterations() || run.counted != info.counts {
+    if run.num_ranks != info.num_ranks || run.iterations != info.iterations() || run.id_kind != info.id_kind {
         return mixed(format!(
-            "it counted {:?} of iterations {} on {} ranks, {} says {:?} of iterations {} on {}",
-            run.counted,
+            "it has counts of {} in iterations {} on {} ranks, {} lists {} in iterations {} on {} ranks",
+            run.id_kind.name(),
             run.iterations,
             run.num_ranks,
             MetaInfo::FILE_NAME,
-            info.counts,
+            info.id_kind.name(),
             info.iterations(),
             info.num_ranks
         ));
@@ -204,19 +202,19 @@ fn check_run(file: &RankFile, rank: u32, meta: &MetaInfo, first: &RankFile) -> R
     }
     if let Some(layer) = file.layers.iter().find(|layer| run.layers.binary_search(layer).is_err()) {
         return Err(Error::InvalidDump(format!(
-            "it holds layer {layer}, which its __metadata__ does not list"
+            "it has layer {layer}, which its __metadata__ does not list"
         )));
     }
     if file.iterations.start < run.iterations.start || file.iterations.stop > run.iterations.stop {
         return Err(Error::InvalidDump(format!(
-            "it holds iterations {}, its __metadata__ says {}",
+            "it has iterations {}, its __metadata__ has {}",
             file.iterations, run.iterations
         )));
     }
     Ok(())
 }
 
-/// The iterations to sum: the requested ones, or all. Every file must have them.
+/// The requested iterations, or all. Fails where a file lacks one.
 fn choose_iterations(files: &[RankFile], meta: &MetaInfo, options: &LoadOptions) -> Result<IterationRange> {
     let whole = match &meta.eplb {
         Some(info) => info.iterations(),
@@ -231,7 +229,7 @@ fn choose_iterations(files: &[RankFile], meta: &MetaInfo, options: &LoadOptions)
     };
     if chosen.is_empty() || chosen.start < whole.start || chosen.stop > whole.stop {
         return Err(Error::InvalidArgument(format!(
-            "iterations {chosen} asked for (stop excluded), the dump has {whole}"
+            "iterations {chosen} requested (stop excluded), the dump has {whole}"
         )));
     }
     for file in files {
@@ -247,10 +245,10 @@ fn choose_iterations(files: &[RankFile], meta: &MetaInfo, options: &LoadOptions)
     Ok(chosen)
 }
 
-/// All layers of the dump. Ranks of a pipeline stage hold the same layers, ranks of different stages none in common;
-/// anything between means that a rank has lost some.
+/// All layers of the dump. Ranks of one pipeline stage have the same layers, ranks of different stages have none in common.
+/// Anything else means that layers are missing from a file.
 fn check_layers(files: &[RankFile], meta: &MetaInfo, ranks_missing: bool) -> Result<Vec<u32>> {
-    let mut holder: BTreeMap<u32, &RankFile> = BTreeMap::new();
+    let mut first_with: BTreeMap<u32, &RankFile> = BTreeMap::new();
     let mut stages: Vec<&RankFile> = Vec::new();
     for file in files {
         if stages.iter().any(|stage| stage.layers == file.layers) {
@@ -258,36 +256,36 @@ fn check_layers(files: &[RankFile], meta: &MetaInfo, ranks_missing: bool) -> Res
         }
         stages.push(file);
         for &layer in &file.layers {
-            let first = *holder.entry(layer).or_insert(file);
-            // Our own files say which layers they should have, and have been held to it.
+            let first = *first_with.entry(layer).or_insert(file);
+            // eplb's files list their layers, which check_run() has checked.
             if !std::ptr::eq(first, file) && file.run.is_none() {
-                return Err(lost_layer(first, file));
+                return Err(missing_layer(first, file));
             }
         }
     }
     let declared = meta.eplb.iter().flat_map(|info| &info.layers);
-    if let Some(layer) = declared.filter(|_| !ranks_missing).find(|layer| !holder.contains_key(layer)) {
+    if let Some(layer) = declared.filter(|_| !ranks_missing).find(|layer| !first_with.contains_key(layer)) {
         return Err(Error::IncompleteDump(format!(
             "no rank has layer {layer}, which {} lists",
             MetaInfo::FILE_NAME
         )));
     }
-    Ok(holder.into_keys().collect())
+    Ok(first_with.into_keys().collect())
 }
 
-/// Two files that have some layers in common and not all.
-fn lost_layer(first: &RankFile, second: &RankFile) -> Error {
-    let lost_by = |one: &RankFile, other: &RankFile| {
+/// The error for two files that have some layers in common, but not all.
+fn missing_layer(first: &RankFile, second: &RankFile) -> Error {
+    let missing_from = |one: &RankFile, other: &RankFile| {
         other.layers.iter().copied().find(|layer| one.layers.binary_search(layer).is_err())
     };
-    let (loser, layer) = match lost_by(first, second) {
+    let (incomplete, layer) = match missing_from(first, second) {
         Some(layer) => (first, Some(layer)),
-        None => (second, lost_by(second, first)),
+        None => (second, missing_from(second, first)),
     };
     Error::IncompleteDump(format!(
         "layer {} is missing from {}, which has other layers of the same pipeline stage",
         layer.unwrap_or_default(),
-        file_name(loser)
+        file_name(incomplete)
     ))
 }
 

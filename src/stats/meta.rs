@@ -6,17 +6,17 @@ use std::path::Path;
 use serde::{Deserialize, Serialize};
 
 use super::rank_file::open_regular;
-use super::{Counted, IterationRange};
+use super::{IdKind, IterationRange};
 use crate::error::{Error, Result, shortened};
 use crate::placement::MAX_COUNT;
 
-/// A meta file holds two numbers and a list of layers.
+/// The limit of a meta file, which has a few numbers and a list of layers.
 const MAX_FILE_BYTES: u64 = 1 << 20;
 
-/// The meta file: TensorRT-LLM's two numbers, and what eplb adds.
+/// The contents of a meta file: TensorRT-LLM's two numbers, and eplb's additions.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
 pub struct MetaInfo {
-    /// Experts of a layer; the number of slots where slots were counted.
+    /// Experts of a layer, or slots where slots were counted.
     pub num_experts: usize,
     /// Experts that each token chooses.
     pub num_experts_per_token: usize,
@@ -25,12 +25,12 @@ pub struct MetaInfo {
     pub eplb: Option<DumpInfo>,
 }
 
-/// What a complete dump consists of, so that a partial one is recognised.
+/// What a complete dump contains, to detect an incomplete one.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
 pub struct DumpInfo {
-    /// The library that wrote it.
+    /// The version of eplb that wrote it.
     pub version: String,
-    /// Ranks that counted; each has a file.
+    /// Ranks that counted. Each has a file.
     pub num_ranks: usize,
     /// The first iteration counted.
     pub iter_start: u64,
@@ -38,8 +38,9 @@ pub struct DumpInfo {
     pub iter_stop: u64,
     /// Layers that rank 0 counted.
     pub layers: Vec<u32>,
-    /// Experts or slots.
-    pub counts: Counted,
+    /// What the counted ids name.
+    #[serde(rename = "counts")]
+    pub id_kind: IdKind,
 }
 
 impl DumpInfo {
@@ -65,14 +66,14 @@ impl MetaInfo {
         Self::parse(&text).map_err(|e| e.in_file(&path))
     }
 
-    /// Parses the text of a meta file. Keys of other programs are tolerated.
+    /// Parses the text of a meta file. Ignores keys of other programs.
     pub fn parse(text: &[u8]) -> Result<Self> {
         let meta: MetaInfo = serde_json::from_slice(text)
             .map_err(|e| Error::InvalidDump(shortened(&format!("bad JSON: {e}"))))?;
         let (experts, chosen) = (meta.num_experts, meta.num_experts_per_token);
         if experts > MAX_COUNT {
             return Err(Error::InvalidDump(format!(
-                "num_experts is {experts}, at most {MAX_COUNT} are read"
+                "num_experts is {experts}, at most {MAX_COUNT} supported"
             )));
         }
         if experts == 0 || chosen == 0 || chosen > experts {
@@ -82,7 +83,7 @@ impl MetaInfo {
         }
         if meta.eplb.as_ref().is_some_and(|info| info.iterations().is_empty() || info.num_ranks == 0) {
             return Err(Error::InvalidDump(
-                "eplb: num_ranks and the iteration range must not be empty".into(),
+                "eplb.num_ranks is 0, or iter_start is not less than iter_stop".into(),
             ));
         }
         Ok(meta)
@@ -98,13 +99,13 @@ mod tests {
     }
 
     #[test]
-    fn a_foreign_meta_file_is_two_numbers_and_keys_we_do_not_know() {
+    fn parse_accepts_unknown_keys() {
         let meta = MetaInfo::parse(br#"{"num_experts": 64, "num_experts_per_token": 6, "model": {"a": []}}"#);
         assert_eq!(meta.unwrap(), MetaInfo { num_experts: 64, num_experts_per_token: 6, eplb: None });
     }
 
     #[test]
-    fn damage_names_the_key() {
+    fn parse_names_the_invalid_key() {
         assert_eq!(
             message(r#"{"num_experts": 64}"#),
             "bad JSON: missing field `num_experts_per_token` at line 1 column 19"

@@ -1,5 +1,4 @@
-//! What was counted: how many tokens chose each expert, per layer and iteration, summed over ranks, and the dump
-//! directories that hold it.
+//! Counts: how many ids chose each expert, by layer and iteration. The recorder that counts, and dump directories.
 
 mod dump;
 mod meta;
@@ -22,15 +21,26 @@ use serde::{Deserialize, Serialize};
 
 use crate::error::{Error, Result, shortened};
 
-/// What the ids of a dump are.
+/// What ids name.
 #[derive(Debug, Clone, Copy, Default, PartialEq, Eq, Serialize, Deserialize)]
-#[serde(rename_all = "lowercase")]
-pub enum Counted {
+pub enum IdKind {
     /// Experts, as the router chose them.
     #[default]
-    Experts,
-    /// Slots: a placement was in force while counting.
-    Slots,
+    #[serde(rename = "experts")]
+    Expert,
+    /// Slots, to which a placement routed.
+    #[serde(rename = "slots")]
+    Slot,
+}
+
+impl IdKind {
+    /// The name in files and messages.
+    pub fn name(self) -> &'static str {
+        match self {
+            IdKind::Expert => "experts",
+            IdKind::Slot => "slots",
+        }
+    }
 }
 
 /// Iterations `start <= i < stop`.
@@ -62,11 +72,11 @@ impl IterationRange {
 impl FromStr for IterationRange {
     type Err = Error;
 
-    /// `100-200`, as TensorRT-LLM's `EXPERT_STATISTIC_ITER_RANGE` has it: from 100 to 199.
+    /// `100-200` means 100 to 199, as in TensorRT-LLM's `EXPERT_STATISTIC_ITER_RANGE`.
     fn from_str(text: &str) -> Result<Self> {
         let refuse = |why: &str| {
             let text = shortened(text);
-            Err(Error::InvalidArgument(format!("\"{text}\" is no range of iterations: {why}")))
+            Err(Error::InvalidArgument(format!("\"{text}\" is not a range of iterations: {why}")))
         };
         // Digits only: Rust's numbers may begin with a plus.
         let number = |digits: &str| {
@@ -86,32 +96,32 @@ impl FromStr for IterationRange {
 }
 
 impl fmt::Display for IterationRange {
-    /// `100..131`: from 100 to 130.
+    /// `100..131` means 100 to 130.
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         write!(f, "{}..{}", self.start, self.stop)
     }
 }
 
-/// What was counted, known from the headers of a dump.
+/// The sizes of a dump, from its headers.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct Summary {
-    /// Experts of a layer, or slots where [`Summary::counted`] says so.
+    /// Experts of a layer. Slots where [`Summary::id_kind`] is [`IdKind::Slot`].
     pub num_experts: usize,
-    /// Experts that each token chooses (the router's top-k); 0 where a file of another system does not say it.
+    /// Experts that each token chooses (the router's top-k). 0 where a file of another system lacks it.
     pub experts_per_token: usize,
-    /// Ranks of the run that dumped, the missing ones included.
+    /// Ranks of the run, missing ones included.
     pub num_ranks: usize,
-    /// Ranks whose file is not there; always empty unless [`LoadOptions::allow_missing_ranks`] was set.
+    /// Ranks without a file. Empty unless [`LoadOptions::allow_missing_ranks`] was set.
     pub missing_ranks: Vec<u32>,
-    /// Whether experts or slots were counted.
-    pub counted: Counted,
+    /// What the counted ids name.
+    pub id_kind: IdKind,
     /// The layers' numbers, ascending.
     pub layers: Vec<u32>,
-    /// The iterations chosen of the dump.
+    /// The requested iterations.
     pub iterations: IterationRange,
 }
 
-/// The counts of a dump: `(token, choice)` pairs by layer, iteration and expert, summed over ranks.
+/// The counts of a dump by layer, iteration and expert, summed over ranks.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct Stats {
     summary: Summary,
@@ -124,12 +134,12 @@ pub struct Stats {
 pub struct LayerLoads {
     /// `[iterations][experts]`
     pub iterations: Vec<f64>,
-    /// The same in groups of consecutive iterations, each summed up: `[samples][experts]`.
+    /// The samples, each the sum of consecutive iterations: `[samples][experts]`.
     pub samples: Vec<f64>,
 }
 
 impl Stats {
-    /// Counts from elsewhere, `[layers][iterations][experts]` as `summary` has them.
+    /// Takes `counts` in the order `[layers][iterations][experts]`, with the sizes of `summary`.
     pub(crate) fn from_counts(summary: Summary, counts: Vec<u64>) -> Self {
         debug_assert_eq!(
             counts.len() as u64,
@@ -138,7 +148,7 @@ impl Stats {
         Stats { summary, counts }
     }
 
-    /// What the counts are of.
+    /// The sizes of the counts.
     pub fn summary(&self) -> &Summary {
         &self.summary
     }
@@ -163,19 +173,18 @@ impl Stats {
         self.layer_sums(layer, 1)
     }
 
-    /// The counts of `layer`, summed up in groups of iterations that follow each other, as even as can be:
-    /// `[groups][experts]`.
-    fn layer_sums(&self, layer: u32, groups: usize) -> Result<Vec<u64>> {
+    /// Sums the counts of `layer` over each of `num_samples` samples of nearly equal length: `[num_samples][experts]`.
+    fn layer_sums(&self, layer: u32, num_samples: usize) -> Result<Vec<u64>> {
         let (num_experts, counts) = (self.summary.num_experts, self.layer_counts(layer)?);
         let iterations = counts.len() / num_experts;
-        let mut sums = vec![0u64; groups * num_experts];
+        let mut sums = vec![0u64; num_samples * num_experts];
         for (iteration, counts) in counts.chunks_exact(num_experts).enumerate() {
-            // The group whose end, (group + 1) x iterations / groups rounded down, is the first beyond it.
-            let group = ((iteration + 1) * groups - 1) / iterations;
-            for (expert, (sum, count)) in sums[group * num_experts..].iter_mut().zip(counts).enumerate() {
+            // Sample s ends before iteration (s + 1) x iterations / num_samples, rounded down.
+            let sample = ((iteration + 1) * num_samples - 1) / iterations;
+            for (expert, (sum, count)) in sums[sample * num_experts..].iter_mut().zip(counts).enumerate() {
                 *sum = sum.checked_add(*count).ok_or_else(|| {
                     Error::InvalidDump(format!(
-                        "layer {layer}, expert {expert}: the sum over iterations {} overflows 64 bits; choose fewer",
+                        "layer {layer}, expert {expert}: the sum over iterations {} overflows 64 bits; choose fewer iterations",
                         self.summary.iterations
                     ))
                 })?;
@@ -184,27 +193,29 @@ impl Stats {
         Ok(sums)
     }
 
-    /// Loads of `layer` for a solver, `[num_samples][num_experts]`: the iterations in `num_samples` groups that follow each
-    /// other, as even as can be, each summed up. The number of experts is the caller's, as a check.
+    /// Loads of `layer` for the solver, `[num_samples][num_experts]`. A sample is the sum of consecutive iterations, and samples
+    /// have nearly equal lengths. Fails where `num_experts` is not the dump's.
     pub fn layer_samples(&self, layer: u32, num_samples: usize, num_experts: usize) -> Result<Vec<f64>> {
         if num_experts != self.summary.num_experts {
-            let held = self.summary.num_experts;
-            return Err(Error::InvalidArgument(format!("num_experts is {num_experts}, the dump has {held}")));
+            let expected = self.summary.num_experts;
+            return Err(Error::InvalidArgument(format!(
+                "num_experts is {num_experts}, the dump has {expected}"
+            )));
         }
         let iterations = self.summary.iterations;
         if num_samples == 0 || num_samples as u64 > iterations.len() {
             return Err(Error::InvalidArgument(format!(
-                "{num_samples} samples asked for; 1, the sum, to the {} iterations {iterations} expected",
+                "num_samples is {num_samples}; 1 to {}, the number of iterations {iterations}, expected",
                 iterations.len()
             )));
         }
         self.loads_of(layer, &self.layer_sums(layer, num_samples)?)
     }
 
-    /// The loads of `layer`, iteration by iteration and in `num_samples` groups: see [`Stats::layer_samples`].
+    /// The loads of `layer` by iteration, and as in [`Stats::layer_samples`].
     pub fn layer_loads(&self, layer: u32, num_samples: usize) -> Result<LayerLoads> {
         let samples = self.layer_samples(layer, num_samples, self.summary.num_experts)?;
-        // No count is above the sum that it is part of, so each of them is exact too.
+        // The sums are exact, so the counts, which are not larger, are exact too.
         let iterations = match num_samples as u64 == self.summary.iterations.len() {
             true => samples.clone(),
             false => self.layer_counts(layer)?.iter().map(|&count| count as f64).collect(),
@@ -212,7 +223,7 @@ impl Stats {
         Ok(LayerLoads { iterations, samples })
     }
 
-    /// Loads of all layers for a solver, `[layers][num_samples][experts]`: see [`Stats::layer_samples`].
+    /// Loads of all layers, `[layers][num_samples][experts]`: see [`Stats::layer_samples`].
     pub fn samples(&self, num_samples: usize) -> Result<Vec<f64>> {
         let mut loads = Vec::new();
         for &layer in &self.summary.layers {
@@ -221,11 +232,11 @@ impl Stats {
         Ok(loads)
     }
 
-    /// Counts as loads, which are doubles: those beyond 2^53 would be others than were counted.
+    /// Converts counts to loads. Fails beyond 2^53, where doubles are inexact.
     fn loads_of(&self, layer: u32, counts: &[u64]) -> Result<Vec<f64>> {
         if let Some(index) = counts.iter().position(|&count| count > 1 << f64::MANTISSA_DIGITS) {
             return Err(Error::InvalidDump(format!(
-                "layer {layer}, expert {}: {} tokens are more than a load can say exactly; choose fewer iterations",
+                "layer {layer}, expert {}: {} tokens are more than 2^53, so the load would be inexact; choose fewer iterations",
                 index % self.summary.num_experts,
                 counts[index]
             )));
@@ -239,18 +250,18 @@ mod tests {
     use super::*;
 
     #[test]
-    fn layer_loads_are_iterations_and_their_sums_in_groups() {
+    fn layer_loads_returns_iterations_and_samples() {
         let summary = Summary {
             num_experts: 2,
             experts_per_token: 1,
             num_ranks: 1,
             missing_ranks: Vec::new(),
-            counted: Counted::Experts,
+            id_kind: IdKind::Expert,
             layers: vec![3, 4],
             iterations: IterationRange { start: 10, stop: 15 },
         };
         let stats = Stats::from_counts(summary, (0..20).collect());
-        // Of 5 iterations the first group has 2, the second 3.
+        // Of 5 iterations, the first sample has 2, the second 3.
         let loads = stats.layer_loads(4, 2).unwrap();
         assert_eq!(loads.iterations, [10.0, 11.0, 12.0, 13.0, 14.0, 15.0, 16.0, 17.0, 18.0, 19.0]);
         assert_eq!(loads.samples, [22.0, 24.0, 48.0, 51.0]);
@@ -261,7 +272,7 @@ mod tests {
     }
 
     #[test]
-    fn a_range_is_two_numbers_of_which_the_second_is_larger() {
+    fn iteration_range_requires_start_less_than_stop() {
         assert_eq!("100-200".parse::<IterationRange>().unwrap(), IterationRange { start: 100, stop: 200 });
         assert_eq!(" 0-1\n".parse::<IterationRange>().unwrap(), IterationRange { start: 0, stop: 1 });
         for (text, why) in [
@@ -275,7 +286,7 @@ mod tests {
             ("0-9223372036854775808", "it goes beyond 64 bits"),
         ] {
             let error = text.parse::<IterationRange>().unwrap_err().to_string();
-            assert_eq!(error, format!("\"{text}\" is no range of iterations: {why}"));
+            assert_eq!(error, format!("\"{text}\" is not a range of iterations: {why}"));
         }
     }
 }

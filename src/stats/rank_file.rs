@@ -1,4 +1,4 @@
-//! One rank's file of a dump: a safetensors file with one tensor of counts per iteration and layer.
+//! Reads the header of a rank's file: a safetensors file with one tensor of counts for each iteration and layer.
 //!
 //! Format: <https://github.com/huggingface/safetensors#format>. A little-endian u64 gives the length of a JSON
 //! header; the tensors' bytes follow it without gaps.
@@ -14,30 +14,30 @@ use std::path::{Path, PathBuf};
 use serde::Deserialize;
 use serde::de::{self, Deserializer, MapAccess, SeqAccess, Visitor};
 
-use super::{Counted, IterationRange};
+use super::{IdKind, IterationRange};
 use crate::error::{Error, Result, shortened, try_zeroed};
 use crate::placement::MAX_COUNT;
 
-/// The limit of the safetensors format.
+/// The limit of a header by the safetensors format.
 pub(super) const MAX_HEADER_BYTES: u64 = 100_000_000;
 
-/// The index of a rank's file: what it holds and where, checked against the file's size before any count is read.
+/// The header of a rank's file, checked against the file's size. No count has been read.
 #[derive(Debug)]
 pub struct RankFile {
-    /// Where it is.
+    /// The file.
     pub path: PathBuf,
     /// Experts (or slots) of each tensor.
     pub num_experts: usize,
-    /// Iterations; each layer has all of them.
+    /// Iterations. Each layer has all of them.
     pub iterations: IterationRange,
     /// Layers, ascending.
     pub layers: Vec<u32>,
-    /// What eplb's own files say of themselves.
+    /// The metadata, in files of eplb.
     pub run: Option<RunInfo>,
-    /// In the order of the file, from `data_start` on.
+    /// In the file's order, one after the other from `data_start` on.
     pub(super) tensors: Vec<Tensor>,
     pub(super) data_start: u64,
-    /// The file as it was indexed.
+    /// The file's version when its header was read.
     pub(super) version: FileVersion,
 }
 
@@ -50,12 +50,12 @@ pub struct RunInfo {
     pub num_ranks: usize,
     /// Layers that this rank counted.
     pub layers: Vec<u32>,
-    /// Iterations that this rank was to count.
+    /// The range of iterations. A complete file has all of them.
     pub iterations: IterationRange,
-    /// The name of the run, if one was given.
+    /// The run's name, if it has one.
     pub run_id: Option<String>,
-    /// Experts or slots.
-    pub counted: Counted,
+    /// What the counted ids name.
+    pub id_kind: IdKind,
 }
 
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -80,7 +80,7 @@ impl Dtype {
     }
 }
 
-/// Tells whether a file is still the one that was looked at before.
+/// Two equal versions mean that a file was not changed in between.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub(super) struct FileVersion {
     device: u64,
@@ -101,31 +101,34 @@ impl FileVersion {
 }
 
 impl RankFile {
-    /// Reads and checks the header of the file at `path`. `num_experts` is what the meta file says; without it, it is
-    /// what the first tensor says.
+    /// Reads and checks the header of the file at `path`. `num_experts` is the meta file's. `None` takes the first tensor's.
     pub fn open(path: &Path, num_experts: Option<usize>) -> Result<Self> {
         let read_error = |e| Error::read(path, e);
         let damaged = |message: String| Error::InvalidDump(message).in_file(path);
 
         let mut file = open_regular(path)?;
         let version = FileVersion::of(&file.metadata().map_err(read_error)?);
-        let cut =
-            || damaged(format!("{} bytes, too short for a safetensors file: it is cut off", version.len));
+        let truncated = || {
+            damaged(format!(
+                "it has {} bytes, too few for a safetensors file: it is truncated, copy it again",
+                version.len
+            ))
+        };
 
         let mut length = [0; 8];
         if version.len < 8 {
-            return Err(cut());
+            return Err(truncated());
         }
         file.read_exact(&mut length).map_err(read_error)?;
         let header_len = u64::from_le_bytes(length);
         if header_len > MAX_HEADER_BYTES {
             return Err(damaged(format!(
-                "not a safetensors file: it announces a header of {header_len} bytes, {MAX_HEADER_BYTES} are allowed"
+                "not a safetensors file: its header would have {header_len} bytes, at most {MAX_HEADER_BYTES} allowed"
             )));
         }
         if header_len > version.len - 8 {
             return Err(damaged(format!(
-                "it announces a header of {header_len} bytes and ends after {}: it is cut off",
+                "its header has {header_len} bytes, but only {} follow: it is truncated, copy it again",
                 version.len - 8
             )));
         }
@@ -151,7 +154,7 @@ impl RankFile {
     }
 }
 
-/// Opens a file of a dump. A pipe of that name would make the reader wait for ever.
+/// Opens a regular file. Opening a pipe would wait for a writer.
 pub(super) fn open_regular(path: &Path) -> Result<File> {
     let metadata = fs::metadata(path).map_err(|e| Error::read(path, e))?;
     if !metadata.is_file() {
@@ -160,7 +163,7 @@ pub(super) fn open_regular(path: &Path) -> Result<File> {
     File::open(path).map_err(|e| Error::read(path, e))
 }
 
-/// What a header says, checked.
+/// The checked contents of a header.
 struct Index {
     num_experts: usize,
     iterations: IterationRange,
@@ -178,12 +181,12 @@ impl Index {
         let mut entries = header.tensors;
         entries.sort_by_key(|(_, entry)| entry.data_offsets);
         let Some((_, first)) = entries.first() else {
-            return Err(Error::InvalidDump("it holds no tensors".into()));
+            return Err(Error::InvalidDump("it has no tensors".into()));
         };
         let num_experts = num_experts.unwrap_or(first.shape.first as usize);
         if num_experts > MAX_COUNT {
             return Err(Error::InvalidDump(format!(
-                "its tensors have {num_experts} values, at most {MAX_COUNT} are read"
+                "its tensors have {num_experts} values, at most {MAX_COUNT} supported"
             )));
         }
 
@@ -195,12 +198,12 @@ impl Index {
         }
         if expected_start > data_len {
             return Err(Error::InvalidDump(format!(
-                "its tensors take {expected_start} bytes and {data_len} are there: it is cut off, copy it again"
+                "its tensors take {expected_start} bytes, but only {data_len} follow the header: it is truncated, copy it again"
             )));
         }
         if expected_start < data_len {
             return Err(Error::InvalidDump(format!(
-                "{} bytes after its last tensor belong to none",
+                "{} bytes follow its last tensor",
                 data_len - expected_start
             )));
         }
@@ -209,13 +212,13 @@ impl Index {
     }
 }
 
-/// The iterations and layers of a file, provided that every layer has every iteration once.
+/// The iterations and layers of a file. Fails unless every layer has every iteration once.
 fn check_complete(tensors: &[Tensor]) -> Result<(IterationRange, Vec<u32>)> {
     let mut cells: Vec<(u32, u64)> = tensors.iter().map(|t| (t.layer, t.iteration)).collect();
     cells.sort_unstable();
     if let Some(pair) = cells.windows(2).find(|pair| pair[0] == pair[1]) {
         let (layer, iteration) = pair[0];
-        return Err(Error::InvalidDump(format!("iteration {iteration} of layer {layer} is there twice")));
+        return Err(Error::InvalidDump(format!("iteration {iteration} of layer {layer} appears twice")));
     }
     let mut layers: Vec<u32> = cells.iter().map(|&(layer, _)| layer).collect();
     layers.dedup();
@@ -223,9 +226,9 @@ fn check_complete(tensors: &[Tensor]) -> Result<(IterationRange, Vec<u32>)> {
     let last = cells.iter().map(|&(_, iteration)| iteration).max().unwrap_or(0);
     let iterations = IterationRange { start, stop: last + 1 };
 
-    let wanted = layers.iter().flat_map(|&layer| (start..iterations.stop).map(move |i| (layer, i)));
+    let expected = layers.iter().flat_map(|&layer| (start..iterations.stop).map(move |i| (layer, i)));
     let mut found = cells.iter();
-    for (layer, iteration) in wanted {
+    for (layer, iteration) in expected {
         if found.next() != Some(&(layer, iteration)) {
             return Err(Error::IncompleteDump(format!(
                 "iteration {iteration} of layer {layer} is missing (the file has iterations {iterations})"
@@ -236,7 +239,7 @@ fn check_complete(tensors: &[Tensor]) -> Result<(IterationRange, Vec<u32>)> {
 }
 
 impl RunInfo {
-    /// What `__metadata__` says if it is eplb's; other programs write keys of their own there.
+    /// Parses `__metadata__`. Returns `None` for that of another program.
     fn parse(metadata: &BTreeMap<String, String>) -> Result<Option<Self>> {
         if !metadata.contains_key("num_ranks") {
             return Ok(None);
@@ -247,14 +250,14 @@ impl RunInfo {
                 .ok_or_else(|| Error::InvalidDump(format!("its __metadata__ has no \"{key}\"; dump again")))
         };
         let bad = |key: &str, value: &str| {
-            Error::InvalidDump(format!("its __metadata__ says {key}: \"{}\"", shortened(value)))
+            Error::InvalidDump(format!("its __metadata__ has an invalid {key}: \"{}\"", shortened(value)))
         };
         let number =
             |key: &str| text(key).and_then(|value| value.parse::<u64>().map_err(|_| bad(key, value)));
 
-        let counted = match text("counts")?.as_str() {
-            "experts" => Counted::Experts,
-            "slots" => Counted::Slots,
+        let id_kind = match text("counts")?.as_str() {
+            "experts" => IdKind::Expert,
+            "slots" => IdKind::Slot,
             other => return Err(bad("counts", other)),
         };
         let rank = u32::try_from(number("rank")?).map_err(|_| bad("rank", &metadata["rank"]))?;
@@ -269,7 +272,7 @@ impl RunInfo {
             layers,
             iterations: IterationRange { start: number("iter_start")?, stop: number("iter_stop")? },
             run_id: metadata.get("run_id").cloned(),
-            counted,
+            id_kind,
         }))
     }
 }
@@ -288,7 +291,7 @@ struct Entry<'a> {
     data_offsets: [u64; 2],
 }
 
-/// As much of a shape as is needed to tell whether it is right, however long it claims to be.
+/// The length and first size of a shape. A shape of any length takes the same memory.
 #[derive(Default)]
 struct TensorShape {
     dimensions: usize,
@@ -323,7 +326,7 @@ impl<'de> Visitor<'de> for ShapeVisitor {
 }
 
 impl Entry<'_> {
-    /// The tensor named `name`, which must start where the one before it ends.
+    /// Checks the tensor named `name`, which must start where the one before it ends.
     fn tensor(&self, name: &str, num_experts: usize, expected_start: u64) -> Result<Tensor> {
         let damaged = |what: String| Error::InvalidDump(format!("tensor \"{}\" {what}", shortened(name)));
         let (iteration, layer) =
@@ -352,13 +355,13 @@ impl Entry<'_> {
         }
         let bytes = (num_experts as u64).saturating_mul(dtype.size() as u64);
         if stop.checked_sub(start) != Some(bytes) {
-            return Err(damaged(format!("stands at bytes {start}..{stop}, {bytes} bytes expected")));
+            return Err(damaged(format!("is at bytes {start}..{stop}, {bytes} bytes expected")));
         }
         Ok(Tensor { iteration, layer, dtype })
     }
 }
 
-/// `<iteration>_<layer>`, both in plain decimal; the layer must fit the C interface's int32.
+/// Parses `<iteration>_<layer>`, both plain decimals. The layer must fit the C interface's int32.
 fn parse_name(name: &str) -> Option<(u64, u32)> {
     let (iteration, layer) = name.split_once('_')?;
     let plain = |digits: &str| {
@@ -380,7 +383,7 @@ impl<'de> Deserialize<'de> for Header<'de> {
     }
 }
 
-/// Keeps repeated names, which a map would swallow.
+/// Keeps repeated names, which a map would drop.
 struct HeaderVisitor;
 
 impl<'de> Visitor<'de> for HeaderVisitor {
@@ -395,7 +398,7 @@ impl<'de> Visitor<'de> for HeaderVisitor {
         while let Some(name) = map.next_key::<Name<'de>>()? {
             match &*name.0 {
                 "__metadata__" if header.metadata.is_some() => {
-                    return Err(de::Error::custom("__metadata__ stands twice"));
+                    return Err(de::Error::custom("__metadata__ appears twice"));
                 }
                 "__metadata__" => header.metadata = Some(map.next_value()?),
                 _ => header.tensors.push((name.0, map.next_value()?)),
@@ -405,7 +408,7 @@ impl<'de> Visitor<'de> for HeaderVisitor {
     }
 }
 
-/// A string that borrows from the header wherever it has no escapes.
+/// A string that borrows from the header unless it has escapes.
 #[derive(Deserialize)]
 struct Name<'a>(#[serde(borrow)] Cow<'a, str>);
 
@@ -426,7 +429,7 @@ mod tests {
     }
 
     #[test]
-    fn every_kind_of_damage_in_a_header_has_its_own_message() {
+    fn parse_reports_each_kind_of_damage() {
         let good = format!("{{{},{}}}", tensor("100_3", 0, 16), tensor("101_3", 16, 32));
         assert_eq!(message(&good, 32), "accepted");
         for (was, is, expected) in [
@@ -434,11 +437,11 @@ mod tests {
             ("[2]", "[3]", "tensor \"100_3\" has 3 values, 2 experts expected"),
             ("[2]", "[1,2]", "tensor \"100_3\" has 2 dimensions, 1 of 2 experts expected"),
             ("[2]", "[]", "tensor \"100_3\" has 0 dimensions, 1 of 2 experts expected"),
-            ("[0,16]", "[0,15]", "tensor \"100_3\" stands at bytes 0..15, 16 bytes expected"),
+            ("[0,16]", "[0,15]", "tensor \"100_3\" is at bytes 0..15, 16 bytes expected"),
             ("[16,32]", "[8,24]", "tensor \"101_3\" starts at byte 8, the one before it ends at 16"),
             ("[16,32]", "[24,40]", "tensor \"101_3\" starts at byte 24, the one before it ends at 16"),
-            ("[16,32]", "[16,0]", "tensor \"101_3\" stands at bytes 16..0, 16 bytes expected"),
-            ("101_3", "100_3", "iteration 100 of layer 3 is there twice"),
+            ("[16,32]", "[16,0]", "tensor \"101_3\" is at bytes 16..0, 16 bytes expected"),
+            ("101_3", "100_3", "iteration 100 of layer 3 appears twice"),
             ("101_3", "102_3", "iteration 101 of layer 3 is missing (the file has iterations 100..103)"),
             ("101_3", "101_4", "iteration 101 of layer 3 is missing (the file has iterations 100..102)"),
             ("101_3", "101-3", "tensor \"101-3\" is not named <iteration>_<layer>"),
@@ -456,25 +459,31 @@ mod tests {
         }
         assert_eq!(
             message(&good, 31),
-            "its tensors take 32 bytes and 31 are there: it is cut off, copy it again"
+            "its tensors take 32 bytes, but only 31 follow the header: it is truncated, copy it again"
         );
-        assert_eq!(message(&good, 40), "8 bytes after its last tensor belong to none");
-        assert_eq!(message("{}", 0), "it holds no tensors");
+        assert_eq!(message(&good, 40), "8 bytes follow its last tensor");
+        assert_eq!(message("{}", 0), "it has no tensors");
         assert!(message(&good[..40], 32).starts_with("bad JSON in the header: EOF"));
         assert!(message(r#"{"0_0":{"dtype":"I64"}}"#, 0).contains("missing field `shape`"));
         assert!(message(r#"{"0_0":{"dtype":"I64","shape":[2],"data_offsets":[0,-1]}}"#, 0).contains("`-1`"));
     }
 
     #[test]
-    fn metadata_of_other_programs_is_left_alone_and_ours_must_be_whole() {
+    fn parse_ignores_foreign_metadata_and_requires_all_own_keys() {
         let tensor = tensor("5_1", 0, 16);
         let with = |metadata: &str| message(&format!("{{\"__metadata__\":{metadata},{tensor}}}"), 16);
         assert_eq!(with(r#"{"format":"pt"}"#), "accepted");
-        let ours = r#"{"rank":"0","num_ranks":"2","layers":"1","iter_start":"5","iter_stop":"6","counts":"experts"}"#;
-        assert_eq!(with(ours), "accepted");
-        assert_eq!(with(&ours.replace("\"5\"", "\"five\"")), "its __metadata__ says iter_start: \"five\"");
-        assert_eq!(with(&ours.replace("\"1\"", "\"1,,2\"")), "its __metadata__ says layers: \"1,,2\"");
-        assert!(with(&format!("{ours},\"__metadata__\":{ours}")).contains("__metadata__ stands twice"));
+        let own = r#"{"rank":"0","num_ranks":"2","layers":"1","iter_start":"5","iter_stop":"6","counts":"experts"}"#;
+        assert_eq!(with(own), "accepted");
+        assert_eq!(
+            with(&own.replace("\"5\"", "\"five\"")),
+            "its __metadata__ has an invalid iter_start: \"five\""
+        );
+        assert_eq!(
+            with(&own.replace("\"1\"", "\"1,,2\"")),
+            "its __metadata__ has an invalid layers: \"1,,2\""
+        );
+        assert!(with(&format!("{own},\"__metadata__\":{own}")).contains("__metadata__ appears twice"));
         assert_eq!(with(r#"{"num_ranks":"2"}"#), "its __metadata__ has no \"counts\"; dump again");
     }
 }

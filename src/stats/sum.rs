@@ -1,4 +1,4 @@
-//! Reading the counts of a dump and adding them up, in bounded pieces on several threads.
+//! Reads the counts of a dump and sums them over ranks, in bounded pieces on several threads.
 
 use std::fs::File;
 use std::io::ErrorKind;
@@ -11,7 +11,7 @@ use super::{IterationRange, RankFile};
 use crate::error::{Error, Result, try_zeroed};
 use crate::threads;
 
-/// Read at once: large enough that system calls cost nothing, small enough to stay in a core's own cache.
+/// Bytes of one read: many enough to make system calls cheap, few enough for a core's own cache.
 const CHUNK_BYTES: usize = 256 << 10;
 
 /// The counts of `files` in the chosen layers and iterations, `[layers][iterations][experts]`, each below 2^63.
@@ -25,7 +25,7 @@ pub(super) fn sum(
     let num_experts = files[0].num_experts;
     let num_cells = usize::try_from(iterations.len()).ok().and_then(|n| n.checked_mul(layers.len()));
     let mut counts = try_zeroed(num_cells.and_then(|n| n.checked_mul(num_experts)), "the counts")?;
-    // A lock a cell: threads in different files seldom meet in one.
+    // One lock for each cell: threads read different files and rarely add to the same cell.
     let cells: Vec<Mutex<&mut [u64]>> = counts.chunks_exact_mut(num_experts).map(Mutex::new).collect();
     let cell_of = |tensor: &Tensor| {
         let layer = layers.binary_search(&tensor.layer).ok()?;
@@ -48,7 +48,7 @@ pub(super) fn sum(
                 let Some(cell) = cell_of(tensor) else { return Ok(()) };
                 let mut counts = cells[cell].lock().unwrap_or_else(PoisonError::into_inner);
                 match add(&mut counts, tensor, bytes).map_err(|e| e.in_file(&file.path))? {
-                    Added::Whole => Ok(()),
+                    Added::Fits => Ok(()),
                     Added::Overflowed => Err(overflow(file, tensor)),
                 }
             },
@@ -63,7 +63,7 @@ pub(super) fn sum(
     Ok(counts)
 }
 
-/// Names the dump, not the file: which one made the sum overflow depends on which was read last.
+/// Names the dump, not the file: the file that makes the sum overflow depends on the order of threads.
 #[cold]
 fn overflow(file: &RankFile, tensor: &Tensor) -> Error {
     let Tensor { iteration, layer, .. } = tensor;
@@ -71,7 +71,7 @@ fn overflow(file: &RankFile, tensor: &Tensor) -> Error {
     Error::InvalidDump(message).in_file(file.path.parent().unwrap_or(&file.path))
 }
 
-/// Hands the bytes of each wanted tensor to `take`, in the order of the file, and reports how many were read.
+/// Calls `take` with the bytes of each wanted tensor, in the file's order. Sends the number of bytes read.
 fn read_tensors(
     file: &RankFile,
     wanted: impl Fn(&Tensor) -> bool,
@@ -89,7 +89,7 @@ fn read_tensors(
             rest = &rest[1..];
             continue;
         }
-        // As many wanted tensors in a row as fit a chunk, but at least one.
+        // The consecutive wanted tensors that fit a chunk, but at least one.
         let (mut bytes, mut taken) = (0, 0);
         for tensor in rest.iter().take_while(|tensor| wanted(tensor)) {
             let size = file.tensor_bytes(tensor);
@@ -124,12 +124,11 @@ fn check_unchanged(file: &RankFile, handle: &File) -> Result<()> {
 }
 
 fn changed(file: &RankFile) -> Error {
-    let message = "it was changed or cut off while it was read; read it again when the run is over";
+    let message = "it changed or was truncated while it was read; read it again after the run";
     Error::InvalidDump(message.into()).in_file(&file.path)
 }
 
-/// Adds one tensor to its cell. A cell stays as it is where the tensor itself is wrong, so that other files are not
-/// blamed for it.
+/// Adds one tensor to its cell. An invalid tensor leaves the cell unchanged, so that the error does not name another file.
 fn add(cell: &mut [u64], tensor: &Tensor, bytes: &[u8]) -> Result<Added> {
     match tensor.dtype {
         Dtype::I64 => add_counts(cell, tensor, bytes.as_chunks().0, i64::from_le_bytes),
@@ -139,9 +138,9 @@ fn add(cell: &mut [u64], tensor: &Tensor, bytes: &[u8]) -> Result<Added> {
     }
 }
 
-/// Whether all sums of a cell still fit 63 bits.
+/// Whether all sums of a cell fit 63 bits.
 enum Added {
-    Whole,
+    Fits,
     Overflowed,
 }
 
@@ -151,7 +150,7 @@ fn add_counts<const N: usize>(
     counts: &[[u8; N]],
     decode: impl Fn([u8; N]) -> i64,
 ) -> Result<Added> {
-    // Sign bits are collected rather than tested one by one, so that the loops have no branches.
+    // Sign bits are collected and tested once, so that the loops have no branches.
     let signs = counts.iter().fold(0, |signs, &count| signs | decode(count));
     if signs < 0 {
         let wrong = counts.iter().copied().map(decode).enumerate().find(|&(_, count)| count < 0);
@@ -160,11 +159,11 @@ fn add_counts<const N: usize>(
         let message = format!("tensor \"{iteration}_{layer}\" has the count {count} for expert {expert}");
         return Err(Error::InvalidDump(message));
     }
-    // Both terms are below 2^63, so a sum that is not shows in its sign bit.
+    // Both terms are below 2^63, so an overflow sets the sign bit of the sum.
     let mut signs = 0;
     for (sum, &count) in cell.iter_mut().zip(counts) {
         *sum = sum.wrapping_add(decode(count) as u64);
         signs |= *sum;
     }
-    Ok(if signs >> 63 == 0 { Added::Whole } else { Added::Overflowed })
+    Ok(if signs >> 63 == 0 { Added::Fits } else { Added::Overflowed })
 }

@@ -1,11 +1,11 @@
-//! Writing a dump: one file a rank, and the meta file, which rank 0 writes.
+//! Writes a rank's part of a dump: its file, and on rank 0 the meta file.
 
 use std::fs;
 use std::io::{self, Write};
 use std::path::{Path, PathBuf};
 
 use super::rank_file::MAX_HEADER_BYTES;
-use super::{Counted, DumpInfo, IterationRange, MetaInfo};
+use super::{DumpInfo, IdKind, IterationRange, MetaInfo};
 use crate::atomic_file::AtomicFile;
 use crate::error::{Error, Result};
 use crate::placement::MAX_COUNT;
@@ -13,9 +13,9 @@ use crate::placement::MAX_COUNT;
 /// Counts of either width.
 #[derive(Debug, Clone, Copy)]
 pub enum Counts<'a> {
-    /// 32 bits each.
+    /// 32-bit counts.
     U32(&'a [u32]),
-    /// 64 bits each.
+    /// 64-bit counts.
     U64(&'a [u64]),
 }
 
@@ -30,43 +30,46 @@ pub struct RankDump<'a> {
     pub num_experts: usize,
     /// Experts that each token chooses.
     pub experts_per_token: usize,
-    /// Experts or slots.
-    pub counted: Counted,
-    /// Iterations that were to be counted.
+    /// What the counted ids name.
+    pub id_kind: IdKind,
+    /// The range of iterations to count.
     pub iterations: IterationRange,
-    /// Those of them that were. Where some are missing, a reader sees that the dump is incomplete.
+    /// The iterations of the range that were counted. Readers report the others as missing.
     pub held: IterationRange,
     /// Layers that this rank counted, by number.
     pub layers: &'a [u32],
     /// `[held][layers][experts]`
     pub counts: Counts<'a>,
-    /// Tells one run from another.
+    /// The run's name. Readers refuse files of different runs.
     pub run_id: Option<&'a str>,
 }
 
 impl RankDump<'_> {
-    /// Writes `rank<R>.safetensors` into `directory`, which is created if missing, and as rank 0 `meta_info.json` too.
-    /// Each file is there whole or not at all.
+    /// Writes `rank<R>.safetensors` into `directory`, which is created if missing. Rank 0 also writes `meta_info.json`. Each file
+    /// is replaced in one step.
     pub fn write(&self, directory: &Path) -> Result<()> {
         self.check()?;
         self.write_claimed(self.claim(directory)?, directory)
     }
 
-    /// Makes the rank's file in `directory`, which is created if missing, this writer's own until it is written: others
-    /// are refused.
+    /// Begins to write the rank's file in `directory`, which is created if missing. Until it is written, other writers are
+    /// refused.
     pub(super) fn claim(&self, directory: &Path) -> Result<AtomicFile> {
-        fs::create_dir_all(directory).map_err(|e| Error::write(directory, e))?;
+        fs::create_dir_all(directory).map_err(|e| {
+            let message = format!("the directory could not be created: {e}; create it or choose another");
+            Error::write(directory, io::Error::new(e.kind(), message))
+        })?;
         if self.rank == 0 {
-            // Dropped at once: whether the meta file could be written shows now and not after the run.
+            // Dropped at once. If the meta file cannot be written, the run fails early.
             AtomicFile::create(&directory.join(MetaInfo::FILE_NAME))?;
         }
         AtomicFile::create(&self.path_in(directory))
     }
 
-    /// Writes what [`RankDump::check`] passed.
+    /// Writes a dump that passed [`RankDump::check`].
     pub(super) fn write_claimed(&self, file: AtomicFile, directory: &Path) -> Result<()> {
         file.replace(|file| {
-            // The format's writers align the data; spaces after the JSON are part of the header.
+            // The safetensors package aligns the data by spaces after the JSON, which belong to the header.
             let json_len = self.json_len();
             let header_len = json_len.next_multiple_of(8);
             file.write_all(&header_len.to_le_bytes())?;
@@ -86,7 +89,7 @@ impl RankDump<'_> {
         directory.join(format!("rank{}.safetensors", self.rank))
     }
 
-    /// Whether the reader would take the dump.
+    /// Checks that the reader would accept the dump.
     fn check(&self) -> Result<()> {
         let refuse = |what: String| Err(Error::InvalidArgument(what));
         self.check_run()?;
@@ -108,7 +111,7 @@ impl RankDump<'_> {
         }
     }
 
-    /// As [`RankDump::check`], but for the counts, which need not be there yet.
+    /// As [`RankDump::check`], without the counts.
     pub(super) fn check_run(&self) -> Result<()> {
         let refuse = |what: String| Err(Error::InvalidArgument(what));
         let (rank, num_ranks, num_experts) = (self.rank, self.num_ranks, self.num_experts);
@@ -140,12 +143,17 @@ impl RankDump<'_> {
         }
         let IterationRange { start, stop } = self.iterations;
         if self.iterations.is_empty() || stop > i64::MAX as u64 {
-            return refuse(format!("iterations {start}..{stop}: there must be some, and fit int64"));
+            return refuse(format!(
+                "iterations {start}..{stop}: at least one expected, and none above int64"
+            ));
         }
         if self.held.is_empty() || self.held.start < start || self.held.stop > stop {
-            return refuse(format!("iterations {} counted of {}", self.held, self.iterations));
+            return refuse(format!(
+                "iterations {} were counted, which are not all in {}",
+                self.held, self.iterations
+            ));
         }
-        // Before the header is looked at in detail: an entry has more than 64 bytes.
+        // Checked before the header is made: each of its entries has more than 64 bytes.
         let tensors = self.held.len().saturating_mul(self.layers.len() as u64);
         if tensors > MAX_HEADER_BYTES / 64 || self.json_len() > MAX_HEADER_BYTES {
             return refuse(format!(
@@ -167,7 +175,7 @@ impl RankDump<'_> {
                 iter_start: self.iterations.start,
                 iter_stop: self.iterations.stop,
                 layers: self.layers.to_vec(),
-                counts: self.counted,
+                id_kind: self.id_kind,
             }),
         }
     }
@@ -175,17 +183,14 @@ impl RankDump<'_> {
     /// The bytes of the header's JSON.
     fn json_len(&self) -> u64 {
         let mut length = ByteCount(0);
-        // A count of bytes has no way to fail.
+        // Counting bytes cannot fail.
         let _ = self.write_json(&mut length);
         length.0
     }
 
-    /// Written piece by piece: as a whole it may be larger than the counts.
+    /// Writes the header in pieces, since the whole may be larger than the counts.
     fn write_json(&self, out: &mut dyn Write) -> io::Result<()> {
-        let counted = match self.counted {
-            Counted::Experts => "experts",
-            Counted::Slots => "slots",
-        };
+        let counts = self.id_kind.name();
         let IterationRange { start, stop } = self.iterations;
         write!(
             out,
@@ -195,7 +200,7 @@ impl RankDump<'_> {
         for (index, layer) in self.layers.iter().enumerate() {
             write!(out, "{}{layer}", if index == 0 { "" } else { "," })?;
         }
-        write!(out, "\",\"iter_start\":\"{start}\",\"iter_stop\":\"{stop}\",\"counts\":\"{counted}\"")?;
+        write!(out, "\",\"iter_start\":\"{start}\",\"iter_stop\":\"{stop}\",\"counts\":\"{counts}\"")?;
         if let Some(run_id) = self.run_id {
             write!(out, ",\"run_id\":{}", serde_json::Value::from(run_id))?;
         }
@@ -225,7 +230,7 @@ impl RankDump<'_> {
     }
 }
 
-/// Counts the bytes that it is given.
+/// Counts the bytes that are written to it.
 struct ByteCount(u64);
 
 impl Write for ByteCount {

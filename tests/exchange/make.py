@@ -1,7 +1,7 @@
-"""Makes the files in this folder: python make.py, with torch 2.15.0 and numpy 2.4.6, which wrote those that are checked in.
+"""Writes the files in this folder: python make.py. The checked-in files are from torch 2.15.0 and numpy 2.4.6.
 
-The counts are those of a model of 4 layers, the first one dense, with 8 experts: 100 step + 10 layer + expert. The third step
-of the recorder's buffer was not reached.
+The model has 4 layers, the first one dense, and 8 experts. A count is 100 step + 10 layer + expert. The third step of the
+recorder's buffer is unused.
 """
 
 import numpy
@@ -12,7 +12,7 @@ for step in range(2):
     for layer in range(1, 4):
         counts[step, layer] = 100 * step + 10 * layer + torch.arange(8)
 
-# What _StatAccumulator.dump of sglang/srt/eplb/expert_distribution.py saves, and what _DetailAccumulator.dump does.
+# As _StatAccumulator.dump and _DetailAccumulator.dump of sglang/srt/eplb/expert_distribution.py save.
 torch.save(dict(rank=0, logical_count=counts, average_utilization_rate_over_window=0.75), "recorder.pt")
 record = dict(forward_pass_id=7, rank=0, gatherer_key="primary", global_physical_count=counts[0])
 torch.save(dict(records=[record], last_physical_to_logical_map=torch.arange(8).repeat(4, 1)), "per_pass.pt")

@@ -5,7 +5,7 @@ use std::path::{Path, PathBuf};
 
 use eplb::Result;
 use eplb::placement::{ConfigFile, Expected, replica_counts};
-use eplb::stats::{Counted, LoadOptions, RankFile};
+use eplb::stats::{LoadOptions, RankFile};
 
 use crate::dump_args;
 
@@ -65,11 +65,11 @@ fn dump(path: &Path, text: &mut String) -> Result<()> {
     if !summary.missing_ranks.is_empty() {
         line(text, "missing ranks", format!("{:?}", summary.missing_ranks));
     }
-    let counted = match summary.counted {
-        Counted::Experts => "experts",
-        Counted::Slots => "slots",
-    };
-    line(text, counted, format!("{}, {} a token", summary.num_experts, summary.experts_per_token));
+    line(
+        text,
+        summary.id_kind.name(),
+        format!("{}, {} a token", summary.num_experts, summary.experts_per_token),
+    );
     line(text, "layers", layer_list(&summary.layers));
     line(text, "iterations", format!("{} ({})", summary.iterations.len(), summary.iterations));
     let totals =

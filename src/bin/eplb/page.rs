@@ -31,7 +31,7 @@ mod tests {
 
     use eplb::placement::{Placement, Shape};
     use eplb::report::{LoadReport, Recording};
-    use eplb::stats::{Counted, Counts, Dump, IterationRange, LoadOptions, RankDump};
+    use eplb::stats::{Counts, Dump, IdKind, IterationRange, LoadOptions, RankDump};
     use serde_json::Value;
 
     use super::*;
@@ -52,7 +52,7 @@ mod tests {
             num_ranks: 1,
             num_experts: 256,
             experts_per_token: 1,
-            counted: Counted::Experts,
+            id_kind: IdKind::Expert,
             iterations,
             held: iterations,
             layers: &layers,

@@ -1,7 +1,7 @@
 //! The CUDA driver's functions, looked up at run time.
 //!
-//! cudarc declares the types and knows the library's names. Its wrappers are not called: they panic where a symbol is missing, and
-//! they return a Rust enum, of which a newer driver's error codes are no values.
+//! cudarc declares the types and knows the library's names. Its wrappers are not called: they panic where a symbol is missing,
+//! and they return a Rust enum, which has no values for a newer driver's error codes.
 
 use std::borrow::Cow;
 use std::ffi::{CStr, c_char, c_int, c_uint, c_void};
@@ -112,14 +112,14 @@ fn is_static_program() -> bool {
     false
 }
 
-/// What the callbacks return, not 0: that would ask for the next object.
+/// The callback's results. 0 would continue with the next object.
 #[cfg(target_os = "linux")]
 const INTERPRETER: c_int = 1;
 #[cfg(target_os = "linux")]
 const NO_INTERPRETER: c_int = 2;
 
-/// Whether the first object, which is the program, names a dynamic linker. A dynamic program does, even if started as an argument of
-/// its dynamic linker. A static program does not, even if it is position-independent.
+/// Whether the first object, which is the program, names a dynamic linker. A dynamic program does, even if started as an argument
+/// of its dynamic linker. A static program does not, even if it is position-independent.
 #[cfg(target_os = "linux")]
 unsafe extern "C" fn has_interpreter(program: *mut libc::dl_phdr_info, _: usize, _: *mut c_void) -> c_int {
     // SAFETY: the C library passes an object that lives during the call.
@@ -148,7 +148,7 @@ impl Driver {
             0 => {}
             CUDA_ERROR_STUB_LIBRARY => {
                 return Err(no_driver(
-                    "what was found is the CUDA toolkit's stub; take its folder off LD_LIBRARY_PATH",
+                    "the library is the CUDA toolkit's stub; remove its folder from LD_LIBRARY_PATH",
                 ));
             }
             _ => return Err(no_driver(&driver.error(code, "cuInit".into()).to_string())),
@@ -161,7 +161,7 @@ impl Driver {
         if version < OLDEST_VERSION {
             let (major, minor) = (version / 1000, version % 1000 / 10);
             return Err(no_driver(&format!(
-                "it is for CUDA {major}.{minor}, and 12.0 (driver 525) is needed"
+                "it supports CUDA {major}.{minor}, and 12.0 (driver 525) is required"
             )));
         }
         Ok(driver)

@@ -42,7 +42,7 @@ impl Entered {
 impl Drop for Entered {
     fn drop(&mut self) {
         let driver = self.driver;
-        // The caller would go on in the wrong context, so a failure is retried once.
+        // The caller would continue in the wrong context, so a failure is retried once.
         let restore_twice = |restore: &dyn Fn() -> c_int, call: &str| {
             if restore() != 0 {
                 warn_of(driver.check(restore(), || call.to_owned()));
@@ -72,7 +72,7 @@ pub fn current_context(driver: &Driver) -> Result<CUcontext> {
 
 /// Releases something in its context. The driver's release calls also return errors of earlier work, which are logged.
 pub fn release(driver: &'static Driver, context: CUcontext, call: &str, call_driver: impl FnOnce() -> c_int) {
-    // What is not released leaks, so a failure to enter is retried once.
+    // Without a context the memory would leak, so a failure to enter is retried once.
     let entered = Entered::relaxed(driver, context).or_else(|_| Entered::relaxed(driver, context));
     warn_of(entered.and_then(|_entered| driver.check(call_driver(), || call.to_owned())));
 }

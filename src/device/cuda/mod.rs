@@ -1,5 +1,5 @@
-//! A CUDA device through its driver. The caller's context is restored after each call, its streams are borrowed, and all that is
-//! allocated is freed.
+//! A CUDA device through its driver. The caller's context is restored after each call, its streams are borrowed, and allocations
+//! are freed.
 //!
 //! Calls that are not hot run with the thread's capture mode relaxed. While a stream of the caller is being captured, the driver
 //! would otherwise refuse them and invalidate the capture.
@@ -151,14 +151,14 @@ impl Context {
         self.driver.check(code, || "cuMemsetD32Async".into())
     }
 
-    /// Fills words and waits for that.
+    /// Fills words and waits.
     pub fn initialize(&self, address: u64, value: u32, count: usize) -> Result<()> {
         self.fill(address, value, count, Stream(self.stream.cast()))?;
         let _entered = Entered::relaxed(self.driver, self.context)?;
         self.synchronize()
     }
 
-    /// Copies words to the device and waits for that.
+    /// Copies words to the device and waits.
     pub fn write(&self, address: u64, words: &[u32]) -> Result<()> {
         let _entered = Entered::relaxed(self.driver, self.context)?;
         let (driver, bytes) = (self.driver, size_of_val(words));
@@ -218,12 +218,12 @@ impl Context {
         Ok(if status == 0 { Capture::None } else { Capture::Active })
     }
 
-    /// Copies memory to the host after `event`, and waits for that.
+    /// Copies memory to the host after `event`, and waits.
     pub fn copy_back(&self, address: u64, event: Option<&Event>, to: &mut [u8]) -> Result<()> {
         let _entered = Entered::relaxed(self.driver, self.context)?;
         let (driver, bytes) = (self.driver, to.len());
         if let Some(event) = event {
-            // SAFETY: the event is live. The thread sleeps meanwhile, as the event was created for it.
+            // SAFETY: the event is live. It was created with blocking sync, so the thread sleeps.
             let code = unsafe { (driver.cuEventSynchronize)(event.event) };
             driver.check(code, || "cuEventSynchronize".into())?;
         }
@@ -274,7 +274,7 @@ impl Context {
             return match access {
                 Access::Read => Ok(()),
                 Access::ReadWrite => {
-                    refuse(format!("host memory, and memory of CUDA device {} is needed", self.device))
+                    refuse(format!("host memory; memory of CUDA device {} expected", self.device))
                 }
             };
         }

@@ -13,17 +13,17 @@ pub const LANES: usize = 32;
 /// In place of a holder where there is none: `EPLB_NO_HOLDER` of the kernels.
 const NO_HOLDER: u32 = u32::MAX;
 
-/// The experts with several slots, in the order in which their tokens are split: by ascending number of holders, then by id.
-/// Experts that share no rank do not see each other's tokens. They swap places in the order to be split in one step.
+/// The experts with several slots, in the order of splitting: by ascending number of holders, then by id. Experts that share no
+/// rank do not affect each other. They are reordered so that one step splits them.
 #[derive(Debug, Clone, Default, PartialEq, Eq)]
 pub(crate) struct SplitPlan {
     /// The experts, step by step.
     pub experts: Vec<u32>,
-    /// Where the holders of each expert begin, and at last the number of all.
+    /// Where the holders of each expert begin. The last entry is the number of holders.
     pub holder_start: Vec<u32>,
     /// The holders, of each expert by ascending rank.
     pub holders: Vec<Holder>,
-    /// Where the holders of each step begin, and at last the number of all. Those of one step are on different ranks.
+    /// Where the holders of each step begin. The last entry is the number of holders. Those of one step are on different ranks.
     pub step_start: Vec<u32>,
 }
 
@@ -117,8 +117,8 @@ impl SplitPlan {
         }
     }
 
-    /// Calls `run` with each replica of the expert at `place` in the order, and how many tokens of one rank the replica serves. The
-    /// replica is an index in the table of slots, ascending.
+    /// Calls `run` with each replica of the expert at `place` in the order, and how many tokens of one rank the replica serves.
+    /// The replica is an index in the table of slots, ascending.
     pub fn runs(
         &self,
         place: usize,
@@ -146,7 +146,7 @@ impl SplitPlan {
 /// The plan as the lanes of a warp look it up.
 #[derive(Debug, Default)]
 pub(crate) struct Lanes {
-    /// Of each holder, all ranks that hold its expert, a bit each.
+    /// All ranks that hold the expert of each holder, one bit for each rank.
     pub holder_ranks: Vec<u32>,
     /// The holder on each rank in each step, `[steps][ranks]`, or [`NO_HOLDER`].
     pub rank_holders: Vec<u32>,

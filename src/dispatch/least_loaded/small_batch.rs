@@ -1,4 +1,4 @@
-//! Slots of a small batch, token by token: runs are so short that their ends would be mispredicted.
+//! Lays out the slots of a small batch by token. Its runs are short, so their ends would be mispredicted.
 
 use super::plan::{RankTokens, SplitPlan};
 use crate::device::Id;
@@ -8,7 +8,7 @@ use crate::placement::Shape;
 /// The most ids of a small batch. In a larger one, most ends of runs are predicted.
 pub const MAX_IDS: usize = 4096;
 
-/// Slots that are written at once, some of them beyond the end.
+/// Slots that are written at once, possibly beyond the end of a run.
 const WRITTEN_AT_ONCE: usize = 8;
 
 /// The slots of a small batch.
@@ -23,7 +23,7 @@ pub struct SmallBatch {
 }
 
 impl SmallBatch {
-    /// For the batches of a layer.
+    /// Prepares for the batches of a layer.
     pub fn new(shape: Shape, tables: &LayerTables) -> Self {
         let mut slots = tables.first_slots(shape);
         slots.resize(slots.len() + MAX_IDS + WRITTEN_AT_ONCE, 0);

@@ -3,7 +3,7 @@
 use crate::dispatch::tables::LayerTables;
 use crate::placement::Shape;
 
-/// Finds slots by the shares without a walk over them, whose end no processor predicts.
+/// Finds slots by the shares, without a loop over them whose end would be mispredicted.
 #[derive(Debug)]
 pub struct Finder {
     shares: Vec<u32>,
@@ -20,7 +20,7 @@ struct BucketRange {
     shift: u32,
 }
 
-/// Consecutive points, most of which go to one slot or two.
+/// Consecutive points, in most buckets of one slot or two.
 #[derive(Debug, Clone, Copy)]
 struct Bucket {
     /// The slot of the points up to `last`.

@@ -87,7 +87,7 @@ struct Filling {
 }
 
 impl Filling {
-    /// Fills these replicas with `amount` units, of which `mine` in `of` are the rank's.
+    /// Fills these replicas with `amount` units. The rank has `mine` in `of` of them.
     fn fill(&mut self, replicas: &[usize], amount: u64, (mine, of): (u64, u64)) {
         let filled = Height::of(amount, replicas.len(), |r| self.totals[replicas[r]]);
         let mut rest = filled.rest;
@@ -128,14 +128,14 @@ mod tests {
     }
 
     #[test]
-    fn a_rank_with_a_replica_keeps_its_tokens_and_the_others_even_out_the_rest() {
+    fn parts_keep_tokens_on_ranks_with_a_replica() {
         // Expert 0 on ranks 0 and 1 of 4, one node: ranks 2 and 3 split evenly.
         let found = all_parts(&[0, 1, 0, 2, 3, 4, 5, 6], 4, &[0; 4]);
         close(&found, &[&[1.0, 0.0], &[0.0, 1.0], &[0.5, 0.5], &[0.5, 0.5]]);
     }
 
     #[test]
-    fn a_node_keeps_as_much_as_its_replicas_can_take() {
+    fn parts_keep_tokens_on_a_node_up_to_its_capacity() {
         // Expert 0 on ranks 0, 1 (node 1) and 2 (node 2) of 4: fair is 4/3, and 5/3 at most. Rank 3 stays on its node with
         // 2/3, which fills the replica on rank 2, and sends a sixth to each of the others.
         let found = all_parts(&[0, 1, 0, 2, 0, 4, 3, 5], 4, &[1, 1, 2, 2]);
@@ -144,10 +144,10 @@ mod tests {
     }
 
     #[test]
-    fn tokens_leave_a_rank_whose_replicas_cannot_take_them() {
+    fn parts_send_tokens_beyond_a_ranks_capacity_to_others() {
         // Expert 0 four times on rank 0 and once on rank 1: a replica's fair share is 2/5, and a half at most.
         let found = all_parts(&[0, 0, 0, 0, 0, 1, 2, 3], 2, &[0, 0]);
-        // Rank 1 keeps a half, the other half goes to where 1/4 each lies.
+        // Rank 1 keeps a half. The other half is split over the replicas with 1/4 each.
         close(&found, &[&[0.25, 0.25, 0.25, 0.25, 0.0], &[0.125, 0.125, 0.125, 0.125, 0.5]]);
     }
 }

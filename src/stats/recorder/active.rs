@@ -8,7 +8,7 @@ use super::window::{Layout, Window};
 use super::writer::{Progress, Writer};
 use crate::device::{Capture, Device, Ids, Staging, Stream};
 use crate::error::{Error, Result};
-use crate::stats::{Counted, IterationRange};
+use crate::stats::IterationRange;
 
 /// The window, its writer, and the state of the caller's calls.
 #[derive(Debug)]
@@ -97,7 +97,7 @@ impl Active {
             self.stop(calls, stream)?;
         } else if iteration >= run.iterations.stop && calls.iteration < Some(run.iterations.stop) {
             log::warn!(
-                "rank {}: iteration {iteration} is after the range {}, of which none was begun: nothing is counted",
+                "rank {}: iteration {iteration} is after the range {}, and none of its iterations began: nothing is counted",
                 run.rank,
                 run.iterations
             );
@@ -190,14 +190,12 @@ impl Active {
             return refuse("the recorder is on another device or CUDA context than the dispatch".into());
         }
         if (run.num_experts, run.experts_per_token) != (num_experts, experts_per_token) {
-            let counted = match run.counted {
-                Counted::Experts => "experts",
-                Counted::Slots => "slots",
-            };
             return refuse(format!(
-                "the recorder counts {} {counted} and {} ids a token, the dispatch has {num_experts} and \
+                "the recorder counts {} {} and {} ids a token, the dispatch has {num_experts} and \
                  {experts_per_token}; its num_experts, id_kind and experts_per_token must match",
-                run.num_experts, run.experts_per_token
+                run.num_experts,
+                run.id_kind.name(),
+                run.experts_per_token
             ));
         }
         Ok(())

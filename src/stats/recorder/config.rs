@@ -4,7 +4,7 @@ use std::path::{Path, PathBuf};
 
 use crate::device::Place;
 use crate::error::{Error, Result};
-use crate::stats::{Counted, Counts, IterationRange, RankDump};
+use crate::stats::{Counts, IdKind, IterationRange, RankDump};
 
 /// What a recorder counts, and where.
 #[derive(Debug, Clone, Copy)]
@@ -23,8 +23,8 @@ pub struct RecorderConfig<'a> {
     pub experts_per_token: usize,
     /// Layers of this rank, by the model's numbers.
     pub layers: &'a [u32],
-    /// Whether the ids are experts or slots.
-    pub counted: Counted,
+    /// What the ids name.
+    pub id_kind: IdKind,
     /// The device of the ids.
     pub place: Place,
     /// The most tokens of a layer in an iteration. 0: 32 bits hold any count.
@@ -43,7 +43,7 @@ pub(super) struct Run {
     pub num_experts: usize,
     pub experts_per_token: usize,
     pub layers: Vec<u32>,
-    pub counted: Counted,
+    pub id_kind: IdKind,
     pub run_id: Option<String>,
 }
 
@@ -55,7 +55,7 @@ impl Run {
             num_ranks: self.num_ranks,
             num_experts: self.num_experts,
             experts_per_token: self.experts_per_token,
-            counted: self.counted,
+            id_kind: self.id_kind,
             iterations: self.iterations,
             held,
             layers: &self.layers,
@@ -69,7 +69,7 @@ impl RecorderConfig<'_> {
     pub(super) fn run(&self, iterations: IterationRange) -> Result<Run> {
         let Some(path) = self.path else {
             return Err(Error::InvalidArgument(format!(
-                "iterations {iterations} are to be counted, but path is not given: where is the dump to go? \
+                "iterations {iterations} will be counted, but path is not set: set the directory of the dump \
                  (EXPERT_STATISTIC_PATH in the environment)"
             )));
         };
@@ -82,7 +82,7 @@ impl RecorderConfig<'_> {
             num_experts: self.num_experts,
             experts_per_token: self.experts_per_token,
             layers: self.layers.to_vec(),
-            counted: self.counted,
+            id_kind: self.id_kind,
             run_id: self.run_id.map(str::to_owned),
         };
         run.dump(iterations).check_run()?;

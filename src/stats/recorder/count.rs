@@ -10,7 +10,7 @@ pub(super) const OFF: u32 = u32::MAX;
 /// Threads of a block: `EPLB_COUNT_THREADS` of the kernels.
 const THREADS: u32 = 512;
 
-/// The most blocks of a launch: enough for any device, and each block adds an atomic operation a bin.
+/// The most blocks of a launch. They fill any device, and each block adds an atomic operation for each bin.
 const MAX_BLOCKS: u64 = 256;
 
 /// Bins that fit the shared memory of every device without opting in. One is for ids that are out of range.
@@ -35,7 +35,7 @@ impl CellType {
     }
 }
 
-/// The ids that were counted of a layer, by what they were.
+/// The ids of a layer that were passed for counting.
 #[repr(C)]
 #[derive(Debug, Clone, Copy, Default, PartialEq, Eq)]
 pub struct Totals {

@@ -27,7 +27,7 @@ use self::config::Run;
 use self::count::OFF;
 use self::window::{Layout, Window};
 use self::writer::{Progress, Writer};
-use super::{Counted, IterationRange};
+use super::{IdKind, IterationRange};
 use crate::device::{Access, Device, Ids, Memory, Stream};
 use crate::error::{Error, Result};
 
@@ -41,8 +41,8 @@ pub struct Recorder {
 }
 
 impl Recorder {
-    /// Takes all that later calls need: memory, the rank's file, a thread. `workspace` is caller-provided memory of the device, at
-    /// least as large as [`RecorderConfig::memory_required`] returns. Without it, the library allocates.
+    /// Acquires all that later calls need: memory, the rank's file, a thread. `workspace` is caller-provided memory of the
+    /// device, at least as large as [`RecorderConfig::memory_required`] returns. Without it, the library allocates.
     pub fn create(config: &RecorderConfig, workspace: Option<Memory>) -> Result<Self> {
         let process = std::process::id();
         let Some(iterations) = config.iterations else { return Ok(Recorder { active: None, process }) };
@@ -129,8 +129,8 @@ impl Recorder {
         active.count(&mut calls, index, ids, num_tokens, stream)
     }
 
-    /// Hot: calls `launch` with the count of `num_tokens` tokens of any buffer, to do in the same pass as other work, or with `None`
-    /// where there is nothing to count. `device` and the sizes are the dispatch's, and are checked.
+    /// Hot: calls `launch` with the count of `num_tokens` tokens of any buffer, to run in the same pass as other work. Passes
+    /// `None` where nothing is counted. Checks `device` and the sizes, which are the dispatch's.
     pub(crate) fn count_fused(
         &self,
         layer: u32,
@@ -150,7 +150,7 @@ impl Recorder {
 
     /// Whether the recorder counts slots, not experts.
     pub(crate) fn counts_slots(&self) -> bool {
-        self.active.as_ref().is_some_and(|active| active.writer.run().counted == Counted::Slots)
+        self.active.as_ref().is_some_and(|active| active.writer.run().id_kind == IdKind::Slot)
     }
 
     /// Stops counting before the range has passed, and starts the dump of the counts so far.

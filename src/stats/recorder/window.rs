@@ -207,13 +207,13 @@ fn sum(counts: Counts, range: std::ops::Range<usize>) -> u64 {
 /// Every kernel adds to the cells and to the totals. They agree unless a cell overflowed or counting continued.
 fn contradiction(layer: u32, counted: u64, found: u64) -> Error {
     let why = if found < counted {
-        "a count overflowed 32 bits, so max_tokens_per_iteration must say how many tokens there are, or ids were still \
+        "a count overflowed 32 bits, so max_tokens_per_iteration must be at least the number of tokens, or ids were still \
          being counted, so every counting stream must be ordered before the stream of this call"
     } else {
         "ids were still being counted, so every counting stream must be ordered before the stream of this call"
     };
     Error::InvalidDump(format!(
-        "layer {layer}: {counted} ids were counted and the window holds {found}: {why}; nothing was written"
+        "layer {layer}: {counted} ids were counted and the window has {found}: {why}; nothing was written"
     ))
 }
 
@@ -221,7 +221,7 @@ fn contradiction(layer: u32, counted: u64, found: u64) -> Error {
 mod tests {
     use super::*;
     use crate::device::{IdType, Place};
-    use crate::stats::Counted;
+    use crate::stats::IdKind;
 
     const CONFIG: RecorderConfig = RecorderConfig {
         path: None,
@@ -231,7 +231,7 @@ mod tests {
         num_experts: 4,
         experts_per_token: 1,
         layers: &[7, 8],
-        counted: Counted::Experts,
+        id_kind: IdKind::Expert,
         place: Place::Host,
         max_tokens_per_iteration: 0,
         run_id: None,
@@ -277,9 +277,8 @@ mod tests {
         count(&window, &[1, 2]);
         let message = copy_back(&window).unwrap_err().to_string();
         assert!(
-            message.starts_with(
-                "layer 8: 4294967297 ids were counted and the window holds 1: a count overflowed"
-            ),
+            message
+                .starts_with("layer 8: 4294967297 ids were counted and the window has 1: a count overflowed"),
             "{message}"
         );
     }

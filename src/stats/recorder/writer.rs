@@ -37,7 +37,7 @@ pub(super) enum Progress {
 struct Work {
     run: Run,
     window: Arc<Window>,
-    /// Nothing is counted after the fence, in the order of the caller's streams.
+    /// Recorded after all counting, in the order of the caller's streams.
     fence: Fence,
     order: Mutex<Order>,
     changed: Condvar,
@@ -49,7 +49,7 @@ struct Order {
     dumps: Dumps,
     /// Iterations to write.
     held: IterationRange,
-    /// Whether the thread is to end.
+    /// Whether the thread should end.
     ended: bool,
     /// The rank's file, created early so that no other process takes the name.
     claim: Option<AtomicFile>,
@@ -63,7 +63,7 @@ pub(super) struct Writer {
 }
 
 impl Writer {
-    /// Takes all that a dump needs: the file, memory for a copy of the window, the thread.
+    /// Acquires all that a dump needs: the file, memory for a copy of the window, the thread.
     pub fn start(run: Run, window: Arc<Window>) -> Result<Self> {
         let claim = run.dump(run.iterations).claim(&run.directory)?;
         let fence = window.device().fence()?;
