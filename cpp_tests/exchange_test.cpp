@@ -102,9 +102,10 @@ TEST(Exchange, MismatchesAreRefusedWithTheirPlace) {
                 "EPLB_FILE_FORMAT_NPY (5), EPLB_FILE_FORMAT_CONFIG (100), EPLB_FILE_FORMAT_SGLANG_MAP (101), "
                 "EPLB_FILE_FORMAT_EXPERT_MAP (102), EPLB_FILE_FORMAT_PHY2LOG_NPY (103), "
                 "EPLB_FILE_FORMAT_PHY2LOG_JSON (104)")));
-    EXPECT_EQ(refused([&] { eplb::load_placement_file(recorded); }),
-              std::make_pair(eplb_status(EPLB_STATUS_INVALID_ARGUMENT),
-                             std::string("sglang-pt is a format of counts, a format of placements expected")));
+    EXPECT_EQ(
+        refused([&] { eplb::load_placement_file(recorded); }),
+        std::make_pair(eplb_status(EPLB_STATUS_INVALID_ARGUMENT),
+                       std::string("sglang-pt is a format of counts, a format of placements expected")));
     EXPECT_EQ(
         refused([&] { eplb::stats::load_file(recorded).save_file(path, {}); }),
         std::make_pair(eplb_status(EPLB_STATUS_INVALID_ARGUMENT),

@@ -434,7 +434,7 @@ TEST(Solve, HierarchicalRefusesUnevenGroupsAndNodes) {
         options.num_nodes = num_nodes;
         return refused(config, options, std::vector<double>(12, 1.0), EPLB_STATUS_INVALID_SHAPE);
     };
-    const std::string why = "; policy deepseek-hierarchical needs that, deepseek-global does not";
+    const std::string why = "; policy deepseek-hierarchical needs an even split, deepseek-global does not";
     EXPECT_EQ(message(5, 1), "12 experts cannot be split evenly over 5 groups" + why);
     EXPECT_EQ(message(4, 3), "4 groups cannot be split evenly over 3 nodes" + why);
     EXPECT_EQ(message(6, 3), "8 ranks cannot be split evenly over 3 nodes" + why);
@@ -505,7 +505,7 @@ TEST(Solve, RebalanceWritesAllArraysOrNone) {
     const double *const loads = published.data();
     EXPECT_EQ(call(loads, 1, a, b, c), EPLB_STATUS_INVALID_ARGUMENT);
     EXPECT_STREQ(eplb_last_error_message(),
-                 "max_replicas is 1, but expert 1 of layer 0 has 2 replicas; 2 is enough");
+                 "max_replicas is 1, but expert 1 of layer 0 has 2 replicas; set it to 2");
     EXPECT_EQ(call(loads, 0, a, b, c), EPLB_STATUS_INVALID_ARGUMENT);
     EXPECT_EQ(call(nullptr, 2, a, b, c), EPLB_STATUS_INVALID_ARGUMENT);
     EXPECT_EQ(call(loads, 2, nullptr, b, c), EPLB_STATUS_INVALID_ARGUMENT);
@@ -521,7 +521,7 @@ TEST(Solve, RebalanceWritesAllArraysOrNone) {
     options.policy = EPLB_POLICY_TRTLLM;
     EXPECT_EQ(call(loads, 2, a, b, c), EPLB_STATUS_INVALID_ARGUMENT);
     EXPECT_STREQ(eplb_last_error_message(),
-                 "policy trtllm is none of DeepSeek's; they are deepseek-global and deepseek-hierarchical");
+                 "policy trtllm is not a DeepSeek policy; use deepseek-global or deepseek-hierarchical");
     for (const auto &array : {phy2log, log2phy, logcnt}) {
         EXPECT_EQ(array, std::vector<int32_t>(array.size(), 7));
     }

@@ -86,8 +86,9 @@ pub fn generate(
     let num_ranks = config.num_ranks.unwrap_or(num_ranks);
     let shape = Shape::new(num_experts, config.num_slots.unwrap_or(num_experts), num_ranks)?;
     config.solve.check(shape)?;
-    if config.solve.slots_per_rank.is_some() {
-        let message = "slots_per_rank is set, but a configuration file has the same number of slots on every rank; unset it";
+    if config.solve.rank_num_slots.is_some() {
+        let message =
+            "a configuration file needs equal numbers of slots on all ranks; leave rank_num_slots unset";
         return Err(Error::InvalidArgument(message.into()));
     }
     let SolveConfig { policy, objective, .. } = config.solve;

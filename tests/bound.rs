@@ -1,4 +1,4 @@
-//! The bound and the best split against placements: no placement is below the one, and none splits better than the other.
+//! The lower bound and the best split of placements, against each other and against a second implementation.
 
 use std::path::Path;
 
@@ -10,7 +10,7 @@ use proptest::prelude::*;
 
 type Figures = (Balance, BoundGap, BestSplit);
 
-/// The score of the greedy's placement of one layer against the loads that it was made from.
+/// Scores the greedy's placement of one layer with the loads that it was made from.
 fn greedy(loads: &[f64], num_slots: usize, num_ranks: usize) -> Figures {
     let placement = placed(loads, Shape::new(loads.len(), num_slots, num_ranks).unwrap());
     let score = score(&placement, 0, loads, 1, loads.len()).unwrap();
@@ -23,7 +23,7 @@ fn placed(loads: &[f64], shape: Shape) -> Placement {
     solve(&greedy, shape, &loads, 1).unwrap()
 }
 
-/// mean <= bound <= max, and mean <= best split <= max, but for rounding.
+/// Returns whether mean <= bound <= max and mean <= best split <= max, apart from rounding.
 fn in_order((balance, bound, best): &Figures) -> bool {
     let not_above = |a: f64, b: f64| a <= b * (1.0 + 1e-12);
     [bound.lower_bound, best.max]
@@ -49,8 +49,8 @@ fn case() -> impl Strategy<Value = (Vec<f64>, usize, usize)> {
     })
 }
 
-/// Whether all load can flow from the experts to their ranks and no rank takes more than `capacity`: augmenting paths from one
-/// expert after the other, shortest first.
+/// Returns whether all load can flow from the experts to their ranks with at most `capacity` per rank. Uses
+/// augmenting paths from one expert after the other, shortest first.
 fn can_flow(loads: &[f64], slots: &[u32], width: usize, capacity: f64) -> bool {
     let num_ranks = slots.len() / width;
     let mut ranks_of = vec![Vec::new(); loads.len()];
@@ -59,7 +59,8 @@ fn can_flow(loads: &[f64], slots: &[u32], width: usize, capacity: f64) -> bool {
     for source in 0..loads.len() {
         let mut left = loads[source];
         while left > 0.0 {
-            // Of each rank that is reached, the expert that may send more to it and the rank that this expert takes it from.
+            // For each reached rank: the expert that may send more to it, and the rank from which this expert
+            // takes it.
             let mut reached: Vec<Option<(usize, Option<usize>)>> = vec![None; num_ranks];
             ranks_of[source].iter().for_each(|&rank| reached[rank] = Some((source, None)));
             let mut queue = ranks_of[source].clone();
@@ -102,7 +103,7 @@ proptest! {
     #![proptest_config(ProptestConfig { cases: 3000, failure_persistence: None, ..Default::default() })]
 
     #[test]
-    fn no_greedy_placement_is_below_the_bound_or_splits_better((loads, num_slots, num_ranks) in case()) {
+    fn lower_bound_and_best_split_are_between_mean_and_max_of_the_greedy((loads, num_slots, num_ranks) in case()) {
         let figures = greedy(&loads, num_slots, num_ranks);
         prop_assert!(in_order(&figures), "{figures:?}");
     }
@@ -112,19 +113,19 @@ proptest! {
     #![proptest_config(ProptestConfig { cases: 600, failure_persistence: None, ..Default::default() })]
 
     #[test]
-    fn the_best_split_is_what_just_lets_all_load_flow((loads, num_slots, num_ranks) in case()) {
+    fn best_split_is_the_smallest_capacity_that_lets_all_load_flow((loads, num_slots, num_ranks) in case()) {
         let shape = Shape::new(loads.len(), num_slots, num_ranks).unwrap();
         let placement = placed(&loads, shape);
         let slots = placement.layer_experts(0).unwrap();
         let best = best_split(&loads, slots, shape);
         let can_flow = |capacity| can_flow(&loads, slots, shape.slots_per_rank(), capacity);
-        prop_assert!(can_flow(best * (1.0 + 1e-9)), "not enough: {best}");
-        prop_assert!(best == 0.0 || !can_flow(best * (1.0 - 1e-9)), "more than needed: {best}");
+        prop_assert!(can_flow(best * (1.0 + 1e-9)), "too small: {best}");
+        prop_assert!(best == 0.0 || !can_flow(best * (1.0 - 1e-9)), "too large: {best}");
     }
 }
 
 #[test]
-fn no_greedy_placement_of_a_recorded_layer_is_below_the_bound() {
+fn lower_bound_is_never_above_the_greedy_on_recorded_layers() {
     let dumps = Path::new(env!("CARGO_MANIFEST_DIR")).join("data/dumps");
     let mut gaps = Vec::new();
     for name in ["dsv2lite-law", "dsv2lite-translation", "dsr1-extreme", "dsr1-all-zero"] {

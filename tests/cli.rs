@@ -189,7 +189,7 @@ fn generate_deepseek_hierarchical_keeps_groups_on_one_node() {
     assert_eq!(
         (&message[..], code),
         (
-            "8 groups cannot be split evenly over 3 nodes; policy deepseek-hierarchical needs that, deepseek-global \
+            "8 groups cannot be split evenly over 3 nodes; policy deepseek-hierarchical needs an even split, deepseek-global \
              does not",
             2
         )
@@ -221,7 +221,7 @@ fn generate_off_node_price_reduces_off_node_load() {
         out.display()
     );
     let (message, code) = failure(&format!("{args} --rank_to_node 3,3,1 --off_node_price 1"));
-    assert_eq!((&message[..], code), ("rank_to_node has 3 ranks, there are 8", 2));
+    assert_eq!((&message[..], code), ("rank_to_node has 3 values, there are 8 ranks", 2));
     assert!(!out.exists());
 
     // Ranks 0, 1, 6 and 7 are on node -3, the others on node 1; 64 experts in 8 groups are 8 a group.

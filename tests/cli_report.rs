@@ -219,7 +219,7 @@ fn compare_scores_files_policies_and_in_order() {
     let (message, code) = failure(&format!("compare {dump} serach"));
     assert_eq!(
         message,
-        "error: serach: no such file, and unknown policy \"serach\"; there is trtllm, deepseek-global, \
+        "error: serach: no such file, and unknown policy \"serach\"; the policies are trtllm, deepseek-global, \
          deepseek-hierarchical, search, and in-order\n"
     );
     assert_eq!(code, 2);

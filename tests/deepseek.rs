@@ -1,5 +1,5 @@
-//! Policies `deepseek-global` and `deepseek-hierarchical` against a second implementation: the rules as the specification words
-//! them, with no thought for speed.
+//! Policies `deepseek-global` and `deepseek-hierarchical` against a second, literal implementation of the
+//! specification.
 
 use std::path::{Path, PathBuf};
 use std::{env, fs};
@@ -18,7 +18,7 @@ struct Sizes {
     nodes: usize,
 }
 
-/// DeepSeek's arrays of one layer, each expert's slots not padded.
+/// DeepSeek's arrays of one layer. The slots of each expert are not padded.
 #[derive(Debug, Default, PartialEq)]
 struct Arrays {
     phy2log: Vec<i32>,
@@ -58,9 +58,9 @@ fn as_specified(load: &[f32], sizes: Sizes) -> Arrays {
         }
 
         // (c) Pack the S/N replicas onto R/N ranks.
-        let weight: Vec<f32> =
+        let replica_load: Vec<f32> =
             replicas.iter().map(|&(member, _)| load[members[member]] / count[member] as f32).collect();
-        for rank in packs(&weight, ranks / nodes) {
+        for rank in packs(&replica_load, ranks / nodes) {
             for replica in rank {
                 let (member, number) = replicas[replica];
                 phy2log.push(members[member] as i32);
@@ -77,32 +77,33 @@ fn as_specified(load: &[f32], sizes: Sizes) -> Arrays {
     Arrays { phy2log, log2phy, logcnt }
 }
 
-/// Packing `n` items into `m` packs of `n/m`: when n == m, item i to pack i; otherwise items by weight descending (stable), each
-/// to the least loaded pack with room (ties to the lower pack), totals in float32.
-fn packs(weight: &[f32], count: usize) -> Vec<Vec<usize>> {
+/// Packs `n` items into `m` packs of `n/m`. If n == m, item i goes to pack i. Otherwise items are taken by
+/// load descending (stable), each to the least loaded pack with room, ties to the lower pack. Totals are
+/// float32.
+fn packs(load: &[f32], count: usize) -> Vec<Vec<usize>> {
     let mut packs = vec![Vec::new(); count];
-    if weight.len() == count {
+    if load.len() == count {
         (0..count).for_each(|item| packs[item].push(item));
         return packs;
     }
-    let mut items: Vec<usize> = (0..weight.len()).collect();
-    items.sort_by(|&a, &b| weight[b].partial_cmp(&weight[a]).unwrap());
+    let mut items: Vec<usize> = (0..load.len()).collect();
+    items.sort_by(|&a, &b| load[b].partial_cmp(&load[a]).unwrap());
     let mut total = vec![0.0f32; count];
     for item in items {
         let mut chosen: Option<usize> = None;
         for pack in 0..count {
-            let room = packs[pack].len() < weight.len() / count;
+            let room = packs[pack].len() < load.len() / count;
             if room && chosen.is_none_or(|best| total[pack] < total[best]) {
                 chosen = Some(pack);
             }
         }
         packs[chosen.unwrap()].push(item);
-        total[chosen.unwrap()] += weight[item];
+        total[chosen.unwrap()] += load[item];
     }
     packs
 }
 
-/// The library's arrays of each layer, which are also what `solve` places.
+/// Returns the library's arrays of each layer, and checks that `solve` returns the same placement.
 fn found(values: &[f64], sizes: Sizes, policy: Policy, threads: usize) -> Vec<Arrays> {
     let Sizes { experts, slots, ranks, groups, nodes } = sizes;
     let layers: Vec<u32> = (0..(values.len() / experts) as u32).collect();
@@ -121,9 +122,10 @@ fn found(values: &[f64], sizes: Sizes, policy: Policy, threads: usize) -> Vec<Ar
     let placed = placement.iter().flat_map(|(_, experts)| experts).map(|&expert| expert as i32);
     assert!(placed.eq(phy2log.iter().copied()), "{sizes:?}");
 
-    let unpadded = |row: &[i32]| {
-        let (slots, padding) = row.split_at(row.iter().position(|&slot| slot == -1).unwrap_or(row.len()));
-        assert!(padding.iter().all(|&slot| slot == -1), "{row:?}");
+    let unpadded = |expert_slots: &[i32]| {
+        let (slots, padding) = expert_slots
+            .split_at(expert_slots.iter().position(|&slot| slot == -1).unwrap_or(expert_slots.len()));
+        assert!(padding.iter().all(|&slot| slot == -1), "{expert_slots:?}");
         slots.to_vec()
     };
     let layer = |layer: usize| Arrays {
@@ -147,20 +149,20 @@ fn expected(values: &[f64], sizes: Sizes) -> Vec<Arrays> {
     values.chunks_exact(sizes.experts).map(layer).collect()
 }
 
-/// Both policies, on any number of threads.
+/// Checks both policies with several numbers of threads.
 fn check(values: &[f64], sizes: Sizes) {
     let global = Sizes { groups: 1, nodes: 1, ..sizes };
-    for (policy, rule) in [(Policy::DeepseekHierarchical, sizes), (Policy::DeepseekGlobal, global)] {
-        let expected = expected(values, rule);
+    for (policy, sizes_used) in [(Policy::DeepseekHierarchical, sizes), (Policy::DeepseekGlobal, global)] {
+        let expected = expected(values, sizes_used);
         for threads in [1, 3] {
-            // The global policy has the groups and nodes too, and ignores them.
+            // The global policy ignores groups and nodes.
             assert_eq!(found(values, sizes, policy, threads), expected, "{policy}, {sizes:?}, {values:?}");
         }
     }
 }
 
 #[test]
-fn the_example_that_deepseek_published_comes_out() {
+fn hierarchical_policy_reproduces_the_published_example() {
     let loads: Vec<f64> = [
         [90, 132, 40, 61, 104, 165, 39, 4, 73, 56, 183, 86],
         [20, 107, 104, 64, 19, 197, 187, 157, 172, 86, 16, 27],
@@ -208,12 +210,12 @@ proptest! {
     #![proptest_config(ProptestConfig { cases: 5000, failure_persistence: None, ..Default::default() })]
 
     #[test]
-    fn agree_with_the_rules_as_specified_on_any_shape((values, sizes) in case()) {
+    fn policies_match_the_specification_on_any_shape((values, sizes) in case()) {
         check(&values, sizes);
     }
 }
 
-/// The shipped recordings, and those of the folder that `EPLB_EXTRA_DATA` may name.
+/// The shipped recordings, and those of the directory `EPLB_EXTRA_DATA`.
 fn dumps() -> Vec<PathBuf> {
     let shipped = Path::new(env!("CARGO_MANIFEST_DIR")).join("data");
     let dirs = [Some(shipped), env::var_os("EPLB_EXTRA_DATA").map(PathBuf::from)];
@@ -222,13 +224,13 @@ fn dumps() -> Vec<PathBuf> {
 }
 
 #[test]
-fn agree_with_the_rules_as_specified_on_every_recording() {
+fn policies_match_the_specification_on_every_recording() {
     let dumps = dumps();
     assert!(dumps.len() >= 4, "{dumps:?}");
     for path in dumps {
         let stats = Dump::open(&path, &LoadOptions::default()).unwrap().read(&mut |_, _| Ok(())).unwrap();
         let experts = stats.summary().num_experts;
-        // The sum over iterations of each layer, then each iteration by itself.
+        // The sum over iterations of each layer, then each iteration alone.
         let mut values = Vec::new();
         for &layer in &stats.summary().layers {
             values.extend(stats.layer_totals(layer).unwrap().iter().map(|&total| total as f64));

@@ -1,6 +1,6 @@
-//! The dumps and results under `data/`, which another program computed, against the library.
+//! The library against dumps and results under `data/`, which another program computed.
 //!
-//! `EPLB_EXTRA_DATA` may name a further folder of the same layout (recordings that may not be shipped, say).
+//! `EPLB_EXTRA_DATA` may name a further directory of the same layout.
 
 use std::collections::BTreeMap;
 use std::path::{Path, PathBuf};
@@ -20,7 +20,7 @@ const TRTLLM: SolveConfig = SolveConfig {
     off_node_price: 0.0,
     sample_weights: None,
     quantile: None,
-    slots_per_rank: None,
+    rank_num_slots: None,
     objective: Objective::EvenSplit,
     drift: 0.0,
     effort: 0,
@@ -31,7 +31,7 @@ fn data_dirs() -> Vec<PathBuf> {
     [Some(shipped), env::var_os("EPLB_EXTRA_DATA").map(PathBuf::from)].into_iter().flatten().collect()
 }
 
-/// The files of `data/expected` that end in `suffix`, with the dump that each is for.
+/// Returns the files of `data/expected` that end in `suffix`, each with its dump and its case.
 fn expected_files(suffix: &str) -> Vec<(PathBuf, PathBuf, String)> {
     let mut files = Vec::new();
     for dir in data_dirs() {
@@ -60,7 +60,7 @@ fn parse_case(case: &str) -> (Option<usize>, Option<usize>, Option<(u64, u64)>) 
 }
 
 #[test]
-fn policy_trtllm_gives_the_expected_configuration_files_to_the_byte() {
+fn policy_trtllm_writes_the_expected_configuration_files_to_the_byte() {
     let out = tempfile::tempdir().unwrap();
     let output_path = &out.path().join("config.yaml");
     for (expected, dump, case) in expected_files(".yaml") {
@@ -99,7 +99,7 @@ fn load(dump: &Path) -> Stats {
     dump.read(&mut |_, _| Ok(())).unwrap()
 }
 
-/// The balance of each layer over the iterations of `stats`.
+/// Returns the balance of each layer over the iterations of `stats`.
 fn balances(stats: &Stats, balance: impl Fn(u32, &[f64]) -> Balance) -> BTreeMap<u32, Balance> {
     let layer = |&layer: &u32| {
         let counts = stats.layer_counts(layer).unwrap();
@@ -115,7 +115,7 @@ fn assert_report(path: &Path, kind: &str, found: &BTreeMap<u32, Balance>) {
     assert_eq!(layers.len(), found.len(), "{}", path.display());
     for (layer, expected) in layers {
         let balance = &found[&layer.parse().unwrap()];
-        // A ratio is 1e-16-exact relative to max / mean, not to the small difference of that from 1.
+        // A ratio is exact to 1e-16 of max / mean, which is larger than the ratio itself.
         let close = |a: f64, b: f64| (a - b).abs() <= 1e-12 * b.abs().max(1.0);
         assert!(close(balance.mean, expected["mean"].as_f64().unwrap()), "{}: layer {layer}", path.display());
         match (balance.imbalance_ratio, expected["imbalance_ratio"].as_f64()) {
@@ -126,7 +126,7 @@ fn assert_report(path: &Path, kind: &str, found: &BTreeMap<u32, Balance>) {
 }
 
 #[test]
-fn balances_agree_with_the_expected_load_reports() {
+fn balances_match_the_expected_load_reports() {
     for (path, dump, case) in expected_files(".report.json") {
         let stats = load(&dump);
         let (num_experts, num_iterations) =
@@ -150,7 +150,7 @@ fn balances_agree_with_the_expected_load_reports() {
 }
 
 #[test]
-fn counts_agree_with_another_reader_of_safetensors() {
+fn counts_match_another_reader_of_safetensors() {
     for name in ["dsv2lite-translation", "dsr1-extreme"] {
         let directory = data_dirs()[0].join("dumps").join(name);
         let stats = load(&directory);
@@ -173,7 +173,7 @@ fn counts_agree_with_another_reader_of_safetensors() {
 }
 
 #[test]
-fn every_token_of_a_recording_chose_six_experts() {
+fn recorded_tokens_chose_six_experts_each() {
     // data/README.md: 8 ranks x 31 iterations x 32 tokens, top-6, in each layer.
     let stats = load(&data_dirs()[0].join("dumps/dsv2lite-law"));
     assert_eq!(stats.summary().experts_per_token, 6);
@@ -183,7 +183,7 @@ fn every_token_of_a_recording_chose_six_experts() {
 }
 
 #[test]
-fn one_rank_file_says_what_it_holds() {
+fn rank_file_reports_its_experts_layers_and_iterations() {
     let path = data_dirs()[0].join("dumps/dsv2lite-law/rank3.safetensors");
     let file = RankFile::open(&path, None).unwrap();
     assert_eq!(

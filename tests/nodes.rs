@@ -1,4 +1,4 @@
-//! The policy `search` where load off its node has a price.
+//! The policy `search` with a price of off-node load.
 
 use std::env;
 use std::path::Path;
@@ -8,7 +8,7 @@ use eplb::report::{average, score};
 use eplb::solve::{Loads, Policy, SolveConfig, solve};
 use eplb::stats::{Dump, LoadOptions};
 
-/// `[layers][experts]` of a recording's iteration 0 or its first.
+/// Returns the loads of a recording's first iteration, `[layers][experts]`, and the number of experts.
 fn recorded(dump: &Path) -> (Vec<f64>, usize) {
     let options = LoadOptions::default();
     let start = Dump::open(dump, &options).unwrap().summary().iterations.start;
@@ -25,16 +25,16 @@ fn placed(config: &SolveConfig, shape: Shape, loads: &[f64], threads: usize) -> 
 
 /// Balancedness and off-node share, means over layers.
 fn figures(placement: &Placement, loads: &[f64], num_groups: usize, nodes: &[i32]) -> (f64, f64) {
-    let rows = placement.iter().zip(loads.chunks_exact(placement.shape().num_experts()));
+    let layers = placement.iter().zip(loads.chunks_exact(placement.shape().num_experts()));
     let scores: Vec<_> =
-        rows.map(|((layer, _), loads)| score(placement, layer, loads, 1, loads.len()).unwrap()).collect();
-    let level = scores.iter().map(|score| score.balance().balancedness);
+        layers.map(|((layer, _), loads)| score(placement, layer, loads, 1, loads.len()).unwrap()).collect();
+    let balancedness = scores.iter().map(|score| score.balance().balancedness);
     let share = scores.iter().map(|score| score.off_node_share(num_groups, nodes).unwrap());
-    (average(level).unwrap(), average(share).unwrap())
+    (average(balancedness).unwrap(), average(share).unwrap())
 }
 
 #[test]
-fn a_price_buys_balance_with_as_little_load_off_its_node_as_it_takes() {
+fn price_trades_off_node_share_for_balance() {
     let dump = Path::new(env!("CARGO_MANIFEST_DIR")).join("data/dumps/dsr1-extreme");
     let (loads, num_experts) = recorded(&dump);
     let loads = &loads[..6 * num_experts];
@@ -44,7 +44,7 @@ fn a_price_buys_balance_with_as_little_load_off_its_node_as_it_takes() {
         let config =
             SolveConfig { num_groups: 8, num_nodes: 4, off_node_price: price, ..SolveConfig::default() };
         let placement = placed(&config, shape, loads, 1);
-        assert_eq!(placed(&config, shape, loads, 3), placement, "threads are no matter");
+        assert_eq!(placed(&config, shape, loads, 3), placement, "depends on the number of threads");
         figures(&placement, loads, 8, &nodes)
     };
     let (hard, soft, free) = (at(f64::INFINITY), at(1.0), at(0.0));
@@ -54,8 +54,8 @@ fn a_price_buys_balance_with_as_little_load_off_its_node_as_it_takes() {
         num_nodes: 4,
         ..SolveConfig::default()
     };
-    let of_deepseek = figures(&placed(&hierarchical, shape, loads, 1), loads, 8, &nodes);
-    assert!(hard.1 < 1e-12 && hard.0 >= of_deepseek.0, "{hard:?} {of_deepseek:?}");
+    let deepseek = figures(&placed(&hierarchical, shape, loads, 1), loads, 8, &nodes);
+    assert!(hard.1 < 1e-12 && hard.0 >= deepseek.0, "{hard:?} {deepseek:?}");
     assert!(soft.0 > hard.0 && soft.1 < free.1, "{hard:?} {soft:?} {free:?}");
 }
 
@@ -73,12 +73,12 @@ fn search_takes_nodes_of_any_size_named_by_any_int32() {
     };
     let hard = figures(&placed(&config, shape, &loads, 1), &loads, 4, &nodes);
     assert!(hard.1 < 1e-12, "{hard:?}");
-    // Names in the same order are the same nodes.
+    // Other names in the same order mean the same nodes.
     let renamed = SolveConfig { rank_to_node: Some(&[9, 5, 5, 5, 2, 2, 2, 2]), ..config };
     assert_eq!(placed(&renamed, shape, &loads, 1), placed(&config, shape, &loads, 1));
     let soft = SolveConfig { off_node_price: 0.5, ..config };
     let soft = figures(&placed(&soft, shape, &loads, 1), &loads, 4, &nodes);
-    // Nodes of 1, 3 and 4 of 8 ranks: 2 groups fit neither into 3 nor, evenly, into 4 without some load away.
+    // Nodes of 1, 3 and 4 of 8 ranks: no whole groups fit evenly on them without off-node load.
     assert!(soft.0 >= hard.0, "{soft:?} {hard:?}");
 }
 
@@ -91,7 +91,7 @@ impl Random {
     }
 }
 
-/// Loads that fall off like `1 / rank^exponent`, in any order.
+/// Loads that fall off like `1 / rank^exponent`, in random order.
 fn zipf(num_experts: usize, exponent: f64, mut below: impl FnMut(u64) -> u64) -> Vec<f64> {
     let mut loads: Vec<f64> =
         (1..=num_experts).map(|rank| (1e6 / (rank as f64).powf(exponent)).round()).collect();
@@ -99,21 +99,21 @@ fn zipf(num_experts: usize, exponent: f64, mut below: impl FnMut(u64) -> u64) ->
     loads
 }
 
-/// What a placement is to be small in: the most loaded rank over the mean, and the price of what is off its node.
+/// Returns what the search minimises: max / mean, plus the price times the off-node share.
 fn cost(placement: &Placement, loads: &[f64], num_groups: usize, nodes: &[i32], price: f64) -> f64 {
-    let (level, share) = figures(placement, loads, num_groups, nodes);
-    1.0 / level + if price.is_finite() { price * share } else { 0.0 }
+    let (balancedness, share) = figures(placement, loads, num_groups, nodes);
+    1.0 / balancedness + if price.is_finite() { price * share } else { 0.0 }
 }
 
 #[test]
-fn no_price_makes_it_dearer_than_the_hard_rule_or_than_no_nodes() {
+fn cost_is_never_above_the_hierarchical_policy_or_search_without_nodes() {
     let mut random = Random(1);
     let mut below = |limit| random.below(limit);
     for case in 0..300 {
         let num_nodes = 1 + below(4) as usize;
-        let (groups_per_node, group) = (1 + below(6) as usize, 1 + below(8) as usize);
+        let (groups_per_node, group_size) = (1 + below(6) as usize, 1 + below(8) as usize);
         let (num_groups, num_ranks) = (num_nodes * groups_per_node, num_nodes * (1 + below(4) as usize));
-        let num_experts = num_groups * group;
+        let num_experts = num_groups * group_size;
         let width = num_experts.div_ceil(num_ranks) + below(3) as usize;
         let Ok(shape) = Shape::new(num_experts, width * num_ranks, num_ranks) else { continue };
         let exponent = 0.3 + below(15) as f64 / 10.0;
@@ -127,13 +127,13 @@ fn no_price_makes_it_dearer_than_the_hard_rule_or_than_no_nodes() {
             let placement = placed(&SolveConfig { off_node_price: price, ..config }, shape, &loads, 1);
             let cost = |placement: &Placement| cost(placement, &loads, num_groups, &nodes, price);
             let found = cost(&placement);
-            let most = match price.is_infinite() {
+            let limit = match price.is_infinite() {
                 true => cost(&hierarchical),
                 false => cost(&hierarchical).min(cost(&free)),
             };
             assert!(
-                found <= most * (1.0 + 1e-9),
-                "case {case}, price {price}: {found}, {most} without: {num_experts} experts in {num_groups} groups, \
+                found <= limit * (1.0 + 1e-9),
+                "case {case}, price {price}: {found}, {limit} without: {num_experts} experts in {num_groups} groups, \
                  {width} slots on each of {num_ranks} ranks of {num_nodes} nodes, {loads:?}"
             );
             if price.is_infinite() {
@@ -144,7 +144,7 @@ fn no_price_makes_it_dearer_than_the_hard_rule_or_than_no_nodes() {
 }
 
 #[test]
-fn groups_by_the_dozen_leave_every_node_slots_to_spare() {
+fn many_groups_leave_spare_slots_on_every_node() {
     let mut random = Random(1);
     let loads = zipf(256, 1.0, |limit| random.below(limit));
     let shape = Shape::new(256, 288, 32).unwrap();
@@ -152,20 +152,20 @@ fn groups_by_the_dozen_leave_every_node_slots_to_spare() {
     for num_groups in [32, 64, 128, 256] {
         let hard =
             SolveConfig { num_groups, num_nodes: 4, off_node_price: f64::INFINITY, ..SolveConfig::default() };
-        let (level, share) = figures(&placed(&hard, shape, &loads, 1), &loads, num_groups, &nodes);
+        let (balancedness, share) = figures(&placed(&hard, shape, &loads, 1), &loads, num_groups, &nodes);
         assert!(
-            share < 1e-12 && level >= if num_groups == 32 { 0.95 } else { 0.99 },
-            "{num_groups}: {level}"
+            share < 1e-12 && balancedness >= if num_groups == 32 { 0.95 } else { 0.99 },
+            "{num_groups}: {balancedness}"
         );
-        // DeepSeek's rule is at .77.
+        // DeepSeek's policy reaches .77.
         let hierarchical = SolveConfig { policy: Policy::DeepseekHierarchical, ..hard };
-        let of_deepseek = figures(&placed(&hierarchical, shape, &loads, 1), &loads, num_groups, &nodes).0;
-        assert!(of_deepseek < 0.8, "{of_deepseek}");
+        let deepseek = figures(&placed(&hierarchical, shape, &loads, 1), &loads, num_groups, &nodes).0;
+        assert!(deepseek < 0.8, "{deepseek}");
     }
 }
 
 #[test]
-fn what_cannot_be_kept_at_home_is_refused() {
+fn solve_rejects_groups_that_do_not_fit_on_their_home_nodes() {
     let shape = Shape::new(8, 8, 4).unwrap();
     let loads = [1.0; 8];
     let refused = |config: SolveConfig| {
@@ -176,7 +176,7 @@ fn what_cannot_be_kept_at_home_is_refused() {
         SolveConfig { num_groups: 2, num_nodes: 4, off_node_price: f64::INFINITY, ..SolveConfig::default() };
     assert_eq!(
         refused(hard),
-        "the slots of 4 nodes cannot hold 2 groups of 4 experts, each on one node and each node with one"
+        "the slots of 4 nodes cannot hold 2 whole groups of 4 experts, at least one on each node"
     );
     assert_eq!(
         refused(SolveConfig { num_groups: 3, ..hard }),
@@ -184,19 +184,19 @@ fn what_cannot_be_kept_at_home_is_refused() {
     );
     assert_eq!(
         refused(SolveConfig { rank_to_node: Some(&[0, 1]), ..hard }),
-        "rank_to_node has 2 ranks, there are 4"
+        "rank_to_node has 2 values, there are 4 ranks"
     );
     assert_eq!(
         refused(SolveConfig { off_node_price: -1.0, ..hard }),
         "off_node_price is -1; it must not be negative"
     );
-    // With a price it is only dear.
+    // A finite price allows off-node load.
     let soft = SolveConfig { off_node_price: 1.0, ..hard };
     assert_eq!(placed(&soft, shape, &loads, 1).duplicates(), []);
 }
 
 #[test]
-fn the_recorded_prefill_keeps_what_was_reached() {
+fn recorded_prefill_reaches_the_documented_balance() {
     let Some(extra) = env::var_os("EPLB_EXTRA_DATA") else { return };
     let (loads, num_experts) = recorded(&Path::new(&extra).join("dumps/dsv3-prefill"));
     let shape = Shape::new(num_experts, 288, 32).unwrap();
@@ -206,7 +206,7 @@ fn the_recorded_prefill_keeps_what_was_reached() {
             SolveConfig { num_groups: 8, num_nodes: 4, off_node_price: price, ..SolveConfig::default() };
         figures(&placed(&config, shape, &loads, 0), &loads, 8, &nodes)
     };
-    // No placement under the hard rule passes .8740.
+    // No placement with every replica on its home node exceeds .8740.
     let hard = at(f64::INFINITY);
     assert!(hard.0 >= 0.8738 && hard.0 <= 0.8740 && hard.1 < 1e-12, "{hard:?}");
     let soft = at(0.5);

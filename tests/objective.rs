@@ -1,5 +1,5 @@
-//! What the search is told to make small, the mean over samples, a quantile of them, or the best split of loads that drift; and
-//! how small it is, by the computation of benches/balance.rs.
+//! What the search minimises: the mean over samples, a quantile, or the best split of drifted loads.
+//! Thresholds are results of benches/balance.rs.
 
 use std::path::Path;
 
@@ -19,8 +19,8 @@ fn placed_on(
     loads: &[f64],
     num_samples: usize,
 ) -> Placement {
-    let row = num_samples * shape.num_experts();
-    let layers: Vec<u32> = (0..(loads.len() / row) as u32).collect();
+    let layer_len = num_samples * shape.num_experts();
+    let layers: Vec<u32> = (0..(loads.len() / layer_len) as u32).collect();
     let loads = Loads::new(loads, &layers, num_samples, shape.num_experts()).unwrap();
     solve(config, shape, &loads, threads).unwrap()
 }
@@ -30,15 +30,15 @@ fn recorded(dump: &Path, start: u64, stop: u64, num_samples: usize) -> Vec<f64> 
     Dump::open(dump, &options).unwrap().read(&mut |_, _| Ok(())).unwrap().samples(num_samples).unwrap()
 }
 
-/// Over layers and samples, the mean over the most loaded rank's load: of the even split, and of the best.
+/// Returns the balancedness by even split and by best split, averaged over layers and samples.
 fn balancedness(placement: &Placement, loads: &[f64], num_samples: usize) -> (f64, f64) {
-    let (shape, row) = (placement.shape(), placement.shape().num_experts());
-    let layers = || placement.iter().zip(loads.chunks_exact(num_samples * row));
+    let (shape, num_experts) = (placement.shape(), placement.shape().num_experts());
+    let layers = || placement.iter().zip(loads.chunks_exact(num_samples * num_experts));
     let even = layers().map(|((layer, _), loads)| {
-        score(placement, layer, loads, num_samples, row).unwrap().balance().balancedness
+        score(placement, layer, loads, num_samples, num_experts).unwrap().balance().balancedness
     });
     let best = layers().flat_map(|((_, slots), loads)| {
-        loads.chunks_exact(row).map(move |loads| {
+        loads.chunks_exact(num_experts).map(move |loads| {
             Some(loads.iter().sum::<f64>() / shape.num_ranks() as f64 / best_split(loads, slots, shape))
         })
     });
@@ -60,37 +60,37 @@ fn zipf(exponent: f64) -> Vec<f64> {
     (0..58).flat_map(of_layer).collect()
 }
 
-/// That the search leaves 256 experts at least so level, and none twice on a rank.
-fn check_level(name: &str, loads: &[f64], num_slots: usize, num_ranks: usize, least: f64) {
+/// Checks the balancedness of `search` on 256 experts, and that no rank holds an expert twice.
+fn check_balancedness(name: &str, loads: &[f64], num_slots: usize, num_ranks: usize, least: f64) {
     let shape = Shape::new(256, num_slots, num_ranks).unwrap();
     let placement = placed(&SolveConfig::default(), shape, loads, 1);
-    let (level, _) = balancedness(&placement, loads, 1);
-    println!("{name} {num_slots}/{num_ranks}: {level:.5}");
-    assert!(level >= least, "{name} {num_slots}/{num_ranks}: {level}");
+    let (balancedness, _) = balancedness(&placement, loads, 1);
+    println!("{name} {num_slots}/{num_ranks}: {balancedness:.5}");
+    assert!(balancedness >= least, "{name} {num_slots}/{num_ranks}: {balancedness}");
     assert_eq!(placement.duplicates(), [], "{name} {num_slots}/{num_ranks}");
 }
 
 #[test]
-fn generated_loads_are_level_to_two_ten_thousandths_and_no_expert_is_twice_on_a_rank() {
+fn search_balances_zipf_loads_without_duplicates() {
     for (exponent, num_slots, num_ranks) in [(0.6, 288, 32), (1.0, 288, 32), (1.0, 288, 36)] {
-        check_level(&format!("zipf {exponent}"), &zipf(exponent), num_slots, num_ranks, 0.9998);
+        check_balancedness(&format!("zipf {exponent}"), &zipf(exponent), num_slots, num_ranks, 0.9998);
     }
 }
 
-/// With EPLB_EXTRA_DATA, a folder with more `dumps`.
+/// Needs EPLB_EXTRA_DATA, a directory with more `dumps`.
 #[test]
-fn recordings_of_deepseek_v3_are_level_to_two_ten_thousandths_and_no_expert_is_twice_on_a_rank() {
+fn search_balances_recordings_of_deepseek_v3_without_duplicates() {
     let Some(folder) = std::env::var_os("EPLB_EXTRA_DATA") else { return };
     for (name, num_ranks, least) in
         [("dsv3-decode", 32, 0.9998), ("dsv3-prefill", 32, 0.9998), ("dsv3-decode", 72, 0.9978)]
     {
         let loads = recorded(&Path::new(&folder).join("dumps").join(name), 0, 1, 1);
-        check_level(name, &loads, 288, num_ranks, least);
+        check_balancedness(name, &loads, 288, num_ranks, least);
     }
 }
 
 #[test]
-fn iterations_that_were_not_planned_on_are_more_level_than_by_trtllm() {
+fn search_balances_later_iterations_better_than_trtllm() {
     for (name, num_slots, num_ranks) in [("dsv2lite-translation", 72, 8), ("dsv2lite-law", 80, 16)] {
         let dump = Path::new(env!("CARGO_MANIFEST_DIR")).join("data/dumps").join(name);
         let shape = Shape::new(64, num_slots, num_ranks).unwrap();
@@ -106,14 +106,14 @@ fn iterations_that_were_not_planned_on_are_more_level_than_by_trtllm() {
 }
 
 #[test]
-fn the_number_of_threads_changes_no_placement() {
+fn placements_do_not_depend_on_the_number_of_threads() {
     let dump = Path::new(env!("CARGO_MANIFEST_DIR")).join("data/dumps/dsv2lite-law");
     let (shape, loads) = (Shape::new(64, 72, 8).unwrap(), recorded(&dump, 100, 131, 3));
     let search = SolveConfig::default();
     for config in [
         SolveConfig { objective: Objective::BestSplit, ..search },
         SolveConfig { quantile: Some(0.7), ..search },
-        SolveConfig { slots_per_rank: Some(&[9, 8, 9, 9, 8, 7, 9, 9]), ..search },
+        SolveConfig { rank_num_slots: Some(&[9, 8, 9, 9, 8, 7, 9, 9]), ..search },
     ] {
         assert_eq!(
             placed_on(1, &config, shape, &loads, 3),
@@ -124,7 +124,7 @@ fn the_number_of_threads_changes_no_placement() {
 }
 
 #[test]
-fn a_quantile_of_samples_is_as_small_as_any_placement_makes_it() {
+fn search_minimises_the_quantile_over_samples() {
     // Four experts on two ranks of two slots can be paired in three ways.
     let pairings = [[0, 1, 2, 3], [0, 2, 1, 3], [0, 3, 1, 2]];
     let shape = Shape::new(4, 4, 2).unwrap();
@@ -146,7 +146,7 @@ fn a_quantile_of_samples_is_as_small_as_any_placement_makes_it() {
             loads.chunks_exact(4).map(of_sample).collect()
         };
         for quantile in [0.2, 0.5, 0.8, 1.0] {
-            // Of n samples of equal weight, q n of them, rounded up, do not exceed it.
+            // With n samples of equal weight, ceil(q n) of them do not exceed the quantile q.
             let of = |slots: &[u32]| {
                 let mut ratios = ratios(slots);
                 ratios.sort_by(f64::total_cmp);
@@ -164,7 +164,7 @@ fn a_quantile_of_samples_is_as_small_as_any_placement_makes_it() {
 }
 
 #[test]
-fn what_is_no_quantile_no_drift_or_no_weight_is_refused() {
+fn check_rejects_invalid_quantile_drift_and_price() {
     let shape = Shape::new(4, 4, 2).unwrap();
     let refused = |config: SolveConfig| config.check(shape).unwrap_err().to_string();
     let search = SolveConfig::default();
@@ -179,12 +179,12 @@ fn what_is_no_quantile_no_drift_or_no_weight_is_refused() {
     let priced = SolveConfig { objective: Objective::BestSplit, off_node_price: 1.0, ..search };
     assert_eq!(
         refused(priced),
-        "objective best-split knows no nodes; set off_node_price to 0, or plan for the even split"
+        "objective best-split does not support off_node_price; set off_node_price to 0 or use objective even-split"
     );
 }
 
 #[test]
-fn replicas_placed_for_the_best_split_serve_later_iterations_better() {
+fn best_split_objective_balances_later_iterations_better() {
     for (name, num_slots, num_ranks) in [("dsv2lite-translation", 72, 8), ("dsv2lite-law", 80, 16)] {
         let dump = Path::new(env!("CARGO_MANIFEST_DIR")).join("data/dumps").join(name);
         let shape = Shape::new(64, num_slots, num_ranks).unwrap();
@@ -196,16 +196,18 @@ fn replicas_placed_for_the_best_split_serve_later_iterations_better() {
         };
         let search = SolveConfig::default();
         let (even, best) = of(&search);
-        let (linked_even, linked_best) = of(&SolveConfig { objective: Objective::BestSplit, ..search });
-        assert!(linked_best > best + 0.01, "{name}: {linked_best} {best}");
-        // A hundredth of what is to be small, the mean of the ratios' inverses.
-        assert!(linked_even > even * 0.985, "{name}: {linked_even} {even}");
+        let (best_split_even, best_split_best) =
+            of(&SolveConfig { objective: Objective::BestSplit, ..search });
+        assert!(best_split_best > best + 0.01, "{name}: {best_split_best} {best}");
+        // 1 % of max / mean, and some rounding from averages of its inverse.
+        assert!(best_split_even > even * 0.985, "{name}: {best_split_even} {even}");
     }
 }
 
-/// With EPLB_EXTRA_DATA, a folder with more `dumps`: planned on prompts of 1,024 tokens, measured on prompts of 4,096.
+/// Needs EPLB_EXTRA_DATA, a directory with more `dumps`. Plans on prompts of 1,024 tokens and measures on
+/// prompts of 4,096.
 #[test]
-fn the_recorded_prefill_of_longer_prompts_keeps_what_was_reached() {
+fn recorded_prefill_of_longer_prompts_reaches_the_documented_balance() {
     let Some(folder) = std::env::var_os("EPLB_EXTRA_DATA") else { return };
     let dump = Path::new(&folder).join("dumps/dsv3-prefill");
     let (planned, later) = (recorded(&dump, 0, 1, 1), recorded(&dump, 1, 2, 1));
@@ -213,8 +215,8 @@ fn the_recorded_prefill_of_longer_prompts_keeps_what_was_reached() {
     let of = |config: &SolveConfig| balancedness(&placed(config, shape, &planned, 1), &later, 1);
     let search = SolveConfig::default();
     let greedy = of(&SolveConfig { policy: Policy::Trtllm, ..search });
-    let linked = of(&SolveConfig { objective: Objective::BestSplit, ..search });
+    let best_split = of(&SolveConfig { objective: Objective::BestSplit, ..search });
     assert!((greedy.1 - 0.9053).abs() < 1e-4, "{greedy:?}");
-    assert!(of(&search).0 >= greedy.0 && linked.0 >= greedy.0, "{linked:?} {greedy:?}");
-    assert!(linked.1 >= 0.95, "{linked:?}");
+    assert!(of(&search).0 >= greedy.0 && best_split.0 >= greedy.0, "{best_split:?} {greedy:?}");
+    assert!(best_split.1 >= 0.95, "{best_split:?}");
 }

@@ -1,4 +1,4 @@
-//! Policy `trtllm` against a second implementation: the rule as the specification words it, with no thought for speed.
+//! Policy `trtllm` against a second, literal implementation of the specification.
 
 use eplb::placement::{Placement, Shape};
 use eplb::solve::{Loads, Objective, Policy, SolveConfig, solve};
@@ -12,7 +12,7 @@ const TRTLLM: SolveConfig = SolveConfig {
     off_node_price: 0.0,
     sample_weights: None,
     quantile: None,
-    slots_per_rank: None,
+    rank_num_slots: None,
     objective: Objective::EvenSplit,
     drift: 0.0,
     effort: 0,
@@ -50,7 +50,7 @@ fn as_specified(loads: &[f64], num_slots: usize, num_ranks: usize) -> Vec<u32> {
     replicas.sort_by(|a, b| b.1.partial_cmp(&a.1).unwrap().then(a.0.cmp(&b.0)));
     let width = num_slots / num_ranks;
     let (mut ranks, mut totals) = (vec![Vec::new(); num_ranks], vec![0.0; num_ranks]);
-    for (expert, weight) in replicas {
+    for (expert, load) in replicas {
         let mut chosen = None;
         for rank in 0..num_ranks {
             if ranks[rank].len() < width && chosen.is_none_or(|best: usize| totals[rank] < totals[best]) {
@@ -59,7 +59,7 @@ fn as_specified(loads: &[f64], num_slots: usize, num_ranks: usize) -> Vec<u32> {
         }
         let rank = chosen.unwrap();
         ranks[rank].push(expert as u32);
-        totals[rank] += weight;
+        totals[rank] += load;
     }
     ranks.concat()
 }
@@ -88,7 +88,7 @@ proptest! {
     #![proptest_config(ProptestConfig { cases: 2000, failure_persistence: None, ..Default::default() })]
 
     #[test]
-    fn agrees_with_the_rule_as_specified_on_any_shape((loads, num_experts, num_slots, num_ranks) in case()) {
+    fn policy_matches_the_specification_on_any_shape((loads, num_experts, num_slots, num_ranks) in case()) {
         let layers: Vec<u32> = (0..(loads.len() / num_experts) as u32).collect();
         let checked = Loads::new(&loads, &layers, 1, num_experts).unwrap();
         let expected: Vec<u32> =
@@ -102,9 +102,9 @@ proptest! {
 }
 
 #[test]
-fn models_of_the_field_on_1_to_72_ranks() {
-    // needs.md: E in {16,32,60,64,72,128,160,256,384,512}, ranks 1..72. Loads fall off like 1 / rank (zipf), shuffled
-    // by a multiplication that is coprime to each E.
+fn policy_matches_the_specification_for_published_models_on_1_to_72_ranks() {
+    // The numbers of experts of published models. Loads fall off like 1 / rank (zipf), shuffled by a
+    // multiplication that is coprime to each number.
     for num_experts in [16usize, 32, 60, 64, 72, 128, 160, 256, 384, 512] {
         for num_ranks in 1..=72 {
             let loads: Vec<f64> =
@@ -125,7 +125,7 @@ fn models_of_the_field_on_1_to_72_ranks() {
 }
 
 #[test]
-fn samples_are_added_up() {
+fn policy_adds_up_samples() {
     // Expert 0 or 2 is hottest in each sample alone, expert 1 in the sum: it gets the spare slot.
     let loads = [5.0, 4.0, 0.0, 0.0, 4.0, 5.0];
     let layers = [0];

@@ -96,7 +96,7 @@ pub fn write_placement(
     format: PlacementFormat,
     model: &Model,
 ) -> Result<()> {
-    placement.check_even(format.name()).map_err(|error| error.in_file(path))?;
+    placement.check_equal_ranks(format.name()).map_err(|error| error.in_file(path))?;
     let shape = placement.shape();
     let all = [placement.layers().len(), shape.num_slots()];
     let mut slots = placement.iter().flat_map(|(_, experts)| experts).map(|&expert| u64::from(expert));

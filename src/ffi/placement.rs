@@ -177,7 +177,7 @@ pub unsafe extern "C" fn eplb_placement_create(
         let layers = layer_numbers(layer_ids)?;
         let made = match slots {
             None => Placement::new(shape, &layers, slot_experts)?,
-            Some(slots) => Placement::uneven(shape, slots, &layers, slot_experts)?,
+            Some(slots) => Placement::with_rank_num_slots(shape, slots, &layers, slot_experts)?,
         };
         placement.give(eplb_placement(made.with_layer_updates_per_iter(config.layer_updates_per_iter)));
         Ok(())
@@ -211,9 +211,9 @@ pub unsafe extern "C" fn eplb_placement_load(
             layers: (!layers.is_empty()).then_some(&layers[..]),
             num_slots: or_default(options.num_slots),
             missing_layers: choice!(options.missing_layers, "options->missing_layers", {
-                EPLB_MISSING_LAYERS_REFUSE => MissingLayers::Refused,
-                EPLB_MISSING_LAYERS_COPY_LAST => MissingLayers::LikeLast,
-                EPLB_MISSING_LAYERS_SEQUENTIAL => MissingLayers::InOrder,
+                EPLB_MISSING_LAYERS_REFUSE => MissingLayers::Refuse,
+                EPLB_MISSING_LAYERS_COPY_LAST => MissingLayers::CopyLast,
+                EPLB_MISSING_LAYERS_SEQUENTIAL => MissingLayers::Sequential,
             })?,
         };
         placement.give(eplb_placement(Placement::load(path, expected)?));

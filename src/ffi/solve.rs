@@ -202,7 +202,7 @@ pub unsafe extern "C" fn eplb_solve(
                 array(loads, num_loads, "loads")?,
             )
         };
-        let solving = SolveConfig { slots_per_rank: slots, ..solving };
+        let solving = SolveConfig { rank_num_slots: slots, ..solving };
         let (layers, shape) = (layer_numbers(layer_ids)?, config.shape(slots)?);
         let loads = Loads::new(loads, &layers, num_samples, num_experts)?;
         let solved = solve(&solving, shape, &loads, options.num_threads as usize)?;
@@ -259,7 +259,7 @@ pub unsafe extern "C" fn eplb_deepseek_rebalance(
             EPLB_POLICY_DEFAULT => Policy::of_deepseek(solving.num_groups, solving.num_nodes),
             _ => solving.policy,
         };
-        let solving = SolveConfig { policy, slots_per_rank: slots, ..solving };
+        let solving = SolveConfig { policy, rank_num_slots: slots, ..solving };
         let layers: Vec<u32> = (0..number(num_layers, "num_layers")?).collect();
         let shape = config.shape(slots)?;
         let loads = Loads::new(loads, &layers, 1, num_experts)?;

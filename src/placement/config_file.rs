@@ -12,12 +12,12 @@ use super::{Placement, Shape};
 use crate::atomic_file::AtomicFile;
 use crate::error::{Error, Result, shortened};
 
-/// The largest models published stay well below these: 100 layers of 8,192 slots take 5 MB. A YAML parser needs some 70
-/// times a file's size in memory, and aliases (`*a`) make a small file say much.
+/// Published models stay well below these limits: 100 layers of 8,192 slots take 5 MB. A YAML parser needs
+/// about 70 times a file's size in memory, and aliases (`*a`) expand a small file.
 const MAX_FILE_BYTES: u64 = 8 << 20;
 const MAX_SLOTS_OF_ALL_LAYERS: usize = 4 << 20;
 
-/// The assignments are two deep. Deeper nesting is no configuration, and costs the parser time beyond all proportion.
+/// The assignments nest two deep. A YAML parser's time grows out of all proportion with deeper nesting.
 const MAX_NESTING: usize = 4;
 
 const ASSIGNMENTS: &str = "initial_global_assignments";
@@ -25,59 +25,61 @@ const UPDATES: &str = "layer_updates_per_iter";
 const NUM_SLOTS: &str = "num_slots";
 const EP_SIZE: &str = "ep_size";
 
-/// What a configuration file says, before anything is known of the model it is for.
+/// The content of a configuration file, before the model is known.
 #[derive(Debug, Clone, Default, PartialEq, Eq)]
 pub struct ConfigFile {
-    /// The expert of each slot by layer; `None` leaves the experts spread in order.
+    /// The expert of each slot by layer. `None` means the experts in order.
     pub assignments: Option<BTreeMap<u32, Vec<u32>>>,
-    /// Layers that an online balancer moves an iteration; 0 in a file for offline balancing.
+    /// Layers that an online balancer moves in an iteration. 0 in a file for offline balancing.
     pub layer_updates_per_iter: u32,
     /// Slots of all ranks together; `None` means one per expert.
     pub num_slots: Option<usize>,
-    /// Ranks, which only some versions write.
+    /// Ranks. Only some versions write them.
     pub ep_size: Option<usize>,
 }
 
-/// What the reader of a configuration file knows of the model. Each `None` is taken from the file.
+/// What the caller knows of the model. A `None` is taken from the file.
 #[derive(Debug, Clone, Copy, Default)]
 pub struct Expected<'a> {
-    /// Experts of a layer; otherwise the highest expert of the file and those below it.
+    /// Experts of a layer. `None`: the highest expert of the file, plus 1.
     pub num_experts: Option<usize>,
-    /// Ranks (the EP size); files seldom say it.
+    /// Ranks (the EP size). Most files lack it.
     pub num_ranks: Option<usize>,
-    /// Layers that must be there. Further layers of the file are kept.
+    /// Required layers. Other layers of the file are kept.
     pub layers: Option<&'a [u32]>,
     /// Slots of all ranks together, as a check.
     pub num_slots: Option<usize>,
-    /// What those of `layers` get that the file lacks.
+    /// How to fill those of `layers` that the file lacks.
     pub missing_layers: MissingLayers,
 }
 
-/// What a layer gets that the model has and the file lacks, such as one for multi-token prediction.
+/// How to fill a layer that the model has and the file lacks, such as one for multi-token prediction.
 #[derive(Debug, Clone, Copy, Default, PartialEq, Eq)]
 pub enum MissingLayers {
-    /// The file is refused.
+    /// Refuse the file.
     #[default]
-    Refused,
-    /// The experts of the file's last layer.
-    LikeLast,
-    /// The experts spread in order, as where a file has no assignments at all.
-    InOrder,
+    Refuse,
+    /// Copy the experts of the file's last layer.
+    CopyLast,
+    /// Place the experts in order, as if the file had no assignments.
+    Sequential,
 }
 
 impl ConfigFile {
-    /// Reads and checks a file as far as that is possible without knowing the model.
+    /// Reads a file and makes the checks that do not need the model.
     pub fn read(path: &Path) -> Result<Self> {
         let mut text = Vec::new();
         let file = File::open(path).map_err(|e| Error::read(path, e))?;
         file.take(MAX_FILE_BYTES + 1).read_to_end(&mut text).map_err(|e| Error::read(path, e))?;
         let refuse = |message: &str| Err(Error::InvalidPlacement(message.to_owned()).in_file(path));
         if text.len() as u64 > MAX_FILE_BYTES {
-            return refuse(&format!("more than {MAX_FILE_BYTES} bytes, no configuration file is so large"));
+            return refuse(&format!(
+                "the file has more than {MAX_FILE_BYTES} bytes; a configuration file is smaller"
+            ));
         }
         match str::from_utf8(&text) {
             Ok(text) => Self::parse(text).map_err(|e| e.in_file(path)),
-            Err(_) => refuse("it is not UTF-8 text, so no configuration file"),
+            Err(_) => refuse("the file is not UTF-8 text"),
         }
     }
 
@@ -85,7 +87,9 @@ impl ConfigFile {
     pub fn parse(text: &str) -> Result<Self> {
         let invalid = |e: serde_yaml::Error| Error::InvalidPlacement(shortened(&e.to_string()));
         if nesting(text) > MAX_NESTING {
-            return Err(Error::InvalidPlacement("lists within lists, no configuration file has them".into()));
+            return Err(Error::InvalidPlacement(
+                "lists are nested too deeply for a configuration file".into(),
+            ));
         }
         let mut documents = serde_yaml::Deserializer::from_str(text);
         let document = documents.next().ok_or_else(|| Error::InvalidPlacement("the file is empty".into()))?;
@@ -96,9 +100,9 @@ impl ConfigFile {
         }
     }
 
-    /// The placement that this file means for a model.
+    /// Builds the placement of a model from this file.
     ///
-    /// Fails with [`Error::InvalidPlacement`] naming layer and slot, or [`Error::InvalidShape`].
+    /// Fails with [`Error::InvalidPlacement`] naming layer and slot, or with [`Error::InvalidShape`].
     pub fn placement(&self, expected: Expected<'_>) -> Result<Placement> {
         let num_ranks = match (expected.num_ranks, self.ep_size) {
             (Some(wanted), Some(written)) if wanted != written => {
@@ -135,7 +139,7 @@ impl ConfigFile {
                 if shape.num_slots().saturating_mul(layers.len()) > MAX_SLOTS_OF_ALL_LAYERS {
                     return Err(Error::InvalidPlacement(too_many_slots()));
                 }
-                Placement::new(shape, layers, &spread_in_order(shape).repeat(layers.len()))?
+                Placement::new(shape, layers, &experts_in_order(shape).repeat(layers.len()))?
             }
         };
         Ok(placement.with_layer_updates_per_iter(self.layer_updates_per_iter))
@@ -158,25 +162,25 @@ impl ConfigFile {
         let needed = expected.layers.unwrap_or_default();
         let missing: Vec<u32> =
             needed.iter().copied().filter(|layer| !assignments.contains_key(layer)).collect();
-        let filler = match (missing.first(), expected.missing_layers) {
-            (Some(layer), MissingLayers::Refused) => {
+        let fill = match (missing.first(), expected.missing_layers) {
+            (Some(layer), MissingLayers::Refuse) => {
                 return Err(Error::InvalidPlacement(format!("layer {layer} is missing from {ASSIGNMENTS}")));
             }
-            (Some(_), MissingLayers::InOrder) => spread_in_order(shape),
+            (Some(_), MissingLayers::Sequential) => experts_in_order(shape),
             _ => assignments.last_key_value().map(|(_, experts)| experts.clone()).unwrap_or_default(),
         };
         if (assignments.len() + missing.len()).saturating_mul(shape.num_slots()) > MAX_SLOTS_OF_ALL_LAYERS {
             return Err(Error::InvalidPlacement(too_many_slots()));
         }
         let layers: Vec<u32> = assignments.keys().copied().chain(missing.iter().copied()).collect();
-        let fillers = missing.iter().flat_map(|_| &filler);
-        let slot_experts: Vec<u32> = assignments.values().flatten().chain(fillers).copied().collect();
+        let filled = missing.iter().flat_map(|_| &fill);
+        let slot_experts: Vec<u32> = assignments.values().flatten().chain(filled).copied().collect();
         Placement::new(shape, &layers, &slot_experts)
     }
 }
 
-/// How deep brackets and braces nest, at most. Those in comments and strings count too: to tell them apart takes the very
-/// parser that is to be spared.
+/// Returns how deep brackets and braces nest. Those in comments and strings count too: telling them apart
+/// would take the parser that this check protects.
 fn nesting(text: &str) -> usize {
     let (mut depth, mut deepest) = (0usize, 0);
     for byte in text.bytes() {
@@ -194,8 +198,9 @@ fn too_many_slots() -> String {
     format!("more than {MAX_SLOTS_OF_ALL_LAYERS} slots in all layers")
 }
 
-/// TensorRT-LLM's placement where a file has no assignments: slot `i` of rank `r` holds `(r * E / R + i) % E`.
-pub(crate) fn spread_in_order(shape: Shape) -> Vec<u32> {
+/// Returns TensorRT-LLM's placement for a file without assignments: slot `i` of rank `r` holds `(r * E / R +
+/// i) % E`.
+pub(crate) fn experts_in_order(shape: Shape) -> Vec<u32> {
     let (num_experts, num_ranks) = (shape.num_experts(), shape.num_ranks());
     (0..num_ranks)
         .flat_map(|rank| (0..shape.slots_per_rank()).map(move |i| rank * num_experts / num_ranks + i))
@@ -204,27 +209,29 @@ pub(crate) fn spread_in_order(shape: Shape) -> Vec<u32> {
 }
 
 impl Placement {
-    /// Reads a configuration file; see [`ConfigFile::placement`].
+    /// Reads a configuration file. See [`ConfigFile::placement`].
     pub fn load(path: &Path, expected: Expected<'_>) -> Result<Self> {
         ConfigFile::read(path)?.placement(expected).map_err(|e| e.in_file(path))
     }
 
-    /// Writes the configuration file, to the byte as PyYAML writes TensorRT-LLM's. A file of that name is replaced
-    /// in one step: whenever the process dies, the old or the new one is there, whole. Fails as [`Placement::to_yaml`].
+    /// Writes the configuration file, with the bytes that PyYAML writes for TensorRT-LLM. Replaces an
+    /// existing file atomically: if the process dies, the old file or the new one exists, complete. Fails as
+    /// [`Placement::to_yaml`].
     pub fn save(&self, path: &Path) -> Result<()> {
-        self.check_even(FILE_NAME).map_err(|error| error.in_file(path))?;
+        self.check_equal_ranks(FILE_NAME).map_err(|error| error.in_file(path))?;
         self.save_to(AtomicFile::create(path)?)
     }
 
-    /// As [`Placement::save`], to a file begun before.
+    /// Writes as [`Placement::save`] does, to a file that was created before.
     pub(crate) fn save_to(&self, file: AtomicFile) -> Result<()> {
         let yaml = self.to_yaml()?;
         file.replace(|file| file.write_all(yaml.as_bytes()))
     }
 
-    /// The text of the configuration file. Fails with [`Error::InvalidPlacement`] where ranks have unequal numbers of slots.
+    /// Returns the text of the configuration file. Fails with [`Error::InvalidPlacement`] if ranks have
+    /// unequal numbers of slots.
     pub fn to_yaml(&self) -> Result<String> {
-        self.check_even(FILE_NAME)?;
+        self.check_equal_ranks(FILE_NAME)?;
         let mut yaml = format!("{ASSIGNMENTS}:\n");
         for (layer, experts) in self.iter() {
             let mut separator = "[";
@@ -245,7 +252,7 @@ impl Placement {
     }
 }
 
-/// What messages call it.
+/// The name of the format in messages.
 const FILE_NAME: &str = "a configuration file";
 
 struct FileVisitor;
@@ -269,7 +276,7 @@ impl<'de> Visitor<'de> for FileVisitor {
                 unknown => return Err(de::Error::custom(unknown_key(&shortened(unknown)))),
             }
             if seen.contains(&key) {
-                return Err(de::Error::custom(format!("the key \"{key}\" stands twice")));
+                return Err(de::Error::custom(format!("the key \"{key}\" is given twice")));
             }
             seen.push(key);
         }
@@ -329,14 +336,14 @@ impl<'de> Visitor<'de> for AssignmentsSeed {
             let experts = map.next_value_seed(LayerSeed { layer, room })?;
             room -= experts.len();
             if assignments.insert(layer, experts).is_some() {
-                return Err(de::Error::custom(format!("layer {layer} stands twice in {ASSIGNMENTS}")));
+                return Err(de::Error::custom(format!("layer {layer} is given twice in {ASSIGNMENTS}")));
             }
         }
         Ok(Some(assignments))
     }
 }
 
-/// The list of one layer, of at most `room` slots; errors name the layer and the slot.
+/// The list of one layer, of at most `room` slots. Errors name the layer and the slot.
 struct LayerSeed {
     layer: u32,
     room: usize,
@@ -414,7 +421,7 @@ mod tests {
     }
 
     #[test]
-    fn a_file_read_and_written_again_is_the_same_to_the_byte() {
+    fn to_yaml_reproduces_the_parsed_file_to_the_byte() {
         let expected =
             Expected { num_ranks: Some(2), num_experts: Some(3), layers: Some(&[10]), ..Default::default() };
         let read = placement(FILE, expected).unwrap();
@@ -438,7 +445,7 @@ mod tests {
     }
 
     #[test]
-    fn null_slots_mean_one_an_expert_and_no_assignments_the_order_of_the_experts() {
+    fn null_num_slots_means_one_per_expert_and_missing_assignments_mean_in_order() {
         let null = "initial_global_assignments:\n  0: [1, 0]\nnum_slots: null\n";
         let expected = Expected { num_ranks: Some(2), ..Default::default() };
         assert_eq!(placement(null, expected).unwrap().shape().num_slots(), 2);
@@ -460,7 +467,7 @@ mod tests {
     }
 
     #[test]
-    fn an_unknown_key_is_refused_with_the_nearest_known_one() {
+    fn parse_rejects_unknown_and_repeated_keys() {
         assert_eq!(
             on_two_ranks(&FILE.replace("num_slots", "num_slot")),
             "unknown key \"num_slot\"; did you mean \"num_slots\"?"
@@ -471,12 +478,13 @@ mod tests {
             "{message}"
         );
         assert!(
-            on_two_ranks(&format!("{FILE}num_slots: 4\n")).starts_with("the key \"num_slots\" stands twice")
+            on_two_ranks(&format!("{FILE}num_slots: 4\n"))
+                .starts_with("the key \"num_slots\" is given twice")
         );
     }
 
     #[test]
-    fn wrong_lengths_ids_and_missing_layers_name_their_place() {
+    fn errors_name_layer_and_slot() {
         for (was, is, message) in [
             ("[0, 1, 2, 2]", "[0, 1, 2]", "layer 3 lists 3 slots, num_slots is 4"),
             ("[0, 1, 2, 2]", "[0, 1, 0, 1]", "layer 3: expert 2 has no slot; every expert needs one"),
@@ -497,11 +505,11 @@ mod tests {
                 "floating point `1.5`, expected the expert of layer 10, slot 2 at line 3",
             ),
             ("[2, 0, 1, 0]", "7", "invalid type: integer `7`, expected the list of experts of layer 10"),
-            ("  10:", "  3:", "layer 3 stands twice in initial_global_assignments"),
+            ("  10:", "  3:", "layer 3 is given twice in initial_global_assignments"),
             ("  10:", "  ten:", "invalid type: string \"ten\""),
         ] {
-            let said = on_two_ranks(&FILE.replace(was, is));
-            assert!(said.contains(message), "{said}");
+            let found = on_two_ranks(&FILE.replace(was, is));
+            assert!(found.contains(message), "{found}");
         }
         let expected = Expected {
             num_ranks: Some(2),
@@ -521,7 +529,7 @@ mod tests {
     }
 
     #[test]
-    fn what_is_not_a_configuration_file_says_so() {
+    fn parse_rejects_text_that_is_no_configuration_file() {
         assert_eq!(on_two_ranks(""), "the file is empty");
         assert!(on_two_ranks("- 1\n- 2\n").contains("expected a configuration file with"));
         assert!(on_two_ranks("num_slots: 4\n}").contains("line 2"));
@@ -533,27 +541,27 @@ mod tests {
     }
 
     #[test]
-    fn layers_that_the_file_lacks_get_what_the_caller_chose() {
+    fn missing_layers_are_filled_as_the_caller_chose() {
         let with = |missing_layers| {
             let layers = Some(&[11, 3, 10, 61][..]);
             let expected = Expected { num_ranks: Some(2), layers, missing_layers, ..Default::default() };
             placement(FILE, expected)
         };
         assert_eq!(
-            with(MissingLayers::Refused).unwrap_err().to_string(),
+            with(MissingLayers::Refuse).unwrap_err().to_string(),
             "layer 11 is missing from initial_global_assignments"
         );
-        let like_last = with(MissingLayers::LikeLast).unwrap();
-        assert_eq!(like_last.layers(), [3, 10, 11, 61]);
-        assert_eq!(like_last.layer_experts(61).unwrap(), [2, 0, 1, 0]);
+        let copied = with(MissingLayers::CopyLast).unwrap();
+        assert_eq!(copied.layers(), [3, 10, 11, 61]);
+        assert_eq!(copied.layer_experts(61).unwrap(), [2, 0, 1, 0]);
         // Three experts on two ranks of two slots: rank 0 begins with 0, rank 1 with 3 / 2 = 1.
-        let in_order = with(MissingLayers::InOrder).unwrap();
-        assert_eq!(in_order.layer_experts(11).unwrap(), [0, 1, 1, 2]);
-        assert_eq!(in_order.layer_experts(10).unwrap(), [2, 0, 1, 0]);
+        let sequential = with(MissingLayers::Sequential).unwrap();
+        assert_eq!(sequential.layer_experts(11).unwrap(), [0, 1, 1, 2]);
+        assert_eq!(sequential.layer_experts(10).unwrap(), [2, 0, 1, 0]);
     }
 
     #[test]
-    fn another_number_of_slots_than_the_engines_is_refused() {
+    fn placement_rejects_another_number_of_slots_than_expected() {
         let expected = Expected { num_ranks: Some(2), num_slots: Some(6), ..Default::default() };
         assert_eq!(placement(FILE, expected).unwrap_err().to_string(), "num_slots is 4, 6 slots expected");
     }

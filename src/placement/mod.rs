@@ -1,4 +1,4 @@
-//! Which expert each slot holds: the plan, its checks and its file.
+//! Which expert each slot holds: the placement, its checks and its file.
 
 mod config_file;
 mod shape;
@@ -8,25 +8,26 @@ pub use shape::{MAX_COUNT, Shape, suggest_num_slots};
 
 use crate::error::{Error, Result};
 
-/// What a slot holds that its rank does not have: see [`Placement::uneven`]. As a signed number, -1.
+/// Fills slot numbers that a rank does not have: see [`Placement::with_rank_num_slots`]. As a signed number,
+/// -1.
 pub const NO_EXPERT: u32 = u32::MAX;
 
-/// The expert of every slot of every layer, checked: each slot holds an expert that exists, each expert has a slot.
+/// The expert of every slot of every layer. Each slot holds an existing expert, and each expert has a slot.
 ///
-/// Layers are the model's own numbers, ascending. An expert may hold several slots, even of one rank (see
+/// Layers are the model's own numbers, ascending. An expert may have several slots, even on one rank (see
 /// [`Placement::duplicates`]). A placement never changes, so threads may share it.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct Placement {
     shape: Shape,
-    /// `[ranks]`, no more than [`Shape::slots_per_rank`].
-    slots_per_rank: Vec<u32>,
+    /// `[ranks]`, each at most [`Shape::slots_per_rank`].
+    rank_num_slots: Vec<u32>,
     layers: Vec<u32>,
     /// `[layers][slots]`
     slot_experts: Vec<u32>,
     layer_updates_per_iter: u32,
 }
 
-/// A slot that holds an expert which another slot of the same rank holds too: one of the two is wasted.
+/// A slot that repeats an expert of its own rank. One of the two is wasted.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub struct Duplicate {
     /// The layer's number.
@@ -42,23 +43,26 @@ pub struct Duplicate {
 }
 
 impl Placement {
-    /// A placement from `slot_experts`, `[layers][num_slots]`, rows in the order of `layers`.
+    /// Creates a placement from `slot_experts`, `[layers][num_slots]`, in the order of `layers`.
     ///
     /// Fails with [`Error::InvalidPlacement`] naming layer, rank and slot.
     pub fn new(shape: Shape, layers: &[u32], slot_experts: &[u32]) -> Result<Self> {
-        let slots_per_rank = vec![shape.slots_per_rank() as u32; shape.num_ranks()];
-        Placement::uneven(shape, &slots_per_rank, layers, slot_experts)
+        let rank_num_slots = vec![shape.slots_per_rank() as u32; shape.num_ranks()];
+        Placement::with_rank_num_slots(shape, &rank_num_slots, layers, slot_experts)
     }
 
-    /// As [`Placement::new`] with ranks that have `slots_per_rank` slots, `[num_ranks]`, the largest as many as `shape` says. Slots
-    /// are numbered as if all ranks had as many: those that a rank lacks are its last, and hold [`NO_EXPERT`].
-    pub fn uneven(
+    /// Creates a placement whose ranks have `rank_num_slots` slots, `[num_ranks]`. The largest rank has the
+    /// shape's slots per rank.
+    ///
+    /// Slots are numbered as if every rank had that many. The last slot numbers of a smaller rank hold
+    /// [`NO_EXPERT`].
+    pub fn with_rank_num_slots(
         shape: Shape,
-        slots_per_rank: &[u32],
+        rank_num_slots: &[u32],
         layers: &[u32],
         slot_experts: &[u32],
     ) -> Result<Self> {
-        check_slots_per_rank(shape, slots_per_rank)?;
+        check_rank_num_slots(shape, rank_num_slots)?;
         let num_slots = shape.num_slots();
         if layers.is_empty() {
             return Err(Error::InvalidPlacement("a placement needs at least one layer".into()));
@@ -70,28 +74,28 @@ impl Placement {
                 layers.len()
             )));
         }
-        let mut rows: Vec<_> = layers.iter().copied().zip(slot_experts.chunks_exact(num_slots)).collect();
-        rows.sort_by_key(|&(layer, _)| layer);
-        if let Some(pair) = rows.windows(2).find(|pair| pair[0].0 == pair[1].0) {
+        let mut by_layer: Vec<_> = layers.iter().copied().zip(slot_experts.chunks_exact(num_slots)).collect();
+        by_layer.sort_by_key(|&(layer, _)| layer);
+        if let Some(pair) = by_layer.windows(2).find(|pair| pair[0].0 == pair[1].0) {
             return Err(Error::InvalidPlacement(format!("layer {} is given twice", pair[0].0)));
         }
-        for &(layer, experts) in &rows {
+        for &(layer, experts) in &by_layer {
             if i32::try_from(layer).is_err() {
                 return Err(Error::InvalidPlacement(format!("layer {layer} is beyond {}", i32::MAX)));
             }
-            check_layer(shape, slots_per_rank, layer, experts)?;
+            check_layer(shape, rank_num_slots, layer, experts)?;
         }
         Ok(Placement {
             shape,
-            slots_per_rank: slots_per_rank.to_vec(),
-            layers: rows.iter().map(|&(layer, _)| layer).collect(),
-            slot_experts: rows.iter().flat_map(|&(_, experts)| experts).copied().collect(),
+            rank_num_slots: rank_num_slots.to_vec(),
+            layers: by_layer.iter().map(|&(layer, _)| layer).collect(),
+            slot_experts: by_layer.iter().flat_map(|&(_, experts)| experts).copied().collect(),
             layer_updates_per_iter: 0,
         })
     }
 
-    /// The same with another `layer_updates_per_iter`: how many layers an engine with an online balancer moves an
-    /// iteration. Not used here, only carried to and from the configuration file.
+    /// Sets `layer_updates_per_iter`: the layers that an engine with an online balancer moves in an
+    /// iteration. The configuration file stores it; this library does not use it.
     pub fn with_layer_updates_per_iter(self, layer_updates_per_iter: u32) -> Self {
         Placement { layer_updates_per_iter, ..self }
     }
@@ -107,18 +111,18 @@ impl Placement {
     }
 
     /// Slots of each rank, `[num_ranks]`.
-    pub fn slots_per_rank(&self) -> &[u32] {
-        &self.slots_per_rank
+    pub fn rank_num_slots(&self) -> &[u32] {
+        &self.rank_num_slots
     }
 
-    /// Refuses a placement whose ranks have unequal numbers of slots, for `what`, which has one number for all.
-    pub(crate) fn check_even(&self, what: &str) -> Result<()> {
-        let most = self.shape.slots_per_rank() as u32;
-        match self.slots_per_rank.iter().position(|&slots| slots < most) {
+    /// Fails if ranks have unequal numbers of slots, which `what` does not support.
+    pub(crate) fn check_equal_ranks(&self, what: &str) -> Result<()> {
+        let max = self.shape.slots_per_rank() as u32;
+        match self.rank_num_slots.iter().position(|&slots| slots < max) {
             None => Ok(()),
             Some(rank) => Err(Error::InvalidPlacement(format!(
-                "rank {rank} has {} slots and others {most}: {what} has one number of slots for all ranks; give each rank as many",
-                self.slots_per_rank[rank]
+                "rank {rank} has {} slots and others {max}: {what} needs equal numbers of slots on all ranks",
+                self.rank_num_slots[rank]
             ))),
         }
     }
@@ -128,12 +132,13 @@ impl Placement {
         &self.layers
     }
 
-    /// Each layer's number with the experts of its slots, [`NO_EXPERT`] in those that a rank lacks.
+    /// Iterates over layers: the number and the experts of the slots, [`NO_EXPERT`] in those that a rank
+    /// lacks.
     pub fn iter(&self) -> impl Iterator<Item = (u32, &[u32])> {
         self.layers.iter().copied().zip(self.slot_experts.chunks_exact(self.shape.num_slots()))
     }
 
-    /// The expert of each slot of `layer`, [`NO_EXPERT`] of those that a rank lacks.
+    /// Returns the expert of each slot of `layer`, [`NO_EXPERT`] in those that a rank lacks.
     pub fn layer_experts(&self, layer: u32) -> Result<&[u32]> {
         let index = self.layers.binary_search(&layer).map_err(|_| {
             let (first, last) = (self.layers[0], self.layers[self.layers.len() - 1]);
@@ -146,16 +151,16 @@ impl Placement {
         Ok(&self.slot_experts[index * num_slots..][..num_slots])
     }
 
-    /// The experts that `rank` must hold in `layer`, in the order of its slots.
+    /// Returns the experts that `rank` holds in `layer`, in the order of its slots.
     pub fn rank_experts(&self, layer: u32, rank: usize) -> Result<&[u32]> {
         let (num_ranks, width) = (self.shape.num_ranks(), self.shape.slots_per_rank());
         if rank >= num_ranks {
             return Err(Error::InvalidArgument(format!("rank {rank} is not one of {num_ranks} ranks")));
         }
-        Ok(&self.layer_experts(layer)?[rank * width..][..self.slots_per_rank[rank] as usize])
+        Ok(&self.layer_experts(layer)?[rank * width..][..self.rank_num_slots[rank] as usize])
     }
 
-    /// The experts whose weights `rank` must load for `layer`, ascending, each once.
+    /// Returns the experts whose weights `rank` loads for `layer`, ascending, each once.
     pub fn distinct_experts(&self, layer: u32, rank: usize) -> Result<Vec<u32>> {
         let mut experts = self.rank_experts(layer, rank)?.to_vec();
         experts.sort_unstable();
@@ -163,28 +168,30 @@ impl Placement {
         Ok(experts)
     }
 
-    /// Every slot that repeats an expert of its own rank, by layer and slot.
+    /// Returns every slot that repeats an expert of its own rank, by layer and slot.
     pub fn duplicates(&self) -> Vec<Duplicate> {
         self.iter().flat_map(|(layer, experts)| duplicates_in(self.shape, layer, experts)).collect()
     }
 
-    /// A fingerprint that is the same on every rank and machine: two placements with the same experts, ranks, slots,
-    /// layers and assignments have the same one. It is FNV-1a (64 bits) over little-endian 32-bit words: the numbers
-    /// of experts, slots, ranks and layers, then each layer's number and the experts of its slots.
+    /// Returns a fingerprint that is equal on every rank and machine for equal experts, ranks, slots, layers
+    /// and assignments.
+    ///
+    /// It is FNV-1a (64 bits) over little-endian 32-bit words. The words are the numbers of experts, slots,
+    /// ranks and layers, then each layer's number and the experts of its slots.
     pub fn hash(&self) -> u64 {
-        let counts =
+        let sizes =
             [self.shape.num_experts(), self.shape.num_slots(), self.shape.num_ranks(), self.layers.len()];
-        let rows =
+        let assignments =
             self.iter().flat_map(|(layer, experts)| std::iter::once(layer).chain(experts.iter().copied()));
-        let bytes = counts.into_iter().map(|n| n as u32).chain(rows).flat_map(u32::to_le_bytes);
+        let bytes = sizes.into_iter().map(|n| n as u32).chain(assignments).flat_map(u32::to_le_bytes);
         bytes.fold(0xcbf2_9ce4_8422_2325, |hash, byte| (hash ^ u64::from(byte)).wrapping_mul(0x100_0000_01b3))
     }
 }
 
-/// Every slot of a layer that repeats an expert of its own rank.
+/// Returns every slot of a layer that repeats an expert of its own rank.
 pub(crate) fn duplicates_in(shape: Shape, layer: u32, experts: &[u32]) -> Vec<Duplicate> {
     let mut duplicates = Vec::new();
-    // For each expert, the last rank that held it and the slot where it did so first.
+    // For each expert: the last rank found to hold it, and its first slot there.
     let mut held = vec![(usize::MAX, 0); shape.num_experts()];
     for (slot, expert) in held_slots(experts) {
         let rank = shape.rank_of(slot);
@@ -198,19 +205,19 @@ pub(crate) fn duplicates_in(shape: Shape, layer: u32, experts: &[u32]) -> Vec<Du
     duplicates
 }
 
-/// The slots of a layer that there are, each with its expert.
+/// Iterates over the slots that hold an expert, each with its expert.
 pub(crate) fn held_slots(slot_experts: &[u32]) -> impl Iterator<Item = (usize, u32)> + Clone {
     slot_experts.iter().copied().enumerate().filter(|&(_, expert)| expert != NO_EXPERT)
 }
 
-/// The number of slots of each expert of a layer, `[num_experts]`.
+/// Returns the number of slots of each expert of a layer, `[num_experts]`.
 pub fn replica_counts(shape: Shape, slot_experts: &[u32]) -> Vec<u32> {
     let mut counts = vec![0; shape.num_experts()];
     held_slots(slot_experts).for_each(|(_, expert)| counts[expert as usize] += 1);
     counts
 }
 
-/// The ranks that hold each expert of a layer, ascending and each once.
+/// Returns the ranks that hold each expert of a layer, ascending and each once.
 pub(crate) fn expert_ranks(shape: Shape, slot_experts: &[u32]) -> Vec<Vec<u32>> {
     let mut ranks_of = vec![Vec::new(); shape.num_experts()];
     for (slot, expert) in held_slots(slot_experts) {
@@ -222,39 +229,44 @@ pub(crate) fn expert_ranks(shape: Shape, slot_experts: &[u32]) -> Vec<Vec<u32>> 
     ranks_of
 }
 
-/// Whether each rank has at least one slot, the largest as many as `shape` says, and all together one an expert.
-pub(crate) fn check_slots_per_rank(shape: Shape, slots_per_rank: &[u32]) -> Result<()> {
-    let (most, num_ranks) = (shape.slots_per_rank() as u32, shape.num_ranks());
+/// Fails unless each rank has a slot, the largest has the shape's slots per rank, and all slots can hold all
+/// experts.
+pub(crate) fn check_rank_num_slots(shape: Shape, rank_num_slots: &[u32]) -> Result<()> {
+    let (max, num_ranks) = (shape.slots_per_rank() as u32, shape.num_ranks());
     let refuse = |what: String| Err(Error::InvalidShape(what));
-    if slots_per_rank.len() != num_ranks {
-        return refuse(format!("{} numbers of slots for {num_ranks} ranks", slots_per_rank.len()));
-    }
-    if let Some(rank) = slots_per_rank.iter().position(|&slots| slots == 0 || slots > most) {
+    if rank_num_slots.len() != num_ranks {
         return refuse(format!(
-            "rank {rank} has {} slots, 1 to {most} expected",
-            slots_per_rank[rank] as i32
+            "rank_num_slots has {} values, there are {num_ranks} ranks",
+            rank_num_slots.len()
         ));
     }
-    if !slots_per_rank.contains(&most) {
-        return refuse(format!("no rank has {most} slots, the most that any should have"));
+    if let Some(rank) = rank_num_slots.iter().position(|&slots| slots == 0 || slots > max) {
+        return refuse(format!("rank {rank} has {} slots, 1 to {max} expected", rank_num_slots[rank] as i32));
     }
-    let all: u64 = slots_per_rank.iter().map(|&slots| u64::from(slots)).sum();
+    if !rank_num_slots.contains(&max) {
+        return refuse(format!("no rank has {max} slots; the largest rank must have num_slots / num_ranks"));
+    }
+    let all: u64 = rank_num_slots.iter().map(|&slots| u64::from(slots)).sum();
     match all < shape.num_experts() as u64 {
-        true => refuse(format!("{all} slots of all ranks cannot hold {} experts", shape.num_experts())),
+        true => refuse(format!(
+            "the ranks have {all} slots together, too few for {} experts",
+            shape.num_experts()
+        )),
         false => Ok(()),
     }
 }
 
-fn check_layer(shape: Shape, slots_per_rank: &[u32], layer: u32, experts: &[u32]) -> Result<()> {
+fn check_layer(shape: Shape, rank_num_slots: &[u32], layer: u32, experts: &[u32]) -> Result<()> {
     let num_experts = shape.num_experts();
     let mut has_slot = vec![false; num_experts];
     for (slot, &expert) in experts.iter().enumerate() {
         let rank = shape.rank_of(slot);
-        if slot % shape.slots_per_rank() >= slots_per_rank[rank] as usize {
+        if slot % shape.slots_per_rank() >= rank_num_slots[rank] as usize {
             if expert != NO_EXPERT {
                 return Err(Error::InvalidPlacement(format!(
-                    "layer {layer}, rank {rank}, slot {slot}: expert {} is in a slot that the rank, of {} slots, lacks; -1 expected",
-                    expert as i32, slots_per_rank[rank]
+                    "layer {layer}, rank {rank}, slot {slot}: expert {} is in a slot beyond the {} slots of \
+                     the rank; -1 expected",
+                    expert as i32, rank_num_slots[rank]
                 )));
             }
             continue;
@@ -296,7 +308,7 @@ mod tests {
     }
 
     #[test]
-    fn what_is_wrong_is_named_by_layer_rank_and_slot() {
+    fn errors_name_layer_rank_and_slot() {
         assert_eq!(
             message(&[3], &[0, 1, 2, 3, 4, 0]),
             "layer 3, rank 1, slot 4: expert 4 does not exist; experts are 0 to 3"
@@ -315,7 +327,7 @@ mod tests {
     }
 
     #[test]
-    fn ranks_own_consecutive_slots_and_layers_are_sorted_by_number() {
+    fn ranks_own_consecutive_slots_and_layers_are_sorted() {
         let placement =
             Placement::new(shape(4, 6, 2), &[7, 3], &[0, 1, 2, 3, 0, 1, 3, 3, 2, 1, 0, 0]).unwrap();
         assert_eq!(placement.layers(), [3, 7]);
@@ -329,7 +341,7 @@ mod tests {
     }
 
     #[test]
-    fn a_second_copy_on_a_rank_is_a_duplicate_and_one_on_another_rank_is_not() {
+    fn duplicates_are_replicas_on_the_same_rank() {
         let placement =
             Placement::new(shape(4, 6, 2), &[3, 7], &[0, 1, 2, 3, 0, 1, 3, 3, 3, 2, 1, 0]).unwrap();
         let duplicate = |slot| Duplicate { layer: 7, rank: 0, slot, first_slot: 0, expert: 3 };
@@ -337,7 +349,7 @@ mod tests {
     }
 
     #[test]
-    fn the_hash_is_fnv_1a_of_the_documented_words() {
+    fn hash_is_fnv_1a_of_the_documented_words() {
         // Python: h = 0xcbf29ce484222325
         //         for b in struct.pack("<7I", 2, 2, 1, 1, 5, 0, 1): h = ((h ^ b) * 0x100000001b3) % 2**64
         let placement = Placement::new(shape(2, 2, 1), &[5], &[0, 1]).unwrap();

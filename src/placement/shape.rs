@@ -1,13 +1,13 @@
-//! How many experts, slots and ranks there are, and whether they fit together.
+//! The numbers of experts, slots and ranks, and whether they fit together.
 
 use crate::error::{Error, Result};
 
-/// The most experts or slots of a layer, or ranks, that any call takes. A number above it is a mistake (a negative
-/// one made unsigned, say), and refusing it keeps every table within reach of memory.
+/// The largest number of experts, slots or ranks that any call takes. A larger number is a mistake, such as a
+/// negative one made unsigned. Refusing it keeps every table within memory.
 pub const MAX_COUNT: usize = 1 << 20;
 
-/// The sizes of one layer of an expert-parallel model: every rank holds `num_slots / num_ranks` slots, every slot
-/// one expert, every expert at least one slot.
+/// The sizes of one layer of an expert-parallel model. Every rank holds `num_slots / num_ranks` slots, every
+/// slot one expert, and every expert at least one slot.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub struct Shape {
     num_experts: usize,
@@ -16,7 +16,8 @@ pub struct Shape {
 }
 
 impl Shape {
-    /// Checks the sizes, one error a cause; where the number of slots is wrong it names the nearest right ones.
+    /// Checks the sizes. Each cause has its own error; a wrong number of slots is reported with the nearest
+    /// valid ones.
     pub fn new(num_experts: usize, num_slots: usize, num_ranks: usize) -> Result<Self> {
         for (count, of) in [(num_experts, "experts"), (num_slots, "slots"), (num_ranks, "ranks")] {
             if count == 0 || count > MAX_COUNT {
@@ -61,7 +62,7 @@ impl Shape {
         self.num_ranks
     }
 
-    /// Slots of one rank; rank `r` owns slots `r * slots_per_rank .. (r + 1) * slots_per_rank`.
+    /// Slots of one rank. Rank `r` owns slots `r * slots_per_rank .. (r + 1) * slots_per_rank`.
     pub fn slots_per_rank(&self) -> usize {
         self.num_slots / self.num_ranks
     }
@@ -72,8 +73,9 @@ impl Shape {
     }
 }
 
-/// The valid numbers of slots (multiples of the ranks, not below the experts) nearest to `num_slots`: the largest
-/// not above it and the smallest not below it, each `None` where there is none.
+/// Returns the valid numbers of slots nearest to `num_slots`: multiples of the ranks, not below the experts.
+///
+/// The first is the largest not above it, the second the smallest not below it. `None`: there is none.
 pub fn suggest_num_slots(
     num_experts: usize,
     num_ranks: usize,
@@ -96,8 +98,9 @@ mod tests {
     }
 
     #[test]
-    fn each_cause_has_its_own_error_with_the_nearest_slot_counts() {
-        // needs.md: 290 slots on 36 ranks names 288 and 324; 256 experts on 3 ranks gives 258.
+    fn new_rejects_bad_sizes_and_names_the_nearest_valid_slots() {
+        // Slots valid for 36 ranks are multiples of 36: 288 and 324. For 3 ranks, the first multiple of 3
+        // above 256 is 258.
         assert_eq!(
             message(256, 290, 36),
             "290 slots cannot be split evenly over 36 ranks; for 256 experts the nearest valid numbers of slots \
@@ -117,7 +120,7 @@ mod tests {
     }
 
     #[test]
-    fn suggestions_agree_with_trying_every_count() {
+    fn suggest_num_slots_agrees_with_trying_every_number() {
         for (experts, ranks) in [(1, 1), (5, 3), (8, 2), (16, 7), (9, 20)] {
             for slots in 0..60 {
                 let valid = |n: &usize| Shape::new(experts, *n, ranks).is_ok();

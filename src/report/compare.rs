@@ -98,7 +98,7 @@ fn place(
         num_experts: Some(num_experts),
         num_ranks: Some(num_ranks),
         layers: Some(layers),
-        missing_layers: MissingLayers::Refused,
+        missing_layers: MissingLayers::Refuse,
         ..Default::default()
     };
     match candidate {

@@ -6,7 +6,7 @@ use super::Balance;
 use super::balance::{average, mean_ratio, worst_layer};
 use crate::error::{Error, Result};
 use crate::placement::{NO_EXPERT, Placement, Shape, duplicates_in, held_slots, replica_counts};
-use crate::solve::{Loads, Nodes, best_split, lower_bound, lower_bound_of_uneven};
+use crate::solve::{Loads, Nodes, best_split, lower_bound, lower_bound_of_unequal_ranks};
 use crate::stats::{LayerLoads, Stats};
 use crate::threads;
 
@@ -124,7 +124,7 @@ impl<'a> Score<'a> {
         for loads in self.samples() {
             let bound = match num_slots == self.shape.num_slots() {
                 true => lower_bound(loads, self.shape),
-                false => lower_bound_of_uneven(loads, num_slots, self.shape.num_ranks()),
+                false => lower_bound_of_unequal_ranks(loads, num_slots, self.shape.num_ranks()),
             };
             let max = self.rank_loads_of(loads).fold(0.0, f64::max);
             bounds += bound;

@@ -1,16 +1,18 @@
-//! DeepSeek's rules, those of its published `eplb.py`. Loads, quotients and totals are float32 as there. Two things it leaves
-//! open, and with them its own results: its sort the order of equal loads, of which ours keeps the lower index first; and its
-//! sum over a group the order of adding, which here is that of the experts.
+//! DeepSeek's policies, as in its published `eplb.py`. Loads, quotients and totals are float32, as there.
+//!
+//! `eplb.py` leaves two things open, so its own results vary. Its sort does not define the order of equal
+//! loads: here the lower index comes first. Its sum over a group does not define the order of addition: here
+//! it is the order of the experts.
 
 use std::cmp::Reverse;
 
 use super::tournament::Tournament;
-use super::{Loads, Policy, Rule, SolveConfig, check_experts};
+use super::{CheckedPolicy, Loads, Policy, SolveConfig, check_experts};
 use crate::error::{Error, Result, try_zeroed};
 use crate::placement::Shape;
 use crate::threads;
 
-/// What is packed where: groups of experts onto nodes, and the replicas of a node's experts onto its ranks.
+/// The two levels of packing: groups of experts onto nodes, then replicas of a node's experts onto its ranks.
 #[derive(Debug, Clone, Copy)]
 pub(super) struct Hierarchy {
     shape: Shape,
@@ -19,12 +21,13 @@ pub(super) struct Hierarchy {
 }
 
 impl Hierarchy {
-    /// One group on one node, which is the global rule.
+    /// The global policy: one group on one node.
     pub fn global(shape: Shape) -> Self {
         Hierarchy { shape, num_groups: 1, num_nodes: 1 }
     }
 
-    /// Fails with [`Error::InvalidShape`] naming what cannot be split evenly. Slots can wherever ranks can.
+    /// Fails with [`Error::InvalidShape`] naming what cannot be split evenly. If ranks split evenly over
+    /// nodes, slots do too.
     pub fn new(shape: Shape, num_groups: usize, num_nodes: usize) -> Result<Self> {
         if num_groups == 0 || num_nodes == 0 {
             let message =
@@ -38,7 +41,7 @@ impl Hierarchy {
         ] {
             if !count.is_multiple_of(parts.0) {
                 return Err(Error::InvalidShape(format!(
-                    "{count} {what} cannot be split evenly over {} {}; policy {} needs that, {} does not",
+                    "{count} {what} cannot be split evenly over {} {}; policy {} needs an even split, {} does not",
                     parts.0,
                     parts.1,
                     Policy::DeepseekHierarchical,
@@ -50,23 +53,23 @@ impl Hierarchy {
     }
 }
 
-/// As [`place`], the experts alone.
+/// Returns the expert of each slot: see [`place`].
 pub(super) fn slot_experts(loads: &[f32], hierarchy: Hierarchy) -> Vec<u32> {
     place(loads, hierarchy).iter().map(|slot| slot.expert).collect()
 }
 
-/// What a slot holds.
+/// The content of a slot.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub(super) struct Replica {
     pub expert: u32,
-    /// Which of its expert's replicas it is, in the order of their creation.
+    /// The replica's number among those of its expert, in order of creation.
     pub number: u32,
 }
 
-/// The replica in each slot of a layer whose experts carry `loads`.
+/// Returns the replica in each slot of a layer whose experts carry `loads`.
 ///
-/// Groups are packed onto nodes by the sum of their loads. In each node the experts, in the order in which their groups
-/// were packed, share the node's slots, and the replicas are packed onto its ranks.
+/// Groups are packed onto nodes by the sum of their loads. A node's slots are split among its experts, in the
+/// order in which their groups were packed. The node's replicas are packed onto its ranks.
 pub(super) fn place(loads: &[f32], hierarchy: Hierarchy) -> Vec<Replica> {
     let Hierarchy { shape, num_groups, num_nodes } = hierarchy;
     let group_size = shape.num_experts() / num_groups;
@@ -76,17 +79,18 @@ pub(super) fn place(loads: &[f32], hierarchy: Hierarchy) -> Vec<Replica> {
         let first = |&group: &usize| group * group_size;
         let experts: Vec<usize> = groups.iter().map(first).flat_map(|e| e..e + group_size).collect();
         let node_loads: Vec<f32> = experts.iter().map(|&expert| loads[expert]).collect();
-        let (replicas, weights) = replicate(&node_loads, shape.num_slots() / num_nodes);
-        let packed = pack(&weights, shape.num_ranks() / num_nodes).into_iter().map(|i| replicas[i]);
+        let (replicas, replica_loads) = replicate(&node_loads, shape.num_slots() / num_nodes);
+        let packed = pack(&replica_loads, shape.num_ranks() / num_nodes).into_iter().map(|i| replicas[i]);
         slots.extend(packed.map(|(index, number)| Replica { expert: experts[index] as u32, number }));
     }
     slots
 }
 
-/// Which expert each of `num_slots` replicas is of and its number among them, in the order of their creation, and the load
-/// of each replica.
+/// Returns `num_slots` replicas in order of creation, and the load of each. A replica is its expert and its
+/// number among the replicas of that expert.
 ///
-/// One an expert, then each spare slot goes to the expert with the largest load per replica, ties to the lower expert.
+/// Each expert gets one. Then each spare slot goes to the expert with the largest load per replica, ties to
+/// the lower expert.
 fn replicate(loads: &[f32], num_slots: usize) -> (Vec<(usize, u32)>, Vec<f32>) {
     let mut quotients = loads.to_vec();
     let mut counts = vec![1; loads.len()];
@@ -101,23 +105,23 @@ fn replicate(loads: &[f32], num_slots: usize) -> (Vec<(usize, u32)>, Vec<f32>) {
         quotients[expert] = loads[expert] / counts[expert] as f32;
         heaviest.set(expert, heaviest_first(quotients[expert], expert));
     }
-    let weights = replicas.iter().map(|&(expert, _)| quotients[expert]).collect();
-    (replicas, weights)
+    let replica_loads = replicas.iter().map(|&(expert, _)| quotients[expert]).collect();
+    (replicas, replica_loads)
 }
 
-/// The items of each pack in the order in which they came to it, all packs equally long.
+/// Returns the items of each pack in order of packing. All packs have the same length.
 ///
-/// Where there are as many packs as items, item i makes pack i. Otherwise items go by weight descending, ties to the lower
-/// item, each to the lightest pack that has room, ties to the lower pack.
-fn pack(weights: &[f32], num_packs: usize) -> Vec<usize> {
-    let width = weights.len() / num_packs;
+/// If there are as many packs as items, item i is pack i. Otherwise items are taken by load descending, ties
+/// to the lower item. Each goes to the lightest pack with room, ties to the lower pack.
+fn pack(loads: &[f32], num_packs: usize) -> Vec<usize> {
+    let width = loads.len() / num_packs;
     if width == 1 {
         return (0..num_packs).collect();
     }
     let mut items: Vec<_> =
-        weights.iter().enumerate().map(|(item, &weight)| heaviest_first(weight, item)).collect();
+        loads.iter().enumerate().map(|(item, &load)| heaviest_first(load, item)).collect();
     items.sort_unstable();
-    let mut packed = vec![0; weights.len()];
+    let mut packed = vec![0; loads.len()];
     let mut totals = vec![0.0; num_packs];
     let mut next: Vec<_> = (0..num_packs).map(|pack| pack * width).collect();
     let mut lightest = Tournament::new((0..num_packs).map(|pack| lightest_first(0.0, pack)), u64::MAX);
@@ -125,29 +129,29 @@ fn pack(weights: &[f32], num_packs: usize) -> Vec<usize> {
         let pack = index(lightest.next());
         packed[next[pack]] = item;
         next[pack] += 1;
-        totals[pack] += weights[item];
+        totals[pack] += loads[item];
         let full = next[pack] == (pack + 1) * width;
         lightest.set(pack, if full { u64::MAX } else { lightest_first(totals[pack], pack) });
     }
     packed
 }
 
-/// A number that sorts by weight, the lightest first, then by index. The bits of non-negative floats order as they do.
-fn lightest_first(weight: f32, index: usize) -> u64 {
-    u64::from(weight.to_bits()) << 32 | index as u64
+/// A key that sorts by load ascending, then by index. The bits of non-negative floats order as the floats do.
+fn lightest_first(load: f32, index: usize) -> u64 {
+    u64::from(load.to_bits()) << 32 | index as u64
 }
 
-/// The same, the heaviest first.
-fn heaviest_first(weight: f32, index: usize) -> u64 {
-    u64::from(!weight.to_bits()) << 32 | index as u64
+/// A key that sorts by load descending, then by index.
+fn heaviest_first(load: f32, index: usize) -> u64 {
+    u64::from(!load.to_bits()) << 32 | index as u64
 }
 
-/// The index in such a number.
+/// The index in a key.
 fn index(number: u64) -> usize {
     number as u32 as usize
 }
 
-/// A placement as DeepSeek's `rebalance_experts()` hands it over: three arrays, for code that was written for them.
+/// A placement as the three arrays of DeepSeek's `rebalance_experts()`, for code that was written for them.
 #[derive(Debug, Clone)]
 pub struct DeepseekArrays {
     shape: Shape,
@@ -155,14 +159,14 @@ pub struct DeepseekArrays {
 }
 
 impl DeepseekArrays {
-    /// Solves by the policy of `config`, which must be one of DeepSeek's.
+    /// Solves by the policy of `config`, which must be a DeepSeek policy.
     ///
-    /// `threads` as for [`solve`](super::solve()), and so are the errors.
+    /// `threads` and errors are those of [`solve`](super::solve()).
     pub fn solve(config: &SolveConfig<'_>, shape: Shape, loads: &Loads<'_>, threads: usize) -> Result<Self> {
         check_experts(shape, loads)?;
-        let Rule::Deepseek(hierarchy) = Rule::new(config, shape)? else {
+        let CheckedPolicy::Deepseek(hierarchy) = CheckedPolicy::new(config, shape)? else {
             return Err(Error::InvalidArgument(format!(
-                "policy {} is none of DeepSeek's; they are {} and {}",
+                "policy {} is not a DeepSeek policy; use {} or {}",
                 config.policy,
                 Policy::DeepseekGlobal,
                 Policy::DeepseekHierarchical
@@ -179,11 +183,12 @@ impl DeepseekArrays {
         self.layers.iter().flatten().map(|replica| replica.expert as i32).collect()
     }
 
-    /// The slots of each expert in the order in which its replicas were created, `[layers][experts][max_replicas]`, padded
-    /// with -1.
+    /// The slots of each expert in order of replica creation, `[layers][experts][max_replicas]`, padded with
+    /// -1.
     ///
-    /// `max_replicas` is `logcnt`'s largest value in `eplb.py`; `num_slots - num_experts + 1` is always enough. Fails with
-    /// [`Error::InvalidArgument`] where an expert has more, naming it and how many there must be.
+    /// In `eplb.py`, `max_replicas` is the largest value of `logcnt`; `num_slots - num_experts + 1` is always
+    /// enough. Fails with [`Error::InvalidArgument`] if an expert has more replicas, naming it and the needed
+    /// number.
     pub fn log2phy(&self, max_replicas: usize) -> Result<Vec<i32>> {
         let fullest = self.layers.iter().enumerate().flat_map(|(layer, slots)| {
             slots.iter().map(move |replica| (replica.number as usize + 1, Reverse((layer, replica.expert))))
@@ -191,11 +196,12 @@ impl DeepseekArrays {
         if let Some((needed, Reverse((layer, expert)))) = fullest.max().filter(|most| most.0 > max_replicas) {
             return Err(Error::InvalidArgument(format!(
                 "max_replicas is {max_replicas}, but expert {expert} of layer {layer} has {needed} replicas; \
-                 {needed} is enough"
+                 set it to {needed}"
             )));
         }
-        let row = self.shape.num_experts().checked_mul(max_replicas);
-        let mut log2phy = try_zeroed(row.and_then(|row| row.checked_mul(self.layers.len())), "log2phy")?;
+        let layer_len = self.shape.num_experts().checked_mul(max_replicas);
+        let mut log2phy =
+            try_zeroed(layer_len.and_then(|len| len.checked_mul(self.layers.len())), "log2phy")?;
         log2phy.fill(-1);
         for (layer, slots) in self.layers.iter().enumerate() {
             for (slot, replica) in slots.iter().enumerate() {
@@ -229,7 +235,7 @@ mod tests {
     }
 
     #[test]
-    fn four_groups_on_two_nodes_as_worked_by_hand() {
+    fn place_matches_the_hierarchical_case_worked_out_by_hand() {
         // Groups 0 1 | 2 3 | 4 5 | 6 7 carry 5, 9, 10, 6. By load: group 2 to node 0, group 1 to node 1, group 3 to node 1
         // (9 < 10), group 0 to node 0, so that both carry 15. Node 0 holds experts 4 5 0 1, node 1 experts 2 3 6 7.
         // Node 0, 6 slots: 8 2 4 1, two more to 4 (8 -> 4, then 4 ties with expert 0's 4 and is first -> 8/3):
@@ -245,24 +251,25 @@ mod tests {
     }
 
     #[test]
-    fn as_many_slots_as_ranks_keeps_the_order_of_creation() {
-        // 6 to expert 1, which then ties with expert 0 at 3: the lower one is next.
+    fn one_slot_per_rank_keeps_the_order_of_creation() {
+        // The first spare slot goes to expert 1 (6). It then ties with expert 0 at 3, and the lower one is
+        // next.
         assert_eq!(experts(place(&[3.0, 6.0, 1.0], Hierarchy::global(shape(3, 5, 5)))), [0, 1, 2, 1, 0]);
     }
 
     #[test]
-    fn no_load_gives_all_spare_slots_to_the_first_expert_of_a_node() {
-        // All totals stay 0, so that ranks fill one after the other.
+    fn place_without_load_gives_all_spare_slots_to_the_first_expert_of_a_node() {
+        // All totals stay 0, so ranks fill one after the other.
         assert_eq!(experts(place(&[0.0; 4], Hierarchy::global(shape(4, 6, 2)))), [0, 1, 2, 3, 0, 0]);
         let by_node = Hierarchy::new(shape(4, 8, 4), 2, 2).unwrap();
         assert_eq!(experts(place(&[0.0; 4], by_node)), [0, 1, 0, 0, 2, 3, 2, 2]);
     }
 
     #[test]
-    fn what_cannot_be_split_evenly_is_named() {
+    fn new_names_what_cannot_be_split_evenly() {
         let message = |num_groups, num_nodes| {
             let error = Hierarchy::new(shape(256, 288, 32), num_groups, num_nodes).unwrap_err().to_string();
-            error.replace("; policy deepseek-hierarchical needs that, deepseek-global does not", "")
+            error.replace("; policy deepseek-hierarchical needs an even split, deepseek-global does not", "")
         };
         assert_eq!(message(7, 1), "256 experts cannot be split evenly over 7 groups");
         assert_eq!(message(8, 3), "8 groups cannot be split evenly over 3 nodes");
@@ -272,7 +279,7 @@ mod tests {
     }
 
     #[test]
-    fn arrays_list_slots_in_the_order_in_which_replicas_were_created() {
+    fn log2phy_lists_slots_in_order_of_replica_creation() {
         // One layer as above: replicas 0 1 2 | 1 | 0, by load 0 1 0 1 2 with 1.5 3 1 3 1.5: 1 1 0 0 2 on one rank.
         let loads = [3.0, 6.0, 1.0];
         let loads = Loads::new(&loads, &[0], 1, 3).unwrap();
@@ -283,12 +290,12 @@ mod tests {
         assert_eq!(arrays.log2phy(3).unwrap(), [2, 3, -1, 0, 1, -1, 4, -1, -1]);
         assert_eq!(
             arrays.log2phy(1).unwrap_err().to_string(),
-            "max_replicas is 1, but expert 0 of layer 0 has 2 replicas; 2 is enough"
+            "max_replicas is 1, but expert 0 of layer 0 has 2 replicas; set it to 2"
         );
         let trtllm = SolveConfig { policy: Policy::Trtllm, ..config };
         assert_eq!(
             DeepseekArrays::solve(&trtllm, shape(3, 5, 1), &loads, 1).unwrap_err().to_string(),
-            "policy trtllm is none of DeepSeek's; they are deepseek-global and deepseek-hierarchical"
+            "policy trtllm is not a DeepSeek policy; use deepseek-global or deepseek-hierarchical"
         );
     }
 }

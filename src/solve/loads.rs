@@ -1,11 +1,11 @@
-//! What the experts of each layer are expected to carry, checked.
+//! The expected loads of the experts of each layer, checked.
 
 use crate::error::{Error, Result};
 
 /// Loads, `[layers][samples][experts]`: finite and not negative.
 ///
-/// A sample is one situation the placement should be good for: an iteration, or a recording of one workload. Units are
-/// the caller's (tokens, usually); only ratios matter.
+/// A sample is one situation to balance: an iteration, or a recording of one workload. The unit is the
+/// caller's, usually tokens; only ratios matter.
 #[derive(Debug, Clone, Copy)]
 pub struct Loads<'a> {
     values: &'a [f64],
@@ -17,8 +17,8 @@ pub struct Loads<'a> {
 impl<'a> Loads<'a> {
     /// Checks the loads. Fails with [`Error::InvalidLoads`] naming layer, sample and expert.
     pub fn new(values: &'a [f64], layers: &'a [u32], num_samples: usize, num_experts: usize) -> Result<Self> {
-        let row = num_samples.checked_mul(num_experts);
-        let wanted = row.and_then(|row| row.checked_mul(layers.len())).filter(|&n| n > 0);
+        let layer_len = num_samples.checked_mul(num_experts);
+        let wanted = layer_len.and_then(|len| len.checked_mul(layers.len())).filter(|&n| n > 0);
         if wanted != Some(values.len()) {
             return Err(Error::InvalidArgument(format!(
                 "{} loads for {} layers, {num_samples} samples and {num_experts} experts; each must be at least 1",
@@ -30,10 +30,10 @@ impl<'a> Loads<'a> {
         match values.iter().position(|load| !(load.is_finite() && *load >= 0.0)) {
             None => Ok(loads),
             Some(index) => {
-                let (row, expert) = (index / num_experts, index % num_experts);
+                let (sample, expert) = (index / num_experts, index % num_experts);
                 Err(loads.invalid(
-                    row / num_samples,
-                    row % num_samples,
+                    sample / num_samples,
+                    sample % num_samples,
                     expert,
                     "must be finite and not negative",
                 ))
@@ -56,13 +56,13 @@ impl<'a> Loads<'a> {
         self.layers
     }
 
-    /// The loads of the layer at `index`, one row of experts a sample.
+    /// Iterates over the samples of the layer at `index`, each `[experts]`.
     pub fn layer(&self, index: usize) -> impl Iterator<Item = &'a [f64]> + use<'a> {
-        let row = self.num_samples * self.num_experts;
-        self.values[index * row..][..row].chunks_exact(self.num_experts)
+        let layer_len = self.num_samples * self.num_experts;
+        self.values[index * layer_len..][..layer_len].chunks_exact(self.num_experts)
     }
 
-    /// The samples of a layer added up, in the precision TensorRT-LLM has: a sum in float64, rounded to float32.
+    /// Adds up the samples of a layer as TensorRT-LLM does: a sum in float64, rounded to float32.
     pub(super) fn layer_sums_f32(&self, index: usize) -> Result<Vec<f32>> {
         let mut sums = vec![0.0; self.num_experts];
         for sample in self.layer(index) {
@@ -98,7 +98,7 @@ mod tests {
     use super::*;
 
     #[test]
-    fn a_load_that_is_no_load_is_named_by_layer_sample_and_expert() {
+    fn new_names_layer_sample_and_expert_of_an_invalid_load() {
         for bad in [f64::NAN, f64::INFINITY, -1.0, f64::NEG_INFINITY] {
             let mut values = [1.0; 12];
             values[9] = bad; // [layer index 1][sample 1][expert 0]
@@ -110,7 +110,7 @@ mod tests {
     }
 
     #[test]
-    fn sizes_that_do_not_match_or_overflow_are_refused() {
+    fn new_rejects_sizes_that_do_not_match_or_overflow() {
         assert!(Loads::new(&[1.0; 6], &[0], 2, 3).is_ok());
         assert!(Loads::new(&[1.0; 5], &[0], 2, 3).is_err());
         assert!(Loads::new(&[], &[], 2, 3).is_err());
@@ -118,7 +118,7 @@ mod tests {
     }
 
     #[test]
-    fn a_sum_beyond_float32_is_an_error_and_not_an_infinity() {
+    fn layer_sums_reject_a_sum_beyond_float32() {
         let loads = Loads::new(&[1.0, 1.0, 1e300, 1.0], &[4], 2, 2).unwrap();
         assert_eq!(
             loads.layer_sums_f32(0).unwrap_err().to_string(),

@@ -1,7 +1,7 @@
 //! Loads to placement: which expert each slot should hold.
 //!
-//! A policy is a rule for one layer: the loads of its experts in, the expert of each slot out. Layers are independent
-//! and solved in parallel; results do not depend on the number of threads.
+//! A policy takes the loads of one layer's experts and returns the expert of each slot. Layers are
+//! independent and solved in parallel. Results do not depend on the number of threads.
 
 mod bound;
 mod deepseek;
@@ -15,44 +15,47 @@ use std::fmt;
 use std::str::FromStr;
 use std::sync::Arc;
 
-pub use bound::{lower_bound, lower_bound_of_uneven};
+pub use bound::{lower_bound, lower_bound_of_unequal_ranks};
 pub use deepseek::DeepseekArrays;
 pub use loads::Loads;
 pub use split::best_split;
 
 use self::deepseek::Hierarchy;
 pub(crate) use self::search::Nodes;
-use self::search::{Measure, Priced, Search};
+use self::search::{Measure, PricedNodes, Search};
 use crate::error::{Error, Result, try_zeroed};
-use crate::placement::{Placement, Shape, check_slots_per_rank};
+use crate::placement::{Placement, Shape, check_rank_num_slots};
 use crate::threads;
 
-/// The effort of the search unless told otherwise: where more gains little on the shapes of today's models.
+/// The default effort of the search. On the shapes of today's models, more effort gains little.
 pub const DEFAULT_EFFORT: usize = 200;
 
-/// The drift of loads unless told otherwise: of those that were tried, the best for DeepSeek-V3 planned on prompts of 1,024
-/// tokens and measured on prompts of 4,096, between which the logarithms of its experts' loads differ by .3.
+/// The default drift of loads. It was the best of those tried for DeepSeek-V3, planned on prompts of 1,024
+/// tokens and measured on prompts of 4,096. The logarithms of its experts' loads differ by .3 between the
+/// two.
 pub const DEFAULT_DRIFT: f64 = 0.2;
 
-/// A rule for placing experts.
+/// How a placement is computed from loads.
 #[derive(Debug, Clone, Copy, Default, PartialEq, Eq)]
 #[non_exhaustive]
 pub enum Policy {
-    /// TensorRT-LLM's greedy, bit for bit: replicas go one by one to the expert with the largest load per replica,
-    /// then each replica, heaviest first, to the rank with the smallest load that has a free slot. Samples are added up.
+    /// TensorRT-LLM's greedy, bit for bit. Each spare slot goes to the expert with the largest load per
+    /// replica. Then each replica, heaviest first, goes to the least loaded rank with a free slot. Samples
+    /// are added up.
     Trtllm,
-    /// DeepSeek's greedy over all ranks, as its `eplb.py` with one group and one node: replicas go one by one to the expert
-    /// with the largest load per replica, then each replica, heaviest first, to the rank with the smallest load that has a
-    /// free slot. In float32, and ties to the lower expert. Samples are added up.
+    /// DeepSeek's greedy over all ranks, as its `eplb.py` with one group and one node. Replicas and ranks are
+    /// chosen as by [`Policy::Trtllm`], but in float32 and with ties to the lower expert. Samples are added
+    /// up.
     DeepseekGlobal,
-    /// The same for models whose tokens are limited to a few expert groups: whole groups are packed onto nodes, and each
-    /// node places its experts on its own ranks.
+    /// DeepSeek's greedy for models whose router keeps a few groups of experts. Whole groups are packed onto
+    /// nodes. Each node places its experts on its own ranks.
     DeepseekHierarchical,
-    /// Counts and ranks chosen together: exchanges of slots and changes of counts from a first placement on, and from others where
-    /// that does not end near [`lower_bound`], until no placement can be better by more than one or two ten-thousandths, nothing
-    /// helps, or the effort is spent. Of several samples, the mean over them of the most loaded rank's load over the mean. In that,
-    /// unless another objective, nodes or unequal ranks are asked for, never above the greedies. An expert is twice on a rank only
-    /// where the search finds nothing as good otherwise.
+    /// Chooses replica counts and ranks together, by exchanges of slots and replica count changes. It stops
+    /// near [`lower_bound`], when no step helps, or when the effort is spent. Far from the bound it restarts.
+    ///
+    /// It minimises the most loaded rank's load over the mean, averaged over samples. Without another
+    /// objective, nodes or unequal ranks, the result is never above the greedies. A rank holds an expert
+    /// twice only if the search finds no equal placement without the duplicate.
     #[default]
     Search,
 }
@@ -62,7 +65,8 @@ impl Policy {
     pub const ALL: [Policy; 4] =
         [Policy::Trtllm, Policy::DeepseekGlobal, Policy::DeepseekHierarchical, Policy::Search];
 
-    /// The choice of DeepSeek's `rebalance_experts()`: hierarchical where nodes get equally many groups, else global.
+    /// Returns the choice of DeepSeek's `rebalance_experts()`: hierarchical if the groups split evenly over
+    /// the nodes, else global.
     pub fn of_deepseek(num_groups: usize, num_nodes: usize) -> Self {
         match num_groups.is_multiple_of(num_nodes) {
             true => Policy::DeepseekHierarchical,
@@ -93,21 +97,24 @@ impl FromStr for Policy {
     fn from_str(name: &str) -> Result<Self> {
         Policy::ALL.into_iter().find(|policy| policy.name() == name).ok_or_else(|| {
             let names: Vec<&str> = Policy::ALL.into_iter().map(Policy::name).collect();
-            Error::InvalidArgument(format!("unknown policy \"{name}\"; there is {}", names.join(", ")))
+            Error::InvalidArgument(format!(
+                "unknown policy \"{name}\"; the policies are {}",
+                names.join(", ")
+            ))
         })
     }
 }
 
-/// How an engine splits an expert's tokens over its replicas, and so what [`Policy::Search`] has to make small.
+/// What [`Policy::Search`] minimises, by how the engine splits an expert's tokens over its replicas.
 #[derive(Debug, Clone, Copy, Default, PartialEq, Eq)]
 #[non_exhaustive]
 pub enum Objective {
-    /// Evenly, as round robin and hashes do: the most loaded rank's load over the mean.
+    /// The most loaded rank's load over the mean by even split, for round robin and hashes.
     #[default]
     EvenSplit,
-    /// By need, as routing to the least loaded replica does: the same in the best split ([`best_split`]), where loads have drifted
-    /// from the planned ones by [`SolveConfig::drift`]. The even split of the planned loads stays within a hundredth of what
-    /// the other objective finds.
+    /// The same by best split ([`best_split`]), for routing to the least loaded replica. Loads drift from the
+    /// planned ones by [`SolveConfig::drift`]. The even split of the planned loads stays within 1 % of
+    /// [`Objective::EvenSplit`].
     BestSplit,
 }
 
@@ -136,43 +143,45 @@ impl FromStr for Objective {
     fn from_str(name: &str) -> Result<Self> {
         Objective::ALL.into_iter().find(|objective| objective.name() == name).ok_or_else(|| {
             let names = Objective::ALL.map(Objective::name).join(", ");
-            Error::InvalidArgument(format!("unknown objective \"{name}\"; there is {names}"))
+            Error::InvalidArgument(format!("unknown objective \"{name}\"; the objectives are {names}"))
         })
     }
 }
 
-/// How to place experts. The results depend on this, the shape and the loads, and on nothing else.
+/// How to place experts. The result depends only on this, the shape and the loads.
 #[derive(Debug, Clone, Copy, PartialEq)]
 pub struct SolveConfig<'a> {
-    /// The rule.
+    /// The policy.
     pub policy: Policy,
-    /// Groups of consecutive experts, equally many in each: those that the model's router chooses a few of. For
-    /// [`Policy::DeepseekHierarchical`], and for [`Policy::Search`] where load off its node has a price.
+    /// Groups of consecutive experts, of equal size. For [`Policy::DeepseekHierarchical`], and for
+    /// [`Policy::Search`] with an `off_node_price`.
     pub num_groups: usize,
-    /// Nodes of consecutive ranks, equally many in each. As `num_groups`.
+    /// Nodes of consecutive ranks, of equal size. For the same policies as `num_groups`.
     pub num_nodes: usize,
-    /// In place of `num_nodes`, for [`Policy::Search`]: the node of each rank, any int32, `[num_ranks]`.
+    /// For [`Policy::Search`], in place of `num_nodes`: the node of each rank, any int32, `[num_ranks]`.
     pub rank_to_node: Option<&'a [i32]>,
-    /// For [`Policy::Search`]: what load on another node than its group's home costs. At 0 nodes are no matter. Otherwise each
-    /// group has a home node in each layer, and what is to be small is the most loaded rank's load over the mean, plus this
-    /// times the share of all load that is not at home. Infinity keeps every replica at home: DeepSeek's hard rule.
+    /// For [`Policy::Search`]: the price of load off its group's home node.
+    ///
+    /// Each group has a home node in each layer. The search minimises the most loaded rank's load over the
+    /// mean, plus this price times the off-node share. At 0 nodes do not matter. Infinity keeps every replica
+    /// on its home node, as DeepSeek's hierarchical policy does.
     pub off_node_price: f64,
-    /// For [`Policy::Search`]: what each sample counts for, `[num_samples]`, finite, not negative and not all zero; only ratios
-    /// matter. `None` for the same.
+    /// For [`Policy::Search`]: the weight of each sample, `[num_samples]`, finite, not negative and not all
+    /// zero. `None`: equal weights.
     pub sample_weights: Option<&'a [f64]>,
-    /// For [`Policy::Search`]: in place of the mean over samples, what samples of at least this part of all weight do not exceed:
-    /// above 0, at most 1. At .5 it is the median, at 1 the worst sample.
+    /// For [`Policy::Search`]: minimises this quantile over samples instead of the mean: above 0, at most 1.
+    /// .5 is the median, 1 the worst sample.
     pub quantile: Option<f64>,
-    /// For [`Policy::Search`]: how tokens are split at run time.
+    /// For [`Policy::Search`]: what to minimise.
     pub objective: Objective,
-    /// For [`Objective::BestSplit`]: how far an expert's load may drift from the planned one, as the standard deviation of its
-    /// natural logarithm; from 0, the planned loads alone, to 2.
+    /// For [`Objective::BestSplit`]: the standard deviation of the natural logarithm of an expert's load
+    /// around the planned one, 0 to 2. At 0 only the planned loads count.
     pub drift: f64,
-    /// For [`Policy::Search`]: the slots of each rank, `[num_ranks]`, the largest as many as the shape's; see
-    /// [`Placement::uneven`]. `None` for as many on each.
-    pub slots_per_rank: Option<&'a [u32]>,
-    /// How many exchanges, about, [`Policy::Search`] looks at for each slot before it is content with what it has, and again as many
-    /// where that is far from [`lower_bound`]. Not time, so that results repeat.
+    /// For [`Policy::Search`]: the number of slots of each rank, `[num_ranks]`. See
+    /// [`Placement::with_rank_num_slots`]. `None`: equal numbers.
+    pub rank_num_slots: Option<&'a [u32]>,
+    /// For [`Policy::Search`]: about how many exchanges to evaluate for each slot, and as many again far
+    /// above [`lower_bound`]. Not a time, so that results repeat.
     pub effort: usize,
 }
 
@@ -186,7 +195,7 @@ impl Default for SolveConfig<'_> {
             off_node_price: 0.0,
             sample_weights: None,
             quantile: None,
-            slots_per_rank: None,
+            rank_num_slots: None,
             objective: Objective::default(),
             drift: DEFAULT_DRIFT,
             effort: DEFAULT_EFFORT,
@@ -195,38 +204,38 @@ impl Default for SolveConfig<'_> {
 }
 
 impl SolveConfig<'_> {
-    /// The nodes, where load off its home node matters to the policy.
+    /// Returns the nodes if off-node load matters to the policy.
     pub(crate) fn priced_nodes(&self, shape: Shape) -> Option<Nodes> {
-        let matter = match self.policy {
+        let is_priced = match self.policy {
             Policy::Search => self.off_node_price > 0.0,
             policy => policy == Policy::DeepseekHierarchical,
         };
         let given = self.rank_to_node.filter(|_| self.policy == Policy::Search);
-        matter.then(|| Nodes::new(shape, self.num_groups, self.num_nodes, given).ok())?
+        is_priced.then(|| Nodes::new(shape, self.num_groups, self.num_nodes, given).ok())?
     }
 
-    /// Fails as [`solve`] would for the shape alone, before there are loads.
+    /// Makes the checks of [`solve`] that need no loads.
     pub fn check(&self, shape: Shape) -> Result<()> {
-        Rule::new(self, shape).map(drop)
+        CheckedPolicy::new(self, shape).map(drop)
     }
 
-    /// The slots of each rank where they differ.
-    fn uneven(&self, shape: Shape) -> Option<&[u32]> {
+    /// Returns the number of slots of each rank if they differ.
+    fn unequal_rank_num_slots(&self, shape: Shape) -> Option<&[u32]> {
         let differ = |slots: &&[u32]| slots.iter().any(|&slots| slots as usize != shape.slots_per_rank());
-        self.slots_per_rank.filter(differ)
+        self.rank_num_slots.filter(differ)
     }
 }
 
-/// A policy with what it needs to know of the model and the machines, checked.
-enum Rule {
+/// A policy with its parameters, checked.
+enum CheckedPolicy {
     Trtllm,
     Deepseek(Hierarchy),
     Search,
-    SearchLinks { drift: f64 },
+    SearchBestSplit { drift: f64 },
     SearchOnNodes(Nodes),
 }
 
-impl Rule {
+impl CheckedPolicy {
     fn new(config: &SolveConfig<'_>, shape: Shape) -> Result<Self> {
         let SolveConfig {
             policy, num_groups, num_nodes, rank_to_node, off_node_price, objective, drift, ..
@@ -242,31 +251,37 @@ impl Rule {
             let message = format!("quantile is {quantile}; above 0 and at most 1 expected");
             return Err(Error::InvalidArgument(message));
         }
-        if let Some(slots_per_rank) = config.slots_per_rank {
-            check_slots_per_rank(shape, slots_per_rank)?;
-            if config.uneven(shape).is_some() && (policy != Policy::Search || off_node_price > 0.0) {
+        if let Some(rank_num_slots) = config.rank_num_slots {
+            check_rank_num_slots(shape, rank_num_slots)?;
+            if config.unequal_rank_num_slots(shape).is_some()
+                && (policy != Policy::Search || off_node_price > 0.0)
+            {
                 let what = if policy == Policy::Search {
-                    "an off_node_price".to_owned()
+                    "off_node_price".to_owned()
                 } else {
                     format!("policy {policy}")
                 };
                 let message = format!(
-                    "{what} takes as many slots on each rank; slots_per_rank is for search without one"
+                    "{what} needs equal numbers of slots on all ranks; unequal rank_num_slots need \
+                     policy search and off_node_price 0"
                 );
                 return Err(Error::InvalidArgument(message));
             }
         }
         Ok(match policy {
-            Policy::Trtllm => Rule::Trtllm,
-            Policy::DeepseekGlobal => Rule::Deepseek(Hierarchy::global(shape)),
-            Policy::DeepseekHierarchical => Rule::Deepseek(Hierarchy::new(shape, num_groups, num_nodes)?),
+            Policy::Trtllm => CheckedPolicy::Trtllm,
+            Policy::DeepseekGlobal => CheckedPolicy::Deepseek(Hierarchy::global(shape)),
+            Policy::DeepseekHierarchical => {
+                CheckedPolicy::Deepseek(Hierarchy::new(shape, num_groups, num_nodes)?)
+            }
             Policy::Search if off_node_price == 0.0 => match objective {
-                Objective::EvenSplit => Rule::Search,
-                Objective::BestSplit => Rule::SearchLinks { drift },
+                Objective::EvenSplit => CheckedPolicy::Search,
+                Objective::BestSplit => CheckedPolicy::SearchBestSplit { drift },
             },
             Policy::Search if objective == Objective::BestSplit => {
                 return Err(Error::InvalidArgument(format!(
-                    "objective {objective} knows no nodes; set off_node_price to 0, or plan for the even split"
+                    "objective {objective} does not support off_node_price; set off_node_price to 0 or \
+                     use objective even-split"
                 )));
             }
             Policy::Search => {
@@ -274,7 +289,7 @@ impl Rule {
                 if off_node_price.is_infinite() {
                     nodes.check_fit(shape)?;
                 }
-                Rule::SearchOnNodes(nodes)
+                CheckedPolicy::SearchOnNodes(nodes)
             }
         })
     }
@@ -282,39 +297,39 @@ impl Rule {
 
 /// Places the experts of every layer of `loads`.
 ///
-/// `threads` 0 means one a core, at most 8. Fails with [`Error::InvalidShape`] where the policy needs groups, nodes or
-/// ranks that can be split evenly and they cannot.
+/// `threads` 0 means one per core, at most 8. Fails with [`Error::InvalidShape`] if the policy needs groups,
+/// nodes or ranks that split evenly and they do not.
 pub fn solve(config: &SolveConfig<'_>, shape: Shape, loads: &Loads<'_>, threads: usize) -> Result<Placement> {
     check_experts(shape, loads)?;
     let solver = Solver::new(config, shape, loads.num_samples())?;
-    let rows =
+    let layer_slots =
         threads::map(loads.layers().len(), threads::resolve(threads), |layer| solver.place(loads, layer))?;
-    solver.placement(loads.layers(), &rows)
+    solver.placement(loads.layers(), &layer_slots)
 }
 
-/// A checked [`SolveConfig`] with what all layers share.
+/// A checked [`SolveConfig`], shared by all layers.
 pub(crate) struct Solver<'a> {
     config: &'a SolveConfig<'a>,
     shape: Shape,
-    rule: Rule,
-    /// Of the samples, with the sum 1.
-    weights: Vec<f64>,
+    policy: CheckedPolicy,
+    /// The weight of each sample. Their sum is 1.
+    sample_weights: Vec<f64>,
     measure: Arc<Measure>,
 }
 
 impl<'a> Solver<'a> {
     pub fn new(config: &'a SolveConfig<'a>, shape: Shape, num_samples: usize) -> Result<Self> {
-        let rule = Rule::new(config, shape)?;
-        let weights = sample_weights(config, num_samples)?;
+        let policy = CheckedPolicy::new(config, shape)?;
+        let sample_weights = sample_weights(config, num_samples)?;
         let measure = Arc::new(match config.quantile {
-            Some(quantile) => Measure::Quantile { quantile, weights: weights.clone() },
+            Some(quantile) => Measure::Quantile { quantile, sample_weights: sample_weights.clone() },
             None => Measure::Mean,
         });
-        Ok(Solver { config, shape, rule, weights, measure })
+        Ok(Solver { config, shape, policy, sample_weights, measure })
     }
 
-    /// The expert of each slot for the layer at index `layer` of `loads`.
-    // Once in the library, and not in each caller: the search is large.
+    /// Returns the expert of each slot for the layer at index `layer` of `loads`.
+    // The search is large: compile it once, not into each caller.
     #[inline(never)]
     pub fn place(&self, loads: &Loads<'_>, layer: usize) -> Result<Vec<u32>> {
         let Solver { config, shape, .. } = *self;
@@ -322,47 +337,49 @@ impl<'a> Solver<'a> {
         let samples: Vec<&[f64]> = loads.layer(layer).collect();
         let search = Search {
             shape,
-            slots_per_rank: config.uneven(shape),
+            rank_num_slots: config.unequal_rank_num_slots(shape),
             samples: &samples,
-            weights: &self.weights,
+            sample_weights: &self.sample_weights,
             measure: &self.measure,
             effort: config.effort,
         };
-        let greedies = || match config.uneven(shape) {
+        let greedies = || match config.unequal_rank_num_slots(shape) {
             None => Ok(vec![
                 trtllm::place(&sums, shape)?,
                 deepseek::slot_experts(&sums, Hierarchy::global(shape)),
             ]),
-            // The greedies take ranks of equal size only.
+            // The greedies need equal numbers of slots on all ranks.
             Some(_) => Ok::<_, Error>(Vec::new()),
         };
-        match &self.rule {
-            Rule::Trtllm => trtllm::place(&sums, shape),
-            Rule::Deepseek(hierarchy) => Ok(deepseek::slot_experts(&sums, *hierarchy)),
-            Rule::Search => Ok(search.place(&greedies()?)),
-            Rule::SearchLinks { drift } => Ok(search.place_linked(&greedies()?, *drift)),
-            Rule::SearchOnNodes(nodes) => {
-                search.place_on(Priced { nodes, price: config.off_node_price }, &greedies()?)
+        match &self.policy {
+            CheckedPolicy::Trtllm => trtllm::place(&sums, shape),
+            CheckedPolicy::Deepseek(hierarchy) => Ok(deepseek::slot_experts(&sums, *hierarchy)),
+            CheckedPolicy::Search => Ok(search.place(&greedies()?)),
+            CheckedPolicy::SearchBestSplit { drift } => Ok(search.place_for_best_split(&greedies()?, *drift)),
+            CheckedPolicy::SearchOnNodes(nodes) => {
+                search.place_on(PricedNodes { nodes, price: config.off_node_price }, &greedies()?)
             }
         }
     }
 
-    /// The placement of `layers` whose slots [`Solver::place`] returned.
-    pub fn placement(&self, layers: &[u32], rows: &[Vec<u32>]) -> Result<Placement> {
+    /// Returns the placement of `layers` from the slots that [`Solver::place`] returned.
+    pub fn placement(&self, layers: &[u32], layer_slots: &[Vec<u32>]) -> Result<Placement> {
         let Solver { config, shape, .. } = *self;
         let num_slots = shape.num_slots();
         let mut slot_experts = try_zeroed(layers.len().checked_mul(num_slots), "the placement")?;
-        for (slots, row) in slot_experts.chunks_exact_mut(num_slots).zip(rows) {
-            slots.copy_from_slice(row);
+        for (slots, solved) in slot_experts.chunks_exact_mut(num_slots).zip(layer_slots) {
+            slots.copy_from_slice(solved);
         }
-        match config.uneven(shape) {
+        match config.unequal_rank_num_slots(shape) {
             None => Placement::new(shape, layers, &slot_experts),
-            Some(slots_per_rank) => Placement::uneven(shape, slots_per_rank, layers, &slot_experts),
+            Some(rank_num_slots) => {
+                Placement::with_rank_num_slots(shape, rank_num_slots, layers, &slot_experts)
+            }
         }
     }
 }
 
-/// The weight of each sample, with the sum 1. Only the search has several samples.
+/// Returns the weight of each sample, scaled to the sum 1. Only the search uses several samples.
 pub(crate) fn sample_weights(config: &SolveConfig<'_>, num_samples: usize) -> Result<Vec<f64>> {
     let given = config.sample_weights.filter(|_| config.policy == Policy::Search);
     let Some(given) = given else { return Ok(vec![1.0 / num_samples as f64; num_samples]) };
@@ -375,13 +392,13 @@ pub(crate) fn sample_weights(config: &SolveConfig<'_>, num_samples: usize) -> Re
             format!("the weight of sample {sample} is {}; it must be finite and not negative", given[sample]);
         return Err(Error::InvalidArgument(message));
     }
-    let most = given.iter().copied().fold(0.0, f64::max);
-    if most == 0.0 {
+    let max = given.iter().copied().fold(0.0, f64::max);
+    if max == 0.0 {
         return Err(Error::InvalidArgument("all sample weights are 0".into()));
     }
-    // First by the largest, so that no sum overflows.
-    let sum: f64 = given.iter().map(|weight| weight / most).sum();
-    Ok(given.iter().map(|weight| weight / most / sum).collect())
+    // Dividing by the largest first keeps the sum finite.
+    let sum: f64 = given.iter().map(|weight| weight / max).sum();
+    Ok(given.iter().map(|weight| weight / max / sum).collect())
 }
 
 fn check_experts(shape: Shape, loads: &Loads<'_>) -> Result<()> {
@@ -389,7 +406,7 @@ fn check_experts(shape: Shape, loads: &Loads<'_>) -> Result<()> {
         return Ok(());
     }
     Err(Error::InvalidArgument(format!(
-        "loads of {} experts for a shape of {}",
+        "the loads have {} experts, the shape has {}",
         loads.num_experts(),
         shape.num_experts()
     )))

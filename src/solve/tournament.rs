@@ -1,7 +1,9 @@
-//! Who is next, again and again, where one contestant changes at a time.
+//! A tournament tree: the smallest of many keys, where one key changes at a time.
 
-/// Contestants by number, of which the one with the smallest key is next. A change costs as many comparisons as the tree is
-/// deep, none of them a branch: that outruns a binary heap, whose branches go by the loads.
+/// Keys by contestant number. Returns the smallest key at once.
+///
+/// A change costs one comparison for each level of the tree, all without branches. That is faster than a
+/// binary heap, whose branches depend on the loads.
 #[derive(Debug)]
 pub(super) struct Tournament<K> {
     /// The root is at 1, the children of `i` at `2 i` and `2 i + 1`, contestant `i` at `first + i`.
@@ -10,7 +12,7 @@ pub(super) struct Tournament<K> {
 }
 
 impl<K: Copy + Ord> Tournament<K> {
-    /// Of contestants 0 and up with these keys; `out` is above all of them.
+    /// Creates a tree of contestants 0 and up with these keys. `out` is above all of them.
     pub fn new(contestants: impl ExactSizeIterator<Item = K>, out: K) -> Self {
         let first = contestants.len().next_power_of_two();
         let mut keys = vec![out; first];
@@ -27,7 +29,7 @@ impl<K: Copy + Ord> Tournament<K> {
         self.keys[1]
     }
 
-    /// Gives a contestant another key.
+    /// Changes the key of a contestant.
     pub fn set(&mut self, contestant: usize, key: K) {
         let mut at = self.first + contestant;
         let mut smallest = key;
@@ -40,21 +42,22 @@ impl<K: Copy + Ord> Tournament<K> {
     }
 }
 
-/// A key above all of [`numbered`]'s.
+/// A key above all keys of [`numbered`].
 pub(super) const OUT: u128 = u128::MAX;
 
-/// A key that orders by a weight's bits, which order as the weights do where none is negative, then by number.
-pub(super) fn numbered(weight: u64, number: usize) -> u128 {
-    u128::from(weight) << 64 | number as u128
+/// Returns a key that orders by the bits of a load, then by number. The bits of loads that are not negative
+/// order as the loads do.
+pub(super) fn numbered(load_bits: u64, number: usize) -> u128 {
+    u128::from(load_bits) << 64 | number as u128
 }
 
-/// The number in such a key.
+/// The number in a key of [`numbered`].
 pub(super) fn number(key: u128) -> usize {
     key as u64 as usize
 }
 
-/// The bits of the weight in such a key.
-pub(super) fn weight(key: u128) -> u64 {
+/// The bits of the load in a key of [`numbered`].
+pub(super) fn load_bits(key: u128) -> u64 {
     (key >> 64) as u64
 }
 
@@ -63,9 +66,9 @@ mod tests {
     use super::*;
 
     #[test]
-    fn the_smallest_key_is_next_whatever_changed() {
+    fn next_returns_the_smallest_key_after_every_change() {
         for num_contestants in 1..20u32 {
-            // Keys that repeat, their owner in the low bits.
+            // Keys repeat in their high bits and have the contestant in the low bits.
             let mut keys: Vec<u32> = (0..num_contestants).map(|i| ((i * 7 % 5) << 8) | i).collect();
             let mut tournament = Tournament::new(keys.iter().copied(), u32::MAX);
             for round in 0..100 {

@@ -1,4 +1,4 @@
-//! Small instances, where everything can be tried.
+//! Small instances, for which every placement can be tried.
 
 use eplb::solve::Policy;
 
@@ -9,23 +9,23 @@ const MOST_SAMPLES: usize = 3;
 /// One number for each sample.
 type PerSample = [f64; MOST_SAMPLES];
 
-/// The cheapest of all placements: every vector of replica counts, every way to fill the ranks one after the other, each from
-/// the first expert that has replicas left, since ranks are alike.
+/// The lowest cost of all placements. It tries every vector of replica counts and every way to fill the ranks
+/// one by one. Each rank starts with the first expert that has replicas left, since ranks are alike.
 struct Exhaustive {
     width: usize,
-    /// Whether a rank may hold an expert twice.
-    twice: bool,
-    /// In units of the cost.
+    /// Whether a rank may hold an expert allow_duplicates.
+    allow_duplicates: bool,
+    /// Scaled so that the cost is a sum of loads.
     loads: Vec<PerSample>,
-    weights: Vec<PerSample>,
-    /// Replicas of each expert that are still to be placed.
+    replica_loads: Vec<PerSample>,
+    /// Replicas of each expert that are not placed yet.
     left: Vec<usize>,
     least: f64,
 }
 
 impl Exhaustive {
-    /// Infinite where ranks must hold an expert twice and may not.
-    fn least_cost(instance: &Instance, twice: bool) -> f64 {
+    /// Returns the lowest cost. Infinite if duplicates are needed and not allowed.
+    fn least_cost(instance: &Instance, allow_duplicates: bool) -> f64 {
         let (num_experts, num_ranks) = (instance.shape.num_experts(), instance.shape.num_ranks() as f64);
         let mut loads = vec![[0.0; MOST_SAMPLES]; num_experts];
         for (sample, of_sample) in instance.samples().enumerate() {
@@ -35,8 +35,8 @@ impl Exhaustive {
         }
         let mut all = Exhaustive {
             width: instance.shape.slots_per_rank(),
-            twice,
-            weights: loads.clone(),
+            allow_duplicates,
+            replica_loads: loads.clone(),
             loads,
             left: vec![0; num_experts],
             least: f64::INFINITY,
@@ -45,12 +45,12 @@ impl Exhaustive {
         all.least
     }
 
-    /// Every way to give `spares` to the experts from `expert` on.
+    /// Tries every way to give `spares` to the experts from `expert` on.
     fn count(&mut self, expert: usize, spares: usize) {
         let last = expert + 1 == self.loads.len();
         for more in if last { spares } else { 0 }..=spares {
             self.left[expert] = 1 + more;
-            self.weights[expert] = self.loads[expert].map(|load| load / (1 + more) as f64);
+            self.replica_loads[expert] = self.loads[expert].map(|load| load / (1 + more) as f64);
             match last {
                 false => self.count(expert + 1, spares - more),
                 true => self.fill(0, 0, [0.0; MOST_SAMPLES], [0.0; MOST_SAMPLES]),
@@ -58,25 +58,25 @@ impl Exhaustive {
         }
     }
 
-    /// Every way to fill the other slots, where the current rank has `held` replicas that carry `carried`, and may have more of
-    /// the experts `from` on; `most` is what the most loaded of the full ranks carries.
-    fn fill(&mut self, held: usize, from: usize, carried: PerSample, most: PerSample) {
-        let most_now: PerSample = std::array::from_fn(|sample| most[sample].max(carried[sample]));
-        let cost: f64 = most_now.iter().sum();
+    /// Tries every way to fill the remaining slots. The current rank has `held` replicas, carries `carried`,
+    /// and may take experts from `from` on. `max` is the maximum load of the full ranks.
+    fn fill(&mut self, held: usize, from: usize, carried: PerSample, max: PerSample) {
+        let max_now: PerSample = std::array::from_fn(|sample| max[sample].max(carried[sample]));
+        let cost: f64 = max_now.iter().sum();
         if cost >= self.least {
             return;
         }
         if held == self.width {
-            return self.fill(0, 0, [0.0; MOST_SAMPLES], most_now);
+            return self.fill(0, 0, [0.0; MOST_SAMPLES], max_now);
         }
         for expert in from..self.left.len() {
             if self.left[expert] == 0 {
                 continue;
             }
             self.left[expert] -= 1;
-            let weight = self.weights[expert];
-            let carried = std::array::from_fn(|sample| carried[sample] + weight[sample]);
-            self.fill(held + 1, expert + usize::from(!self.twice), carried, most);
+            let replica_load = self.replica_loads[expert];
+            let carried = std::array::from_fn(|sample| carried[sample] + replica_load[sample]);
+            self.fill(held + 1, expert + usize::from(!self.allow_duplicates), carried, max);
             self.left[expert] += 1;
             if held == 0 {
                 return;
@@ -88,7 +88,7 @@ impl Exhaustive {
     }
 }
 
-/// Of every shape with up to 6 experts and 9 slots on 2 or 3 ranks.
+/// Returns instances of every shape with up to 6 experts and 9 slots on 2 or 3 ranks.
 fn small_instances(random: &mut Random, per_shape: usize, num_samples: usize) -> Vec<Instance> {
     let mut instances = Vec::new();
     for num_ranks in [2, 3] {
@@ -105,9 +105,9 @@ fn small_instances(random: &mut Random, per_shape: usize, num_samples: usize) ->
     instances
 }
 
-/// Holds the search against everything that there is. In 99 of 100 it has to be the best: without duplicates, where that is
-/// not above the greedies, else of all.
-fn search_reaches_the_optimum(instances: &[Instance]) {
+/// Compares the search with the optimum, which it must reach in 99 of 100 cases. The optimum allows no
+/// duplicates if it is then not above the greedies.
+fn check_optimum(instances: &[Instance]) {
     let (mut reached, mut needless) = (0, 0);
     for instance in instances {
         let (least, least_without) =
@@ -139,12 +139,12 @@ fn search_reaches_the_optimum(instances: &[Instance]) {
 
 #[test]
 fn search_reaches_the_optimum_of_small_instances_of_one_sample() {
-    search_reaches_the_optimum(&small_instances(&mut Random(1), 200, 1));
+    check_optimum(&small_instances(&mut Random(1), 200, 1));
 }
 
 #[test]
 fn search_reaches_the_optimum_of_small_instances_of_several_samples() {
     for num_samples in [2, MOST_SAMPLES] {
-        search_reaches_the_optimum(&small_instances(&mut Random(2), 100, num_samples));
+        check_optimum(&small_instances(&mut Random(2), 100, num_samples));
     }
 }

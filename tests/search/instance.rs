@@ -1,11 +1,11 @@
-//! What is to be placed, what a placement comes to, and instances at random.
+//! Instances to place, the cost of a placement, and random instances.
 
 use std::fmt;
 
 use eplb::placement::{Placement, Shape};
 use eplb::solve::{Loads, Policy, SolveConfig, lower_bound, solve};
 
-/// What sums in another order may differ by.
+/// The order of summation may change a sum by this part.
 pub const ROUNDING: f64 = 1e-12;
 
 /// One layer to place.
@@ -25,7 +25,7 @@ impl Instance {
         self.samples.chunks_exact(self.shape.num_experts())
     }
 
-    /// The expert of each slot; what is no valid placement is refused.
+    /// Returns the expert of each slot, and checks that the placement is valid.
     pub fn place(&self, policy: Policy) -> Vec<u32> {
         let num_samples = self.samples().count();
         let loads = Loads::new(&self.samples, &[0], num_samples, self.shape.num_experts()).unwrap();
@@ -36,8 +36,8 @@ impl Instance {
         slots
     }
 
-    /// What is to be small: the mean over samples of the most loaded rank's load over the mean. A sample without load has
-    /// neither and counts as 0.
+    /// Returns what the search minimises: max / mean over ranks, averaged over samples. A sample without load
+    /// counts as 0.
     pub fn cost(&self, slots: &[u32]) -> f64 {
         self.mean_over_means(|loads| {
             let mut counts = vec![0.0; loads.len()];
@@ -48,12 +48,12 @@ impl Instance {
         })
     }
 
-    /// What no placement costs less than.
+    /// Returns the lower bound of the cost.
     pub fn bound(&self) -> f64 {
         self.mean_over_means(|loads| lower_bound(loads, self.shape))
     }
 
-    /// What the cheaper of the two greedies costs.
+    /// Returns the lower cost of the two greedies.
     pub fn greedy(&self) -> f64 {
         [Policy::Trtllm, Policy::DeepseekGlobal]
             .map(|policy| self.cost(&self.place(policy)))
@@ -69,7 +69,8 @@ impl Instance {
         self.samples().map(of_sample).sum::<f64>() / self.samples().count() as f64
     }
 
-    /// Slots that repeat an expert of their rank, but for those that must since a rank has more slots than there are experts.
+    /// Returns the number of slots that repeat an expert of their rank. Does not count those that are needed
+    /// because a rank has more slots than there are experts.
     pub fn duplicates(&self, slots: &[u32]) -> usize {
         let width = self.shape.slots_per_rank();
         let repeated = |rank: &[u32]| (1..width).filter(|&slot| rank[..slot].contains(&rank[slot])).count();
@@ -87,7 +88,7 @@ impl fmt::Display for Instance {
     }
 }
 
-/// Numbers that repeat: SplitMix64.
+/// SplitMix64, for repeatable numbers.
 pub struct Random(pub u64);
 
 impl Random {
@@ -103,7 +104,8 @@ impl Random {
         (self.next() % limit as u64) as usize
     }
 
-    /// Of any shape with up to 64 experts, 32 ranks and 12 slots a rank, small ones as often as large.
+    /// Returns an instance with up to 64 experts, 32 ranks and 12 slots a rank. Small ones are as frequent as
+    /// large ones.
     pub fn instance(&mut self, num_samples: usize) -> Instance {
         let up_to = |random: &mut Random, limits: [usize; 3]| {
             let limit = limits[random.below(3)];
@@ -116,14 +118,14 @@ impl Random {
         Instance::new(num_experts, num_slots, num_ranks, samples)
     }
 
-    /// The loads of one sample, of one kind or another, in any order.
+    /// Returns the loads of one sample, of a random kind, in random order.
     pub fn loads(&mut self, num_experts: usize, num_ranks: usize) -> Vec<f64> {
         let mut loads: Vec<f64> = match self.below(10) {
             0 => (0..num_experts).map(|_| self.below(1000) as f64).collect(),
             1 => (0..num_experts).map(|_| self.below(3) as f64).collect(),
             2 => vec![7.0; num_experts],
             3 => vec![0.0; num_experts],
-            // A single hot one, alone or not.
+            // A single hot expert; the others have load 1 or none.
             4 => {
                 let other = self.below(2) as f64;
                 (0..num_experts).map(|expert| if expert == 0 { 100.0 } else { other }).collect()
@@ -132,12 +134,12 @@ impl Random {
                 let exponent = 0.3 + self.below(15) as f64 / 10.0;
                 (1..=num_experts).map(|rank| (1e6 / (rank as f64).powf(exponent)).round()).collect()
             }
-            // Each heavier than all lighter ones together.
+            // Each is heavier than all lighter ones together.
             7 => (0..num_experts).map(|expert| 0.5f64.powi(expert as i32)).collect(),
-            // Two never fit together: just above half of what a rank should carry.
+            // No two fit on a rank: each is just above half of the mean rank load.
             8 => (0..num_experts).map(|_| 50.0 + self.below(3) as f64).collect(),
-            // Graham's worst case of the greedy that takes the heaviest first, 4/3 of the optimum: 2m - 1, 2m - 1, ..., m + 1,
-            // m + 1, m, m, m.
+            // Graham's worst case of the heaviest-first greedy, 4/3 of the optimum: 2m - 1, 2m - 1, ..., m +
+            // 1, m + 1, m, m, m.
             _ => {
                 let of_graham = |job: usize| match job {
                     job if job < 2 * num_ranks => (2 * num_ranks - 1 - job / 2) as f64,

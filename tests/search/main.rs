@@ -1,4 +1,4 @@
-//! The policy `search`: cases worked by hand, all small instances, random ones, and recorded loads.
+//! The policy `search`: cases worked out by hand, all small instances, random ones, and recorded loads.
 
 mod duplicate_free;
 mod exhaustive;
@@ -14,7 +14,7 @@ use eplb::stats::{Dump, LoadOptions};
 use self::instance::Instance;
 
 #[test]
-fn a_joint_choice_of_counts_and_ranks_beats_the_greedies() {
+fn search_is_below_the_greedies_by_choosing_counts_and_ranks_together() {
     // From vllm-ascend #3042: the greedy's maximum is 232, the best known 196.67; the mean is 181.25.
     let instance = Instance::new(8, 16, 8, vec![600.0, 560.0, 120.0, 120.0, 20.0, 10.0, 10.0, 10.0]);
     let slots = instance.place(Policy::Search);
@@ -22,10 +22,10 @@ fn a_joint_choice_of_counts_and_ranks_beats_the_greedies() {
     assert_eq!(instance.duplicates(&slots), 0);
 }
 
-/// Hot experts that need several ranks each, where the replicas that the greedy's counts give are so heavy that two of them on a rank
-/// are too much, and so many that they must meet.
+/// Hot experts need several ranks each. With the greedy's replica counts, two of their replicas on a rank are
+/// too much, but some must share one.
 #[test]
-fn heavy_tails_that_stall_the_first_beginning_come_near_the_bound_from_another() {
+fn restarts_reach_the_bound_of_heavy_tails() {
     for (num_experts, num_slots, num_ranks, exponent, most) in [
         (57, 87, 29, 1.74, 1.02),
         (103, 120, 15, 1.7, 1.001),
@@ -43,18 +43,18 @@ fn heavy_tails_that_stall_the_first_beginning_come_near_the_bound_from_another()
 }
 
 #[test]
-fn a_duplicate_where_it_pays_and_only_there() {
+fn search_keeps_a_duplicate_only_if_it_lowers_the_cost() {
     // 60 | 40 1, of a mean of 50.5: with the spare slot for expert 0 on its own rank. Without a duplicate: 30 40 | 30 1.
     let instance = Instance::new(3, 4, 2, vec![60.0, 40.0, 1.0]);
     assert_eq!(instance.cost(&instance.place(Policy::Search)), 60.0 / 50.5);
-    // 2 | 1 1: without one, 1 1 | 1 1 is level.
+    // 2 | 1 1 has no duplicate. 1 1 | 1 1 would be as even.
     let instance = Instance::new(3, 4, 2, vec![2.0, 1.0, 1.0]);
     let slots = instance.place(Policy::Search);
     assert_eq!((instance.cost(&slots), instance.duplicates(&slots)), (1.0, 0));
 }
 
 #[test]
-fn no_load_spreads_the_slots_evenly_without_duplicates() {
+fn search_without_load_spreads_slots_evenly_without_duplicates() {
     for (num_experts, num_slots, num_ranks) in [(256, 288, 32), (64, 80, 16), (8, 16, 8), (5, 12, 4)] {
         let instance = Instance::new(num_experts, num_slots, num_ranks, vec![0.0; num_experts]);
         let slots = instance.place(Policy::Search);
@@ -67,7 +67,7 @@ fn no_load_spreads_the_slots_evenly_without_duplicates() {
 }
 
 #[test]
-fn recorded_loads_have_no_duplicates_and_come_near_the_bound_whatever_the_number_of_threads() {
+fn search_of_recorded_loads_has_no_duplicates_and_ignores_the_number_of_threads() {
     for (name, num_slots, num_ranks) in [
         ("dsv2lite-translation", 72, 8),
         ("dsv2lite-law", 80, 16),
@@ -99,7 +99,7 @@ fn recorded_loads_have_no_duplicates_and_come_near_the_bound_whatever_the_number
 }
 
 #[test]
-fn loads_at_the_edge_of_numbers_and_wide_ranks_end_soon() {
+fn search_ends_on_extreme_loads_and_wide_ranks() {
     let tiny = f64::from_bits(1);
     for loads in [vec![tiny, 0.0], vec![tiny, tiny], vec![-0.0, 0.0], vec![3e38, 1.0]] {
         let instance = Instance::new(2, 4, 2, loads);

@@ -1,13 +1,13 @@
-//! What holds of the search whatever is to be placed.
+//! Properties of the search for any instance.
 
 use eplb::solve::Policy;
 
 use crate::duplicate_free;
 use crate::instance::{Instance, ROUNDING, Random};
 
-/// Holds placements against both greedies and the bound. A rank may hold an expert twice only where no placement without is
-/// found that is not above the greedies.
-fn properties_hold(instances: impl ExactSizeIterator<Item = Instance>) {
+/// Compares placements with both greedies and the bound. A rank may hold an expert twice only if no placement
+/// without duplicates is found that is not above the greedies.
+fn check_properties(instances: impl ExactSizeIterator<Item = Instance>) {
     let (all, mut with_duplicates, mut needless) = (instances.len(), 0, 0);
     for instance in instances {
         let slots = instance.place(Policy::Search);
@@ -19,23 +19,23 @@ fn properties_hold(instances: impl ExactSizeIterator<Item = Instance>) {
             continue;
         }
         with_duplicates += 1;
-        if let Some(without) = duplicate_free::not_above(&instance, greedy * (1.0 + ROUNDING)) {
+        if let Some(without) = duplicate_free::cost_at_most(&instance, greedy * (1.0 + ROUNDING)) {
             needless += 1;
             println!("{found} with {duplicates} duplicates, {without} without, greedy {greedy}: {instance}");
         }
     }
     println!("{with_duplicates} of {all} have duplicates, {needless} needlessly");
-    assert_eq!(needless, 0, "of {all} have needless duplicates");
+    assert_eq!(needless, 0, "of {all} instances have needless duplicates");
 }
 
 #[test]
-fn random_instances_of_one_sample_are_between_the_bound_and_the_greedies() {
+fn search_is_between_the_bound_and_the_greedies_for_one_sample() {
     let mut random = Random(1);
-    properties_hold((0..7500).map(|_| random.instance(1)));
+    check_properties((0..7500).map(|_| random.instance(1)));
 }
 
 #[test]
-fn random_instances_of_several_samples_are_between_the_bound_and_the_greedies() {
+fn search_is_between_the_bound_and_the_greedies_for_several_samples() {
     let mut random = Random(2);
-    properties_hold((0..2500).map(|case| random.instance(2 + case % 3)));
+    check_properties((0..2500).map(|case| random.instance(2 + case % 3)));
 }

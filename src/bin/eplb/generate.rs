@@ -198,7 +198,7 @@ pub fn run(args: &Args) -> Result<String> {
             quantile: args.quantile,
             objective: args.objective,
             drift: args.drift,
-            slots_per_rank: None,
+            rank_num_slots: None,
         },
         num_samples: args.num_samples,
     };

@@ -1,119 +1,124 @@
-//! The search: replica counts and ranks chosen together.
+//! The policy `search`: chooses replica counts and ranks together.
 //!
-//! A first placement without duplicates is improved by exchanging slots of the most loaded rank, one or two at once, with
-//! those of a less loaded one. Where no exchange helps, a slot changes its expert, and exchanges level what that upset; it
-//! is kept if the most loaded rank carries less in the end. This goes on until the certificate says that no placement can be
-//! better by more than one or two ten-thousandths, or no such step helps, or the effort is spent. What then is more than a thousandth
-//! above the certificate is given as much effort again, from other beginnings. Effort counts what was looked at, not time, so that
-//! results repeat.
+//! It starts from a placement without duplicates. It exchanges one or two slots of the most loaded rank with
+//! those of a less loaded one. If no exchange helps, a slot takes another expert, and exchanges follow. The
+//! change is kept if the most loaded rank carries less in the end.
+//!
+//! It stops at the target, slightly above the lower bound, when no step helps, or when the effort is spent.
+//! Far above the target it restarts with the same effort. Effort counts evaluated exchanges, not time, so
+//! that results repeat.
 
 mod drift;
-mod easing;
-mod homes;
-mod linking;
+mod home_node;
 mod measure;
 mod moves;
+mod node_relief;
 mod nodes;
 mod random;
+mod replica_graph;
 mod start;
 mod state;
 
 use std::sync::Arc;
 
-pub(crate) use self::homes::Nodes;
-use self::linking::{Linking, Rows};
+pub(crate) use self::home_node::Nodes;
 pub(super) use self::measure::Measure;
-use self::moves::{Riddance, exchange, exchange_for_all, exchange_of_two, recounts, riddance};
-pub(super) use self::nodes::Priced;
+use self::moves::{
+    DuplicateRemoval, duplicate_removal, exchange, exchange_of_samples, exchange_two, replica_count_changes,
+};
+pub(super) use self::nodes::PricedNodes;
 use self::random::Random;
+use self::replica_graph::{MeasuredLoads, ReplicaGraph};
 use self::state::State;
-use super::{lower_bound, lower_bound_of_uneven};
+use super::{lower_bound, lower_bound_of_unequal_ranks};
 use crate::placement::{NO_EXPERT, Shape, held_slots};
 
-/// Better by less than this is not worth looking for.
+/// The target is this part above the lower bound.
 const TOLERANCE: f64 = 1.5e-4;
 
-/// Further than this above what would be enough, other beginnings are worth a try.
+/// The search restarts if the cost is this part above the target.
 const FAR: f64 = 1e-3;
 
-/// Less than this is no improvement worth its while.
+/// A smaller relative gain is no improvement.
 const LEAST_GAIN: f64 = 1e-10;
 
-/// What sums in another order may differ by.
+/// The order of summation may change a sum by this part.
 const ROUNDING: f64 = 1e-13;
 
-/// Changes of an expert that are tried out, the cheapest first.
-const RECOUNTS: usize = 6;
+/// Replica count changes to try, cheapest first.
+const REPLICA_COUNT_CHANGES: usize = 6;
 
-/// Slots that change their expert before the outcome has to be better.
-const RECOUNT_DEPTH: usize = 2;
+/// Slots that take another expert before the cost must be lower.
+const REPLICA_COUNT_CHANGE_DEPTH: usize = 2;
 
-/// What a replica may weigh in other beginnings, in parts of what a rank has to carry, and how many of these are tried out.
-const HEAVIEST: [f64; 8] = [1.0, 0.98, 0.95, 0.9, 0.85, 0.8, 0.7, 0.6];
-const OTHER_STARTS: usize = 2;
+/// Restarts with other replica counts: the limits on a replica's load, as parts of the lower bound, and how
+/// many of the starts are tried.
+const REPLICA_LOAD_LIMITS: [f64; 8] = [1.0, 0.98, 0.95, 0.9, 0.85, 0.8, 0.7, 0.6];
+const STARTS_WITH_OTHER_COUNTS: usize = 2;
 
-/// How often a placement is changed by lot and improved again where it stalls, or is to have no duplicates: where many ranks are the
-/// most loaded, no single step helps.
-const KICKS: usize = 64;
+/// Perturbations of a placement that stalls or has to lose its duplicates. If many ranks are the most loaded,
+/// no single step helps.
+const PERTURBATIONS: usize = 64;
 
-/// Changes at each of these times.
-const CHANGES: usize = 4;
+/// Random changes of each perturbation.
+const CHANGES_PER_PERTURBATION: usize = 4;
 
-/// Smaller placements are searched as hard as one of so many slots.
+/// A smaller placement gets the effort of one with this number of slots.
 const LEAST_SLOTS: usize = 256;
 
-/// A layer's loads, and how hard to look.
+/// The loads of a layer, and the effort.
 pub(super) struct Search<'a> {
     pub shape: Shape,
-    /// `[ranks]`, where some lack slots.
-    pub slots_per_rank: Option<&'a [u32]>,
-    /// One row of experts a sample; samples without load are left out by their weight.
+    /// `[ranks]`, if some lack slots.
+    pub rank_num_slots: Option<&'a [u32]>,
+    /// `[samples][experts]`. Samples without load get the weight 0.
     pub samples: &'a [&'a [f64]],
-    /// What each sample counts for, of 1 together.
-    pub weights: &'a [f64],
-    /// What is to be small of all samples.
+    /// The weights of the samples. Their sum is 1.
+    pub sample_weights: &'a [f64],
+    /// What to minimise over samples.
     pub measure: &'a Arc<Measure>,
-    /// Exchanges that are looked at for each slot, about.
+    /// About how many exchanges to evaluate for each slot.
     pub effort: usize,
 }
 
 impl Search<'_> {
-    /// The expert of each slot. The `others` are placements to start from where the search's own does not end below them.
+    /// Returns the expert of each slot. The result is not above any of `others`, which are further placements
+    /// to start from.
     pub fn place(&self, others: &[Vec<u32>]) -> Vec<u32> {
-        let Descent { mut best, enough, to_beat } = self.descend(others);
-        if best.cost() > enough * (1.0 + FAR) {
-            self.start_over(&mut best, enough, to_beat);
+        let Descent { mut best, target, to_beat } = self.descend(others);
+        if best.cost() > target * (1.0 + FAR) {
+            self.restart(&mut best, target, to_beat);
         }
         best.slots().to_vec()
     }
 
-    /// The best of what can be reached from the search's own start and from the `others`.
+    /// Returns the best placement reached from the search's own start and from the `others`.
     fn descend(&self, others: &[Vec<u32>]) -> Descent {
-        let units = self.units();
-        let loads = self.scaled(&units);
-        let enough = self.bound(&units) * (1.0 + TOLERANCE);
+        let scales = self.scales();
+        let loads = self.scaled(&scales);
+        let target = self.bound(&scales) * (1.0 + TOLERANCE);
         let costs: Vec<f64> = others.iter().map(|slots| self.cost(&loads, slots)).collect();
         let to_beat = costs.iter().copied().fold(f64::INFINITY, f64::min);
         let mut best = self.start(&loads);
-        self.improve(&mut best, enough.min(to_beat));
+        self.improve(&mut best, target.min(to_beat));
         for (slots, cost) in others.iter().zip(costs) {
             if cost < best.cost() * (1.0 - ROUNDING) {
                 best = self.state(loads.clone(), slots);
-                self.improve(&mut best, enough);
+                self.improve(&mut best, target);
                 if best.duplicates().next().is_some() {
-                    best = self.improve_with_duplicates(best, enough, to_beat);
+                    best = self.improve_with_duplicates(best, target, to_beat);
                 }
             }
         }
-        Descent { best, enough, to_beat }
+        Descent { best, target, to_beat }
     }
 
-    /// What the search ends at far above the bound is mostly the best of what it can reach from there. As much effort again goes
-    /// to other beginnings: other counts, then duplicates for a while, then changes by lot.
-    fn start_over(&self, best: &mut State, enough: f64, to_beat: f64) {
-        let mut effort = self.effort(enough);
+    /// Restarts with as much effort again, since the result is mostly a local optimum. Tries other replica
+    /// counts, then duplicates for a while, then perturbations.
+    fn restart(&self, best: &mut State, target: f64, to_beat: f64) {
+        let mut effort = self.effort(target);
         let has_duplicates = |state: &State| state.duplicates().next().is_some();
-        for mut other in self.other_starts(&self.scaled(&self.units())) {
+        for mut other in self.starts_with_other_counts(&self.scaled(&self.scales())) {
             effort.improve(&mut other);
             let is_better = match has_duplicates(best) {
                 true => other.cost() <= to_beat * (1.0 + ROUNDING),
@@ -123,112 +128,113 @@ impl Search<'_> {
                 *best = other;
             }
         }
-        // With duplicates there are more ways down, and most can be left behind at the end. They pay where ranks differ: there is
-        // no greedy that would show it.
-        let pays = self.slots_per_rank.is_some();
+        // Duplicates allow more exchanges, and most can be removed at the end. With unequal ranks keep those
+        // that help: no greedy bounds the cost there.
+        let keep_duplicates = self.rank_num_slots.is_some();
         let mut with = best.clone();
         with.allow_duplicates(true);
         effort.improve(&mut with);
         if with.cost() < best.cost() * (1.0 - ROUNDING) {
-            let to_beat = if pays { with.cost() } else { best.cost() };
-            match self.without_duplicates(&with, enough, to_beat) {
-                Some(clean) => *best = clean,
-                None if pays => *best = with,
+            let to_beat = if keep_duplicates { with.cost() } else { best.cost() };
+            match self.without_duplicates(&with, target, to_beat) {
+                Some(without) => *best = without,
+                None if keep_duplicates => *best = with,
                 None => (),
             }
         }
         let mut random = Random::new(0);
-        for _ in 0..KICKS {
+        for _ in 0..PERTURBATIONS {
             if effort.is_over(best) {
                 break;
             }
-            let mut kicked = best.clone();
-            kick(&mut kicked, &mut random);
-            effort.improve(&mut kicked);
-            if kicked.cost() <= best.cost() {
-                *best = kicked;
+            let mut perturbed = best.clone();
+            perturb(&mut perturbed, &mut random);
+            effort.improve(&mut perturbed);
+            if perturbed.cost() <= best.cost() {
+                *best = perturbed;
             }
         }
     }
 
-    /// What comes of a placement that has duplicates: without any where that will do, else with whichever pay.
-    fn improve_with_duplicates(&self, mut state: State, enough: f64, to_beat: f64) -> State {
-        if let Some(clean) = self.without_duplicates(&state, enough, to_beat) {
-            return clean;
+    /// Removes the duplicates of a placement if the cost allows it. Otherwise improves it with duplicates.
+    fn improve_with_duplicates(&self, mut state: State, target: f64, to_beat: f64) -> State {
+        if let Some(without) = self.without_duplicates(&state, target, to_beat) {
+            return without;
         }
         state.allow_duplicates(true);
-        self.improve(&mut state, enough);
-        self.without_duplicates(&state, enough, to_beat).unwrap_or(state)
+        self.improve(&mut state, target);
+        self.without_duplicates(&state, target, to_beat).unwrap_or(state)
     }
 
-    /// Rids a placement of its duplicates whatever it costs, and improves it from there; `None` where that leaves some, or ends
-    /// above `to_beat`.
-    fn without_duplicates(&self, state: &State, enough: f64, to_beat: f64) -> Option<State> {
-        let mut clean = state.clone();
-        clean.allow_duplicates(false);
-        self.effort(enough).rid(&mut clean, f64::INFINITY);
-        self.improve(&mut clean, enough.min(to_beat));
-        let most = to_beat * (1.0 + ROUNDING);
-        let (again, mut random) = (Search { effort: self.effort / 8, ..*self }, Random::new(0));
-        for _ in 0..if self.shape.num_slots() <= LEAST_SLOTS { KICKS } else { 0 } {
-            if clean.cost() <= most || clean.duplicates().next().is_some() {
+    /// Removes all duplicates at any cost and improves the placement without them. Returns `None` if
+    /// duplicates remain or the cost ends above `to_beat`.
+    fn without_duplicates(&self, state: &State, target: f64, to_beat: f64) -> Option<State> {
+        let mut without = state.clone();
+        without.allow_duplicates(false);
+        self.effort(target).remove_duplicates(&mut without, f64::INFINITY);
+        self.improve(&mut without, target.min(to_beat));
+        let limit = to_beat * (1.0 + ROUNDING);
+        let (short, mut random) = (Search { effort: self.effort / 8, ..*self }, Random::new(0));
+        for _ in 0..if self.shape.num_slots() <= LEAST_SLOTS { PERTURBATIONS } else { 0 } {
+            if without.cost() <= limit || without.duplicates().next().is_some() {
                 break;
             }
-            let mut kicked = clean.clone();
-            kick(&mut kicked, &mut random);
-            again.improve(&mut kicked, enough.min(to_beat));
-            if kicked.cost() <= clean.cost() {
-                clean = kicked;
+            let mut perturbed = without.clone();
+            perturb(&mut perturbed, &mut random);
+            short.improve(&mut perturbed, target.min(to_beat));
+            if perturbed.cost() <= without.cost() {
+                without = perturbed;
             }
         }
-        (clean.cost() <= most && clean.duplicates().next().is_none()).then_some(clean)
+        (without.cost() <= limit && without.duplicates().next().is_none()).then_some(without)
     }
 
-    /// As [`Search::place`] for a run time that splits each expert's load by need, where loads may drift from these: a small
-    /// best split of drifted loads. The even split of these loads stays within a hundredth of what [`Search::place`] finds.
-    pub fn place_linked(&self, others: &[Vec<u32>], drift: f64) -> Vec<u32> {
-        let loads = self.scaled(&self.units());
+    /// Returns the expert of each slot for an engine that uses the best split, where loads drift. Minimises
+    /// the best split of drifted loads. The even split of the planned loads stays within 1 % of
+    /// [`Search::place`].
+    pub fn place_for_best_split(&self, others: &[Vec<u32>], drift: f64) -> Vec<u32> {
+        let loads = self.scaled(&self.scales());
         let num_samples = self.samples.len();
         let mut random = Random::new(0);
         let scenarios = drift::scenarios(&loads, num_samples, drift, &mut random);
-        let measure = self.measure.of_copies(drift::copies(num_samples));
+        let measure = self.measure.repeated(drift::scenarios_per_sample(num_samples));
         let samples: Vec<Vec<f64>> = (0..num_samples)
             .map(|sample| loads[sample..].iter().step_by(num_samples).copied().collect())
             .collect();
-        let samples = Rows { loads: &samples, measure: self.measure };
-        let scenarios = Rows { loads: &scenarios, measure: &measure };
-        let mut linking = Linking::new(self.shape, samples, scenarios, self.place(others));
-        linking.improve(self.effort.saturating_mul(self.shape.num_slots().max(LEAST_SLOTS)), &mut random);
-        linking.into_slots()
+        let samples = MeasuredLoads { loads: &samples, measure: self.measure };
+        let scenarios = MeasuredLoads { loads: &scenarios, measure: &measure };
+        let mut graph = ReplicaGraph::new(self.shape, samples, scenarios, self.place(others));
+        graph.improve(self.effort.saturating_mul(self.shape.num_slots().max(LEAST_SLOTS)), &mut random);
+        graph.into_slots()
     }
 
-    /// What no placement is below.
-    fn bound(&self, units: &[Unit]) -> f64 {
-        let bound = |loads: &[f64]| match self.slots_per_rank {
+    /// Returns a lower bound of the cost.
+    fn bound(&self, scales: &[SampleScale]) -> f64 {
+        let bound = |loads: &[f64]| match self.rank_num_slots {
             None => lower_bound(loads, self.shape),
-            Some(_) => lower_bound_of_uneven(loads, self.num_slots(), self.shape.num_ranks()),
+            Some(_) => lower_bound_of_unequal_ranks(loads, self.num_slots(), self.shape.num_ranks()),
         };
-        self.measure.of(self.samples.iter().zip(units).map(|(loads, unit)| unit.scale(bound(loads))))
+        self.measure.of(self.samples.iter().zip(scales).map(|(loads, scale)| scale.scale(bound(loads))))
     }
 
-    /// The slots that there are.
+    /// The number of slots of all ranks.
     fn num_slots(&self) -> usize {
         let of_ranks = |slots: &[u32]| slots.iter().map(|&slots| slots as usize).sum();
-        self.slots_per_rank.map_or(self.shape.num_slots(), of_ranks)
+        self.rank_num_slots.map_or(self.shape.num_slots(), of_ranks)
     }
 
-    fn units(&self) -> Vec<Unit> {
-        let unit = |(loads, &weight): (&&[f64], &f64)| {
+    fn scales(&self) -> Vec<SampleScale> {
+        let scale = |(loads, &weight): (&&[f64], &f64)| {
             let mean = loads.iter().sum::<f64>() / self.shape.num_ranks() as f64;
-            Unit { mean, weight: if mean > 0.0 { weight } else { 0.0 } }
+            SampleScale { mean, weight: if mean > 0.0 { weight } else { 0.0 } }
         };
-        self.samples.iter().zip(self.weights).map(unit).collect()
+        self.samples.iter().zip(self.sample_weights).map(scale).collect()
     }
 
     /// `[experts][samples]`
-    fn scaled(&self, units: &[Unit]) -> Vec<f64> {
+    fn scaled(&self, scales: &[SampleScale]) -> Vec<f64> {
         let of_expert = |expert: usize| {
-            self.samples.iter().zip(units).map(move |(loads, unit)| unit.scale(loads[expert]))
+            self.samples.iter().zip(scales).map(move |(loads, scale)| scale.scale(loads[expert]))
         };
         (0..self.shape.num_experts()).flat_map(of_expert).collect()
     }
@@ -236,56 +242,57 @@ impl Search<'_> {
     fn start(&self, loads: &[f64]) -> State {
         let num_samples = self.samples.len();
         let sums: Vec<f64> = loads.chunks_exact(num_samples).map(|samples| samples.iter().sum()).collect();
-        let counts = start::counts(&sums, self.num_slots(), self.shape.num_ranks());
-        let weights: Vec<f64> =
+        let counts = start::replica_counts(&sums, self.num_slots(), self.shape.num_ranks());
+        let replica_loads: Vec<f64> =
             sums.iter().zip(&counts).map(|(sum, &count)| sum / f64::from(count)).collect();
         let mut state = self.empty(loads.to_vec(), counts);
-        start::pack(&mut state, &weights);
-        state.settle();
+        start::pack(&mut state, &replica_loads);
+        state.update_all();
         state
     }
 
-    /// The most level starts with fewer replicas of hot experts, and so heavier ones, of which two may not meet on a rank.
-    fn other_starts(&self, loads: &[f64]) -> Vec<State> {
+    /// Returns the most even starts with fewer and heavier replicas of hot experts. Their limit keeps two
+    /// such replicas from sharing a rank.
+    fn starts_with_other_counts(&self, loads: &[f64]) -> Vec<State> {
         let num_samples = self.samples.len();
         let sums: Vec<f64> = loads.chunks_exact(num_samples).map(|samples| samples.iter().sum()).collect();
         let (num_slots, num_ranks) = (self.num_slots(), self.shape.num_ranks());
-        let bound = match self.slots_per_rank {
+        let bound = match self.rank_num_slots {
             None => lower_bound(&sums, self.shape),
-            Some(_) => lower_bound_of_uneven(&sums, num_slots, num_ranks),
+            Some(_) => lower_bound_of_unequal_ranks(&sums, num_slots, num_ranks),
         };
         let start = |part: &f64| {
-            let counts = start::counts_below(&sums, num_slots, num_ranks, part * bound)?;
-            let weights: Vec<f64> =
+            let counts = start::replica_counts_below(&sums, num_slots, num_ranks, part * bound)?;
+            let replica_loads: Vec<f64> =
                 sums.iter().zip(&counts).map(|(sum, &count)| sum / f64::from(count)).collect();
             let mut state = self.empty(loads.to_vec(), counts);
-            start::pack(&mut state, &weights);
-            state.settle();
+            start::pack(&mut state, &replica_loads);
+            state.update_all();
             Some(state)
         };
-        let mut starts: Vec<State> = HEAVIEST.iter().filter_map(start).collect();
+        let mut starts: Vec<State> = REPLICA_LOAD_LIMITS.iter().filter_map(start).collect();
         starts.sort_by(|a, b| a.cost().total_cmp(&b.cost()));
-        starts.truncate(OTHER_STARTS);
+        starts.truncate(STARTS_WITH_OTHER_COUNTS);
         starts
     }
 
     fn empty(&self, loads: Vec<f64>, counts: Vec<u32>) -> State {
-        State::new(loads, self.measure.clone(), counts, self.shape, self.slots_per_rank)
+        State::new(loads, self.measure.clone(), counts, self.shape, self.rank_num_slots)
     }
 
-    /// As [`State::cost`].
+    /// Returns the cost of a placement: see [`State::cost`].
     fn cost(&self, loads: &[f64], slot_experts: &[u32]) -> f64 {
         let counts = self.counts(slot_experts);
         let num_samples = self.samples.len();
         let of_rank = |sample: usize, rank: &[u32]| -> f64 {
-            let weight = |&expert: &u32| {
+            let replica_load = |&expert: &u32| {
                 loads[expert as usize * num_samples + sample] / f64::from(counts[expert as usize])
             };
-            rank.iter().filter(|&&expert| expert != NO_EXPERT).map(weight).sum()
+            rank.iter().filter(|&&expert| expert != NO_EXPERT).map(replica_load).sum()
         };
         let ranks = || slot_experts.chunks_exact(self.shape.slots_per_rank());
-        let most = |sample| ranks().map(|rank| of_rank(sample, rank)).fold(0.0, f64::max);
-        self.measure.of((0..num_samples).map(most))
+        let max = |sample| ranks().map(|rank| of_rank(sample, rank)).fold(0.0, f64::max);
+        self.measure.of((0..num_samples).map(max))
     }
 
     fn counts(&self, slot_experts: &[u32]) -> Vec<u32> {
@@ -297,25 +304,26 @@ impl Search<'_> {
     fn state(&self, loads: Vec<f64>, slot_experts: &[u32]) -> State {
         let counts = self.counts(slot_experts);
         let mut state = self.empty(loads, counts);
-        held_slots(slot_experts).for_each(|(slot, expert)| state.fill(slot, expert));
-        state.settle();
+        held_slots(slot_experts).for_each(|(slot, expert)| state.place(slot, expert));
+        state.update_all();
         state
     }
 
-    /// Until the cost is not above `enough`, or as good as it can be.
-    fn improve(&self, state: &mut State, enough: f64) {
-        self.effort(enough).improve(state);
-        self.effort(enough).rid(state, state.cost() * (1.0 + ROUNDING));
+    /// Improves a placement until its cost reaches `target` or no step helps.
+    fn improve(&self, state: &mut State, target: f64) {
+        self.effort(target).improve(state);
+        self.effort(target).remove_duplicates(state, state.cost() * (1.0 + ROUNDING));
     }
 
-    fn effort(&self, enough: f64) -> Effort {
-        Effort { enough, left: self.effort.saturating_mul(self.shape.num_slots().max(LEAST_SLOTS)) }
+    fn effort(&self, target: f64) -> Effort {
+        Effort { target, left: self.effort.saturating_mul(self.shape.num_slots().max(LEAST_SLOTS)) }
     }
 }
 
-/// Changes a placement by lot: exchanges of slots, and slots that change their expert. No duplicates come of it that may not.
-fn kick(state: &mut State, random: &mut Random) {
-    for _ in 0..CHANGES {
+/// Changes a placement at random: exchanges slots, or gives a slot another expert. Adds no duplicate that is
+/// not allowed.
+fn perturb(state: &mut State, random: &mut Random) {
+    for _ in 0..CHANGES_PER_PERTURBATION {
         let (slot, other) = (random.below(state.num_slots()), random.below(state.num_slots()));
         let (expert, other_expert) = (state.expert(slot), state.expert(other));
         if expert == NO_EXPERT
@@ -325,7 +333,7 @@ fn kick(state: &mut State, random: &mut Random) {
             continue;
         }
         if random.below(2) == 0 && state.count(expert) > 1 {
-            state.recount(slot, other_expert);
+            state.set_expert(slot, other_expert);
         } else if state.rank_of(slot) != state.rank_of(other) && state.may_take(state.rank_of(other), expert)
         {
             state.swap(&[(slot, other)]);
@@ -333,63 +341,63 @@ fn kick(state: &mut State, random: &mut Random) {
     }
 }
 
-/// In what a sample is measured: its mean rank load is its weight.
-struct Unit {
+/// Scales the loads of a sample so that the mean rank load is the sample's weight.
+struct SampleScale {
     mean: f64,
     weight: f64,
 }
 
-impl Unit {
+impl SampleScale {
     fn scale(&self, load: f64) -> f64 {
-        // Not by a factor, which is infinite where the mean is tiny.
+        // Divides first: the factor would be infinite for a tiny mean.
         if self.weight == 0.0 { 0.0 } else { load / self.mean * self.weight }
     }
 }
 
-/// What the search comes to.
+/// The result of [`Search::descend`].
 struct Descent {
     best: State,
-    /// The cost beyond which it is not worth while to go on.
-    enough: f64,
-    /// The cheapest of the placements that it must not be above.
+    /// The cost at which the search stops.
+    target: f64,
+    /// The lowest cost of the other placements, which the result must not exceed.
     to_beat: f64,
 }
 
-/// What may still be looked at, and when to be content.
+/// The remaining effort, and the cost at which to stop.
 struct Effort {
-    enough: f64,
+    target: f64,
     left: usize,
 }
 
 impl Effort {
     fn is_over(&self, state: &State) -> bool {
-        self.left == 0 || state.cost() <= self.enough
+        self.left == 0 || state.cost() <= self.target
     }
 
-    fn spend<T>(&mut self, look: impl FnOnce(&mut usize) -> T) -> T {
-        let mut looked_at = 0;
-        let found = look(&mut looked_at);
-        self.left = self.left.saturating_sub(looked_at);
+    fn spend<T>(&mut self, evaluate: impl FnOnce(&mut usize) -> T) -> T {
+        let mut evaluated = 0;
+        let found = evaluate(&mut evaluated);
+        self.left = self.left.saturating_sub(evaluated);
         found
     }
 
-    /// Exchanges slots and changes their experts while that helps.
+    /// Exchanges slots and changes replica counts while that helps.
     fn improve(&mut self, state: &mut State) {
-        self.level(state);
-        while self.recount(state, RECOUNT_DEPTH) {}
+        self.exchange_slots(state);
+        while self.change_replica_counts(state, REPLICA_COUNT_CHANGE_DEPTH) {}
     }
 
     /// Exchanges slots while that helps.
-    fn level(&mut self, state: &mut State) {
+    fn exchange_slots(&mut self, state: &mut State) {
         while !self.is_over(state) {
-            let found = self.spend(|looked_at| {
-                let of_one = |looked_at: &mut usize| {
-                    exchange(state, looked_at).or_else(|| exchange_of_two(state, looked_at))
+            let found = self.spend(|evaluated| {
+                let of_one = |evaluated: &mut usize| {
+                    exchange(state, evaluated).or_else(|| exchange_two(state, evaluated))
                 };
-                match (state.num_samples(), state.has_homes()) {
-                    (1, false) => of_one(looked_at),
-                    (1, true) => of_one(looked_at).or_else(|| exchange_for_all(state, looked_at)),
-                    _ => exchange_for_all(state, looked_at),
+                match (state.num_samples(), state.has_home_nodes()) {
+                    (1, false) => of_one(evaluated),
+                    (1, true) => of_one(evaluated).or_else(|| exchange_of_samples(state, evaluated)),
+                    _ => exchange_of_samples(state, evaluated),
                 }
             });
             let Some(found) = found else { return };
@@ -397,17 +405,20 @@ impl Effort {
         }
     }
 
-    /// Has up to `depth` slots change their expert, one after the other, until that helps. Returns whether it did.
-    fn recount(&mut self, state: &mut State, depth: usize) -> bool {
+    /// Gives up to `depth` slots another expert, one after the other, until the cost is lower. Returns
+    /// whether it is.
+    fn change_replica_counts(&mut self, state: &mut State, depth: usize) -> bool {
         if self.is_over(state) {
             return false;
         }
         let (to_beat, left) = (state.cost() * (1.0 - LEAST_GAIN), self.left);
         let mut tried: Vec<State> = Vec::new();
-        for recount in self.spend(|looked_at| recounts(state, RECOUNTS, left, looked_at)) {
+        for change in
+            self.spend(|evaluated| replica_count_changes(state, REPLICA_COUNT_CHANGES, left, evaluated))
+        {
             let mut changed = state.clone();
-            changed.recount(recount.slot, recount.to);
-            self.level(&mut changed);
+            changed.set_expert(change.slot, change.to);
+            self.exchange_slots(&mut changed);
             if changed.cost() < to_beat {
                 *state = changed;
                 return true;
@@ -416,9 +427,9 @@ impl Effort {
         }
         if depth > 1 {
             for mut changed in tried {
-                // Whatever it takes, but below where this began.
+                // Further changes may raise the cost, but the result must be below the start.
                 while changed.cost() >= to_beat {
-                    if !self.recount(&mut changed, depth - 1) {
+                    if !self.change_replica_counts(&mut changed, depth - 1) {
                         break;
                     }
                 }
@@ -431,27 +442,29 @@ impl Effort {
         false
     }
 
-    /// Has no rank hold an expert twice where each step leaves the cost not above `most`.
-    fn rid(&mut self, state: &mut State, most: f64) {
+    /// Removes duplicates while each step keeps the cost at or below `max_cost`.
+    fn remove_duplicates(&mut self, state: &mut State, max_cost: f64) {
         if state.num_ranks() == 1 {
             return;
         }
-        let mut twice: Vec<usize> = state.duplicates().collect();
-        while let Some(slot) = twice.pop()
+        let mut duplicates: Vec<usize> = state.duplicates().collect();
+        while let Some(slot) = duplicates.pop()
             && self.left > 0
         {
-            match self.spend(|looked_at| riddance(state, slot, most, looked_at)) {
+            match self.spend(|evaluated| duplicate_removal(state, slot, max_cost, evaluated)) {
                 None => continue,
-                Some(Riddance::Recount(recount)) => state.recount(recount.slot, recount.to),
-                Some(Riddance::Exchange(exchange)) => state.swap(exchange.pairs()),
+                Some(DuplicateRemoval::ReplicaCountChange(change)) => {
+                    state.set_expert(change.slot, change.to)
+                }
+                Some(DuplicateRemoval::Exchange(exchange)) => state.swap(exchange.pairs()),
             }
-            // Slots of a rank lie by weight, and may have moved.
-            let left = twice.len();
-            twice = self.spend(|looked_at| {
-                *looked_at += state.num_slots() * state.width();
+            // The slots of a rank are sorted by load, so indices may have changed.
+            let left = duplicates.len();
+            duplicates = self.spend(|evaluated| {
+                *evaluated += state.num_slots() * state.width();
                 state.duplicates().collect()
             });
-            twice.truncate(left);
+            duplicates.truncate(left);
         }
     }
 }

@@ -1,15 +1,16 @@
-//! What the search may do next: exchanges between the most loaded rank and another, and slots that change their expert.
+//! The steps of the search: exchanges between the most loaded rank and another, and replica count changes.
 
 use super::state::State;
 use crate::placement::held_slots;
 
-/// Less than this is no improvement but rounding.
+/// A smaller gain is rounding.
 const LEAST_GAIN: f64 = 1e-10;
 
-/// With this much of its excess over the mean taken from the most loaded rank, no better partner is looked for.
+/// If an exchange takes this part of the excess over the mean from the most loaded rank, no better partner is
+/// sought.
 const GOOD_ENOUGH: f64 = 0.5;
 
-/// Slots to exchange, of one rank with slots of another: one pair, or two.
+/// Slots of one rank to exchange with slots of another: one pair or two.
 #[derive(Debug, Clone, Copy)]
 pub(super) struct Exchange {
     pairs: [(usize, usize); 2],
@@ -26,19 +27,19 @@ impl Exchange {
     }
 }
 
-/// Whether exchanging leaves no expert twice on either rank that was not there twice before, or may.
-fn is_clean(state: &State, pairs: &[(usize, usize)]) -> bool {
+/// Returns whether the exchange adds no duplicate to either rank, or duplicates are allowed.
+fn adds_no_duplicate(state: &State, pairs: &[(usize, usize)]) -> bool {
     pairs.iter().all(|&(one, other)| {
         state.may_take(state.rank_of(other), state.expert(one))
             && state.may_take(state.rank_of(one), state.expert(other))
     })
 }
 
-/// Of one sample: the exchange of one slot of the most loaded rank, with one of its node, that leaves it and its partner least
-/// loaded.
+/// For one sample: returns the exchange of one slot of the most loaded rank that minimises the larger load of
+/// both ranks. The partner is on the same node.
 ///
-/// Slots lie by weight, so that for each slot of the one rank the two that would level both best are side by side.
-pub(super) fn exchange(state: &State, looked_at: &mut usize) -> Option<Exchange> {
+/// Slots are sorted by load. So the two best partners of each slot are adjacent.
+pub(super) fn exchange(state: &State, evaluated: &mut usize) -> Option<Exchange> {
     let hottest = *state.order().last()? as usize;
     let load = state.rank_loads(hottest)[0];
     let mut best = Best::new(load, state);
@@ -50,37 +51,38 @@ pub(super) fn exchange(state: &State, looked_at: &mut usize) -> Option<Exchange>
         if !state.are_on_one_node(rank, hottest) {
             continue;
         }
-        *looked_at += 2 * state.width();
+        *evaluated += 2 * state.width();
         let half = (load - other_load) / 2.0;
-        let (first, theirs) = (state.slots_of(rank).start, state.slot_weights(rank));
+        let (first, other_loads) = (state.slots_of(rank).start, state.slot_loads(rank));
         let mut next = 0;
-        for (mine, &moved) in state.slots_of(hottest).zip(state.slot_weights(hottest)) {
-            while next < theirs.len() && theirs[next] < moved - half {
+        for (slot, &moved) in state.slots_of(hottest).zip(state.slot_loads(hottest)) {
+            while next < other_loads.len() && other_loads[next] < moved - half {
                 next += 1;
             }
             if next > 0 {
-                let reached = other_load + (moved - theirs[next - 1]);
-                best.offer(state, reached, || Exchange::one((mine, first + next - 1)));
+                let reached = other_load + (moved - other_loads[next - 1]);
+                best.offer(state, reached, || Exchange::one((slot, first + next - 1)));
             }
-            if next < theirs.len() {
-                let reached = load - (moved - theirs[next]);
-                best.offer(state, reached, || Exchange::one((mine, first + next)));
+            if next < other_loads.len() {
+                let reached = load - (moved - other_loads[next]);
+                best.offer(state, reached, || Exchange::one((slot, first + next)));
             }
         }
     }
     best.exchange
 }
 
-/// As [`exchange`], of two slots at once: many more differences to choose from. Ranks of many slots have enough without.
-pub(super) fn exchange_of_two(state: &State, looked_at: &mut usize) -> Option<Exchange> {
+/// Like [`exchange`] with two slots at once, which gives many more differences of load. Ranks with many slots
+/// do not need it.
+pub(super) fn exchange_two(state: &State, evaluated: &mut usize) -> Option<Exchange> {
     const MOST_SLOTS: usize = 64;
     if state.width() > MOST_SLOTS {
         return None;
     }
     let hottest = *state.order().last()? as usize;
     let load = state.rank_loads(hottest)[0];
-    let mut mine: Vec<(f64, (usize, usize))> = pairs_of(state, hottest).collect();
-    mine.sort_unstable_by(|a, b| a.0.total_cmp(&b.0).then(a.1.cmp(&b.1)));
+    let mut hot_pairs: Vec<(f64, (usize, usize))> = pairs_of(state, hottest).collect();
+    hot_pairs.sort_unstable_by(|a, b| a.0.total_cmp(&b.0).then(a.1.cmp(&b.1)));
     let mut best = Best::new(load, state);
     for &rank in state.order() {
         let (rank, other_load) = (rank as usize, state.rank_loads(rank as usize)[0]);
@@ -90,11 +92,11 @@ pub(super) fn exchange_of_two(state: &State, looked_at: &mut usize) -> Option<Ex
         if !state.are_on_one_node(rank, hottest) {
             continue;
         }
-        *looked_at += state.width() * state.width();
+        *evaluated += state.width() * state.width();
         let half = (load - other_load) / 2.0;
         for (other, (c, d)) in pairs_of(state, rank) {
-            let next = mine.partition_point(|&(sum, _)| sum < other + half);
-            for &(sum, (a, b)) in &mine[next.saturating_sub(1)..mine.len().min(next + 1)] {
+            let next = hot_pairs.partition_point(|&(sum, _)| sum < other + half);
+            for &(sum, (a, b)) in &hot_pairs[next.saturating_sub(1)..hot_pairs.len().min(next + 1)] {
                 let moved = sum - other;
                 let reached = (load - moved).max(other_load + moved);
                 best.offer(state, reached, || Exchange { pairs: [(a, c), (b, d)], len: 2 });
@@ -104,18 +106,19 @@ pub(super) fn exchange_of_two(state: &State, looked_at: &mut usize) -> Option<Ex
     best.exchange
 }
 
-/// Each two slots of a rank, and what they weigh.
+/// Iterates over the pairs of slots of a rank, each with the sum of its loads.
 fn pairs_of(state: &State, rank: usize) -> impl Iterator<Item = (f64, (usize, usize))> {
-    let (first, weights) = (state.slots_of(rank).start, state.slot_weights(rank));
-    let with_lower = move |a: usize| (0..a).map(move |b| (weights[a] + weights[b], (first + a, first + b)));
-    (0..weights.len()).flat_map(with_lower)
+    let (first, loads) = (state.slots_of(rank).start, state.slot_loads(rank));
+    let with_lower = move |a: usize| (0..a).map(move |b| (loads[a] + loads[b], (first + a, first + b)));
+    (0..loads.len()).flat_map(with_lower)
 }
 
 /// The best exchange so far.
 struct Best {
-    /// What it leaves on the more loaded of its two ranks; without one, less than what is there.
+    /// The load of the more loaded of the two ranks after the exchange. At first slightly below the present
+    /// load.
     load: f64,
-    enough: f64,
+    good_enough: f64,
     exchange: Option<Exchange>,
 }
 
@@ -124,16 +127,17 @@ impl Best {
         let mean = state.mean(0);
         Best {
             load: load - LEAST_GAIN * mean,
-            enough: mean + (1.0 - GOOD_ENOUGH) * (load - mean),
+            good_enough: mean + (1.0 - GOOD_ENOUGH) * (load - mean),
             exchange: None,
         }
     }
 
     fn is_good_enough(&self) -> bool {
-        self.load <= self.enough
+        self.load <= self.good_enough
     }
 
-    /// Whether no exchange between ranks of these loads is better: one of them keeps half of both at least.
+    /// Returns whether no exchange between ranks of these loads is better: one of them keeps at least half of
+    /// both loads.
     fn is_out_of_reach(&self, load: f64, other_load: f64) -> bool {
         (load + other_load) / 2.0 >= self.load
     }
@@ -142,34 +146,34 @@ impl Best {
     fn offer(&mut self, state: &State, load: f64, exchange: impl FnOnce() -> Exchange) {
         if load < self.load {
             let exchange = exchange();
-            if is_clean(state, exchange.pairs()) {
+            if adds_no_duplicate(state, exchange.pairs()) {
                 (self.load, self.exchange) = (load, Some(exchange));
             }
         }
     }
 }
 
-/// Of several samples, or with nodes: the exchange of one slot of a rank that is the most loaded in some sample that lowers the
-/// cost most; where there is none, of one slot that is not at home.
-pub(super) fn exchange_for_all(state: &State, looked_at: &mut usize) -> Option<Exchange> {
+/// For several samples, or with nodes: returns the exchange of one slot that lowers the cost most. The slot
+/// is on a rank that is the most loaded in some sample. If there is none, the slot is off its home node.
+pub(super) fn exchange_of_samples(state: &State, evaluated: &mut usize) -> Option<Exchange> {
     let tops: Vec<Top> = (0..state.num_samples()).map(|sample| Top::of(state, sample)).collect();
     let cost = state.measure().of(tops.iter().map(|top| top.loads[0]));
-    // Ranks by what the samples would gain were they empty.
+    // Ranks by the sum of gains of the samples if the rank were empty.
     let mut gains = vec![0.0; state.num_ranks()];
     tops.iter().for_each(|top| gains[top.ranks[0]] += top.loads[0] - top.loads[1]);
     let mut hot: Vec<usize> = tops.iter().map(|top| top.ranks[0]).collect();
     hot.sort_unstable_by(|&a, &b| gains[b].total_cmp(&gains[a]).then(a.cmp(&b)));
     hot.dedup();
     for rank in hot {
-        let found = exchange_of_rank(state, &tops, cost, rank, |_| true, looked_at);
+        let found = exchange_of_rank(state, &tops, cost, rank, |_| true, evaluated);
         if found.is_some() {
             return found;
         }
     }
-    if state.tolls() > 0.0 {
+    if state.off_node_cost() > 0.0 {
         for rank in 0..state.num_ranks() {
-            let away = |slot| !state.is_home(state.expert(slot), rank);
-            let found = exchange_of_rank(state, &tops, cost, rank, away, looked_at);
+            let is_off_node = |slot| !state.is_on_home_node(state.expert(slot), rank);
+            let found = exchange_of_rank(state, &tops, cost, rank, is_off_node, evaluated);
             if found.is_some() {
                 return found;
             }
@@ -178,40 +182,40 @@ pub(super) fn exchange_for_all(state: &State, looked_at: &mut usize) -> Option<E
     None
 }
 
-/// The exchange of one `wanted` slot of a rank that lowers the cost most.
+/// Returns the exchange of one `wanted` slot of a rank that lowers the cost most.
 fn exchange_of_rank(
     state: &State,
     tops: &[Top],
     cost: f64,
     rank: usize,
     wanted: impl Fn(usize) -> bool,
-    looked_at: &mut usize,
+    evaluated: &mut usize,
 ) -> Option<Exchange> {
     let mut best = (cost - LEAST_GAIN * cost, None);
-    let tolls = state.has_homes();
+    let has_home_nodes = state.has_home_nodes();
     let wanted: Vec<usize> = state.slots_of(rank).filter(|&slot| wanted(slot)).collect();
     for other in (0..state.num_ranks()).filter(|&other| other != rank && !wanted.is_empty()) {
-        // What both would have to be below for this pair to be of use.
+        // The other ranks bound the cost. The pair can help only if this bound is lower.
         let without: Vec<f64> = tops.iter().map(|top| top.without(rank, other)).collect();
-        if !tolls && state.measure().of(without.iter().copied()) >= best.0 {
+        if !has_home_nodes && state.measure().of(without.iter().copied()) >= best.0 {
             continue;
         }
         let (loads, other_loads) = (state.rank_loads(rank), state.rank_loads(other));
-        for &mine in &wanted {
-            *looked_at += state.width();
-            let moved = state.weights(state.expert(mine));
-            for theirs in state.slots_of(other) {
-                let back = state.weights(state.expert(theirs));
+        for &slot in &wanted {
+            *evaluated += state.width();
+            let load = state.replica_loads(state.expert(slot));
+            for other_slot in state.slots_of(other) {
+                let other_load = state.replica_loads(state.expert(other_slot));
                 let mut reached = state.measure().of(without.iter().enumerate().map(|(sample, without)| {
-                    let difference = moved[sample] - back[sample];
+                    let difference = load[sample] - other_load[sample];
                     let both = (loads[sample] - difference).max(other_loads[sample] + difference);
                     both.max(*without)
                 }));
-                if tolls {
-                    reached += toll_of_exchange(state, mine, theirs);
+                if has_home_nodes {
+                    reached += off_node_cost_of_exchange(state, slot, other_slot);
                 }
-                if reached < best.0 && is_clean(state, &[(mine, theirs)]) {
-                    best = (reached, Some(Exchange::one((mine, theirs))));
+                if reached < best.0 && adds_no_duplicate(state, &[(slot, other_slot)]) {
+                    best = (reached, Some(Exchange::one((slot, other_slot))));
                 }
             }
         }
@@ -219,17 +223,19 @@ fn exchange_of_rank(
     best.1
 }
 
-/// How much more than before is to be paid for what is not at home once two slots have exchanged their experts.
-fn toll_of_exchange(state: &State, one: usize, other: usize) -> f64 {
+/// Returns the change of the off-node cost if two slots exchange their experts.
+fn off_node_cost_of_exchange(state: &State, one: usize, other: usize) -> f64 {
     let (a, b) = (state.rank_of(one), state.rank_of(other));
     if state.are_on_one_node(a, b) {
         return 0.0;
     }
-    let change = |expert, from, to| state.toll_of_replica(expert, to) - state.toll_of_replica(expert, from);
+    let change = |expert, from, to| {
+        state.replica_off_node_cost(expert, to) - state.replica_off_node_cost(expert, from)
+    };
     change(state.expert(one), a, b) + change(state.expert(other), b, a)
 }
 
-/// The most loaded ranks of a sample.
+/// The three most loaded ranks of a sample.
 struct Top {
     ranks: [usize; 3],
     loads: [f64; 3],
@@ -251,27 +257,34 @@ impl Top {
         top
     }
 
-    /// The load of the most loaded rank but for these two.
+    /// Returns the load of the most loaded rank other than these two.
     fn without(&self, one: usize, other: usize) -> f64 {
         let place = (0..3).find(|&place| self.ranks[place] != one && self.ranks[place] != other);
         place.map_or(0.0, |place| self.loads[place])
     }
 }
 
-/// A slot that changes its expert, and the cost with it.
+/// A slot that takes another expert, and the cost after it.
 #[derive(Debug, Clone, Copy)]
-pub(super) struct Recount {
+pub(super) struct ReplicaCountChange {
     pub slot: usize,
     pub to: u32,
     pub cost: f64,
 }
 
-/// Slots that may change their expert: those of the least loaded ranks to one that a most loaded rank holds, and those of the
-/// most loaded ranks to any. The `most` that cost least, cheapest first; the cost may be above the present one, since
-/// exchanges come after it. Looks no further once it has looked at `left`.
-pub(super) fn recounts(state: &State, most: usize, left: usize, looked_at: &mut usize) -> Vec<Recount> {
+/// Returns the cheapest replica count changes, at most `max_changes`, cheapest first. The cost may be above
+/// the present one, since exchanges follow.
+///
+/// Slots of the least loaded ranks may take an expert of a most loaded rank. Slots of the most loaded ranks
+/// may take any expert. Stops after `left` evaluations.
+pub(super) fn replica_count_changes(
+    state: &State,
+    max_changes: usize,
+    left: usize,
+    evaluated: &mut usize,
+) -> Vec<ReplicaCountChange> {
     const COLD_RANKS: usize = 16;
-    let holders = Holders::of(state);
+    let replica_ranks = ReplicaRanks::of(state);
     let mut hot: Vec<usize> =
         (0..state.num_samples()).map(|sample| Top::of(state, sample).ranks[0]).collect();
     hot.sort_unstable();
@@ -280,17 +293,17 @@ pub(super) fn recounts(state: &State, most: usize, left: usize, looked_at: &mut 
         hot.iter().flat_map(|&rank| state.slots_of(rank)).map(|slot| state.expert(slot)).collect();
     wanted.sort_unstable();
     wanted.dedup();
-    let mut cheapest = Cheapest { most, found: Vec::new() };
+    let mut cheapest = Cheapest { max_len: max_changes, found: Vec::new() };
     let cold = state.order().iter().map(|&rank| rank as usize).filter(|rank| !hot.contains(rank));
     for rank in cold.take(COLD_RANKS) {
         for slot in state.slots_of(rank).filter(|&slot| state.count(state.expert(slot)) > 1) {
             let from = state.expert(slot);
             for &to in wanted.iter().filter(|&&to| to != from && state.may_take(rank, to)) {
-                if *looked_at >= left {
+                if *evaluated >= left {
                     return cheapest.found;
                 }
-                *looked_at += state.num_ranks();
-                cheapest.offer(Recount { slot, to, cost: holders.cost_of(state, slot, to) });
+                *evaluated += state.num_ranks();
+                cheapest.offer(ReplicaCountChange { slot, to, cost: replica_ranks.cost_of(state, slot, to) });
             }
         }
     }
@@ -298,88 +311,90 @@ pub(super) fn recounts(state: &State, most: usize, left: usize, looked_at: &mut 
         for slot in state.slots_of(rank).filter(|&slot| state.count(state.expert(slot)) > 1) {
             let from = state.expert(slot);
             for to in (0..state.num_experts() as u32).filter(|&to| to != from && state.may_take(rank, to)) {
-                if *looked_at >= left {
+                if *evaluated >= left {
                     return cheapest.found;
                 }
-                *looked_at += state.num_ranks();
-                cheapest.offer(Recount { slot, to, cost: holders.cost_of(state, slot, to) });
+                *evaluated += state.num_ranks();
+                cheapest.offer(ReplicaCountChange { slot, to, cost: replica_ranks.cost_of(state, slot, to) });
             }
         }
     }
-    if state.tolls() > 0.0 {
-        let away = |&slot: &usize| {
-            state.count(state.expert(slot)) > 1 && !state.is_home(state.expert(slot), state.rank_of(slot))
+    if state.off_node_cost() > 0.0 {
+        let is_off_node = |&slot: &usize| {
+            state.count(state.expert(slot)) > 1
+                && !state.is_on_home_node(state.expert(slot), state.rank_of(slot))
         };
-        for slot in (0..state.num_slots()).filter(away) {
+        for slot in (0..state.num_slots()).filter(is_off_node) {
             let rank = state.rank_of(slot);
             let from = state.expert(slot);
-            let at_home = |&to: &u32| to != from && state.is_home(to, rank) && state.may_take(rank, to);
-            for to in (0..state.num_experts() as u32).filter(at_home) {
-                if *looked_at >= left {
+            let on_home_node =
+                |&to: &u32| to != from && state.is_on_home_node(to, rank) && state.may_take(rank, to);
+            for to in (0..state.num_experts() as u32).filter(on_home_node) {
+                if *evaluated >= left {
                     return cheapest.found;
                 }
-                *looked_at += state.num_ranks();
-                cheapest.offer(Recount { slot, to, cost: holders.cost_of(state, slot, to) });
+                *evaluated += state.num_ranks();
+                cheapest.offer(ReplicaCountChange { slot, to, cost: replica_ranks.cost_of(state, slot, to) });
             }
         }
     }
     cheapest.found
 }
 
-/// The recounts that cost least, cheapest first and of equal ones the one that came first.
+/// The cheapest replica count changes in order of cost, ties in order of arrival.
 struct Cheapest {
-    most: usize,
-    found: Vec<Recount>,
+    max_len: usize,
+    found: Vec<ReplicaCountChange>,
 }
 
 impl Cheapest {
-    fn offer(&mut self, recount: Recount) {
-        let place = self.found.partition_point(|other| other.cost <= recount.cost);
-        if place < self.most {
-            self.found.insert(place, recount);
-            self.found.truncate(self.most);
+    fn offer(&mut self, change: ReplicaCountChange) {
+        let place = self.found.partition_point(|other| other.cost <= change.cost);
+        if place < self.max_len {
+            self.found.insert(place, change);
+            self.found.truncate(self.max_len);
         }
     }
 }
 
-/// The ranks that hold each expert, once for each slot.
-struct Holders(Vec<Vec<usize>>);
+/// The ranks that hold each expert, one entry for each replica.
+struct ReplicaRanks(Vec<Vec<usize>>);
 
-impl Holders {
+impl ReplicaRanks {
     fn of(state: &State) -> Self {
-        let mut holders = vec![Vec::new(); state.num_experts()];
+        let mut replica_ranks = vec![Vec::new(); state.num_experts()];
         for (slot, expert) in held_slots(state.slots()) {
-            holders[expert as usize].push(state.rank_of(slot));
+            replica_ranks[expert as usize].push(state.rank_of(slot));
         }
-        Holders(holders)
+        ReplicaRanks(replica_ranks)
     }
 
-    /// The cost once a slot has changed its expert.
+    /// Returns the cost after a slot has taken another expert.
     fn cost_of(&self, state: &State, slot: usize, to: u32) -> f64 {
         let from = state.expert(slot);
         let (fewer, more) = (f64::from(state.count(from) - 1), f64::from(state.count(to) + 1));
         let mut loads = state.all_rank_loads().to_vec();
         let samples = state.num_samples();
         for sample in 0..samples {
-            let mut change = |rank: usize, by: f64| loads[rank * samples + sample] += by;
-            let (was, is) = (state.weights(from)[sample], state.load(from)[sample] / fewer);
-            self.0[from as usize].iter().for_each(|&rank| change(rank, is - was));
-            change(state.rank_of(slot), -is);
-            let (was, is) = (state.weights(to)[sample], state.load(to)[sample] / more);
-            self.0[to as usize].iter().for_each(|&rank| change(rank, is - was));
-            change(state.rank_of(slot), is);
+            let mut add = |rank: usize, by: f64| loads[rank * samples + sample] += by;
+            let (was, is) = (state.replica_loads(from)[sample], state.load(from)[sample] / fewer);
+            self.0[from as usize].iter().for_each(|&rank| add(rank, is - was));
+            add(state.rank_of(slot), -is);
+            let (was, is) = (state.replica_loads(to)[sample], state.load(to)[sample] / more);
+            self.0[to as usize].iter().for_each(|&rank| add(rank, is - was));
+            add(state.rank_of(slot), is);
         }
-        let most = |sample| loads[sample..].iter().step_by(samples).copied().fold(0.0, f64::max);
-        let unevenness = state.measure().of((0..samples).map(most));
-        if state.has_homes() { unevenness + self.tolls_of(state, slot, to) } else { unevenness }
+        let max = |sample| loads[sample..].iter().step_by(samples).copied().fold(0.0, f64::max);
+        let cost = state.measure().of((0..samples).map(max));
+        if state.has_home_nodes() { cost + self.off_node_cost_after(state, slot, to) } else { cost }
     }
 
-    /// What is to be paid for what is not at home once a slot has changed its expert.
-    fn tolls_of(&self, state: &State, slot: usize, to: u32) -> f64 {
+    /// Returns the off-node cost after a slot has taken another expert.
+    fn off_node_cost_after(&self, state: &State, slot: usize, to: u32) -> f64 {
         let (from, rank) = (state.expert(slot), state.rank_of(slot));
         let of = |expert: u32, replicas: &mut dyn Iterator<Item = usize>, count: u32| -> f64 {
             let load = state.load(expert).iter().sum::<f64>() / f64::from(count);
-            replicas.map(|rank| state.toll(expert, rank, load)).sum()
+            replicas.map(|rank| state.load_off_node_cost(expert, rank, load)).sum()
         };
         let before =
             |expert: u32| of(expert, &mut self.0[expert as usize].iter().copied(), state.count(expert));
@@ -390,46 +405,54 @@ impl Holders {
         let of_from = of(from, &mut held.into_iter(), state.count(from) - 1);
         let mut with = self.0[to as usize].iter().copied().chain([rank]);
         let of_to = of(to, &mut with, state.count(to) + 1);
-        state.tolls() - before(from) - before(to) + of_from + of_to
+        state.off_node_cost() - before(from) - before(to) + of_from + of_to
     }
 }
 
-/// What rids a slot of an expert that its rank holds twice.
+/// A step that removes a duplicate.
 #[derive(Debug, Clone, Copy)]
-pub(super) enum Riddance {
-    Recount(Recount),
+pub(super) enum DuplicateRemoval {
+    ReplicaCountChange(ReplicaCountChange),
     Exchange(Exchange),
 }
 
-/// The cheapest way to rid `slot` of an expert that its rank holds twice for no more than `most`.
-pub(super) fn riddance(state: &State, slot: usize, most: f64, looked_at: &mut usize) -> Option<Riddance> {
-    *looked_at += state.num_slots();
-    let (rank, holders) = (state.rank_of(slot), Holders::of(state));
-    let mut cheapest = Cheapest { most: 1, found: Vec::new() };
+/// Returns the cheapest step that removes the duplicate in `slot` with a cost of at most `max_cost`.
+pub(super) fn duplicate_removal(
+    state: &State,
+    slot: usize,
+    max_cost: f64,
+    evaluated: &mut usize,
+) -> Option<DuplicateRemoval> {
+    *evaluated += state.num_slots();
+    let (rank, replica_ranks) = (state.rank_of(slot), ReplicaRanks::of(state));
+    let mut cheapest = Cheapest { max_len: 1, found: Vec::new() };
     for to in (0..state.num_experts() as u32).filter(|&to| !state.holds(rank, to)) {
-        *looked_at += state.num_ranks();
-        cheapest.offer(Recount { slot, to, cost: holders.cost_of(state, slot, to) });
+        *evaluated += state.num_ranks();
+        cheapest.offer(ReplicaCountChange { slot, to, cost: replica_ranks.cost_of(state, slot, to) });
     }
-    if let Some(&recount) = cheapest.found.first().filter(|recount| recount.cost <= most) {
-        return Some(Riddance::Recount(recount));
+    if let Some(&change) = cheapest.found.first().filter(|change| change.cost <= max_cost) {
+        return Some(DuplicateRemoval::ReplicaCountChange(change));
     }
     let tops: Vec<Top> = (0..state.num_samples()).map(|sample| Top::of(state, sample)).collect();
-    let mut best = (most, None);
+    let mut best = (max_cost, None);
     for other in (0..state.num_ranks()).filter(|&other| other != rank) {
-        *looked_at += state.width();
-        let rids = |&theirs: &usize| {
-            !state.holds(other, state.expert(slot)) && !state.holds(rank, state.expert(theirs))
+        *evaluated += state.width();
+        let removes = |&other_slot: &usize| {
+            !state.holds(other, state.expert(slot)) && !state.holds(rank, state.expert(other_slot))
         };
-        for theirs in state.slots_of(other).filter(rids) {
-            let (moved, back) = (state.weights(state.expert(slot)), state.weights(state.expert(theirs)));
+        for other_slot in state.slots_of(other).filter(removes) {
+            let (load, other_load) =
+                (state.replica_loads(state.expert(slot)), state.replica_loads(state.expert(other_slot)));
             let reached = state.measure().of((0..state.num_samples()).map(|sample| {
-                let difference = moved[sample] - back[sample];
-                let (mine, its) = (state.rank_loads(rank)[sample], state.rank_loads(other)[sample]);
-                (mine - difference).max(its + difference).max(tops[sample].without(rank, other))
+                let difference = load[sample] - other_load[sample];
+                let (this_rank, other_rank) =
+                    (state.rank_loads(rank)[sample], state.rank_loads(other)[sample]);
+                (this_rank - difference).max(other_rank + difference).max(tops[sample].without(rank, other))
             }));
-            let reached = reached + state.tolls() + toll_of_exchange(state, slot, theirs);
+            let reached =
+                reached + state.off_node_cost() + off_node_cost_of_exchange(state, slot, other_slot);
             if reached <= best.0 {
-                best = (reached, Some(Riddance::Exchange(Exchange::one((slot, theirs)))));
+                best = (reached, Some(DuplicateRemoval::Exchange(Exchange::one((slot, other_slot)))));
             }
         }
     }

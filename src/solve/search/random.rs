@@ -1,6 +1,6 @@
-//! Numbers for what is drawn by lot.
+//! Random numbers that are equal on every machine.
 
-/// A sequence of numbers that look random and are the same on every machine: SplitMix64 (Steele, Lea and Flood 2014).
+/// SplitMix64 (Steele, Lea and Flood 2014).
 #[derive(Debug, Clone)]
 pub(super) struct Random(u64);
 
@@ -17,12 +17,12 @@ impl Random {
         z ^ (z >> 31)
     }
 
-    /// A number of `0..below`.
+    /// Returns a number of `0..below`.
     pub fn below(&mut self, below: usize) -> usize {
         ((u128::from(self.next()) * below as u128) >> 64) as usize
     }
 
-    /// A number of `0.0..1.0`.
+    /// Returns a number of `0.0..1.0`.
     pub fn unit(&mut self) -> f64 {
         (self.next() >> 11) as f64 / (1u64 << 53) as f64
     }

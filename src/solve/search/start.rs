@@ -1,47 +1,56 @@
-//! Where the search starts: how many slots each expert gets, and a first placement in which no rank holds an expert twice.
+//! The start of the search: replica counts, and a first placement without duplicates.
 
 use super::state::State;
 use crate::placement::NO_EXPERT;
 use crate::solve::tournament::{OUT, Tournament, number, numbered};
 
-/// A finite, non-negative number by its bits, which order as the numbers do, once a zero has no sign.
+/// Returns the bits of a number that is finite and not negative. Adding zero removes the sign of -0, so that
+/// the bits order as the numbers do.
 fn key(load: f64) -> u64 {
     (load + 0.0).to_bits()
 }
 
-/// How many slots each expert gets: each spare slot goes to the expert with the largest load per replica, of equal ones to the
-/// one with fewer, then to the lower. While another can, no expert gets more slots than there are ranks.
-pub(super) fn counts(loads: &[f64], num_slots: usize, num_ranks: usize) -> Vec<u32> {
+/// Returns the replica counts. Each spare slot goes to the expert with the largest load per replica. Ties go
+/// to the expert with fewer replicas, then to the lower one. No expert gets more slots than there are ranks
+/// while another can take them.
+pub(super) fn replica_counts(loads: &[f64], num_slots: usize, num_ranks: usize) -> Vec<u32> {
     let mut counts = vec![1u32; loads.len()];
     let mut spare = num_slots - loads.len();
-    let mut most = num_ranks as u32;
-    // Its low half is the expert.
-    let order = |expert: usize, count: u32, most: u32| match count < most {
+    let mut max_count = num_ranks as u32;
+    // The low half is the expert.
+    let order = |expert: usize, count: u32, max: u32| match count < max {
         true => {
             numbered(!key(loads[expert] / f64::from(count)), 0) | u128::from(count) << 32 | expert as u128
         }
         false => OUT,
     };
     while spare > 0 {
-        let keys = counts.iter().enumerate().map(|(expert, &count)| order(expert, count, most));
+        let keys = counts.iter().enumerate().map(|(expert, &count)| order(expert, count, max_count));
         let mut heaviest = Tournament::new(keys, OUT);
         while spare > 0 && heaviest.next() != OUT {
             spare -= 1;
             let expert = heaviest.next() as u32 as usize;
             counts[expert] += 1;
-            heaviest.set(expert, order(expert, counts[expert], most));
+            heaviest.set(expert, order(expert, counts[expert], max_count));
         }
         // All experts are on all ranks.
-        most = u32::MAX;
+        max_count = u32::MAX;
     }
     counts
 }
 
-/// As [`counts`], but no more slots than it takes to have all replicas at most `most` go to experts whose replicas would stay
-/// above half of that: two such replicas cannot share a rank, so there is no use in more of them. `None` where the slots are too
-/// few or none may have the last ones, or where an expert would have to be on a rank twice.
-pub(super) fn counts_below(loads: &[f64], num_slots: usize, num_ranks: usize, most: f64) -> Option<Vec<u32>> {
-    let needed = |&load: &f64| (load / most).ceil().max(1.0);
+/// Returns the least replica counts with no replica above `max`, and gives the remaining slots to light
+/// experts only. Two replicas above half of `max` cannot share a rank, so more of them do not help.
+///
+/// `None` if there are too few slots, if no expert can take the last slots, or if an expert needs more
+/// replicas than ranks.
+pub(super) fn replica_counts_below(
+    loads: &[f64],
+    num_slots: usize,
+    num_ranks: usize,
+    max: f64,
+) -> Option<Vec<u32>> {
+    let needed = |&load: &f64| (load / max).ceil().max(1.0);
     if loads.iter().map(needed).sum::<f64>() > num_slots as f64
         || loads.iter().any(|load| needed(load) > num_ranks as f64)
     {
@@ -49,7 +58,7 @@ pub(super) fn counts_below(loads: &[f64], num_slots: usize, num_ranks: usize, mo
     }
     let mut counts: Vec<u32> = loads.iter().map(|load| needed(load) as u32).collect();
     let order = |expert: usize, count: u32| match loads[expert] / f64::from(count) {
-        light if light <= most / 2.0 && count < num_ranks as u32 => numbered(!key(light), expert),
+        light if light <= max / 2.0 && count < num_ranks as u32 => numbered(!key(light), expert),
         _ => OUT,
     };
     let keys = counts.iter().enumerate().map(|(expert, &count)| order(expert, count));
@@ -65,12 +74,12 @@ pub(super) fn counts_below(loads: &[f64], num_slots: usize, num_ranks: usize, mo
     Some(counts)
 }
 
-/// Fills the slots: experts by the weight of a replica, heaviest first, each on as many of the least loaded ranks as it has
-/// replicas. `weights` are those of all samples together.
-pub(super) fn pack(state: &mut State, weights: &[f64]) {
-    // Heaviest first: by the complement of each weight.
+/// Fills the slots. Experts are taken by the load of a replica, heaviest first. Each goes to as many of the
+/// least loaded ranks as it has replicas. `replica_loads` are sums over samples.
+pub(super) fn pack(state: &mut State, replica_loads: &[f64]) {
+    // Heaviest first: by the complement of each load.
     let mut experts: Vec<u128> =
-        weights.iter().enumerate().map(|(expert, &weight)| numbered(!key(weight), expert)).collect();
+        replica_loads.iter().enumerate().map(|(expert, &load)| numbered(!key(load), expert)).collect();
     experts.sort_unstable();
     let num_ranks = state.num_ranks();
     let mut totals = vec![0.0; num_ranks];
@@ -84,9 +93,9 @@ pub(super) fn pack(state: &mut State, weights: &[f64]) {
                 continue;
             }
             let rank = number(lightest.next());
-            state.fill(free[rank], expert as u32);
+            state.place(free[rank], expert as u32);
             free[rank] += 1;
-            totals[rank] += weights[expert];
+            totals[rank] += replica_loads[expert];
             lightest.set(rank, OUT);
             if free[rank] < state.slots_of(rank).end {
                 taken.push(rank);
@@ -94,26 +103,26 @@ pub(super) fn pack(state: &mut State, weights: &[f64]) {
         }
         taken.drain(..).for_each(|rank| lightest.set(rank, numbered(key(totals[rank]), rank)));
     }
-    // Ranks with room hold these already.
+    // The ranks with free slots hold these experts already.
     for expert in left {
         let rank = (0..num_ranks)
             .find(|&rank| free[rank] < state.slots_of(rank).end)
             .expect("as many slots as replicas");
         let slot = free[rank];
         free[rank] += 1;
-        match partner(state, weights, rank, expert) {
+        match exchange_partner(state, replica_loads, rank, expert) {
             Some(other) => {
-                state.fill(slot, state.expert(other));
-                state.fill(other, expert);
+                state.place(slot, state.expert(other));
+                state.place(other, expert);
             }
-            None => state.fill(slot, expert),
+            None => state.place(slot, expert),
         }
     }
 }
 
-/// A slot that may take `expert` in exchange for what it holds, which goes to `rank`; of all, the one with the most similar
-/// weight.
-fn partner(state: &State, weights: &[f64], rank: usize, expert: u32) -> Option<usize> {
+/// Returns the slot with the most similar load that may take `expert`, in exchange for its own expert, which
+/// goes to `rank`.
+fn exchange_partner(state: &State, replica_loads: &[f64], rank: usize, expert: u32) -> Option<usize> {
     if !state.holds(rank, expert) {
         return None;
     }
@@ -124,7 +133,7 @@ fn partner(state: &State, weights: &[f64], rank: usize, expert: u32) -> Option<u
             if held == NO_EXPERT || state.holds(rank, held) {
                 continue;
             }
-            let difference = (weights[held as usize] - weights[expert as usize]).abs();
+            let difference = (replica_loads[held as usize] - replica_loads[expert as usize]).abs();
             if difference < best.0 {
                 best = (difference, Some(slot));
             }

@@ -1,50 +1,52 @@
-//! A placement of one layer while it is searched: what each slot holds and what each rank carries, in each sample.
+//! A placement of one layer during the search: the expert of each slot, and the load of each rank in each
+//! sample.
 
 use std::sync::Arc;
 
-use super::homes::Homes;
+use super::home_node::HomeNodes;
 use super::measure::Measure;
 use crate::placement::{NO_EXPERT, Shape, held_slots};
 
-/// Loads are scaled so that a rank's mean load in a sample is the sample's weight, and these sum up to 1: the mean of the
-/// samples' ratios of the most loaded rank's load to the mean is the sum of their most loaded ranks' loads.
+/// Loads are scaled: a rank's mean load in a sample is the sample's weight. These weights sum up to 1. So the
+/// weighted mean of max / mean over samples is the sum of the maximum rank loads.
 #[derive(Debug, Clone)]
 pub(super) struct State {
     width: usize,
-    /// `[ranks]`, where some lack slots.
-    slots_per_rank: Option<Arc<[u32]>>,
+    /// `[ranks]`, if some lack slots.
+    rank_num_slots: Option<Arc<[u32]>>,
     num_ranks: usize,
     num_samples: usize,
     measure: Arc<Measure>,
     /// `[experts][samples]`
     loads: Vec<f64>,
-    /// Of a rank, `[samples]`.
+    /// The mean rank load, `[samples]`.
     means: Vec<f64>,
     counts: Vec<u32>,
-    /// Of one replica, `[experts][samples]`.
-    weights: Vec<f64>,
-    /// The expert of each slot, [`NO_EXPERT`] of those that a rank lacks; of each rank by ascending weight in the first sample.
+    /// The load of one replica, `[experts][samples]`.
+    replica_loads: Vec<f64>,
+    /// The expert of each slot, [`NO_EXPERT`] in those that a rank lacks. Slots of a rank are sorted by load
+    /// in the first sample.
     slots: Vec<u32>,
-    /// What each slot holds weighs in the first sample.
-    slot_weights: Vec<f64>,
+    /// The load of each slot in the first sample.
+    slot_loads: Vec<f64>,
     /// `[ranks][samples]`
     rank_loads: Vec<f64>,
     /// The ranks by ascending load in the first sample.
     order: Vec<u32>,
-    homes: Option<Arc<Homes>>,
-    /// What each rank's replicas that are not at home cost; empty where nodes are no matter.
-    tolls: Vec<f64>,
+    home_nodes: Option<Arc<HomeNodes>>,
+    /// The off-node cost of each rank. Empty if nodes do not matter.
+    off_node_cost: Vec<f64>,
     duplicates_allowed: bool,
 }
 
 impl State {
-    /// Nothing is in the slots yet. `loads` is `[experts][samples]`.
+    /// Creates a state with empty slots. `loads` is `[experts][samples]`.
     pub fn new(
         loads: Vec<f64>,
         measure: Arc<Measure>,
         counts: Vec<u32>,
         shape: Shape,
-        slots_per_rank: Option<&[u32]>,
+        rank_num_slots: Option<&[u32]>,
     ) -> Self {
         let (num_slots, num_ranks) = (shape.num_slots(), shape.num_ranks());
         let num_samples = loads.len() / counts.len();
@@ -52,78 +54,78 @@ impl State {
         let mean = |sample| loads[sample..].iter().step_by(num_samples).sum::<f64>() / num_ranks as f64;
         let mut state = State {
             width: shape.slots_per_rank(),
-            slots_per_rank: slots_per_rank.map(Arc::from),
+            rank_num_slots: rank_num_slots.map(Arc::from),
             num_ranks,
             num_samples,
             measure,
             means: (0..num_samples).map(mean).collect(),
-            weights: loads.clone(),
+            replica_loads: loads.clone(),
             loads,
             counts,
             slots: vec![NO_EXPERT; num_slots],
-            slot_weights: vec![0.0; num_slots],
+            slot_loads: vec![0.0; num_slots],
             rank_loads: vec![0.0; num_ranks * num_samples],
             order: (0..num_ranks as u32).collect(),
-            homes: None,
-            tolls: Vec::new(),
+            home_nodes: None,
+            off_node_cost: Vec::new(),
             duplicates_allowed: num_slots / num_ranks > num_experts as usize,
         };
-        (0..num_experts).for_each(|expert| state.weigh(expert));
+        (0..num_experts).for_each(|expert| state.update_replica_loads(expert));
         state
     }
 
-    /// Has load outside its home cost something, from the next [`State::settle`] on.
-    pub fn with_homes(self, homes: Arc<Homes>) -> Self {
-        State { tolls: vec![0.0; self.num_ranks], homes: Some(homes), ..self }
+    /// Adds the off-node cost, from the next [`State::update_all`] on.
+    pub fn with_home_nodes(self, home_nodes: Arc<HomeNodes>) -> Self {
+        State { off_node_cost: vec![0.0; self.num_ranks], home_nodes: Some(home_nodes), ..self }
     }
 
-    pub fn has_homes(&self) -> bool {
-        self.homes.is_some()
+    pub fn has_home_nodes(&self) -> bool {
+        self.home_nodes.is_some()
     }
 
-    /// Whether an expert's node is that of a rank, or nodes are no matter.
-    pub fn is_home(&self, expert: u32, rank: usize) -> bool {
-        self.homes.as_ref().is_none_or(|homes| homes.is_home(expert, rank))
+    /// Returns whether a rank is on the home node of an expert, or nodes do not matter.
+    pub fn is_on_home_node(&self, expert: u32, rank: usize) -> bool {
+        self.home_nodes.as_ref().is_none_or(|home_nodes| home_nodes.is_on_home_node(expert, rank))
     }
 
-    /// Whether an exchange between two ranks leaves all load on its node.
+    /// Returns whether two ranks are on one node, or nodes do not matter.
     pub fn are_on_one_node(&self, one: usize, other: usize) -> bool {
-        self.homes.as_ref().is_none_or(|homes| homes.of_rank[one] == homes.of_rank[other])
+        self.home_nodes.as_ref().is_none_or(|home_nodes| home_nodes.of_rank[one] == home_nodes.of_rank[other])
     }
 
-    /// What `load` of all samples together, of an expert, costs on a rank.
-    pub fn toll(&self, expert: u32, rank: usize, load: f64) -> f64 {
-        match &self.homes {
-            Some(homes) if !homes.is_home(expert, rank) => homes.price * load,
+    /// Returns the off-node cost of `load` of an expert on a rank, of all samples together.
+    pub fn load_off_node_cost(&self, expert: u32, rank: usize, load: f64) -> f64 {
+        match &self.home_nodes {
+            Some(home_nodes) if !home_nodes.is_on_home_node(expert, rank) => home_nodes.price * load,
             _ => 0.0,
         }
     }
 
-    /// What a replica of an expert costs on a rank.
-    pub fn toll_of_replica(&self, expert: u32, rank: usize) -> f64 {
-        match self.is_home(expert, rank) {
+    /// Returns the off-node cost of a replica on a rank.
+    pub fn replica_off_node_cost(&self, expert: u32, rank: usize) -> f64 {
+        match self.is_on_home_node(expert, rank) {
             true => 0.0,
-            false => self.toll(expert, rank, self.weights(expert).iter().sum()),
+            false => self.load_off_node_cost(expert, rank, self.replica_loads(expert).iter().sum()),
         }
     }
 
-    /// What all replicas that are not at home cost.
-    pub fn tolls(&self) -> f64 {
-        self.tolls.iter().sum()
+    /// Returns the off-node cost of all replicas.
+    pub fn off_node_cost(&self) -> f64 {
+        self.off_node_cost.iter().sum()
     }
 
-    fn weigh(&mut self, expert: u32) {
+    fn update_replica_loads(&mut self, expert: u32) {
         let (range, count) = (self.samples(expert as usize), f64::from(self.counts[expert as usize]));
-        for (weight, load) in self.weights[range.clone()].iter_mut().zip(&self.loads[range]) {
-            *weight = load / count;
+        for (replica_load, load) in self.replica_loads[range.clone()].iter_mut().zip(&self.loads[range]) {
+            *replica_load = load / count;
         }
     }
 
-    fn samples(&self, row: usize) -> std::ops::Range<usize> {
-        row * self.num_samples..(row + 1) * self.num_samples
+    fn samples(&self, index: usize) -> std::ops::Range<usize> {
+        index * self.num_samples..(index + 1) * self.num_samples
     }
 
-    /// What is to be small of several samples.
+    /// The measure over samples.
     pub fn measure(&self) -> &Measure {
         &self.measure
     }
@@ -152,14 +154,14 @@ impl State {
         self.counts[expert as usize]
     }
 
-    /// What an expert carries in each sample.
+    /// The load of an expert, `[samples]`.
     pub fn load(&self, expert: u32) -> &[f64] {
         &self.loads[self.samples(expert as usize)]
     }
 
-    /// What a replica of an expert weighs in each sample.
-    pub fn weights(&self, expert: u32) -> &[f64] {
-        &self.weights[self.samples(expert as usize)]
+    /// The load of a replica of an expert, `[samples]`.
+    pub fn replica_loads(&self, expert: u32) -> &[f64] {
+        &self.replica_loads[self.samples(expert as usize)]
     }
 
     pub fn slots(&self) -> &[u32] {
@@ -170,13 +172,13 @@ impl State {
         self.slots[slot]
     }
 
-    /// What the slots of a rank weigh in the first sample, ascending.
-    pub fn slot_weights(&self, rank: usize) -> &[f64] {
-        &self.slot_weights[self.slots_of(rank)]
+    /// The loads of a rank's slots in the first sample, ascending.
+    pub fn slot_loads(&self, rank: usize) -> &[f64] {
+        &self.slot_loads[self.slots_of(rank)]
     }
 
     pub fn slots_of(&self, rank: usize) -> std::ops::Range<usize> {
-        let width = self.slots_per_rank.as_ref().map_or(self.width, |slots| slots[rank] as usize);
+        let width = self.rank_num_slots.as_ref().map_or(self.width, |slots| slots[rank] as usize);
         rank * self.width..rank * self.width + width
     }
 
@@ -188,18 +190,18 @@ impl State {
         self.slots[self.slots_of(rank)].contains(&expert)
     }
 
-    /// Whether exchanges and recounts may give an expert to a rank that holds it. They may from the start where ranks have more
-    /// slots than there are experts.
+    /// Sets whether steps may add duplicates. They always may if ranks have more slots than there are
+    /// experts.
     pub fn allow_duplicates(&mut self, allowed: bool) {
         self.duplicates_allowed = allowed || self.width > self.num_experts();
     }
 
-    /// Whether an exchange or a recount may give an expert to a rank.
+    /// Returns whether a step may give an expert to a rank.
     pub fn may_take(&self, rank: usize, expert: u32) -> bool {
         self.duplicates_allowed || !self.holds(rank, expert)
     }
 
-    /// What a rank carries in each sample.
+    /// The load of a rank, `[samples]`.
     pub fn rank_loads(&self, rank: usize) -> &[f64] {
         &self.rank_loads[self.samples(rank)]
     }
@@ -219,19 +221,20 @@ impl State {
         &self.order
     }
 
-    /// Puts an expert into a slot whose rank is not to be asked before [`State::settle`].
-    pub fn fill(&mut self, slot: usize, expert: u32) {
+    /// Puts an expert into a slot. The rank is invalid until [`State::update_all`].
+    pub fn place(&mut self, slot: usize, expert: u32) {
         self.slots[slot] = expert;
     }
 
-    /// Adds up what the slots hold.
-    pub fn settle(&mut self) {
+    /// Recomputes the loads of all ranks and sorts slots and ranks.
+    pub fn update_all(&mut self) {
         self.rank_loads.fill(0.0);
         for rank in 0..self.num_ranks {
-            let (range, weights, samples) = (self.slots_of(rank), &self.weights, self.num_samples);
-            let weight = |expert: u32| weights[expert as usize * samples];
-            self.slots[range].sort_by(|&a, &b| weight(a).total_cmp(&weight(b)));
-            self.add_up(rank);
+            let (range, replica_loads, samples) =
+                (self.slots_of(rank), &self.replica_loads, self.num_samples);
+            let load = |expert: u32| replica_loads[expert as usize * samples];
+            self.slots[range].sort_by(|&a, &b| load(a).total_cmp(&load(b)));
+            self.sum_rank(rank);
         }
         self.sort_ranks();
     }
@@ -242,40 +245,40 @@ impl State {
         order.sort_unstable_by(|&a, &b| load_of(a).total_cmp(&load_of(b)).then(a.cmp(&b)));
     }
 
-    fn add_up(&mut self, rank: usize) {
+    fn sum_rank(&mut self, rank: usize) {
         let (range, slots) = (self.samples(rank), self.slots_of(rank));
         let loads = &mut self.rank_loads[range];
         loads.fill(0.0);
         for slot in slots {
             let held = self.slots[slot] as usize * self.num_samples;
-            let weights = &self.weights[held..held + self.num_samples];
-            self.slot_weights[slot] = weights[0];
-            loads.iter_mut().zip(weights).for_each(|(load, weight)| *load += weight);
+            let replica_loads = &self.replica_loads[held..held + self.num_samples];
+            self.slot_loads[slot] = replica_loads[0];
+            loads.iter_mut().zip(replica_loads).for_each(|(load, replica_load)| *load += replica_load);
         }
-        if self.homes.is_some() {
-            self.tolls[rank] =
-                self.slots_of(rank).map(|slot| self.toll_of_replica(self.slots[slot], rank)).sum();
+        if self.home_nodes.is_some() {
+            self.off_node_cost[rank] =
+                self.slots_of(rank).map(|slot| self.replica_off_node_cost(self.slots[slot], rank)).sum();
         }
     }
 
-    /// Of a rank that is added up.
+    /// Sorts the slots of a rank whose loads are up to date.
     fn sort_slots(&mut self, rank: usize) {
         let range = self.slots_of(rank);
-        let (slots, weights) = (&mut self.slots[range.clone()], &mut self.slot_weights[range]);
-        // Almost sorted mostly.
+        let (slots, loads) = (&mut self.slots[range.clone()], &mut self.slot_loads[range]);
+        // Insertion sort: the slots are mostly sorted already.
         for end in 1..slots.len() {
             let mut place = end;
-            while place > 0 && weights[place - 1] > weights[place] {
+            while place > 0 && loads[place - 1] > loads[place] {
                 slots.swap(place - 1, place);
-                weights.swap(place - 1, place);
+                loads.swap(place - 1, place);
                 place -= 1;
             }
         }
     }
 
-    /// What a rank holds changed.
-    fn resettle(&mut self, rank: usize) {
-        self.add_up(rank);
+    /// Recomputes a rank after a change of its slots.
+    fn update_rank(&mut self, rank: usize) {
+        self.sum_rank(rank);
         self.sort_slots(rank);
         let Self { rank_loads, order, num_samples, .. } = self;
         let load_of = |rank: u32| rank_loads[rank as usize * *num_samples];
@@ -292,49 +295,49 @@ impl State {
         }
     }
 
-    /// Exchanges what slots of two ranks hold.
+    /// Exchanges the experts of slots of two ranks.
     pub fn swap(&mut self, pairs: &[(usize, usize)]) {
         for &(one, other) in pairs {
             self.slots.swap(one, other);
         }
         let (one, other) = pairs[0];
-        self.resettle(self.rank_of(one));
-        self.resettle(self.rank_of(other));
+        self.update_rank(self.rank_of(one));
+        self.update_rank(self.rank_of(other));
     }
 
-    /// Gives a slot to another expert.
-    pub fn recount(&mut self, slot: usize, to: u32) {
+    /// Gives a slot another expert.
+    pub fn set_expert(&mut self, slot: usize, to: u32) {
         let from = std::mem::replace(&mut self.slots[slot], to);
         self.counts[from as usize] -= 1;
         self.counts[to as usize] += 1;
-        self.weigh(from);
-        self.weigh(to);
+        self.update_replica_loads(from);
+        self.update_replica_loads(to);
         for rank in 0..self.num_ranks {
             if rank == self.rank_of(slot) || self.holds(rank, from) || self.holds(rank, to) {
-                self.add_up(rank);
+                self.sum_rank(rank);
                 self.sort_slots(rank);
             }
         }
         self.sort_ranks();
     }
 
-    /// What is to be small of the samples' most loaded ranks' loads, and what is not at home.
+    /// Returns what the search minimises: the measure of the maximum rank loads, plus the off-node cost.
     pub fn cost(&self) -> f64 {
-        self.unevenness() + self.tolls()
+        self.load_cost() + self.off_node_cost()
     }
 
-    fn unevenness(&self) -> f64 {
+    fn load_cost(&self) -> f64 {
         if let (1, Some(&hottest)) = (self.num_samples, self.order.last()) {
             return self.rank_loads[hottest as usize];
         }
-        self.measure.of((0..self.num_samples).map(|sample| self.most(sample)))
+        self.measure.of((0..self.num_samples).map(|sample| self.max_load(sample)))
     }
 
-    fn most(&self, sample: usize) -> f64 {
+    fn max_load(&self, sample: usize) -> f64 {
         self.rank_loads[sample..].iter().step_by(self.num_samples).copied().fold(0.0, f64::max)
     }
 
-    /// Slots that repeat an expert of their rank.
+    /// Iterates over slots that repeat an expert of their rank.
     pub fn duplicates(&self) -> impl Iterator<Item = usize> {
         held_slots(&self.slots).map(|(slot, _)| slot).filter(|&slot| {
             let first = self.rank_of(slot) * self.width;

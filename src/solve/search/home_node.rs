@@ -1,24 +1,25 @@
-//! Nodes in the search: which node each group of experts is at home on, and what a replica elsewhere costs.
+//! Home nodes: the node of each group of experts, and the cost of a replica elsewhere.
 
 use crate::error::{Error, Result};
 use crate::placement::Shape;
 
-/// Beginnings from which the homes are improved.
+/// Starts of the assignment of groups to nodes, all but the first random.
 const RESTARTS: u64 = 64;
 
 /// Groups of experts and nodes of ranks, checked.
 #[derive(Debug, Clone)]
 pub(crate) struct Nodes {
-    /// Groups of consecutive experts, equally many in each.
+    /// Groups of consecutive experts, of equal size.
     pub num_groups: usize,
-    /// The node of each rank, without gaps from 0.
+    /// The node of each rank: 0 and up, without gaps.
     pub of_rank: Vec<u32>,
-    /// How many ranks each node has.
+    /// The number of ranks of each node.
     pub num_ranks: Vec<usize>,
 }
 
 impl Nodes {
-    /// `rank_to_node` names nodes by any int32; without it there are `num_nodes` of consecutive ranks, equally many in each.
+    /// `rank_to_node` names nodes by any int32. Without it there are `num_nodes` nodes of consecutive ranks,
+    /// of equal size.
     pub fn new(
         shape: Shape,
         num_groups: usize,
@@ -33,7 +34,7 @@ impl Nodes {
         }
         let of_rank: Vec<u32> = match rank_to_node {
             Some(nodes) if nodes.len() != num_ranks => {
-                let message = format!("rank_to_node has {} ranks, there are {num_ranks}", nodes.len());
+                let message = format!("rank_to_node has {} values, there are {num_ranks} ranks", nodes.len());
                 return Err(Error::InvalidArgument(message));
             }
             Some(nodes) => {
@@ -44,34 +45,34 @@ impl Nodes {
             }
             None if num_nodes == 0 || !num_ranks.is_multiple_of(num_nodes) => {
                 return Err(Error::InvalidShape(format!(
-                    "{num_ranks} ranks cannot be split evenly over {num_nodes} nodes; rank_to_node can say which is where"
+                    "{num_ranks} ranks cannot be split evenly over {num_nodes} nodes; set rank_to_node"
                 )));
             }
             None => (0..num_ranks).map(|rank| (rank * num_nodes / num_ranks) as u32).collect(),
         };
-        let mut of_node = vec![0; of_rank.iter().max().map_or(0, |&most| most as usize + 1)];
-        of_rank.iter().for_each(|&node| of_node[node as usize] += 1);
-        Ok(Nodes { num_groups, of_rank, num_ranks: of_node })
+        let mut num_node_ranks = vec![0; of_rank.iter().max().map_or(0, |&last| last as usize + 1)];
+        of_rank.iter().for_each(|&node| num_node_ranks[node as usize] += 1);
+        Ok(Nodes { num_groups, of_rank, num_ranks: num_node_ranks })
     }
 
-    /// How many whole groups fit into the slots of each node.
+    /// Returns the number of whole groups that fit into the slots of each node.
     fn room(&self, shape: Shape) -> Vec<usize> {
-        let group = shape.num_experts() / self.num_groups;
-        self.num_ranks.iter().map(|&ranks| ranks * shape.slots_per_rank() / group).collect()
+        let group_size = shape.num_experts() / self.num_groups;
+        self.num_ranks.iter().map(|&ranks| ranks * shape.slots_per_rank() / group_size).collect()
     }
 
-    /// Whether all groups can be whole on one node each, and all nodes have one.
+    /// Returns whether each group fits on one node as a whole, and each node gets at least one.
     pub fn fit(&self, shape: Shape) -> bool {
         let room = self.room(shape);
         room.iter().sum::<usize>() >= self.num_groups && room.len() <= self.num_groups && !room.contains(&0)
     }
 
-    /// Fails where a group cannot be kept on one node.
+    /// Fails unless [`Nodes::fit`].
     pub fn check_fit(&self, shape: Shape) -> Result<()> {
         match self.fit(shape) {
             true => Ok(()),
             false => Err(Error::InvalidShape(format!(
-                "the slots of {} nodes cannot hold {} groups of {} experts, each on one node and each node with one",
+                "the slots of {} nodes cannot hold {} whole groups of {} experts, at least one on each node",
                 self.num_ranks.len(),
                 self.num_groups,
                 shape.num_experts() / self.num_groups
@@ -79,33 +80,48 @@ impl Nodes {
         }
     }
 
-    /// Whether each node is as many consecutive ranks, as DeepSeek's hierarchical rule has them.
+    /// Returns whether nodes have equally many, consecutive ranks, as DeepSeek's hierarchical policy needs.
     pub fn are_regular(&self) -> bool {
         self.num_ranks.iter().all(|&ranks| ranks == self.num_ranks[0]) && self.of_rank.is_sorted()
     }
 
-    /// Nodes that each group can be at home on, such that nodes have least more than their share: at the most loaded one where
-    /// `hard`, else together. `loads` is `[groups]`. Once with whatever groups fit on a node, and once with no more than a node's
-    /// share of them, which leaves all nodes slots to spare. Where all groups cannot be whole on one node each, only shares count.
-    /// Looks at `left` assignments, about.
-    pub fn homes(&self, shape: Shape, loads: &[f64], hard: bool, left: usize) -> Vec<Vec<u32>> {
+    /// Returns candidate home nodes of each group. They minimise load above the nodes' equal parts: of the
+    /// hottest node if `hard`, else of all nodes together.
+    ///
+    /// `loads` is `[groups]`. One candidate uses all room for groups on a node. The other limits a node to an
+    /// equal part of the groups, which leaves spare slots on all nodes. If the groups do not fit, only the
+    /// loads count. Evaluates about `left` assignments.
+    pub fn home_nodes(&self, shape: Shape, loads: &[f64], hard: bool, left: usize) -> Vec<Vec<u32>> {
         if !self.fit(shape) {
-            return vec![self.homes_in(&vec![self.num_groups; self.num_ranks.len()], 0, loads, hard, left)];
+            return vec![self.assign_groups(
+                &vec![self.num_groups; self.num_ranks.len()],
+                0,
+                loads,
+                hard,
+                left,
+            )];
         }
         let room = self.room(shape);
-        let share = |(&ranks, &room): (&usize, &usize)| {
+        let equal_part = |(&ranks, &room): (&usize, &usize)| {
             room.min((self.num_groups * ranks).div_ceil(self.of_rank.len()))
         };
-        let shares: Vec<usize> = self.num_ranks.iter().zip(&room).map(share).collect();
-        let mut homes = vec![self.homes_in(&room, 1, loads, hard, left)];
-        if shares != room && shares.iter().sum::<usize>() >= self.num_groups {
-            homes.push(self.homes_in(&shares, 1, loads, hard, left));
+        let equal_parts: Vec<usize> = self.num_ranks.iter().zip(&room).map(equal_part).collect();
+        let mut home_nodes = vec![self.assign_groups(&room, 1, loads, hard, left)];
+        if equal_parts != room && equal_parts.iter().sum::<usize>() >= self.num_groups {
+            home_nodes.push(self.assign_groups(&equal_parts, 1, loads, hard, left));
         }
-        homes
+        home_nodes
     }
 
-    /// The same with `room` for groups on each node, of which it has `least` at least.
-    fn homes_in(&self, room: &[usize], least: usize, loads: &[f64], hard: bool, mut left: usize) -> Vec<u32> {
+    /// Assigns groups to nodes that have `room` for groups and get `least` groups each.
+    fn assign_groups(
+        &self,
+        room: &[usize],
+        least: usize,
+        loads: &[f64],
+        hard: bool,
+        mut left: usize,
+    ) -> Vec<u32> {
         let mean = loads.iter().sum::<f64>() / self.of_rank.len() as f64;
         let cost = |carried: &[f64]| -> f64 {
             let nodes = carried.iter().zip(&self.num_ranks);
@@ -125,18 +141,18 @@ impl Nodes {
             if start > 0 {
                 shuffle(&mut order, start);
             }
-            let mut homes = Assigned::new(self, room, loads, &order);
-            homes.improve(least, &cost, &mut left);
-            let found = cost(&homes.carried);
+            let mut assignment = GroupAssignment::new(self, room, loads, &order);
+            assignment.improve(least, &cost, &mut left);
+            let found = cost(&assignment.carried);
             if best.as_ref().is_none_or(|(least, _)| found < least * (1.0 - 1e-12)) {
-                best = Some((found, homes.of_group));
+                best = Some((found, assignment.of_group));
             }
         }
-        best.expect("there is a first start").1
+        best.expect("at least one start").1
     }
 }
 
-/// Fisher-Yates, driven by the generator of Numerical Recipes.
+/// Fisher-Yates, with the generator of Numerical Recipes.
 fn shuffle(order: &mut [usize], seed: u64) {
     let mut state = seed;
     for i in (1..order.len()).rev() {
@@ -145,8 +161,8 @@ fn shuffle(order: &mut [usize], seed: u64) {
     }
 }
 
-/// Groups on nodes while they are improved.
-struct Assigned<'a> {
+/// An assignment of groups to nodes during its improvement.
+struct GroupAssignment<'a> {
     loads: &'a [f64],
     of_group: Vec<u32>,
     carried: Vec<f64>,
@@ -156,13 +172,13 @@ struct Assigned<'a> {
     held: Vec<usize>,
 }
 
-impl<'a> Assigned<'a> {
-    /// Groups in `order`, each to the node with the least load a rank that has room.
+impl<'a> GroupAssignment<'a> {
+    /// Assigns groups in `order`, each to the node with room and the least load per rank.
     fn new(nodes: &Nodes, room: &[usize], loads: &'a [f64], order: &[usize]) -> Self {
         let num_nodes = nodes.num_ranks.len();
         let (of_group, carried) = (vec![0; loads.len()], vec![0.0; num_nodes]);
         let mut assigned =
-            Assigned { loads, of_group, carried, room: room.to_vec(), held: vec![0; num_nodes] };
+            GroupAssignment { loads, of_group, carried, room: room.to_vec(), held: vec![0; num_nodes] };
         for &group in order {
             let per_rank = |&node: &usize| assigned.carried[node] / nodes.num_ranks[node] as f64;
             let free = (0..num_nodes).filter(|&node| assigned.room[node] > 0);
@@ -170,7 +186,7 @@ impl<'a> Assigned<'a> {
                 .min_by(|a, b| {
                     per_rank(a).total_cmp(&per_rank(b)).then(assigned.held[*a].cmp(&assigned.held[*b]))
                 })
-                .expect("room for all groups");
+                .expect("the nodes have room for all groups");
             assigned.of_group[group] = node as u32;
             assigned.carried[node] += loads[group];
             assigned.room[node] -= 1;
@@ -179,7 +195,8 @@ impl<'a> Assigned<'a> {
         assigned
     }
 
-    /// Moves groups, or exchanges two, while that helps, leaves each node `least_held`, and something is `left` to look at.
+    /// Moves a group or exchanges two while that lowers the cost. Each node keeps `least_held` groups. Stops
+    /// after `left` evaluations.
     fn improve(&mut self, least_held: usize, cost: &impl Fn(&[f64]) -> f64, left: &mut usize) {
         let mut least = cost(&self.carried);
         while *left > 0 {
@@ -219,17 +236,17 @@ impl<'a> Assigned<'a> {
     }
 }
 
-/// What the search holds a placement against: the node that each expert is at home on, and what load elsewhere costs.
+/// The home node of each expert, and the price of load elsewhere.
 #[derive(Debug)]
-pub(super) struct Homes {
+pub(super) struct HomeNodes {
     pub of_expert: Vec<u32>,
     pub of_rank: Vec<u32>,
-    /// What all load outside its home would cost, over the sum of all ranks' mean loads.
+    /// The cost of all load if it were off its home node, over the sum of all ranks' mean loads.
     pub price: f64,
 }
 
-impl Homes {
-    pub fn is_home(&self, expert: u32, rank: usize) -> bool {
+impl HomeNodes {
+    pub fn is_on_home_node(&self, expert: u32, rank: usize) -> bool {
         self.of_expert[expert as usize] == self.of_rank[rank]
     }
 }

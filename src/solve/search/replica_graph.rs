@@ -1,65 +1,72 @@
-//! Placements for a run time that splits each expert's tokens over its replicas by need.
+//! Placements for an engine that uses the best split.
 //!
-//! Such a run time levels ranks along links: an expert with replicas on two ranks lets load flow between them. What is above
-//! the mean is then a set of ranks that together hold too much which has no replica outside. Where load drifts from what was
-//! planned, that set is another one, so the placement is measured in many scenarios of drifted loads ([`super::drift`]), each by
-//! its best split ([`Split`]). Replicas and links are moved out of such sets while that lessens the measure.
+//! Such an engine moves load between two ranks wherever an expert has replicas on both: the ranks are nodes
+//! of a graph, linked by experts. Load stays above the mean on a set of ranks if too much of it has no
+//! replica outside the set. Drift makes it another set. So a placement is measured in many scenarios of
+//! drifted loads ([`super::drift`]), each by its best split ([`Split`]). Replicas move out of such sets while
+//! that lowers the measure.
 //!
-//! Each such set found is kept as a cut. However load is split, the set's ranks carry what is confined to them, so the cuts
-//! bound a changed placement from below at the cost of a few comparisons, and most changes need no split to be dropped.
+//! Each set that was found is kept as a cut. However load is split, the ranks of the set carry the load
+//! confined to them. So the cuts give a lower bound on a changed placement by a few comparisons. It rejects
+//! most changes without a split.
 
 use super::measure::Measure;
 use super::random::Random;
 use crate::placement::{NO_EXPERT, Shape, held_slots};
 use crate::solve::split::Split;
 
-/// What the even split may lose of what it had, for an engine that has to fall back to it.
-const EVEN_MAY_LOSE: f64 = 0.01;
+/// The part by which the even split may get worse, for an engine that falls back to it.
+const EVEN_SPLIT_LOSS: f64 = 0.01;
 
-/// Of the proposals: those that give an expert another replica in place of another expert's; the others exchange slots.
-const RECOUNTS: f64 = 0.2;
+/// The part of proposals that change replica counts. The others exchange slots.
+const REPLICA_COUNT_CHANGES: f64 = 0.2;
 
-/// Of the proposals: those that are not out of a set of ranks which is above the mean.
+/// The part of proposals that do not start from a set of ranks above the mean.
 const ANYWHERE: f64 = 0.1;
 
-/// Cuts that are kept of each scenario: more take longer to ask than they spare.
+/// Cuts kept for each scenario. More take longer to evaluate than they save.
 const CUTS: usize = 12;
 
-/// Less than this is no improvement but rounding.
+/// A smaller gain is rounding.
 const LEAST_GAIN: f64 = 1e-9;
 
-/// Loads of the layer, drifted or as they are, and what of them is to be small.
+/// Loads of the layer, planned or drifted, and the measure over them.
 #[derive(Clone, Copy)]
-pub(super) struct Rows<'a> {
-    /// `[rows][experts]`
+pub(super) struct MeasuredLoads<'a> {
+    /// `[samples or scenarios][experts]`
     pub loads: &'a [Vec<f64>],
     pub measure: &'a Measure,
 }
 
-/// A placement of a layer while its links are searched.
-pub(super) struct Linking<'a> {
+/// A placement of a layer, as ranks linked by replicas.
+pub(super) struct ReplicaGraph<'a> {
     shape: Shape,
-    samples: Rows<'a>,
-    scenarios: Rows<'a>,
+    samples: MeasuredLoads<'a>,
+    scenarios: MeasuredLoads<'a>,
     /// The mean rank load of each scenario.
     means: Vec<f64>,
     slots: Vec<u32>,
     counts: Vec<u32>,
     /// The ranks of each expert, each once.
     ranks_of: Vec<Vec<u32>>,
-    /// What the most loaded rank carries in the best split of each scenario, and which ranks together are why.
-    levels: Vec<f64>,
+    /// The maximum rank load of each scenario in its best split, and the ranks that confine it.
+    max_loads: Vec<f64>,
     confined: Vec<Vec<u32>>,
     cuts: Vec<Cut>,
     split: Split,
-    /// What the even split of the samples may cost.
-    most_even: f64,
-    /// What may still be looked at.
+    /// The largest cost of the even split of the samples that is allowed.
+    max_even_split_cost: f64,
+    /// The remaining effort.
     left: usize,
 }
 
-impl<'a> Linking<'a> {
-    pub fn new(shape: Shape, samples: Rows<'a>, scenarios: Rows<'a>, slots: Vec<u32>) -> Self {
+impl<'a> ReplicaGraph<'a> {
+    pub fn new(
+        shape: Shape,
+        samples: MeasuredLoads<'a>,
+        scenarios: MeasuredLoads<'a>,
+        slots: Vec<u32>,
+    ) -> Self {
         let (mut counts, mut ranks_of) =
             (vec![0; shape.num_experts()], vec![Vec::new(); shape.num_experts()]);
         for (slot, expert) in held_slots(&slots) {
@@ -70,7 +77,7 @@ impl<'a> Linking<'a> {
             }
         }
         let (num_ranks, num_scenarios) = (shape.num_ranks(), scenarios.loads.len());
-        let mut linking = Linking {
+        let mut graph = ReplicaGraph {
             shape,
             samples,
             scenarios,
@@ -78,75 +85,77 @@ impl<'a> Linking<'a> {
             slots,
             counts,
             ranks_of,
-            levels: vec![0.0; num_scenarios],
+            max_loads: vec![0.0; num_scenarios],
             confined: vec![Vec::new(); num_scenarios],
             cuts: Vec::new(),
             split: Split::new(num_ranks),
-            most_even: f64::INFINITY,
+            max_even_split_cost: f64::INFINITY,
             left: 0,
         };
-        linking.most_even = linking.even() * (1.0 + EVEN_MAY_LOSE);
-        linking.split.place(&linking.ranks_of);
+        graph.max_even_split_cost = graph.even_split_cost() * (1.0 + EVEN_SPLIT_LOSS);
+        graph.split.place(&graph.ranks_of);
         for scenario in 0..num_scenarios {
-            linking.levels[scenario] = linking.split.level(&scenarios.loads[scenario], f64::INFINITY);
-            linking.confined[scenario] = linking.split.confined().to_vec();
-            linking.keep_cut(scenario);
+            graph.max_loads[scenario] = graph.split.max_load(&scenarios.loads[scenario], f64::INFINITY);
+            graph.confined[scenario] = graph.split.confined().to_vec();
+            graph.keep_cut(scenario);
         }
-        linking
+        graph
     }
 
-    /// The expert of each slot.
+    /// Returns the expert of each slot.
     pub fn into_slots(self) -> Vec<u32> {
         self.slots
     }
 
-    /// Tries changes while ranks are above the mean in some scenario. `effort` is what may be looked at, about, in slots.
+    /// Tries changes while ranks are above the mean in some scenario. `effort` is about the number of slots
+    /// to evaluate.
     pub fn improve(&mut self, effort: usize, random: &mut Random) {
         self.left = effort;
-        let mut levels = self.means.clone();
+        let mut max_loads = self.means.clone();
         while self.left > 0 {
-            let excess: f64 = self.levels.iter().zip(&self.means).map(|(level, mean)| level - mean).sum();
+            let excess: f64 = self.max_loads.iter().zip(&self.means).map(|(max, mean)| max - mean).sum();
             if excess <= LEAST_GAIN {
                 return;
             }
             self.spend(1 + self.cuts.len() / 128);
             let Some(change) = self.proposal(excess, random) else { continue };
-            let to_beat = self.scenarios.measure.of(self.levels.iter().copied()) * (1.0 - LEAST_GAIN);
-            self.bound(&change, &mut levels);
-            if self.scenarios.measure.of(levels.iter().copied()) >= to_beat {
+            let to_beat = self.scenarios.measure.of(self.max_loads.iter().copied()) * (1.0 - LEAST_GAIN);
+            self.bound(&change, &mut max_loads);
+            if self.scenarios.measure.of(max_loads.iter().copied()) >= to_beat {
                 continue;
             }
             self.apply(&change);
-            match self.verdict(&mut levels, to_beat) {
-                Verdict::Better(confined) => {
-                    self.levels.clone_from(&levels);
+            match self.evaluate(&mut max_loads, to_beat) {
+                Outcome::Better(confined) => {
+                    self.max_loads.clone_from(&max_loads);
                     self.confined = confined;
                     for cut in &mut self.cuts {
                         cut.follow(&change, &self.scenarios.loads[cut.scenario]);
                     }
                 }
-                Verdict::WorseIn(scenario) => {
+                Outcome::WorseIn(scenario) => {
                     self.apply(&change.reversed());
                     self.keep_cut(scenario);
                 }
-                Verdict::LessEven => self.apply(&change.reversed()),
+                Outcome::WorseEvenSplit => self.apply(&change.reversed()),
             }
         }
     }
 
-    fn spend(&mut self, looks: usize) {
-        self.left = self.left.saturating_sub(looks);
+    fn spend(&mut self, evaluated: usize) {
+        self.left = self.left.saturating_sub(evaluated);
     }
 
-    /// A slot with an expert that is confined to ranks above the mean, to be exchanged with one of another rank, or to get a
-    /// replica in its place. `None` where the slots drawn do not allow it.
+    /// Proposes a change for an expert that is confined to ranks above the mean. Its slot is exchanged with
+    /// one of another rank, or a slot there becomes a replica of it. `None` if the slots drawn do not allow
+    /// it.
     fn proposal(&self, excess: f64, random: &mut Random) -> Option<Change> {
         let mut place = random.unit() * excess;
-        let scenario = self.levels.iter().zip(&self.means).position(|(level, mean)| {
-            place -= level - mean;
+        let scenario = self.max_loads.iter().zip(&self.means).position(|(max, mean)| {
+            place -= max - mean;
             place <= 0.0
         });
-        let confined = &self.confined[scenario.unwrap_or(self.levels.len() - 1)];
+        let confined = &self.confined[scenario.unwrap_or(self.max_loads.len() - 1)];
         let anywhere = random.unit() < ANYWHERE || confined.is_empty();
         let rank = match anywhere {
             true => random.below(self.shape.num_ranks()),
@@ -157,9 +166,9 @@ impl<'a> Linking<'a> {
             return None;
         }
         let width = self.shape.slots_per_rank();
-        let (mine, theirs) = (rank * width + random.below(width), other * width + random.below(width));
-        let is_exchange = random.unit() >= RECOUNTS;
-        let (expert, other_expert) = (self.slots[mine], self.slots[theirs]);
+        let (slot, other_slot) = (rank * width + random.below(width), other * width + random.below(width));
+        let is_exchange = random.unit() >= REPLICA_COUNT_CHANGES;
+        let (expert, other_expert) = (self.slots[slot], self.slots[other_slot]);
         if expert == NO_EXPERT || other_expert == NO_EXPERT {
             return None;
         }
@@ -172,32 +181,32 @@ impl<'a> Linking<'a> {
             let held = self.slots[rank * width..][..width].iter().filter(|&&held| held == self.slots[slot]);
             (held.count() == 1).then_some(rank as u32)
         };
-        let came = |slot, was, is| Some(Filled { slot, was, is });
+        let filled = |slot, was, is| Some(Filled { slot, was, is });
         if is_exchange {
             (!is_on(other_expert, rank)).then(|| Change {
-                slots: [came(mine, expert, other_expert), came(theirs, other_expert, expert)],
+                slots: [filled(slot, expert, other_expert), filled(other_slot, other_expert, expert)],
                 moves: [
-                    Move { expert, leaves: leaves(mine), joins: Some(other as u32) },
-                    Move { expert: other_expert, leaves: leaves(theirs), joins: Some(rank as u32) },
+                    Move { expert, leaves: leaves(slot), joins: Some(other as u32) },
+                    Move { expert: other_expert, leaves: leaves(other_slot), joins: Some(rank as u32) },
                 ],
             })
         } else {
             (self.counts[other_expert as usize] > 1).then(|| Change {
-                slots: [came(theirs, other_expert, expert), None],
+                slots: [filled(other_slot, other_expert, expert), None],
                 moves: [
                     Move { expert, leaves: None, joins: Some(other as u32) },
-                    Move { expert: other_expert, leaves: leaves(theirs), joins: None },
+                    Move { expert: other_expert, leaves: leaves(other_slot), joins: None },
                 ],
             })
         }
     }
 
-    /// What each scenario's level is not below once `change` is made.
-    fn bound(&self, change: &Change, levels: &mut [f64]) {
-        levels.copy_from_slice(&self.means);
+    /// Sets lower bounds on the maximum rank load of each scenario after `change`.
+    fn bound(&self, change: &Change, max_loads: &mut [f64]) {
+        max_loads.copy_from_slice(&self.means);
         for cut in &self.cuts {
-            let level = &mut levels[cut.scenario];
-            *level = level.max(cut.after(change, &self.scenarios.loads[cut.scenario]) / cut.num_ranks);
+            let max_load = &mut max_loads[cut.scenario];
+            *max_load = max_load.max(cut.after(change, &self.scenarios.loads[cut.scenario]) / cut.num_ranks);
         }
     }
 
@@ -214,46 +223,47 @@ impl<'a> Linking<'a> {
         }
     }
 
-    /// Splits each scenario until the measure cannot stay below `to_beat`. `levels` holds what bounds them from below, and then
-    /// what they are.
-    fn verdict(&mut self, levels: &mut [f64], to_beat: f64) -> Verdict {
+    /// Splits each scenario until the measure cannot stay below `to_beat`. `max_loads` holds lower bounds,
+    /// and afterwards the results.
+    fn evaluate(&mut self, max_loads: &mut [f64], to_beat: f64) -> Outcome {
         self.spend(self.shape.num_slots() / 32);
-        if self.even() > self.most_even {
-            return Verdict::LessEven;
+        if self.even_split_cost() > self.max_even_split_cost {
+            return Outcome::WorseEvenSplit;
         }
-        // Those that were worst are most likely to be too bad.
-        let mut order: Vec<usize> = (0..levels.len()).collect();
-        order.sort_by(|&a, &b| self.levels[b].total_cmp(&self.levels[a]));
-        let mut confined = vec![Vec::new(); levels.len()];
+        // The worst scenarios first: they reject a change soonest.
+        let mut order: Vec<usize> = (0..max_loads.len()).collect();
+        order.sort_by(|&a, &b| self.max_loads[b].total_cmp(&self.max_loads[a]));
+        let mut confined = vec![Vec::new(); max_loads.len()];
         self.split.place(&self.ranks_of);
         for scenario in order {
             self.spend(self.shape.num_slots() / 32);
-            let measured = self.scenarios.measure.of(levels.iter().copied());
-            let enough = self.scenarios.measure.room(levels[scenario], measured, to_beat);
-            levels[scenario] = self.split.level(&self.scenarios.loads[scenario], enough);
-            if self.scenarios.measure.of(levels.iter().copied()) >= to_beat {
-                return Verdict::WorseIn(scenario);
+            let measured = self.scenarios.measure.of(max_loads.iter().copied());
+            let stop_at = self.scenarios.measure.sample_limit(max_loads[scenario], measured, to_beat);
+            max_loads[scenario] = self.split.max_load(&self.scenarios.loads[scenario], stop_at);
+            if self.scenarios.measure.of(max_loads.iter().copied()) >= to_beat {
+                return Outcome::WorseIn(scenario);
             }
             confined[scenario] = self.split.confined().to_vec();
         }
-        Verdict::Better(confined)
+        Outcome::Better(confined)
     }
 
-    /// What is to be small, where each expert's load is split evenly over its slots.
-    fn even(&self) -> f64 {
+    /// Returns the measure of the samples by even split.
+    fn even_split_cost(&self) -> f64 {
         let mut rank_loads = vec![0.0; self.shape.num_ranks()];
         self.samples.measure.of(self.samples.loads.iter().map(|loads| {
             for (load, slots) in
                 rank_loads.iter_mut().zip(self.slots.chunks_exact(self.shape.slots_per_rank()))
             {
-                let weight = |&expert: &u32| loads[expert as usize] / f64::from(self.counts[expert as usize]);
-                *load = slots.iter().filter(|&&expert| expert != NO_EXPERT).map(weight).sum();
+                let replica_load =
+                    |&expert: &u32| loads[expert as usize] / f64::from(self.counts[expert as usize]);
+                *load = slots.iter().filter(|&&expert| expert != NO_EXPERT).map(replica_load).sum();
             }
             rank_loads.iter().copied().fold(0.0, f64::max)
         }))
     }
 
-    /// Keeps the ranks that the last split found to be too loaded, in place of the cut that says least.
+    /// Keeps the ranks that confine the last split, in place of the weakest cut.
     fn keep_cut(&mut self, scenario: usize) {
         let mut has = vec![false; self.shape.num_ranks()];
         self.split.confined().iter().for_each(|&rank| has[rank as usize] = true);
@@ -268,7 +278,7 @@ impl<'a> Linking<'a> {
         let confined = confined.map(|(_, load)| load).sum();
         let num_ranks = self.split.confined().len() as f64;
         let cut = Cut { scenario, has, num_ranks, outside, confined };
-        let weakest = of_scenario().min_by(|(_, a), (_, b)| a.level().total_cmp(&b.level()));
+        let weakest = of_scenario().min_by(|(_, a), (_, b)| a.min_load().total_cmp(&b.min_load()));
         match weakest {
             Some((weakest, _)) if of_scenario().count() >= CUTS => self.cuts[weakest] = cut,
             _ => self.cuts.push(cut),
@@ -276,15 +286,15 @@ impl<'a> Linking<'a> {
     }
 }
 
-/// What came of a change.
-enum Verdict {
-    /// With these ranks confining each scenario's level.
+/// The effect of a change.
+enum Outcome {
+    /// The ranks that confine each scenario.
     Better(Vec<Vec<u32>>),
     WorseIn(usize),
-    LessEven,
+    WorseEvenSplit,
 }
 
-/// Slots that change their expert, and what this does to the ranks of the two experts.
+/// Slots that take another expert, and the ranks that the two experts leave and join.
 struct Change {
     slots: [Option<Filled>; 2],
     moves: [Move; 2],
@@ -319,21 +329,21 @@ impl Change {
     }
 }
 
-/// Ranks that were too loaded together in a scenario.
+/// Ranks that together had too much load in a scenario.
 struct Cut {
     scenario: usize,
     /// `[ranks]`
     has: Vec<bool>,
     num_ranks: f64,
-    /// On how many other ranks each expert is.
+    /// The number of ranks outside the cut that hold each expert.
     outside: Vec<u32>,
-    /// The load of the experts that are on none.
+    /// The load of experts without a replica outside.
     confined: f64,
 }
 
 impl Cut {
-    /// What one of its ranks carries at least.
-    fn level(&self) -> f64 {
+    /// Returns a load that one of the ranks carries at least.
+    fn min_load(&self) -> f64 {
         self.confined / self.num_ranks
     }
 
@@ -342,7 +352,7 @@ impl Cut {
         self.outside[change.expert as usize] + is_outside(change.joins) - is_outside(change.leaves)
     }
 
-    /// What will be confined to it.
+    /// Returns the confined load after `change`.
     fn after(&self, change: &Change, loads: &[f64]) -> f64 {
         change.moves.iter().fold(self.confined, |confined, change| {
             let load = loads[change.expert as usize];
