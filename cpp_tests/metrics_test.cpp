@@ -258,15 +258,15 @@ TEST(Metrics, WrongAndRepeatedLabelsAreRefusedWithoutEffect) {
     const auto add = [&](const eplb::metrics_labels &labels) {
         return refused([&] { metrics.add(placement, labels); });
     };
-    EXPECT_EQ(add({{"model", "r1"}, {"rank", "0"}}),
-              "there is a placement with the labels {model=\"r1\",rank=\"0\"} already: give each one of its "
-              "own, such as "
-              "its rank");
+    EXPECT_EQ(
+        add({{"model", "r1"}, {"rank", "0"}}),
+        "a placement with the labels {model=\"r1\",rank=\"0\"} was already added; pass different labels, "
+        "such as the rank");
     EXPECT_EQ(add({{"my-label", "x"}}),
-              "the label \"my-label\" has no name for Prometheus: letters, digits and _, no digit first");
-    EXPECT_EQ(add({{"hash", "x"}}), "the label \"hash\" is one that the metrics have of their own");
-    EXPECT_EQ(add({{"a", "x"}, {"a", "y"}}), "the label \"a\" is given twice");
-    EXPECT_EQ(add({{"__a", "x"}}), "the label \"__a\" begins with __, which Prometheus keeps to itself");
+              "label \"my-label\": a name must have letters, digits and _, and no digit first");
+    EXPECT_EQ(add({{"hash", "x"}}), "label \"hash\": the name is reserved for labels of eplb");
+    EXPECT_EQ(add({{"a", "x"}, {"a", "y"}}), "label \"a\": the name is given twice");
+    EXPECT_EQ(add({{"__a", "x"}}), "label \"__a\": names that begin with __ are reserved for Prometheus");
     EXPECT_EQ(add({{"a", ""}}), "a label's value is empty");
     EXPECT_EQ(add({{"a", "\xff"}}), "a label's value is not UTF-8");
     const eplb_metrics_label no_value = {"a", nullptr};

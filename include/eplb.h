@@ -17,9 +17,10 @@
  *          eplb_last_error_message() says what, where, and what to do, and no result is written.
  * Handles  eplb_<object> is opaque. It is created by _create, _load or eplb_solve() and destroyed once by its
  *          _destroy, which takes NULL. What a call returns by pointer lives as long as the handle.
- * Threads  Calls that take a handle as const may run beside each other, and beside one call that takes it
- *          without const, except _destroy and those marked "not concurrent with other calls". Two calls that
- *          take a handle without const must not run at once. Calls without a handle may run on any thread.
+ * Threads  Calls that take a handle as const may run concurrently with each other, and with one call that
+ *          takes it without const, except _destroy and those marked "not concurrent with other calls". Two
+ *          calls that take a handle without const must not run at once. Calls without a handle may run on
+ *          any thread.
  * Streams  The last argument orders work on a CUDA device. NULL is the legacy default stream; pass
  *          cudaStreamPerThread for the per-thread one. The thread's current context is unchanged on return. A
  *          call marked Hot allocates nothing, waits for nothing, reads nothing back, and may be captured in a
@@ -102,8 +103,7 @@ enum {
 /** The severity of a log message. */
 typedef int32_t eplb_log_level;
 enum {
-  /** Input was accepted that an operator should know of, such as missing ranks. */
-  EPLB_LOG_LEVEL_WARNING = 1,
+  EPLB_LOG_LEVEL_WARNING = 1, /**< An operator should know of it, such as missing ranks or lost counts. */
   EPLB_LOG_LEVEL_INFO = 2, /**< A file was written, or another step finished. */
 };
 
@@ -132,7 +132,8 @@ EPLB_API uint32_t eplb_abi_version(void);
 EPLB_API const char *eplb_version_string(void);
 
 /** Returns the message of this thread's last failed call: what failed, where (file, rank, iteration, layer,
- * slot), and what to do. Empty before the first failure; a successful call does not change it.
+ * slot), and what to do. Empty before the first failure; a successful call does not change it. Call it in
+ * a statement of its own: C does not order the arguments of a call.
  *
  * \return a string that lives until this thread's next failed call; never NULL */
 EPLB_API const char *eplb_last_error_message(void);
@@ -207,7 +208,7 @@ EPLB_API int32_t eplb_cuda_available(void);
  *       config.layer_ids = layer_ids;
  *       config.num_layers = 2;
  *       config.path = "expert_statistic";
- *       config.iter_stop = 2; // or, as its operator asks: eplb_recorder_config_from_env(&config)
+ *       config.iter_stop = 2; // or from the environment: eplb_recorder_config_from_env(&config)
  *       eplb_status status = eplb_recorder_create(&config, &recorder);
  *       for (int64_t iteration = 0; status == EPLB_STATUS_OK && iteration <= 2; iteration++) {
  *           status = eplb_recorder_begin_iteration(recorder, iteration, NULL); // 2 starts the dump
@@ -245,15 +246,16 @@ typedef struct eplb_recorder_config {
   const int32_t *layer_ids; /**< Layers that this rank counts, by the model's numbers: [num_layers]. */
   size_t num_layers; /**< Length of layer_ids. */
   /** Directory of the dump, shared by all ranks; created if missing. Each rank writes rank<R>.safetensors,
-   * rank 0 also meta_info.json; an older file is replaced when the new one is complete. Required unless
-   * off. */
+   * rank 0 also meta_info.json, in TensorRT-LLM's format; an older file is replaced when the new one is
+   * complete. Required unless off. */
   const char *path;
   int64_t iter_start; /**< First iteration to count. */
   int64_t iter_stop; /**< One past the last iteration to count; 0: the recorder is off. */
   int32_t device; /**< EPLB_DEVICE_HOST, EPLB_DEVICE_CURRENT, or the ordinal of a CUDA device. */
   eplb_id_kind id_kind; /**< What the ids name. */
-  /** Most tokens of a layer in an iteration; 0: counts have 32 bits. Larger maxima select 64 bits. An
-   * overflow is detected either way, and refused at the dump. */
+  /** Most tokens of a layer in an iteration. It selects the width of counts, and is no limit: 64 bits if
+   * this times experts_per_token exceeds 2^32 - 1, otherwise 32, also for 0. An overflow is detected, and
+   * the dump refused. */
   uint64_t max_tokens_per_iteration;
   /** Identifies the run, equal on all ranks; a reader refuses a mix of runs. May be NULL. */
   const char *run_id;
@@ -270,7 +272,7 @@ typedef struct eplb_recorder_config {
 /** The state of a recorder. */
 typedef int32_t eplb_recorder_state;
 enum {
-  /** There are no iterations to count. Calls check their pointers, succeed and do nothing. */
+  /** There are no iterations to count. Calls check their structs, but not layers, and do nothing. */
   EPLB_RECORDER_STATE_OFF = 0,
   EPLB_RECORDER_STATE_WAITING = 1, /**< No iteration of the range has begun. */
   EPLB_RECORDER_STATE_COUNTING = 2, /**< An iteration of the range has begun. */
@@ -351,8 +353,8 @@ EPLB_API eplb_status eplb_recorder_create(const eplb_recorder_config *config, ep
  * \param layer       the layer's number
  * \param expert_ids  must live as long as it is counted; readable by the device
  * \param max_tokens  rows of the buffer
- * \param num_valid   device int32: valid tokens, clamped to [0, num_tokens], read whenever the kernel
- *                    runs; NULL: all
+ * \param num_valid   device int32: valid tokens, clamped to the num_tokens of eplb_recorder_count(), read
+ *                    whenever the kernel runs; must live as long as expert_ids. NULL: all
  * \param stream      a stream on which the layer will be counted, to check that it is of the recorder's
  *                    device
  * \return EPLB_STATUS_INVALID_ARGUMENT also for memory that the device cannot read; EPLB_STATUS_CUDA */
@@ -365,13 +367,15 @@ EPLB_API eplb_status eplb_recorder_register_buffer(eplb_recorder *recorder, int3
  * next one; on EPLB_DEVICE_HOST, the counting threads. It writes 4 bytes in stream order if anything
  * changes.
  *
- * The first iteration at or after iter_stop starts the dump. The counts are copied once `stream` has
- * reached this point, and a thread of the recorder writes them; `stream` waits for neither. A failure is
- * reported by eplb_recorder_flush() and eplb_recorder_get_info(), not here.
+ * The first iteration at or after iter_stop starts the dump; a run that ends before it calls
+ * eplb_recorder_dump(). The counts are copied once `stream` has reached this point, and a thread of the
+ * recorder writes them; `stream` waits for neither. A failure is reported by eplb_recorder_flush() and
+ * eplb_recorder_get_info(), not here.
  *
  * \param recorder   the recorder
- * \param iteration  the engine's iteration number, not below the last one. Skipped numbers count as empty;
- *                   those before iter_stop that never begin are missing from the dump
+ * \param iteration  the engine's iteration number, not below the last one. Numbers skipped between two
+ *                   iterations are dumped as zeros; those before the first and after the last one are
+ *                   missing
  * \param stream     the engine's main stream, not being captured
  * \return EPLB_STATUS_CAPTURING or EPLB_STATUS_INVALID_ARGUMENT, and the last iteration continues;
  *         EPLB_STATUS_CUDA, after which the state may be LOST */
@@ -406,18 +410,20 @@ EPLB_API eplb_status eplb_recorder_count_ids(const eplb_recorder *recorder, int3
     const eplb_expert_ids *expert_ids, uint32_t num_tokens, const int32_t *num_valid,
     struct CUstream_st *stream);
 
-/** Starts the dump of what was counted so far, for a run that ends before iter_stop. The dump says what is
- * missing: readers take only the iterations that it has. Returns at once; eplb_recorder_flush() waits.
- * Does nothing if a dump was started before, and retries one that failed to start.
+/** Starts the dump of what was counted so far, the current iteration included, for a run that ends before
+ * iteration iter_stop begins. The dump records what is missing: readers take only the iterations that it
+ * has. Returns at once. Does nothing if a dump was started before, and retries one that failed to start.
+ * At shutdown call this, eplb_recorder_flush() and eplb_recorder_destroy().
  *
  * \param recorder  the recorder
  * \param stream    ordered after all counting, not being captured
- * \return EPLB_STATUS_INVALID_ARGUMENT also in states WAITING and MISSED, which have no counts;
- *         EPLB_STATUS_CAPTURING; EPLB_STATUS_CUDA */
+ * \return EPLB_STATUS_INVALID_ARGUMENT also in states WAITING and MISSED: nothing was counted, which is
+ *         harmless at shutdown; EPLB_STATUS_CAPTURING; EPLB_STATUS_CUDA */
 EPLB_API eplb_status eplb_recorder_dump(eplb_recorder *recorder, struct CUstream_st *stream);
 
 /** Waits until a dump that was started is on disk. A failure is returned once; the next call retries, since
- * the counts are kept until a dump succeeds. Returns EPLB_STATUS_OK if no dump was started.
+ * the counts are kept until a dump succeeds. Returns EPLB_STATUS_OK also if no dump was started: see
+ * dumps_written of eplb_recorder_info.
  *
  * \param recorder    the recorder
  * \param timeout_ms  milliseconds to wait; 0: do not wait; negative: no limit
@@ -439,16 +445,16 @@ EPLB_API eplb_status eplb_recorder_reset(eplb_recorder *recorder, struct CUstrea
  *
  * \param recorder      the recorder
  * \param info          receives the numbers
- * \param layer_tokens  receives the valid tokens of each layer, in the order of layer_ids: [num_layers]. A
- *                      token counts whatever its ids. NULL with num_layers 0: not wanted
+ * \param layer_tokens  receives the valid tokens of each layer, in the order of layer_ids: [num_layers].
+ *                      Tokens count even if their ids are out of range. NULL with num_layers 0: not wanted
  * \param num_layers    that of the config, or 0
  * \return a status */
 EPLB_API eplb_status eplb_recorder_get_info(const eplb_recorder *recorder, eplb_recorder_info *info,
     uint64_t *layer_tokens, size_t num_layers);
 
-/** Destroys a recorder, after waiting for a dump that was started. Counting must have finished on the
- * device, and graphs with counts must not be replayed any more. In a process made by fork() it releases
- * nothing of the parent.
+/** Destroys a recorder, after waiting without a limit for a dump that was started. Counts without a dump
+ * are lost, with a warning in the log. Counting must have finished on the device, and graphs with counts
+ * must not be replayed any more. In a process made by fork() it releases nothing of the parent.
  *
  * \param recorder  may be NULL */
 EPLB_API void eplb_recorder_destroy(eplb_recorder *recorder);
@@ -691,8 +697,8 @@ typedef struct eplb_dispatch eplb_dispatch;
 typedef int32_t eplb_rule;
 enum {
   EPLB_RULE_DEFAULT = 0, /**< EPLB_RULE_LEAST_LOADED. */
-  /** TensorRT-LLM's: the tokens of an expert take its replicas in turn. Rank-invariant unless offset_by_rank
-   * is set. */
+  /** TensorRT-LLM's: the ids of an expert take its replicas in turn, within each block of 1,024 ids.
+   * Rank-invariant unless offset_by_rank is set. */
   EPLB_RULE_ROUND_ROBIN = 1,
   EPLB_RULE_TOKEN_HASH = 2, /**< vLLM's: a hash of the token's row selects the replica. Rank-invariant. */
   /** A replica on the own rank first, then one on the own node, then any. The shares are fixed at creation,
@@ -723,7 +729,8 @@ typedef struct eplb_dispatch_config {
   /** Width of the dense map expert_slots, at least max_replicas of eplb_placement_info; 0: no dense map. A
    * fixed width lets a later placement serve kernels that were compiled for it. */
   uint32_t max_replicas;
-  /** The node of each rank, any numbers: [num_ranks], for EPLB_RULE_NEAREST. NULL: all ranks share a node. */
+  /** The node of each rank, any numbers: [num_ranks]. Ignored by rules other than EPLB_RULE_NEAREST. NULL:
+   * all ranks share a node. */
   const int32_t *rank_to_node;
   /** Device memory to use instead of the library's own: 16-byte aligned, at least
    * eplb_dispatch_memory_required() bytes, valid until the dispatch is destroyed. Creation writes it
@@ -758,7 +765,8 @@ typedef struct eplb_dispatch_tables {
 /** What a dispatch serves. */
 typedef struct eplb_dispatch_info {
   size_t struct_size; /**< Set by EPLB_DISPATCH_INFO_INIT. */
-  /** eplb_placement_hash() of the placement. Ranks that differ send tokens to experts that are not there. */
+  /** eplb_placement_hash() of the placement. It must be equal on all ranks: otherwise they send tokens to
+   * slots that hold other experts. */
   uint64_t placement_hash;
   size_t workspace_bytes; /**< Device memory held. */
   eplb_rule rule; /**< The routing rule, never EPLB_RULE_DEFAULT. */

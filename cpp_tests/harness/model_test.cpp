@@ -56,7 +56,7 @@ TEST(Model, RejectsABadCheckpointByName) {
     };
     const std::string good = R"({"a":{"dtype":"F32","shape":[2],"data_offsets":[0,8]}})";
     EXPECT_EQ(of(good, 8, good.size()), "nothing");
-    EXPECT_EQ(of(good, 7, good.size()), "tensor \"a\" lies at bytes 0 to 8 of the data, which has 7");
+    EXPECT_EQ(of(good, 7, good.size()), "tensor \"a\" is at bytes 0 to 8 of the data, which has 7");
     EXPECT_EQ(of(good, 8, 1000), "has a header of 1000 bytes, at most 62 expected");
     EXPECT_EQ(message(dir / "none"), "No such file or directory");
     const std::string other = R"({"a":{"dtype":"F32","shape":[3],"data_offsets":[0,12]}})";

@@ -24,8 +24,8 @@ pub type eplb_rule = i32;
 
 /// EPLB_RULE_LEAST_LOADED.
 pub const EPLB_RULE_DEFAULT: eplb_rule = 0;
-/// TensorRT-LLM's: the tokens of an expert take its replicas in turn. Rank-invariant unless offset_by_rank
-/// is set.
+/// TensorRT-LLM's: the ids of an expert take its replicas in turn, within each block of 1,024 ids.
+/// Rank-invariant unless offset_by_rank is set.
 pub const EPLB_RULE_ROUND_ROBIN: eplb_rule = 1;
 /// vLLM's: a hash of the token's row selects the replica. Rank-invariant.
 pub const EPLB_RULE_TOKEN_HASH: eplb_rule = 2;
@@ -75,7 +75,8 @@ pub struct eplb_dispatch_config {
     /// Width of the dense map expert_slots, at least max_replicas of eplb_placement_info; 0: no dense map. A
     /// fixed width lets a later placement serve kernels that were compiled for it.
     pub max_replicas: u32,
-    /// The node of each rank, any numbers: [num_ranks], for EPLB_RULE_NEAREST. NULL: all ranks share a node.
+    /// The node of each rank, any numbers: [num_ranks]. Ignored by rules other than EPLB_RULE_NEAREST. NULL:
+    /// all ranks share a node.
     pub rank_to_node: *const i32,
     /// Device memory to use instead of the library's own: 16-byte aligned, at least
     /// eplb_dispatch_memory_required() bytes, valid until the dispatch is destroyed. Creation writes it
@@ -123,7 +124,8 @@ unsafe impl Growing for eplb_dispatch_tables {}
 pub struct eplb_dispatch_info {
     /// Set by EPLB_DISPATCH_INFO_INIT.
     pub struct_size: usize,
-    /// eplb_placement_hash() of the placement. Ranks that differ send tokens to experts that are not there.
+    /// eplb_placement_hash() of the placement. It must be equal on all ranks: otherwise they send tokens to
+    /// slots that hold other experts.
     pub placement_hash: u64,
     /// Device memory held.
     pub workspace_bytes: usize,

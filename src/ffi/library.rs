@@ -27,7 +27,8 @@ pub extern "C" fn eplb_version_string() -> *const c_char {
 }
 
 /// Returns the message of this thread's last failed call: what failed, where (file, rank, iteration, layer,
-/// slot), and what to do. Empty before the first failure; a successful call does not change it.
+/// slot), and what to do. Empty before the first failure; a successful call does not change it. Call it in
+/// a statement of its own: C does not order the arguments of a call.
 ///
 /// \return a string that lives until this thread's next failed call; never NULL
 #[unsafe(no_mangle)]
@@ -38,7 +39,7 @@ pub extern "C" fn eplb_last_error_message() -> *const c_char {
 /// The severity of a log message.
 pub type eplb_log_level = i32;
 
-/// Input was accepted that an operator should know of, such as missing ranks.
+/// An operator should know of it, such as missing ranks or lost counts.
 pub const EPLB_LOG_LEVEL_WARNING: eplb_log_level = 1;
 /// A file was written, or another step finished.
 pub const EPLB_LOG_LEVEL_INFO: eplb_log_level = 2;

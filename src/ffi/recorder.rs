@@ -52,8 +52,8 @@ pub struct eplb_recorder_config {
     /// Length of layer_ids.
     pub num_layers: usize,
     /// Directory of the dump, shared by all ranks; created if missing. Each rank writes rank<R>.safetensors,
-    /// rank 0 also meta_info.json; an older file is replaced when the new one is complete. Required unless
-    /// off.
+    /// rank 0 also meta_info.json, in TensorRT-LLM's format; an older file is replaced when the new one is
+    /// complete. Required unless off.
     pub path: *const c_char,
     /// First iteration to count.
     pub iter_start: i64,
@@ -63,8 +63,9 @@ pub struct eplb_recorder_config {
     pub device: i32,
     /// What the ids name.
     pub id_kind: eplb_id_kind,
-    /// Most tokens of a layer in an iteration; 0: counts have 32 bits. Larger maxima select 64 bits. An
-    /// overflow is detected either way, and refused at the dump.
+    /// Most tokens of a layer in an iteration. It selects the width of counts, and is no limit: 64 bits if
+    /// this times experts_per_token exceeds 2^32 - 1, otherwise 32, also for 0. An overflow is detected, and
+    /// the dump refused.
     pub max_tokens_per_iteration: u64,
     /// Identifies the run, equal on all ranks; a reader refuses a mix of runs. May be NULL.
     pub run_id: *const c_char,
@@ -195,8 +196,8 @@ pub unsafe extern "C" fn eplb_recorder_create(
 /// \param layer       the layer's number
 /// \param expert_ids  must live as long as it is counted; readable by the device
 /// \param max_tokens  rows of the buffer
-/// \param num_valid   device int32: valid tokens, clamped to [0, num_tokens], read whenever the kernel
-///                    runs; NULL: all
+/// \param num_valid   device int32: valid tokens, clamped to the num_tokens of eplb_recorder_count(), read
+///                    whenever the kernel runs; must live as long as expert_ids. NULL: all
 /// \param stream      a stream on which the layer will be counted, to check that it is of the recorder's
 ///                    device
 /// \return EPLB_STATUS_INVALID_ARGUMENT also for memory that the device cannot read; EPLB_STATUS_CUDA
@@ -225,13 +226,15 @@ pub unsafe extern "C" fn eplb_recorder_register_buffer(
 /// next one; on EPLB_DEVICE_HOST, the counting threads. It writes 4 bytes in stream order if anything
 /// changes.
 ///
-/// The first iteration at or after iter_stop starts the dump. The counts are copied once `stream` has
-/// reached this point, and a thread of the recorder writes them; `stream` waits for neither. A failure is
-/// reported by eplb_recorder_flush() and eplb_recorder_get_info(), not here.
+/// The first iteration at or after iter_stop starts the dump; a run that ends before it calls
+/// eplb_recorder_dump(). The counts are copied once `stream` has reached this point, and a thread of the
+/// recorder writes them; `stream` waits for neither. A failure is reported by eplb_recorder_flush() and
+/// eplb_recorder_get_info(), not here.
 ///
 /// \param recorder   the recorder
-/// \param iteration  the engine's iteration number, not below the last one. Skipped numbers count as empty;
-///                   those before iter_stop that never begin are missing from the dump
+/// \param iteration  the engine's iteration number, not below the last one. Numbers skipped between two
+///                   iterations are dumped as zeros; those before the first and after the last one are
+///                   missing
 /// \param stream     the engine's main stream, not being captured
 /// \return EPLB_STATUS_CAPTURING or EPLB_STATUS_INVALID_ARGUMENT, and the last iteration continues;
 ///         EPLB_STATUS_CUDA, after which the state may be LOST
@@ -303,14 +306,15 @@ pub unsafe extern "C" fn eplb_recorder_count_ids(
     })
 }
 
-/// Starts the dump of what was counted so far, for a run that ends before iter_stop. The dump says what is
-/// missing: readers take only the iterations that it has. Returns at once; eplb_recorder_flush() waits.
-/// Does nothing if a dump was started before, and retries one that failed to start.
+/// Starts the dump of what was counted so far, the current iteration included, for a run that ends before
+/// iteration iter_stop begins. The dump records what is missing: readers take only the iterations that it
+/// has. Returns at once. Does nothing if a dump was started before, and retries one that failed to start.
+/// At shutdown call this, eplb_recorder_flush() and eplb_recorder_destroy().
 ///
 /// \param recorder  the recorder
 /// \param stream    ordered after all counting, not being captured
-/// \return EPLB_STATUS_INVALID_ARGUMENT also in states WAITING and MISSED, which have no counts;
-///         EPLB_STATUS_CAPTURING; EPLB_STATUS_CUDA
+/// \return EPLB_STATUS_INVALID_ARGUMENT also in states WAITING and MISSED: nothing was counted, which is
+///         harmless at shutdown; EPLB_STATUS_CAPTURING; EPLB_STATUS_CUDA
 #[unsafe(no_mangle)]
 pub unsafe extern "C" fn eplb_recorder_dump(
     recorder: *mut eplb_recorder,
@@ -324,7 +328,8 @@ pub unsafe extern "C" fn eplb_recorder_dump(
 }
 
 /// Waits until a dump that was started is on disk. A failure is returned once; the next call retries, since
-/// the counts are kept until a dump succeeds. Returns EPLB_STATUS_OK if no dump was started.
+/// the counts are kept until a dump succeeds. Returns EPLB_STATUS_OK also if no dump was started: see
+/// dumps_written of eplb_recorder_info.
 ///
 /// \param recorder    the recorder
 /// \param timeout_ms  milliseconds to wait; 0: do not wait; negative: no limit
@@ -357,9 +362,9 @@ pub unsafe extern "C" fn eplb_recorder_reset(
     })
 }
 
-/// Destroys a recorder, after waiting for a dump that was started. Counting must have finished on the
-/// device, and graphs with counts must not be replayed any more. In a process made by fork() it releases
-/// nothing of the parent.
+/// Destroys a recorder, after waiting without a limit for a dump that was started. Counts without a dump
+/// are lost, with a warning in the log. Counting must have finished on the device, and graphs with counts
+/// must not be replayed any more. In a process made by fork() it releases nothing of the parent.
 ///
 /// \param recorder  may be NULL
 #[unsafe(no_mangle)]

@@ -11,7 +11,7 @@ use crate::stats::{Info, State};
 /// The state of a recorder.
 pub type eplb_recorder_state = i32;
 
-/// There are no iterations to count. Calls check their pointers, succeed and do nothing.
+/// There are no iterations to count. Calls check their structs, but not layers, and do nothing.
 pub const EPLB_RECORDER_STATE_OFF: eplb_recorder_state = 0;
 /// No iteration of the range has begun.
 pub const EPLB_RECORDER_STATE_WAITING: eplb_recorder_state = 1;
@@ -84,8 +84,8 @@ unsafe impl Growing for eplb_recorder_info {}
 ///
 /// \param recorder      the recorder
 /// \param info          receives the numbers
-/// \param layer_tokens  receives the valid tokens of each layer, in the order of layer_ids: [num_layers]. A
-///                      token counts whatever its ids. NULL with num_layers 0: not wanted
+/// \param layer_tokens  receives the valid tokens of each layer, in the order of layer_ids: [num_layers].
+///                      Tokens count even if their ids are out of range. NULL with num_layers 0: not wanted
 /// \param num_layers    that of the config, or 0
 /// \return a status
 #[unsafe(no_mangle)]

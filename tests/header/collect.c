@@ -14,7 +14,7 @@ int main(void) {
     config.layer_ids = layer_ids;
     config.num_layers = 2;
     config.path = "expert_statistic";
-    config.iter_stop = 2; // or, as its operator asks: eplb_recorder_config_from_env(&config)
+    config.iter_stop = 2; // or from the environment: eplb_recorder_config_from_env(&config)
     eplb_status status = eplb_recorder_create(&config, &recorder);
     for (int64_t iteration = 0; status == EPLB_STATUS_OK && iteration <= 2; iteration++) {
         status = eplb_recorder_begin_iteration(recorder, iteration, NULL); // 2 starts the dump
