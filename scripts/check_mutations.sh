@@ -3,6 +3,7 @@
 # expects the gate for it to fail. Each gate passes on the unchanged tree first.
 set -eu
 cd "$(dirname "$0")/.."
+scripts/need.sh g++:g++ clang:clang abigail-tools:abidw
 root=$PWD
 tree=$root/build/check_mutations
 rm -rf "$tree"
