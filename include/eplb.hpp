@@ -488,6 +488,7 @@ struct dispatch_config {
     std::uint32_t num_ranks = 0;
     std::uint32_t experts_per_token = 0;
     std::uint32_t max_replicas = 0;
+    /// Empty: all of the placement, or none with no_layers.
     std::vector<std::int32_t> layer_ids = {};
     /// Empty, or one of each rank.
     std::vector<std::int32_t> rank_to_node = {};
@@ -497,14 +498,17 @@ struct dispatch_config {
     std::uint32_t num_slots = 0;
     void *workspace = nullptr;
     std::size_t workspace_bytes = 0;
+    /// Routes no layer, as in a pipeline stage without experts. Requires that layer_ids is empty.
+    bool no_layers = false;
 
     eplb_dispatch_config c() const {
+        static const std::int32_t none = 0;
         eplb_dispatch_config c = EPLB_DISPATCH_CONFIG_INIT;
         c.rank = rank;
         c.num_ranks = num_ranks;
         c.experts_per_token = experts_per_token;
         c.max_replicas = max_replicas;
-        c.layer_ids = layer_ids.data();
+        c.layer_ids = !layer_ids.empty() ? layer_ids.data() : no_layers ? &none : nullptr;
         c.num_layers = layer_ids.size();
         c.rank_to_node = rank_to_node.empty() ? nullptr : rank_to_node.data();
         c.device = device;

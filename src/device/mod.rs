@@ -107,6 +107,8 @@ impl Device {
 
     /// Allocates `bytes` of the device's memory, with unspecified contents. `what` names their purpose in errors.
     pub fn allocate(&self, bytes: usize, what: &'static str) -> Result<Memory> {
+        // The driver refuses to allocate no bytes.
+        let bytes = bytes.max(4);
         match self {
             Device::Host => Ok(Memory::of_host(host::Block::allocate(bytes, what)?)),
             Device::Cuda(Cuda(context)) => {
@@ -135,6 +137,7 @@ impl Device {
 
     /// Allocates `bytes` of host memory that [`Device::copy_back`] can write. `what` names their purpose in errors.
     pub fn staging(&self, bytes: usize, what: &'static str) -> Result<Staging> {
+        let bytes = bytes.max(4);
         match self {
             Device::Host => Ok(Staging::Host(host::Block::allocate(bytes, what)?)),
             Device::Cuda(Cuda(context)) => Ok(Staging::Cuda(cuda::Pinned::allocate(context, bytes, what)?)),
@@ -144,6 +147,7 @@ impl Device {
     /// Fills the 32-bit words of a part of `memory` with `value` and waits for it. Nobody else may use the part meanwhile.
     pub fn initialize(&self, memory: &Memory, part: Part, value: u32) -> Result<()> {
         match self {
+            _ if part.bytes == 0 => {}
             Device::Host => memory.fill_on_host(part, value),
             Device::Cuda(Cuda(context)) => context.initialize(memory.at(part), value, part.bytes / 4)?,
         }
@@ -154,6 +158,7 @@ impl Device {
     pub fn write(&self, memory: &Memory, part: Part, words: &[u32]) -> Result<()> {
         assert_eq!(part.bytes, size_of_val(words));
         match self {
+            _ if part.bytes == 0 => {}
             Device::Host => memory.write_on_host(part, words),
             Device::Cuda(Cuda(context)) => context.write(memory.at(part), words)?,
         }
@@ -163,6 +168,7 @@ impl Device {
     /// Hot: fills the 32-bit words of a part of `memory` with `value`, in the order of `stream`.
     pub fn fill(&self, memory: &Memory, part: Part, value: u32, stream: Stream) -> Result<()> {
         match self {
+            _ if part.bytes == 0 => {}
             Device::Host => memory.fill_on_host(part, value),
             Device::Cuda(Cuda(context)) => context.fill(memory.at(part), value, part.bytes / 4, stream)?,
         }
@@ -211,6 +217,7 @@ impl Device {
         let to = to.bytes_mut();
         assert!(part.bytes <= to.len(), "{} bytes for {}", to.len(), part.bytes);
         match self {
+            _ if part.bytes == 0 => {}
             Device::Host => memory.read_on_host(part, to),
             Device::Cuda(Cuda(context)) => {
                 let event = fence.and_then(|fence| fence.0.as_ref());

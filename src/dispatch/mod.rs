@@ -265,12 +265,14 @@ impl Dispatch {
     fn layer(&self, layer: u32) -> Result<&Layer> {
         match self.layers.binary_search_by_key(&layer, |&(number, _)| number) {
             Ok(place) => Ok(&self.layers[place].1),
-            Err(_) => Err(Error::InvalidArgument(format!(
-                "layer {layer} is not one of the {} that the dispatch was created with, from {} to {}",
-                self.layers.len(),
-                self.layers[0].0,
-                self.layers[self.layers.len() - 1].0
-            ))),
+            Err(_) => Err(Error::InvalidArgument(match &self.layers[..] {
+                [] => format!("layer {layer}: the dispatch was created without layers"),
+                layers @ [(first, _), ..] => format!(
+                    "layer {layer} is not one of the {} that the dispatch was created with, from {first} to {}",
+                    layers.len(),
+                    layers[layers.len() - 1].0
+                ),
+            })),
         }
     }
 }

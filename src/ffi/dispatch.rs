@@ -61,9 +61,9 @@ pub struct eplb_dispatch_config {
     pub experts_per_token: u32,
     /// Slots of all ranks together, which must be the placement's; 0: not checked.
     pub num_slots: u32,
-    /// Layers that this rank routes, each in the placement: [num_layers]. NULL, or num_layers 0: all.
+    /// Layers that this rank routes, each in the placement: [num_layers]. NULL: all.
     pub layer_ids: *const i32,
-    /// Length of layer_ids.
+    /// Length of layer_ids. 0 with layer_ids: none, as in a pipeline stage without experts.
     pub num_layers: usize,
     /// EPLB_DEVICE_HOST, EPLB_DEVICE_CURRENT, or the ordinal of a CUDA device.
     pub device: i32,
@@ -428,7 +428,8 @@ pub(super) unsafe fn with_config<T>(
         let layers = array(config.layer_ids, Some(config.num_layers), "config->layer_ids")?;
         (layers, optional_of_ranks(config.rank_to_node, config.num_ranks, "config->rank_to_node")?)
     };
-    let layers = (config.num_layers != 0).then(|| layer_numbers(layers)).transpose()?;
+    let all = config.layer_ids.is_null() && config.num_layers == 0;
+    let layers = (!all).then(|| layer_numbers(layers)).transpose()?;
     f(&DispatchConfig {
         rule: choice!(config.rule, "config->rule", {
             EPLB_RULE_DEFAULT => Rule::LeastLoaded,

@@ -49,7 +49,7 @@ pub struct eplb_recorder_config {
     pub experts_per_token: u32,
     /// Layers that this rank counts, by the model's numbers: [num_layers].
     pub layer_ids: *const i32,
-    /// Length of layer_ids.
+    /// Length of layer_ids. 0: none, as in a pipeline stage without experts.
     pub num_layers: usize,
     /// Directory of the dump, shared by all ranks; created if missing. Each rank writes rank<R>.safetensors,
     /// rank 0 also meta_info.json, in TensorRT-LLM's format; an older file is replaced when the new one is

@@ -218,15 +218,14 @@ impl CallState {
     pub fn index_of(&self, layer: u32) -> Result<usize> {
         match self.layers.binary_search_by_key(&layer, |&(number, _)| number) {
             Ok(place) => Ok(self.layers[place].1),
-            Err(_) => {
-                let numbers: Vec<u32> = self.layers.iter().map(|&(number, _)| number).collect();
-                Err(Error::InvalidArgument(format!(
-                    "layer {layer} is not one of the {} that the recorder was created with, from {} to {}",
-                    numbers.len(),
-                    numbers[0],
-                    numbers[numbers.len() - 1]
-                )))
-            }
+            Err(_) => Err(Error::InvalidArgument(match &self.layers[..] {
+                [] => format!("layer {layer}: the recorder was created without layers"),
+                layers @ [(first, _), ..] => format!(
+                    "layer {layer} is not one of the {} that the recorder was created with, from {first} to {}",
+                    layers.len(),
+                    layers[layers.len() - 1].0
+                ),
+            })),
         }
     }
 
