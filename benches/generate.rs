@@ -59,6 +59,7 @@ fn write_dump(directory: &Path) {
         let dump = RankDump {
             rank,
             num_ranks: RANKS as usize,
+            file: None,
             num_experts: EXPERTS,
             experts_per_token: 8,
             id_kind: IdKind::Expert,

@@ -72,6 +72,7 @@ TEST(NoLayers, CallsWithALayerFailByName) {
     const auto placement = eplb::placement::load(data("expected/dsv2lite-translation.ep8.slots72.yaml"), [] {
         eplb::placement_load_options options;
         options.num_experts = 64;
+        options.num_ranks = 8;
         return options;
     }());
     for (const eplb_rule rule :

@@ -244,7 +244,7 @@ typedef struct eplb_recorder_config {
   uint32_t num_experts; /**< Experts of a layer; for EPLB_ID_KIND_SLOT, slots of all ranks. */
   uint32_t experts_per_token; /**< Experts per token (the router's top-k). */
   const int32_t *layer_ids; /**< Layers that this rank counts, by the model's numbers: [num_layers]. */
-  size_t num_layers; /**< Length of layer_ids. */
+  size_t num_layers; /**< Length of layer_ids. 0: none, as in a pipeline stage without experts. */
   /** Directory of the dump, shared by all ranks; created if missing. Each rank writes rank<R>.safetensors,
    * rank 0 also meta_info.json, in TensorRT-LLM's format; an older file is replaced when the new one is
    * complete. Required unless off. */
@@ -264,10 +264,15 @@ typedef struct eplb_recorder_config {
    * outside of any stream. May be NULL. */
   void *workspace;
   size_t workspace_bytes; /**< Bytes of `workspace`. */
+  /** With num_files, R of the file's name in place of rank: ranks of pipeline stages, which all start at 0,
+   * pass their rank of the world. The one with 0 writes the meta file. */
+  uint32_t file_rank;
+  uint32_t num_files; /**< Files of the dump; 0: num_ranks. */
 } eplb_recorder_config;
 /** An eplb_recorder_config with every default. */
 #define EPLB_RECORDER_CONFIG_INIT \
-  { sizeof(eplb_recorder_config), 0, 0, 0, 0, NULL, 0, NULL, 0, 0, EPLB_DEVICE_HOST, 0, 0, NULL, NULL, 0 }
+  { sizeof(eplb_recorder_config), 0, 0, 0, 0, NULL, 0, NULL, 0, 0, EPLB_DEVICE_HOST, 0, 0, NULL, NULL, \
+    0, 0, 0 }
 
 /** The state of a recorder. */
 typedef int32_t eplb_recorder_state;
@@ -718,9 +723,10 @@ typedef struct eplb_dispatch_config {
   uint32_t num_ranks; /**< Ranks of the group, which must be the placement's. Required. */
   uint32_t experts_per_token; /**< Experts per token (the router's top-k). Required. */
   uint32_t num_slots; /**< Slots of all ranks together, which must be the placement's; 0: not checked. */
-  /** Layers that this rank routes, each in the placement: [num_layers]. NULL, or num_layers 0: all. */
+  /** Layers that this rank routes, each in the placement: [num_layers]. NULL: all. */
   const int32_t *layer_ids;
-  size_t num_layers; /**< Length of layer_ids. */
+  /** Length of layer_ids. 0 with layer_ids: none, as in a pipeline stage without experts. */
+  size_t num_layers;
   int32_t device; /**< EPLB_DEVICE_HOST, EPLB_DEVICE_CURRENT, or the ordinal of a CUDA device. */
   eplb_rule rule; /**< The routing rule. */
   /** Nonzero: EPLB_RULE_ROUND_ROBIN starts at another replica on each rank, as TensorRT-LLM does on

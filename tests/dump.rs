@@ -73,6 +73,7 @@ fn own_dump(edit: impl Fn(&mut RankDump)) -> TempDir {
         let mut dump = RankDump {
             rank,
             num_ranks: 2,
+            file: None,
             num_experts: EXPERTS,
             experts_per_token: 2,
             id_kind: IdKind::Expert,
@@ -310,6 +311,7 @@ fn reader_rejects_a_file_that_changes_while_it_is_read() {
         let dump = RankDump {
             rank,
             num_ranks: 2,
+            file: None,
             num_experts,
             experts_per_token: 2,
             id_kind: IdKind::Expert,
@@ -509,6 +511,7 @@ fn writer_rejects_a_dump_that_the_reader_would_reject() {
     let dump = RankDump {
         rank: 0,
         num_ranks: 1,
+        file: None,
         num_experts: 2,
         experts_per_token: 1,
         id_kind: IdKind::Expert,
@@ -556,6 +559,7 @@ fn writer_reports_a_directory_that_cannot_be_created() {
     let dump = RankDump {
         rank: 0,
         num_ranks: 1,
+        file: None,
         num_experts: 2,
         experts_per_token: 1,
         id_kind: IdKind::Expert,

@@ -254,10 +254,8 @@ fn structure(item: &Item) -> String {
             let _ = writeln!(text, "{line}");
             if grows {
                 let init = format!("#define {}_INIT", name.to_uppercase());
-                let _ = writeln!(
-                    text,
-                    "/** An {name} with every default. */\n{init} \\\n  {{ sizeof({name}){zeros} }}"
-                );
+                let values = wrapped(&format!("{{ sizeof({name}){zeros} }}"));
+                let _ = writeln!(text, "/** An {name} with every default. */\n{init} \\\n{values}");
             }
         } else {
             let field = line.trim().replace("struct eplb_", "eplb_");
@@ -267,6 +265,21 @@ fn structure(item: &Item) -> String {
             }
             text += &member(&field_comment, &field);
         }
+    }
+    text
+}
+
+/// A macro's value, indented and continued where a line would be too long.
+fn wrapped(values: &str) -> String {
+    let (mut text, mut column) = (String::from(" "), 1);
+    for word in values.split(' ') {
+        if column + 1 + word.len() > 104 {
+            text += " \\\n   ";
+            column = 3;
+        }
+        text += " ";
+        text += word;
+        column += 1 + word.len();
     }
     text
 }

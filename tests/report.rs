@@ -82,6 +82,7 @@ fn record(id_kind: IdKind, num_ids: usize, num_layers: u32, counts: &[u64]) -> S
     let layers: Vec<u32> = (3..3 + num_layers).collect();
     let iterations = IterationRange { start: 0, stop };
     RankDump {
+        file: None,
         rank: 0,
         num_ranks: 1,
         num_experts: num_ids,

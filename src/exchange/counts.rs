@@ -223,6 +223,7 @@ fn write_dump(stats: &Stats, directory: &Path) -> Result<()> {
     let dump = RankDump {
         rank: 0,
         num_ranks: 1,
+        file: None,
         num_experts: summary.num_experts,
         experts_per_token: summary.experts_per_token,
         id_kind: summary.id_kind,

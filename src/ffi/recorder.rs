@@ -12,7 +12,7 @@ use super::device::{CUstream_st, eplb_expert_ids, ids, place, stream};
 use super::status::eplb_status;
 use crate::device::Memory;
 use crate::error::{Error, Result};
-use crate::stats::{IdKind, IterationRange, Recorder, RecorderConfig};
+use crate::stats::{FileNumber, IdKind, IterationRange, Recorder, RecorderConfig};
 
 /// What ids name.
 pub type eplb_id_kind = i32;
@@ -75,6 +75,11 @@ pub struct eplb_recorder_config {
     pub workspace: *mut c_void,
     /// Bytes of `workspace`.
     pub workspace_bytes: usize,
+    /// With num_files, R of the file's name in place of rank: ranks of pipeline stages, which all start at 0,
+    /// pass their rank of the world. The one with 0 writes the meta file.
+    pub file_rank: u32,
+    /// Files of the dump; 0: num_ranks.
+    pub num_files: u32,
 }
 
 // SAFETY: `repr(C)`, `struct_size` first, integers and pointers only.
@@ -390,11 +395,19 @@ unsafe fn with_config<T>(
             given(config.run_id).map(|run_id| text(run_id, "config->run_id")).transpose()?,
         )
     };
+    if config.num_files == 0 && config.file_rank != 0 {
+        return Err(Error::InvalidArgument(format!(
+            "config->file_rank is {} and num_files 0; set num_files to the number of files of the dump",
+            config.file_rank
+        )));
+    }
     use_it(&RecorderConfig {
         path: path.map(Path::new),
         iterations: iterations(config)?,
         rank: config.rank,
         num_ranks: config.num_ranks as usize,
+        file: (config.num_files != 0)
+            .then_some(FileNumber { rank: config.file_rank, num_files: config.num_files as usize }),
         num_experts: config.num_experts as usize,
         experts_per_token: config.experts_per_token as usize,
         layers: &layer_numbers(layers)?,

@@ -164,6 +164,7 @@ mod tests {
         let dump = RankDump {
             rank: 0,
             num_ranks: 1,
+            file: None,
             num_experts: num_ids,
             experts_per_token: 1,
             id_kind,

@@ -30,8 +30,11 @@ pub struct MetaInfo {
 pub struct DumpInfo {
     /// The version of eplb that wrote it.
     pub version: String,
-    /// Ranks that counted. Each has a file.
+    /// Ranks of the expert-parallel group.
     pub num_ranks: usize,
+    /// Files of the dump. `None`: one of each rank.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub num_files: Option<usize>,
     /// The first iteration counted.
     pub iter_start: u64,
     /// The one after the last.

@@ -12,7 +12,7 @@ pub use meta::{DumpInfo, MetaInfo};
 pub use rank_file::RankFile;
 pub(crate) use recorder::{BatchCount, CellType, histogram};
 pub use recorder::{Dumps, Info, MemoryRequired, Recorder, RecorderConfig, State, Totals};
-pub use write::{Counts, RankDump};
+pub use write::{Counts, FileNumber, RankDump};
 
 use std::fmt;
 use std::str::FromStr;

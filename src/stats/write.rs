@@ -19,6 +19,15 @@ pub enum Counts<'a> {
     U64(&'a [u64]),
 }
 
+/// Which of a dump's files a rank writes, where that is not the one of its rank in the group.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub struct FileNumber {
+    /// The number in the file's name. File 0 comes with the meta file.
+    pub rank: u32,
+    /// Files of the dump.
+    pub num_files: usize,
+}
+
 /// The counts of one rank, ready to be dumped.
 #[derive(Debug, Clone, Copy)]
 pub struct RankDump<'a> {
@@ -26,6 +35,8 @@ pub struct RankDump<'a> {
     pub rank: u32,
     /// Ranks of its group.
     pub num_ranks: usize,
+    /// The file to write. `None`: that of the rank, one of `num_ranks`.
+    pub file: Option<FileNumber>,
     /// Experts of a layer, or slots where those were counted.
     pub num_experts: usize,
     /// Experts that each token chooses.
@@ -45,8 +56,8 @@ pub struct RankDump<'a> {
 }
 
 impl RankDump<'_> {
-    /// Writes `rank<R>.safetensors` into `directory`, which is created if missing. Rank 0 also writes `meta_info.json`. Each file
-    /// is replaced in one step.
+    /// Writes `rank<R>.safetensors` into `directory`, which is created if missing. File 0 comes with `meta_info.json`. Each file is
+    /// replaced in one step.
     pub fn write(&self, directory: &Path) -> Result<()> {
         self.check()?;
         self.write_claimed(self.claim(directory)?, directory)
@@ -59,7 +70,7 @@ impl RankDump<'_> {
             let message = format!("the directory could not be created: {e}; create it or choose another");
             Error::write(directory, io::Error::new(e.kind(), message))
         })?;
-        if self.rank == 0 {
+        if self.file().rank == 0 {
             // Dropped at once. If the meta file cannot be written, the run fails early.
             AtomicFile::create(&directory.join(MetaInfo::FILE_NAME))?;
         }
@@ -77,7 +88,7 @@ impl RankDump<'_> {
             file.write_all(&b"       "[..(header_len - json_len) as usize])?;
             self.write_counts(file)
         })?;
-        if self.rank == 0 {
+        if self.file().rank == 0 {
             let meta = serde_json::to_string(&self.meta()).map_err(|e| Error::Internal(e.to_string()))?;
             AtomicFile::create(&directory.join(MetaInfo::FILE_NAME))?
                 .replace(|file| file.write_all(meta.as_bytes()))?;
@@ -86,7 +97,12 @@ impl RankDump<'_> {
     }
 
     fn path_in(&self, directory: &Path) -> PathBuf {
-        directory.join(format!("rank{}.safetensors", self.rank))
+        directory.join(format!("rank{}.safetensors", self.file().rank))
+    }
+
+    /// The file to write.
+    fn file(&self) -> FileNumber {
+        self.file.unwrap_or(FileNumber { rank: self.rank, num_files: self.num_ranks })
     }
 
     /// Checks that the reader would accept the dump.
@@ -120,6 +136,18 @@ impl RankDump<'_> {
         }
         if rank as usize >= num_ranks {
             return refuse(format!("rank is {rank}, num_ranks {num_ranks}; 0 to {} expected", num_ranks - 1));
+        }
+        let FileNumber { rank: file_rank, num_files } = self.file();
+        if num_files < num_ranks {
+            return refuse(format!(
+                "num_files is {num_files}, num_ranks {num_ranks}; each rank writes a file, so at least {num_ranks} expected"
+            ));
+        }
+        if file_rank as usize >= num_files {
+            return refuse(format!(
+                "file_rank is {file_rank}, num_files {num_files}; 0 to {} expected",
+                num_files - 1
+            ));
         }
         if !(1..=MAX_COUNT).contains(&num_experts) {
             return refuse(format!("num_experts is {num_experts}; 1 to {MAX_COUNT} expected"));
@@ -169,6 +197,7 @@ impl RankDump<'_> {
             eplb: Some(DumpInfo {
                 version: env!("CARGO_PKG_VERSION").to_owned(),
                 num_ranks: self.num_ranks,
+                num_files: Some(self.file().num_files).filter(|&files| files != self.num_ranks),
                 iter_start: self.iterations.start,
                 iter_stop: self.iterations.stop,
                 layers: self.layers.to_vec(),
@@ -189,11 +218,12 @@ impl RankDump<'_> {
     fn write_json(&self, out: &mut dyn Write) -> io::Result<()> {
         let counts = self.id_kind.name();
         let IterationRange { start, stop } = self.iterations;
-        write!(
-            out,
-            "{{\"__metadata__\":{{\"rank\":\"{}\",\"num_ranks\":\"{}\",\"layers\":\"",
-            self.rank, self.num_ranks
-        )?;
+        let FileNumber { rank, num_files } = self.file();
+        write!(out, "{{\"__metadata__\":{{\"rank\":\"{rank}\",\"num_ranks\":\"{}\"", self.num_ranks)?;
+        if (rank, num_files) != (self.rank, self.num_ranks) {
+            write!(out, ",\"num_files\":\"{num_files}\",\"ep_rank\":\"{}\"", self.rank)?;
+        }
+        write!(out, ",\"layers\":\"")?;
         for (index, layer) in self.layers.iter().enumerate() {
             write!(out, "{}{layer}", if index == 0 { "" } else { "," })?;
         }

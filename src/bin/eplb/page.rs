@@ -50,6 +50,7 @@ mod tests {
         let dump = RankDump {
             rank: 0,
             num_ranks: 1,
+            file: None,
             num_experts: 256,
             experts_per_token: 1,
             id_kind: IdKind::Expert,

@@ -98,7 +98,7 @@ impl Active {
         } else if iteration >= run.iterations.stop && calls.iteration < Some(run.iterations.stop) {
             log::warn!(
                 "rank {}: iteration {iteration} is after the range {}, and none of its iterations began: nothing is counted",
-                run.rank,
+                run.file_rank(),
                 run.iterations
             );
         }
@@ -113,7 +113,7 @@ impl Active {
         if skipped > 0 {
             log::warn!(
                 "rank {}: iterations {}..{iteration} never began and count as empty",
-                self.writer.run().rank,
+                self.writer.run().file_rank(),
                 iteration - skipped
             );
         }
@@ -208,7 +208,7 @@ impl Drop for Active {
         if let (Some(held), Progress::None) = (calls.held, self.writer.progress()) {
             log::warn!(
                 "rank {}: the counts of iterations {held} are lost: call eplb_recorder_dump() before the recorder is destroyed",
-                self.writer.run().rank
+                self.writer.run().file_rank()
             );
         }
     }

@@ -4,7 +4,7 @@ use std::path::{Path, PathBuf};
 
 use crate::device::Place;
 use crate::error::{Error, Result};
-use crate::stats::{Counts, IdKind, IterationRange, RankDump};
+use crate::stats::{Counts, FileNumber, IdKind, IterationRange, RankDump};
 
 /// What a recorder counts, and where.
 #[derive(Debug, Clone, Copy)]
@@ -17,6 +17,8 @@ pub struct RecorderConfig<'a> {
     pub rank: u32,
     /// Ranks of the group.
     pub num_ranks: usize,
+    /// The rank's file of the dump. `None`: that of `rank`, one of `num_ranks`.
+    pub file: Option<FileNumber>,
     /// Experts of a layer, or slots where those are counted.
     pub num_experts: usize,
     /// Experts that each token chooses.
@@ -40,6 +42,7 @@ pub(super) struct Run {
     pub iterations: IterationRange,
     pub rank: u32,
     pub num_ranks: usize,
+    pub file: Option<FileNumber>,
     pub num_experts: usize,
     pub experts_per_token: usize,
     pub layers: Vec<u32>,
@@ -48,11 +51,17 @@ pub(super) struct Run {
 }
 
 impl Run {
+    /// The rank in the file's name, for messages.
+    pub fn file_rank(&self) -> u32 {
+        self.file.map_or(self.rank, |file| file.rank)
+    }
+
     /// The dump of `held` without its counts.
     pub fn dump(&self, held: IterationRange) -> RankDump<'_> {
         RankDump {
             rank: self.rank,
             num_ranks: self.num_ranks,
+            file: self.file,
             num_experts: self.num_experts,
             experts_per_token: self.experts_per_token,
             id_kind: self.id_kind,
@@ -79,6 +88,7 @@ impl RecorderConfig<'_> {
             iterations,
             rank: self.rank,
             num_ranks: self.num_ranks,
+            file: self.file,
             num_experts: self.num_experts,
             experts_per_token: self.experts_per_token,
             layers: self.layers.to_vec(),

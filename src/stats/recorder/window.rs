@@ -228,6 +228,7 @@ mod tests {
         iterations: None,
         rank: 0,
         num_ranks: 1,
+        file: None,
         num_experts: 4,
         experts_per_token: 1,
         layers: &[7, 8],

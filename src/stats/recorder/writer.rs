@@ -169,10 +169,13 @@ impl Drop for Writer {
         if let Some(thread) = self.thread.take()
             && thread.join().is_err()
         {
-            log::warn!("the thread that dumps rank {} panicked", self.work.run.rank);
+            log::warn!("the thread that dumps rank {} panicked", self.work.run.file_rank());
         }
         if let Progress::Failed { error, .. } = self.progress() {
-            log::warn!("the counts of rank {} are lost, their dump failed: {error}", self.work.run.rank);
+            log::warn!(
+                "the counts of rank {} are lost, their dump failed: {error}",
+                self.work.run.file_rank()
+            );
         }
     }
 }
@@ -213,7 +216,8 @@ impl Work {
     }
 
     fn write(&self, held: IterationRange, claim: Option<AtomicFile>, staging: &mut Staging) -> Result<()> {
-        let Run { iterations, layers, directory, rank, .. } = &self.run;
+        let Run { iterations, layers, directory, .. } = &self.run;
+        let rank = self.run.file_rank();
         // After a failure the file is created again, and its directory if missing.
         let claim = match claim {
             Some(claim) => claim,
