@@ -264,6 +264,9 @@ typedef struct eplb_recorder_config {
    * outside of any stream. May be NULL. */
   void *workspace;
   size_t workspace_bytes; /**< Bytes of `workspace`. */
+  /** Names the model, or the shape of some of its layers: one recorder each. The dump goes to path/name. One
+   * directory's name, but no range such as 100-200. NULL: none. */
+  const char *name;
   /** With num_files, R of the file's name in place of rank: ranks of pipeline stages, which all start at 0,
    * pass their rank of the world. The one with 0 writes the meta file. */
   uint32_t file_rank;
@@ -272,7 +275,7 @@ typedef struct eplb_recorder_config {
 /** An eplb_recorder_config with every default. */
 #define EPLB_RECORDER_CONFIG_INIT \
   { sizeof(eplb_recorder_config), 0, 0, 0, 0, NULL, 0, NULL, 0, 0, EPLB_DEVICE_HOST, 0, 0, NULL, NULL, \
-    0, 0, 0 }
+    0, NULL, 0, 0 }
 
 /** The state of a recorder. */
 typedef int32_t eplb_recorder_state;
@@ -324,7 +327,8 @@ typedef struct eplb_recorder_info {
 
 /** Sets iterations and path from the environment, as TensorRT-LLM does. EXPERT_STATISTIC_ITER_RANGE=100-200
  * counts iterations 100 to 199; if unset or empty, iter_start and iter_stop become 0, whatever they were:
- * the recorder is off. EXPERT_STATISTIC_PATH is the path; if unset or empty, the path is unchanged.
+ * the recorder is off. EXPERT_STATISTIC_PATH is the path; if unset or empty, the path is unchanged. Several
+ * recorders share them if each has a name.
  *
  * \param config  receives the fields. Its path then points into the environment, which must not change
  *                before eplb_recorder_create()
@@ -347,8 +351,8 @@ EPLB_API eplb_status eplb_recorder_memory_required(const eplb_recorder_config *c
  *
  * \param config    copied with all that it points to, except the workspace
  * \param recorder  receives the handle
- * \return EPLB_STATUS_WRITE_FAILED if the directory is not writable or another recorder has this rank's
- *         file; EPLB_STATUS_NO_DRIVER; EPLB_STATUS_CUDA; EPLB_STATUS_SYSTEM */
+ * \return EPLB_STATUS_WRITE_FAILED if the directory is not writable or another live recorder has this rank's
+ *         file, dumped or not; EPLB_STATUS_NO_DRIVER; EPLB_STATUS_CUDA; EPLB_STATUS_SYSTEM */
 EPLB_API eplb_status eplb_recorder_create(const eplb_recorder_config *config, eplb_recorder **recorder);
 
 /** Registers the buffer that a layer's router writes its ids to, for eplb_recorder_count(). A second call

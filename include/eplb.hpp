@@ -187,6 +187,7 @@ struct recorder_config {
     std::string run_id = {};
     void *workspace = nullptr;
     std::size_t workspace_bytes = 0;
+    std::string name = {};
     std::uint32_t file_rank = 0;
     std::uint32_t num_files = 0;
 
@@ -224,6 +225,7 @@ struct recorder_config {
         c.run_id = run_id.empty() ? nullptr : run_id.c_str();
         c.workspace = workspace;
         c.workspace_bytes = workspace_bytes;
+        c.name = name.empty() ? nullptr : name.c_str();
         c.file_rank = file_rank;
         c.num_files = num_files;
         return c;

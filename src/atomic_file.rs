@@ -9,8 +9,20 @@ use std::fs::{self, File, OpenOptions, TryLockError};
 use std::io::{self, BufWriter, ErrorKind, Write};
 use std::os::unix::fs::{MetadataExt, OpenOptionsExt};
 use std::path::{Path, PathBuf};
+use std::sync::Arc;
 
 use crate::error::{Error, Result};
+
+/// A file that was replaced and is still locked. Until it is dropped, [`AtomicFile::claim`] refuses the file to others.
+#[derive(Debug)]
+pub struct HeldFile(Arc<File>);
+
+impl Drop for HeldFile {
+    fn drop(&mut self) {
+        // A process made by fork() may have the file open too, and must not keep the lock.
+        let _ = self.0.unlock();
+    }
+}
 
 /// A file that will be replaced. Its partial file exists, locked and empty. Drop without [`AtomicFile::replace`] removes it.
 #[derive(Debug)]
@@ -20,7 +32,7 @@ pub struct AtomicFile {
     /// The path with symbolic links resolved.
     target: PathBuf,
     partial: PathBuf,
-    file: File,
+    file: Arc<File>,
     replaced: bool,
 }
 
@@ -33,17 +45,39 @@ impl AtomicFile {
             name.push(target.file_name().unwrap_or_default());
             name.push(".partial");
             let partial = target.with_file_name(name);
-            let file = open_locked(&partial)?;
+            let file = Arc::new(open_locked(&partial)?);
             Ok(AtomicFile { path: path.to_owned(), target, partial, file, replaced: false })
         };
         attempt().map_err(|e| Error::write(path, e))
     }
 
+    /// As [`AtomicFile::create`]. Fails also where somebody holds the file, unless that is `own`.
+    pub fn claim(path: &Path, own: Option<&HeldFile>) -> Result<Self> {
+        let claimed = Self::create(path)?;
+        // Readers may open the target too, and this lock conflicts only with that of a holder.
+        let busy = File::open(&claimed.target).is_ok_and(|target| {
+            !own.is_some_and(|own| same_file(&own.0, &target))
+                && matches!(target.try_lock_shared(), Err(TryLockError::WouldBlock))
+        });
+        match busy {
+            true => Err(Error::write(path, io::Error::new(ErrorKind::ResourceBusy, BUSY))),
+            false => Ok(claimed),
+        }
+    }
+
     /// Replaces the file by the bytes that `fill` writes. On failure the old file is unchanged.
-    pub fn replace(mut self, fill: impl FnOnce(&mut dyn Write) -> io::Result<()>) -> Result<()> {
+    pub fn replace(self, fill: impl FnOnce(&mut dyn Write) -> io::Result<()>) -> Result<()> {
+        self.replace_and_hold(fill).map(drop)
+    }
+
+    /// As [`AtomicFile::replace`], and keeps the new file locked.
+    pub fn replace_and_hold(
+        mut self,
+        fill: impl FnOnce(&mut dyn Write) -> io::Result<()>,
+    ) -> Result<HeldFile> {
         let old = fs::metadata(&self.target).ok();
         let attempt = || {
-            let mut writer = BufWriter::with_capacity(1 << 18, &self.file);
+            let mut writer = BufWriter::with_capacity(1 << 18, &*self.file);
             fill(&mut writer)?;
             writer.into_inner().map_err(io::IntoInnerError::into_error)?;
             self.file.sync_all()?;
@@ -61,7 +95,7 @@ impl AtomicFile {
                 log::warn!("{}: written, but could not {what}: {e}", self.path.display());
             }
         }
-        Ok(())
+        Ok(HeldFile(self.file.clone()))
     }
 }
 
@@ -72,6 +106,14 @@ impl Drop for AtomicFile {
             let _ = fs::remove_file(&self.partial);
         }
     }
+}
+
+/// Why a file is refused to a second writer.
+const BUSY: &str = "it is being written by another process, or by another handle of this one";
+
+fn same_file(one: &File, another: &File) -> bool {
+    let inode = |file: &File| file.metadata().map(|data| (data.dev(), data.ino())).ok();
+    inode(one).is_some_and(|one| Some(one) == inode(another))
 }
 
 /// Resolves the symbolic links of `path`, which names a regular file or nothing.
@@ -126,10 +168,7 @@ fn open_locked(partial: &Path) -> io::Result<File> {
                 if e.kind() == ErrorKind::Unsupported || e.raw_os_error() == Some(libc::ENOLCK) => {}
             Err(TryLockError::Error(e)) => return Err(cannot_open(e)),
             Err(TryLockError::WouldBlock) => {
-                return Err(io::Error::new(
-                    ErrorKind::ResourceBusy,
-                    "it is being written by another process, or by another handle of this one",
-                ));
+                return Err(io::Error::new(ErrorKind::ResourceBusy, BUSY));
             }
         }
         // Another writer may have renamed its partial file between the open and the lock.
@@ -179,6 +218,25 @@ mod tests {
         })
         .unwrap();
         assert_eq!(read(&path), "first");
+    }
+
+    #[test]
+    fn claim_refuses_a_file_that_another_writer_holds() {
+        let dir = tempfile::tempdir().unwrap();
+        let path = dir.path().join("rank0.safetensors");
+        let written = |file: AtomicFile| file.replace_and_hold(|w| w.write_all(b"bytes")).unwrap();
+        let held = written(AtomicFile::claim(&path, None).unwrap());
+        assert_eq!(fs::read_dir(dir.path()).unwrap().count(), 1);
+        assert_eq!(
+            AtomicFile::claim(&path, None).unwrap_err().to_string(),
+            format!("cannot write {}: {BUSY}", path.display())
+        );
+        let held_again = written(AtomicFile::claim(&path, Some(&held)).unwrap());
+        drop(held);
+        assert!(AtomicFile::claim(&path, None).is_err());
+        drop(held_again);
+        AtomicFile::claim(&path, None).unwrap();
+        assert_eq!(read(&path), "bytes");
     }
 
     #[test]

@@ -75,6 +75,9 @@ pub struct eplb_recorder_config {
     pub workspace: *mut c_void,
     /// Bytes of `workspace`.
     pub workspace_bytes: usize,
+    /// Names the model, or the shape of some of its layers: one recorder each. The dump goes to path/name. One
+    /// directory's name, but no range such as 100-200. NULL: none.
+    pub name: *const c_char,
     /// With num_files, R of the file's name in place of rank: ranks of pipeline stages, which all start at 0,
     /// pass their rank of the world. The one with 0 writes the meta file.
     pub file_rank: u32,
@@ -87,7 +90,8 @@ unsafe impl Growing for eplb_recorder_config {}
 
 /// Sets iterations and path from the environment, as TensorRT-LLM does. EXPERT_STATISTIC_ITER_RANGE=100-200
 /// counts iterations 100 to 199; if unset or empty, iter_start and iter_stop become 0, whatever they were:
-/// the recorder is off. EXPERT_STATISTIC_PATH is the path; if unset or empty, the path is unchanged.
+/// the recorder is off. EXPERT_STATISTIC_PATH is the path; if unset or empty, the path is unchanged. Several
+/// recorders share them if each has a name.
 ///
 /// \param config  receives the fields. Its path then points into the environment, which must not change
 ///                before eplb_recorder_create()
@@ -172,8 +176,8 @@ pub unsafe extern "C" fn eplb_recorder_memory_required(
 ///
 /// \param config    copied with all that it points to, except the workspace
 /// \param recorder  receives the handle
-/// \return EPLB_STATUS_WRITE_FAILED if the directory is not writable or another recorder has this rank's
-///         file; EPLB_STATUS_NO_DRIVER; EPLB_STATUS_CUDA; EPLB_STATUS_SYSTEM
+/// \return EPLB_STATUS_WRITE_FAILED if the directory is not writable or another live recorder has this rank's
+///         file, dumped or not; EPLB_STATUS_NO_DRIVER; EPLB_STATUS_CUDA; EPLB_STATUS_SYSTEM
 #[unsafe(no_mangle)]
 pub unsafe extern "C" fn eplb_recorder_create(
     config: *const eplb_recorder_config,
@@ -387,12 +391,13 @@ unsafe fn with_config<T>(
     use_it: impl FnOnce(&RecorderConfig) -> Result<T>,
 ) -> Result<T> {
     // SAFETY: the caller's promise.
-    let (layers, path, run_id) = unsafe {
+    let (layers, path, run_id, name) = unsafe {
         let given = |string: *const c_char| (!string.is_null()).then_some(string);
         (
             array(config.layer_ids, Some(config.num_layers), "config->layer_ids")?,
             given(config.path).map(|path| text(path, "config->path")).transpose()?,
             given(config.run_id).map(|run_id| text(run_id, "config->run_id")).transpose()?,
+            given(config.name).map(|name| text(name, "config->name")).transpose()?,
         )
     };
     if config.num_files == 0 && config.file_rank != 0 {
@@ -403,6 +408,7 @@ unsafe fn with_config<T>(
     }
     use_it(&RecorderConfig {
         path: path.map(Path::new),
+        name,
         iterations: iterations(config)?,
         rank: config.rank,
         num_ranks: config.num_ranks as usize,

@@ -6,7 +6,7 @@ use std::path::{Path, PathBuf};
 
 use super::rank_file::MAX_HEADER_BYTES;
 use super::{DumpInfo, IdKind, IterationRange, MetaInfo};
-use crate::atomic_file::AtomicFile;
+use crate::atomic_file::{AtomicFile, HeldFile};
 use crate::error::{Error, Result};
 use crate::placement::MAX_COUNT;
 
@@ -60,12 +60,12 @@ impl RankDump<'_> {
     /// replaced in one step.
     pub fn write(&self, directory: &Path) -> Result<()> {
         self.check()?;
-        self.write_claimed(self.claim(directory)?, directory)
+        self.write_claimed(self.claim(directory, None)?, directory).map(drop)
     }
 
     /// Begins to write the rank's file in `directory`, which is created if missing. Until it is written, other writers are
-    /// refused.
-    pub(super) fn claim(&self, directory: &Path) -> Result<AtomicFile> {
+    /// refused. Fails where somebody holds the file, unless that is `own`.
+    pub(super) fn claim(&self, directory: &Path, own: Option<&HeldFile>) -> Result<AtomicFile> {
         fs::create_dir_all(directory).map_err(|e| {
             let message = format!("the directory could not be created: {e}; create it or choose another");
             Error::write(directory, io::Error::new(e.kind(), message))
@@ -74,12 +74,12 @@ impl RankDump<'_> {
             // Dropped at once. If the meta file cannot be written, the run fails early.
             AtomicFile::create(&directory.join(MetaInfo::FILE_NAME))?;
         }
-        AtomicFile::create(&self.path_in(directory))
+        AtomicFile::claim(&self.path_in(directory), own)
     }
 
-    /// Writes a dump that passed [`RankDump::check`].
-    pub(super) fn write_claimed(&self, file: AtomicFile, directory: &Path) -> Result<()> {
-        file.replace(|file| {
+    /// Writes a dump that passed [`RankDump::check`]. The rank's file stays refused to others while the result lives.
+    pub(super) fn write_claimed(&self, file: AtomicFile, directory: &Path) -> Result<HeldFile> {
+        let held = file.replace_and_hold(|file| {
             // The safetensors package aligns the data by spaces after the JSON, which belong to the header.
             let json_len = self.json_len();
             let header_len = json_len.next_multiple_of(8);
@@ -93,7 +93,7 @@ impl RankDump<'_> {
             AtomicFile::create(&directory.join(MetaInfo::FILE_NAME))?
                 .replace(|file| file.write_all(meta.as_bytes()))?;
         }
-        Ok(())
+        Ok(held)
     }
 
     fn path_in(&self, directory: &Path) -> PathBuf {

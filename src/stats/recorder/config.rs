@@ -1,16 +1,23 @@
 //! What a recorder counts, and where it writes the dump.
 
+use std::io::{self, ErrorKind};
 use std::path::{Path, PathBuf};
 
+use crate::atomic_file::{AtomicFile, HeldFile};
 use crate::device::Place;
-use crate::error::{Error, Result};
+use crate::error::{Error, Result, shortened};
 use crate::stats::{Counts, FileNumber, IdKind, IterationRange, RankDump};
+
+/// The longest name, in bytes. File systems take 255.
+const MAX_NAME: usize = 200;
 
 /// What a recorder counts, and where.
 #[derive(Debug, Clone, Copy)]
 pub struct RecorderConfig<'a> {
     /// The dump's directory; created if missing.
     pub path: Option<&'a Path>,
+    /// Names the model or shape: the dump goes to this directory in `path`.
+    pub name: Option<&'a str>,
     /// Iterations to count; `None` counts nothing.
     pub iterations: Option<IterationRange>,
     /// This rank of the expert-parallel group.
@@ -56,6 +63,19 @@ impl Run {
         self.file.map_or(self.rank, |file| file.rank)
     }
 
+    /// Begins to write the rank's file. Fails where another recorder holds it.
+    pub fn claim(&self, own: Option<&HeldFile>) -> Result<AtomicFile> {
+        self.dump(self.iterations).claim(&self.directory, own).map_err(|error| match error {
+            Error::Write { path, source } if source.kind() == ErrorKind::ResourceBusy => {
+                let message = format!(
+                    "{source}: give recorders of one path a name each, and ranks of pipeline stages a file_rank each"
+                );
+                Error::write(&path, io::Error::new(ErrorKind::ResourceBusy, message))
+            }
+            other => other,
+        })
+    }
+
     /// The dump of `held` without its counts.
     pub fn dump(&self, held: IterationRange) -> RankDump<'_> {
         RankDump {
@@ -82,9 +102,14 @@ impl RecorderConfig<'_> {
                  (EXPERT_STATISTIC_PATH in the environment)"
             )));
         };
+        // The process may change its working directory before the dump.
+        let mut directory = std::path::absolute(path).unwrap_or_else(|_| path.to_owned());
+        if let Some(name) = self.name {
+            check_name(name)?;
+            directory.push(name);
+        }
         let run = Run {
-            // The process may change its working directory before the dump.
-            directory: std::path::absolute(path).unwrap_or_else(|_| path.to_owned()),
+            directory,
             iterations,
             rank: self.rank,
             num_ranks: self.num_ranks,
@@ -97,5 +122,49 @@ impl RecorderConfig<'_> {
         };
         run.dump(iterations).check_run()?;
         Ok(run)
+    }
+}
+
+/// Checks that a name is one visible directory, and not one that a later range of another recorder takes.
+fn check_name(name: &str) -> Result<()> {
+    let why = if name.is_empty() {
+        "is empty; NULL for none".to_owned()
+    } else if name.len() > MAX_NAME {
+        format!("has {} bytes, at most {MAX_NAME} expected", name.len())
+    } else if name.contains('/') {
+        "has a slash; it names one directory in the path".to_owned()
+    } else if name.starts_with('.') {
+        "begins with a dot".to_owned()
+    } else if name.parse::<IterationRange>().is_ok() {
+        "is a range of iterations, which eplb_recorder_rearm() uses as a directory".to_owned()
+    } else {
+        return Ok(());
+    };
+    Err(Error::InvalidArgument(format!("name \"{}\" {why}", shortened(name))))
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn check_name_takes_directories_and_refuses_paths() {
+        for name in ["draft", "E256-K8", "1-2-3", "5-", "a.b", "模型", &"x".repeat(MAX_NAME)] {
+            check_name(name).unwrap();
+        }
+        for (name, why) in [
+            ("", "name \"\" is empty; NULL for none"),
+            ("a/b", "name \"a/b\" has a slash; it names one directory in the path"),
+            ("..", "name \"..\" begins with a dot"),
+            (".rank0", "name \".rank0\" begins with a dot"),
+            (
+                "100-200",
+                "name \"100-200\" is a range of iterations, which eplb_recorder_rearm() uses as a directory",
+            ),
+        ] {
+            assert_eq!(check_name(name).unwrap_err().to_string(), why);
+        }
+        let long = check_name(&"x".repeat(MAX_NAME + 1)).unwrap_err().to_string();
+        assert!(long.ends_with("has 201 bytes, at most 200 expected"), "{long}");
     }
 }

@@ -225,6 +225,7 @@ mod tests {
 
     const CONFIG: RecorderConfig = RecorderConfig {
         path: None,
+        name: None,
         iterations: None,
         rank: 0,
         num_ranks: 1,

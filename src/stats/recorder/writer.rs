@@ -8,7 +8,7 @@ use std::time::{Duration, Instant};
 use super::config::Run;
 use super::info::Dumps;
 use super::window::Window;
-use crate::atomic_file::AtomicFile;
+use crate::atomic_file::{AtomicFile, HeldFile};
 use crate::device::{Fence, Staging, Stream};
 use crate::error::{Error, Result};
 use crate::stats::{IterationRange, RankDump};
@@ -53,6 +53,8 @@ struct Order {
     ended: bool,
     /// The rank's file, created early so that no other process takes the name.
     claim: Option<AtomicFile>,
+    /// The dump's file, held so that no other recorder replaces it while this one lives.
+    written: Option<HeldFile>,
 }
 
 /// The thread. Drop ends it.
@@ -65,7 +67,7 @@ pub(super) struct Writer {
 impl Writer {
     /// Acquires all that a dump needs: the file, memory for a copy of the window, the thread.
     pub fn start(run: Run, window: Arc<Window>) -> Result<Self> {
-        let claim = run.dump(run.iterations).claim(&run.directory)?;
+        let claim = run.claim(None)?;
         let fence = window.device().fence()?;
         let staging = window.staging()?;
         let order = Order {
@@ -74,6 +76,7 @@ impl Writer {
             held: run.iterations,
             ended: false,
             claim: Some(claim),
+            written: None,
         };
         let work = Arc::new(Work { run, window, fence, order: Mutex::new(order), changed: Condvar::new() });
         let thread = threads::without_signals(|| {
@@ -154,7 +157,8 @@ impl Writer {
             ));
         }
         if order.claim.is_none() {
-            order.claim = Some(self.work.run.dump(self.work.run.iterations).claim(&self.work.run.directory)?);
+            order.claim = Some(self.work.run.claim(order.written.as_ref())?);
+            order.written = None;
         }
         order.progress = Progress::None;
         Ok(())
@@ -201,8 +205,9 @@ impl Work {
                 .unwrap_or_else(|panic| Err(Error::of_panic(&*panic)));
             let mut order = self.lock();
             match written {
-                Ok(()) => {
+                Ok(file) => {
                     order.dumps.written += 1;
+                    order.written = Some(file);
                     order.progress = Progress::Written;
                 }
                 Err(error) => {
@@ -215,20 +220,25 @@ impl Work {
         }
     }
 
-    fn write(&self, held: IterationRange, claim: Option<AtomicFile>, staging: &mut Staging) -> Result<()> {
+    fn write(
+        &self,
+        held: IterationRange,
+        claim: Option<AtomicFile>,
+        staging: &mut Staging,
+    ) -> Result<HeldFile> {
         let Run { iterations, layers, directory, .. } = &self.run;
         let rank = self.run.file_rank();
         // After a failure the file is created again, and its directory if missing.
         let claim = match claim {
             Some(claim) => claim,
-            None => self.run.dump(held).claim(directory)?,
+            None => self.run.claim(None)?,
         };
         let rows = ((held.start - iterations.start) as usize, held.len() as usize);
         let counts = self.window.copy_back(&self.fence, rows, layers, staging)?;
         let dump = RankDump { counts, ..self.run.dump(held) };
-        dump.write_claimed(claim, directory)?;
+        let file = dump.write_claimed(claim, directory)?;
         let level = if held == *iterations { log::Level::Info } else { log::Level::Warn };
         log::log!(level, "{}: rank {rank} dumped iterations {held} of {iterations}", directory.display());
-        Ok(())
+        Ok(file)
     }
 }
