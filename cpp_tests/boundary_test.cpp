@@ -254,6 +254,21 @@ template <> std::vector<const eplb_stats_options *> values() {
     eplb_stats_options options = EPLB_STATS_OPTIONS_INIT;
     return const_structs(options, {wild(options)});
 }
+// At most as many counts as values<const void *>() have.
+template <> std::vector<const eplb_stats_config *> values() {
+    static const int32_t layers[] = {3, 4};
+    eplb_stats_config init = EPLB_STATS_CONFIG_INIT, good = init;
+    good.num_experts = some;
+    good.layer_ids = layers;
+    good.num_layers = 2;
+    good.num_iterations = 2;
+    eplb_stats_config wide = good, late = good, huge = good, more = good;
+    wide.dtype = EPLB_DTYPE_INT64;
+    late.iter_start = INT64_MAX;
+    more.num_layers = SIZE_MAX;
+    huge.num_experts = huge.num_ranks = UINT32_MAX;
+    return const_structs(init, {wild(init), good, wide, late, more, huge});
+}
 template <> std::vector<eplb_stats_info *> values() { return structs<eplb_stats_info>(EPLB_STATS_INFO_INIT); }
 template <> std::vector<const eplb_placement_config *> values() {
     eplb_placement_config init = EPLB_PLACEMENT_CONFIG_INIT, good = init;
@@ -445,7 +460,7 @@ TEST(Boundary, EveryCombinationOfValuesReturnsAStatus) {
     }
 #include "functions.inc"
 #undef SWEEP
-    EXPECT_GE(functions, 57u);
+    EXPECT_GE(functions, 58u);
     // The library still works.
     EXPECT_EQ(eplb::suggest_num_slots(256, 36, 290).second, 324u);
 }

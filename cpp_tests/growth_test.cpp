@@ -114,6 +114,29 @@ TEST(Growth, OlderConfigGetsDefaultsForMissingFields) {
     }
 }
 
+TEST(Growth, OlderStatsConfigGetsDefaultsForMissingFields) {
+    eplb_stats_config config = EPLB_STATS_CONFIG_INIT;
+    config.num_experts = 2;
+    config.layer_ids = &layer;
+    config.num_layers = 1;
+    config.num_iterations = 1;
+    const int32_t counts[] = {5, 6};
+    const auto load_of_expert_1 = [&](const eplb_stats_config &config) {
+        eplb_stats *handle = nullptr;
+        EXPECT_EQ(eplb_stats_create(&config, counts, &handle), EPLB_STATUS_OK) << eplb_last_error_message();
+        return eplb::stats(handle).layer_loads(layer).at(1);
+    };
+    EXPECT_EQ(load_of_expert_1(config), 6);
+    EXPECT_EQ(load_of_expert_1(older(config, offsetof(eplb_stats_config, dtype))), 6);
+    EXPECT_EQ(load_of_expert_1(from_newer(config, 0).known), 6);
+    const newer<eplb_stats_config> grown = from_newer(config, 1);
+    eplb_stats *handle = nullptr;
+    EXPECT_EQ(eplb_stats_create(&grown.known, counts, &handle), EPLB_STATUS_INVALID_ARGUMENT);
+    const eplb_stats_config cut = older(config, offsetof(eplb_stats_config, num_iterations));
+    EXPECT_EQ(eplb_stats_create(&cut, counts, &handle), EPLB_STATUS_INVALID_ARGUMENT);
+    EXPECT_STREQ(eplb_last_error_message(), "num_iterations is 0; at least 1 expected");
+}
+
 TEST(Growth, OlderSolveOptionsGetDefaultsForMissingFields) {
     const eplb_placement_config config = shape();
     const eplb_solve_options options = EPLB_SOLVE_OPTIONS_INIT;

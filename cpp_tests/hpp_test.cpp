@@ -55,6 +55,12 @@ TEST(Hpp, ArraysOfTheWrongLengthAreRefusedUnread) {
     EXPECT_THROW(eplb::placement::create(config, layers, std::vector<int32_t>{0, 1, 1, 0}), eplb::error);
     EXPECT_THROW(eplb::deepseek_rebalance(config, four, 1), eplb::error);
 
+    eplb::stats_config arrays;
+    arrays.num_experts = 4;
+    arrays.layer_ids = {0};
+    EXPECT_THROW(eplb::stats::create(arrays, std::vector<int32_t>(3)), eplb::error);
+    EXPECT_EQ(eplb::stats::create(arrays, std::vector<int64_t>{1, 2, 3, 4}).layer_loads(0).at(3), 4.0);
+
     eplb::dispatch_config run;
     run.num_ranks = 2;
     run.experts_per_token = 1;

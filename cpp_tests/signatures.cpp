@@ -72,6 +72,7 @@ SIGNATURE(eplb_dispatch_destroy, void (*)(eplb_dispatch *));
 
 // Statistics
 SIGNATURE(eplb_stats_load, eplb_status (*)(const char *, const eplb_stats_options *, eplb_stats **));
+SIGNATURE(eplb_stats_create, eplb_status (*)(const eplb_stats_config *, const void *, eplb_stats **));
 SIGNATURE(eplb_stats_get_info, eplb_status (*)(const eplb_stats *, eplb_stats_info *));
 SIGNATURE(eplb_stats_layer_loads, eplb_status (*)(const eplb_stats *, int32_t, size_t, size_t, double *));
 SIGNATURE(eplb_stats_destroy, void (*)(eplb_stats *));

@@ -1,6 +1,7 @@
 // eplb_stats: reading dumps.
 #include <gtest/gtest.h>
 
+#include <algorithm>
 #include <eplb_tools.hpp>
 #include <numeric>
 
@@ -117,6 +118,122 @@ TEST(Stats, DamagedDumpIsRefusedByFile) {
     EXPECT_EQ(load("", nullptr), EPLB_STATUS_INVALID_ARGUMENT);
     EXPECT_EQ(load("\xff", nullptr), EPLB_STATUS_INVALID_ARGUMENT);
     EXPECT_STREQ(eplb_last_error_message(), "path is not UTF-8");
+}
+
+/// The arrays of statistics: [iterations][layers][experts], the last layer first.
+template <class Count> std::vector<Count> arrays_of(const eplb::stats &stats, eplb::stats_config &config) {
+    const eplb_stats_info info = stats.info();
+    config.num_experts = info.num_experts;
+    config.experts_per_token = info.experts_per_token;
+    config.num_ranks = info.num_ranks;
+    config.iter_start = info.iter_start;
+    config.num_iterations = static_cast<uint32_t>(info.iter_stop - info.iter_start);
+    config.layer_ids.assign(info.layer_ids, info.layer_ids + info.num_layers);
+    std::reverse(config.layer_ids.begin(), config.layer_ids.end());
+    std::vector<Count> counts(config.num_iterations * info.num_layers * info.num_experts);
+    for (size_t layer = 0; layer < info.num_layers; layer++) {
+        const auto loads = stats.layer_loads(config.layer_ids[layer], config.num_iterations);
+        for (size_t i = 0; i < loads.size(); i++) {
+            const size_t iteration = i / info.num_experts, expert = i % info.num_experts;
+            counts[(iteration * info.num_layers + layer) * info.num_experts + expert] = Count(loads[i]);
+        }
+    }
+    return counts;
+}
+
+TEST(Stats, CreateFromTheArraysOfADumpEqualsTheDump) {
+    const auto loaded = eplb::stats::load(law);
+    eplb::stats_config config;
+    const auto counts = arrays_of<int32_t>(loaded, config);
+    const auto wide_counts = arrays_of<int64_t>(loaded, config);
+    const auto created = eplb::stats::create(config, counts);
+    const auto wide = eplb::stats::create(config, wide_counts);
+    for (const eplb::stats *stats : {&created, &wide}) {
+        const eplb_stats_info info = stats->info(), expected = loaded.info();
+        EXPECT_EQ(info.num_experts, expected.num_experts);
+        EXPECT_EQ(info.experts_per_token, expected.experts_per_token);
+        EXPECT_EQ(info.num_ranks, expected.num_ranks);
+        EXPECT_EQ(info.id_kind, expected.id_kind);
+        EXPECT_EQ(info.iter_start, expected.iter_start);
+        EXPECT_EQ(info.iter_stop, expected.iter_stop);
+        EXPECT_EQ(info.num_missing_ranks, 0u);
+        ASSERT_EQ(info.num_layers, expected.num_layers);
+        EXPECT_TRUE(std::equal(info.layer_ids, info.layer_ids + info.num_layers, expected.layer_ids));
+        for (const int32_t layer : loaded.layer_ids()) {
+            EXPECT_EQ(stats->layer_loads(layer, 31), loaded.layer_loads(layer, 31)) << layer;
+            EXPECT_EQ(stats->layer_loads(layer, 4), loaded.layer_loads(layer, 4)) << layer;
+        }
+    }
+
+    // A file of another system has the same bytes, and can be read again.
+    temporary_directory dir;
+    eplb::file_options format;
+    format.format = EPLB_FILE_FORMAT_NPY;
+    format.experts_per_token = 6;
+    loaded.save_file(dir / "loaded.npy", format);
+    created.save_file(dir / "created.npy", format);
+    const std::string bytes = read_file(dir / "created.npy");
+    EXPECT_GT(bytes.size(), size_t(26 * 64));
+    EXPECT_EQ(bytes, read_file(dir / "loaded.npy"));
+}
+
+TEST(Stats, CreateRejectsBadArraysByName) {
+    const int32_t layers[] = {7, 3};
+    eplb_stats_config good = EPLB_STATS_CONFIG_INIT;
+    good.num_experts = 2;
+    good.layer_ids = layers;
+    good.num_layers = 2;
+    good.iter_start = 10;
+    good.num_iterations = 2;
+    good.dtype = EPLB_DTYPE_INT64;
+    const int64_t counts[] = {1, 2, 3, 4, 5, 6, 7, 8};
+    const auto message = [&](auto change, const void *counts) -> std::string {
+        eplb_stats_config config = good;
+        change(config);
+        eplb_stats *stats = nullptr;
+        EXPECT_EQ(eplb_stats_create(&config, counts, &stats), EPLB_STATUS_INVALID_ARGUMENT);
+        EXPECT_EQ(stats, nullptr);
+        return eplb_last_error_message();
+    };
+    const auto with = [&](auto change) { return message(change, counts); };
+    using config = eplb_stats_config;
+    const auto as_it_is = [](config &) {};
+    EXPECT_EQ(message(as_it_is, nullptr), "counts is NULL");
+    EXPECT_EQ(message(as_it_is, reinterpret_cast<const char *>(counts) + 4),
+              "counts is not aligned to its 8 bytes");
+    EXPECT_EQ(with([](config &c) { c.dtype = 2; }),
+              "config->dtype is 2; expected EPLB_DTYPE_INT32 (0), EPLB_DTYPE_INT64 (1)");
+    EXPECT_EQ(with([](config &c) { c.num_experts = 0; }), "num_experts is 0; 1 to 1048576 expected");
+    EXPECT_EQ(with([](config &c) { c.experts_per_token = 3; }),
+              "experts_per_token is 3, num_experts 2; at most 2 expected, or 0 if unknown");
+    EXPECT_EQ(with([](config &c) { c.num_ranks = 1 << 21; }), "num_ranks is 2097152; 1 to 1048576 expected");
+    EXPECT_EQ(with([](config &c) { c.id_kind = 2; }),
+              "id_kind is 2; expected EPLB_ID_KIND_EXPERT (0), EPLB_ID_KIND_SLOT (1)");
+    EXPECT_EQ(with([](config &c) { c.layer_ids = nullptr; }), "config->layer_ids is NULL");
+    EXPECT_EQ(with([](config &c) { c.num_layers = 0; }), "there is no layer; at least one expected");
+    EXPECT_EQ(with([](config &c) { c.num_iterations = 0; }), "num_iterations is 0; at least 1 expected");
+    EXPECT_EQ(with([](config &c) { c.iter_start = -1; }), "iter_start is -1");
+    EXPECT_EQ(with([](config &c) { c.iter_start = INT64_MAX; }),
+              "iter_start is 9223372036854775807, num_iterations 2: the last iteration is beyond 2^63");
+    const int32_t twice[] = {7, 7};
+    EXPECT_EQ(with([&](config &c) { c.layer_ids = twice; }), "layer 7 is listed twice");
+    const int64_t negative[] = {1, 2, 3, 4, 5, 6, 7, -8};
+    EXPECT_EQ(message(as_it_is, negative),
+              "layer 3, iteration 11, expert 1: the count is -8; counts are not negative");
+    const int64_t large[] = {INT64_MAX, 2, 3, 4, 1, 6, 7, 8};
+    EXPECT_EQ(message(as_it_is, large),
+              "layer 7, iteration 11, expert 0: the sum of the iterations so far is "
+              "2^63 or more; pass fewer iterations");
+    EXPECT_EQ(eplb_stats_create(nullptr, counts, nullptr), EPLB_STATUS_INVALID_ARGUMENT);
+    EXPECT_EQ(eplb_stats_create(&good, counts, nullptr), EPLB_STATUS_INVALID_ARGUMENT);
+
+    // Zero is the default of the rest.
+    eplb_stats *handle = nullptr;
+    ASSERT_EQ(eplb_stats_create(&good, counts, &handle), EPLB_STATUS_OK);
+    const eplb::stats stats(handle);
+    EXPECT_EQ(stats.info().num_ranks, 1u);
+    EXPECT_EQ(stats.info().experts_per_token, 0u);
+    EXPECT_EQ(stats.layer_loads(3, 2), (std::vector<double>{3, 4, 7, 8}));
 }
 
 TEST(Stats, NullAndWrongArgumentsAreRefusedUnwritten) {

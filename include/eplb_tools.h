@@ -15,10 +15,10 @@ extern "C" {
 #endif
 
 /* --------------------------------------------------------------------------------------------------------
- * Statistics: the counts of a dump
+ * Statistics: counts of a dump or of arrays
  * -------------------------------------------------------------------------------------------------------- */
 
-/** The counts of a dump, summed over ranks. Immutable. */
+/** The counts of a dump or of arrays, summed over ranks. Immutable. */
 typedef struct eplb_stats eplb_stats;
 
 /** What to read of a dump. Zero is the default of every field. */
@@ -36,11 +36,28 @@ typedef struct eplb_stats_options {
 #define EPLB_STATS_OPTIONS_INIT \
   { sizeof(eplb_stats_options), 0, 0, 0, 0, 0 }
 
-/** The contents of a dump. Arrays live as long as the handle. */
+/** What arrays of counts describe. */
+typedef struct eplb_stats_config {
+  size_t struct_size; /**< Set by EPLB_STATS_CONFIG_INIT. */
+  uint32_t num_experts; /**< Experts of a layer; for EPLB_ID_KIND_SLOT, slots of all ranks. */
+  uint32_t experts_per_token; /**< Experts per token; 0: unknown. */
+  uint32_t num_ranks; /**< Ranks whose counts were summed; 0: 1. */
+  eplb_id_kind id_kind; /**< What the counts are of. */
+  const int32_t *layer_ids; /**< Layer numbers in the order of the counts: [num_layers]. */
+  size_t num_layers; /**< Length of layer_ids. */
+  int64_t iter_start; /**< First iteration. */
+  uint32_t num_iterations; /**< Iterations of the counts. */
+  eplb_dtype dtype; /**< The type of a count. */
+} eplb_stats_config;
+/** An eplb_stats_config with every default. */
+#define EPLB_STATS_CONFIG_INIT \
+  { sizeof(eplb_stats_config), 0, 0, 0, 0, NULL, 0, 0, 0, 0 }
+
+/** The contents of statistics. Arrays live as long as the handle. */
 typedef struct eplb_stats_info {
   size_t struct_size; /**< Set by EPLB_STATS_INFO_INIT. */
   uint32_t num_experts; /**< Experts of a layer; of slot ids, slots of all ranks together. */
-  uint32_t experts_per_token; /**< Experts per token; 0 if a file of another system does not say it. */
+  uint32_t experts_per_token; /**< Experts per token; 0 if the source does not say it. */
   uint32_t num_ranks; /**< Ranks of the run, including missing ones. */
   eplb_id_kind id_kind; /**< What the ids name. */
   int64_t iter_start; /**< First iteration. */
@@ -62,6 +79,18 @@ typedef struct eplb_stats_info {
  * \return EPLB_STATUS_INVALID_DUMP; EPLB_STATUS_INCOMPLETE_DUMP; EPLB_STATUS_READ_FAILED;
  *         EPLB_STATUS_INVALID_ARGUMENT also for iterations that the dump lacks */
 EPLB_API eplb_status eplb_stats_load(const char *path, const eplb_stats_options *options, eplb_stats **stats);
+
+/** Creates statistics from arrays instead of a dump, as of an engine with counters of its own. Every call on
+ * statistics takes them.
+ *
+ * \param config  copied with all that it points to
+ * \param counts  host memory, summed over ranks: [num_iterations][num_layers][num_experts]. Copied. Counts of
+ *                one rank alone describe that rank's tokens
+ * \param stats   receives the handle
+ * \return EPLB_STATUS_INVALID_ARGUMENT also for a negative count, or an expert's sum over the iterations of
+ *         2^63 or more, with layer, iteration and expert; EPLB_STATUS_OUT_OF_MEMORY */
+EPLB_API eplb_status eplb_stats_create(const eplb_stats_config *config, const void *counts,
+    eplb_stats **stats);
 
 /** Returns the sizes of the counts.
  *

@@ -50,7 +50,32 @@ struct stats_options {
     }
 };
 
-/// The counts of a dump.
+/// eplb_stats_config. The type of the counts is that of stats::create().
+struct stats_config {
+    std::uint32_t num_experts = 0;
+    std::uint32_t experts_per_token = 0;
+    std::uint32_t num_ranks = 0;
+    eplb_id_kind id_kind = EPLB_ID_KIND_EXPERT;
+    std::vector<std::int32_t> layer_ids = {};
+    std::int64_t iter_start = 0;
+    std::uint32_t num_iterations = 1;
+
+    eplb_stats_config c(eplb_dtype dtype) const {
+        eplb_stats_config c = EPLB_STATS_CONFIG_INIT;
+        c.num_experts = num_experts;
+        c.experts_per_token = experts_per_token;
+        c.num_ranks = num_ranks;
+        c.id_kind = id_kind;
+        c.layer_ids = layer_ids.data();
+        c.num_layers = layer_ids.size();
+        c.iter_start = iter_start;
+        c.num_iterations = num_iterations;
+        c.dtype = dtype;
+        return c;
+    }
+};
+
+/// The counts of a dump or of arrays.
 class stats {
   public:
     /// Takes over a handle.
@@ -60,6 +85,19 @@ class stats {
         const eplb_stats_options c = options.c();
         return detail::make<stats, eplb_stats>(
             [&](eplb_stats **handle) { return eplb_stats_load(path.c_str(), &c, handle); });
+    }
+
+    /// From arrays: `counts` is [num_iterations][layers][num_experts], int32 or int64.
+    template <class Count>
+    static returns<stats> create(const stats_config &config, const std::vector<Count> &counts) {
+        static_assert(sizeof(Count) == 4 || sizeof(Count) == 8, "counts are int32 or int64");
+        if (counts.size() != config.layer_ids.size() * config.num_iterations * config.num_experts) {
+            return detail::finish(EPLB_STATUS_INVALID_ARGUMENT, stats(nullptr),
+                                  "counts is not [num_iterations][layers][num_experts] long");
+        }
+        const eplb_stats_config c = config.c(sizeof(Count) == 4 ? EPLB_DTYPE_INT32 : EPLB_DTYPE_INT64);
+        return detail::make<stats, eplb_stats>(
+            [&](eplb_stats **handle) { return eplb_stats_create(&c, counts.data(), handle); });
     }
 
     /// eplb_stats_load_file().

@@ -51,7 +51,7 @@ const HEADERS: [Header; 2] = [
         name: "eplb_tools.h",
         start: include_str!("header/eplb_tools.h.in"),
         sections: &[
-            Section { title: "Statistics: the counts of a dump", files: &["stats"], sample: None },
+            Section { title: "Statistics: counts of a dump or of arrays", files: &["stats"], sample: None },
             Section { title: "Solving: loads to placement", files: &["solve"], sample: None },
             Section {
                 title: "Generating: a dump to a configuration file (step 2)",

@@ -180,6 +180,11 @@ mod signatures {
         *const eplb_stats_options,
         *mut *mut eplb_stats,
     ) -> eplb_status = eplb_stats_load;
+    const _: unsafe extern "C" fn(
+        *const eplb_stats_config,
+        *const c_void,
+        *mut *mut eplb_stats,
+    ) -> eplb_status = eplb_stats_create;
     const _: unsafe extern "C" fn(*const eplb_stats, *mut eplb_stats_info) -> eplb_status =
         eplb_stats_get_info;
     const _: unsafe extern "C" fn(*const eplb_stats, i32, usize, usize, *mut f64) -> eplb_status =

@@ -1,16 +1,19 @@
-//! Statistics: the counts of a dump.
+//! Statistics: the counts of a dump or of arrays.
 
-use std::ffi::c_char;
+use std::ffi::{c_char, c_void};
 
 use super::boundary::{
-    Growing, borrowed, boundary, copy_out, destroy, growing_out, number, optional_config, out, path,
+    Growing, array, borrowed, boundary, config, copy_out, destroy, growing_out, layer_numbers, number,
+    optional_config, or_default, out, path,
 };
-use super::recorder::{EPLB_ID_KIND_EXPERT, EPLB_ID_KIND_SLOT, eplb_id_kind};
+use super::device::{eplb_dtype, id_type};
+use super::recorder::{EPLB_ID_KIND_EXPERT, EPLB_ID_KIND_SLOT, eplb_id_kind, id_kind};
 use super::status::eplb_status;
-use crate::error::Result;
-use crate::stats::{Dump, IdKind, LoadOptions, Stats};
+use crate::device::IdType;
+use crate::error::{Error, Result};
+use crate::stats::{ArraysConfig, CountArray, Dump, IdKind, IterationRange, LoadOptions, Stats};
 
-/// The counts of a dump, summed over ranks. Immutable.
+/// The counts of a dump or of arrays, summed over ranks. Immutable.
 pub struct eplb_stats(pub(super) Stats);
 
 /// What to read of a dump. Zero is the default of every field.
@@ -35,7 +38,36 @@ pub struct eplb_stats_options {
 // SAFETY: `repr(C)`, `struct_size` first, integers only.
 unsafe impl Growing for eplb_stats_options {}
 
-/// The contents of a dump. Arrays live as long as the handle.
+/// What arrays of counts describe.
+#[repr(C)]
+#[derive(Clone, Copy)]
+pub struct eplb_stats_config {
+    /// Set by EPLB_STATS_CONFIG_INIT.
+    pub struct_size: usize,
+    /// Experts of a layer; for EPLB_ID_KIND_SLOT, slots of all ranks.
+    pub num_experts: u32,
+    /// Experts per token; 0: unknown.
+    pub experts_per_token: u32,
+    /// Ranks whose counts were summed; 0: 1.
+    pub num_ranks: u32,
+    /// What the counts are of.
+    pub id_kind: eplb_id_kind,
+    /// Layer numbers in the order of the counts: [num_layers].
+    pub layer_ids: *const i32,
+    /// Length of layer_ids.
+    pub num_layers: usize,
+    /// First iteration.
+    pub iter_start: i64,
+    /// Iterations of the counts.
+    pub num_iterations: u32,
+    /// The type of a count.
+    pub dtype: eplb_dtype,
+}
+
+// SAFETY: `repr(C)`, `struct_size` first, integers and pointers only.
+unsafe impl Growing for eplb_stats_config {}
+
+/// The contents of statistics. Arrays live as long as the handle.
 #[repr(C)]
 #[derive(Clone, Copy)]
 pub struct eplb_stats_info {
@@ -43,7 +75,7 @@ pub struct eplb_stats_info {
     pub struct_size: usize,
     /// Experts of a layer; of slot ids, slots of all ranks together.
     pub num_experts: u32,
-    /// Experts per token; 0 if a file of another system does not say it.
+    /// Experts per token; 0 if the source does not say it.
     pub experts_per_token: u32,
     /// Ranks of the run, including missing ones.
     pub num_ranks: u32,
@@ -105,6 +137,64 @@ pub unsafe extern "C" fn eplb_stats_load(
         stats.give(eplb_stats(dump.read(&mut |_, _| Ok(()))?));
         Ok(())
     })
+}
+
+/// Creates statistics from arrays instead of a dump, as of an engine with counters of its own. Every call on
+/// statistics takes them.
+///
+/// \param config  copied with all that it points to
+/// \param counts  host memory, summed over ranks: [num_iterations][num_layers][num_experts]. Copied. Counts of
+///                one rank alone describe that rank's tokens
+/// \param stats   receives the handle
+/// \return EPLB_STATUS_INVALID_ARGUMENT also for a negative count, or an expert's sum over the iterations of
+///         2^63 or more, with layer, iteration and expert; EPLB_STATUS_OUT_OF_MEMORY
+#[unsafe(no_mangle)]
+pub unsafe extern "C" fn eplb_stats_create(
+    config: *const eplb_stats_config,
+    counts: *const c_void,
+    stats: *mut *mut eplb_stats,
+) -> eplb_status {
+    boundary(|| {
+        // SAFETY: the caller's promises for each pointer.
+        let (config, stats) = unsafe { (self::config(config, "config")?, out(stats, "stats")?) };
+        // SAFETY: the caller's promises for the counts and what the config points to.
+        stats.give(eplb_stats(unsafe { of_arrays(&config, counts) }?));
+        Ok(())
+    })
+}
+
+/// # Safety
+/// The config's pointer is NULL or of the length beside it, and `counts` has as many counts as the config says.
+unsafe fn of_arrays(config: &eplb_stats_config, counts: *const c_void) -> Result<Stats> {
+    // SAFETY: the caller's promise.
+    let layer_ids = unsafe { array(config.layer_ids, Some(config.num_layers), "config->layer_ids") }?;
+    let kind = id_type(counts, config.dtype, ("counts", "config->dtype"))?;
+    let start: u64 = number(config.iter_start, "iter_start")?;
+    let stop = start + u64::from(config.num_iterations);
+    if stop > i64::MAX as u64 {
+        return Err(Error::InvalidArgument(format!(
+            "iter_start is {start}, num_iterations {}: the last iteration is beyond 2^63",
+            config.num_iterations
+        )));
+    }
+    let arrays = ArraysConfig {
+        num_experts: config.num_experts as usize,
+        experts_per_token: config.experts_per_token as usize,
+        num_ranks: or_default(config.num_ranks).unwrap_or(1),
+        id_kind: id_kind(config.id_kind)?,
+        layers: &layer_numbers(layer_ids)?,
+        iterations: IterationRange { start, stop },
+    };
+    arrays.check()?;
+    let len = arrays.num_counts();
+    // SAFETY: the caller's promise.
+    let counts = unsafe {
+        match kind {
+            IdType::Int32 => CountArray::I32(array(counts.cast(), len, "counts")?),
+            IdType::Int64 => CountArray::I64(array(counts.cast(), len, "counts")?),
+        }
+    };
+    Stats::create(&arrays, counts)
 }
 
 /// Returns the sizes of the counts.

@@ -1,5 +1,6 @@
 //! Counts: how many ids chose each expert, by layer and iteration. The recorder that counts, and dump directories.
 
+mod arrays;
 mod dump;
 mod meta;
 mod rank_file;
@@ -7,12 +8,13 @@ mod recorder;
 mod sum;
 mod write;
 
+pub use arrays::{ArraysConfig, CountArray};
 pub use dump::{Dump, LoadOptions};
 pub use meta::{DumpInfo, MetaInfo};
 pub use rank_file::RankFile;
-pub(crate) use recorder::{BatchCount, CellType, histogram};
 pub use recorder::{Dumps, Info, MemoryRequired, Recorder, RecorderConfig, State, Totals};
 pub use write::{Counts, FileNumber, RankDump};
+pub(crate) use recorder::{BatchCount, CellType, histogram};
 
 use std::fmt;
 use std::str::FromStr;
