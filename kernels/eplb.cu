@@ -6,4 +6,5 @@
 #include "token_hash.cuh"
 #include "nearest.cuh"
 #include "least_loaded.cuh"
+#include "add_counts.cuh"
 // clang-format on

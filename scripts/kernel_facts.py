@@ -44,6 +44,8 @@ def row(arch, kernel, usage):
     code = instructions(arch, kernel)
     number_of = lambda opcode: sum(1 for _, text in code if re.search(rf"\b{opcode}\b", text))
     assert stack == local == number_of("LDL") == number_of("STL") == 0, f"{kernel} on {arch} uses local memory"
+    if kernel == "eplb_add_counts":
+        return f"| `{kernel}` | {arch} | {registers} | {stack} | {shared} | {adding(arch, kernel, code, number_of)} |  |  |  |"
     width = 4 if "_i32" in kernel else 8
     bins, cells = counting(arch, kernel, code, width, number_of) if "_count_" in kernel else routing(arch, kernel, code)
     return f"| `{kernel}` | {arch} | {registers} | {stack} | {shared} | {len(code)} | {bins} | {cells} | {width} |"
@@ -60,6 +62,15 @@ def counting(arch, kernel, code, width, number_of):
     # the bins.
     assert number_of("STG") == 0 and number_of("STS") == 1, f"{kernel} on {arch} counts without atomics"
     return per_id["bins"], per_id["cells"]
+
+
+def adding(arch, kernel, code, number_of):
+    """The number of instructions. Checks that cells and totals change by atomics. The plain stores are of last values, which have
+    64 bits; the compiler may repeat the loop for each type."""
+    stores = [text for _, text in code if re.search(r"\bST[GS]\b", text)]
+    assert len(stores) <= 4 and all("STG.E.64" in text for text in stores), f"{kernel} on {arch} stores {stores}"
+    assert number_of("REDG?") >= 4, f"{kernel} on {arch} counts without atomics"
+    return len(code)
 
 
 def routing(arch, kernel, code):

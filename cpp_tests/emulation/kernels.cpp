@@ -16,3 +16,4 @@ EMULATION_KERNEL(eplb_route_nearest_i32);
 EMULATION_KERNEL(eplb_route_nearest_i64);
 EMULATION_KERNEL(eplb_route_least_loaded_i32);
 EMULATION_KERNEL(eplb_route_least_loaded_i64);
+EMULATION_KERNEL(eplb_add_counts);

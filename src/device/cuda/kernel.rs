@@ -37,4 +37,5 @@ kernels! {
     NearestI64 = c"eplb_route_nearest_i64",
     LeastLoadedI32 = c"eplb_route_least_loaded_i32",
     LeastLoadedI64 = c"eplb_route_least_loaded_i64",
+    AddCounts = c"eplb_add_counts",
 }
