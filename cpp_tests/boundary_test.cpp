@@ -344,7 +344,11 @@ template <> std::vector<const eplb_recorder_config *> values() {
     huge.num_experts = 1 << 20;
     unaligned.workspace = reinterpret_cast<void *>(uintptr_t(1));
     unaligned.workspace_bytes = SIZE_MAX;
-    return const_structs(init, {good, huge, unaligned});
+    eplb_recorder_config slots = good, unknown = good;
+    slots.id_kind = EPLB_ID_KIND_SLOT;
+    slots.added_counts = EPLB_ADDED_COUNTS_CUMULATIVE | EPLB_ADDED_COUNTS_BY_LOCAL_SLOT;
+    unknown.added_counts = UINT32_MAX;
+    return const_structs(init, {good, huge, unaligned, slots, unknown});
 }
 template <> std::vector<const eplb_dispatch_config *> values() {
     eplb_dispatch_config init = EPLB_DISPATCH_CONFIG_INIT, good = init, huge = init, unaligned = init;
@@ -460,7 +464,7 @@ TEST(Boundary, EveryCombinationOfValuesReturnsAStatus) {
     }
 #include "functions.inc"
 #undef SWEEP
-    EXPECT_GE(functions, 58u);
+    EXPECT_GE(functions, 59u);
     // The library still works.
     EXPECT_EQ(eplb::suggest_num_slots(256, 36, 290).second, 324u);
 }

@@ -137,6 +137,28 @@ TEST(Growth, OlderStatsConfigGetsDefaultsForMissingFields) {
     EXPECT_STREQ(eplb_last_error_message(), "num_iterations is 0; at least 1 expected");
 }
 
+TEST(Growth, OlderRecorderConfigAddsDeltasByExpert) {
+    const temporary_directory dir;
+    eplb::recorder_config config;
+    config.path = dir / "dump";
+    config.iter_stop = 1;
+    config.num_ranks = 1;
+    config.num_experts = 2;
+    config.experts_per_token = 1;
+    config.layer_ids = {0};
+    const eplb_recorder_config older_config = older(config.c(), offsetof(eplb_recorder_config, added_counts));
+    eplb_recorder *handle = nullptr;
+    ASSERT_EQ(eplb_recorder_create(&older_config, &handle), EPLB_STATUS_OK) << eplb_last_error_message();
+    eplb::recorder recorder(handle);
+    const int32_t counts[] = {3, 1};
+    recorder.begin_iteration(0);
+    recorder.add_counts(layer, counts, EPLB_DTYPE_INT32);
+    recorder.add_counts(layer, counts, EPLB_DTYPE_INT32);
+    recorder.dump();
+    recorder.flush();
+    EXPECT_EQ(eplb::stats::load(config.path).layer_loads(layer), (std::vector<double>{6, 2}));
+}
+
 TEST(Growth, OlderSolveOptionsGetDefaultsForMissingFields) {
     const eplb_placement_config config = shape();
     const eplb_solve_options options = EPLB_SOLVE_OPTIONS_INIT;

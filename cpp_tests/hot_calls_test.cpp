@@ -111,6 +111,21 @@ TEST(HotCalls, AllocateNothing) {
         }
     };
     EXPECT_EQ(allocations_of(iterate), 0u);
+    config.path = dir / "added";
+    config.added_counts = EPLB_ADDED_COUNTS_CUMULATIVE;
+    auto adding = eplb::recorder::create(config);
+    engine_array<int64_t> counters(256);
+    counters.upload(std::vector<int64_t>(256), stream);
+    stream.synchronize();
+    const auto add = [&] {
+        for (int64_t iteration = 0; iteration < 3; iteration++) {
+            EXPECT_EQ(eplb_recorder_begin_iteration(adding.get(), iteration, stream), EPLB_STATUS_OK);
+            EXPECT_EQ(eplb_recorder_add_counts(adding.get(), 0, counters.data(), EPLB_DTYPE_INT64, stream),
+                      EPLB_STATUS_OK);
+        }
+    };
+    EXPECT_EQ(allocations_of(add), 0u);
+    stream.synchronize();
     // Step 3, eager and captured.
     eplb::placement_config sizes;
     sizes.num_experts = 256;

@@ -28,6 +28,8 @@ SIGNATURE(eplb_recorder_count,
           eplb_status (*)(const eplb_recorder *, int32_t, uint32_t, struct CUstream_st *));
 SIGNATURE(eplb_recorder_count_ids, eplb_status (*)(const eplb_recorder *, int32_t, const eplb_expert_ids *,
                                                    uint32_t, const int32_t *, struct CUstream_st *));
+SIGNATURE(eplb_recorder_add_counts,
+          eplb_status (*)(const eplb_recorder *, int32_t, const void *, eplb_dtype, CUstream_st *));
 SIGNATURE(eplb_recorder_dump, eplb_status (*)(eplb_recorder *, struct CUstream_st *));
 SIGNATURE(eplb_recorder_flush, eplb_status (*)(const eplb_recorder *, int64_t));
 SIGNATURE(eplb_recorder_reset, eplb_status (*)(eplb_recorder *, struct CUstream_st *));

@@ -224,6 +224,14 @@ EPLB_API int32_t eplb_cuda_available(void);
  *   }
  * -------------------------------------------------------------------------------------------------------- */
 
+/** Flag of added_counts: counters that only grow, from 0. One below its last value was restarted. int32 is
+ * read as unsigned. */
+#define EPLB_ADDED_COUNTS_CUMULATIVE 1
+
+/** Flag of added_counts: tokens that slots of this rank received, as DeepEP counts. Right in sums over
+ * ranks only. */
+#define EPLB_ADDED_COUNTS_BY_LOCAL_SLOT 2
+
 /** Counts which experts the router chose, in stream order, and dumps the counts. One kernel serves every
  * iteration, counting or not: which row of the counts is written is read on the device, so that a captured
  * CUDA graph stays valid. */
@@ -271,11 +279,13 @@ typedef struct eplb_recorder_config {
    * pass their rank of the world. The one with 0 writes the meta file. */
   uint32_t file_rank;
   uint32_t num_files; /**< Files of the dump; 0: num_ranks. */
+  uint32_t added_counts; /**< Flags EPLB_ADDED_COUNTS_..., for eplb_recorder_add_counts(). */
+  uint32_t reserved; /**< Must be 0. */
 } eplb_recorder_config;
 /** An eplb_recorder_config with every default. */
 #define EPLB_RECORDER_CONFIG_INIT \
   { sizeof(eplb_recorder_config), 0, 0, 0, 0, NULL, 0, NULL, 0, 0, EPLB_DEVICE_HOST, 0, 0, NULL, NULL, \
-    0, NULL, 0, 0 }
+    0, NULL, 0, 0, 0, 0 }
 
 /** The state of a recorder. */
 typedef int32_t eplb_recorder_state;
@@ -418,6 +428,22 @@ EPLB_API eplb_status eplb_recorder_count(const eplb_recorder *recorder, int32_t 
 EPLB_API eplb_status eplb_recorder_count_ids(const eplb_recorder *recorder, int32_t layer,
     const eplb_expert_ids *expert_ids, uint32_t num_tokens, const int32_t *num_valid,
     struct CUstream_st *stream);
+
+/** Adds counts of the engine's own kernels. Hot. Calls add up, also with counted ids. A negative count is not
+ * added, and adds 1 to ids_out_of_range.
+ *
+ * Call it in every iteration for cumulative counters, ordered for each layer. Outside the range it only takes
+ * their values. eplb_recorder_reset() keeps them. Counters by local slot need EPLB_ID_KIND_SLOT.
+ *
+ * \param recorder  the recorder
+ * \param layer     the layer's number
+ * \param counts    on the recorder's device: ids of this rank's tokens by expert, [num_experts]; by local
+ *                  slot [num_experts / num_ranks]
+ * \param dtype     the type of a count
+ * \param stream    ordered after the engine's counting
+ * \return EPLB_STATUS_CUDA */
+EPLB_API eplb_status eplb_recorder_add_counts(const eplb_recorder *recorder, int32_t layer,
+    const void *counts, eplb_dtype dtype, struct CUstream_st *stream);
 
 /** Starts the dump of what was counted so far, the current iteration included, for a run that ends before
  * iteration iter_stop begins. The dump records what is missing: readers take only the iterations that it

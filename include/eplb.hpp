@@ -190,6 +190,7 @@ struct recorder_config {
     std::string name = {};
     std::uint32_t file_rank = 0;
     std::uint32_t num_files = 0;
+    std::uint32_t added_counts = 0;
 
     /// Sets iterations and path from the environment: eplb_recorder_config_from_env().
     returns<done> from_env() {
@@ -228,6 +229,7 @@ struct recorder_config {
         c.name = name.empty() ? nullptr : name.c_str();
         c.file_rank = file_rank;
         c.num_files = num_files;
+        c.added_counts = added_counts;
         return c;
     }
 };
@@ -279,6 +281,11 @@ class recorder {
     returns<done> count_ids(std::int32_t layer, const expert_ids &ids, std::uint32_t num_tokens,
                             const std::int32_t *num_valid = nullptr, stream on = nullptr) const {
         return call([&] { return eplb_recorder_count_ids(get(), layer, &ids, num_tokens, num_valid, on); });
+    }
+
+    returns<done> add_counts(std::int32_t layer, const void *counts, eplb_dtype dtype,
+                             stream on = nullptr) const {
+        return call([&] { return eplb_recorder_add_counts(get(), layer, counts, dtype, on); });
     }
 
     returns<done> dump(stream on = nullptr) {

@@ -86,6 +86,13 @@ mod signatures {
         *const i32,
         *mut CUstream_st,
     ) -> eplb_status = eplb_recorder_count_ids;
+    const _: unsafe extern "C" fn(
+        *const eplb_recorder,
+        i32,
+        *const c_void,
+        eplb_dtype,
+        *mut CUstream_st,
+    ) -> eplb_status = eplb_recorder_add_counts;
     const _: unsafe extern "C" fn(*mut eplb_recorder, *mut CUstream_st) -> eplb_status = eplb_recorder_dump;
     const _: unsafe extern "C" fn(*const eplb_recorder, i64) -> eplb_status = eplb_recorder_flush;
     const _: unsafe extern "C" fn(*mut eplb_recorder, *mut CUstream_st) -> eplb_status = eplb_recorder_reset;

@@ -8,11 +8,11 @@ use super::boundary::{
     Growing, array, borrowed, boundary, choice, config, destroy, growing_out, layer_numbers, number, out,
     text,
 };
-use super::device::{CUstream_st, eplb_expert_ids, ids, place, stream};
+use super::device::{CUstream_st, eplb_dtype, eplb_expert_ids, id_type, ids, place, stream};
 use super::status::eplb_status;
 use crate::device::Memory;
 use crate::error::{Error, Result};
-use crate::stats::{FileNumber, IdKind, IterationRange, Recorder, RecorderConfig};
+use crate::stats::{AddedCounts, CountsAt, FileNumber, IdKind, IterationRange, Recorder, RecorderConfig};
 
 /// What ids name.
 pub type eplb_id_kind = i32;
@@ -21,6 +21,13 @@ pub type eplb_id_kind = i32;
 pub const EPLB_ID_KIND_EXPERT: eplb_id_kind = 0;
 /// Slots: a placement was in force.
 pub const EPLB_ID_KIND_SLOT: eplb_id_kind = 1;
+
+/// Flag of added_counts: counters that only grow, from 0. One below its last value was restarted. int32 is
+/// read as unsigned.
+pub const EPLB_ADDED_COUNTS_CUMULATIVE: u32 = 1;
+/// Flag of added_counts: tokens that slots of this rank received, as DeepEP counts. Right in sums over
+/// ranks only.
+pub const EPLB_ADDED_COUNTS_BY_LOCAL_SLOT: u32 = 2;
 
 /// Counts which experts the router chose, in stream order, and dumps the counts. One kernel serves every
 /// iteration, counting or not: which row of the counts is written is read on the device, so that a captured
@@ -83,6 +90,10 @@ pub struct eplb_recorder_config {
     pub file_rank: u32,
     /// Files of the dump; 0: num_ranks.
     pub num_files: u32,
+    /// Flags EPLB_ADDED_COUNTS_..., for eplb_recorder_add_counts().
+    pub added_counts: u32,
+    /// Must be 0.
+    pub reserved: u32,
 }
 
 // SAFETY: `repr(C)`, `struct_size` first, integers and pointers only.
@@ -315,6 +326,35 @@ pub unsafe extern "C" fn eplb_recorder_count_ids(
     })
 }
 
+/// Adds counts of the engine's own kernels. Hot. Calls add up, also with counted ids. A negative count is not
+/// added, and adds 1 to ids_out_of_range.
+///
+/// Call it in every iteration for cumulative counters, ordered for each layer. Outside the range it only takes
+/// their values. eplb_recorder_reset() keeps them. Counters by local slot need EPLB_ID_KIND_SLOT.
+///
+/// \param recorder  the recorder
+/// \param layer     the layer's number
+/// \param counts    on the recorder's device: ids of this rank's tokens by expert, [num_experts]; by local
+///                  slot [num_experts / num_ranks]
+/// \param dtype     the type of a count
+/// \param stream    ordered after the engine's counting
+/// \return EPLB_STATUS_CUDA
+#[unsafe(no_mangle)]
+pub unsafe extern "C" fn eplb_recorder_add_counts(
+    recorder: *const eplb_recorder,
+    layer: i32,
+    counts: *const c_void,
+    dtype: eplb_dtype,
+    stream: *mut CUstream_st,
+) -> eplb_status {
+    boundary(|| {
+        // SAFETY: the caller's promises for each pointer.
+        let (recorder, counts, stream) =
+            unsafe { (&borrowed(recorder, "recorder")?.0, counts_at(counts, dtype)?, self::stream(stream)) };
+        recorder.add_counts(number(layer, "layer")?, &counts, stream)
+    })
+}
+
 /// Starts the dump of what was counted so far, the current iteration included, for a run that ends before
 /// iteration iter_stop begins. The dump records what is missing: readers take only the iterations that it
 /// has. Returns at once. Does nothing if a dump was started before, and retries one that failed to start.
@@ -421,7 +461,40 @@ unsafe fn with_config<T>(
         place: place(config.device)?,
         max_tokens_per_iteration: config.max_tokens_per_iteration,
         run_id,
+        added_counts: added_counts(config)?,
     })
+}
+
+fn added_counts(config: &eplb_recorder_config) -> Result<AddedCounts> {
+    let flags = config.added_counts;
+    let unknown = flags & !(EPLB_ADDED_COUNTS_CUMULATIVE | EPLB_ADDED_COUNTS_BY_LOCAL_SLOT);
+    if unknown != 0 {
+        return Err(Error::InvalidArgument(format!(
+            "added_counts has the unknown flags {unknown:#x}; expected EPLB_ADDED_COUNTS_CUMULATIVE ({:#x}), \
+             EPLB_ADDED_COUNTS_BY_LOCAL_SLOT ({:#x}), both, or 0",
+            EPLB_ADDED_COUNTS_CUMULATIVE, EPLB_ADDED_COUNTS_BY_LOCAL_SLOT
+        )));
+    }
+    if config.reserved != 0 {
+        return Err(Error::InvalidArgument(format!("reserved is {}; 0 expected", config.reserved)));
+    }
+    Ok(AddedCounts {
+        cumulative: flags & EPLB_ADDED_COUNTS_CUMULATIVE != 0,
+        by_local_slot: flags & EPLB_ADDED_COUNTS_BY_LOCAL_SLOT != 0,
+    })
+}
+
+/// Counts of the caller.
+///
+/// # Safety
+/// As for [`CountsAt::at`].
+unsafe fn counts_at(counts: *const c_void, dtype: eplb_dtype) -> Result<CountsAt> {
+    let kind = id_type(counts, dtype, ("counts", "dtype"))?;
+    if counts.is_null() {
+        return Err(Error::InvalidArgument("counts is NULL".to_owned()));
+    }
+    // SAFETY: the caller's promise.
+    Ok(unsafe { CountsAt::at(counts as u64, kind) })
 }
 
 fn iterations(config: &eplb_recorder_config) -> Result<Option<IterationRange>> {

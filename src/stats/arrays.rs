@@ -170,7 +170,7 @@ mod tests {
 
     #[test]
     fn create_names_the_count_that_does_not_fit() {
-        let message = |counts| Stats::create(&CONFIG, counts).unwrap_err().to_string();
+        let message = |counts: CountArray| Stats::create(&CONFIG, counts).unwrap_err().to_string();
         assert_eq!(
             message(CountArray::I32(&[1, 2, 3, 4, 5, 6, 7, -8])),
             "layer 3, iteration 11, expert 1: the count is -8; counts are not negative"

@@ -12,9 +12,11 @@ pub use arrays::{ArraysConfig, CountArray};
 pub use dump::{Dump, LoadOptions};
 pub use meta::{DumpInfo, MetaInfo};
 pub use rank_file::RankFile;
-pub use recorder::{Dumps, Info, MemoryRequired, Recorder, RecorderConfig, State, Totals};
-pub use write::{Counts, FileNumber, RankDump};
+pub use recorder::{
+    AddedCounts, CountsAt, Dumps, Info, MemoryRequired, Recorder, RecorderConfig, State, Totals,
+};
 pub(crate) use recorder::{BatchCount, CellType, histogram};
+pub use write::{Counts, FileNumber, RankDump};
 
 use std::fmt;
 use std::str::FromStr;

@@ -2,6 +2,7 @@
 
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 
+use super::added::CountsAt;
 use super::count::{OFF, Totals};
 use super::window::MemoryRequired;
 use super::window::{Layout, Window};
@@ -176,6 +177,23 @@ impl Active {
         // A capture, even an invalidated one, counts nothing now.
         if let Err(error) = &launched
             && calls.row != OFF
+            && !matches!(device.capture(stream), Ok(Capture::Active))
+        {
+            calls.lost = Some(error.clone());
+        }
+        launched
+    }
+
+    /// Adds counts of the caller's kernels. Counters that only grow take a new last value even where nothing is counted.
+    pub fn add(&self, calls: &mut CallState, layer: usize, counts: &CountsAt, stream: Stream) -> Result<()> {
+        let (device, keeps_last) = (self.window.device(), self.layout.keeps_last_counts());
+        if calls.row == OFF && !keeps_last && device.capture(stream)? != Capture::Active {
+            return Ok(());
+        }
+        let launched = self.window.addition(layer, counts).run(device, stream);
+        // A last value that was missed makes the next difference too large.
+        if let Err(error) = &launched
+            && (calls.row != OFF || keeps_last)
             && !matches!(device.capture(stream), Ok(Capture::Active))
         {
             calls.lost = Some(error.clone());

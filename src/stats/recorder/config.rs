@@ -3,6 +3,7 @@
 use std::io::{self, ErrorKind};
 use std::path::{Path, PathBuf};
 
+use super::added::AddedCounts;
 use crate::atomic_file::{AtomicFile, HeldFile};
 use crate::device::Place;
 use crate::error::{Error, Result, shortened};
@@ -40,6 +41,8 @@ pub struct RecorderConfig<'a> {
     pub max_tokens_per_iteration: u64,
     /// A name of the run, if given.
     pub run_id: Option<&'a str>,
+    /// What the counts of [`Recorder::add_counts`](super::Recorder::add_counts) are.
+    pub added_counts: AddedCounts,
 }
 
 /// The run, as the dump describes it.
@@ -121,6 +124,7 @@ impl RecorderConfig<'_> {
             run_id: self.run_id.map(str::to_owned),
         };
         run.dump(iterations).check_run()?;
+        self.added_counts.check(self.id_kind, self.num_experts, self.num_ranks)?;
         Ok(run)
     }
 }

@@ -5,6 +5,7 @@
 //! iterations. When the range has passed, a thread copies the window back and writes the dump.
 
 mod active;
+mod added;
 mod config;
 mod count;
 mod histogram;
@@ -12,6 +13,7 @@ mod info;
 mod window;
 mod writer;
 
+pub use added::{AddedCounts, CountsAt};
 pub use config::RecorderConfig;
 pub use count::Totals;
 pub(crate) use count::{BatchCount, CellType};
@@ -127,6 +129,14 @@ impl Recorder {
         let mut calls = active.lock();
         let index = calls.index_of(layer)?;
         active.count(&mut calls, index, ids, num_tokens, stream)
+    }
+
+    /// Hot: adds counts that the caller's own kernels made to a layer. [`RecorderConfig::added_counts`] says what they are.
+    pub fn add_counts(&self, layer: u32, counts: &CountsAt, stream: Stream) -> Result<()> {
+        let Some(active) = &self.active else { return Ok(()) };
+        let mut calls = active.lock();
+        let index = calls.index_of(layer)?;
+        active.add(&mut calls, index, counts, stream)
     }
 
     /// Hot: calls `launch` with the count of `num_tokens` tokens of any buffer, to run in the same pass as other work. Passes

@@ -3,6 +3,7 @@
 use std::path::Path;
 
 use super::RecorderConfig;
+use super::added::{AddedCounts, Addition, CountsAt};
 use super::count::{BatchCount, CellType, LayerCells, OFF, Totals};
 use crate::device::{Device, Fence, Ids, Memory, Part, Staging, Stream};
 use crate::error::{Error, Result};
@@ -11,8 +12,8 @@ use crate::stats::{Counts, IterationRange};
 /// Enough for vector loads.
 const ALIGNMENT: usize = 64;
 
-/// Where the parts of the workspace are: the row to count into, each layer's totals, and the cells
-/// `[iterations][layers][experts]`. Totals and cells are copied back together.
+/// Where the parts of the workspace are: the row to count into, each layer's totals, the cells `[iterations][layers][experts]`, and
+/// the last values of cumulative counters, `[layers][counters]`, if there are any. Totals and cells are copied back together.
 #[derive(Debug, Clone, Copy)]
 pub(super) struct Layout {
     rows: usize,
@@ -21,6 +22,9 @@ pub(super) struct Layout {
     experts_per_token: usize,
     cell_type: CellType,
     cells: Part,
+    /// The cells of a row of a layer that added counts belong to: the first, and how many.
+    added: (usize, usize),
+    last_counts: Part,
 }
 
 impl Layout {
@@ -38,6 +42,17 @@ impl Layout {
             .filter(|bytes| bytes.checked_add(start).is_some_and(|all| all <= isize::MAX as usize))
             .ok_or_else(|| Error::out_of_memory(usize::MAX, "the window of counts"))?;
         let cells = Part { start, bytes };
+        let AddedCounts { cumulative, by_local_slot } = config.added_counts;
+        let local = num_experts / config.num_ranks;
+        let added = if by_local_slot { (config.rank as usize * local, local) } else { (0, num_experts) };
+        let last_counts = match cumulative {
+            // No overflow: there are at most 2^31 layers of 2^20 counters.
+            true => Part { start: (start + bytes).next_multiple_of(ALIGNMENT), bytes: layers * added.1 * 8 },
+            false => Part { start: start + bytes, bytes: 0 },
+        };
+        if last_counts.start + last_counts.bytes > isize::MAX as usize {
+            return Err(Error::out_of_memory(usize::MAX, "the window of counts"));
+        }
         Ok(Layout {
             rows,
             layers,
@@ -45,7 +60,14 @@ impl Layout {
             experts_per_token: config.experts_per_token,
             cell_type,
             cells,
+            added,
+            last_counts,
         })
+    }
+
+    /// Whether the workspace has the last values of counters.
+    pub fn keeps_last_counts(&self) -> bool {
+        self.last_counts.bytes != 0
     }
 
     fn row(&self) -> Part {
@@ -58,12 +80,12 @@ impl Layout {
 
     /// The parts that are copied back: totals and cells.
     fn copied(&self) -> Part {
-        Part { start: ALIGNMENT, bytes: self.workspace_bytes() - ALIGNMENT }
+        Part { start: ALIGNMENT, bytes: self.cells.start + self.cells.bytes - ALIGNMENT }
     }
 
     /// Bytes on the device.
     pub fn workspace_bytes(&self) -> usize {
-        self.cells.start + self.cells.bytes
+        self.last_counts.start + self.last_counts.bytes
     }
 
     /// Host memory for a copy of the window, and for one of the totals.
@@ -111,6 +133,9 @@ impl Window {
             "the window of counts: count fewer iterations, or provide a workspace",
         )?;
         device.initialize(&memory, layout.copied(), 0)?;
+        if layout.keeps_last_counts() {
+            device.initialize(&memory, layout.last_counts, 0)?;
+        }
         device.initialize(&memory, layout.row(), OFF)?;
         Ok(Window { device: device.clone(), layout, memory })
     }
@@ -130,21 +155,34 @@ impl Window {
         self.device.fill(&self.memory, self.layout.copied(), 0, stream)
     }
 
-    /// The count of a batch of the layer with this index.
-    pub fn batch_count(&self, layer: usize, ids: &Ids, num_tokens: u32) -> BatchCount {
+    /// The cells of the layer with this index.
+    fn layer_cells(&self, layer: usize) -> LayerCells {
         let Layout { num_experts, cell_type, cells, layers, .. } = self.layout;
         let (totals, size) = (self.layout.totals(), size_of::<Totals>());
         let skipped = layer * num_experts * cell_type.size();
-        let layer = LayerCells {
+        LayerCells {
             row: self.layout.row(),
             cells: Part { start: cells.start + skipped, bytes: cells.bytes - skipped },
             cell_type,
             row_stride: layers * num_experts,
             totals: Part { start: totals.start + layer * size, bytes: size },
             num_experts: num_experts as u32,
-        };
+        }
+    }
+
+    /// The count of a batch of the layer with this index.
+    pub fn batch_count(&self, layer: usize, ids: &Ids, num_tokens: u32) -> BatchCount {
         let choices = self.layout.experts_per_token as u32;
-        BatchCount::new(ids, num_tokens, choices, &self.memory, &layer)
+        BatchCount::new(ids, num_tokens, choices, &self.memory, &self.layer_cells(layer))
+    }
+
+    /// The addition of counts to the layer with this index.
+    pub fn addition(&self, layer: usize, counts: &CountsAt) -> Addition {
+        let Layout { added, last_counts, .. } = self.layout;
+        let bytes = added.1 * 8;
+        let last =
+            self.layout.keeps_last_counts().then(|| Part { start: last_counts.start + layer * bytes, bytes });
+        Addition::new(counts, &self.memory, &self.layer_cells(layer), added, last)
     }
 
     /// Host memory for [`Window::copy_back`].
@@ -237,6 +275,7 @@ mod tests {
         place: Place::Host,
         max_tokens_per_iteration: 0,
         run_id: None,
+        added_counts: AddedCounts { cumulative: false, by_local_slot: false },
     };
 
     /// Two rows of two layers, counting into row 1.
