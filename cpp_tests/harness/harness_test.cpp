@@ -342,6 +342,60 @@ TEST_P(Cuda, ThreeStepsMatchTheHost) {
     }
 }
 
+// ---- With the ids on a device that eplb does not know ----
+
+/// Its kernels count what each iteration chose, or all so far.
+class OtherDevice : public FullFlow, public testing::WithParamInterface<const char *> {
+  protected:
+    static engine_run on_device() { return threads().with({"--device", "other", "--counters", GetParam()}); }
+};
+INSTANTIATE_TEST_SUITE_P(Counters, OtherDevice, testing::Values("deltas", "cumulative"));
+
+TEST_P(OtherDevice, ThreeStepsMatchTheHost) {
+    const std::string name = GetParam();
+    const auto of = [&](const std::string &what) { return path("other_" + name + "_" + what); };
+    // Iterations before and after the range are not counted.
+    const std::vector<std::string> four = {"--questions", "0-32", "--batch", "1"};
+    threads().with(four).counting(of("host"), "1-3").succeed();
+    on_device().with(four).counting(of("dump"), "1-3").succeed();
+    expect_same_dumps(of("dump"), of("host"));
+    generate(of("host"), 8, 320, of("host.yaml"));
+    generate(of("dump"), 8, 320, of("config.yaml"));
+    EXPECT_TRUE(read_file(of("config.yaml")) == read_file(of("host.yaml")));
+    EXPECT_FALSE(read_file(of("config.yaml")).empty());
+    // Round robin by the device's own kernel, the others on the host.
+    for (const std::string rule : {"round-robin", "token-hash", "nearest", "least-loaded"}) {
+        const std::vector<std::string> balanced = {"--moe_load_balancer",
+                                                   of("config.yaml"),
+                                                   "--route",
+                                                   rule,
+                                                   "--ranks_per_node",
+                                                   "2",
+                                                   "--count",
+                                                   "slots"};
+        threads().with(few).with(balanced).counting(of(rule + "_host"), "0-2").succeed();
+        outputs_of_run(on_device().with(few).with(balanced).counting(of(rule + "_dump"), "0-2"), of(rule));
+        EXPECT_EQ(difference(of(rule), plain_), 0) << rule;
+        expect_golden(of(rule));
+        expect_same_dumps(of(rule + "_dump"), of(rule + "_host"));
+    }
+}
+
+TEST_F(FullFlow, ReceivedTokensSumToTheSlotsOfTheHost) {
+    const engine_run slots = threads()
+                                 .with({"--questions", "0-32", "--batch", "1", "--count", "slots"})
+                                 .with({"--moe_load_balancer", path("8x40.yaml")});
+    slots.counting(path("sent"), "1-3").succeed();
+    slots.with({"--device", "other", "--counters", "received"}).counting(path("received"), "1-3").succeed();
+    const auto sent = eplb::stats::load(path("sent")), received = eplb::stats::load(path("received"));
+    for (const int32_t layer : layers) {
+        EXPECT_EQ(received.layer_loads(layer, 2), sent.layer_loads(layer, 2)) << layer;
+        EXPECT_EQ(sum(received.layer_loads(layer)), double(tokens_of(0, 32, 1, 8, 1, 3) * choices));
+    }
+    // Each rank has counted its own slots, not its own tokens.
+    EXPECT_NE(read_file(path("received/rank0.safetensors")), read_file(path("sent/rank0.safetensors")));
+}
+
 TEST_F(FullFlow, EngineReportsWhatIsWrong) {
     const auto message = [](const engine_run &run) {
         const outcome outcome = run.try_out();
@@ -351,6 +405,15 @@ TEST_F(FullFlow, EngineReportsWhatIsWrong) {
     EXPECT_EQ(message(threads().with({"--rout", "nearest"})), "error: --rout is unknown; see --help\n");
     EXPECT_EQ(message(threads().with({"--route", "fastest"})),
               "error: --route fastest: one of least-loaded, nearest, round-robin, token-hash expected\n");
+    EXPECT_EQ(message(threads().with({"--device", "rocm"})),
+              "error: --device rocm: host, cuda or other expected\n");
+    EXPECT_EQ(message(threads().with({"--counters", "cumulative"})),
+              "error: --counters needs --device other; elsewhere eplb counts the ids\n");
+    const std::string by_slot = message(
+        threads().with({"--device", "other", "--counters", "received"}).counting(path("by_slot"), "0-1"));
+    EXPECT_NE(by_slot.find("EPLB_ADDED_COUNTS_BY_LOCAL_SLOT needs id_kind EPLB_ID_KIND_SLOT"),
+              std::string::npos)
+        << by_slot;
     EXPECT_EQ(message(threads().with({"--questions", "1300-1400"})),
               "error: --questions 1300-1400: there are 1319\n");
     // The engine prints eplb's message.

@@ -84,8 +84,12 @@ device::device(const std::string &name, int rank) : ordinal_(EPLB_DEVICE_HOST) {
     if (name == "host") {
         return;
     }
+    if (name == "other") {
+        other_ = std::make_unique<other_device>();
+        return;
+    }
     if (name != "cuda") {
-        throw std::invalid_argument("--device " + name + ": host or cuda expected");
+        throw std::invalid_argument("--device " + name + ": host, cuda or other expected");
     }
     driver_ = std::make_unique<cuda_driver>();
     int count = 0;
@@ -139,12 +143,17 @@ void device::replay(size_t key, const std::function<void()> &work) {
 }
 
 void device::synchronize() const {
-    if (driver_ != nullptr) {
+    if (other_ != nullptr) {
+        other_->synchronize();
+    } else if (driver_ != nullptr) {
         check(driver_->cuStreamSynchronize(stream_), "cuStreamSynchronize");
     }
 }
 
 void *device::allocate(size_t bytes, bool on_host) const {
+    if (other_ != nullptr && !on_host) {
+        return other_->allocate(bytes);
+    }
     if (driver_ == nullptr) {
         return ::operator new(bytes);
     }
@@ -159,7 +168,9 @@ void *device::allocate(size_t bytes, bool on_host) const {
 }
 
 void device::free(void *memory, bool on_host) const {
-    if (driver_ == nullptr) {
+    if (other_ != nullptr && !on_host) {
+        other_->free(memory);
+    } else if (driver_ == nullptr) {
         ::operator delete(memory);
     } else if (on_host) {
         driver_->cuMemFreeHost(memory);
@@ -169,6 +180,10 @@ void device::free(void *memory, bool on_host) const {
 }
 
 void device::copy(void *to, const void *from, size_t bytes, bool to_host) const {
+    if (other_ != nullptr) {
+        to_host ? other_->copy_out(to, from, bytes) : other_->copy_in(to, from, bytes);
+        return;
+    }
     if (driver_ == nullptr) {
         return;
     }

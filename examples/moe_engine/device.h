@@ -1,5 +1,5 @@
-// Where ids are counted and routed: host memory, or a GPU. CUDA's driver is loaded only if requested, so that
-// the engine builds and runs without CUDA.
+// Where ids are counted and routed: host memory, a GPU, or a device that eplb does not know. CUDA's driver is
+// loaded only if requested, so that the engine builds and runs without CUDA.
 #ifndef MOE_ENGINE_DEVICE_H
 #define MOE_ENGINE_DEVICE_H
 
@@ -10,6 +10,8 @@
 #include <memory>
 #include <string>
 
+#include "other_device.h"
+
 struct CUctx_st;
 struct CUstream_st;
 struct CUgraphExec_st;
@@ -18,16 +20,19 @@ struct cuda_driver;
 /// A rank's device, and a stream of its own on it.
 class device {
   public:
-    /// `name` is host, or cuda: then rank r takes GPU r modulo the number of GPUs.
+    /// `name` is host, cuda (then rank r takes GPU r modulo the number of GPUs), or other.
     device(const std::string &name, int rank);
     ~device();
     device(const device &) = delete;
     device &operator=(const device &) = delete;
 
-    /// For eplb's configs: EPLB_DEVICE_HOST or the ordinal of the GPU.
+    /// For eplb's configs: EPLB_DEVICE_HOST or the ordinal of the GPU. Beside another device, eplb works on
+    /// the host.
     int32_t ordinal() const { return ordinal_; }
-    /// NULL on the host, whose work is done when the call returns.
+    /// For eplb's calls: NULL except on a GPU.
     CUstream_st *stream() const { return stream_; }
+    /// NULL unless it is the other device.
+    other_device *other() const { return other_.get(); }
 
     /// Runs `work` on the stream: on a GPU as a CUDA graph, captured the first time that `key` is passed and
     /// replayed afterwards.
@@ -41,7 +46,10 @@ class device {
     void free(void *memory, bool on_host) const;
     void copy(void *to, const void *from, size_t bytes, bool to_host) const;
 
-    std::unique_ptr<cuda_driver> driver_; // NULL: the host
+    bool is_host() const { return driver_ == nullptr && other_ == nullptr; }
+
+    std::unique_ptr<cuda_driver> driver_; // NULL except on a GPU
+    std::unique_ptr<other_device> other_;
     int32_t ordinal_;
     CUctx_st *context_ = nullptr;
     CUstream_st *stream_ = nullptr;
@@ -53,7 +61,7 @@ template <class T> class mirrored {
   public:
     mirrored(const device &device, size_t size)
         : device_(device), bytes_(size * sizeof(T)), host_(static_cast<T *>(device.allocate(bytes_, true))),
-          on_device_(device.stream() == nullptr ? host_ : static_cast<T *>(device.allocate(bytes_, false))) {}
+          on_device_(device.is_host() ? host_ : static_cast<T *>(device.allocate(bytes_, false))) {}
     ~mirrored() {
         if (on_device_ != host_) {
             device_.free(on_device_, false);

@@ -30,6 +30,11 @@ class timer {
     clock::time_point start_ = clock::now();
 };
 
+/// The experts or slots that ids name.
+size_t num_ids_of(const engine_options &options, size_t num_slots, const model_config &config) {
+    return options.id_kind == EPLB_ID_KIND_SLOT ? num_slots : config.n_routed_experts;
+}
+
 } // namespace
 
 // ---- When the engine starts ----
@@ -37,11 +42,16 @@ class timer {
 engine::engine(const model &model, transport &transport, const engine_options &options)
     : model_(model), transport_(transport), moe_layers_(moe_layers_of(model.config())),
       placement_(load_placement(options.moe_load_balancer)), num_slots_(placement_.info().num_slots),
-      device_(options.device, transport.rank()), recorder_(create_recorder(options.id_kind)),
+      device_(options.device, transport.rank()), recorder_(create_recorder(options)),
       dispatch_(create_dispatch(options)), max_tokens_(static_cast<uint32_t>(options.max_tokens)),
       expert_ids_(device_, max_tokens_ * model.config().num_experts_per_tok), num_valid_(device_, 1),
-      slot_ids_(device_, max_tokens_ * model.config().num_experts_per_tok) {
+      slot_ids_(device_, max_tokens_ * model.config().num_experts_per_tok), options_(options) {
     check_same_placement();
+    if (device_.other() != nullptr) {
+        prepare_other_device();
+    } else if (options.added_counts != 0) {
+        throw std::invalid_argument("--counters needs --device other; elsewhere eplb counts the ids");
+    }
     for (const int32_t layer : moe_layers_) {
         const auto experts = placement_.rank_experts(layer, static_cast<uint32_t>(transport.rank()));
         experts_.emplace_back(model, static_cast<size_t>(layer), experts.data(), experts.size());
@@ -81,13 +91,13 @@ void engine::check_same_placement() {
 }
 
 /// Step 1: counts the iterations of EXPERT_STATISTIC_ITER_RANGE; without it, every call does nothing.
-eplb::recorder engine::create_recorder(eplb_id_kind id_kind) const {
+eplb::recorder engine::create_recorder(const engine_options &options) const {
     eplb::recorder_config config;
     config.rank = static_cast<uint32_t>(transport_.rank());
     config.num_ranks = static_cast<uint32_t>(transport_.num_ranks());
-    config.id_kind = id_kind;
-    config.num_experts =
-        id_kind == EPLB_ID_KIND_SLOT ? num_slots_ : static_cast<uint32_t>(model_.config().n_routed_experts);
+    config.id_kind = options.id_kind;
+    config.added_counts = options.added_counts;
+    config.num_experts = static_cast<uint32_t>(num_ids_of(options, num_slots_, model_.config()));
     config.experts_per_token = static_cast<uint32_t>(model_.config().num_experts_per_tok);
     config.layer_ids = moe_layers_;
     config.device = device_.ordinal();
@@ -139,13 +149,17 @@ step_result engine::step(int64_t iteration, const batch &sequences) {
         model_.gate(layer, h.data(), num_tokens, expert_ids.data(), weights.data());
         const int32_t *slot_ids = route(static_cast<int32_t>(layer), expert_ids);
         const routed_experts &experts = experts_[layer - config.first_k_dense_replace];
-        result.served.push_back(
-            experts.add(transport_, h.data(), slot_ids, weights.data(), num_tokens, x.data()));
+        result.served.push_back(experts.add(transport_, h.data(), slot_ids, weights.data(), num_tokens,
+                                            x.data(),
+                                            received_counters(layer - config.first_k_dense_replace)));
         model_.shared_expert(layer, h.data(), num_tokens, x.data());
         result.topk_ids.push_back(std::move(expert_ids));
     }
     result.logits.resize(num_tokens * config.vocab_size);
     model_.logits(x.data(), num_tokens, result.logits.data());
+    if (device_.other() != nullptr) {
+        add_counters();
+    }
     return result;
 }
 
@@ -155,6 +169,10 @@ const int32_t *engine::route(int32_t layer, const std::vector<int32_t> &expert_i
     std::copy(expert_ids.begin(), expert_ids.end(), expert_ids_.host());
     *num_valid_.host() = static_cast<int32_t>(expert_ids.size() / model_.config().num_experts_per_tok);
     const timer timer(eplb_seconds_);
+    if (device_.other() != nullptr) {
+        route_on_other_device(static_cast<size_t>(layer) - model_.config().first_k_dense_replace);
+        return slot_ids_.host();
+    }
     device_.replay(static_cast<size_t>(layer), [&] {
         expert_ids_.upload();
         num_valid_.upload();
@@ -164,6 +182,89 @@ const int32_t *engine::route(int32_t layer, const std::vector<int32_t> &expert_i
     });
     device_.synchronize();
     return slot_ids_.host();
+}
+
+// ---- On a device that eplb does not know ----
+//
+// Recorder and dispatch are on the host. The device counts with its own kernels.
+
+/// Copies the tables for the device's own kernel of round robin: they never change. Clears the counters:
+/// eplb's last values of cumulative counters are 0 at first.
+void engine::prepare_other_device() {
+    const auto copy = [this](const int32_t *from, size_t size) -> const int32_t * {
+        tables_memory_.push_back(std::make_unique<mirrored<int32_t>>(device_, size));
+        const mirrored<int32_t> &memory = *tables_memory_.back();
+        std::copy(from, from + size, memory.host());
+        memory.upload();
+        return memory.on_device();
+    };
+    for (const int32_t layer : moe_layers_) {
+        const eplb_dispatch_tables tables = dispatch_.tables(layer);
+        tables_.push_back({copy(tables.replica_count, tables.num_experts),
+                           copy(tables.replica_start, tables.num_experts),
+                           copy(tables.slot_ids, tables.num_slots), tables.num_experts, tables.num_slots});
+    }
+    num_counters_ = num_ids_of(options_, num_slots_, model_.config());
+    if ((options_.added_counts & EPLB_ADDED_COUNTS_BY_LOCAL_SLOT) != 0) {
+        num_counters_ /= static_cast<size_t>(transport_.num_ranks());
+    }
+    counters_ = std::make_unique<mirrored<int32_t>>(device_, moe_layers_.size() * num_counters_);
+    std::fill_n(counters_->host(), moe_layers_.size() * num_counters_, 0);
+    counters_->upload();
+    device_.synchronize();
+}
+
+/// Round robin by the device's own kernel. Other rules on the host, between two copies.
+void engine::route_on_other_device(size_t layer) {
+    other_device &device = *device_.other();
+    const size_t choices = model_.config().num_experts_per_tok;
+    expert_ids_.upload();
+    num_valid_.upload();
+    const other_device::batch experts = {expert_ids_.on_device(), num_valid_.on_device(), max_tokens_,
+                                         choices};
+    if (options_.rule == EPLB_RULE_ROUND_ROBIN) {
+        device.route_round_robin(experts, tables_[layer], static_cast<size_t>(transport_.rank()),
+                                 slot_ids_.on_device());
+    } else {
+        expert_ids_.download();
+        device_.synchronize();
+        dispatch_.route(moe_layers_[layer], expert_ids_.host(), max_tokens_, num_valid_.host(),
+                        slot_ids_.host());
+        slot_ids_.upload();
+    }
+    other_device::batch counted = experts;
+    if (options_.id_kind == EPLB_ID_KIND_SLOT) {
+        counted.ids = slot_ids_.on_device();
+    }
+    if (received_counters(layer) == nullptr) {
+        device.count(counted, counters_->on_device() + layer * num_counters_, num_counters_);
+    }
+    slot_ids_.download();
+    device_.synchronize();
+}
+
+/// Once an iteration, whether it is counted or not: cumulative counters need every call. One copy has the
+/// counters of all layers.
+void engine::add_counters() {
+    const timer timer(eplb_seconds_);
+    if (received_counters(0) == nullptr) {
+        counters_->download();
+        if ((options_.added_counts & EPLB_ADDED_COUNTS_CUMULATIVE) == 0) {
+            device_.other()->fill_with_zeros(counters_->on_device(),
+                                             moe_layers_.size() * num_counters_ * sizeof(int32_t));
+        }
+        device_.synchronize();
+    }
+    for (size_t layer = 0; layer < moe_layers_.size(); layer++) {
+        recorder_.add_counts(moe_layers_[layer], counters_->host() + layer * num_counters_, EPLB_DTYPE_INT32);
+    }
+}
+
+/// The counters of a layer that the all-to-all adds to, in host memory like the all-to-all; NULL where the
+/// device counts.
+int32_t *engine::received_counters(size_t layer) const {
+    const bool by_slot = (options_.added_counts & EPLB_ADDED_COUNTS_BY_LOCAL_SLOT) != 0;
+    return by_slot ? counters_->host() + layer * num_counters_ : nullptr;
 }
 
 // ---- At any time ----

@@ -2,6 +2,7 @@
 #define MOE_ENGINE_ENGINE_H
 
 #include <eplb.hpp>
+#include <memory>
 #include <string>
 #include <vector>
 
@@ -18,8 +19,10 @@ struct engine_options {
     eplb_id_kind id_kind = EPLB_ID_KIND_EXPERT;
     /// Ranks that share a node, for EPLB_RULE_NEAREST; 0: all.
     int ranks_per_node = 0;
-    /// host or cuda: where ids are counted and routed.
+    /// host, cuda or other: where ids are counted and routed.
     std::string device = "host";
+    /// What the counters of the other device are: EPLB_ADDED_COUNTS_...
+    uint32_t added_counts = 0;
     /// Most tokens of a rank in an iteration.
     size_t max_tokens = 0;
 };
@@ -53,9 +56,13 @@ class engine {
   private:
     eplb::placement load_placement(const std::string &path) const;
     void check_same_placement();
-    eplb::recorder create_recorder(eplb_id_kind id_kind) const;
+    eplb::recorder create_recorder(const engine_options &options) const;
     eplb::dispatch create_dispatch(const engine_options &options) const;
     const int32_t *route(int32_t layer, const std::vector<int32_t> &expert_ids);
+    void prepare_other_device();
+    void route_on_other_device(size_t layer);
+    void add_counters();
+    int32_t *received_counters(size_t layer) const;
 
     const model &model_;
     transport &transport_;
@@ -70,6 +77,13 @@ class engine {
     // The graphs read and write these, so their addresses never change.
     uint32_t max_tokens_;
     mirrored<int32_t> expert_ids_, num_valid_, slot_ids_;
+
+    // For the other device.
+    engine_options options_;
+    size_t num_counters_ = 0;
+    std::unique_ptr<mirrored<int32_t>> counters_; // [MoE layers][num_counters_]
+    std::vector<std::unique_ptr<mirrored<int32_t>>> tables_memory_;
+    std::vector<other_device::tables> tables_; // of each MoE layer
     double eplb_seconds_ = 0;
 };
 

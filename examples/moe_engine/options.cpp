@@ -24,7 +24,10 @@ The three steps of expert parallelism load balancing:
   --route RULE              which replica serves a token: round-robin, token-hash, nearest or least-loaded
                             [least-loaded]
   --ranks_per_node N        ranks that share a node, for nearest [all]
-  --device NAME             host, or cuda: where expert ids are counted and routed [host]
+  --device NAME             where expert ids are counted and routed: host, cuda, or other, a device that eplb
+                            does not know [host]
+  --counters WHAT           what the device's own kernels count for eplb, with --device other: deltas of an
+                            iteration, cumulative counters, or received tokens by slot [deltas]
   --questions FIRST-LAST    questions to read, FIRST included, LAST excluded [all]
   --batch N                 questions of a rank in an iteration [4]
   --iterations N            iterations; after the last question the first comes again [each question once]
@@ -109,6 +112,14 @@ options parse_options(int argc, char **argv) {
         {"--ranks_per_node",
          [&](const auto &flag, const auto &text) { options.engine.ranks_per_node = positive(flag, text); }},
         {"--device", text(options.engine.device)},
+        {"--counters",
+         [&](const auto &flag, const auto &text) {
+             options.engine.added_counts = one_of<uint32_t>(
+                 flag, text,
+                 {{"deltas", 0},
+                  {"cumulative", EPLB_ADDED_COUNTS_CUMULATIVE},
+                  {"received", EPLB_ADDED_COUNTS_CUMULATIVE | EPLB_ADDED_COUNTS_BY_LOCAL_SLOT}});
+         }},
         {"--questions", [&](const auto &flag, const auto &text) { parse_range(flag, text, options); }},
         {"--batch",
          [&](const auto &flag, const auto &text) { options.batch = size_t(positive(flag, text)); }},

@@ -19,7 +19,7 @@ routed_experts::routed_experts(const model &model, size_t layer, const int32_t *
 }
 
 size_t routed_experts::add(transport &transport, const float *h, const int32_t *slot_ids,
-                           const float *weights, size_t num_tokens, float *x) const {
+                           const float *weights, size_t num_tokens, float *x, int32_t *received) const {
     const size_t slots_per_rank = expert_of_slot_.size(), num_ranks = transport.num_ranks();
     const size_t num_choices = num_tokens * choices_;
 
@@ -67,6 +67,11 @@ size_t routed_experts::add(transport &transport, const float *h, const int32_t *
         float *token = x + choice / choices_ * hidden_;
         for (size_t i = 0; i < hidden_; i++) {
             token[i] += weights[choice] * output[i];
+        }
+    }
+    for (const int32_t slot : received_slots) {
+        if (received != nullptr) {
+            received[slot]++;
         }
     }
     return received_slots.size();

@@ -17,9 +17,10 @@ class routed_experts {
     /// x are [num_tokens][hidden_size]. Each token travels to the ranks of its slots and back. An output is
     /// added in the order of the token's choices, so that x does not depend on where the experts are.
     ///
-    /// Returns the number of tokens that this rank served, those of other ranks included.
+    /// Returns the number of tokens that this rank served, those of other ranks included. Adds those of each
+    /// of its slots to `received`, unless NULL, as the counters of an all-to-all library.
     size_t add(transport &transport, const float *h, const int32_t *slot_ids, const float *weights,
-               size_t num_tokens, float *x) const;
+               size_t num_tokens, float *x, int32_t *received = nullptr) const;
 
   private:
     std::vector<float> serve(const std::vector<int32_t> &slots, const std::vector<float> &h) const;
