@@ -129,7 +129,7 @@ class stats {
             view<std::int32_t>());
     }
 
-    /// The loads of a layer, [num_samples][num_experts]; 1 sample is the sum over the iterations.
+    /// The loads of a layer, [num_samples][num_experts]; 1 sample is the sum over the rows.
     returns<std::vector<double>> layer_loads(std::int32_t layer, std::size_t num_samples = 1) const {
         return detail::run(
             [&](std::vector<double> &loads) {
@@ -139,8 +139,7 @@ class stats {
                     return status;
                 }
                 // The library refuses other numbers of samples, before memory is allocated for them.
-                const bool possible =
-                    num_samples <= static_cast<std::size_t>(info.iter_stop - info.iter_start);
+                const bool possible = num_samples <= info.num_rows;
                 loads.resize(possible ? num_samples * info.num_experts : 0);
                 return eplb_stats_layer_loads(get(), layer, num_samples, info.num_experts, loads.data());
             },

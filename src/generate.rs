@@ -19,7 +19,7 @@ pub struct GenerateConfig<'a> {
     pub output_path: &'a Path,
     /// How to read the dump.
     pub options: LoadOptions,
-    /// Ranks of the placement (the EP size). `None`: the dump's.
+    /// Ranks of the placement (the EP size). `None`: the dump's, which fails if its pipeline stages differ.
     pub num_ranks: Option<usize>,
     /// Slots of all ranks together. `None`: one an expert.
     pub num_slots: Option<usize>,
@@ -82,8 +82,9 @@ pub fn generate(
     progress: &mut dyn FnMut(Phase, u64, u64) -> Result<()>,
 ) -> Result<Generated> {
     let dump = Dump::open(config.expert_statistic_path, &config.options)?;
-    let Summary { num_experts, num_ranks, iterations, .. } = *dump.summary();
-    let num_ranks = config.num_ranks.unwrap_or(num_ranks);
+    let Summary { num_experts, rows, .. } = *dump.summary();
+    let num_ranks = config.num_ranks.map_or_else(|| dump.summary().ep_size(), Ok);
+    let num_ranks = num_ranks.map_err(|e| e.in_file(config.expert_statistic_path))?;
     let shape = Shape::new(num_experts, config.num_slots.unwrap_or(num_experts), num_ranks)?;
     config.solve.check(shape)?;
     if config.solve.rank_num_slots.is_some() {
@@ -94,7 +95,7 @@ pub fn generate(
     let SolveConfig { policy, objective, .. } = config.solve;
     let planner =
         Planner { solve: config.solve, num_samples: config.num_samples, threads: config.solve_threads };
-    sample_weights(&config.solve, planner.num_samples(iterations)?)?;
+    sample_weights(&config.solve, planner.num_samples(rows)?)?;
     let output = AtomicFile::create(config.output_path)?;
     require_expert_counts(dump.summary()).map_err(|e| e.in_file(config.expert_statistic_path))?;
 

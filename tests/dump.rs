@@ -377,7 +377,7 @@ fn written_dump_is_read_back_and_by_the_safetensors_crate() {
     let stats = load(&dir).unwrap();
     let summary = stats.summary();
     assert_eq!(
-        (summary.num_ranks, &summary.layers[..], summary.iterations.to_string()),
+        (summary.num_ranks, &summary.layers[..], summary.rows.to_string()),
         (2, &[1, 2][..], "5..7".into())
     );
     // Both ranks counted 0, 1, 2, ... in the order [iterations][layers][experts].
@@ -501,7 +501,7 @@ fn reader_rejects_a_rank_beyond_num_ranks() {
 #[test]
 fn meta_file_stores_the_id_kind() {
     let dir = own_dump(|dump| dump.id_kind = IdKind::Slot);
-    assert_eq!(MetaInfo::read(dir.path()).unwrap().eplb.unwrap().id_kind, IdKind::Slot);
+    assert_eq!(MetaInfo::read(dir.path()).unwrap().unwrap().eplb.unwrap().id_kind, IdKind::Slot);
     assert_eq!(load(&dir).unwrap().summary().id_kind, IdKind::Slot);
 }
 

@@ -23,7 +23,7 @@ fn refused(bytes: &[u8], format: CountsFormat) -> String {
 fn check_counts(stats: &Stats, first: u64, steps: u64) {
     let summary = stats.summary();
     assert_eq!((summary.num_experts, &summary.layers[..]), (8, &[1, 2, 3][..]));
-    assert_eq!(summary.iterations.len(), steps);
+    assert_eq!(summary.rows.len(), steps);
     for layer in 1..4 {
         let expected: Vec<u64> = (first..first + steps)
             .flat_map(|step| (0..8).map(move |expert| 100 * step + 10 * layer + expert))
@@ -71,7 +71,7 @@ fn npy_is_read_in_any_type_order_and_version() {
         let read = counts_from_bytes(&fixture(name), CountsFormat::Npy, &Model::default()).unwrap();
         // Only a recorder's buffer has unused steps. Here the empty step is an iteration without load.
         assert_eq!((&read.dense_layers[..], read.empty_steps), (&[0][..], 0), "{name}");
-        assert_eq!(read.stats.summary().iterations.len(), 3);
+        assert_eq!(read.stats.summary().rows.len(), 3);
         assert_eq!(
             read.stats.layer_counts(3).unwrap()[8..24],
             [130, 131, 132, 133, 134, 135, 136, 137, 0, 0, 0, 0, 0, 0, 0, 0]

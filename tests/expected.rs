@@ -130,7 +130,7 @@ fn balances_match_the_expected_load_reports() {
     for (path, dump, case) in expected_files(".report.json") {
         let stats = load(&dump);
         let (num_experts, num_iterations) =
-            (stats.summary().num_experts, stats.summary().iterations.len() as usize);
+            (stats.summary().num_experts, stats.summary().rows.len() as usize);
         let (num_ranks, num_slots, _) = parse_case(&case);
         if num_slots.is_some() {
             let config = path.to_str().unwrap().replace(".report.json", ".yaml");
@@ -187,7 +187,7 @@ fn rank_file_reports_its_experts_layers_and_iterations() {
     let path = data_dirs()[0].join("dumps/dsv2lite-law/rank3.safetensors");
     let file = RankFile::open(&path, None).unwrap();
     assert_eq!(
-        (file.num_experts, file.layers.len(), file.iterations.to_string()),
+        (file.num_experts, file.layers.len(), file.rows.to_string()),
         (64, 26, "100..131".into())
     );
 }

@@ -27,7 +27,7 @@ fuzz_target!(|bytes: &[u8]| {
     let summary = stats.summary().clone();
     for &layer in &summary.layers {
         let counts = stats.layer_counts(layer).unwrap();
-        assert_eq!(counts.len() as u64, summary.iterations.len() * 2);
+        assert_eq!(counts.len() as u64, summary.rows.len() * 2);
         if let Ok(totals) = stats.layer_totals(layer) {
             let sum = |counts: &[u64]| counts.iter().map(|&count| u128::from(count)).sum::<u128>();
             assert_eq!(sum(&totals), sum(counts));

@@ -9,7 +9,7 @@ fuzz_target!(|bytes: &[u8]| {
     let summary = read.stats.summary();
     for &layer in &summary.layers {
         let counts = read.stats.layer_counts(layer).unwrap();
-        assert_eq!(counts.len() as u64, summary.iterations.len() * summary.num_experts as u64);
+        assert_eq!(counts.len() as u64, summary.rows.len() * summary.num_experts as u64);
         assert!(counts.iter().any(|&count| count > 0) && counts.iter().all(|&count| count <= i64::MAX as u64));
     }
 });

@@ -116,10 +116,12 @@ fn counts_of(
         num_experts,
         experts_per_token: model.experts_per_token.unwrap_or(0),
         num_ranks: 1,
+        num_files: 1,
+        stage_ranks: vec![1],
         missing_ranks: Vec::new(),
         id_kind: IdKind::Expert,
         layers: rows.iter().map(|&(layer, _)| layer).collect(),
-        iterations: IterationRange { start: 0, stop: kept.len() as u64 },
+        rows: IterationRange { start: 0, stop: kept.len() as u64 }.into(),
     };
     Ok(CountsRead {
         stats: Stats::from_counts(summary, counts),
@@ -131,10 +133,11 @@ fn counts_of(
 /// Writes `stats` to a file, which is replaced in one step, or for [`CountsFormat::Dump`] to a directory without a dump.
 ///
 /// SGLang's and LMDeploy's formats get a row for each of [`Model::num_layers`], with zeros for dense layers. LMDeploy's has the
-/// sums over the iterations. [`CountsFormat::SglangPt`] is an [`Error::InvalidArgument`].
+/// sums over the iterations. Where a dump's rows have several iterations, a step of SGLang's format and of an array is such a
+/// row. [`CountsFormat::SglangPt`] is an [`Error::InvalidArgument`].
 pub fn write_counts(stats: &Stats, path: &Path, format: CountsFormat, model: &Model) -> Result<()> {
     let summary = stats.summary();
-    let (num_experts, steps) = (summary.num_experts, summary.iterations.len() as usize);
+    let (num_experts, steps) = (summary.num_experts, summary.rows.len() as usize);
     if format == CountsFormat::Dump {
         return write_dump(stats, path);
     }
@@ -203,6 +206,12 @@ fn write_dump(stats: &Stats, directory: &Path) -> Result<()> {
             "a dump needs experts_per_token, which the file does not contain: set it".into(),
         ));
     }
+    if !summary.rows.are_iterations() {
+        return Err(Error::InvalidArgument(format!(
+            "it has {}: a dump of a dump is written with a row for each iteration; copy the files instead",
+            summary.rows.unit()
+        )));
+    }
     // Only one file of a dump of several ranks would be replaced.
     if directory.join(MetaInfo::FILE_NAME).exists() {
         let exists = io::Error::new(
@@ -211,7 +220,7 @@ fn write_dump(stats: &Stats, directory: &Path) -> Result<()> {
         );
         return Err(Error::write(directory, exists));
     }
-    let steps = summary.iterations.len() as usize;
+    let steps = summary.rows.len() as usize;
     let mut counts = try_zeroed(Some(steps * summary.layers.len() * summary.num_experts), "the counts")?;
     for (index, &layer) in summary.layers.iter().enumerate() {
         let of_layer = stats.layer_counts(layer)?.chunks_exact(summary.num_experts);
@@ -227,8 +236,8 @@ fn write_dump(stats: &Stats, directory: &Path) -> Result<()> {
         num_experts: summary.num_experts,
         experts_per_token: summary.experts_per_token,
         id_kind: summary.id_kind,
-        iterations: summary.iterations,
-        held: summary.iterations,
+        iterations: summary.rows.iterations,
+        held: summary.rows.iterations,
         layers: &summary.layers,
         counts: Counts::U64(&counts),
         run_id: None,

@@ -39,12 +39,12 @@ pub struct eplb_generate_config {
     pub expert_statistic_path: *const c_char,
     /// Configuration file to write, replaced atomically. Required.
     pub output_path: *const c_char,
-    /// Ranks (the EP size); 0: as in the dump. Required with rank_to_node.
+    /// Ranks (the EP size); 0: as in the dump. Required with rank_to_node, and where pipeline stages differ.
     pub num_ranks: u32,
     /// Slots of all ranks together: a multiple of num_ranks, at least the experts; 0: one an expert.
     pub num_slots: u32,
-    /// Samples for EPLB_POLICY_SEARCH: consecutive iterations, split as evenly as possible; 0: 16, or one an
-    /// iteration if there are fewer. Required with sample_weights.
+    /// Samples for EPLB_POLICY_SEARCH: consecutive rows of the dump, split as evenly as possible; 0: 16, or one
+    /// a row if there are fewer. Required with sample_weights.
     pub num_samples: usize,
     /// Receives the progress. May be NULL.
     pub progress: eplb_progress_callback,
@@ -188,8 +188,8 @@ fn report_of(generated: &Generated) -> Result<eplb_generate_report> {
         num_slots: number(shape.num_slots(), "num_slots")?,
         num_experts: number(shape.num_experts(), "num_experts")?,
         num_layers: number(score.layers.len(), "num_layers")?,
-        iter_start: number(summary.iterations.start, "iter_start")?,
-        iter_stop: number(summary.iterations.stop, "iter_stop")?,
+        iter_start: number(summary.rows.iterations.start, "iter_start")?,
+        iter_stop: number(summary.rows.iterations.stop, "iter_stop")?,
         num_missing_ranks: number(summary.missing_ranks.len(), "num_missing_ranks")?,
         num_duplicates: number(score.num_duplicates, "num_duplicates")?,
         imbalance_before: generated.imbalance_before().unwrap_or(f64::NAN),

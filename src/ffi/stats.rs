@@ -30,8 +30,8 @@ pub struct eplb_stats_options {
     pub allow_missing_ranks: u32,
     /// Threads that read; 0: one a core, at most 8. Results do not depend on it.
     pub num_threads: u32,
-    /// Ranks of the run, to detect missing files; 0: as in the dump. TensorRT-LLM's dumps do not say it: with
-    /// 0, the loss of their highest ranks goes undetected.
+    /// Files rank<R> of all pipeline stages, to detect missing ones; 0: as in the dump. TensorRT-LLM's dumps do
+    /// not say it: with 0, the loss of their highest ranks goes undetected.
     pub expected_ranks: usize,
 }
 
@@ -77,7 +77,7 @@ pub struct eplb_stats_info {
     pub num_experts: u32,
     /// Experts per token; 0 if the source does not say it.
     pub experts_per_token: u32,
-    /// Ranks of the run, including missing ones.
+    /// Ranks of expert parallelism, including missing ones; 0 if pipeline stages have different numbers.
     pub num_ranks: u32,
     /// What the ids name.
     pub id_kind: eplb_id_kind,
@@ -89,10 +89,16 @@ pub struct eplb_stats_info {
     pub layer_ids: *const i32,
     /// Length of layer_ids.
     pub num_layers: usize,
-    /// Ranks whose file is missing, ascending: [num_missing_ranks].
+    /// Numbers R of the missing files, ascending: [num_missing_ranks].
     pub missing_ranks: *const i32,
     /// 0 unless allow_missing_ranks was set.
     pub num_missing_ranks: usize,
+    /// Counted iterations that each row of counts adds up; the last row may have fewer.
+    pub iter_bucket: u64,
+    /// Distance of two counted iterations.
+    pub iter_stride: u64,
+    /// Rows, each of the iterations from iter_start + row * iter_bucket * iter_stride on.
+    pub num_rows: usize,
 }
 
 // SAFETY: `repr(C)`, `struct_size` first, integers and pointers only.
@@ -220,12 +226,15 @@ pub unsafe extern "C" fn eplb_stats_get_info(
                 IdKind::Expert => EPLB_ID_KIND_EXPERT,
                 IdKind::Slot => EPLB_ID_KIND_SLOT,
             },
-            iter_start: number(summary.iterations.start, "iter_start")?,
-            iter_stop: number(summary.iterations.stop, "iter_stop")?,
+            iter_start: number(summary.rows.iterations.start, "iter_start")?,
+            iter_stop: number(summary.rows.iterations.stop, "iter_stop")?,
             layer_ids: summary.layers.as_ptr().cast(),
             num_layers: summary.layers.len(),
             missing_ranks: summary.missing_ranks.as_ptr().cast(),
             num_missing_ranks: summary.missing_ranks.len(),
+            iter_bucket: summary.rows.bucket,
+            iter_stride: summary.rows.stride,
+            num_rows: number(summary.rows.len(), "num_rows")?,
         });
         Ok(())
     })
@@ -235,8 +244,8 @@ pub unsafe extern "C" fn eplb_stats_get_info(
 ///
 /// \param stats        the counts
 /// \param layer        the layer's number
-/// \param num_samples  1: the sum of all iterations; iter_stop - iter_start: each iteration; a number
-///                     between: consecutive iterations, split as evenly as possible and summed
+/// \param num_samples  1: the sum of all iterations; num_rows: each row, mostly an iteration; a number
+///                     between: consecutive rows, split as evenly as possible and summed
 /// \param num_experts  that of the dump, as a check
 /// \param loads        receives [num_samples][num_experts]
 /// \return EPLB_STATUS_INVALID_DUMP if a sum exceeds 2^53, where a double is no longer exact

@@ -71,12 +71,13 @@ pub fn compare(
     let summary = stats.summary();
     require_expert_counts(summary)?;
     let files = || candidates.iter().filter_map(Candidate::config);
-    let num_ranks = num_ranks.or(files().find_map(|file| file.ep_size)).unwrap_or(summary.num_ranks);
+    let num_ranks = num_ranks.or(files().find_map(|file| file.ep_size));
+    let num_ranks = num_ranks.map_or_else(|| summary.ep_size(), Ok)?;
     let file_slots = files().next().and_then(|file| file.num_slots);
     let num_slots = num_slots.or(file_slots).unwrap_or(summary.num_experts);
     let place = |candidate| place(candidate, stats, num_ranks, num_slots, planner);
     let placements = candidates.iter().map(place).collect::<Result<Vec<_>>>()?;
-    let num_samples = planner.num_samples.clamp(1, summary.iterations.len() as usize);
+    let num_samples = planner.num_samples.clamp(1, summary.rows.len() as usize);
     let moved: Vec<_> = placements.iter().map(|placement| moved_slots(&placements[0], placement)).collect();
     let compared = placements.into_iter().zip(moved).map(|(placement, moved_slots)| {
         Recording::new(stats, Some(&placement))?;

@@ -120,11 +120,15 @@ struct Dump {
     path: String,
     num_experts: usize,
     experts_per_token: usize,
+    /// 0 if pipeline stages have different numbers.
     num_ranks: usize,
+    num_files: usize,
     missing_ranks: Vec<u32>,
     counts: IdKind,
     iter_start: u64,
     iter_stop: u64,
+    iter_bucket: u64,
+    iter_stride: u64,
 }
 
 impl Dump {
@@ -134,10 +138,13 @@ impl Dump {
             num_experts: summary.num_experts,
             experts_per_token: summary.experts_per_token,
             num_ranks: summary.num_ranks,
+            num_files: summary.num_files,
             missing_ranks: summary.missing_ranks.clone(),
             counts: if counts_slots { IdKind::Slot } else { IdKind::Expert },
-            iter_start: summary.iterations.start,
-            iter_stop: summary.iterations.stop,
+            iter_start: summary.rows.iterations.start,
+            iter_stop: summary.rows.iterations.stop,
+            iter_bucket: summary.rows.bucket,
+            iter_stride: summary.rows.stride,
         }
     }
 }

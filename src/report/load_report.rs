@@ -149,16 +149,17 @@ impl LoadReport {
         let shape = recording.placement().map(|placement| placement.shape());
         let num_experts = shape.map_or(summary.num_experts, |shape| shape.num_experts());
         let placement_ranks = shape.map(|shape| shape.num_ranks());
-        let num_ranks = num_ranks.or(placement_ranks).unwrap_or(recording.num_ranks());
+        let num_ranks = num_ranks.or(placement_ranks).map_or_else(|| recording.num_ranks(), Ok)?;
         if let Some(placed) = placement_ranks.filter(|&placed| placed != num_ranks) {
             let message = format!("{num_ranks} ranks requested, but the placement has {placed}");
             return Err(Error::InvalidArgument(message));
         }
-        if shape.is_none() && recording.counts_slots() && num_ranks != recording.num_ranks() {
+        // The ranks as dumped. Where they are unknown, those requested.
+        let dumped_ranks = recording.num_ranks().unwrap_or(num_ranks);
+        if shape.is_none() && recording.counts_slots() && num_ranks != dumped_ranks {
             return Err(Error::InvalidArgument(format!(
-                "the dump counts slots of {} ranks: pass the configuration file that was in use to place its experts on \
-                 {num_ranks} ranks",
-                recording.num_ranks()
+                "the dump counts slots of {dumped_ranks} ranks: pass the configuration file that was in use to place its \
+                 experts on {num_ranks} ranks"
             )));
         }
         if num_ranks == 0 || num_ranks > num_experts {
@@ -166,10 +167,10 @@ impl LoadReport {
             return Err(Error::InvalidShape(message));
         }
         let reports = threads::map(summary.layers.len(), threads::resolve(threads), |index| {
-            layer_report(recording, summary.layers[index], num_ranks)
+            layer_report(recording, summary.layers[index], num_ranks, dumped_ranks)
         })?;
         let (layers, ratios): (Vec<_>, Vec<_>) = reports.into_iter().unzip();
-        let iterations = (0..summary.iterations.len() as usize).map(|index| {
+        let iterations = (0..summary.rows.len() as usize).map(|index| {
             let over_layers = |view: fn(&Views<Ratios>) -> Option<&Ratios>| {
                 let ratios = ratios.iter().map(|ratios| view(ratios).map(|ratios| ratios[index]));
                 Some(IterationImbalance::new(&summary.layers, &ratios.collect::<Option<Ratios>>()?))
@@ -183,7 +184,7 @@ impl LoadReport {
                 over_layers(|ratios| ratios.projected.as_ref()),
             );
             IterationReport {
-                iteration: summary.iterations.start + index as u64,
+                iteration: summary.rows.first_iteration(index as u64),
                 imbalance: Views { measured, unbalanced, projected },
             }
         });
@@ -251,6 +252,7 @@ fn layer_report(
     recording: &Recording<'_>,
     layer: u32,
     num_ranks: usize,
+    dumped_ranks: usize,
 ) -> Result<(LayerReport, Views<Ratios>)> {
     let loads = recording.loads(layer)?;
     let num_ids = recording.summary().num_experts;
@@ -258,10 +260,10 @@ fn layer_report(
     let (ids, experts) = (loads.dumped().chunks_exact(num_ids), loads.experts().chunks_exact(num_experts));
     let is_rearranged = match recording.counts_slots() {
         true => recording.placement().is_some(),
-        false => num_ranks != recording.num_ranks(),
+        false => num_ranks != dumped_ranks,
     };
     let mut ranks = Views {
-        measured: recording.measured(&loads),
+        measured: recording.measured(&loads, dumped_ranks),
         unbalanced: is_rearranged
             .then(|| experts.clone().map(|loads| in_order_rank_loads(num_ranks, loads)).collect()),
         projected: None,

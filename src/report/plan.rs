@@ -5,7 +5,7 @@ use super::score::{LayerScore, ScoreOptions};
 use crate::error::{Error, Result};
 use crate::placement::{Placement, Shape};
 use crate::solve::{Loads, Policy, SolveConfig, Solver};
-use crate::stats::{IdKind, IterationRange, LayerLoads, Stats, Summary};
+use crate::stats::{IdKind, LayerLoads, Rows, Stats, Summary};
 use crate::threads;
 
 /// The default number of samples: enough that experts which are hot in only some iterations are seen.
@@ -16,8 +16,8 @@ pub const DEFAULT_NUM_SAMPLES: usize = 16;
 pub struct Planner<'a> {
     /// The policy and its options.
     pub solve: SolveConfig<'a>,
-    /// Number of samples that [`Policy::Search`] balances: groups of consecutive iterations, as equal in size as possible.
-    /// At most one for each iteration. The other policies use the sum of all iterations.
+    /// Number of samples that [`Policy::Search`] balances: groups of consecutive rows, as equal in size as possible. At most one
+    /// for each row, which is an iteration unless the dump's rows have several. The other policies use the sum of all iterations.
     pub num_samples: usize,
     /// Number of threads; 0: one a core, at most 8.
     pub threads: usize,
@@ -52,9 +52,9 @@ impl Planner<'_> {
         shape: Shape,
         then: impl Fn(u32, &[u32], &LayerLoads) -> T + Sync,
     ) -> Result<(Placement, Vec<T>)> {
-        let Summary { num_experts, ref layers, iterations, .. } = *stats.summary();
+        let Summary { num_experts, ref layers, rows, .. } = *stats.summary();
         require_expert_counts(stats.summary())?;
-        let num_samples = self.num_samples(iterations)?;
+        let num_samples = self.num_samples(rows)?;
         if num_experts != shape.num_experts() {
             let message = format!("loads of {num_experts} experts for a shape of {}", shape.num_experts());
             return Err(Error::InvalidArgument(message));
@@ -73,17 +73,18 @@ impl Planner<'_> {
     }
 
     /// The number of samples to plan for. Fails if there are sample weights and their number differs.
-    pub(crate) fn num_samples(&self, iterations: IterationRange) -> Result<usize> {
+    pub(crate) fn num_samples(&self, rows: Rows) -> Result<usize> {
         if self.solve.policy != Policy::Search {
             return Ok(1);
         }
-        let (requested, available) = (self.num_samples.max(1), iterations.len() as usize);
+        let (requested, available) = (self.num_samples.max(1), rows.len() as usize);
         let num_samples = requested.min(available);
         match self.solve.sample_weights.map(<[f64]>::len).filter(|&given| given != num_samples) {
             None => Ok(num_samples),
             Some(given) if requested > available => Err(Error::InvalidArgument(format!(
                 "{given} sample weights for {available} samples: num_samples is {requested}, but the dump has only \
-                 {available} iterations ({iterations}), each a sample; pass {available} weights"
+                 {available} {} ({rows}), each a sample; pass {available} weights",
+                if rows.are_iterations() { "iterations" } else { "rows" }
             ))),
             Some(given) => Err(Error::InvalidArgument(format!(
                 "{given} sample weights for {num_samples} samples: num_samples is {num_samples}; pass as many weights, or \

@@ -80,7 +80,7 @@ impl PredictionReport {
             let sum_ratios = sums.each_ref().map(|sum| projected(sum).imbalance_ratio);
             let (predicted, projected) = (first_balance.imbalance_ratio, second_balance.imbalance_ratio);
             let measured = match second.counts_slots() {
-                true => Balance::from_rank_loads(second.measured(&loads[1]).iter()).imbalance_ratio,
+                true => Balance::from_rank_loads(second.measured(&loads[1], shape.num_ranks()).iter()).imbalance_ratio,
                 false => None,
             };
             let drift = difference(sum_ratios[1], sum_ratios[0]);
@@ -136,7 +136,7 @@ fn difference(a: Option<f64>, b: Option<f64>) -> Option<f64> {
     Some(a? - b?)
 }
 
-/// Adds up the rows of `[iterations][experts]`.
+/// Adds up the rows of `[rows][experts]`.
 fn sum_rows(loads: &[f64], num_experts: usize) -> Vec<f64> {
     let mut sum = vec![0.0; num_experts];
     for row in loads.chunks_exact(num_experts) {

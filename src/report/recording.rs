@@ -1,4 +1,4 @@
-//! The loads of experts and ranks in each iteration of a dump, with or without a placement.
+//! The loads of experts and ranks in each row of a dump, with or without a placement.
 
 use super::balance::in_order_rank_loads;
 use crate::error::{Error, Result};
@@ -58,18 +58,18 @@ impl<'a> Recording<'a> {
         self.counts_slots
     }
 
-    /// The ranks of the dump. If it counts the slots of a placement, the placement's ranks.
-    pub fn num_ranks(&self) -> usize {
+    /// The ranks of the dump. If it counts the slots of a placement, the placement's ranks. Fails as [`Summary::ep_size`] does.
+    pub fn num_ranks(&self) -> Result<usize> {
         match self.placement.filter(|_| self.counts_slots) {
-            Some(placement) => placement.shape().num_ranks(),
-            None => self.summary().num_ranks,
+            Some(placement) => Ok(placement.shape().num_ranks()),
+            None => self.summary().ep_size(),
         }
     }
 
-    /// Returns the loads of `layer` in each iteration.
+    /// Returns the loads of `layer` in each row.
     pub fn loads(&self, layer: u32) -> Result<RecordedLoads> {
-        let Summary { iterations, num_experts, .. } = *self.summary();
-        let dumped = self.stats.layer_samples(layer, iterations.len() as usize, num_experts)?;
+        let Summary { rows, num_experts, .. } = *self.summary();
+        let dumped = self.stats.layer_samples(layer, rows.len() as usize, num_experts)?;
         let Some(placement) = self.placement.filter(|_| self.counts_slots) else {
             return Ok(RecordedLoads { dumped, experts: None });
         };
@@ -85,10 +85,10 @@ impl<'a> Recording<'a> {
         Ok(RecordedLoads { dumped, experts: Some(experts) })
     }
 
-    /// The load of each rank as dumped, `[iterations][ranks]`. Each rank has consecutive ids.
-    pub(super) fn measured(&self, loads: &RecordedLoads) -> Vec<Vec<f64>> {
+    /// The load of each of `num_ranks` as dumped, `[rows][ranks]`. Each rank has consecutive ids.
+    pub(super) fn measured(&self, loads: &RecordedLoads, num_ranks: usize) -> Vec<Vec<f64>> {
         let rows = loads.dumped.chunks_exact(self.summary().num_experts);
-        rows.map(|row| in_order_rank_loads(self.num_ranks(), row)).collect()
+        rows.map(|row| in_order_rank_loads(num_ranks, row)).collect()
     }
 }
 
@@ -101,12 +101,12 @@ pub struct RecordedLoads {
 }
 
 impl RecordedLoads {
-    /// The loads of the counted ids, `[iterations][num_experts]` of the summary.
+    /// The loads of the counted ids, `[rows][num_experts]` of the summary.
     pub fn dumped(&self) -> &[f64] {
         &self.dumped
     }
 
-    /// The loads of experts, `[iterations][experts]`. An expert's load is the sum over its slots if slots were counted. Without a
+    /// The loads of experts, `[rows][experts]`. An expert's load is the sum over its slots if slots were counted. Without a
     /// placement the expert of a slot is unknown, and these are the slots' loads.
     pub fn experts(&self) -> &[f64] {
         self.experts.as_ref().unwrap_or(&self.dumped)
@@ -128,10 +128,11 @@ pub fn placement_for_dump(
     let has_fewer_experts = highest.is_some_and(|&expert| (expert as usize) + 1 < num_ids);
     let counts_slots =
         summary.id_kind == IdKind::Slot || (config.num_slots == Some(num_ids) && has_fewer_experts);
+    let num_ranks = num_ranks.or(config.ep_size).map_or_else(|| summary.ep_size(), Ok)?;
     config.placement(Expected {
         // If slots were counted, only the file has the number of experts.
         num_experts: (!counts_slots).then_some(num_ids),
-        num_ranks: Some(num_ranks.or(config.ep_size).unwrap_or(summary.num_ranks)),
+        num_ranks: Some(num_ranks),
         layers: Some(&summary.layers),
         ..Default::default()
     })

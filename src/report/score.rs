@@ -234,7 +234,7 @@ impl LayerScore {
         loads: &LayerLoads,
         options: &ScoreOptions,
     ) -> LayerScore {
-        let iterations = Score::new(shape, layer, slot_experts, &loads.iterations);
+        let iterations = Score::new(shape, layer, slot_experts, &loads.rows);
         let samples = || Score::new(shape, layer, slot_experts, &loads.samples);
         LayerScore {
             layer,

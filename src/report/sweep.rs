@@ -70,12 +70,12 @@ pub fn sweep(
 }
 
 /// The numbers of ranks that a sweep tries by default: the dump's. For a dump of one rank, 8, 16 and 32, up to the number of
-/// experts.
-pub fn default_num_ranks(summary: &Summary) -> Vec<usize> {
-    match summary.num_ranks {
+/// experts. Fails as [`Summary::ep_size`] does.
+pub fn default_num_ranks(summary: &Summary) -> Result<Vec<usize>> {
+    Ok(match summary.ep_size()? {
         1 => [8, 16, 32].into_iter().filter(|&ranks| ranks <= summary.num_experts).collect(),
         num_ranks => vec![num_ranks],
-    }
+    })
 }
 
 /// The numbers of slots that a sweep tries by default: 0, 1, 2, 3, 4, 6, 8, ... spare slots a rank, up to twice the number of

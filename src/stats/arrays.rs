@@ -96,10 +96,12 @@ impl Stats {
             num_experts: config.num_experts,
             experts_per_token: config.experts_per_token,
             num_ranks: config.num_ranks,
+            num_files: config.num_ranks,
+            stage_ranks: vec![config.num_ranks],
             missing_ranks: Vec::new(),
             id_kind: config.id_kind,
             layers: layers.into_iter().map(|(layer, _)| layer).collect(),
-            iterations: config.iterations,
+            rows: config.iterations.into(),
         };
         Ok(Stats::from_counts(summary, counts))
     }

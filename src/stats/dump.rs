@@ -5,7 +5,8 @@ use std::fs;
 use std::io::ErrorKind;
 use std::path::{Path, PathBuf};
 
-use super::{IterationRange, MetaInfo, RankFile, Stats, Summary, sum};
+use super::stages::{self, file_name};
+use super::{IterationRange, MetaInfo, RankFile, Rows, Stats, Summary, dumps_below, list_dumps, sum};
 use crate::error::{Error, Result, shortened};
 use crate::threads;
 
@@ -16,10 +17,10 @@ pub struct LoadOptions {
     pub iter_start: Option<u64>,
     /// The iteration after the last one to read. `None`: the dump's end.
     pub iter_stop: Option<u64>,
-    /// Ranks of the run. A dump with fewer or more is refused. `None` takes the dump's number. TensorRT-LLM's dumps have none, so
-    /// the loss of their highest ranks is not detected.
+    /// Files `rank<R>` of the dump: the ranks of all pipeline stages. A dump with fewer or more is refused. `None` takes the
+    /// dump's number. TensorRT-LLM's dumps have none, so the loss of their highest ranks is not detected.
     pub expected_ranks: Option<usize>,
-    /// Accept a dump without the files of some ranks: [`Summary::missing_ranks`].
+    /// Accept a dump without some of these files: [`Summary::missing_ranks`].
     pub allow_missing_ranks: bool,
     /// Threads that read. 0: one a core, at most 8.
     pub threads: usize,
@@ -44,40 +45,49 @@ impl Dump {
         let ranks: Vec<u32> = paths.keys().copied().collect();
         let paths: Vec<PathBuf> = paths.into_values().collect();
 
-        let declared_ranks = meta.eplb.as_ref().map(|info| info.num_ranks);
-        let num_ranks = match (options.expected_ranks, declared_ranks) {
+        let declared = meta.as_ref().and_then(|meta| meta.eplb.as_ref());
+        let num_files = match (options.expected_ranks, declared.map(|info| info.files())) {
             (Some(expected), Some(declared)) if expected != declared => {
+                let name = if declared_stages(&meta) { "num_files" } else { "num_ranks" };
                 let message =
-                    format!("{expected} ranks expected, num_ranks in {} is {declared}", MetaInfo::FILE_NAME);
+                    format!("{expected} ranks expected, {name} in {} is {declared}", MetaInfo::FILE_NAME);
                 return Err(Error::InvalidDump(message).in_file(directory));
             }
             (Some(n), _) | (None, Some(n)) => n,
             (None, None) => ranks[ranks.len() - 1] as usize + 1,
         };
-        let missing_ranks = missing(directory, &ranks, num_ranks, options.allow_missing_ranks)?;
-        let files =
-            threads::map(paths.len(), threads, |i| RankFile::open(&paths[i], Some(meta.num_experts)))?;
+        let missing_ranks = missing(directory, &ranks, num_files, options.allow_missing_ranks)?;
+        let num_experts = meta.as_ref().map(|meta| meta.num_experts);
+        let files = threads::map(paths.len(), threads, |i| RankFile::open(&paths[i], num_experts))?;
         for (file, &rank) in files.iter().zip(&ranks) {
-            check_run(file, rank, &meta, &files[0]).map_err(|e| e.in_file(&file.path))?;
+            check_run(file, rank, meta.as_ref(), &files[0]).map_err(|e| e.in_file(&file.path))?;
         }
-        let iterations = choose_iterations(&files, &meta, options).map_err(|e| e.in_file(directory))?;
-        let layers =
-            check_layers(&files, &meta, !missing_ranks.is_empty()).map_err(|e| e.in_file(directory))?;
+        let num_experts = match num_experts {
+            Some(num_experts) => num_experts,
+            None => experts_of_tensors(&files).map_err(|e| e.in_file(directory))?,
+        };
+        let layers = stages::check_layers(&files, declared, !missing_ranks.is_empty())
+            .map_err(|e| e.in_file(directory))?;
+        let whole = declared.map(|info| info.rows());
+        let rows = choose_rows(&files, whole, options).map_err(|e| e.in_file(directory))?;
         if !missing_ranks.is_empty() {
             log::warn!(
-                "{}: {} of {num_ranks} ranks have no file and are left out: {missing_ranks:?}",
+                "{}: {} of {num_files} ranks have no file and are left out: {missing_ranks:?}",
                 directory.display(),
                 missing_ranks.len()
             );
         }
+        let stage_ranks = stages::stage_ranks(&files, num_files, missing_ranks.len());
         let summary = Summary {
-            experts_per_token: meta.num_experts_per_token,
-            num_experts: meta.num_experts,
-            num_ranks,
+            experts_per_token: meta.as_ref().map_or(0, |meta| meta.num_experts_per_token),
+            num_experts,
+            num_ranks: stages::common_size(&stage_ranks),
+            num_files,
+            stage_ranks,
             missing_ranks,
-            id_kind: meta.eplb.as_ref().map(|info| info.id_kind).unwrap_or_default(),
+            id_kind: declared.map(|info| info.id_kind).unwrap_or_default(),
             layers,
-            iterations,
+            rows,
         };
         Ok(Dump { summary, files, threads })
     }
@@ -92,8 +102,8 @@ impl Dump {
     /// `progress` is called on this thread with the bytes read so far and in all. An error from it stops the reading and is
     /// returned. Files are read in bounded pieces, never mapped. Truncating a mapped file would kill the process by SIGBUS.
     pub fn read(self, progress: &mut dyn FnMut(u64, u64) -> Result<()>) -> Result<Stats> {
-        let Summary { layers, iterations, .. } = &self.summary;
-        let counts = sum::sum(&self.files, layers, *iterations, self.threads, progress)?;
+        let Summary { num_experts, layers, rows, .. } = &self.summary;
+        let counts = sum::sum(&self.files, *num_experts, layers, *rows, self.threads, progress)?;
         Ok(Stats { summary: self.summary, counts })
     }
 }
@@ -126,38 +136,82 @@ fn rank_paths(directory: &Path) -> Result<BTreeMap<u32, PathBuf>> {
         }
     }
     if paths.is_empty() {
-        return Err(Error::IncompleteDump(format!(
-            "{}: no rank<R>.safetensors in this directory; give the directory to which EXPERT_STATISTIC_PATH was set",
-            directory.display()
-        )));
+        let below = dumps_below(directory);
+        let has_meta = directory.join(MetaInfo::FILE_NAME).exists();
+        return Err(Error::IncompleteDump(match (&below[..], has_meta) {
+            ([_, ..], false) => format!(
+                "{} has no {}; dumps are in {}: pass one of them",
+                directory.display(),
+                MetaInfo::FILE_NAME,
+                list_dumps(&below)
+            ),
+            _ => format!(
+                "{}: no rank<R>.safetensors in this directory; give the directory to which EXPERT_STATISTIC_PATH was set",
+                directory.display()
+            ),
+        }));
     }
     Ok(paths)
 }
 
-fn read_meta(directory: &Path) -> Result<MetaInfo> {
+/// Reads the meta file. Returns `None` for TensorRT-LLM's `null`.
+fn read_meta(directory: &Path) -> Result<Option<MetaInfo>> {
+    let path = directory.join(MetaInfo::FILE_NAME);
     match MetaInfo::read(directory) {
-        Err(Error::Read { path, source }) if source.kind() == ErrorKind::NotFound => {
+        Err(Error::Read { source, .. }) if source.kind() == ErrorKind::NotFound => {
+            let below = match &dumps_below(directory)[..] {
+                [] => String::new(),
+                below => format!("; other dumps are in {}", list_dumps(below)),
+            };
             Err(Error::IncompleteDump(format!(
-                "{}: missing beside the rank files; rank 0 writes it, copy it here",
+                "{}: missing beside the rank files; rank 0 writes it, copy it here{below}",
                 path.display()
             )))
+        }
+        Ok(None) => {
+            log::warn!(
+                "{}: null, as TensorRT-LLM's rank 0 writes it without layers; the experts per token are unknown",
+                path.display()
+            );
+            Ok(None)
         }
         other => other,
     }
 }
 
-fn missing(directory: &Path, ranks: &[u32], num_ranks: usize, allowed: bool) -> Result<Vec<u32>> {
-    if let Some(rank) = ranks.iter().find(|&&rank| rank as usize >= num_ranks) {
-        let message = format!("rank {rank} has a file, but the run had {num_ranks} ranks");
+/// Whether the meta file has a number of files that differs from that of the ranks.
+fn declared_stages(meta: &Option<MetaInfo>) -> bool {
+    meta.as_ref().and_then(|meta| meta.eplb.as_ref()).is_some_and(|info| info.files() != info.num_ranks)
+}
+
+/// The number of experts where the meta file does not say it. Fails where two files differ.
+fn experts_of_tensors(files: &[RankFile]) -> Result<usize> {
+    let mut with_layers = files.iter().filter(|file| !file.layers.is_empty());
+    let Some(first) = with_layers.next() else { return Ok(0) };
+    match with_layers.find(|file| file.num_experts != first.num_experts) {
+        None => Ok(first.num_experts),
+        Some(other) => Err(Error::InvalidDump(format!(
+            "the tensors of {} have {} values, those of {} {}: the files are of different runs",
+            file_name(other),
+            other.num_experts,
+            file_name(first),
+            first.num_experts
+        ))),
+    }
+}
+
+fn missing(directory: &Path, ranks: &[u32], num_files: usize, allowed: bool) -> Result<Vec<u32>> {
+    if let Some(rank) = ranks.iter().find(|&&rank| rank as usize >= num_files) {
+        let message = format!("rank {rank} has a file, but the run had {num_files} ranks");
         return Err(Error::InvalidDump(message).in_file(directory));
     }
     // A stray file rank4000000000.safetensors must not cost four billion steps.
-    let num_missing = num_ranks - ranks.len();
-    let absent = (0..=u32::MAX).take(num_ranks).filter(|rank| ranks.binary_search(rank).is_err());
+    let num_missing = num_files - ranks.len();
+    let absent = (0..=u32::MAX).take(num_files).filter(|rank| ranks.binary_search(rank).is_err());
     if num_missing > 0 && (!allowed || num_missing > ranks.len().max(1 << 16)) {
         let first: Vec<u32> = absent.take(8).collect();
         return Err(Error::IncompleteDump(format!(
-            "{}: {num_missing} of {num_ranks} ranks have no file (rank {}{}); copy them here, or allow missing ranks",
+            "{}: {num_missing} of {num_files} ranks have no file (rank {}{}); copy them here, or allow missing ranks",
             directory.display(),
             first.iter().map(u32::to_string).collect::<Vec<_>>().join(", "),
             if num_missing > first.len() { ", ..." } else { "" }
@@ -167,9 +221,9 @@ fn missing(directory: &Path, ranks: &[u32], num_ranks: usize, allowed: bool) -> 
 }
 
 /// Checks that a file is of the same run as the meta file and the first rank file, and has what its metadata lists.
-fn check_run(file: &RankFile, rank: u32, meta: &MetaInfo, first: &RankFile) -> Result<()> {
+fn check_run(file: &RankFile, rank: u32, meta: Option<&MetaInfo>, first: &RankFile) -> Result<()> {
     let mixed = |what: String| Err(Error::InvalidDump(format!("{what}: the files are of different runs")));
-    let (run, info) = match (&file.run, &meta.eplb) {
+    let (run, info) = match (&file.run, meta.and_then(|meta| meta.eplb.as_ref())) {
         (None, None) => return Ok(()),
         (Some(run), Some(info)) => (run, info),
         (Some(_), None) => return mixed(format!("written by eplb and {} is not", MetaInfo::FILE_NAME)),
@@ -185,17 +239,34 @@ fn check_run(file: &RankFile, rank: u32, meta: &MetaInfo, first: &RankFile) -> R
         let (run_id, first_run_id) = (name(&run.run_id), name(&first_run.run_id));
         return mixed(format!("its run_id is {run_id}, that of {} is {first_run_id}", file_name(first)));
     }
-    if run.num_ranks != info.num_ranks || run.iterations != info.iterations() || run.id_kind != info.id_kind {
+    if run.rows != info.rows() || run.id_kind != info.id_kind {
         return mixed(format!(
-            "it has counts of {} in iterations {} on {} ranks, {} lists {} in iterations {} on {} ranks",
+            "it has counts of {} in iterations {}, {} lists {} in iterations {}",
             run.id_kind.name(),
-            run.iterations,
-            run.num_ranks,
+            run.rows,
             MetaInfo::FILE_NAME,
             info.id_kind.name(),
-            info.iterations(),
-            info.num_ranks
+            info.rows()
         ));
+    }
+    // Only pipeline stages may have other numbers of ranks, and then the number of files is the same.
+    let is_stage = info.files() != info.num_ranks || run.num_files != run.num_ranks;
+    if run.num_files != info.files() || (run.num_ranks != info.num_ranks && !is_stage) {
+        let ranks = |files: usize, ranks: usize| {
+            if files == ranks { format!("{ranks} ranks") } else { format!("{ranks} ranks in {files} files") }
+        };
+        return mixed(format!(
+            "it is of {}, {} lists {}",
+            ranks(run.num_files, run.num_ranks),
+            MetaInfo::FILE_NAME,
+            ranks(info.files(), info.num_ranks)
+        ));
+    }
+    if run.ep_rank as usize >= run.num_ranks {
+        return Err(Error::InvalidDump(format!(
+            "the ep_rank in its __metadata__ is {}, num_ranks {}",
+            run.ep_rank, run.num_ranks
+        )));
     }
     if let Some(layer) = run.layers.iter().find(|layer| file.layers.binary_search(layer).is_err()) {
         return Err(Error::IncompleteDump(format!("layer {layer} is missing")));
@@ -205,90 +276,36 @@ fn check_run(file: &RankFile, rank: u32, meta: &MetaInfo, first: &RankFile) -> R
             "it has layer {layer}, which its __metadata__ does not list"
         )));
     }
-    if file.iterations.start < run.iterations.start || file.iterations.stop > run.iterations.stop {
+    let (found, listed) = (file.rows.iterations, run.rows.iterations);
+    if !found.is_empty() && (found.start < listed.start || found.stop > listed.stop) {
         return Err(Error::InvalidDump(format!(
             "it has iterations {}, its __metadata__ has {}",
-            file.iterations, run.iterations
+            file.rows, run.rows
         )));
     }
     Ok(())
 }
 
-/// The requested iterations, or all. Fails where a file lacks one.
-fn choose_iterations(files: &[RankFile], meta: &MetaInfo, options: &LoadOptions) -> Result<IterationRange> {
-    let whole = match &meta.eplb {
-        Some(info) => info.iterations(),
-        None => IterationRange {
-            start: files.iter().map(|file| file.iterations.start).min().unwrap_or(0),
-            stop: files.iter().map(|file| file.iterations.stop).max().unwrap_or(0),
-        },
-    };
-    let chosen = IterationRange {
-        start: options.iter_start.unwrap_or(whole.start),
-        stop: options.iter_stop.unwrap_or(whole.stop),
-    };
-    if chosen.is_empty() || chosen.start < whole.start || chosen.stop > whole.stop {
-        return Err(Error::InvalidArgument(format!(
-            "iterations {chosen} requested (stop excluded), the dump has {whole}"
-        )));
-    }
-    for file in files {
-        let found = file.iterations;
+/// The requested rows, or all. Fails where a file lacks one. `whole` are those of the meta file.
+fn choose_rows(files: &[RankFile], whole: Option<Rows>, options: &LoadOptions) -> Result<Rows> {
+    let with_layers = || files.iter().filter(|file| !file.layers.is_empty());
+    let whole = whole.unwrap_or_else(|| {
+        let ranges = || with_layers().map(|file| file.rows.iterations);
+        let start = ranges().map(|range| range.start).min().unwrap_or(0);
+        IterationRange { start, stop: ranges().map(|range| range.stop).max().unwrap_or(0) }.into()
+    });
+    let rows = whole.select(options.iter_start, options.iter_stop)?;
+    let chosen = rows.iterations;
+    for file in with_layers() {
+        let found = file.rows.iterations;
         if chosen.start < found.start || chosen.stop > found.stop {
             let absent = if chosen.start < found.start { chosen.start } else { found.stop };
+            let what = if rows.are_iterations() { "" } else { "the row of " };
             return Err(Error::IncompleteDump(format!(
-                "{}: iteration {absent} is missing, it has {found} of {chosen}; choose iterations that all ranks have",
+                "{}: {what}iteration {absent} is missing, it has {found} of {chosen}; choose iterations that all ranks have",
                 file_name(file)
             )));
         }
     }
-    Ok(chosen)
-}
-
-/// All layers of the dump. Ranks of one pipeline stage have the same layers, ranks of different stages have none in common.
-/// Anything else means that layers are missing from a file.
-fn check_layers(files: &[RankFile], meta: &MetaInfo, ranks_missing: bool) -> Result<Vec<u32>> {
-    let mut first_with: BTreeMap<u32, &RankFile> = BTreeMap::new();
-    let mut stages: Vec<&RankFile> = Vec::new();
-    for file in files {
-        if stages.iter().any(|stage| stage.layers == file.layers) {
-            continue;
-        }
-        stages.push(file);
-        for &layer in &file.layers {
-            let first = *first_with.entry(layer).or_insert(file);
-            // eplb's files list their layers, which check_run() has checked.
-            if !std::ptr::eq(first, file) && file.run.is_none() {
-                return Err(missing_layer(first, file));
-            }
-        }
-    }
-    let declared = meta.eplb.iter().flat_map(|info| &info.layers);
-    if let Some(layer) = declared.filter(|_| !ranks_missing).find(|layer| !first_with.contains_key(layer)) {
-        return Err(Error::IncompleteDump(format!(
-            "no rank has layer {layer}, which {} lists",
-            MetaInfo::FILE_NAME
-        )));
-    }
-    Ok(first_with.into_keys().collect())
-}
-
-/// The error for two files that have some layers in common, but not all.
-fn missing_layer(first: &RankFile, second: &RankFile) -> Error {
-    let missing_from = |one: &RankFile, other: &RankFile| {
-        other.layers.iter().copied().find(|layer| one.layers.binary_search(layer).is_err())
-    };
-    let (incomplete, layer) = match missing_from(first, second) {
-        Some(layer) => (first, Some(layer)),
-        None => (second, missing_from(second, first)),
-    };
-    Error::IncompleteDump(format!(
-        "layer {} is missing from {}, which has other layers of the same pipeline stage",
-        layer.unwrap_or_default(),
-        file_name(incomplete)
-    ))
-}
-
-fn file_name(file: &RankFile) -> std::path::Display<'_> {
-    Path::new(file.path.file_name().unwrap_or_default()).display()
+    Ok(rows)
 }

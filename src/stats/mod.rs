@@ -5,6 +5,9 @@ mod dump;
 mod meta;
 mod rank_file;
 mod recorder;
+mod rows;
+mod stages;
+mod subfolders;
 mod sum;
 mod write;
 
@@ -16,6 +19,8 @@ pub use recorder::{
     AddedCounts, CountsAt, Dumps, Info, MemoryRequired, Recorder, RecorderConfig, State, Totals,
 };
 pub(crate) use recorder::{BatchCount, CellType, histogram};
+pub use rows::Rows;
+pub use subfolders::{dumps_below, list_dumps};
 pub use write::{Counts, FileNumber, RankDump};
 
 use std::fmt;
@@ -113,41 +118,71 @@ pub struct Summary {
     pub num_experts: usize,
     /// Experts that each token chooses (the router's top-k). 0 where a file of another system lacks it.
     pub experts_per_token: usize,
-    /// Ranks of the run, missing ones included.
+    /// Ranks of expert parallelism (the EP size), missing ones included. 0 if pipeline stages have different numbers: see
+    /// [`Summary::ep_size`].
     pub num_ranks: usize,
-    /// Ranks without a file. Empty unless [`LoadOptions::allow_missing_ranks`] was set.
+    /// Files of the complete dump: one for each rank of each pipeline stage.
+    pub num_files: usize,
+    /// Ranks of each pipeline stage, in the order of their layers.
+    pub stage_ranks: Vec<usize>,
+    /// Numbers of the missing files, `rank<R>`. Empty unless [`LoadOptions::allow_missing_ranks`] was set.
     pub missing_ranks: Vec<u32>,
     /// What the counted ids name.
     pub id_kind: IdKind,
     /// The layers' numbers, ascending.
     pub layers: Vec<u32>,
-    /// The requested iterations.
-    pub iterations: IterationRange,
+    /// The requested iterations, and the rows in which they were dumped.
+    pub rows: Rows,
 }
 
-/// The counts of a dump by layer, iteration and expert, summed over ranks.
+impl Summary {
+    /// [`Summary::num_ranks`]. Fails if pipeline stages have different numbers of ranks.
+    pub fn ep_size(&self) -> Result<usize> {
+        match self.num_ranks {
+            0 => Err(Error::InvalidArgument(format!(
+                "the dump is of {}, so the EP size is unknown: give it (--ep_size, num_ranks)",
+                self.ranks_text()
+            ))),
+            num_ranks => Ok(num_ranks),
+        }
+    }
+
+    /// The ranks in words, such as `8 ranks` or `2 pipeline stages of 4 ranks`.
+    pub fn ranks_text(&self) -> String {
+        match (&self.stage_ranks[..], self.num_ranks) {
+            ([] | [_], num_ranks) => format!("{num_ranks} ranks"),
+            (stages, 0) => {
+                let ranks: Vec<String> = stages.iter().map(usize::to_string).collect();
+                format!("pipeline stages of {} ranks", ranks.join(", "))
+            }
+            (stages, num_ranks) => format!("{} pipeline stages of {num_ranks} ranks", stages.len()),
+        }
+    }
+}
+
+/// The counts of a dump by layer, row and expert, summed over ranks.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct Stats {
     summary: Summary,
-    /// `[layers][iterations][experts]`, each below 2^63.
+    /// `[layers][rows][experts]`, each below 2^63.
     counts: Vec<u64>,
 }
 
 /// The loads of one layer, decoded once.
 #[derive(Debug, Clone, PartialEq)]
 pub struct LayerLoads {
-    /// `[iterations][experts]`
-    pub iterations: Vec<f64>,
-    /// The samples, each the sum of consecutive iterations: `[samples][experts]`.
+    /// `[rows][experts]`
+    pub rows: Vec<f64>,
+    /// The samples, each the sum of consecutive rows: `[samples][experts]`.
     pub samples: Vec<f64>,
 }
 
 impl Stats {
-    /// Takes `counts` in the order `[layers][iterations][experts]`, with the sizes of `summary`.
+    /// Takes `counts` in the order `[layers][rows][experts]`, with the sizes of `summary`.
     pub(crate) fn from_counts(summary: Summary, counts: Vec<u64>) -> Self {
         debug_assert_eq!(
             counts.len() as u64,
-            summary.iterations.len() * (summary.layers.len() * summary.num_experts) as u64
+            summary.rows.len() * (summary.layers.len() * summary.num_experts) as u64
         );
         Stats { summary, counts }
     }
@@ -157,7 +192,7 @@ impl Stats {
         &self.summary
     }
 
-    /// The counts of `layer`, `[iterations][experts]`.
+    /// The counts of `layer`, `[rows][experts]`.
     pub fn layer_counts(&self, layer: u32) -> Result<&[u64]> {
         let layers = &self.summary.layers;
         let index = layers.binary_search(&layer).map_err(|_| {
@@ -172,7 +207,7 @@ impl Stats {
         Ok(&self.counts[index * row..][..row])
     }
 
-    /// The counts of `layer` summed over the iterations, `[experts]`.
+    /// The counts of `layer` summed over the rows, `[experts]`.
     pub fn layer_totals(&self, layer: u32) -> Result<Vec<u64>> {
         self.layer_sums(layer, 1)
     }
@@ -180,16 +215,16 @@ impl Stats {
     /// Sums the counts of `layer` over each of `num_samples` samples of nearly equal length: `[num_samples][experts]`.
     fn layer_sums(&self, layer: u32, num_samples: usize) -> Result<Vec<u64>> {
         let (num_experts, counts) = (self.summary.num_experts, self.layer_counts(layer)?);
-        let iterations = counts.len() / num_experts;
+        let num_rows = counts.len() / num_experts;
         let mut sums = vec![0u64; num_samples * num_experts];
-        for (iteration, counts) in counts.chunks_exact(num_experts).enumerate() {
-            // Sample s ends before iteration (s + 1) x iterations / num_samples, rounded down.
-            let sample = ((iteration + 1) * num_samples - 1) / iterations;
+        for (row, counts) in counts.chunks_exact(num_experts).enumerate() {
+            // Sample s ends before row (s + 1) x rows / num_samples, rounded down.
+            let sample = ((row + 1) * num_samples - 1) / num_rows;
             for (expert, (sum, count)) in sums[sample * num_experts..].iter_mut().zip(counts).enumerate() {
                 *sum = sum.checked_add(*count).ok_or_else(|| {
                     Error::InvalidDump(format!(
                         "layer {layer}, expert {expert}: the sum over iterations {} overflows 64 bits; choose fewer iterations",
-                        self.summary.iterations
+                        self.summary.rows
                     ))
                 })?;
             }
@@ -197,7 +232,7 @@ impl Stats {
         Ok(sums)
     }
 
-    /// Loads of `layer` for the solver, `[num_samples][num_experts]`. A sample is the sum of consecutive iterations, and samples
+    /// Loads of `layer` for the solver, `[num_samples][num_experts]`. A sample is the sum of consecutive rows, and samples
     /// have nearly equal lengths. Fails where `num_experts` is not the dump's.
     pub fn layer_samples(&self, layer: u32, num_samples: usize, num_experts: usize) -> Result<Vec<f64>> {
         if num_experts != self.summary.num_experts {
@@ -206,25 +241,26 @@ impl Stats {
                 "num_experts is {num_experts}, the dump has {expected}"
             )));
         }
-        let iterations = self.summary.iterations;
-        if num_samples == 0 || num_samples as u64 > iterations.len() {
+        let rows = self.summary.rows;
+        if num_samples == 0 || num_samples as u64 > rows.len() {
+            let what = if rows.are_iterations() { "iterations" } else { "rows of iterations" };
             return Err(Error::InvalidArgument(format!(
-                "num_samples is {num_samples}; 1 to {}, the number of iterations {iterations}, expected",
-                iterations.len()
+                "num_samples is {num_samples}; 1 to {}, the number of {what} {rows}, expected",
+                rows.len()
             )));
         }
         self.loads_of(layer, &self.layer_sums(layer, num_samples)?)
     }
 
-    /// The loads of `layer` by iteration, and as in [`Stats::layer_samples`].
+    /// The loads of `layer` by row, and as in [`Stats::layer_samples`].
     pub fn layer_loads(&self, layer: u32, num_samples: usize) -> Result<LayerLoads> {
         let samples = self.layer_samples(layer, num_samples, self.summary.num_experts)?;
         // The sums are exact, so the counts, which are not larger, are exact too.
-        let iterations = match num_samples as u64 == self.summary.iterations.len() {
+        let rows = match num_samples as u64 == self.summary.rows.len() {
             true => samples.clone(),
             false => self.layer_counts(layer)?.iter().map(|&count| count as f64).collect(),
         };
-        Ok(LayerLoads { iterations, samples })
+        Ok(LayerLoads { rows, samples })
     }
 
     /// Loads of all layers, `[layers][num_samples][experts]`: see [`Stats::layer_samples`].
@@ -254,24 +290,26 @@ mod tests {
     use super::*;
 
     #[test]
-    fn layer_loads_returns_iterations_and_samples() {
+    fn layer_loads_returns_rows_and_samples() {
         let summary = Summary {
             num_experts: 2,
             experts_per_token: 1,
             num_ranks: 1,
+            num_files: 1,
+            stage_ranks: vec![1],
             missing_ranks: Vec::new(),
             id_kind: IdKind::Expert,
             layers: vec![3, 4],
-            iterations: IterationRange { start: 10, stop: 15 },
+            rows: IterationRange { start: 10, stop: 15 }.into(),
         };
         let stats = Stats::from_counts(summary, (0..20).collect());
         // Of 5 iterations, the first sample has 2, the second 3.
         let loads = stats.layer_loads(4, 2).unwrap();
-        assert_eq!(loads.iterations, [10.0, 11.0, 12.0, 13.0, 14.0, 15.0, 16.0, 17.0, 18.0, 19.0]);
+        assert_eq!(loads.rows, [10.0, 11.0, 12.0, 13.0, 14.0, 15.0, 16.0, 17.0, 18.0, 19.0]);
         assert_eq!(loads.samples, [22.0, 24.0, 48.0, 51.0]);
         assert_eq!(loads.samples, stats.layer_samples(4, 2, 2).unwrap());
         let all = stats.layer_loads(3, 5).unwrap();
-        assert_eq!(all.samples, all.iterations);
+        assert_eq!(all.samples, all.rows);
         assert!(stats.layer_loads(3, 6).is_err() && stats.layer_loads(5, 1).is_err());
     }
 

@@ -14,7 +14,7 @@ use std::path::{Path, PathBuf};
 use serde::Deserialize;
 use serde::de::{self, Deserializer, MapAccess, SeqAccess, Visitor};
 
-use super::{IdKind, IterationRange};
+use super::{IdKind, IterationRange, Rows};
 use crate::error::{Error, Result, shortened, try_zeroed};
 use crate::placement::MAX_COUNT;
 
@@ -26,11 +26,11 @@ pub(super) const MAX_HEADER_BYTES: u64 = 100_000_000;
 pub struct RankFile {
     /// The file.
     pub path: PathBuf,
-    /// Experts (or slots) of each tensor.
+    /// Experts (or slots) of each tensor. 0 if the file has no tensor and the meta file does not say it.
     pub num_experts: usize,
-    /// Iterations. Each layer has all of them.
-    pub iterations: IterationRange,
-    /// Layers, ascending.
+    /// Rows. Each layer has all of them. There are none in a file without layers.
+    pub rows: Rows,
+    /// Layers, ascending. A rank without experts has none.
     pub layers: Vec<u32>,
     /// The metadata, in files of eplb.
     pub run: Option<RunInfo>,
@@ -44,14 +44,18 @@ pub struct RankFile {
 /// The metadata of a rank file of eplb.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct RunInfo {
-    /// The rank that counted.
+    /// The number of the file, `rank<R>`.
     pub rank: u32,
+    /// The rank that counted, of `num_ranks`.
+    pub ep_rank: u32,
     /// Ranks of its group.
     pub num_ranks: usize,
+    /// Files of the dump.
+    pub num_files: usize,
     /// Layers that this rank counted.
     pub layers: Vec<u32>,
-    /// The range of iterations. A complete file has all of them.
-    pub iterations: IterationRange,
+    /// The range of iterations, in rows. A complete file has all of them.
+    pub rows: Rows,
     /// The run's name, if it has one.
     pub run_id: Option<String>,
     /// What the counted ids name.
@@ -140,7 +144,7 @@ impl RankFile {
         Ok(RankFile {
             path: path.to_owned(),
             num_experts: index.num_experts,
-            iterations: index.iterations,
+            rows: index.rows,
             layers: index.layers,
             run: index.run,
             tensors: index.tensors,
@@ -166,7 +170,7 @@ pub(super) fn open_regular(path: &Path) -> Result<File> {
 /// The checked contents of a header.
 struct Index {
     num_experts: usize,
-    iterations: IterationRange,
+    rows: Rows,
     layers: Vec<u32>,
     run: Option<RunInfo>,
     tensors: Vec<Tensor>,
@@ -180,10 +184,8 @@ impl Index {
 
         let mut entries = header.tensors;
         entries.sort_by_key(|(_, entry)| entry.data_offsets);
-        let Some((_, first)) = entries.first() else {
-            return Err(Error::InvalidDump("it has no tensors".into()));
-        };
-        let num_experts = num_experts.unwrap_or(first.shape.first as usize);
+        let first = entries.first().map_or(0, |(_, first)| first.shape.first as usize);
+        let num_experts = num_experts.unwrap_or(first);
         if num_experts > MAX_COUNT {
             return Err(Error::InvalidDump(format!(
                 "its tensors have {num_experts} values, at most {MAX_COUNT} supported"
@@ -207,13 +209,18 @@ impl Index {
                 data_len - expected_start
             )));
         }
-        let (iterations, layers) = check_complete(&tensors)?;
-        Ok(Index { num_experts, iterations, layers, run, tensors })
+        let (rows, layers) = check_complete(&tensors, run.as_ref().map(|run| run.rows))?;
+        Ok(Index { num_experts, rows, layers, run, tensors })
     }
 }
 
-/// The iterations and layers of a file. Fails unless every layer has every iteration once.
-fn check_complete(tensors: &[Tensor]) -> Result<(IterationRange, Vec<u32>)> {
+/// The rows and layers of a file, and checks that every layer has every row once. `declared` are the rows of its metadata. Without
+/// them each row is an iteration.
+fn check_complete(tensors: &[Tensor], declared: Option<Rows>) -> Result<(Rows, Vec<u32>)> {
+    let grid = declared.filter(|rows| !rows.are_iterations());
+    if let Some(grid) = grid {
+        check_keys(tensors, grid)?;
+    }
     let mut cells: Vec<(u32, u64)> = tensors.iter().map(|t| (t.layer, t.iteration)).collect();
     cells.sort_unstable();
     if let Some(pair) = cells.windows(2).find(|pair| pair[0] == pair[1]) {
@@ -222,20 +229,41 @@ fn check_complete(tensors: &[Tensor]) -> Result<(IterationRange, Vec<u32>)> {
     }
     let mut layers: Vec<u32> = cells.iter().map(|&(layer, _)| layer).collect();
     layers.dedup();
-    let start = cells.iter().map(|&(_, iteration)| iteration).min().unwrap_or(0);
-    let last = cells.iter().map(|&(_, iteration)| iteration).max().unwrap_or(0);
-    let iterations = IterationRange { start, stop: last + 1 };
-
-    let expected = layers.iter().flat_map(|&layer| (start..iterations.stop).map(move |i| (layer, i)));
+    let iterations = || cells.iter().map(|&(_, iteration)| iteration);
+    let (Some(start), Some(last)) = (iterations().min(), iterations().max()) else {
+        let start = declared.map_or(0, |rows| rows.iterations.start);
+        return Ok((IterationRange { start, stop: start }.into(), layers));
+    };
+    let rows = match grid {
+        None => IterationRange { start, stop: last + 1 }.into(),
+        Some(grid) => {
+            let stop = last.saturating_add(grid.step()).min(grid.iterations.stop);
+            Rows { iterations: IterationRange { start, stop }, ..grid }
+        }
+    };
+    let expected =
+        layers.iter().flat_map(|&layer| (0..rows.len()).map(move |row| (layer, rows.first_iteration(row))));
     let mut found = cells.iter();
     for (layer, iteration) in expected {
         if found.next() != Some(&(layer, iteration)) {
+            let what = if rows.are_iterations() { "" } else { "the row of " };
             return Err(Error::IncompleteDump(format!(
-                "iteration {iteration} of layer {layer} is missing (the file has iterations {iterations})"
+                "{what}iteration {iteration} of layer {layer} is missing (the file has iterations {rows})"
             )));
         }
     }
-    Ok((iterations, layers))
+    Ok((rows, layers))
+}
+
+/// Checks that each tensor is named by the first iteration of a row.
+fn check_keys(tensors: &[Tensor], grid: Rows) -> Result<()> {
+    match tensors.iter().find(|tensor| grid.starting_at(tensor.iteration).is_none()) {
+        None => Ok(()),
+        Some(&Tensor { iteration, layer, .. }) => Err(Error::InvalidDump(format!(
+            "tensor \"{iteration}_{layer}\" is not named by the start of a row of iterations {grid}; the nearest is \"{}_{layer}\"",
+            grid.nearest_start(iteration)
+        ))),
+    }
 }
 
 impl RunInfo {
@@ -260,17 +288,28 @@ impl RunInfo {
             "slots" => IdKind::Slot,
             other => return Err(bad("counts", other)),
         };
+        // Absent in most files: the number of files is that of ranks, and each row is an iteration.
+        let or = |key: &str, default: u64| if metadata.contains_key(key) { number(key) } else { Ok(default) };
         let rank = u32::try_from(number("rank")?).map_err(|_| bad("rank", &metadata["rank"]))?;
-        let mut layers = text("layers")?
-            .split(',')
-            .map(|layer| layer.parse().map_err(|_| bad("layers", &metadata["layers"])))
-            .collect::<Result<Vec<u32>>>()?;
+        let num_ranks = number("num_ranks")?;
+        let ep_rank = or("ep_rank", rank.into())?;
+        let mut layers = match text("layers")?.as_str() {
+            "" => Vec::new(),
+            list => list
+                .split(',')
+                .map(|layer| layer.parse().map_err(|_| bad("layers", list)))
+                .collect::<Result<Vec<u32>>>()?,
+        };
         layers.sort_unstable();
+        let iterations = IterationRange { start: number("iter_start")?, stop: number("iter_stop")? };
         Ok(Some(RunInfo {
             rank,
-            num_ranks: number("num_ranks")? as usize,
+            ep_rank: u32::try_from(ep_rank).map_err(|_| bad("ep_rank", &ep_rank.to_string()))?,
+            num_ranks: num_ranks as usize,
+            num_files: or("num_files", num_ranks)? as usize,
             layers,
-            iterations: IterationRange { start: number("iter_start")?, stop: number("iter_stop")? },
+            rows: Rows::new(iterations, or("iter_bucket", 1)?, or("iter_stride", 1)?)
+                .map_err(|e| Error::InvalidDump(format!("its __metadata__ is invalid: {e}")))?,
             run_id: metadata.get("run_id").cloned(),
             id_kind,
         }))
@@ -462,7 +501,8 @@ mod tests {
             "its tensors take 32 bytes, but only 31 follow the header: it is truncated, copy it again"
         );
         assert_eq!(message(&good, 40), "8 bytes follow its last tensor");
-        assert_eq!(message("{}", 0), "it has no tensors");
+        assert_eq!(message("{}", 0), "accepted");
+        assert_eq!(message("{}", 8), "8 bytes follow its last tensor");
         assert!(message(&good[..40], 32).starts_with("bad JSON in the header: EOF"));
         assert!(message(r#"{"0_0":{"dtype":"I64"}}"#, 0).contains("missing field `shape`"));
         assert!(message(r#"{"0_0":{"dtype":"I64","shape":[2],"data_offsets":[0,-1]}}"#, 0).contains("`-1`"));
@@ -485,5 +525,76 @@ mod tests {
         );
         assert!(with(&format!("{own},\"__metadata__\":{own}")).contains("__metadata__ appears twice"));
         assert_eq!(with(r#"{"num_ranks":"2"}"#), "its __metadata__ has no \"counts\"; dump again");
+    }
+
+    #[test]
+    fn parse_refuses_rows_and_ranks_that_no_file_has() {
+        let with = |more: &str| {
+            let own = r#""rank":"0","num_ranks":"2","layers":"1","iter_start":"5","iter_stop":"6","counts":"experts""#;
+            message(&format!("{{\"__metadata__\":{{{own},{more}}},{}}}", tensor("5_1", 0, 16)), 16)
+        };
+        assert_eq!(
+            with(r#""iter_bucket":"100","iter_stride":"7","num_files":"3","ep_rank":"1""#),
+            "accepted"
+        );
+        assert_eq!(with(r#""iter_bucket":"9223372036854775807""#), "accepted");
+        for (more, expected) in [
+            (
+                r#""iter_bucket":"0""#,
+                "is invalid: iter_bucket is 0 and iter_stride 1; both must be at least 1",
+            ),
+            (
+                r#""iter_stride":"0""#,
+                "is invalid: iter_bucket is 1 and iter_stride 0; both must be at least 1",
+            ),
+            (r#""iter_bucket":"-1""#, "has an invalid iter_bucket: \"-1\""),
+            (r#""iter_bucket":"many""#, "has an invalid iter_bucket: \"many\""),
+            (r#""iter_stride":"99999999999999999999""#, "has an invalid iter_stride: \"9999"),
+            (
+                r#""iter_bucket":"18446744073709551615","iter_stride":"2""#,
+                "is invalid: iter_bucket is 18446744073709551615",
+            ),
+            (r#""iter_bucket":"4294967296","iter_stride":"2147483648""#, "and their product below 2^63"),
+            (r#""num_files":"-2""#, "has an invalid num_files: \"-2\""),
+            (r#""ep_rank":"4294967296""#, "has an invalid ep_rank: \"4294967296\""),
+        ] {
+            let found = with(more);
+            assert!(found.starts_with("its __metadata__ ") && found.contains(expected), "{more}: {found}");
+        }
+    }
+
+    #[test]
+    fn parse_requires_the_key_and_presence_of_each_row() {
+        // Rows of 2 counted iterations, one in 3: 4, 10 and 16, the last one with iteration 16 alone.
+        let own = r#""rank":"0","num_ranks":"2","layers":"1","iter_start":"4","iter_stop":"17","counts":"experts","iter_bucket":"2","iter_stride":"3""#;
+        let with = |names: &[&str]| {
+            let tensors: Vec<String> = names
+                .iter()
+                .enumerate()
+                .map(|(i, name)| tensor(name, i as u64 * 16, i as u64 * 16 + 16))
+                .collect();
+            let header = format!("{{\"__metadata__\":{{{own}}},{}}}", tensors.join(","));
+            let index = Index::parse(header.as_bytes(), names.len() as u64 * 16, Some(2));
+            index.map_or_else(|e| e.to_string(), |index| index.rows.to_string())
+        };
+        assert_eq!(with(&["4_1", "10_1", "16_1"]), "4..17, one in 3 in rows of 2");
+        assert_eq!(with(&["10_1", "4_1"]), "4..16, one in 3 in rows of 2");
+        let misnamed = |name: &str, nearest: &str| {
+            assert_eq!(
+                with(&["4_1", name]),
+                format!(
+                    "tensor \"{name}\" is not named by the start of a row of iterations 4..17, one in 3 in rows of 2; \
+                     the nearest is \"{nearest}\""
+                )
+            );
+        };
+        for (name, nearest) in [("7_1", "4_1"), ("8_1", "10_1"), ("0_1", "4_1"), ("22_1", "16_1")] {
+            misnamed(name, nearest);
+        }
+        assert_eq!(
+            with(&["4_1", "16_1"]),
+            "the row of iteration 10 of layer 1 is missing (the file has iterations 4..17, one in 3 in rows of 2)"
+        );
+        assert_eq!(with(&["4_1", "4_1"]), "iteration 4 of layer 1 appears twice");
     }
 }

@@ -7,30 +7,30 @@ use std::sync::mpsc::SyncSender;
 use std::sync::{Mutex, PoisonError};
 
 use super::rank_file::{Dtype, FileVersion, Tensor, open_regular};
-use super::{IterationRange, RankFile};
+use super::{RankFile, Rows};
 use crate::error::{Error, Result, try_zeroed};
 use crate::threads;
 
 /// Bytes of one read: many enough to make system calls cheap, few enough for a core's own cache.
 const CHUNK_BYTES: usize = 256 << 10;
 
-/// The counts of `files` in the chosen layers and iterations, `[layers][iterations][experts]`, each below 2^63.
+/// The counts of `files` in the chosen layers and rows, `[layers][rows][experts]`, each below 2^63.
 pub(super) fn sum(
     files: &[RankFile],
+    num_experts: usize,
     layers: &[u32],
-    iterations: IterationRange,
+    rows: Rows,
     threads: usize,
     progress: &mut dyn FnMut(u64, u64) -> Result<()>,
 ) -> Result<Vec<u64>> {
-    let num_experts = files[0].num_experts;
-    let num_cells = usize::try_from(iterations.len()).ok().and_then(|n| n.checked_mul(layers.len()));
+    let num_cells = usize::try_from(rows.len()).ok().and_then(|n| n.checked_mul(layers.len()));
     let mut counts = try_zeroed(num_cells.and_then(|n| n.checked_mul(num_experts)), "the counts")?;
     // One lock for each cell: threads read different files and rarely add to the same cell.
     let cells: Vec<Mutex<&mut [u64]>> = counts.chunks_exact_mut(num_experts).map(Mutex::new).collect();
     let cell_of = |tensor: &Tensor| {
         let layer = layers.binary_search(&tensor.layer).ok()?;
-        let iteration = iterations.contains(tensor.iteration).then(|| tensor.iteration - iterations.start)?;
-        Some(layer * iterations.len() as usize + iteration as usize)
+        let row = rows.starting_at(tensor.iteration)?;
+        Some(layer * rows.len() as usize + row as usize)
     };
     let wanted = |tensor: &&Tensor| cell_of(tensor).is_some();
     let bytes_of = |file: &RankFile| -> u64 {

@@ -197,9 +197,11 @@ impl RankDump<'_> {
             eplb: Some(DumpInfo {
                 version: env!("CARGO_PKG_VERSION").to_owned(),
                 num_ranks: self.num_ranks,
-                num_files: Some(self.file().num_files).filter(|&files| files != self.num_ranks),
+                num_files: if self.file().num_files == self.num_ranks { 0 } else { self.file().num_files },
                 iter_start: self.iterations.start,
                 iter_stop: self.iterations.stop,
+                iter_bucket: 1,
+                iter_stride: 1,
                 layers: self.layers.to_vec(),
                 id_kind: self.id_kind,
             }),

@@ -79,7 +79,7 @@ fn search_of_recorded_loads_has_no_duplicates_and_ignores_the_number_of_threads(
         let stats = Dump::open(&dump, &options).unwrap().read(&mut |_, _| Ok(())).unwrap();
         let (num_experts, layers) = (stats.summary().num_experts, &stats.summary().layers);
         let shape = Shape::new(num_experts, num_slots, num_ranks).unwrap();
-        for num_samples in [1, 4.min(stats.summary().iterations.len() as usize)] {
+        for num_samples in [1, 4.min(stats.summary().rows.len() as usize)] {
             let samples = stats.samples(num_samples).unwrap();
             let loads = Loads::new(&samples, layers, num_samples, num_experts).unwrap();
             let config = SolveConfig { policy: Policy::Search, ..SolveConfig::default() };

@@ -102,11 +102,12 @@ pub fn run(args: &Args) -> Result<String> {
 
 fn describe(args: &Args, summary: &Summary, rows: &[Row]) -> String {
     let mut text = format!(
-        "{}: {} experts, {} layers, iterations {}\n\n",
+        "{}: {} experts, {} layers, iterations {}\n{}\n",
         args.dump.expert_statistic_path.display(),
         summary.num_experts,
         summary.layers.len(),
-        summary.iterations
+        summary.rows,
+        rows_note(&summary.rows)
     );
     let label = |index: usize| ((b'A' + (index % 26) as u8) as char).to_string();
     for (index, row) in rows.iter().enumerate() {

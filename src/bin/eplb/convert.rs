@@ -156,10 +156,11 @@ fn counts(args: &Args, from: CountsFormat, to: CountsFormat, model: &Model) -> R
     let mut text = String::new();
     let _ = writeln!(
         text,
-        "{} ({}): {} iterations of layers {}, {} experts",
+        "{} ({}): {} {} of layers {}, {} experts",
         args.input.display(),
         from.name(),
-        summary.iterations.len(),
+        summary.rows.len(),
+        summary.rows.unit(),
         layer_list(&summary.layers),
         summary.num_experts
     );

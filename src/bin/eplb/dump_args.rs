@@ -12,7 +12,7 @@ pub struct DumpArgs {
     #[arg(long = "expert_statistic_path", alias = "expert-statistic-path", value_name = "DIR")]
     pub expert_statistic_path: PathBuf,
 
-    /// First iteration to use [default: the first of the dump]
+    /// First iteration to use, the start of a row if the dump's rows have several [default: the first of the dump]
     #[arg(long = "iter_start", alias = "iter-start", value_name = "ITER")]
     iter_start: Option<u64>,
 
@@ -20,8 +20,8 @@ pub struct DumpArgs {
     #[arg(long = "iter_stop", alias = "iter-stop", value_name = "ITER")]
     iter_stop: Option<u64>,
 
-    /// Ranks of the recorded run; a missing file of any of them is an error [default: the number in the dump; a dump
-    /// of TensorRT-LLM has none, so a missing file of its highest ranks is not detected]
+    /// Rank files of the dump, those of all pipeline stages; a missing one is an error [default: the number in the dump; a
+    /// dump of TensorRT-LLM has none, so a missing file of its highest ranks is not detected]
     #[arg(long = "expected_ranks", alias = "expected-ranks", value_name = "RANKS")]
     expected_ranks: Option<usize>,
 

@@ -12,7 +12,7 @@ use eplb::stats::LoadOptions;
 use eplb::{Error, Result};
 
 use crate::dump_args::reading_bar;
-use crate::output::{four_digits, right};
+use crate::output::{four_digits, right, rows_note};
 use crate::plan_args::{one_or_more, policies};
 
 /// Generate a configuration file from a dump (step 2)
@@ -34,6 +34,9 @@ For an engine that routes by rule least-loaded, eplb's default:
   eplb generate --expert_statistic_path data/dumps/dsv2lite-translation --objective best-split \\
       --ep_size 8 --num_slots 72 --output_path moe_load_balancer.yaml
 
+Several recorders of a process, or several ranges, make several dumps: PATH/draft, PATH/300-400.
+One command reads one dump.
+
 Flags also work with hyphens: --ep-size, --num-slots.")]
 pub struct Args {
     /// Directory of the dump: meta_info.json, and rank<R>.safetensors of each rank
@@ -44,7 +47,7 @@ pub struct Args {
     #[arg(long = "output_path", alias = "output-path", value_name = "FILE")]
     output_path: PathBuf,
 
-    /// Ranks of expert parallelism to place the experts on [default: the number of rank files]
+    /// Ranks of expert parallelism to place the experts on [default: that of the dump]
     #[arg(long = "ep_size", alias = "ep-size", value_name = "RANKS")]
     ep_size: Option<usize>,
 
@@ -53,7 +56,7 @@ pub struct Args {
     #[arg(long = "num_slots", alias = "num-slots", value_name = "SLOTS")]
     num_slots: Option<usize>,
 
-    /// First iteration to use [default: the first of the dump]
+    /// First iteration to use, the start of a row if the dump's rows have several [default: the first of the dump]
     #[arg(long = "iter_start", alias = "iter-start", value_name = "ITER")]
     iter_start: Option<u64>,
 
@@ -99,14 +102,14 @@ pub struct Args {
     #[arg(long = "off_node_price", alias = "off-node-price", value_name = "PRICE", default_value_t = 0.0)]
     off_node_price: f64,
 
-    /// Samples that the search balances: groups of consecutive iterations, at most one for each iteration. With several, the
+    /// Samples that the search balances: groups of consecutive rows of the dump, mostly iterations; at most one for each row. With several, the
     /// placement suits each sample and not only their sum. For search
     #[arg(long = "num_samples", alias = "num-samples", value_name = "SAMPLES", default_value_t = DEFAULT_NUM_SAMPLES,
         value_parser = one_or_more())]
     num_samples: usize,
 
-    /// Weight of each sample, such as 1,1,2; only ratios matter. One number for each of --num_samples, or for each iteration if
-    /// there are fewer [default: all equal]. For search
+    /// Weight of each sample, such as 1,1,2; only ratios matter. One number for each of --num_samples, or for each row if there
+    /// are fewer [default: all equal]. For search
     #[arg(long = "sample_weights", alias = "sample-weights", value_name = "WEIGHTS", value_delimiter = ',')]
     sample_weights: Option<Vec<f64>>,
 
@@ -129,8 +132,8 @@ pub struct Args {
     #[arg(long, value_name = "EXCHANGES", default_value_t = DEFAULT_EFFORT, value_parser = one_or_more())]
     effort: usize,
 
-    /// Ranks of the recorded run; a missing file of any of them is an error [default: the number in the dump; a dump
-    /// of TensorRT-LLM has none, so a missing file of its highest ranks is not detected]
+    /// Rank files of the dump, those of all pipeline stages; a missing one is an error [default: the number in the dump; a
+    /// dump of TensorRT-LLM has none, so a missing file of its highest ranks is not detected]
     #[arg(long = "expected_ranks", alias = "expected-ranks", value_name = "RANKS")]
     expected_ranks: Option<usize>,
 
@@ -221,15 +224,16 @@ fn describe(args: &Args, generated: &Generated) -> String {
     let mut text = String::new();
     let _ = writeln!(
         text,
-        "{}: {} experts, {} layers, iterations {}, {} ranks\n{}: {} slots on {} ranks, {} each\n\n\
+        "{}: {} experts, {} layers, iterations {}, {}\n{}{}: {} slots on {} ranks, {} each\n\n\
          Imbalance ratio, (max - mean) / mean of the ranks' tokens: 0 is even\n{}\
          Gap, (max - lower bound) / lower bound with the even split, averaged over the\n\
          samples{}: no placement is below the lower bound, so 0 is optimal",
         args.expert_statistic_path.display(),
         summary.num_experts,
         summary.layers.len(),
-        summary.iterations,
-        summary.num_ranks,
+        summary.rows,
+        summary.ranks_text(),
+        rows_note(&summary.rows),
         args.policy,
         shape.num_slots(),
         shape.num_ranks(),

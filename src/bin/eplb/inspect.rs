@@ -5,7 +5,7 @@ use std::path::{Path, PathBuf};
 
 use eplb::Result;
 use eplb::placement::{ConfigFile, Expected, replica_counts};
-use eplb::stats::{LoadOptions, RankFile};
+use eplb::stats::{LoadOptions, RankFile, Rows, dumps_below, list_dumps};
 
 use crate::dump_args;
 
@@ -61,40 +61,71 @@ fn dump(path: &Path, text: &mut String) -> Result<()> {
     let stats = dump_args::read(path, &LoadOptions { allow_missing_ranks: true, ..Default::default() })?;
     let summary = stats.summary();
     let _ = writeln!(text, "{}: statistic dump", path.display());
-    line(text, "ranks", summary.num_ranks);
+    match &summary.stage_ranks[..] {
+        [_] => line(text, "ranks", summary.num_ranks),
+        _ => line(text, "ranks", summary.ranks_text()),
+    }
+    if summary.num_files != summary.num_ranks {
+        line(text, "rank files", summary.num_files);
+    }
     if !summary.missing_ranks.is_empty() {
         line(text, "missing ranks", format!("{:?}", summary.missing_ranks));
     }
     line(
         text,
         summary.id_kind.name(),
-        format!("{}, {} a token", summary.num_experts, summary.experts_per_token),
+        match summary.experts_per_token {
+            0 => format!("{}, unknown number a token", summary.num_experts),
+            chosen => format!("{}, {chosen} a token", summary.num_experts),
+        },
     );
     line(text, "layers", layer_list(&summary.layers));
-    line(text, "iterations", format!("{} ({})", summary.iterations.len(), summary.iterations));
+    iterations(&summary.rows, text);
     let totals =
         summary.layers.iter().map(|&layer| Ok(stats.layer_totals(layer)?.into_iter().map(u128::from).sum()));
     let totals = totals.collect::<Result<Vec<u128>>>()?;
     let ids = totals.iter().copied().max().unwrap_or(0);
-    line(text, "tokens a layer", ids / summary.experts_per_token as u128);
+    match summary.experts_per_token {
+        0 => line(text, "ids a layer", ids),
+        chosen => line(text, "tokens a layer", ids / chosen as u128),
+    }
     match totals.iter().filter(|&&total| total == 0).count() {
         0 => {}
         empty => line(text, "layers not counted", empty),
     }
+    let others = dumps_below(path);
+    if !others.is_empty() {
+        line(text, "other dumps", list_dumps(&others));
+    }
     Ok(())
+}
+
+/// The number of iterations that were counted and their range, and the rows if these have several.
+fn iterations(rows: &Rows, text: &mut String) {
+    line(text, "iterations", format!("{} ({})", rows.num_counted(), rows.iterations));
+    if !rows.are_iterations() {
+        line(text, "rows", format!("{} {}", rows.len(), rows.unit()));
+    }
 }
 
 fn rank_file(path: &Path, text: &mut String) -> Result<()> {
     let file = RankFile::open(path, None)?;
     let _ = writeln!(text, "{}: one rank's file of a statistic dump", path.display());
-    line(text, "experts", file.num_experts);
-    line(text, "layers", layer_list(&file.layers));
-    line(text, "iterations", format!("{} ({})", file.iterations.len(), file.iterations));
+    if file.layers.is_empty() {
+        line(text, "layers", "none: the rank has no experts");
+    } else {
+        line(text, "experts", file.num_experts);
+        line(text, "layers", layer_list(&file.layers));
+        iterations(&file.rows, text);
+    }
     match &file.run {
         None => line(text, "written by", "a program other than eplb"),
         Some(run) => {
             line(text, "written by", "eplb");
-            line(text, "rank", format!("{} of {}", run.rank, run.num_ranks));
+            line(text, "rank", format!("{} of {}", run.ep_rank, run.num_ranks));
+            if run.num_files != run.num_ranks {
+                line(text, "file", format!("{} of {}", run.rank, run.num_files));
+            }
             line(text, "run", run.run_id.as_deref().unwrap_or("-"));
         }
     }

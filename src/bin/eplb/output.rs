@@ -8,6 +8,7 @@ use std::path::Path;
 use comfy_table::{Cell, CellAlignment, Color, Table, TableComponent, presets};
 use eplb::Result;
 use eplb::atomic_file::AtomicFile;
+use eplb::stats::Rows;
 
 /// The format of standard output.
 #[derive(clap::Args)]
@@ -44,6 +45,14 @@ pub fn table(header: impl IntoIterator<Item = Cell>) -> Table {
 
 fn use_colours() -> bool {
     io::stdout().is_terminal() && env::var_os("NO_COLOR").is_none_or(|value| value.is_empty())
+}
+
+/// A line on rows of several iterations, for which figures of an iteration are those of a row. Empty for other dumps.
+pub fn rows_note(rows: &Rows) -> String {
+    match rows.are_iterations() {
+        true => String::new(),
+        false => format!("It has {} {}; figures of single iterations are those of single rows\n", rows.len(), rows.unit()),
+    }
 }
 
 pub fn right(text: impl ToString) -> Cell {

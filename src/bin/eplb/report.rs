@@ -14,7 +14,7 @@ use eplb::stats::{Stats, Summary};
 
 use crate::dump_args::DumpArgs;
 use crate::output::{
-    self, OutputFormat, create_file, csv_line, csv_number, four_digits, imbalance, percent, right, signed,
+    self, OutputFormat, create_file, csv_line, csv_number, four_digits, imbalance, percent, right, rows_note, signed,
     tokens, write_file,
 };
 use crate::{chart, page};
@@ -162,7 +162,8 @@ fn describe(args: &Args, document: &Document<'_>) -> String {
     };
     let _ = writeln!(
         text,
-        "Figures of {what}, averaged over iterations: imbalance is (max - mean) / mean,\n0 is even; mean/max is 1 if even\n"
+        "Figures of {what}, averaged over {}: imbalance is (max - mean) / mean,\n0 is even; mean/max is 1 if even\n",
+        report.summary.rows.unit()
     );
     let views: fn(&LayerReport) -> Views =
         if args.per_expert { |layer| layer.experts } else { |layer| layer.ranks };
@@ -172,13 +173,14 @@ fn describe(args: &Args, document: &Document<'_>) -> String {
 
 fn dump_line(path: &Path, summary: &Summary, counts_slots: bool) -> String {
     format!(
-        "{}: {} {}, {} layers, iterations {}, {} ranks\n",
+        "{}: {} {}, {} layers, iterations {}, {}\n{}",
         path.display(),
         summary.num_experts,
         if counts_slots { "slots" } else { "experts" },
         summary.layers.len(),
-        summary.iterations,
-        summary.num_ranks
+        summary.rows,
+        summary.ranks_text(),
+        rows_note(&summary.rows)
     )
 }
 

@@ -92,7 +92,7 @@ pub fn run(args: &Args) -> Result<String> {
     let stats = args.dump.read()?;
     let planner = args.plan.planner(args.policy, args.dump.threads);
     let ep_sizes = match &args.ep_sizes[..] {
-        [] => default_num_ranks(stats.summary()),
+        [] => default_num_ranks(stats.summary()).map_err(|e| e.in_file(&args.dump.expert_statistic_path))?,
         given => given.to_vec(),
     };
     if let Some(target) = args.target {
@@ -126,13 +126,14 @@ fn extra_bytes(args: &Args, summary: &Summary, point: &SweepPoint) -> Option<f64
 
 fn describe(args: &Args, summary: &Summary, points: &[SweepPoint]) -> String {
     let mut text = format!(
-        "{}: {} experts, {} layers, iterations {}; policy {}\n\n\
+        "{}: {} experts, {} layers, iterations {}; policy {}\n{}\n\
          Imbalance ratio, (max - mean) / mean of the ranks' tokens, projected on the same iterations\n\n",
         args.dump.expert_statistic_path.display(),
         summary.num_experts,
         summary.layers.len(),
-        summary.iterations,
-        args.policy
+        summary.rows,
+        args.policy,
+        rows_note(&summary.rows)
     );
     let _ = writeln!(text, "{}", points_table(args, summary, points));
     text

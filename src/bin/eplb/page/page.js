@@ -27,9 +27,14 @@ function summary() {
 
 function about() {
   const d = report.dump, code = text => make("code", {}, text);
-  const text = [code(d.path), ` · ${layers.length} layers × ${d.num_experts} ${slotsAsDumped ? "slots" : "experts"}, top ${d.experts_per_token} · ` +
-    (d.iter_stop - d.iter_start > 1 ? `iterations ${d.iter_start} to ${d.iter_stop - 1}` : `iteration ${d.iter_start}`) + ` · ${d.num_ranks} rank${d.num_ranks > 1 ? "s" : ""}`];
+  const text = [code(d.path), ` · ${layers.length} layers × ${d.num_experts} ${slotsAsDumped ? "slots" : "experts"}, top ${d.experts_per_token || "unknown"} · ` +
+    (d.iter_stop - d.iter_start > 1 ? `iterations ${d.iter_start} to ${d.iter_stop - 1}` : `iteration ${d.iter_start}`) + ` · ` +
+    (d.num_ranks ? `${d.num_ranks} rank${d.num_ranks > 1 ? "s" : ""}` : "pipeline stages of several sizes") + (d.num_files === d.num_ranks ? "" : `, ${d.num_files} rank files`)];
   if (d.missing_ranks.length) text.push(`, without those of ${d.missing_ranks.join(", ")}`);
+  if (d.iter_bucket * d.iter_stride > 1) {
+    const every = d.iter_stride > 1 ? `, one in ${d.iter_stride}` : "";
+    text.push(make("br"), `Rows of ${d.iter_bucket} iteration${d.iter_bucket > 1 ? "s" : ""}${every}: each is measured as one iteration.`);
+  }
   if (placed) text.push(make("br"), code(placed.path), ` · ${placed.num_slots} slots on ${placed.num_ranks} ranks · hash ${placed.hash}`);
   return text;
 }
