@@ -272,3 +272,109 @@ TEST(Stats, StructsOfAnOlderHeaderWork) {
     EXPECT_EQ(info.iter_start, 12345);
     eplb_stats_destroy(handle);
 }
+
+namespace {
+
+// A little-endian length and a JSON header, padded to 8 bytes, before the counts.
+std::string safetensors(std::string header, const std::vector<uint64_t> &counts) {
+    header.resize((header.size() + 7) / 8 * 8, ' ');
+    const uint64_t length = header.size();
+    std::string file(reinterpret_cast<const char *>(&length), sizeof length);
+    file += header;
+    return file + std::string(reinterpret_cast<const char *>(counts.data()), counts.size() * sizeof counts[0]);
+}
+
+// File 0 of 4, rank 0 of a stage of 2 without layers; files 2 and 3 have layer 7. Iterations 10 to 34 in rows of 10, one in 2
+// counted: rows 10 and 30 of 20 iterations each, of which 10 and 3 are counted.
+void write_stages_in_rows(const std::string &dump) {
+    std::filesystem::create_directory(dump);
+    const std::string rows = R"("iter_bucket": 10, "iter_stride": 2)";
+    write_file(dump + "/meta_info.json",
+               R"({"num_experts": 2, "num_experts_per_token": 1, "eplb": {"version": "0.1.0", "num_ranks": 2, "num_files": 4,
+                   "iter_start": 10, "iter_stop": 35, "layers": [], "counts": "experts", )" +
+                   rows + "}}");
+    for (int file = 0; file < 4; file++) {
+        const bool has_layer = file >= 2;
+        std::string header = R"({"__metadata__": {"rank": ")" + std::to_string(file) +
+                             R"(", "num_ranks": "2", "num_files": "4", "ep_rank": ")" + std::to_string(file % 2) +
+                             R"(", "iter_start": "10", "iter_stop": "35", "counts": "experts",
+                                "iter_bucket": "10", "iter_stride": "2", "layers": ")" +
+                             (has_layer ? "7" : "") + "\"}";
+        std::vector<uint64_t> counts;
+        if (has_layer) {
+            header += R"(, "10_7": {"dtype": "I64", "shape": [2], "data_offsets": [0, 16]},
+                           "30_7": {"dtype": "I64", "shape": [2], "data_offsets": [16, 32]})";
+            counts = {10, 20, 3, static_cast<uint64_t>(file)};
+        }
+        write_file(dump + "/rank" + std::to_string(file) + ".safetensors", safetensors(header + "}", counts));
+    }
+}
+
+} // namespace
+
+TEST(Stats, RowsOfSeveralIterationsAndStagesAreRead) {
+    temporary_directory dir;
+    const std::string dump = dir / "dump";
+    write_stages_in_rows(dump);
+    const auto stats = eplb::stats::load(dump);
+    const eplb_stats_info info = stats.info();
+    EXPECT_EQ(info.iter_bucket, 10u);
+    EXPECT_EQ(info.iter_stride, 2u);
+    EXPECT_EQ(info.num_rows, 2u);
+    EXPECT_EQ(info.iter_start, 10);
+    EXPECT_EQ(info.iter_stop, 35);
+    EXPECT_EQ(info.num_ranks, 2u);
+    // The sums of files 2 and 3.
+    EXPECT_EQ(std::vector<double>(stats.layer_loads(7, 2)), (std::vector<double>{20, 40, 6, 5}));
+    EXPECT_EQ(std::vector<double>(stats.layer_loads(7)), (std::vector<double>{26, 45}));
+    double loads[8];
+    EXPECT_EQ(eplb_stats_layer_loads(stats.get(), 7, 3, 2, loads), EPLB_STATUS_INVALID_ARGUMENT);
+    EXPECT_STREQ(eplb_last_error_message(), "num_samples is 3; 1 to 2, the number of rows of iterations 10..35, one in 2 "
+                                            "in rows of 10, expected");
+
+    eplb::stats_options options;
+    options.iter_start = 30;
+    const auto last = eplb::stats::load(dump, options);
+    const eplb_stats_info last_info = last.info();
+    EXPECT_EQ(last_info.num_rows, 1u);
+    EXPECT_EQ(std::vector<double>(last.layer_loads(7)), (std::vector<double>{6, 5}));
+    options.iter_start = 20;
+    EXPECT_EQ(load(dump.c_str(), &options), EPLB_STATUS_INVALID_ARGUMENT);
+    EXPECT_EQ(eplb_last_error_message(), dump + ": iter_start 20 is within a row, the dump has 10..35, one in 2 in rows "
+                                                "of 10; the nearest rows begin at 10 and 30");
+
+    // Files are counted by the number of files, not of ranks.
+    std::filesystem::remove(dump + "/rank1.safetensors");
+    EXPECT_EQ(load(dump.c_str(), nullptr), EPLB_STATUS_INCOMPLETE_DUMP);
+    EXPECT_EQ(eplb_last_error_message(),
+              dump + ": 1 of 4 ranks have no file (rank 1); copy them here, or allow missing ranks");
+}
+
+TEST(Stats, ASingleIterationIsARow) {
+    const eplb_stats_info info = eplb::stats::load(law).info();
+    EXPECT_EQ(info.iter_bucket, 1u);
+    EXPECT_EQ(info.iter_stride, 1u);
+    EXPECT_EQ(info.num_rows, 31u);
+    // As if the header ended before the rows.
+    eplb_stats *handle = nullptr;
+    ASSERT_EQ(eplb_stats_load(law.c_str(), nullptr, &handle), EPLB_STATUS_OK);
+    eplb_stats_info older = EPLB_STATS_INFO_INIT;
+    older.struct_size = offsetof(eplb_stats_info, iter_bucket);
+    older.num_rows = 12345;
+    EXPECT_EQ(eplb_stats_get_info(handle, &older), EPLB_STATUS_OK);
+    EXPECT_EQ(older.num_missing_ranks, 0u);
+    EXPECT_EQ(older.num_rows, 12345u);
+    eplb_stats_destroy(handle);
+}
+
+TEST(Stats, ADirectoryOfDumpsListsThem) {
+    temporary_directory dir;
+    const std::string run = dir / "run";
+    std::filesystem::create_directory(run);
+    write_stages_in_rows(run + "/draft");
+    write_stages_in_rows(run + "/100-200");
+    EXPECT_EQ(load(run.c_str(), nullptr), EPLB_STATUS_INCOMPLETE_DUMP);
+    EXPECT_EQ(eplb_last_error_message(),
+              run + " has no meta_info.json; dumps are in " + run + "/100-200, " + run + "/draft: pass one of them");
+    EXPECT_EQ(load((run + "/draft").c_str(), nullptr), EPLB_STATUS_OK);
+}

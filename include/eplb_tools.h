@@ -28,8 +28,8 @@ typedef struct eplb_stats_options {
   int64_t iter_stop; /**< One past the last iteration to read; 0: to the dump's end. */
   uint32_t allow_missing_ranks; /**< Nonzero: accept a dump that lacks the files of some ranks. */
   uint32_t num_threads; /**< Threads that read; 0: one a core, at most 8. Results do not depend on it. */
-  /** Ranks of the run, to detect missing files; 0: as in the dump. TensorRT-LLM's dumps do not say it: with
-   * 0, the loss of their highest ranks goes undetected. */
+  /** Files rank<R> of all pipeline stages, to detect missing ones; 0: as in the dump. TensorRT-LLM's dumps do
+   * not say it: with 0, the loss of their highest ranks goes undetected. */
   size_t expected_ranks;
 } eplb_stats_options;
 /** An eplb_stats_options with every default. */
@@ -58,18 +58,23 @@ typedef struct eplb_stats_info {
   size_t struct_size; /**< Set by EPLB_STATS_INFO_INIT. */
   uint32_t num_experts; /**< Experts of a layer; of slot ids, slots of all ranks together. */
   uint32_t experts_per_token; /**< Experts per token; 0 if the source does not say it. */
-  uint32_t num_ranks; /**< Ranks of the run, including missing ones. */
+  /** Ranks of expert parallelism, including missing ones; 0 if pipeline stages have different numbers. */
+  uint32_t num_ranks;
   eplb_id_kind id_kind; /**< What the ids name. */
   int64_t iter_start; /**< First iteration. */
   int64_t iter_stop; /**< One past the last iteration. */
   const int32_t *layer_ids; /**< Layer numbers, ascending: [num_layers]. */
   size_t num_layers; /**< Length of layer_ids. */
-  const int32_t *missing_ranks; /**< Ranks whose file is missing, ascending: [num_missing_ranks]. */
+  const int32_t *missing_ranks; /**< Numbers R of the missing files, ascending: [num_missing_ranks]. */
   size_t num_missing_ranks; /**< 0 unless allow_missing_ranks was set. */
+  /** Counted iterations that each row of counts adds up; the last row may have fewer. */
+  uint64_t iter_bucket;
+  uint64_t iter_stride; /**< Distance of two counted iterations. */
+  size_t num_rows; /**< Rows, each of the iterations from iter_start + row * iter_bucket * iter_stride on. */
 } eplb_stats_info;
 /** An eplb_stats_info with every default. */
 #define EPLB_STATS_INFO_INIT \
-  { sizeof(eplb_stats_info), 0, 0, 0, 0, 0, 0, NULL, 0, NULL, 0 }
+  { sizeof(eplb_stats_info), 0, 0, 0, 0, 0, 0, NULL, 0, NULL, 0, 0, 0, 0 }
 
 /** Loads the dump in a directory, meta_info.json and one rank<R>.safetensors a rank, summed over ranks.
  *
@@ -103,8 +108,8 @@ EPLB_API eplb_status eplb_stats_get_info(const eplb_stats *stats, eplb_stats_inf
  *
  * \param stats        the counts
  * \param layer        the layer's number
- * \param num_samples  1: the sum of all iterations; iter_stop - iter_start: each iteration; a number
- *                     between: consecutive iterations, split as evenly as possible and summed
+ * \param num_samples  1: the sum of all iterations; num_rows: each row, mostly an iteration; a number
+ *                     between: consecutive rows, split as evenly as possible and summed
  * \param num_experts  that of the dump, as a check
  * \param loads        receives [num_samples][num_experts]
  * \return EPLB_STATUS_INVALID_DUMP if a sum exceeds 2^53, where a double is no longer exact */
@@ -280,11 +285,12 @@ typedef struct eplb_generate_config {
   size_t struct_size; /**< Set by EPLB_GENERATE_CONFIG_INIT. */
   const char *expert_statistic_path; /**< Directory of the dump. Required. */
   const char *output_path; /**< Configuration file to write, replaced atomically. Required. */
-  uint32_t num_ranks; /**< Ranks (the EP size); 0: as in the dump. Required with rank_to_node. */
+  /** Ranks (the EP size); 0: as in the dump. Required with rank_to_node, and where pipeline stages differ. */
+  uint32_t num_ranks;
   /** Slots of all ranks together: a multiple of num_ranks, at least the experts; 0: one an expert. */
   uint32_t num_slots;
-  /** Samples for EPLB_POLICY_SEARCH: consecutive iterations, split as evenly as possible; 0: 16, or one an
-   * iteration if there are fewer. Required with sample_weights. */
+  /** Samples for EPLB_POLICY_SEARCH: consecutive rows of the dump, split as evenly as possible; 0: 16, or one
+   * a row if there are fewer. Required with sample_weights. */
   size_t num_samples;
   eplb_progress_callback progress; /**< Receives the progress. May be NULL. */
   void *user_data; /**< Passed to `progress`. */

@@ -186,8 +186,5 @@ fn recorded_tokens_chose_six_experts_each() {
 fn rank_file_reports_its_experts_layers_and_iterations() {
     let path = data_dirs()[0].join("dumps/dsv2lite-law/rank3.safetensors");
     let file = RankFile::open(&path, None).unwrap();
-    assert_eq!(
-        (file.num_experts, file.layers.len(), file.rows.to_string()),
-        (64, 26, "100..131".into())
-    );
+    assert_eq!((file.num_experts, file.layers.len(), file.rows.to_string()), (64, 26, "100..131".into()));
 }

@@ -80,7 +80,10 @@ impl PredictionReport {
             let sum_ratios = sums.each_ref().map(|sum| projected(sum).imbalance_ratio);
             let (predicted, projected) = (first_balance.imbalance_ratio, second_balance.imbalance_ratio);
             let measured = match second.counts_slots() {
-                true => Balance::from_rank_loads(second.measured(&loads[1], shape.num_ranks()).iter()).imbalance_ratio,
+                true => {
+                    Balance::from_rank_loads(second.measured(&loads[1], shape.num_ranks()).iter())
+                        .imbalance_ratio
+                }
                 false => None,
             };
             let drift = difference(sum_ratios[1], sum_ratios[0]);

@@ -6,7 +6,7 @@ use std::io::ErrorKind;
 use std::path::{Path, PathBuf};
 
 use super::stages::{self, file_name};
-use super::{IterationRange, MetaInfo, RankFile, Rows, Stats, Summary, dumps_below, list_dumps, sum};
+use super::{IdKind, IterationRange, MetaInfo, RankFile, Rows, Stats, Summary, dumps_below, list_dumps, sum};
 use crate::error::{Error, Result, shortened};
 use crate::threads;
 
@@ -239,27 +239,19 @@ fn check_run(file: &RankFile, rank: u32, meta: Option<&MetaInfo>, first: &RankFi
         let (run_id, first_run_id) = (name(&run.run_id), name(&first_run.run_id));
         return mixed(format!("its run_id is {run_id}, that of {} is {first_run_id}", file_name(first)));
     }
-    if run.rows != info.rows() || run.id_kind != info.id_kind {
-        return mixed(format!(
-            "it has counts of {} in iterations {}, {} lists {} in iterations {}",
-            run.id_kind.name(),
-            run.rows,
-            MetaInfo::FILE_NAME,
-            info.id_kind.name(),
-            info.rows()
-        ));
-    }
-    // Only pipeline stages may have other numbers of ranks, and then the number of files is the same.
-    let is_stage = info.files() != info.num_ranks || run.num_files != run.num_ranks;
-    if run.num_files != info.files() || (run.num_ranks != info.num_ranks && !is_stage) {
-        let ranks = |files: usize, ranks: usize| {
-            if files == ranks { format!("{ranks} ranks") } else { format!("{ranks} ranks in {files} files") }
+    // Pipeline stages may have different numbers of ranks. Then the number of files is another one, and the same for all.
+    let has_stages = info.files() != info.num_ranks || run.num_files != run.num_ranks;
+    let same_ranks = run.num_files == info.files() && (run.num_ranks == info.num_ranks || has_stages);
+    if run.rows != info.rows() || run.id_kind != info.id_kind || !same_ranks {
+        let contents = |id_kind: IdKind, rows: Rows, num_ranks: usize, num_files: usize| {
+            let files = if num_files == num_ranks { String::new() } else { format!(" in {num_files} files") };
+            format!("{} in iterations {rows} on {num_ranks} ranks{files}", id_kind.name())
         };
         return mixed(format!(
-            "it is of {}, {} lists {}",
-            ranks(run.num_files, run.num_ranks),
+            "it has counts of {}, {} lists {}",
+            contents(run.id_kind, run.rows, run.num_ranks, run.num_files),
             MetaInfo::FILE_NAME,
-            ranks(info.files(), info.num_ranks)
+            contents(info.id_kind, info.rows(), info.num_ranks, info.files())
         ));
     }
     if run.ep_rank as usize >= run.num_ranks {

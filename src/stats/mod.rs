@@ -140,8 +140,8 @@ impl Summary {
     pub fn ep_size(&self) -> Result<usize> {
         match self.num_ranks {
             0 => Err(Error::InvalidArgument(format!(
-                "the dump is of {}, so the EP size is unknown: give it (--ep_size, num_ranks)",
-                self.ranks_text()
+                "the dump's pipeline stages have {} ranks, so the EP size is unknown: give it (--ep_size, num_ranks)",
+                self.stage_list()
             ))),
             num_ranks => Ok(num_ranks),
         }
@@ -149,14 +149,16 @@ impl Summary {
 
     /// The ranks in words, such as `8 ranks` or `2 pipeline stages of 4 ranks`.
     pub fn ranks_text(&self) -> String {
-        match (&self.stage_ranks[..], self.num_ranks) {
-            ([] | [_], num_ranks) => format!("{num_ranks} ranks"),
-            (stages, 0) => {
-                let ranks: Vec<String> = stages.iter().map(usize::to_string).collect();
-                format!("pipeline stages of {} ranks", ranks.join(", "))
-            }
-            (stages, num_ranks) => format!("{} pipeline stages of {num_ranks} ranks", stages.len()),
+        match (self.stage_ranks.len(), self.num_ranks) {
+            (..=1, num_ranks) => format!("{num_ranks} ranks"),
+            (_, 0) => format!("pipeline stages of {} ranks", self.stage_list()),
+            (num_stages, num_ranks) => format!("{num_stages} pipeline stages of {num_ranks} ranks"),
         }
+    }
+
+    fn stage_list(&self) -> String {
+        let ranks: Vec<String> = self.stage_ranks.iter().map(usize::to_string).collect();
+        ranks.join(", ")
     }
 }
 

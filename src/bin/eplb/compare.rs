@@ -11,7 +11,7 @@ use serde::Serialize;
 use crate::dump_args::DumpArgs;
 use crate::output::{
     OutputFormat, bytes, csv_line, csv_number, four_digits, imbalance, left, parse_bytes, percent, right,
-    table,
+    rows_note, table,
 };
 use crate::plan_args::PlanArgs;
 

@@ -51,7 +51,11 @@ fn use_colours() -> bool {
 pub fn rows_note(rows: &Rows) -> String {
     match rows.are_iterations() {
         true => String::new(),
-        false => format!("It has {} {}; figures of single iterations are those of single rows\n", rows.len(), rows.unit()),
+        false => format!(
+            "It has {} {}; figures of single iterations are those of single rows\n",
+            rows.len(),
+            rows.unit()
+        ),
     }
 }
 

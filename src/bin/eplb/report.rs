@@ -14,8 +14,8 @@ use eplb::stats::{Stats, Summary};
 
 use crate::dump_args::DumpArgs;
 use crate::output::{
-    self, OutputFormat, create_file, csv_line, csv_number, four_digits, imbalance, percent, right, rows_note, signed,
-    tokens, write_file,
+    self, OutputFormat, create_file, csv_line, csv_number, four_digits, imbalance, percent, right, rows_note,
+    signed, tokens, write_file,
 };
 use crate::{chart, page};
 

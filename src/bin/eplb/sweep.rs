@@ -14,7 +14,7 @@ use crate::chart;
 use crate::dump_args::DumpArgs;
 use crate::output::{
     OutputFormat, bytes, create_file, csv_line, csv_number, imbalance, left, parse_bytes, percent, right,
-    table, write_file,
+    rows_note, table, write_file,
 };
 use crate::plan_args::{PlanArgs, policies};
 

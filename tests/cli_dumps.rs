@@ -1,0 +1,137 @@
+//! The `eplb` command on dumps in rows, of pipeline stages, and in subfolders.
+#![cfg(feature = "cli")]
+
+use std::fs;
+use std::path::Path;
+use std::process::{Command, Output};
+
+use tempfile::TempDir;
+use written::{WrittenDump, foreign};
+
+mod written;
+
+fn eplb(dir: &TempDir, args: &str) -> Output {
+    let mut command = Command::new(env!("CARGO_BIN_EXE_eplb"));
+    command.current_dir(dir.path()).args(args.split_whitespace()).output().unwrap()
+}
+
+fn success(dir: &TempDir, args: &str) -> String {
+    let output = eplb(dir, args);
+    assert!(output.status.success(), "{args}: {output:?}");
+    String::from_utf8(output.stdout).unwrap()
+}
+
+fn failure(dir: &TempDir, args: &str) -> (String, i32) {
+    let output = eplb(dir, args);
+    let stderr = String::from_utf8(output.stderr).unwrap();
+    (stderr.lines().last().unwrap_or_default().to_owned(), output.status.code().unwrap())
+}
+
+/// 2 ranks, layers 3 and 4, iterations 100 to 449 in rows of 100.
+fn in_rows(path: &Path) {
+    WrittenDump::new(2, &[3, 4], &[100, 200, 300, 400], 100, 450).with("iter_bucket", 100).write(path);
+}
+
+#[test]
+fn commands_read_rows_and_say_so() {
+    let dir = tempfile::tempdir().unwrap();
+    in_rows(&dir.path().join("dump"));
+    let inspected = success(&dir, "inspect dump");
+    assert!(inspected.contains("  iterations         350 (100..450)\n"), "{inspected}");
+    assert!(inspected.contains("  rows               4 rows of 100 iterations\n"), "{inspected}");
+    assert!(success(&dir, "inspect dump/rank1.safetensors").contains("4 rows of 100 iterations"));
+
+    let note = "It has 4 rows of 100 iterations; figures of single iterations are those of single rows\n";
+    let head = "dump: 4 experts, 2 layers, iterations 100..450 in rows of 100";
+    for command in ["report", "compare --ep_size 2 --num_slots 6 trtllm", "sweep"] {
+        let text = success(&dir, &format!("{command} --expert_statistic_path dump"));
+        assert!(text.starts_with(head) && text.contains(note), "{command}: {text}");
+    }
+    let generated = success(
+        &dir,
+        "generate --expert_statistic_path dump --num_slots 6 --output_path out.yaml --iter_start 200",
+    );
+    assert!(
+        generated.starts_with("dump: 4 experts, 2 layers, iterations 200..450 in rows of 100, 2 ranks\n")
+    );
+    assert!(generated.contains("It has 3 rows of 100 iterations"), "{generated}");
+    assert!(dir.path().join("out.yaml").exists());
+    let report: serde_json::Value =
+        serde_json::from_str(&success(&dir, "report --json --expert_statistic_path dump")).unwrap();
+    assert_eq!(report["dump"]["iter_bucket"], 100);
+    assert_eq!(report["dump"]["iter_stride"], 1);
+    assert_eq!(report["iterations"].as_array().unwrap().len(), 4);
+    assert_eq!(report["iterations"][3]["iteration"], 400);
+
+    assert_eq!(
+        failure(&dir, "report --expert_statistic_path dump --iter_start 150"),
+        (
+            "error: dump: iter_start 150 is within a row, the dump has 100..450 in rows of 100; the nearest rows begin at \
+             100 and 200"
+                .to_owned(),
+            2
+        )
+    );
+    let converted = success(&dir, "convert dump counts.npy --to npy");
+    assert!(
+        converted.starts_with("dump (dump): 4 rows of 100 iterations of layers 2 (3 to 4)"),
+        "{converted}"
+    );
+    assert_eq!(failure(&dir, "convert dump other --to dump").1, 2);
+    // A page of the report opens without the dump, and has its rows.
+    success(&dir, "report --expert_statistic_path dump --html page.html");
+    assert!(fs::read_to_string(dir.path().join("page.html")).unwrap().contains("\"iter_bucket\":100"));
+}
+
+#[test]
+fn commands_ask_for_the_ep_size_of_unequal_stages() {
+    let dir = tempfile::tempdir().unwrap();
+    fs::create_dir(dir.path().join("dump")).unwrap();
+    fs::write(dir.path().join("dump/meta_info.json"), "null").unwrap();
+    for (file, layers) in [(0, &[][..]), (1, &[3]), (2, &[4]), (3, &[4])] {
+        foreign(file, layers, &[0, 1]).write(&dir.path().join("dump"));
+    }
+    let unknown = "the dump's pipeline stages have 1, 2 ranks, so the EP size is unknown: give it (--ep_size, num_ranks)";
+    for command in ["report", "compare --num_slots 6 trtllm", "sweep", "generate --output_path out.yaml"] {
+        let (error, code) = failure(&dir, &format!("{command} --expert_statistic_path dump"));
+        assert!(error.ends_with(unknown) && code == 2, "{command}: {error}");
+        let flag = if command == "sweep" { "--ep_sizes" } else { "--ep_size" };
+        success(&dir, &format!("{command} --expert_statistic_path dump {flag} 2"));
+    }
+    let inspected = success(&dir, "inspect dump");
+    for line in [
+        "  ranks              pipeline stages of 1, 2 ranks\n",
+        "  rank files         4\n",
+        "  experts            4, unknown number a token\n",
+    ] {
+        assert!(inspected.contains(line), "{inspected}");
+    }
+    assert!(success(&dir, "inspect dump/rank0.safetensors").contains("none: the rank has no experts"));
+}
+
+#[test]
+fn commands_list_the_dumps_of_a_directory() {
+    let dir = tempfile::tempdir().unwrap();
+    in_rows(&dir.path().join("run/draft"));
+    in_rows(&dir.path().join("run/500-600"));
+    let list = (
+        "error: run has no meta_info.json; dumps are in run/500-600, run/draft: pass one of them".to_owned(),
+        3,
+    );
+    for command in [
+        "report --expert_statistic_path run",
+        "compare --expert_statistic_path run trtllm",
+        "sweep --expert_statistic_path run",
+        "generate --expert_statistic_path run --output_path out.yaml",
+        "convert run counts.npy --to npy",
+        "inspect run",
+    ] {
+        assert_eq!(failure(&dir, command), list, "{command}");
+    }
+    success(&dir, "generate --expert_statistic_path run/draft --output_path out.yaml --ep_size 2");
+    // A directory that is a dump itself.
+    in_rows(&dir.path().join("run"));
+    let inspected = success(&dir, "inspect run");
+    assert!(inspected.contains("  other dumps        run/500-600, run/draft\n"), "{inspected}");
+    success(&dir, "report --expert_statistic_path run");
+}
