@@ -338,8 +338,9 @@ TEST(Stats, RowsOfSeveralIterationsAndStagesAreRead) {
     const eplb_stats_info last_info = last.info();
     EXPECT_EQ(last_info.num_rows, 1u);
     EXPECT_EQ(std::vector<double>(last.layer_loads(7)), (std::vector<double>{6, 5}));
-    options.iter_start = 20;
-    EXPECT_EQ(load(dump.c_str(), &options), EPLB_STATUS_INVALID_ARGUMENT);
+    eplb_stats_options within = EPLB_STATS_OPTIONS_INIT;
+    within.iter_start = 20;
+    EXPECT_EQ(load(dump.c_str(), &within), EPLB_STATUS_INVALID_ARGUMENT);
     EXPECT_EQ(eplb_last_error_message(), dump + ": iter_start 20 is within a row, the dump has 10..35, one in 2 in rows "
                                                 "of 10; the nearest rows begin at 10 and 30");
 

@@ -95,8 +95,7 @@ fn commands_ask_for_the_ep_size_of_unequal_stages() {
     for command in ["report", "compare --num_slots 6 trtllm", "sweep", "generate --output_path out.yaml"] {
         let (error, code) = failure(&dir, &format!("{command} --expert_statistic_path dump"));
         assert!(error.ends_with(unknown) && code == 2, "{command}: {error}");
-        let flag = if command == "sweep" { "--ep_sizes" } else { "--ep_size" };
-        success(&dir, &format!("{command} --expert_statistic_path dump {flag} 2"));
+        success(&dir, &format!("{command} --expert_statistic_path dump --ep_size 2"));
     }
     let inspected = success(&dir, "inspect dump");
     for line in [
