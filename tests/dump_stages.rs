@@ -211,9 +211,7 @@ fn rank_zero_without_layers_leaves_a_null_meta_file() {
 
     // Without the meta file, the tensors must agree among themselves.
     let path = dir.path().join("rank3.safetensors");
-    let header = format!(
-        r#"{{"0_7":{{"dtype":"I64","shape":[1],"data_offsets":[0,8]}},"1_7":{{"dtype":"I64","shape":[1],"data_offsets":[8,16]}}}}"#
-    );
+    let header = r#"{"0_7":{"dtype":"I64","shape":[1],"data_offsets":[0,8]},"1_7":{"dtype":"I64","shape":[1],"data_offsets":[8,16]}}"#;
     let header = format!("{header:<width$}", width = header.len().next_multiple_of(8));
     fs::write(&path, [&(header.len() as u64).to_le_bytes()[..], header.as_bytes(), &[0; 16]].concat())
         .unwrap();

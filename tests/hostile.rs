@@ -78,8 +78,20 @@ fn damaged(bytes: &[u8], damages: &[Damage]) -> Vec<u8> {
 
 /// A rank file of 2 experts, 2 iterations and 2 layers. It is small, so most damage is in its header.
 fn rank_file() -> Vec<u8> {
-    let mut header = r#"{"__metadata__":{"rank":"0","num_ranks":"1","layers":"1,2","iter_start":"5","iter_stop":"7","counts":"experts"}"#.to_owned();
-    for (i, name) in ["5_1", "5_2", "6_1", "6_2"].iter().enumerate() {
+    let metadata =
+        r#"{"rank":"0","num_ranks":"1","layers":"1,2","iter_start":"5","iter_stop":"7","counts":"experts"}"#;
+    rank_file_of(metadata, ["5_1", "5_2", "6_1", "6_2"])
+}
+
+/// The same in rows of 3 iterations, one in 2 counted, of a pipeline stage. The second row has one iteration.
+fn rank_file_in_rows() -> Vec<u8> {
+    let metadata = r#"{"rank":"0","num_ranks":"2","num_files":"1","ep_rank":"1","layers":"1,2","iter_start":"5","iter_stop":"12","iter_bucket":"3","iter_stride":"2","counts":"experts"}"#;
+    rank_file_of(metadata, ["5_1", "5_2", "11_1", "11_2"])
+}
+
+fn rank_file_of(metadata: &str, names: [&str; 4]) -> Vec<u8> {
+    let mut header = format!("{{\"__metadata__\":{metadata}");
+    for (i, name) in names.iter().enumerate() {
         let (start, stop) = (16 * i, 16 * i + 16);
         header += &format!(r#","{name}":{{"dtype":"I64","shape":[2],"data_offsets":[{start},{stop}]}}"#);
     }
@@ -91,6 +103,8 @@ fn rank_file() -> Vec<u8> {
 }
 
 const META: &str = r#"{"num_experts":2,"num_experts_per_token":1,"eplb":{"version":"0","num_ranks":1,"iter_start":5,"iter_stop":7,"layers":[1,2],"counts":"experts"}}"#;
+
+const META_IN_ROWS: &str = r#"{"num_experts":2,"num_experts_per_token":1,"eplb":{"version":"0","num_ranks":2,"num_files":1,"iter_start":5,"iter_stop":12,"iter_bucket":3,"iter_stride":2,"layers":[1,2],"counts":"experts"}}"#;
 
 const CONFIG: &str = "ep_size: 2\ninitial_global_assignments:\n  3: [0, 1, 2, 2]\n  10: [2, 0, 1, 0]\n\
                       layer_updates_per_iter: 0\nnum_slots: 4\n";
@@ -111,25 +125,29 @@ proptest! {
 
     #[test]
     fn damaged_rank_file_is_read_or_rejected(damages in proptest::collection::vec(damage(), 1..4)) {
-        let dir = tempfile::tempdir().unwrap();
-        fs::write(dir.path().join("meta_info.json"), META).unwrap();
-        let path = dir.path().join("rank0.safetensors");
-        fs::write(&path, damaged(&rank_file(), &damages)).unwrap();
-        if let Err(error) = read_dump(dir.path()) {
-            prop_assert!(error.to_string().contains(dir.path().to_str().unwrap()), "{}", error);
+        for (meta, file) in [(META, rank_file()), (META_IN_ROWS, rank_file_in_rows())] {
+            let dir = tempfile::tempdir().unwrap();
+            fs::write(dir.path().join("meta_info.json"), meta).unwrap();
+            let path = dir.path().join("rank0.safetensors");
+            fs::write(&path, damaged(&file, &damages)).unwrap();
+            if let Err(error) = read_dump(dir.path()) {
+                prop_assert!(error.to_string().contains(dir.path().to_str().unwrap()), "{}", error);
+            }
+            let _ = RankFile::open(&path, None);
         }
-        let _ = RankFile::open(&path, None);
     }
 
     #[test]
     fn damaged_meta_file_is_read_or_rejected(damages in proptest::collection::vec(damage(), 1..4)) {
-        let text = damaged(META.as_bytes(), &damages);
-        let _ = MetaInfo::parse(&text);
-        let dir = tempfile::tempdir().unwrap();
-        fs::write(dir.path().join("meta_info.json"), text).unwrap();
-        fs::write(dir.path().join("rank0.safetensors"), rank_file()).unwrap();
-        if let Err(error) = read_dump(dir.path()) {
-            prop_assert!(error.to_string().contains(dir.path().to_str().unwrap()), "{}", error);
+        for (meta, file) in [(META, rank_file()), (META_IN_ROWS, rank_file_in_rows())] {
+            let text = damaged(meta.as_bytes(), &damages);
+            let _ = MetaInfo::parse(&text);
+            let dir = tempfile::tempdir().unwrap();
+            fs::write(dir.path().join("meta_info.json"), text).unwrap();
+            fs::write(dir.path().join("rank0.safetensors"), file).unwrap();
+            if let Err(error) = read_dump(dir.path()) {
+                prop_assert!(error.to_string().contains(dir.path().to_str().unwrap()), "{}", error);
+            }
         }
     }
 
@@ -151,10 +169,12 @@ proptest! {
 
 #[test]
 fn undamaged_files_are_read() {
-    let dir = tempfile::tempdir().unwrap();
-    fs::write(dir.path().join("meta_info.json"), META).unwrap();
-    fs::write(dir.path().join("rank0.safetensors"), rank_file()).unwrap();
-    assert_eq!(read_dump(dir.path()).unwrap(), (0..8).sum::<u64>());
+    for (meta, file) in [(META, rank_file()), (META_IN_ROWS, rank_file_in_rows())] {
+        let dir = tempfile::tempdir().unwrap();
+        fs::write(dir.path().join("meta_info.json"), meta).unwrap();
+        fs::write(dir.path().join("rank0.safetensors"), file).unwrap();
+        assert_eq!(read_dump(dir.path()).unwrap(), (0..8).sum::<u64>());
+    }
     assert!(ConfigFile::parse(CONFIG).unwrap().placement(Expected::default()).is_ok());
 }
 
