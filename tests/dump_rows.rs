@@ -43,7 +43,7 @@ fn rows_are_read_with_a_partial_last_one() {
     let dir = written(&in_rows());
     let stats = load_with(&dir, None, None).unwrap();
     let rows = stats.summary().rows;
-    assert_eq!((rows.len(), rows.bucket, rows.stride, rows.num_counted()), (4, 100, 1, 350));
+    assert_eq!((rows.len(), rows.rows.bucket(), rows.rows.stride(), rows.num_counted()), (4, 100, 1, 350));
     assert_eq!(rows.to_string(), "100..450 in rows of 100");
     for layer in [3, 4] {
         let expected = [100, 200, 300, 400].map(|key| row(key, layer)).concat();

@@ -7,6 +7,6 @@ use libfuzzer_sys::fuzz_target;
 fuzz_target!(|text: &[u8]| {
     if let Ok(meta) = MetaInfo::parse(text) {
         assert!((1..=meta.num_experts).contains(&meta.num_experts_per_token));
-        assert!(meta.eplb.is_none_or(|info| info.num_ranks > 0 && !info.rows().is_empty()));
+        assert!(meta.eplb.is_none_or(|info| info.num_ranks > 0 && !info.rows().unwrap().is_empty()));
     }
 });

@@ -232,8 +232,8 @@ pub unsafe extern "C" fn eplb_stats_get_info(
             num_layers: summary.layers.len(),
             missing_ranks: summary.missing_ranks.as_ptr().cast(),
             num_missing_ranks: summary.missing_ranks.len(),
-            iter_bucket: summary.rows.bucket,
-            iter_stride: summary.rows.stride,
+            iter_bucket: summary.rows.rows.bucket(),
+            iter_stride: summary.rows.rows.stride(),
             num_rows: number(summary.rows.len(), "num_rows")?,
         });
         Ok(())

@@ -143,8 +143,8 @@ impl Dump {
             counts: if counts_slots { IdKind::Slot } else { IdKind::Expert },
             iter_start: summary.rows.iterations.start,
             iter_stop: summary.rows.iterations.stop,
-            iter_bucket: summary.rows.bucket,
-            iter_stride: summary.rows.stride,
+            iter_bucket: summary.rows.rows.bucket(),
+            iter_stride: summary.rows.rows.stride(),
         }
     }
 }

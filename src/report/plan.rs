@@ -5,7 +5,7 @@ use super::score::{LayerScore, ScoreOptions};
 use crate::error::{Error, Result};
 use crate::placement::{Placement, Shape};
 use crate::solve::{Loads, Policy, SolveConfig, Solver};
-use crate::stats::{IdKind, LayerLoads, Rows, Stats, Summary};
+use crate::stats::{IdKind, LayerLoads, RowRange, Stats, Summary};
 use crate::threads;
 
 /// The default number of samples: enough that experts which are hot in only some iterations are seen.
@@ -73,7 +73,7 @@ impl Planner<'_> {
     }
 
     /// The number of samples to plan for. Fails if there are sample weights and their number differs.
-    pub(crate) fn num_samples(&self, rows: Rows) -> Result<usize> {
+    pub(crate) fn num_samples(&self, rows: RowRange) -> Result<usize> {
         if self.solve.policy != Policy::Search {
             return Ok(1);
         }

@@ -6,7 +6,9 @@ use std::io::ErrorKind;
 use std::path::{Path, PathBuf};
 
 use super::stages::{self, file_name};
-use super::{IdKind, IterationRange, MetaInfo, RankFile, Rows, Stats, Summary, dumps_below, list_dumps, sum};
+use super::{
+    IdKind, IterationRange, MetaInfo, RankFile, RowRange, Stats, Summary, dumps_below, list_dumps, sum,
+};
 use crate::error::{Error, Result, shortened};
 use crate::threads;
 
@@ -68,7 +70,7 @@ impl Dump {
         };
         let layers = stages::check_layers(&files, declared, !missing_ranks.is_empty())
             .map_err(|e| e.in_file(directory))?;
-        let whole = declared.map(|info| info.rows());
+        let whole = declared.map(|info| info.rows()).transpose()?;
         let rows = choose_rows(&files, whole, options).map_err(|e| e.in_file(directory))?;
         if !missing_ranks.is_empty() {
             log::warn!(
@@ -239,11 +241,12 @@ fn check_run(file: &RankFile, rank: u32, meta: Option<&MetaInfo>, first: &RankFi
         let (run_id, first_run_id) = (name(&run.run_id), name(&first_run.run_id));
         return mixed(format!("its run_id is {run_id}, that of {} is {first_run_id}", file_name(first)));
     }
+    let rows = info.rows()?;
     // Pipeline stages may have different numbers of ranks. Then the number of files is another one, and the same for all.
     let has_stages = info.files() != info.num_ranks || run.num_files != run.num_ranks;
     let same_ranks = run.num_files == info.files() && (run.num_ranks == info.num_ranks || has_stages);
-    if run.rows != info.rows() || run.id_kind != info.id_kind || !same_ranks {
-        let contents = |id_kind: IdKind, rows: Rows, num_ranks: usize, num_files: usize| {
+    if run.rows != rows || run.id_kind != info.id_kind || !same_ranks {
+        let contents = |id_kind: IdKind, rows: RowRange, num_ranks: usize, num_files: usize| {
             let files = if num_files == num_ranks { String::new() } else { format!(" in {num_files} files") };
             format!("{} in iterations {rows} on {num_ranks} ranks{files}", id_kind.name())
         };
@@ -251,7 +254,7 @@ fn check_run(file: &RankFile, rank: u32, meta: Option<&MetaInfo>, first: &RankFi
             "it has counts of {}, {} lists {}",
             contents(run.id_kind, run.rows, run.num_ranks, run.num_files),
             MetaInfo::FILE_NAME,
-            contents(info.id_kind, info.rows(), info.num_ranks, info.files())
+            contents(info.id_kind, rows, info.num_ranks, info.files())
         ));
     }
     if run.ep_rank as usize >= run.num_ranks {
@@ -279,7 +282,7 @@ fn check_run(file: &RankFile, rank: u32, meta: Option<&MetaInfo>, first: &RankFi
 }
 
 /// The requested rows, or all. Fails where a file lacks one. `whole` are those of the meta file.
-fn choose_rows(files: &[RankFile], whole: Option<Rows>, options: &LoadOptions) -> Result<Rows> {
+fn choose_rows(files: &[RankFile], whole: Option<RowRange>, options: &LoadOptions) -> Result<RowRange> {
     let with_layers = || files.iter().filter(|file| !file.layers.is_empty());
     let whole = whole.unwrap_or_else(|| {
         let ranges = || with_layers().map(|file| file.rows.iterations);

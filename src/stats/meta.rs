@@ -6,7 +6,7 @@ use std::path::Path;
 use serde::{Deserialize, Serialize};
 
 use super::rank_file::open_regular;
-use super::{IdKind, IterationRange, Rows};
+use super::{IdKind, IterationRange, RowRange};
 use crate::error::{Error, Result, shortened};
 use crate::placement::MAX_COUNT;
 
@@ -32,19 +32,19 @@ pub struct DumpInfo {
     pub version: String,
     /// Ranks of the expert-parallel group.
     pub num_ranks: usize,
-    /// Files of the dump, one a rank of each pipeline stage. 0 and absent: `num_ranks`.
-    #[serde(default, skip_serializing_if = "is_zero")]
-    pub num_files: usize,
+    /// Files of the dump. `None`: one of each rank.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub num_files: Option<usize>,
+    /// Iterations that each row adds up. `None`: 1.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub iter_bucket: Option<u64>,
+    /// Of so many iterations one is counted. `None`: 1.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub iter_stride: Option<u64>,
     /// The first iteration counted.
     pub iter_start: u64,
     /// The one after the last.
     pub iter_stop: u64,
-    /// Counted iterations of a row; see [`Rows`].
-    #[serde(default = "one", skip_serializing_if = "is_one")]
-    pub iter_bucket: u64,
-    /// The distance of two counted iterations; see [`Rows`].
-    #[serde(default = "one", skip_serializing_if = "is_one")]
-    pub iter_stride: u64,
     /// Layers that rank 0 counted.
     pub layers: Vec<u32>,
     /// What the counted ids name.
@@ -52,30 +52,16 @@ pub struct DumpInfo {
     pub id_kind: IdKind,
 }
 
-fn one() -> u64 {
-    1
-}
-
-#[allow(clippy::trivially_copy_pass_by_ref, reason = "as serde calls it")]
-fn is_one(number: &u64) -> bool {
-    *number == 1
-}
-
-#[allow(clippy::trivially_copy_pass_by_ref, reason = "as serde calls it")]
-fn is_zero(number: &usize) -> bool {
-    *number == 0
-}
-
 impl DumpInfo {
     /// The iterations of the complete dump, in rows.
-    pub fn rows(&self) -> Rows {
+    pub fn rows(&self) -> Result<RowRange> {
         let iterations = IterationRange { start: self.iter_start, stop: self.iter_stop };
-        Rows { iterations, bucket: self.iter_bucket, stride: self.iter_stride }
+        RowRange::declared(iterations, self.iter_bucket.unwrap_or(1), self.iter_stride.unwrap_or(1))
     }
 
     /// The number of files of the complete dump.
     pub fn files(&self) -> usize {
-        if self.num_files == 0 { self.num_ranks } else { self.num_files }
+        self.num_files.unwrap_or(self.num_ranks)
     }
 }
 
@@ -114,14 +100,12 @@ impl MetaInfo {
                 "num_experts is {experts} and num_experts_per_token {chosen}; a token chooses 1 to num_experts experts"
             )));
         }
-        if let Some(info) = &meta.eplb {
-            let rows = info.rows();
-            if rows.is_empty() || info.num_ranks == 0 {
-                return Err(Error::InvalidDump(
-                    "eplb.num_ranks is 0, or iter_start is not less than iter_stop".into(),
-                ));
-            }
-            Rows::new(rows.iterations, rows.bucket, rows.stride)?;
+        if let Some(info) = &meta.eplb
+            && (info.rows()?.is_empty() || info.num_ranks == 0 || info.files() == 0)
+        {
+            return Err(Error::InvalidDump(
+                "eplb.num_ranks or num_files is 0, or iter_start is not less than iter_stop".into(),
+            ));
         }
         Ok(meta)
     }
@@ -147,12 +131,14 @@ mod tests {
     #[test]
     fn parse_takes_absent_keys_for_one_file_a_rank_and_one_row_an_iteration() {
         let info = MetaInfo::parse(OWN.as_bytes()).unwrap().eplb.unwrap();
-        assert_eq!((info.files(), info.rows().len(), info.rows().to_string()), (2, 4, "5..9".to_owned()));
-        let text =
-            OWN.replace(r#""layers""#, r#""num_files": 6, "iter_bucket": 3, "iter_stride": 1, "layers""#);
+        assert_eq!(
+            (info.files(), info.rows().unwrap().len(), info.rows().unwrap().to_string()),
+            (2, 4, "5..9".to_owned())
+        );
+        let text = OWN.replace(r#""layers""#, r#""num_files": 6, "iter_bucket": 3, "layers""#);
         let meta = MetaInfo::parse(text.as_bytes()).unwrap();
         let info = meta.eplb.clone().unwrap();
-        assert_eq!((info.files(), info.rows().len()), (6, 2));
+        assert_eq!((info.files(), info.rows().unwrap().len()), (6, 2));
         // Written only where they are not the default.
         let written = serde_json::to_string(&meta).unwrap();
         assert!(written.contains(r#""num_files":6"#) && written.contains(r#""iter_bucket":3"#), "{written}");
@@ -171,6 +157,7 @@ mod tests {
             (r#""iter_bucket": -1"#, "invalid value: integer `-1`, expected u64"),
             (r#""iter_bucket": "100""#, "invalid type: string \"100\", expected u64"),
             (r#""iter_stride": 1e30"#, "expected u64"),
+            (r#""num_files": 0"#, "eplb.num_ranks or num_files is 0"),
             (r#""num_files": -2"#, "invalid value: integer `-2`, expected usize"),
         ] {
             let found = message(&OWN.replace(r#""layers""#, &format!("{wrong}, \"layers\"")));

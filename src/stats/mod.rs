@@ -5,6 +5,7 @@ mod dump;
 mod meta;
 mod rank_file;
 mod recorder;
+mod row_range;
 mod rows;
 mod stages;
 mod subfolders;
@@ -19,6 +20,7 @@ pub use recorder::{
     AddedCounts, CountsAt, Dumps, Info, MemoryRequired, Recorder, RecorderConfig, State, Totals,
 };
 pub(crate) use recorder::{BatchCount, CellType, histogram};
+pub use row_range::RowRange;
 pub use rows::Rows;
 pub use subfolders::{dumps_below, list_dumps};
 pub use write::{Counts, FileNumber, RankDump};
@@ -132,7 +134,7 @@ pub struct Summary {
     /// The layers' numbers, ascending.
     pub layers: Vec<u32>,
     /// The requested iterations, and the rows in which they were dumped.
-    pub rows: Rows,
+    pub rows: RowRange,
 }
 
 impl Summary {

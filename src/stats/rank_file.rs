@@ -14,7 +14,7 @@ use std::path::{Path, PathBuf};
 use serde::Deserialize;
 use serde::de::{self, Deserializer, MapAccess, SeqAccess, Visitor};
 
-use super::{IdKind, IterationRange, Rows};
+use super::{IdKind, IterationRange, RowRange};
 use crate::error::{Error, Result, shortened, try_zeroed};
 use crate::placement::MAX_COUNT;
 
@@ -28,8 +28,8 @@ pub struct RankFile {
     pub path: PathBuf,
     /// Experts (or slots) of each tensor. 0 if the file has no tensor and the meta file does not say it.
     pub num_experts: usize,
-    /// Rows. Each layer has all of them. There are none in a file without layers.
-    pub rows: Rows,
+    /// RowRange. Each layer has all of them. There are none in a file without layers.
+    pub rows: RowRange,
     /// Layers, ascending. A rank without experts has none.
     pub layers: Vec<u32>,
     /// The metadata, in files of eplb.
@@ -55,7 +55,7 @@ pub struct RunInfo {
     /// Layers that this rank counted.
     pub layers: Vec<u32>,
     /// The range of iterations, in rows. A complete file has all of them.
-    pub rows: Rows,
+    pub rows: RowRange,
     /// The run's name, if it has one.
     pub run_id: Option<String>,
     /// What the counted ids name.
@@ -170,7 +170,7 @@ pub(super) fn open_regular(path: &Path) -> Result<File> {
 /// The checked contents of a header.
 struct Index {
     num_experts: usize,
-    rows: Rows,
+    rows: RowRange,
     layers: Vec<u32>,
     run: Option<RunInfo>,
     tensors: Vec<Tensor>,
@@ -216,7 +216,7 @@ impl Index {
 
 /// The rows and layers of a file, and checks that every layer has every row once. `declared` are the rows of its metadata. Without
 /// them each row is an iteration.
-fn check_complete(tensors: &[Tensor], declared: Option<Rows>) -> Result<(Rows, Vec<u32>)> {
+fn check_complete(tensors: &[Tensor], declared: Option<RowRange>) -> Result<(RowRange, Vec<u32>)> {
     let grid = declared.filter(|rows| !rows.are_iterations());
     if let Some(grid) = grid {
         check_keys(tensors, grid)?;
@@ -238,7 +238,7 @@ fn check_complete(tensors: &[Tensor], declared: Option<Rows>) -> Result<(Rows, V
         None => IterationRange { start, stop: last + 1 }.into(),
         Some(grid) => {
             let stop = last.saturating_add(grid.step()).min(grid.iterations.stop);
-            Rows { iterations: IterationRange { start, stop }, ..grid }
+            RowRange { iterations: IterationRange { start, stop }, ..grid }
         }
     };
     let expected =
@@ -256,7 +256,7 @@ fn check_complete(tensors: &[Tensor], declared: Option<Rows>) -> Result<(Rows, V
 }
 
 /// Checks that each tensor is named by the first iteration of a row.
-fn check_keys(tensors: &[Tensor], grid: Rows) -> Result<()> {
+fn check_keys(tensors: &[Tensor], grid: RowRange) -> Result<()> {
     match tensors.iter().find(|tensor| grid.starting_at(tensor.iteration).is_none()) {
         None => Ok(()),
         Some(&Tensor { iteration, layer, .. }) => Err(Error::InvalidDump(format!(
@@ -308,7 +308,7 @@ impl RunInfo {
             num_ranks: num_ranks as usize,
             num_files: or("num_files", num_ranks)? as usize,
             layers,
-            rows: Rows::new(iterations, or("iter_bucket", 1)?, or("iter_stride", 1)?)
+            rows: RowRange::declared(iterations, or("iter_bucket", 1)?, or("iter_stride", 1)?)
                 .map_err(|e| Error::InvalidDump(format!("its __metadata__ is invalid: {e}")))?,
             run_id: metadata.get("run_id").cloned(),
             id_kind,
@@ -565,7 +565,7 @@ mod tests {
 
     #[test]
     fn parse_requires_the_key_and_presence_of_each_row() {
-        // Rows of 2 counted iterations, one in 3: 4, 10 and 16, the last one with iteration 16 alone.
+        // RowRange of 2 counted iterations, one in 3: 4, 10 and 16, the last one with iteration 16 alone.
         let own = r#""rank":"0","num_ranks":"2","layers":"1","iter_start":"4","iter_stop":"17","counts":"experts","iter_bucket":"2","iter_stride":"3""#;
         let with = |names: &[&str]| {
             let tensors: Vec<String> = names

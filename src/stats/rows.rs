@@ -1,131 +1,78 @@
-//! Rows of counts, each of one or several iterations.
-
-use std::fmt;
+//! The rows of a recording: which iterations of a range are counted, and which of those are added up.
 
 use super::IterationRange;
 use crate::error::{Error, Result};
 
-/// A range of iterations in rows. Of the range, every `stride`-th iteration was counted, from the first on. A row is the sum of
-/// `bucket` of these; the last row may have fewer. A row's key is its first iteration.
+/// Of a range, every `stride`-th iteration is counted, and a row is the sum of `bucket` of those. The last row may have fewer.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub struct Rows {
-    /// The range.
-    pub iterations: IterationRange,
-    /// Counted iterations of a row.
-    pub bucket: u64,
-    /// The distance of two counted iterations.
-    pub stride: u64,
+    bucket: u64,
+    stride: u64,
 }
 
-impl From<IterationRange> for Rows {
-    /// A row for each iteration.
-    fn from(iterations: IterationRange) -> Rows {
-        Rows { iterations, bucket: 1, stride: 1 }
+impl Default for Rows {
+    fn default() -> Self {
+        Rows::ITERATIONS
     }
 }
 
 impl Rows {
-    /// Fails if `bucket` or `stride` is 0, or if they are too large for 63 bits.
-    pub fn new(iterations: IterationRange, bucket: u64, stride: u64) -> Result<Rows> {
-        let fits = bucket.checked_mul(stride).is_some_and(|step| step <= i64::MAX as u64);
-        if bucket == 0 || stride == 0 || !fits {
-            return Err(Error::InvalidDump(format!(
-                "iter_bucket is {bucket} and iter_stride {stride}; both must be at least 1, and their product below 2^63"
-            )));
+    /// Each iteration is a row.
+    pub const ITERATIONS: Rows = Rows { bucket: 1, stride: 1 };
+
+    /// The rows of `bucket` iterations each, of every `stride`-th iteration. Fails where either is 0.
+    pub fn new(bucket: u64, stride: u64) -> Result<Self> {
+        match (bucket, stride) {
+            (0, _) | (_, 0) => Err(Error::InvalidArgument(format!(
+                "iter_bucket is {bucket} and iter_stride {stride}; at least 1 expected of each"
+            ))),
+            (bucket, stride) => Ok(Rows { bucket, stride }),
         }
-        Ok(Rows { iterations, bucket, stride })
     }
 
-    /// Whether each row is one iteration, and none is left out.
+    /// Iterations that a row adds up.
+    pub fn bucket(&self) -> u64 {
+        self.bucket
+    }
+
+    /// Of so many iterations one is counted.
+    pub fn stride(&self) -> u64 {
+        self.stride
+    }
+
+    /// Whether each iteration is a row, as in TensorRT-LLM's dumps.
     pub fn are_iterations(&self) -> bool {
-        self.step() == 1
+        *self == Rows::ITERATIONS
     }
 
-    /// Iterations from the start of a row to that of the next.
-    pub fn step(&self) -> u64 {
-        self.bucket.saturating_mul(self.stride).max(1)
+    /// The rows of `range`.
+    pub fn count(&self, range: IterationRange) -> u64 {
+        range.len().div_ceil(self.stride).div_ceil(self.bucket)
     }
 
-    /// The number of rows.
-    pub fn len(&self) -> u64 {
-        self.iterations.len().div_ceil(self.step())
+    /// The row of an iteration of `range`. `None` for iterations that are not counted.
+    pub fn row_of(&self, range: IterationRange, iteration: u64) -> Option<u64> {
+        let counted = range.contains(iteration) && (iteration - range.start).is_multiple_of(self.stride);
+        counted.then(|| (iteration - range.start) / self.stride / self.bucket)
     }
 
-    /// Whether there is none.
-    pub fn is_empty(&self) -> bool {
-        self.iterations.is_empty()
+    /// The first of the rows that the iterations `held` of `range` are in, and their number.
+    pub fn rows_of(&self, range: IterationRange, held: IterationRange) -> (u64, u64) {
+        let to_start = IterationRange { start: range.start, stop: held.start };
+        // The row of held.start is complete before it where the quotient is whole.
+        let first = to_start.len().div_ceil(self.stride) / self.bucket;
+        (first, self.count(IterationRange { start: range.start, stop: held.stop }) - first)
     }
 
-    /// The first iteration of a row.
-    pub fn first_iteration(&self, row: u64) -> u64 {
-        self.iterations.start.saturating_add(row.saturating_mul(self.step()))
+    /// How many iterations of `held`, which are of `range`, are counted. 0 where `held` is empty.
+    pub fn iterations_in(&self, range: IterationRange, held: IterationRange) -> u64 {
+        let counted = |stop| IterationRange { start: range.start, stop }.len().div_ceil(self.stride);
+        counted(held.stop).saturating_sub(counted(held.start))
     }
 
-    /// The number of iterations that were counted.
-    pub fn num_counted(&self) -> u64 {
-        self.iterations.len().div_ceil(self.stride.max(1))
-    }
-
-    /// The row that starts at `iteration`.
-    pub fn starting_at(&self, iteration: u64) -> Option<u64> {
-        let offset = iteration.checked_sub(self.iterations.start)?;
-        let starts = self.iterations.contains(iteration) && offset.is_multiple_of(self.step());
-        starts.then(|| offset / self.step())
-    }
-
-    /// The start of the row nearest to `iteration`.
-    pub fn nearest_start(&self, iteration: u64) -> u64 {
-        let offset = iteration.saturating_sub(self.iterations.start);
-        let (below, rest) = (offset / self.step(), offset % self.step());
-        let row = if rest > self.step() / 2 { below + 1 } else { below };
-        self.first_iteration(row.min(self.len().saturating_sub(1)))
-    }
-
-    /// The rows from `start` on, up to `stop`. `None`: all.
-    ///
-    /// Fails with [`Error::InvalidArgument`] outside of the range, and within a row.
-    pub fn select(&self, start: Option<u64>, stop: Option<u64>) -> Result<Rows> {
-        let whole = self.iterations;
-        let chosen = IterationRange { start: start.unwrap_or(whole.start), stop: stop.unwrap_or(whole.stop) };
-        if chosen.is_empty() || chosen.start < whole.start || chosen.stop > whole.stop {
-            return Err(Error::InvalidArgument(format!(
-                "iterations {chosen} requested (stop excluded), the dump has {self}"
-            )));
-        }
-        for (name, iteration) in [("iter_start", chosen.start), ("iter_stop", chosen.stop)] {
-            if iteration != whole.stop && self.starting_at(iteration).is_none() {
-                let below = iteration - (iteration - whole.start) % self.step();
-                let above = below.saturating_add(self.step()).min(whole.stop);
-                return Err(Error::InvalidArgument(format!(
-                    "{name} {iteration} is within a row, the dump has {self}; the nearest rows begin at {below} and {above}"
-                )));
-            }
-        }
-        Ok(Rows { iterations: chosen, ..*self })
-    }
-
-    /// What a row is: `iterations`, or `rows of 100 iterations`.
-    pub fn unit(&self) -> String {
-        match (self.bucket, self.stride) {
-            (1, 1) => "iterations".to_owned(),
-            (bucket, 1) => format!("rows of {bucket} iterations"),
-            (1, stride) => format!("iterations, one in {stride}"),
-            (bucket, stride) => format!("rows of {bucket} iterations, one in {stride}"),
-        }
-    }
-}
-
-impl fmt::Display for Rows {
-    /// `100..131`, or `100..10100 in rows of 100`; with a stride of 10 `100..10100, one in 10`, or both.
-    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        write!(f, "{}", self.iterations)?;
-        if self.stride != 1 {
-            write!(f, ", one in {}", self.stride)?;
-        }
-        if self.bucket != 1 {
-            write!(f, " in rows of {}", self.bucket)?;
-        }
-        Ok(())
+    /// The first iteration of a row of `range`, which names the row in a dump.
+    pub fn key(&self, range: IterationRange, row: u64) -> u64 {
+        range.start + row * self.bucket * self.stride
     }
 }
 
@@ -133,63 +80,59 @@ impl fmt::Display for Rows {
 mod tests {
     use super::*;
 
-    fn rows(start: u64, stop: u64, bucket: u64, stride: u64) -> Rows {
-        Rows::new(IterationRange { start, stop }, bucket, stride).unwrap()
+    fn range(start: u64, stop: u64) -> IterationRange {
+        IterationRange { start, stop }
     }
 
     #[test]
-    fn last_row_may_be_partial() {
-        // Counted: 100, 110, ..., 190, and of these 3 a row: 100, 130, 160 and 190 alone.
-        let rows = rows(100, 199, 3, 10);
-        assert_eq!((rows.step(), rows.len(), rows.num_counted()), (30, 4, 10));
-        let starts: Vec<u64> = (0..rows.len()).map(|row| rows.first_iteration(row)).collect();
-        assert_eq!(starts, [100, 130, 160, 190]);
-        assert_eq!(
-            [99, 100, 110, 190, 220].map(|i| rows.starting_at(i)),
-            [None, Some(0), None, Some(3), None]
-        );
-        assert_eq!([0, 114, 116, 190, 500].map(|i| rows.nearest_start(i)), [100, 100, 130, 190, 190]);
-        assert_eq!(rows.to_string(), "100..199, one in 10 in rows of 3");
-    }
-
-    #[test]
-    fn select_takes_whole_rows() {
-        let rows = rows(100, 450, 100, 1);
-        assert_eq!(rows.select(None, None).unwrap(), rows);
-        let chosen = rows.select(Some(200), None).unwrap();
-        assert_eq!((chosen.len(), chosen.to_string()), (3, "200..450 in rows of 100".to_owned()));
-        assert_eq!(rows.select(None, Some(300)).unwrap().len(), 2);
-        let error = |start, stop| rows.select(start, stop).unwrap_err().to_string();
-        assert_eq!(
-            error(Some(150), None),
-            "iter_start 150 is within a row, the dump has 100..450 in rows of 100; the nearest rows begin at 100 and 200"
-        );
-        assert_eq!(
-            error(None, Some(420)),
-            "iter_stop 420 is within a row, the dump has 100..450 in rows of 100; the nearest rows begin at 400 and 450"
-        );
-        assert_eq!(
-            error(Some(0), None),
-            "iterations 0..450 requested (stop excluded), the dump has 100..450 in rows of 100"
-        );
-        assert!(rows.select(Some(300), Some(300)).is_err() && rows.select(None, Some(451)).is_err());
-    }
-
-    #[test]
-    fn new_refuses_zero_and_overflow() {
-        let range = IterationRange { start: 0, stop: u64::MAX };
-        for (bucket, stride) in [(0, 1), (1, 0), (1 << 62, 2), (u64::MAX, u64::MAX)] {
-            assert_eq!(
-                Rows::new(range, bucket, stride).unwrap_err().to_string(),
-                format!(
-                    "iter_bucket is {bucket} and iter_stride {stride}; both must be at least 1, and their product below 2^63"
-                )
-            );
+    fn rows_are_rounded_up_at_both_steps() {
+        // 100 to 124 by 3: 100, 103, ..., 124 are 9 iterations, which are 3 rows of up to 4: 100, 112, 124.
+        let (rows, all) = (Rows::new(4, 3).unwrap(), range(100, 125));
+        assert_eq!(rows.count(all), 3);
+        let keys: Vec<u64> = (0..3).map(|row| rows.key(all, row)).collect();
+        assert_eq!(keys, [100, 112, 124]);
+        let of: Vec<_> = (99..126).map(|i| rows.row_of(all, i)).collect();
+        for (index, row) in of.iter().enumerate() {
+            let iteration = index as u64 + 99;
+            let expected = match iteration {
+                100 | 103 | 106 | 109 => Some(0),
+                112 | 115 | 118 | 121 => Some(1),
+                124 => Some(2),
+                _ => None,
+            };
+            assert_eq!(*row, expected, "iteration {iteration}");
         }
-        let huge = rows(u64::MAX - 1, u64::MAX, i64::MAX as u64, 1);
-        assert_eq!(
-            (huge.len(), huge.first_iteration(5), huge.nearest_start(u64::MAX)),
-            (1, u64::MAX, u64::MAX - 1)
-        );
+        assert_eq!(Rows::default().count(all), 25);
+        assert_eq!(Rows::new(1, 25).unwrap().count(all), 1);
+        assert_eq!(Rows::new(1, 24).unwrap().count(all), 2);
+    }
+
+    #[test]
+    fn rows_of_a_part_are_those_that_it_touches() {
+        let (rows, all) = (Rows::new(4, 3).unwrap(), range(100, 125));
+        for start in (100..125).step_by(3) {
+            for last in (start..125).step_by(3) {
+                let held = range(start, last + 1);
+                let (first, count) = rows.rows_of(all, held);
+                assert_eq!(Some(first), rows.row_of(all, start), "{held}");
+                assert_eq!(Some(first + count - 1), rows.row_of(all, last), "{held}");
+                assert_eq!(rows.iterations_in(all, held), (last - start) / 3 + 1, "{held}");
+            }
+        }
+        assert_eq!(rows.rows_of(all, all), (0, 3));
+        assert_eq!(Rows::default().rows_of(all, range(103, 110)), (3, 7));
+    }
+
+    #[test]
+    fn rows_take_the_largest_numbers() {
+        let all = range(0, i64::MAX as u64);
+        let rows = Rows::new(u64::from(u32::MAX), u64::from(u32::MAX)).unwrap();
+        // (2^63 - 1) / (2^32 - 1)^2 is a little over one half.
+        assert_eq!(rows.count(all), 1);
+        let rows = Rows::new(1 << 31, 1 << 31).unwrap();
+        assert_eq!(rows.count(all), 2);
+        assert_eq!(rows.key(all, 1), 1 << 62);
+        assert_eq!(rows.row_of(all, (1 << 62) + (1 << 31)), Some(1));
+        assert!(Rows::new(0, 1).is_err() && Rows::new(1, 0).is_err());
     }
 }

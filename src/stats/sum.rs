@@ -7,7 +7,7 @@ use std::sync::mpsc::SyncSender;
 use std::sync::{Mutex, PoisonError};
 
 use super::rank_file::{Dtype, FileVersion, Tensor, open_regular};
-use super::{RankFile, Rows};
+use super::{RankFile, RowRange};
 use crate::error::{Error, Result, try_zeroed};
 use crate::threads;
 
@@ -19,7 +19,7 @@ pub(super) fn sum(
     files: &[RankFile],
     num_experts: usize,
     layers: &[u32],
-    rows: Rows,
+    rows: RowRange,
     threads: usize,
     progress: &mut dyn FnMut(u64, u64) -> Result<()>,
 ) -> Result<Vec<u64>> {

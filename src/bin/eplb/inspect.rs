@@ -5,7 +5,7 @@ use std::path::{Path, PathBuf};
 
 use eplb::Result;
 use eplb::placement::{ConfigFile, Expected, replica_counts};
-use eplb::stats::{LoadOptions, RankFile, Rows, dumps_below, list_dumps};
+use eplb::stats::{LoadOptions, RankFile, RowRange, dumps_below, list_dumps};
 
 use crate::dump_args;
 
@@ -101,7 +101,7 @@ fn dump(path: &Path, text: &mut String) -> Result<()> {
 }
 
 /// The number of iterations that were counted and their range, and the rows if these have several.
-fn iterations(rows: &Rows, text: &mut String) {
+fn iterations(rows: &RowRange, text: &mut String) {
     line(text, "iterations", format!("{} ({})", rows.num_counted(), rows.iterations));
     if !rows.are_iterations() {
         line(text, "rows", format!("{} {}", rows.len(), rows.unit()));
