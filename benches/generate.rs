@@ -9,7 +9,7 @@ use std::path::{Path, PathBuf};
 use std::process::{Command, Stdio};
 use std::time::{Duration, Instant};
 
-use eplb::stats::{Counts, IdKind, IterationRange, RankDump};
+use eplb::stats::{Counts, IdKind, IterationRange, RankDump, Rows};
 
 const RANKS: u32 = 32;
 const ITERATIONS: IterationRange = IterationRange { start: 100, stop: 200 };
@@ -60,6 +60,7 @@ fn write_dump(directory: &Path) {
             rank,
             num_ranks: RANKS as usize,
             file: None,
+            rows: Rows::default(),
             num_experts: EXPERTS,
             experts_per_token: 8,
             id_kind: IdKind::Expert,

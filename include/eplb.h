@@ -262,8 +262,8 @@ typedef struct eplb_recorder_config {
   int32_t device; /**< EPLB_DEVICE_HOST, EPLB_DEVICE_CURRENT, or the ordinal of a CUDA device. */
   eplb_id_kind id_kind; /**< What the ids name. */
   /** Most tokens of a layer in an iteration. It selects the width of counts, and is no limit: 64 bits if
-   * this times experts_per_token exceeds 2^32 - 1, otherwise 32, also for 0. An overflow is detected, and
-   * the dump refused. */
+   * this times experts_per_token times iter_bucket exceeds 2^32 - 1, otherwise 32, also for 0. An overflow
+   * is detected, and the dump refused. */
   uint64_t max_tokens_per_iteration;
   /** Identifies the run, equal on all ranks; a reader refuses a mix of runs. May be NULL. */
   const char *run_id;
@@ -279,13 +279,19 @@ typedef struct eplb_recorder_config {
    * pass their rank of the world. The one with 0 writes the meta file. */
   uint32_t file_rank;
   uint32_t num_files; /**< Files of the dump; 0: num_ranks. */
+  /** Iterations that a row of counts adds up, for long ranges: less memory, smaller files. The last row may
+   * have fewer. TensorRT-LLM's reader refuses such a dump. 0: 1. */
+  uint32_t iter_bucket;
+  /** Counts every iter_stride-th iteration of the range, from iter_start on, and no other. TensorRT-LLM's
+   * reader refuses such a dump. 0: 1. */
+  uint32_t iter_stride;
   uint32_t added_counts; /**< Flags EPLB_ADDED_COUNTS_..., for eplb_recorder_add_counts(). */
   uint32_t reserved; /**< Must be 0. */
 } eplb_recorder_config;
 /** An eplb_recorder_config with every default. */
 #define EPLB_RECORDER_CONFIG_INIT \
   { sizeof(eplb_recorder_config), 0, 0, 0, 0, NULL, 0, NULL, 0, 0, EPLB_DEVICE_HOST, 0, 0, NULL, NULL, \
-    0, NULL, 0, 0, 0, 0 }
+    0, NULL, 0, 0, 0, 0, 0, 0 }
 
 /** The state of a recorder. */
 typedef int32_t eplb_recorder_state;
@@ -324,7 +330,7 @@ typedef struct eplb_recorder_info {
   size_t workspace_bytes; /**< Device memory held. */
   size_t host_bytes; /**< Host memory held for the copy from the device. */
   char error_message[512]; /**< The message of error_status, truncated to fit. */
-  /** Iterations between counted_start and counted_stop that never began; the dump has zeros for them. */
+  /** Iterations to count from counted_start to counted_stop that never began: zeros in the dump. */
   uint64_t iterations_skipped;
   uint64_t dumps_written; /**< Dumps written since creation; eplb_recorder_reset() does not clear it. */
   uint64_t dumps_failed; /**< Failed attempts to dump since creation. */
@@ -348,8 +354,8 @@ EPLB_API eplb_status eplb_recorder_config_from_env(eplb_recorder_config *config)
 /** Returns the memory that a recorder takes at creation. It takes no more later.
  *
  * \param config           as for eplb_recorder_create(); path may be NULL, and workspace is ignored
- * \param workspace_bytes  receives the device memory: iterations x layers x experts x 4 or 8 bytes, and a
- *                         little more
+ * \param workspace_bytes  receives the device memory: rows (iterations / iter_stride / iter_bucket) x layers
+ *                         x experts x 4 or 8 bytes, and a little more
  * \param host_bytes       receives the host memory, page-locked on a CUDA device
  * \return a status */
 EPLB_API eplb_status eplb_recorder_memory_required(const eplb_recorder_config *config,

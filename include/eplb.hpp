@@ -190,6 +190,8 @@ struct recorder_config {
     std::string name = {};
     std::uint32_t file_rank = 0;
     std::uint32_t num_files = 0;
+    std::uint32_t iter_bucket = 0;
+    std::uint32_t iter_stride = 0;
     std::uint32_t added_counts = 0;
 
     /// Sets iterations and path from the environment: eplb_recorder_config_from_env().
@@ -229,6 +231,8 @@ struct recorder_config {
         c.name = name.empty() ? nullptr : name.c_str();
         c.file_rank = file_rank;
         c.num_files = num_files;
+        c.iter_bucket = iter_bucket;
+        c.iter_stride = iter_stride;
         c.added_counts = added_counts;
         return c;
     }

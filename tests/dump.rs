@@ -5,7 +5,7 @@ use std::collections::HashMap;
 use std::fs::{self, OpenOptions};
 use std::path::Path;
 
-use eplb::stats::{Counts, Dump, IdKind, IterationRange, LoadOptions, MetaInfo, RankDump, Stats};
+use eplb::stats::{Counts, Dump, IdKind, IterationRange, LoadOptions, MetaInfo, RankDump, Rows, Stats};
 use eplb::{Error, Result};
 use safetensors::tensor::{Dtype, TensorView};
 use tempfile::TempDir;
@@ -74,6 +74,7 @@ fn own_dump(edit: impl Fn(&mut RankDump)) -> TempDir {
             rank,
             num_ranks: 2,
             file: None,
+            rows: Rows::default(),
             num_experts: EXPERTS,
             experts_per_token: 2,
             id_kind: IdKind::Expert,
@@ -312,6 +313,7 @@ fn reader_rejects_a_file_that_changes_while_it_is_read() {
             rank,
             num_ranks: 2,
             file: None,
+            rows: Rows::default(),
             num_experts,
             experts_per_token: 2,
             id_kind: IdKind::Expert,
@@ -512,6 +514,7 @@ fn writer_rejects_a_dump_that_the_reader_would_reject() {
         rank: 0,
         num_ranks: 1,
         file: None,
+        rows: Rows::default(),
         num_experts: 2,
         experts_per_token: 1,
         id_kind: IdKind::Expert,
@@ -560,6 +563,7 @@ fn writer_reports_a_directory_that_cannot_be_created() {
         rank: 0,
         num_ranks: 1,
         file: None,
+        rows: Rows::default(),
         num_experts: 2,
         experts_per_token: 1,
         id_kind: IdKind::Expert,

@@ -5,7 +5,7 @@ use std::{env, fs};
 
 use eplb::placement::{Expected, Placement};
 use eplb::report::{Balance, LayerReport, LoadReport, Recording};
-use eplb::stats::{Counts, Dump, IdKind, IterationRange, LoadOptions, RankDump, Stats};
+use eplb::stats::{Counts, Dump, IdKind, IterationRange, LoadOptions, RankDump, Rows, Stats};
 use serde_json::Value;
 
 fn load(dump: &Path) -> Stats {
@@ -83,6 +83,7 @@ fn record(id_kind: IdKind, num_ids: usize, num_layers: u32, counts: &[u64]) -> S
     let iterations = IterationRange { start: 0, stop };
     RankDump {
         file: None,
+        rows: Rows::default(),
         rank: 0,
         num_ranks: 1,
         num_experts: num_ids,

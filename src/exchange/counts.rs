@@ -7,7 +7,9 @@ use super::array::{Array, place};
 use super::{CountsFormat, Model, bytes_of, json, npy, sglang, torch};
 use crate::atomic_file::AtomicFile;
 use crate::error::{Error, Result, try_zeroed};
-use crate::stats::{Counts, Dump, IdKind, IterationRange, LoadOptions, MetaInfo, RankDump, Stats, Summary};
+use crate::stats::{
+    Counts, Dump, IdKind, IterationRange, LoadOptions, MetaInfo, RankDump, Rows, Stats, Summary,
+};
 
 /// Counts, and the parts of the file that were left out.
 #[derive(Debug, Clone, PartialEq, Eq)]
@@ -233,6 +235,7 @@ fn write_dump(stats: &Stats, directory: &Path) -> Result<()> {
         rank: 0,
         num_ranks: 1,
         file: None,
+        rows: Rows::default(),
         num_experts: summary.num_experts,
         experts_per_token: summary.experts_per_token,
         id_kind: summary.id_kind,

@@ -12,7 +12,9 @@ use super::device::{CUstream_st, eplb_dtype, eplb_expert_ids, id_type, ids, plac
 use super::status::eplb_status;
 use crate::device::Memory;
 use crate::error::{Error, Result};
-use crate::stats::{AddedCounts, CountsAt, FileNumber, IdKind, IterationRange, Recorder, RecorderConfig};
+use crate::stats::{
+    AddedCounts, CountsAt, FileNumber, IdKind, IterationRange, Recorder, RecorderConfig, Rows,
+};
 
 /// What ids name.
 pub type eplb_id_kind = i32;
@@ -71,8 +73,8 @@ pub struct eplb_recorder_config {
     /// What the ids name.
     pub id_kind: eplb_id_kind,
     /// Most tokens of a layer in an iteration. It selects the width of counts, and is no limit: 64 bits if
-    /// this times experts_per_token exceeds 2^32 - 1, otherwise 32, also for 0. An overflow is detected, and
-    /// the dump refused.
+    /// this times experts_per_token times iter_bucket exceeds 2^32 - 1, otherwise 32, also for 0. An overflow
+    /// is detected, and the dump refused.
     pub max_tokens_per_iteration: u64,
     /// Identifies the run, equal on all ranks; a reader refuses a mix of runs. May be NULL.
     pub run_id: *const c_char,
@@ -90,6 +92,12 @@ pub struct eplb_recorder_config {
     pub file_rank: u32,
     /// Files of the dump; 0: num_ranks.
     pub num_files: u32,
+    /// Iterations that a row of counts adds up, for long ranges: less memory, smaller files. The last row may
+    /// have fewer. TensorRT-LLM's reader refuses such a dump. 0: 1.
+    pub iter_bucket: u32,
+    /// Counts every iter_stride-th iteration of the range, from iter_start on, and no other. TensorRT-LLM's
+    /// reader refuses such a dump. 0: 1.
+    pub iter_stride: u32,
     /// Flags EPLB_ADDED_COUNTS_..., for eplb_recorder_add_counts().
     pub added_counts: u32,
     /// Must be 0.
@@ -154,8 +162,8 @@ unsafe fn iteration_range(value: Option<*const c_char>) -> Result<IterationRange
 /// Returns the memory that a recorder takes at creation. It takes no more later.
 ///
 /// \param config           as for eplb_recorder_create(); path may be NULL, and workspace is ignored
-/// \param workspace_bytes  receives the device memory: iterations x layers x experts x 4 or 8 bytes, and a
-///                         little more
+/// \param workspace_bytes  receives the device memory: rows (iterations / iter_stride / iter_bucket) x layers
+///                         x experts x 4 or 8 bytes, and a little more
 /// \param host_bytes       receives the host memory, page-locked on a CUDA device
 /// \return a status
 #[unsafe(no_mangle)]
@@ -450,6 +458,7 @@ unsafe fn with_config<T>(
         path: path.map(Path::new),
         name,
         iterations: iterations(config)?,
+        rows: Rows::new(config.iter_bucket.max(1).into(), config.iter_stride.max(1).into())?,
         rank: config.rank,
         num_ranks: config.num_ranks as usize,
         file: (config.num_files != 0)

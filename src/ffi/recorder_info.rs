@@ -63,7 +63,7 @@ pub struct eplb_recorder_info {
     pub host_bytes: usize,
     /// The message of error_status, truncated to fit.
     pub error_message: [c_char; 512],
-    /// Iterations between counted_start and counted_stop that never began; the dump has zeros for them.
+    /// Iterations to count from counted_start to counted_stop that never began: zeros in the dump.
     pub iterations_skipped: u64,
     /// Dumps written since creation; eplb_recorder_reset() does not clear it.
     pub dumps_written: u64,

@@ -159,7 +159,7 @@ fn load_shift([first, second]: &[Vec<f64>; 2]) -> Option<f64> {
 mod tests {
     use super::*;
     use crate::placement::{Placement, Shape};
-    use crate::stats::{Counts, IdKind, IterationRange, LoadOptions, RankDump, Stats};
+    use crate::stats::{Counts, IdKind, IterationRange, LoadOptions, RankDump, Rows, Stats};
 
     fn record(id_kind: IdKind, num_ids: usize, counts: &[u64]) -> Stats {
         let dir = tempfile::tempdir().unwrap();
@@ -168,6 +168,7 @@ mod tests {
             rank: 0,
             num_ranks: 1,
             file: None,
+            rows: Rows::default(),
             num_experts: num_ids,
             experts_per_token: 1,
             id_kind,

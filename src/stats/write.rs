@@ -5,7 +5,7 @@ use std::io::{self, Write};
 use std::path::{Path, PathBuf};
 
 use super::rank_file::MAX_HEADER_BYTES;
-use super::{DumpInfo, IdKind, IterationRange, MetaInfo};
+use super::{DumpInfo, IdKind, IterationRange, MetaInfo, Rows};
 use crate::atomic_file::{AtomicFile, HeldFile};
 use crate::error::{Error, Result};
 use crate::placement::MAX_COUNT;
@@ -47,9 +47,11 @@ pub struct RankDump<'a> {
     pub iterations: IterationRange,
     /// The iterations of the range that were counted. Readers report the others as missing.
     pub held: IterationRange,
+    /// Which iterations a row has.
+    pub rows: Rows,
     /// Layers that this rank counted, by number.
     pub layers: &'a [u32],
-    /// `[held][layers][experts]`
+    /// `[rows][layers][experts]`, of the rows that `held` is in.
     pub counts: Counts<'a>,
     /// The run's name. Readers refuse files of different runs.
     pub run_id: Option<&'a str>,
@@ -100,6 +102,11 @@ impl RankDump<'_> {
         directory.join(format!("rank{}.safetensors", self.file().rank))
     }
 
+    /// The first of the rows of `held`, and their number.
+    fn rows(&self) -> (u64, u64) {
+        self.rows.rows_of(self.iterations, self.held)
+    }
+
     /// The file to write.
     fn file(&self) -> FileNumber {
         self.file.unwrap_or(FileNumber { rank: self.rank, num_files: self.num_ranks })
@@ -113,10 +120,12 @@ impl RankDump<'_> {
             Counts::U32(counts) => (counts.len(), None),
             Counts::U64(counts) => (counts.len(), counts.iter().find(|&&count| count > i64::MAX as u64)),
         };
-        if len as u64 != self.held.len() * (self.layers.len() * self.num_experts) as u64 {
+        let (_, rows) = self.rows();
+        if len as u64 != rows * (self.layers.len() * self.num_experts) as u64 {
             return refuse(format!(
-                "{len} counts for iterations {}, {} layers and {} experts",
+                "{len} counts for iterations {}{}, {} layers and {} experts",
                 self.held,
+                if self.rows.are_iterations() { String::new() } else { format!(" in {rows} rows") },
                 self.layers.len(),
                 self.num_experts
             ));
@@ -179,10 +188,12 @@ impl RankDump<'_> {
             ));
         }
         // Checked before the header is made: each of its entries has more than 64 bytes.
-        let tensors = self.held.len().saturating_mul(self.layers.len() as u64);
+        let (_, rows) = self.rows();
+        let tensors = rows.saturating_mul(self.layers.len() as u64);
         if tensors > MAX_HEADER_BYTES / 64 || self.json_len() > MAX_HEADER_BYTES {
             return refuse(format!(
-                "iterations {} of {} layers are more tensors than a safetensors file may have; count fewer iterations",
+                "iterations {} of {} layers are {tensors} tensors, more than a safetensors file may have; count fewer \
+                 iterations, or raise iter_bucket or iter_stride",
                 self.held,
                 self.layers.len()
             ));
@@ -198,8 +209,8 @@ impl RankDump<'_> {
                 version: env!("CARGO_PKG_VERSION").to_owned(),
                 num_ranks: self.num_ranks,
                 num_files: Some(self.file().num_files).filter(|&files| files != self.num_ranks),
-                iter_bucket: None,
-                iter_stride: None,
+                iter_bucket: Some(self.rows.bucket()).filter(|&bucket| bucket != 1),
+                iter_stride: Some(self.rows.stride()).filter(|&stride| stride != 1),
                 iter_start: self.iterations.start,
                 iter_stop: self.iterations.stop,
                 layers: self.layers.to_vec(),
@@ -230,12 +241,20 @@ impl RankDump<'_> {
             write!(out, "{}{layer}", if index == 0 { "" } else { "," })?;
         }
         write!(out, "\",\"iter_start\":\"{start}\",\"iter_stop\":\"{stop}\",\"counts\":\"{counts}\"")?;
+        if !self.rows.are_iterations() {
+            let (bucket, stride) = (self.rows.bucket(), self.rows.stride());
+            write!(out, ",\"iter_bucket\":\"{bucket}\",\"iter_stride\":\"{stride}\"")?;
+        }
         if let Some(run_id) = self.run_id {
             write!(out, ",\"run_id\":{}", serde_json::Value::from(run_id))?;
         }
         write!(out, "}}")?;
         let (size, mut offset) = (self.num_experts * size_of::<i64>(), 0);
-        for iteration in self.held.start..self.held.stop {
+        let (first, rows) = self.rows();
+        // Without layers the rows may be very many, and none has a tensor.
+        let rows = if self.layers.is_empty() { 0 } else { rows };
+        for row in first..first + rows {
+            let iteration = self.rows.key(self.iterations, row);
             for layer in self.layers {
                 let end = offset + size;
                 write!(

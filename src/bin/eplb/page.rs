@@ -31,7 +31,7 @@ mod tests {
 
     use eplb::placement::{Placement, Shape};
     use eplb::report::{LoadReport, Recording};
-    use eplb::stats::{Counts, Dump, IdKind, IterationRange, LoadOptions, RankDump};
+    use eplb::stats::{Counts, Dump, IdKind, IterationRange, LoadOptions, RankDump, Rows};
     use serde_json::Value;
 
     use super::*;
@@ -51,6 +51,7 @@ mod tests {
             rank: 0,
             num_ranks: 1,
             file: None,
+            rows: Rows::default(),
             num_experts: 256,
             experts_per_token: 1,
             id_kind: IdKind::Expert,

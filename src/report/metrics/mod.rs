@@ -263,7 +263,7 @@ mod tests {
     use crate::device::Place;
     use crate::dispatch::DispatchConfig;
     use crate::placement::Shape;
-    use crate::stats::{Dumps, IterationRange, MemoryRequired, Totals};
+    use crate::stats::{Dumps, IterationRange, MemoryRequired, Rows, Totals};
 
     const CONFIG: DispatchConfig = DispatchConfig {
         rule: Rule::LeastLoaded,
@@ -281,6 +281,7 @@ mod tests {
         Info {
             state: State::Counting,
             range: IterationRange { start: 100, stop: 200 },
+            rows: Rows::default(),
             iteration: Some(119),
             held: IterationRange { start: 110, stop: 120 },
             skipped: 4,

@@ -3,6 +3,7 @@
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 
 use super::added::CountsAt;
+use super::config::Run;
 use super::count::{OFF, Totals};
 use super::window::MemoryRequired;
 use super::window::{Layout, Window};
@@ -93,7 +94,10 @@ impl Active {
         // After a dump, nothing is counted, even in the middle of the range.
         let over = !matches!(self.writer.progress(), Progress::None) || calls.not_started.is_some();
         if run.iterations.contains(iteration) && !over {
-            self.count_into(calls, iteration, stream)?;
+            match run.rows.row_of(run.iterations, iteration) {
+                Some(row) => self.count_into(calls, iteration, row as u32, stream)?,
+                None => self.set_row(calls, OFF, stream)?,
+            }
         } else if iteration >= run.iterations.stop && calls.held.is_some() {
             self.stop(calls, stream)?;
         } else if iteration >= run.iterations.stop && calls.iteration < Some(run.iterations.stop) {
@@ -107,34 +111,36 @@ impl Active {
         Ok(())
     }
 
-    /// Counts into `iteration`, which is in the range, in the order of `stream`.
-    fn count_into(&self, calls: &mut CallState, iteration: u64, stream: Stream) -> Result<()> {
-        let range = self.writer.run().iterations;
-        let skipped = calls.held.map_or(0, |held| iteration.saturating_sub(held.stop));
-        if skipped > 0 {
+    /// Counts into `row`, which `iteration` of the range is in, in the order of `stream`.
+    fn count_into(&self, calls: &mut CallState, iteration: u64, row: u32, stream: Stream) -> Result<()> {
+        let Run { iterations, rows, .. } = self.writer.run();
+        let between = calls.held.map(|held| IterationRange { start: held.stop, stop: iteration });
+        let skipped = between.map_or(0, |between| rows.iterations_in(*iterations, between));
+        if let (1.., Some(between)) = (skipped, between) {
             log::warn!(
-                "rank {}: iterations {}..{iteration} never began and count as empty",
-                self.writer.run().file_rank(),
-                iteration - skipped
+                "rank {}: {skipped} of the iterations {between} never began and count as empty",
+                self.writer.run().file_rank()
             );
         }
-        let row = (iteration - range.start) as u32;
-        if row != calls.row {
-            self.window.set_row(row, stream)?;
-            calls.row = row;
-        }
+        self.set_row(calls, row, stream)?;
         let start = calls.held.map_or(iteration, |held| held.start);
         calls.held = Some(IterationRange { start, stop: iteration + 1 });
         calls.skipped += skipped;
         Ok(())
     }
 
+    /// Counts into `row`, or into none, in the order of `stream`.
+    fn set_row(&self, calls: &mut CallState, row: u32, stream: Stream) -> Result<()> {
+        if row != calls.row {
+            self.window.set_row(row, stream)?;
+            calls.row = row;
+        }
+        Ok(())
+    }
+
     /// Stops counting and starts the dump, unless a dump was started before.
     pub fn stop(&self, calls: &mut CallState, stream: Stream) -> Result<()> {
-        if calls.row != OFF {
-            self.window.set_row(OFF, stream)?;
-            calls.row = OFF;
-        }
+        self.set_row(calls, OFF, stream)?;
         let (Progress::None, Some(held)) = (self.writer.progress(), calls.held) else { return Ok(()) };
         let started = self.writer.dump(held, stream).map_err(|error| match error {
             Error::Cuda { call, code, name } => {

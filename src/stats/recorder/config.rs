@@ -7,7 +7,7 @@ use super::added::AddedCounts;
 use crate::atomic_file::{AtomicFile, HeldFile};
 use crate::device::Place;
 use crate::error::{Error, Result, shortened};
-use crate::stats::{Counts, FileNumber, IdKind, IterationRange, RankDump};
+use crate::stats::{Counts, FileNumber, IdKind, IterationRange, RankDump, Rows};
 
 /// The longest name, in bytes. File systems take 255.
 const MAX_NAME: usize = 200;
@@ -21,6 +21,8 @@ pub struct RecorderConfig<'a> {
     pub name: Option<&'a str>,
     /// Iterations to count; `None` counts nothing.
     pub iterations: Option<IterationRange>,
+    /// Which iterations a row of counts has.
+    pub rows: Rows,
     /// This rank of the expert-parallel group.
     pub rank: u32,
     /// Ranks of the group.
@@ -50,6 +52,7 @@ pub struct RecorderConfig<'a> {
 pub(super) struct Run {
     pub directory: PathBuf,
     pub iterations: IterationRange,
+    pub rows: Rows,
     pub rank: u32,
     pub num_ranks: usize,
     pub file: Option<FileNumber>,
@@ -61,6 +64,11 @@ pub(super) struct Run {
 }
 
 impl Run {
+    /// Whether an iteration is counted.
+    pub fn counts(&self, iteration: u64) -> bool {
+        self.rows.row_of(self.iterations, iteration).is_some()
+    }
+
     /// The rank in the file's name, for messages.
     pub fn file_rank(&self) -> u32 {
         self.file.map_or(self.rank, |file| file.rank)
@@ -90,6 +98,7 @@ impl Run {
             id_kind: self.id_kind,
             iterations: self.iterations,
             held,
+            rows: self.rows,
             layers: &self.layers,
             counts: Counts::U32(&[]),
             run_id: self.run_id.as_deref(),
@@ -114,6 +123,7 @@ impl RecorderConfig<'_> {
         let run = Run {
             directory,
             iterations,
+            rows: self.rows,
             rank: self.rank,
             num_ranks: self.num_ranks,
             file: self.file,

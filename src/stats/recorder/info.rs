@@ -3,7 +3,7 @@
 use super::count::Totals;
 use super::window::MemoryRequired;
 use crate::error::{Error, Result, try_zeroed};
-use crate::stats::IterationRange;
+use crate::stats::{IterationRange, Rows};
 
 /// What a recorder is doing.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -42,6 +42,8 @@ pub struct Info {
     pub state: State,
     /// Iterations to count.
     pub range: IterationRange,
+    /// Which of them a row of counts has.
+    pub rows: Rows,
     /// The iteration begun last.
     pub iteration: Option<u64>,
     /// Iterations counted so far, from the first to the last.
@@ -67,7 +69,7 @@ pub struct Info {
 impl Info {
     /// Iterations that began and were counted.
     pub fn iterations(&self) -> u64 {
-        self.held.len() - self.skipped
+        self.rows.iterations_in(self.range, self.held) - self.skipped
     }
 
     /// Valid tokens counted of each layer, in the order of the layers.
@@ -103,6 +105,7 @@ impl Info {
         Info {
             state: State::Off,
             range: IterationRange { start: 0, stop: 0 },
+            rows: Rows::default(),
             iteration: None,
             held: IterationRange { start: 0, stop: 0 },
             skipped: 0,

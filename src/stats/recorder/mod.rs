@@ -54,6 +54,15 @@ impl Recorder {
         let window = Arc::new(Window::create(&device, layout, workspace)?);
         let last = vec![Totals::default(); config.layers.len()];
         let totals = Mutex::new(LastTotals { last, staging: window.totals_staging()? });
+        if !run.rows.are_iterations() {
+            log::warn!(
+                "{}: each row of the dump adds up iter_bucket {} iterations, iter_stride {} apart: eplb reads it, and \
+                 TensorRT-LLM's reader refuses it",
+                run.directory.display(),
+                run.rows.bucket(),
+                run.rows.stride()
+            );
+        }
         let writer = Writer::start(run, window.clone())?;
         let mut layers: Vec<(u32, usize)> =
             config.layers.iter().enumerate().map(|(index, &layer)| (layer, index)).collect();
@@ -96,7 +105,7 @@ impl Recorder {
         let begun = active.begin(&mut calls, iteration, stream);
         // The next ids would count into the iteration before, or into none.
         if let Err(error @ Error::Cuda { .. }) = &begun
-            && (calls.row != OFF || active.writer.run().iterations.contains(iteration))
+            && (calls.row != OFF || active.writer.run().counts(iteration))
         {
             calls.lost = Some(error.clone());
         }
@@ -213,7 +222,7 @@ impl Recorder {
         let Some(active) = &self.active else { return Ok(Info::off()) };
         let mut totals = active.totals.lock().unwrap_or_else(PoisonError::into_inner);
         let calls = active.lock();
-        let Run { iterations: range, layers, experts_per_token, .. } = active.writer.run();
+        let Run { iterations: range, rows, layers, experts_per_token, .. } = active.writer.run();
         let (progress, dumps) = active.writer.progress_and_dumps();
         let (state, error) = match (&calls.lost, &calls.not_started, progress) {
             (Some(error), ..) => (State::Lost, Some(error.clone())),
@@ -236,6 +245,7 @@ impl Recorder {
         Ok(Info {
             state,
             range: *range,
+            rows: *rows,
             iteration,
             held,
             skipped,

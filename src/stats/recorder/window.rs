@@ -29,11 +29,17 @@ pub(super) struct Layout {
 
 impl Layout {
     pub fn of(config: &RecorderConfig, iterations: IterationRange) -> Result<Self> {
-        // Every choice of an iteration may be the same expert.
-        let most = config.max_tokens_per_iteration.saturating_mul(config.experts_per_token as u64);
+        // Every choice of a row's iterations may be the same expert.
+        let choices = config.max_tokens_per_iteration.saturating_mul(config.experts_per_token as u64);
+        let most = choices.saturating_mul(config.rows.bucket());
         let cell_type = if most > u64::from(u32::MAX) { CellType::U64 } else { CellType::U32 };
-        let (rows, layers, num_experts) =
-            (iterations.len() as usize, config.layers.len(), config.num_experts);
+        let rows = u32::try_from(config.rows.count(iterations)).ok().filter(|&rows| rows < OFF);
+        let Some(rows) = rows else {
+            return Err(Error::InvalidArgument(format!(
+                "iterations {iterations} are more than 2^32 - 2 rows of counts; raise iter_bucket or iter_stride"
+            )));
+        };
+        let (rows, layers, num_experts) = (rows as usize, config.layers.len(), config.num_experts);
         let start = (ALIGNMENT + layers * size_of::<Totals>()).next_multiple_of(ALIGNMENT);
         let bytes = rows
             .checked_mul(layers)
@@ -130,7 +136,7 @@ impl Window {
         let memory = device.provided_or_allocated(
             provided,
             layout.workspace_bytes(),
-            "the window of counts: count fewer iterations, or provide a workspace",
+            "the window of counts: count fewer iterations, raise iter_bucket, or provide a workspace",
         )?;
         device.initialize(&memory, layout.copied(), 0)?;
         if layout.keeps_last_counts() {
@@ -187,7 +193,10 @@ impl Window {
 
     /// Host memory for [`Window::copy_back`].
     pub fn staging(&self) -> Result<Staging> {
-        self.device.staging(self.layout.copied().bytes, "a copy of the counts: count fewer iterations")
+        self.device.staging(
+            self.layout.copied().bytes,
+            "a copy of the counts: count fewer iterations, or raise iter_bucket",
+        )
     }
 
     /// Host memory for [`Window::totals`].
@@ -245,7 +254,7 @@ fn sum(counts: Counts, range: std::ops::Range<usize>) -> u64 {
 /// Every kernel adds to the cells and to the totals. They agree unless a cell overflowed or counting continued.
 fn contradiction(layer: u32, counted: u64, found: u64) -> Error {
     let why = if found < counted {
-        "a count overflowed 32 bits, so max_tokens_per_iteration must be at least the number of tokens, or ids were still \
+        "a count overflowed 32 bits, so max_tokens_per_iteration must be at least the number of tokens of an iteration, or ids were still \
          being counted, so every counting stream must be ordered before the stream of this call"
     } else {
         "ids were still being counted, so every counting stream must be ordered before the stream of this call"
@@ -259,12 +268,13 @@ fn contradiction(layer: u32, counted: u64, found: u64) -> Error {
 mod tests {
     use super::*;
     use crate::device::{IdType, Place};
-    use crate::stats::IdKind;
+    use crate::stats::{IdKind, Rows};
 
     const CONFIG: RecorderConfig = RecorderConfig {
         path: None,
         name: None,
         iterations: None,
+        rows: Rows::ITERATIONS,
         rank: 0,
         num_ranks: 1,
         file: None,

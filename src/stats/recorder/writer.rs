@@ -226,18 +226,19 @@ impl Work {
         claim: Option<AtomicFile>,
         staging: &mut Staging,
     ) -> Result<HeldFile> {
-        let Run { iterations, layers, directory, .. } = &self.run;
+        let Run { iterations, rows, layers, directory, .. } = &self.run;
         let rank = self.run.file_rank();
         // After a failure the file is created again, and its directory if missing.
         let claim = match claim {
             Some(claim) => claim,
             None => self.run.claim(None)?,
         };
-        let rows = ((held.start - iterations.start) as usize, held.len() as usize);
-        let counts = self.window.copy_back(&self.fence, rows, layers, staging)?;
+        let (first, count) = rows.rows_of(*iterations, held);
+        let counts = self.window.copy_back(&self.fence, (first as usize, count as usize), layers, staging)?;
         let dump = RankDump { counts, ..self.run.dump(held) };
         let file = dump.write_claimed(claim, directory)?;
-        let level = if held == *iterations { log::Level::Info } else { log::Level::Warn };
+        let complete = rows.iterations_in(*iterations, held) == rows.iterations_in(*iterations, *iterations);
+        let level = if complete { log::Level::Info } else { log::Level::Warn };
         log::log!(level, "{}: rank {rank} dumped iterations {held} of {iterations}", directory.display());
         Ok(file)
     }
