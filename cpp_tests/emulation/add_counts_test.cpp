@@ -51,7 +51,10 @@ template <class Count, class Cell> void check(const shape &shape, uint64_t seed)
     const uint64_t row_stride = shape.num_counts + 3;
     std::vector<Cell> cells(3 * row_stride - 3);
     std::generate(cells.begin(), cells.end(), [&] { return Cell(random() % 1000 + 1); });
-    eplb_count_totals totals = {1000, 2000, 3000};
+    eplb_count_totals totals = {};
+    totals.ids = 1000;
+    totals.out_of_range = 2000;
+    totals.padding = 3000;
 
     std::vector<Cell> expected_cells = cells;
     std::vector<int64_t> expected_last = last;
@@ -101,7 +104,7 @@ void check_all(uint32_t num_counts, unsigned blocks, uint32_t row, uint64_t seed
 }
 
 TEST(AddCounts, AddsAnyNumberOfCounts) {
-    for (const uint32_t num_counts : {1, 2, 31, 32, 33, 256, 511, 512, 513, 1500}) {
+    for (const uint32_t num_counts : {1, 2, 31, 32, 33, 256, 511, 512, 513, 1030}) {
         check_all(num_counts, (num_counts + EPLB_COUNT_THREADS - 1) / EPLB_COUNT_THREADS, 1, num_counts);
     }
 }
@@ -113,7 +116,7 @@ TEST(AddCounts, AddsWithAnyNumberOfBlocks) {
 }
 
 TEST(AddCounts, AddsInAnyOrderOfThreads) {
-    for (uint64_t seed = 0; seed < 10; seed++) {
+    for (uint64_t seed = 0; seed < 6; seed++) {
         check_all(70, 2, 0, seed);
     }
 }
