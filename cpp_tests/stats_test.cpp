@@ -281,22 +281,25 @@ std::string safetensors(std::string header, const std::vector<uint64_t> &counts)
     const uint64_t length = header.size();
     std::string file(reinterpret_cast<const char *>(&length), sizeof length);
     file += header;
-    return file + std::string(reinterpret_cast<const char *>(counts.data()), counts.size() * sizeof counts[0]);
+    return file +
+           std::string(reinterpret_cast<const char *>(counts.data()), counts.size() * sizeof counts[0]);
 }
 
-// File 0 of 4, rank 0 of a stage of 2 without layers; files 2 and 3 have layer 7. Iterations 10 to 34 in rows of 10, one in 2
-// counted: rows 10 and 30 of 20 iterations each, of which 10 and 3 are counted.
+// File 0 of 4, rank 0 of a stage of 2 without layers; files 2 and 3 have layer 7. Iterations 10 to 34 in rows
+// of 10, one in 2 counted: rows 10 and 30 of 20 iterations each, of which 10 and 3 are counted.
 void write_stages_in_rows(const std::string &dump) {
     std::filesystem::create_directory(dump);
     const std::string rows = R"("iter_bucket": 10, "iter_stride": 2)";
-    write_file(dump + "/meta_info.json",
-               R"({"num_experts": 2, "num_experts_per_token": 1, "eplb": {"version": "0.1.0", "num_ranks": 2, "num_files": 4,
+    write_file(
+        dump + "/meta_info.json",
+        R"({"num_experts": 2, "num_experts_per_token": 1, "eplb": {"version": "0.1.0", "num_ranks": 2, "num_files": 4,
                    "iter_start": 10, "iter_stop": 35, "layers": [], "counts": "experts", )" +
-                   rows + "}}");
+            rows + "}}");
     for (int file = 0; file < 4; file++) {
         const bool has_layer = file >= 2;
         std::string header = R"({"__metadata__": {"rank": ")" + std::to_string(file) +
-                             R"(", "num_ranks": "2", "num_files": "4", "ep_rank": ")" + std::to_string(file % 2) +
+                             R"(", "num_ranks": "2", "num_files": "4", "ep_rank": ")" +
+                             std::to_string(file % 2) +
                              R"(", "iter_start": "10", "iter_stop": "35", "counts": "experts",
                                 "iter_bucket": "10", "iter_stride": "2", "layers": ")" +
                              (has_layer ? "7" : "") + "\"}";
@@ -329,8 +332,9 @@ TEST(Stats, RowsOfSeveralIterationsAndStagesAreRead) {
     EXPECT_EQ(std::vector<double>(stats.layer_loads(7)), (std::vector<double>{26, 45}));
     double loads[8];
     EXPECT_EQ(eplb_stats_layer_loads(stats.get(), 7, 3, 2, loads), EPLB_STATUS_INVALID_ARGUMENT);
-    EXPECT_STREQ(eplb_last_error_message(), "num_samples is 3; 1 to 2, the number of rows of iterations 10..35, one in 2 "
-                                            "in rows of 10, expected");
+    EXPECT_STREQ(eplb_last_error_message(),
+                 "num_samples is 3; 1 to 2, the number of rows of iterations 10..35, one in 2 "
+                 "in rows of 10, expected");
 
     eplb::stats_options options;
     options.iter_start = 30;
@@ -341,8 +345,9 @@ TEST(Stats, RowsOfSeveralIterationsAndStagesAreRead) {
     eplb_stats_options within = EPLB_STATS_OPTIONS_INIT;
     within.iter_start = 20;
     EXPECT_EQ(load(dump.c_str(), &within), EPLB_STATUS_INVALID_ARGUMENT);
-    EXPECT_EQ(eplb_last_error_message(), dump + ": iter_start 20 is within a row, the dump has 10..35, one in 2 in rows "
-                                                "of 10; the nearest rows begin at 10 and 30");
+    EXPECT_EQ(eplb_last_error_message(),
+              dump + ": iter_start 20 is within a row, the dump has 10..35, one in 2 in rows "
+                     "of 10; the nearest rows begin at 10 and 30");
 
     // Files are counted by the number of files, not of ranks.
     std::filesystem::remove(dump + "/rank1.safetensors");
@@ -375,7 +380,7 @@ TEST(Stats, ADirectoryOfDumpsListsThem) {
     write_stages_in_rows(run + "/draft");
     write_stages_in_rows(run + "/100-200");
     EXPECT_EQ(load(run.c_str(), nullptr), EPLB_STATUS_INCOMPLETE_DUMP);
-    EXPECT_EQ(eplb_last_error_message(),
-              run + " has no meta_info.json; dumps are in " + run + "/100-200, " + run + "/draft: pass one of them");
+    EXPECT_EQ(eplb_last_error_message(), run + " has no meta_info.json; dumps are in " + run + "/100-200, " +
+                                             run + "/draft: pass one of them");
     EXPECT_EQ(load((run + "/draft").c_str(), nullptr), EPLB_STATUS_OK);
 }
