@@ -348,7 +348,16 @@ template <> std::vector<const eplb_recorder_config *> values() {
     slots.id_kind = EPLB_ID_KIND_SLOT;
     slots.added_counts = EPLB_ADDED_COUNTS_CUMULATIVE | EPLB_ADDED_COUNTS_BY_LOCAL_SLOT;
     unknown.added_counts = UINT32_MAX;
-    return const_structs(init, {good, huge, unaligned, slots, unknown});
+    // The options of pipeline stages, names, rows and ranks without layers.
+    eplb_recorder_config stage = good, named = good, rows = good, empty = good;
+    stage.file_rank = 9;
+    stage.num_files = UINT32_MAX;
+    named.name = "../model";
+    rows.iter_bucket = rows.iter_stride = UINT32_MAX;
+    rows.iter_stop = INT64_MAX;
+    empty.layer_ids = nullptr;
+    empty.num_layers = 0;
+    return const_structs(init, {good, huge, unaligned, slots, unknown, stage, named, rows, empty});
 }
 template <> std::vector<const eplb_dispatch_config *> values() {
     eplb_dispatch_config init = EPLB_DISPATCH_CONFIG_INIT, good = init, huge = init, unaligned = init;
@@ -361,7 +370,10 @@ template <> std::vector<const eplb_dispatch_config *> values() {
     eplb_dispatch_config nodes = good;
     nodes.num_ranks = UINT32_MAX;
     nodes.rank_to_node = of_ranks;
-    return const_structs(init, {good, huge, unaligned, nodes});
+    eplb_dispatch_config none = good;
+    static const int32_t no_layer = 0;
+    none.layer_ids = &no_layer;
+    return const_structs(init, {good, huge, unaligned, nodes, none});
 }
 template <> std::vector<eplb_dispatch_tables *> values() {
     return structs<eplb_dispatch_tables>(EPLB_DISPATCH_TABLES_INIT);

@@ -35,10 +35,10 @@ class dump_file {
     std::string metadata(const std::string &key) const {
         const std::string start = "\"" + key + "\":\"";
         const size_t at = header_.find(start);
-        return at == std::string::npos ? "(none)"
-                                       : header_.substr(at + start.size(),
-                                                        header_.find('"', at + start.size()) - at -
-                                                            start.size());
+        return at == std::string::npos
+                   ? "(none)"
+                   : header_.substr(at + start.size(),
+                                    header_.find('"', at + start.size()) - at - start.size());
     }
     std::vector<int64_t> tensor(const std::string &name) const {
         const std::string offsets = "\"data_offsets\":[";

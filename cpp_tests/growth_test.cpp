@@ -284,6 +284,9 @@ TEST(Growth, ResultsFillOnlyTheCallersStruct) {
         [&](eplb_dispatch_info *info) { return eplb_dispatch_get_info(dispatch.get(), info); });
     const auto recorder = eplb::recorder::create(eplb::recorder_config());
     fills_only<eplb_recorder_info>(
+        EPLB_RECORDER_INFO_INIT, offsetof(eplb_recorder_info, paused),
+        [&](eplb_recorder_info *info) { return eplb_recorder_get_info(recorder.get(), info, nullptr, 0); });
+    fills_only<eplb_recorder_info>(
         EPLB_RECORDER_INFO_INIT, offsetof(eplb_recorder_info, iter_start),
         [&](eplb_recorder_info *info) { return eplb_recorder_get_info(recorder.get(), info, nullptr, 0); });
     temporary_directory dir;
@@ -294,4 +297,40 @@ TEST(Growth, ResultsFillOnlyTheCallersStruct) {
     fills_only<eplb_generate_report>(
         EPLB_GENERATE_REPORT_INIT, offsetof(eplb_generate_report, imbalance_before),
         [&](eplb_generate_report *report) { return eplb_generate(&generate, nullptr, nullptr, report); });
+}
+
+TEST(Growth, OlderRecorderConfigGetsDefaultsForMissingFields) {
+    temporary_directory dir;
+    const std::string path = dir / "dump";
+    eplb_recorder_config config = EPLB_RECORDER_CONFIG_INIT;
+    config.path = path.c_str();
+    config.iter_stop = 10;
+    config.rank = 1;
+    config.num_ranks = 2;
+    config.num_experts = 4;
+    config.experts_per_token = 1;
+    config.layer_ids = &layer;
+    config.num_layers = 1;
+    const auto created = [&](const eplb_recorder_config &c) {
+        eplb_recorder *handle = nullptr;
+        EXPECT_EQ(eplb_recorder_create(&c, &handle), EPLB_STATUS_OK) << eplb_last_error_message();
+        eplb::recorder recorder(handle);
+        for (int64_t iteration = 0; iteration <= 10; iteration++) {
+            recorder.begin_iteration(iteration);
+        }
+        recorder.flush();
+        return read_file(path + "/rank1.safetensors");
+    };
+    const std::string whole = created(config);
+    EXPECT_NE(whole.find("\"9_0\""), std::string::npos);
+    for (const size_t size :
+         {offsetof(eplb_recorder_config, name), offsetof(eplb_recorder_config, file_rank),
+          offsetof(eplb_recorder_config, iter_bucket), offsetof(eplb_recorder_config, iter_stride)}) {
+        std::filesystem::remove_all(path);
+        EXPECT_TRUE(created(older(config, size)) == whole) << size;
+    }
+    const auto grown = from_newer(config, 7);
+    eplb_recorder *handle = nullptr;
+    EXPECT_EQ(eplb_recorder_create(&grown.known, &handle), EPLB_STATUS_INVALID_ARGUMENT);
+    EXPECT_EQ(handle, nullptr);
 }

@@ -91,8 +91,9 @@ TEST(NoLayers, CallsWithALayerFailByName) {
         engine_array<int32_t> slots(4);
         const std::string none = "layer 3: the dispatch was created without layers";
         EXPECT_EQ(refused([&] { dispatch.tables(3); }), none);
-        EXPECT_EQ(refused([&] { dispatch.route(3, token.ids.data(), 1, nullptr, slots.data(), token.stream); }),
-                  none);
+        EXPECT_EQ(
+            refused([&] { dispatch.route(3, token.ids.data(), 1, nullptr, slots.data(), token.stream); }),
+            none);
         EXPECT_EQ(refused([&] {
                       dispatch.route_and_count(recorder, 3, token.ids.data(), 1, nullptr, slots.data(),
                                                token.stream);

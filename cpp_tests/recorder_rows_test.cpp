@@ -129,11 +129,14 @@ TEST(RecorderRows, LongRangesNeedTheMemoryOfTheirRows) {
     config.num_experts = 256;
     const std::string message =
         refusal([&] { eplb::recorder::memory_required(config); }, EPLB_STATUS_INVALID_ARGUMENT);
-    EXPECT_EQ(message, "iterations 0..100000 of 61 layers are 6100000 tensors, more than a safetensors file may "
-                       "have; count fewer iterations, or raise iter_bucket or iter_stride");
+    EXPECT_EQ(message,
+              "iterations 0..100000 of 61 layers are 6100000 tensors, more than a safetensors file may "
+              "have; count fewer iterations, or raise iter_bucket or iter_stride");
     config.iter_bucket = 100;
     const size_t rows = 1000, row = 61 * 256;
-    const auto cells = [&](const eplb::recorder_memory &memory) { return memory.workspace_bytes / (rows * row); };
+    const auto cells = [&](const eplb::recorder_memory &memory) {
+        return memory.workspace_bytes / (rows * row);
+    };
     EXPECT_EQ(cells(eplb::recorder::memory_required(config)), 4u);
     // A row adds up 100 iterations of 4 ids a token: 10,737,418 tokens overflow 32 bits.
     config.max_tokens_per_iteration = 10737418;

@@ -32,7 +32,9 @@ SIGNATURE(eplb_recorder_add_counts,
           eplb_status (*)(const eplb_recorder *, int32_t, const void *, eplb_dtype, CUstream_st *));
 SIGNATURE(eplb_recorder_dump, eplb_status (*)(eplb_recorder *, struct CUstream_st *));
 SIGNATURE(eplb_recorder_flush, eplb_status (*)(const eplb_recorder *, int64_t));
+SIGNATURE(eplb_recorder_set_paused, eplb_status (*)(eplb_recorder *, uint32_t, struct CUstream_st *));
 SIGNATURE(eplb_recorder_reset, eplb_status (*)(eplb_recorder *, struct CUstream_st *));
+SIGNATURE(eplb_recorder_rearm, eplb_status (*)(eplb_recorder *, int64_t, int64_t, struct CUstream_st *));
 SIGNATURE(eplb_recorder_get_info,
           eplb_status (*)(const eplb_recorder *, eplb_recorder_info *, uint64_t *, size_t));
 SIGNATURE(eplb_recorder_destroy, void (*)(eplb_recorder *));

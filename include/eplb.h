@@ -320,8 +320,8 @@ typedef struct eplb_recorder_info {
    * sums below are then those of an earlier call. Otherwise EPLB_STATUS_OK. */
   eplb_status error_status;
   int64_t iteration; /**< The iteration begun last; -1: none, or off. */
-  int64_t iter_start; /**< iter_start of the config; 0 if off. */
-  int64_t iter_stop; /**< iter_stop of the config; 0 if off. */
+  int64_t iter_start; /**< Start of the range, of the config or of eplb_recorder_rearm(); 0 if off. */
+  int64_t iter_stop; /**< Stop of the range; 0 if off. */
   int64_t counted_start; /**< First iteration counted; iter_start if none was. */
   int64_t counted_stop; /**< One past the last iteration counted; counted_start if none was. */
   uint64_t ids_counted; /**< Ids counted, over all layers. */
@@ -336,10 +336,13 @@ typedef struct eplb_recorder_info {
   uint64_t dumps_failed; /**< Failed attempts to dump since creation. */
   uint32_t num_layers; /**< Layers of the config; 0 if off. */
   uint32_t num_registered_layers; /**< Layers with a buffer from eplb_recorder_register_buffer(). */
+  uint32_t paused; /**< 1 while paused by eplb_recorder_set_paused(), otherwise 0. */
+  /** Rows of counts in memory, the most that a range of eplb_recorder_rearm() may have; 0 if off. */
+  uint32_t max_rows;
 } eplb_recorder_info;
 /** An eplb_recorder_info with every default. */
 #define EPLB_RECORDER_INFO_INIT \
-  { sizeof(eplb_recorder_info), 0, 0, 0, 0, 0, 0, 0, 0, 0, 0, 0, 0, { 0 }, 0, 0, 0, 0, 0 }
+  { sizeof(eplb_recorder_info), 0, 0, 0, 0, 0, 0, 0, 0, 0, 0, 0, 0, { 0 }, 0, 0, 0, 0, 0, 0, 0 }
 
 /** Sets iterations and path from the environment, as TensorRT-LLM does. EXPERT_STATISTIC_ITER_RANGE=100-200
  * counts iterations 100 to 199; if unset or empty, iter_start and iter_stop become 0, whatever they were:
@@ -472,6 +475,17 @@ EPLB_API eplb_status eplb_recorder_dump(eplb_recorder *recorder, struct CUstream
  *         dump; EPLB_STATUS_INVALID_DUMP if counts overflowed, or changed while they were copied */
 EPLB_API eplb_status eplb_recorder_flush(const eplb_recorder *recorder, int64_t timeout_ms);
 
+/** Pauses or resumes counting in stream order, as around dummy forwards and warm-up: captured graphs obey it.
+ * Iterations may begin meanwhile as usual; those that were paused throughout have zeros in the dump. Resuming
+ * counts into the current iteration. It has an effect in each state, and reset and re-arm keep it.
+ *
+ * \param recorder  the recorder
+ * \param paused    nonzero: count nothing
+ * \param stream    ordered after the counting so far and before the counting to come, not being captured
+ * \return EPLB_STATUS_CAPTURING; EPLB_STATUS_CUDA: as before, and in a counted iteration state LOST */
+EPLB_API eplb_status eplb_recorder_set_paused(eplb_recorder *recorder, uint32_t paused,
+    struct CUstream_st *stream);
+
 /** Clears all counts and restarts, after a warm-up or a dump. Any iteration may begin next.
  *
  * \param recorder  the recorder; not concurrent with other calls
@@ -479,6 +493,21 @@ EPLB_API eplb_status eplb_recorder_flush(const eplb_recorder *recorder, int64_t 
  * \return EPLB_STATUS_NOT_READY while a dump is being written; EPLB_STATUS_CAPTURING; EPLB_STATUS_CUDA;
  *         EPLB_STATUS_WRITE_FAILED if the rank's file cannot be claimed again */
 EPLB_API eplb_status eplb_recorder_reset(eplb_recorder *recorder, struct CUstream_st *stream);
+
+/** Arms another range after a dump, or if nothing was counted, and clears all counts. Its dump goes to
+ * path[/name]/<iter_start>-<iter_stop>; only that of the first range goes to path[/name]. Captured graphs and
+ * registered buffers stay valid. eplb_recorder_reset() keeps the range.
+ *
+ * \param recorder    the recorder; not concurrent with other calls
+ * \param iter_start  first iteration to count, after the one begun last
+ * \param iter_stop   one past the last; the range has at most max_rows of eplb_recorder_info
+ * \param stream      as for eplb_recorder_reset()
+ * \return EPLB_STATUS_INVALID_ARGUMENT also if counts were not dumped, and for a recorder that is off;
+ *         EPLB_STATUS_NOT_READY while a dump is being written; EPLB_STATUS_WRITE_FAILED if the rank's file
+ *         cannot be claimed; EPLB_STATUS_CAPTURING. All leave the recorder unchanged. EPLB_STATUS_CUDA: also
+ *         state LOST, and the range may be armed */
+EPLB_API eplb_status eplb_recorder_rearm(eplb_recorder *recorder, int64_t iter_start, int64_t iter_stop,
+    struct CUstream_st *stream);
 
 /** Returns the progress of a recorder. It may run beside counting and eplb_recorder_begin_iteration(), as
  * in a thread that exports metrics. On a CUDA device it reads sums on a stream of its own: they lack what

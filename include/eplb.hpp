@@ -301,8 +301,16 @@ class recorder {
         return call([&] { return eplb_recorder_flush(get(), timeout_ms); });
     }
 
+    returns<done> set_paused(bool paused, stream on = nullptr) {
+        return call([&] { return eplb_recorder_set_paused(get(), paused, on); });
+    }
+
     returns<done> reset(stream on = nullptr) {
         return call([&] { return eplb_recorder_reset(get(), on); });
+    }
+
+    returns<done> rearm(std::int64_t iter_start, std::int64_t iter_stop, stream on = nullptr) {
+        return call([&] { return eplb_recorder_rearm(get(), iter_start, iter_stop, on); });
     }
 
     returns<eplb_recorder_info> info() const {

@@ -95,6 +95,10 @@ mod signatures {
     ) -> eplb_status = eplb_recorder_add_counts;
     const _: unsafe extern "C" fn(*mut eplb_recorder, *mut CUstream_st) -> eplb_status = eplb_recorder_dump;
     const _: unsafe extern "C" fn(*const eplb_recorder, i64) -> eplb_status = eplb_recorder_flush;
+    const _: unsafe extern "C" fn(*mut eplb_recorder, i64, i64, *mut CUstream_st) -> eplb_status =
+        eplb_recorder_rearm;
+    const _: unsafe extern "C" fn(*mut eplb_recorder, u32, *mut CUstream_st) -> eplb_status =
+        eplb_recorder_set_paused;
     const _: unsafe extern "C" fn(*mut eplb_recorder, *mut CUstream_st) -> eplb_status = eplb_recorder_reset;
     const _: unsafe extern "C" fn(
         *const eplb_recorder,

@@ -401,6 +401,27 @@ pub unsafe extern "C" fn eplb_recorder_flush(recorder: *const eplb_recorder, tim
     })
 }
 
+/// Pauses or resumes counting in stream order, as around dummy forwards and warm-up: captured graphs obey it.
+/// Iterations may begin meanwhile as usual; those that were paused throughout have zeros in the dump. Resuming
+/// counts into the current iteration. It has an effect in each state, and reset and re-arm keep it.
+///
+/// \param recorder  the recorder
+/// \param paused    nonzero: count nothing
+/// \param stream    ordered after the counting so far and before the counting to come, not being captured
+/// \return EPLB_STATUS_CAPTURING; EPLB_STATUS_CUDA: as before, and in a counted iteration state LOST
+#[unsafe(no_mangle)]
+pub unsafe extern "C" fn eplb_recorder_set_paused(
+    recorder: *mut eplb_recorder,
+    paused: u32,
+    stream: *mut CUstream_st,
+) -> eplb_status {
+    boundary(|| {
+        // SAFETY: the caller's promises for each pointer.
+        let (recorder, stream) = unsafe { (&borrowed(recorder, "recorder")?.0, self::stream(stream)) };
+        recorder.set_paused(paused != 0, stream)
+    })
+}
+
 /// Clears all counts and restarts, after a warm-up or a dump. Any iteration may begin next.
 ///
 /// \param recorder  the recorder; not concurrent with other calls
@@ -416,6 +437,33 @@ pub unsafe extern "C" fn eplb_recorder_reset(
         // SAFETY: the caller's promises for each pointer.
         let (recorder, stream) = unsafe { (&borrowed(recorder, "recorder")?.0, self::stream(stream)) };
         recorder.reset(stream)
+    })
+}
+
+/// Arms another range after a dump, or if nothing was counted, and clears all counts. Its dump goes to
+/// path[/name]/<iter_start>-<iter_stop>; only that of the first range goes to path[/name]. Captured graphs and
+/// registered buffers stay valid. eplb_recorder_reset() keeps the range.
+///
+/// \param recorder    the recorder; not concurrent with other calls
+/// \param iter_start  first iteration to count, after the one begun last
+/// \param iter_stop   one past the last; the range has at most max_rows of eplb_recorder_info
+/// \param stream      as for eplb_recorder_reset()
+/// \return EPLB_STATUS_INVALID_ARGUMENT also if counts were not dumped, and for a recorder that is off;
+///         EPLB_STATUS_NOT_READY while a dump is being written; EPLB_STATUS_WRITE_FAILED if the rank's file
+///         cannot be claimed; EPLB_STATUS_CAPTURING. All leave the recorder unchanged. EPLB_STATUS_CUDA: also
+///         state LOST, and the range may be armed
+#[unsafe(no_mangle)]
+pub unsafe extern "C" fn eplb_recorder_rearm(
+    recorder: *mut eplb_recorder,
+    iter_start: i64,
+    iter_stop: i64,
+    stream: *mut CUstream_st,
+) -> eplb_status {
+    boundary(|| {
+        // SAFETY: the caller's promises for each pointer.
+        let (recorder, stream) = unsafe { (&borrowed(recorder, "recorder")?.0, self::stream(stream)) };
+        let (start, stop) = (number(iter_start, "iter_start")?, number(iter_stop, "iter_stop")?);
+        recorder.rearm(IterationRange { start, stop }, stream)
     })
 }
 

@@ -43,9 +43,9 @@ pub struct eplb_recorder_info {
     pub error_status: eplb_status,
     /// The iteration begun last; -1: none, or off.
     pub iteration: i64,
-    /// iter_start of the config; 0 if off.
+    /// Start of the range, of the config or of eplb_recorder_rearm(); 0 if off.
     pub iter_start: i64,
-    /// iter_stop of the config; 0 if off.
+    /// Stop of the range; 0 if off.
     pub iter_stop: i64,
     /// First iteration counted; iter_start if none was.
     pub counted_start: i64,
@@ -73,6 +73,10 @@ pub struct eplb_recorder_info {
     pub num_layers: u32,
     /// Layers with a buffer from eplb_recorder_register_buffer().
     pub num_registered_layers: u32,
+    /// 1 while paused by eplb_recorder_set_paused(), otherwise 0.
+    pub paused: u32,
+    /// Rows of counts in memory, the most that a range of eplb_recorder_rearm() may have; 0 if off.
+    pub max_rows: u32,
 }
 
 // SAFETY: `repr(C)`, `struct_size` first, integers only.
@@ -141,6 +145,8 @@ fn info_of(found: &Info) -> Result<eplb_recorder_info> {
         dumps_failed: found.dumps.failed,
         num_layers: number(found.layers.len(), "num_layers")?,
         num_registered_layers: number(found.registered_layers, "num_registered_layers")?,
+        paused: found.paused.into(),
+        max_rows: number(found.max_rows, "max_rows")?,
     })
 }
 

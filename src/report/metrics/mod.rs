@@ -285,6 +285,8 @@ mod tests {
             iteration: Some(119),
             held: IterationRange { start: 110, stop: 120 },
             skipped: 4,
+            paused: false,
+            max_rows: 100,
             dumps: Dumps { written: 1, failed: 2 },
             experts_per_token: 8,
             layers: vec![7, 3],

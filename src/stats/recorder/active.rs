@@ -3,7 +3,6 @@
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 
 use super::added::CountsAt;
-use super::config::Run;
 use super::count::{OFF, Totals};
 use super::window::MemoryRequired;
 use super::window::{Layout, Window};
@@ -36,14 +35,20 @@ pub(super) struct CallState {
     pub layers: Vec<(u32, usize)>,
     /// The registered buffer of each layer of the window.
     pub buffers: Vec<Option<Buffer>>,
+    /// The range to count.
+    pub range: IterationRange,
     /// The iteration begun last.
     pub iteration: Option<u64>,
     /// Iterations counted, from the first to the last.
     pub held: Option<IterationRange>,
     /// Iterations among `held` that never began.
     pub skipped: u64,
-    /// The row to count into once all calls so far have taken effect, or [`OFF`].
+    /// The row of the current iteration, or [`OFF`].
     pub row: u32,
+    /// Whether counting is paused, whatever the row.
+    pub paused: bool,
+    /// The row to count into once all calls so far have taken effect, or [`OFF`].
+    pub word: u32,
     /// Why the counts are wrong.
     pub lost: Option<Error>,
     /// Why the dump could not be started.
@@ -93,18 +98,19 @@ impl Active {
         let run = self.writer.run();
         // After a dump, nothing is counted, even in the middle of the range.
         let over = !matches!(self.writer.progress(), Progress::None) || calls.not_started.is_some();
-        if run.iterations.contains(iteration) && !over {
-            match run.rows.row_of(run.iterations, iteration) {
+        let range = calls.range;
+        if range.contains(iteration) && !over {
+            match run.rows.row_of(range, iteration) {
                 Some(row) => self.count_into(calls, iteration, row as u32, stream)?,
                 None => self.set_row(calls, OFF, stream)?,
             }
-        } else if iteration >= run.iterations.stop && calls.held.is_some() {
+        } else if iteration >= range.stop && calls.held.is_some() {
             self.stop(calls, stream)?;
-        } else if iteration >= run.iterations.stop && calls.iteration < Some(run.iterations.stop) {
+        } else if iteration >= range.stop && calls.iteration < Some(range.stop) {
             log::warn!(
                 "rank {}: iteration {iteration} is after the range {}, and none of its iterations began: nothing is counted",
                 run.file_rank(),
-                run.iterations
+                range
             );
         }
         calls.iteration = Some(iteration);
@@ -113,9 +119,9 @@ impl Active {
 
     /// Counts into `row`, which `iteration` of the range is in, in the order of `stream`.
     fn count_into(&self, calls: &mut CallState, iteration: u64, row: u32, stream: Stream) -> Result<()> {
-        let Run { iterations, rows, .. } = self.writer.run();
+        let (range, rows) = (calls.range, self.writer.run().rows);
         let between = calls.held.map(|held| IterationRange { start: held.stop, stop: iteration });
-        let skipped = between.map_or(0, |between| rows.iterations_in(*iterations, between));
+        let skipped = between.map_or(0, |between| rows.iterations_in(range, between));
         if let (1.., Some(between)) = (skipped, between) {
             log::warn!(
                 "rank {}: {skipped} of the iterations {between} never began and count as empty",
@@ -131,11 +137,69 @@ impl Active {
 
     /// Counts into `row`, or into none, in the order of `stream`.
     fn set_row(&self, calls: &mut CallState, row: u32, stream: Stream) -> Result<()> {
-        if row != calls.row {
-            self.window.set_row(row, stream)?;
-            calls.row = row;
+        self.write_word(calls, if calls.paused { OFF } else { row }, stream)?;
+        calls.row = row;
+        Ok(())
+    }
+
+    fn write_word(&self, calls: &mut CallState, word: u32, stream: Stream) -> Result<()> {
+        if word != calls.word {
+            self.window.set_row(word, stream)?;
+            calls.word = word;
         }
         Ok(())
+    }
+
+    /// Counts nothing while paused, in the order of `stream`.
+    pub fn set_paused(&self, calls: &mut CallState, paused: bool, stream: Stream) -> Result<()> {
+        self.check_not_capturing(stream, "eplb_recorder_set_paused")?;
+        self.write_word(calls, if paused { OFF } else { calls.row }, stream)?;
+        calls.paused = paused;
+        Ok(())
+    }
+
+    /// Arms another range, and clears all counts in the order of `stream`.
+    pub fn rearm(&self, calls: &mut CallState, range: IterationRange, stream: Stream) -> Result<()> {
+        self.check_not_capturing(stream, "eplb_recorder_rearm")?;
+        calls.check()?;
+        let refuse = |what: String| Err(Error::InvalidArgument(what));
+        let run = self.writer.run();
+        let (rows, max_rows) = (run.rows.count(range), self.layout.rows());
+        if rows > max_rows as u64 {
+            return refuse(format!(
+                "iterations {range} are {rows} rows of counts, and the recorder has {max_rows}; create it with a longer range, \
+                 or with a larger iter_bucket or iter_stride"
+            ));
+        }
+        run.dump(range, range).check_run()?;
+        if let Some(last) = calls.iteration.filter(|&last| range.start <= last) {
+            return refuse(format!(
+                "iteration {last} has begun, so the range {range} would lack iterations; it must start after {last}, or call \
+                 eplb_recorder_reset() first, after which any iteration may begin"
+            ));
+        }
+        if let (Some(held), Progress::None) = (calls.held, self.writer.progress()) {
+            return refuse(format!(
+                "the counts of iterations {held} were not dumped: eplb_recorder_dump() dumps them, and eplb_recorder_reset() \
+                 drops them"
+            ));
+        }
+        self.writer.rearm(run.later(range))?;
+        calls.range = range;
+        self.clear(calls, stream)
+    }
+
+    /// Clears all counts, in the order of `stream`. Any iteration may be counted next.
+    pub fn clear(&self, calls: &mut CallState, stream: Stream) -> Result<()> {
+        let cleared = self.window.set_row(OFF, stream).and_then(|()| self.window.clear(stream));
+        // A failed clear leaves some of the old counts.
+        calls.lost = cleared.as_ref().err().cloned();
+        calls.held = None;
+        calls.skipped = 0;
+        calls.row = OFF;
+        calls.word = OFF;
+        calls.not_started = None;
+        cleared
     }
 
     /// Stops counting and starts the dump, unless a dump was started before.
@@ -176,13 +240,13 @@ impl Active {
     ) -> Result<()> {
         // A captured graph may be replayed while a row is counted into. Any other work would count nothing.
         let device = self.window.device();
-        if num_tokens == 0 || (calls.row == OFF && device.capture(stream)? != Capture::Active) {
+        if num_tokens == 0 || (calls.word == OFF && device.capture(stream)? != Capture::Active) {
             return launch(false);
         }
         let launched = launch(true);
         // A capture, even an invalidated one, counts nothing now.
         if let Err(error) = &launched
-            && calls.row != OFF
+            && calls.word != OFF
             && !matches!(device.capture(stream), Ok(Capture::Active))
         {
             calls.lost = Some(error.clone());
@@ -193,18 +257,23 @@ impl Active {
     /// Adds counts of the caller's kernels. Counters that only grow take a new last value even where nothing is counted.
     pub fn add(&self, calls: &mut CallState, layer: usize, counts: &CountsAt, stream: Stream) -> Result<()> {
         let (device, keeps_last) = (self.window.device(), self.layout.keeps_last_counts());
-        if calls.row == OFF && !keeps_last && device.capture(stream)? != Capture::Active {
+        if calls.word == OFF && !keeps_last && device.capture(stream)? != Capture::Active {
             return Ok(());
         }
         let launched = self.window.addition(layer, counts).run(device, stream);
         // A last value that was missed makes the next difference too large.
         if let Err(error) = &launched
-            && (calls.row != OFF || keeps_last)
+            && (calls.word != OFF || keeps_last)
             && !matches!(device.capture(stream), Ok(Capture::Active))
         {
             calls.lost = Some(error.clone());
         }
         launched
+    }
+
+    /// Whether an iteration is counted.
+    pub fn counts(&self, calls: &CallState, iteration: u64) -> bool {
+        self.writer.run().rows.row_of(calls.range, iteration).is_some()
     }
 
     pub fn check_source(&self, device: &Device, num_experts: usize, experts_per_token: usize) -> Result<()> {

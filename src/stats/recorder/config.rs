@@ -47,11 +47,18 @@ pub struct RecorderConfig<'a> {
     pub added_counts: AddedCounts,
 }
 
+/// A range to count, and where its dump goes.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub(super) struct Target {
+    pub iterations: IterationRange,
+    pub directory: PathBuf,
+}
+
 /// The run, as the dump describes it.
 #[derive(Debug, Clone)]
 pub(super) struct Run {
+    /// The directory of the first range. Those of later ranges are in it.
     pub directory: PathBuf,
-    pub iterations: IterationRange,
     pub rows: Rows,
     pub rank: u32,
     pub num_ranks: usize,
@@ -64,9 +71,15 @@ pub(super) struct Run {
 }
 
 impl Run {
-    /// Whether an iteration is counted.
-    pub fn counts(&self, iteration: u64) -> bool {
-        self.rows.row_of(self.iterations, iteration).is_some()
+    /// The first range.
+    pub fn first(&self, iterations: IterationRange) -> Target {
+        Target { iterations, directory: self.directory.clone() }
+    }
+
+    /// A later range, with a directory of its own.
+    pub fn later(&self, iterations: IterationRange) -> Target {
+        let directory = self.directory.join(format!("{}-{}", iterations.start, iterations.stop));
+        Target { iterations, directory }
     }
 
     /// The rank in the file's name, for messages.
@@ -75,8 +88,9 @@ impl Run {
     }
 
     /// Begins to write the rank's file. Fails where another recorder holds it.
-    pub fn claim(&self, own: Option<&HeldFile>) -> Result<AtomicFile> {
-        self.dump(self.iterations).claim(&self.directory, own).map_err(|error| match error {
+    pub fn claim(&self, target: &Target, own: Option<&HeldFile>) -> Result<AtomicFile> {
+        let dump = self.dump(target.iterations, target.iterations);
+        dump.claim(&target.directory, own).map_err(|error| match error {
             Error::Write { path, source } if source.kind() == ErrorKind::ResourceBusy => {
                 let message = format!(
                     "{source}: give recorders of one path a name each, and ranks of pipeline stages a file_rank each"
@@ -87,8 +101,8 @@ impl Run {
         })
     }
 
-    /// The dump of `held` without its counts.
-    pub fn dump(&self, held: IterationRange) -> RankDump<'_> {
+    /// The dump of `held` of a range without its counts.
+    pub fn dump(&self, iterations: IterationRange, held: IterationRange) -> RankDump<'_> {
         RankDump {
             rank: self.rank,
             num_ranks: self.num_ranks,
@@ -96,7 +110,7 @@ impl Run {
             num_experts: self.num_experts,
             experts_per_token: self.experts_per_token,
             id_kind: self.id_kind,
-            iterations: self.iterations,
+            iterations,
             held,
             rows: self.rows,
             layers: &self.layers,
@@ -122,7 +136,6 @@ impl RecorderConfig<'_> {
         }
         let run = Run {
             directory,
-            iterations,
             rows: self.rows,
             rank: self.rank,
             num_ranks: self.num_ranks,
@@ -133,7 +146,7 @@ impl RecorderConfig<'_> {
             id_kind: self.id_kind,
             run_id: self.run_id.map(str::to_owned),
         };
-        run.dump(iterations).check_run()?;
+        run.dump(iterations, iterations).check_run()?;
         self.added_counts.check(self.id_kind, self.num_experts, self.num_ranks)?;
         Ok(run)
     }

@@ -50,6 +50,10 @@ pub struct Info {
     pub held: IterationRange,
     /// Iterations of `held` that never began, and count as empty.
     pub skipped: u64,
+    /// Whether counting is paused.
+    pub paused: bool,
+    /// The rows of counts that the recorder has memory for.
+    pub max_rows: usize,
     /// Attempts at a dump since the recorder was created.
     pub dumps: Dumps,
     /// Experts that each token chooses.
@@ -109,6 +113,8 @@ impl Info {
             iteration: None,
             held: IterationRange { start: 0, stop: 0 },
             skipped: 0,
+            paused: false,
+            max_rows: 0,
             dumps: Dumps::default(),
             experts_per_token: 1,
             layers: Vec::new(),

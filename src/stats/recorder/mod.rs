@@ -63,7 +63,7 @@ impl Recorder {
                 run.rows.stride()
             );
         }
-        let writer = Writer::start(run, window.clone())?;
+        let writer = Writer::start(run, iterations, window.clone())?;
         let mut layers: Vec<(u32, usize)> =
             config.layers.iter().enumerate().map(|(index, &layer)| (layer, index)).collect();
         layers.sort_unstable();
@@ -71,10 +71,13 @@ impl Recorder {
         let calls = CallState {
             layers,
             buffers,
+            range: iterations,
             iteration: None,
             held: None,
             skipped: 0,
             row: OFF,
+            paused: false,
+            word: OFF,
             lost: None,
             not_started: None,
         };
@@ -105,7 +108,7 @@ impl Recorder {
         let begun = active.begin(&mut calls, iteration, stream);
         // The next ids would count into the iteration before, or into none.
         if let Err(error @ Error::Cuda { .. }) = &begun
-            && (calls.row != OFF || active.writer.run().counts(iteration))
+            && (calls.row != OFF || active.counts(&calls, iteration))
         {
             calls.lost = Some(error.clone());
         }
@@ -181,7 +184,7 @@ impl Recorder {
         if calls.held.is_none() {
             return Err(Error::InvalidArgument(format!(
                 "there is nothing to dump: no iteration of {} has begun",
-                active.writer.run().iterations
+                calls.range
             )));
         }
         active.stop(&mut calls, stream)
@@ -200,21 +203,38 @@ impl Recorder {
         active.writer.flush(timeout)
     }
 
+    /// Counts nothing while paused, in the order of `stream`. Iterations go on.
+    pub fn set_paused(&self, paused: bool, stream: Stream) -> Result<()> {
+        let Some(active) = &self.active else { return Ok(()) };
+        let mut calls = active.lock();
+        let set = active.set_paused(&mut calls, paused, stream);
+        // The next ids would count, or not count, where they should not.
+        if let Err(error @ Error::Cuda { .. }) = &set
+            && calls.row != OFF
+        {
+            calls.lost = Some(error.clone());
+        }
+        set
+    }
+
     /// Sets all counts to zero, in the order of `stream`. Any iteration may begin next.
     pub fn reset(&self, stream: Stream) -> Result<()> {
         let Some(active) = &self.active else { return Ok(()) };
         let mut calls = active.lock();
         active.check_not_capturing(stream, "eplb_recorder_reset")?;
         active.writer.reset()?;
-        let cleared = active.window.set_row(OFF, stream).and_then(|()| active.window.clear(stream));
-        // A failed clear leaves some of the old counts.
-        calls.lost = cleared.as_ref().err().cloned();
         calls.iteration = None;
-        calls.held = None;
-        calls.skipped = 0;
-        calls.row = OFF;
-        calls.not_started = None;
-        cleared
+        active.clear(&mut calls, stream)
+    }
+
+    /// Counts another range after a dump, or in place of a range of which nothing was counted. Clears in the order of `stream`.
+    pub fn rearm(&self, iterations: IterationRange, stream: Stream) -> Result<()> {
+        let Some(active) = &self.active else {
+            return Err(Error::InvalidArgument(
+                "the recorder is off and has no memory to count into: create it with a range".into(),
+            ));
+        };
+        active.rearm(&mut active.lock(), iterations, stream)
     }
 
     /// The recorder's state. Reads each layer's totals from the device, and waits for no stream of the caller.
@@ -222,7 +242,8 @@ impl Recorder {
         let Some(active) = &self.active else { return Ok(Info::off()) };
         let mut totals = active.totals.lock().unwrap_or_else(PoisonError::into_inner);
         let calls = active.lock();
-        let Run { iterations: range, rows, layers, experts_per_token, .. } = active.writer.run();
+        let range = calls.range;
+        let Run { rows, layers, experts_per_token, .. } = active.writer.run();
         let (progress, dumps) = active.writer.progress_and_dumps();
         let (state, error) = match (&calls.lost, &calls.not_started, progress) {
             (Some(error), ..) => (State::Lost, Some(error.clone())),
@@ -235,7 +256,7 @@ impl Recorder {
             (None, None, Progress::None) => (State::Waiting, None),
         };
         let held = calls.held.unwrap_or(IterationRange { start: range.start, stop: range.start });
-        let (iteration, skipped) = (calls.iteration, calls.skipped);
+        let (iteration, skipped, paused) = (calls.iteration, calls.skipped, calls.paused);
         let registered_layers = calls.buffers.iter().flatten().count();
         // On a CUDA device, hot calls need not wait for the copy. On the host they would write what it reads.
         let locked = active.window.device().is_host().then_some(calls);
@@ -244,11 +265,13 @@ impl Recorder {
         drop(locked);
         Ok(Info {
             state,
-            range: *range,
+            range,
             rows: *rows,
             iteration,
             held,
             skipped,
+            paused,
+            max_rows: active.layout.rows(),
             dumps,
             experts_per_token: *experts_per_token,
             layers: layers.clone(),

@@ -76,6 +76,11 @@ impl Layout {
         self.last_counts.bytes != 0
     }
 
+    /// Rows of counts.
+    pub fn rows(&self) -> usize {
+        self.rows
+    }
+
     fn row(&self) -> Part {
         Part { start: 0, bytes: 4 }
     }

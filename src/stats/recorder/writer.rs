@@ -5,7 +5,7 @@ use std::sync::{Arc, Condvar, Mutex, MutexGuard, PoisonError};
 use std::thread::{self, JoinHandle};
 use std::time::{Duration, Instant};
 
-use super::config::Run;
+use super::config::{Run, Target};
 use super::info::Dumps;
 use super::window::Window;
 use crate::atomic_file::{AtomicFile, HeldFile};
@@ -47,6 +47,8 @@ struct Work {
 struct Order {
     progress: Progress,
     dumps: Dumps,
+    /// The range, and where its dump goes.
+    target: Target,
     /// Iterations to write.
     held: IterationRange,
     /// Whether the thread should end.
@@ -66,14 +68,16 @@ pub(super) struct Writer {
 
 impl Writer {
     /// Acquires all that a dump needs: the file, memory for a copy of the window, the thread.
-    pub fn start(run: Run, window: Arc<Window>) -> Result<Self> {
-        let claim = run.claim(None)?;
+    pub fn start(run: Run, iterations: IterationRange, window: Arc<Window>) -> Result<Self> {
+        let target = run.first(iterations);
+        let claim = run.claim(&target, None)?;
         let fence = window.device().fence()?;
         let staging = window.staging()?;
         let order = Order {
             progress: Progress::None,
             dumps: Dumps::default(),
-            held: run.iterations,
+            target,
+            held: iterations,
             ended: false,
             claim: Some(claim),
             written: None,
@@ -139,7 +143,7 @@ impl Writer {
             let changed = &self.work.changed;
             order = match left {
                 Some(Duration::ZERO) => {
-                    let directory = self.work.run.directory.display();
+                    let directory = order.target.directory.display();
                     return Err(Error::NotReady(format!("the dump to {directory} is still being written")));
                 }
                 Some(left) => changed.wait_timeout(order, left).unwrap_or_else(PoisonError::into_inner).0,
@@ -151,15 +155,31 @@ impl Writer {
     /// Forgets the dump and creates the rank's file again. Fails while the dump is being written.
     pub fn reset(&self) -> Result<()> {
         let mut order = self.work.lock();
-        if let Progress::Started = order.progress {
-            return Err(Error::NotReady(
-                "the dump is being written: eplb_recorder_flush() waits for it".into(),
-            ));
-        }
+        order.check_not_started()?;
         if order.claim.is_none() {
-            order.claim = Some(self.work.run.claim(order.written.as_ref())?);
+            order.claim = Some(self.work.run.claim(&order.target, order.written.as_ref())?);
             order.written = None;
         }
+        order.progress = Progress::None;
+        Ok(())
+    }
+
+    /// Creates the rank's file for another range. Fails while a dump is being written, and where counts await their dump.
+    pub fn rearm(&self, target: Target) -> Result<()> {
+        let mut order = self.work.lock();
+        order.check_not_started()?;
+        if let Progress::Failed { error, .. } = &order.progress {
+            return Err(Error::InvalidArgument(format!(
+                "the dump of iterations {} failed, and the counts are kept: eplb_recorder_flush() retries it, and \
+                 eplb_recorder_reset() drops them ({error})",
+                order.target.iterations
+            )));
+        }
+        if order.target.directory != target.directory || order.claim.is_none() {
+            order.claim = Some(self.work.run.claim(&target, order.written.as_ref())?);
+            order.written = None;
+        }
+        order.target = target;
         order.progress = Progress::None;
         Ok(())
     }
@@ -184,6 +204,17 @@ impl Drop for Writer {
     }
 }
 
+impl Order {
+    fn check_not_started(&self) -> Result<()> {
+        match self.progress {
+            Progress::Started => {
+                Err(Error::NotReady("the dump is being written: eplb_recorder_flush() waits for it".into()))
+            }
+            _ => Ok(()),
+        }
+    }
+}
+
 impl Work {
     fn lock(&self) -> MutexGuard<'_, Order> {
         self.order.lock().unwrap_or_else(PoisonError::into_inner)
@@ -199,9 +230,9 @@ impl Work {
                 }
                 order = self.changed.wait(order).unwrap_or_else(PoisonError::into_inner);
             }
-            let (held, claim) = (order.held, order.claim.take());
+            let (target, held, claim) = (order.target.clone(), order.held, order.claim.take());
             drop(order);
-            let written = catch_unwind(AssertUnwindSafe(|| self.write(held, claim, &mut staging)))
+            let written = catch_unwind(AssertUnwindSafe(|| self.write(&target, held, claim, &mut staging)))
                 .unwrap_or_else(|panic| Err(Error::of_panic(&*panic)));
             let mut order = self.lock();
             match written {
@@ -222,20 +253,22 @@ impl Work {
 
     fn write(
         &self,
+        target: &Target,
         held: IterationRange,
         claim: Option<AtomicFile>,
         staging: &mut Staging,
     ) -> Result<HeldFile> {
-        let Run { iterations, rows, layers, directory, .. } = &self.run;
+        let Target { iterations, directory } = target;
+        let Run { rows, layers, .. } = &self.run;
         let rank = self.run.file_rank();
         // After a failure the file is created again, and its directory if missing.
         let claim = match claim {
             Some(claim) => claim,
-            None => self.run.claim(None)?,
+            None => self.run.claim(target, None)?,
         };
         let (first, count) = rows.rows_of(*iterations, held);
         let counts = self.window.copy_back(&self.fence, (first as usize, count as usize), layers, staging)?;
-        let dump = RankDump { counts, ..self.run.dump(held) };
+        let dump = RankDump { counts, ..self.run.dump(*iterations, held) };
         let file = dump.write_claimed(claim, directory)?;
         let complete = rows.iterations_in(*iterations, held) == rows.iterations_in(*iterations, *iterations);
         let level = if complete { log::Level::Info } else { log::Level::Warn };
