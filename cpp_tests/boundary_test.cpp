@@ -277,7 +277,9 @@ template <> std::vector<const eplb_placement_config *> values() {
     eplb_placement_config ranks = good;
     ranks.num_ranks = UINT32_MAX;
     ranks.rank_num_slots = of_ranks;
-    return const_structs(init, {wild(init), good, ranks});
+    eplb_placement_config empty = good;
+    empty.allow_empty_slots = 1;
+    return const_structs(init, {wild(init), good, ranks, empty});
 }
 template <> std::vector<const eplb_placement_load_options *> values() {
     eplb_placement_load_options init = EPLB_PLACEMENT_LOAD_OPTIONS_INIT, good = init, huge = init;

@@ -73,7 +73,8 @@ TEST(Growth, OlderConfigGetsDefaultsForMissingFields) {
     ASSERT_EQ(solve(&config, nullptr, whole), EPLB_STATUS_OK);
     for (const size_t size :
          {offsetof(eplb_placement_config, num_slots), offsetof(eplb_placement_config, layer_updates_per_iter),
-          offsetof(eplb_placement_config, rank_num_slots)}) {
+          offsetof(eplb_placement_config, rank_num_slots),
+          offsetof(eplb_placement_config, allow_empty_slots)}) {
         const eplb_placement_config older_config = older(config, size);
         ASSERT_EQ(solve(&older_config, nullptr, part), EPLB_STATUS_OK) << eplb_last_error_message();
         EXPECT_EQ(part, whole);

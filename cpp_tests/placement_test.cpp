@@ -81,7 +81,8 @@ TEST(Placement, UnservablePlacementIsRefusedByItsPlace) {
               "layer 7, rank 1, slot 4: expert 4 does not exist; experts are 0 to 3");
     wrong[4] = -1;
     EXPECT_EQ(refused(sizes(), wrong, EPLB_STATUS_INVALID_PLACEMENT),
-              "layer 7, rank 1, slot 4: expert -1 does not exist; experts are 0 to 3");
+              "layer 7, rank 1, slot 4 is empty (-1); set allow_empty_slots, or give it one of the "
+              "experts 0 to 3");
     wrong = slots;
     wrong[2] = 0;
     EXPECT_EQ(refused(sizes(), wrong, EPLB_STATUS_INVALID_PLACEMENT),
@@ -333,7 +334,7 @@ TEST(Placement, RanksMayHaveUnequalNumbersOfSlots) {
         solved.save(dir / "config.yaml");
         FAIL();
     } catch (const eplb::error &error) {
-        EXPECT_NE(std::string(error.what()).find("rank 0 has 2 slots and others 3"), std::string::npos);
+        EXPECT_NE(std::string(error.what()).find("layer 5, rank 0, slot 2 is empty"), std::string::npos);
     }
     eplb::solve_options options;
     options.policy = EPLB_POLICY_TRTLLM;

@@ -534,7 +534,7 @@ EPLB_API void eplb_recorder_destroy(eplb_recorder *recorder);
  * -------------------------------------------------------------------------------------------------------- */
 
 /** The expert of every slot of every layer. Immutable and always servable: each slot holds an existing
- * expert, and each expert has a slot. */
+ * expert or is empty, and each expert has a slot. */
 typedef struct eplb_placement eplb_placement;
 
 /** The shape of a placement. */
@@ -546,14 +546,17 @@ typedef struct eplb_placement_config {
   uint32_t num_slots;
   /** Layers that an engine with an online balancer updates per iteration; only written to the file. */
   uint32_t layer_updates_per_iter;
-  /** Slots of each rank if they differ: [num_ranks], each at least 1; NULL: num_slots / num_ranks.
-   * num_slots is then 0 or num_ranks times the largest of them; slots that a rank lacks are its last and
-   * hold -1. Dispatch serves such a placement; a configuration file cannot hold it. */
+  /** Slots of each rank: [num_ranks], each 1 to num_slots / num_ranks; NULL: num_slots / num_ranks. Slots
+   * that a rank lacks are its last and hold -1; num_slots 0: num_ranks times the largest rank. */
   const int32_t *rank_num_slots;
+  /** 1: any slot may be empty and hold -1, not in all layers the same; 0: refused. Nothing is routed to an
+   * empty slot, so it may serve a fused shared expert. Only *.eplb.yaml files hold empty slots. */
+  uint32_t allow_empty_slots;
+  uint32_t reserved; /**< Must be 0. */
 } eplb_placement_config;
 /** An eplb_placement_config with every default. */
 #define EPLB_PLACEMENT_CONFIG_INIT \
-  { sizeof(eplb_placement_config), 0, 0, 0, 0, NULL }
+  { sizeof(eplb_placement_config), 0, 0, 0, 0, NULL, 0, 0 }
 
 /** What eplb_placement_load() does about a layer that the engine has and the file lacks, such as one for
  * multi-token prediction. */
@@ -594,10 +597,11 @@ typedef struct eplb_placement_info {
   uint32_t max_replicas; /**< Most slots of any expert in any layer. */
   uint32_t layer_updates_per_iter; /**< As in eplb_placement_config. */
   uint64_t num_duplicates; /**< Slots that repeat an expert of their own rank, over all layers. */
+  uint64_t num_empty_slots; /**< Empty slots over all layers, those that a rank lacks included. */
 } eplb_placement_info;
 /** An eplb_placement_info with every default. */
 #define EPLB_PLACEMENT_INFO_INIT \
-  { sizeof(eplb_placement_info), 0, 0, 0, 0, NULL, 0, 0, 0, 0 }
+  { sizeof(eplb_placement_info), 0, 0, 0, 0, NULL, 0, 0, 0, 0, 0 }
 
 /** What is wrong with a slot. */
 typedef int32_t eplb_issue_kind;
@@ -622,7 +626,7 @@ typedef struct eplb_placement_issue {
  * \param layer_ids     layer numbers, each once: [num_layers]
  * \param num_layers    at least 1
  * \param slot_experts  the expert of each slot, rows in the order of layer_ids: [num_layers][num_slots];
- *                      -1 in slots that a rank lacks
+ *                      -1 in empty slots
  * \param placement     receives the handle
  * \return EPLB_STATUS_INVALID_SHAPE; EPLB_STATUS_INVALID_PLACEMENT */
 EPLB_API eplb_status eplb_placement_create(const eplb_placement_config *config, const int32_t *layer_ids,
@@ -654,7 +658,7 @@ EPLB_API eplb_status eplb_placement_save(const eplb_placement *placement, const 
 EPLB_API eplb_status eplb_placement_get_info(const eplb_placement *placement, eplb_placement_info *info);
 
 /** Returns the expert of each slot that a rank owns in a layer: the weights that it must hold, in slot
- * order. Slot i of the array is slot rank * slots_per_rank + i of all ranks.
+ * order, -1 in empty slots. Slot i of the array is slot rank * slots_per_rank + i of all ranks.
  *
  * \param placement  the placement
  * \param layer      the layer's number
@@ -682,7 +686,7 @@ EPLB_API eplb_status eplb_placement_distinct_experts(const eplb_placement *place
  *
  * \param placement  the placement
  * \param layer      the layer's number
- * \param experts    receives [num_slots], which lives as long as the handle; -1 in slots that a rank lacks
+ * \param experts    receives [num_slots], which lives as long as the handle; -1 in empty slots
  * \param num_slots  receives the length; may be NULL
  * \return a status */
 EPLB_API eplb_status eplb_placement_layer_experts(const eplb_placement *placement, int32_t layer,
@@ -701,7 +705,7 @@ EPLB_API eplb_status eplb_placement_validate(const eplb_placement *placement, ep
 
 /** Returns a hash of a placement that is equal on every machine. Compare it over all ranks before the first
  * token. It is FNV-1a (64 bits) over little-endian 32-bit words: the numbers of experts, slots, ranks and
- * layers, then each layer's number and the experts of its slots.
+ * layers, then each layer's number and the experts of its slots, -1 in empty ones.
  *
  * \param placement  the placement
  * \param hash       receives the hash

@@ -349,6 +349,7 @@ struct placement_config {
     std::uint32_t layer_updates_per_iter = 0;
     /// Empty, or one of each rank.
     std::vector<std::int32_t> rank_num_slots = {};
+    bool allow_empty_slots = false;
 
     eplb_placement_config c() const {
         eplb_placement_config c = EPLB_PLACEMENT_CONFIG_INIT;
@@ -357,6 +358,7 @@ struct placement_config {
         c.num_slots = num_slots;
         c.layer_updates_per_iter = layer_updates_per_iter;
         c.rank_num_slots = rank_num_slots.empty() ? nullptr : rank_num_slots.data();
+        c.allow_empty_slots = allow_empty_slots ? 1 : 0;
         return c;
     }
 

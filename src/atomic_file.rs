@@ -51,6 +51,11 @@ impl AtomicFile {
         attempt().map_err(|e| Error::write(path, e))
     }
 
+    /// The caller's path.
+    pub fn path(&self) -> &Path {
+        &self.path
+    }
+
     /// As [`AtomicFile::create`]. Fails also where somebody holds the file, unless that is `own`.
     pub fn claim(path: &Path, own: Option<&HeldFile>) -> Result<Self> {
         let claimed = Self::create(path)?;

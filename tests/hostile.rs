@@ -109,6 +109,10 @@ const META_IN_ROWS: &str = r#"{"num_experts":2,"num_experts_per_token":1,"eplb":
 const CONFIG: &str = "ep_size: 2\ninitial_global_assignments:\n  3: [0, 1, 2, 2]\n  10: [2, 0, 1, 0]\n\
                       layer_updates_per_iter: 0\nnum_slots: 4\n";
 
+/// The same in eplb's own file, with empty slots.
+const OWN: &str = "eplb_placement: 1\nep_size: 2\nslots_per_rank: 3\nnum_experts: 3\nlayers:\n  3: [0, 1, -1, 2, -1, 2]\n  \
+                   10: [2, 0, 1, -1, 0, 1]\n";
+
 fn read_dump(directory: &Path) -> eplb::Result<u64> {
     let stats =
         Dump::open(directory, &LoadOptions { threads: 1, allow_missing_ranks: true, ..Default::default() })?
@@ -165,6 +169,18 @@ proptest! {
             }
         }
     }
+
+    #[test]
+    fn damaged_file_of_eplb_is_read_or_rejected(damages in proptest::collection::vec(damage(), 1..4)) {
+        let text = damaged(OWN.as_bytes(), &damages);
+        if let Ok(config) = ConfigFile::parse(&String::from_utf8_lossy(&text)) {
+            let expected = Expected { num_ranks: Some(2), layers: Some(&[3]), ..Default::default() };
+            if let Ok(placement) = config.placement(expected) {
+                let again = ConfigFile::parse(&placement.to_eplb_yaml()).unwrap().placement(expected).unwrap();
+                prop_assert_eq!(&again, &placement);
+            }
+        }
+    }
 }
 
 #[test]
@@ -176,6 +192,7 @@ fn undamaged_files_are_read() {
         assert_eq!(read_dump(dir.path()).unwrap(), (0..8).sum::<u64>());
     }
     assert!(ConfigFile::parse(CONFIG).unwrap().placement(Expected::default()).is_ok());
+    assert!(ConfigFile::parse(OWN).unwrap().placement(Expected::default()).is_ok());
 }
 
 #[test]
@@ -189,6 +206,12 @@ fn aliases_are_read_up_to_the_limit_of_slots() {
     // 100,000 slots, 100 times: 4,194,304 are allowed.
     let mut bomb = format!("initial_global_assignments:\n  0: &a [{}0]\n", "0, ".repeat(99_999));
     (1..100).for_each(|layer| bomb += &format!("  {layer}: *a\n"));
+    let message = ConfigFile::parse(&bomb).unwrap_err().to_string();
+    assert!(message.contains("more than 4194304 slots in all layers"), "{message}");
+
+    // So in eplb's own file.
+    let own = "eplb_placement: 1\nep_size: 1\nslots_per_rank: 100000\nnum_experts: 1\nlayers:\n";
+    let bomb = bomb.replacen("initial_global_assignments:\n", own, 1);
     let message = ConfigFile::parse(&bomb).unwrap_err().to_string();
     assert!(message.contains("more than 4194304 slots in all layers"), "{message}");
 
@@ -207,6 +230,7 @@ fn deep_nesting_is_rejected() {
     let quoted = ["[\"#\",".repeat(1 << 20), "[\"\n#\",".repeat(1 << 20)];
     for text in ["[".repeat(1 << 22), "{a: ".repeat(1 << 20), "- ".repeat(1 << 16)].iter().chain(&quoted) {
         assert!(ConfigFile::parse(&format!("num_slots: {text}")).is_err());
+        assert!(ConfigFile::parse(&format!("eplb_placement: 1\nslots_per_rank: {text}")).is_err());
     }
 }
 
@@ -217,6 +241,11 @@ fn messages_are_short_for_any_file() {
     assert!(message.len() < 500, "{}", message.len());
     let message = ConfigFile::parse(&format!("num_slots: {long}\n")).unwrap_err().to_string();
     assert!(message.len() < 500, "{}", message.len());
+    let with_hash = OWN.replace("slots_per_rank: 3\n", &format!("slots_per_rank: 3\nhash: {long}\n"));
+    for text in [with_hash, format!("eplb_placement: 1\n{long}: 1\n"), format!("eplb_placement: {long}\n")] {
+        let message = ConfigFile::parse(&text).unwrap_err().to_string();
+        assert!(message.len() < 500, "{}", message.len());
+    }
 
     let dir = tempfile::tempdir().unwrap();
     let path = dir.path().join("rank0.safetensors");

@@ -153,11 +153,12 @@ fn unequal_ranks_are_rejected_where_unsupported() {
     let placement = instance.placed(SolveConfig::default()).unwrap();
     assert_eq!(
         placement.to_yaml().unwrap_err().to_string(),
-        "rank 0 has 2 slots and others 3: a configuration file needs equal numbers of slots on all ranks"
+        "layer 7, rank 0, slot 2 is empty: TensorRT-LLM's configuration file cannot hold empty slots; save the \
+         placement as *.eplb.yaml"
     );
     let path = std::path::Path::new(env!("CARGO_TARGET_TMPDIR")).join("uneven.yaml");
     let error = placement.save(&path).unwrap_err().to_string();
-    assert!(error.contains("uneven.yaml: rank 0 has 2 slots") && !path.exists(), "{error}");
+    assert!(error.contains("uneven.yaml: layer 7, rank 0, slot 2 is empty") && !path.exists(), "{error}");
     let refused = |config: SolveConfig| instance.placed(config).unwrap_err().to_string();
     let search = SolveConfig::default();
     for policy in [Policy::Trtllm, Policy::DeepseekGlobal] {
@@ -177,7 +178,6 @@ fn unequal_ranks_are_rejected_where_unsupported() {
     assert_eq!(message(&[3, 3]), "rank_num_slots has 2 values, there are 3 ranks");
     assert_eq!(message(&[3, 0, 3]), "rank 1 has 0 slots, 1 to 3 expected");
     assert_eq!(message(&[3, 4, 3]), "rank 1 has 4 slots, 1 to 3 expected");
-    assert_eq!(message(&[2, 2, 2]), "no rank has 3 slots; the largest rank must have num_slots / num_ranks");
     let shape = Shape::new(6, 9, 3).unwrap();
     let few = SolveConfig { rank_num_slots: Some(&[3, 1, 1]), ..search }.check(shape).unwrap_err();
     assert_eq!(few.to_string(), "the ranks have 5 slots together, too few for 6 experts");
@@ -192,6 +192,6 @@ fn unequal_ranks_are_rejected_where_unsupported() {
     );
     assert_eq!(
         placed(&[0, none, none, 2, none, none, 3, 0, 1]),
-        "layer 7, rank 0, slot 1: expert -1 does not exist; experts are 0 to 3"
+        "layer 7, rank 0, slot 1 is empty (-1); set allow_empty_slots, or give it one of the experts 0 to 3"
     );
 }

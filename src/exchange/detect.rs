@@ -56,7 +56,9 @@ fn of_object(text: &[u8]) -> std::result::Result<Format, String> {
         sglang::PHYSICAL_TO_LOGICAL_MAP => Some(Format::Placement(PlacementFormat::SglangMap)),
         "moe_layer_count" | "layer_list" => Some(Format::Placement(PlacementFormat::ExpertMap)),
         // JSON is YAML.
-        "initial_global_assignments" | "num_slots" => Some(Format::Placement(PlacementFormat::Config)),
+        "initial_global_assignments" | "num_slots" | "eplb_placement" => {
+            Some(Format::Placement(PlacementFormat::Config))
+        }
         _ => None,
     };
     keys.iter().find_map(of_key).ok_or_else(|| {

@@ -96,7 +96,9 @@ pub fn write_placement(
     format: PlacementFormat,
     model: &Model,
 ) -> Result<()> {
-    placement.check_equal_ranks(format.name()).map_err(|error| error.in_file(path))?;
+    if format != PlacementFormat::Config {
+        placement.check_no_empty_slot(format.name()).map_err(|error| error.in_file(path))?;
+    }
     let shape = placement.shape();
     let all = [placement.layers().len(), shape.num_slots()];
     let mut slots = placement.iter().flat_map(|(_, experts)| experts).map(|&expert| u64::from(expert));

@@ -7,7 +7,7 @@ use super::boundary::{
     number, optional_config, optional_of_ranks, or_default, out, path,
 };
 use super::status::eplb_status;
-use crate::error::Result;
+use crate::error::{Error, Result};
 use crate::placement::{Duplicate, Expected, MissingLayers, Placement, Shape, replica_counts};
 
 /// What eplb_placement_load() does about a layer that the engine has and the file lacks, such as one for
@@ -29,7 +29,7 @@ pub type eplb_issue_kind = i32;
 pub const EPLB_ISSUE_KIND_DUPLICATE_ON_RANK: eplb_issue_kind = 1;
 
 /// The expert of every slot of every layer. Immutable and always servable: each slot holds an existing
-/// expert, and each expert has a slot.
+/// expert or is empty, and each expert has a slot.
 pub struct eplb_placement(pub(super) Placement);
 
 /// The shape of a placement.
@@ -46,10 +46,14 @@ pub struct eplb_placement_config {
     pub num_slots: u32,
     /// Layers that an engine with an online balancer updates per iteration; only written to the file.
     pub layer_updates_per_iter: u32,
-    /// Slots of each rank if they differ: [num_ranks], each at least 1; NULL: num_slots / num_ranks.
-    /// num_slots is then 0 or num_ranks times the largest of them; slots that a rank lacks are its last and
-    /// hold -1. Dispatch serves such a placement; a configuration file cannot hold it.
+    /// Slots of each rank: [num_ranks], each 1 to num_slots / num_ranks; NULL: num_slots / num_ranks. Slots
+    /// that a rank lacks are its last and hold -1; num_slots 0: num_ranks times the largest rank.
     pub rank_num_slots: *const i32,
+    /// 1: any slot may be empty and hold -1, not in all layers the same; 0: refused. Nothing is routed to an
+    /// empty slot, so it may serve a fused shared expert. Only *.eplb.yaml files hold empty slots.
+    pub allow_empty_slots: u32,
+    /// Must be 0.
+    pub reserved: u32,
 }
 
 // SAFETY: `repr(C)`, `struct_size` first, integers and a pointer.
@@ -65,7 +69,21 @@ impl eplb_placement_config {
         unsafe { optional_of_ranks(self.rank_num_slots.cast(), self.num_ranks, "config->rank_num_slots") }
     }
 
-    /// The shape, where every rank has as many slots as the one with the most.
+    /// Whether slots may be empty. Also checks the reserved field.
+    pub(super) fn allow_empty_slots(&self) -> Result<bool> {
+        if self.reserved != 0 {
+            return Err(Error::InvalidArgument("config->reserved is not 0".into()));
+        }
+        match self.allow_empty_slots {
+            0 => Ok(false),
+            1 => Ok(true),
+            other => {
+                Err(Error::InvalidArgument(format!("config->allow_empty_slots is {other}; 0 or 1 expected")))
+            }
+        }
+    }
+
+    /// The shape. Without num_slots, every rank has as many slot numbers as the largest has slots.
     pub(super) fn shape(&self, rank_num_slots: Option<&[u32]>) -> Result<Shape> {
         let (num_experts, num_ranks) = (self.num_experts as usize, self.num_ranks as usize);
         let most = rank_num_slots.and_then(|slots| slots.iter().max()).map(|&most| most as usize);
@@ -122,6 +140,8 @@ pub struct eplb_placement_info {
     pub layer_updates_per_iter: u32,
     /// Slots that repeat an expert of their own rank, over all layers.
     pub num_duplicates: u64,
+    /// Empty slots over all layers, those that a rank lacks included.
+    pub num_empty_slots: u64,
 }
 
 // SAFETY: `repr(C)`, `struct_size` first, integers and a pointer.
@@ -151,7 +171,7 @@ pub struct eplb_placement_issue {
 /// \param layer_ids     layer numbers, each once: [num_layers]
 /// \param num_layers    at least 1
 /// \param slot_experts  the expert of each slot, rows in the order of layer_ids: [num_layers][num_slots];
-///                      -1 in slots that a rank lacks
+///                      -1 in empty slots
 /// \param placement     receives the handle
 /// \return EPLB_STATUS_INVALID_SHAPE; EPLB_STATUS_INVALID_PLACEMENT
 #[unsafe(no_mangle)]
@@ -175,9 +195,10 @@ pub unsafe extern "C" fn eplb_placement_create(
         // SAFETY: the caller's promise of [num_layers][num_slots]. A negative expert becomes one that does not exist.
         let slot_experts: &[u32] = unsafe { array(slot_experts.cast(), num_slots, "slot_experts") }?;
         let layers = layer_numbers(layer_ids)?;
-        let made = match slots {
-            None => Placement::new(shape, &layers, slot_experts)?,
-            Some(slots) => Placement::with_rank_num_slots(shape, slots, &layers, slot_experts)?,
+        let made = match (slots, config.allow_empty_slots()?) {
+            (slots, true) => Placement::with_empty_slots(shape, slots, &layers, slot_experts)?,
+            (None, false) => Placement::new(shape, &layers, slot_experts)?,
+            (Some(slots), false) => Placement::with_rank_num_slots(shape, slots, &layers, slot_experts)?,
         };
         placement.give(eplb_placement(made.with_layer_updates_per_iter(config.layer_updates_per_iter)));
         Ok(())
@@ -265,13 +286,14 @@ pub unsafe extern "C" fn eplb_placement_get_info(
             max_replicas: max_replicas.unwrap_or(0),
             layer_updates_per_iter: placement.layer_updates_per_iter(),
             num_duplicates: placement.duplicates().len() as u64,
+            num_empty_slots: placement.num_empty_slots() as u64,
         });
         Ok(())
     })
 }
 
 /// Returns the expert of each slot that a rank owns in a layer: the weights that it must hold, in slot
-/// order. Slot i of the array is slot rank * slots_per_rank + i of all ranks.
+/// order, -1 in empty slots. Slot i of the array is slot rank * slots_per_rank + i of all ranks.
 ///
 /// \param placement  the placement
 /// \param layer      the layer's number
@@ -332,7 +354,7 @@ pub unsafe extern "C" fn eplb_placement_distinct_experts(
 ///
 /// \param placement  the placement
 /// \param layer      the layer's number
-/// \param experts    receives [num_slots], which lives as long as the handle; -1 in slots that a rank lacks
+/// \param experts    receives [num_slots], which lives as long as the handle; -1 in empty slots
 /// \param num_slots  receives the length; may be NULL
 /// \return a status
 #[unsafe(no_mangle)]
@@ -394,7 +416,7 @@ fn issues_of(placement: &Placement) -> Vec<eplb_placement_issue> {
 
 /// Returns a hash of a placement that is equal on every machine. Compare it over all ranks before the first
 /// token. It is FNV-1a (64 bits) over little-endian 32-bit words: the numbers of experts, slots, ranks and
-/// layers, then each layer's number and the experts of its slots.
+/// layers, then each layer's number and the experts of its slots, -1 in empty ones.
 ///
 /// \param placement  the placement
 /// \param hash       receives the hash

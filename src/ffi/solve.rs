@@ -194,6 +194,7 @@ pub unsafe extern "C" fn eplb_solve(
         };
         let num_experts = config.num_experts as usize;
         let num_loads = num_layers.checked_mul(num_samples).and_then(|rows| rows.checked_mul(num_experts));
+        config.allow_empty_slots()?;
         // SAFETY: the caller's promises of [num_ranks], [num_samples] and of the loads.
         let (slots, solving, loads) = unsafe {
             (
@@ -247,6 +248,7 @@ pub unsafe extern "C" fn eplb_deepseek_rebalance(
             (self::config(config, "config")?, optional_config(options, "options")?)
         };
         let num_experts = config.num_experts as usize;
+        config.allow_empty_slots()?;
         // SAFETY: the caller's promises of [num_ranks], of [num_samples], here 1, and of the loads.
         let (slots, solving, loads) = unsafe {
             (

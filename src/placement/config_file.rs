@@ -1,4 +1,5 @@
-//! The configuration file `moe_load_balancer.yaml`, in the format of TensorRT-LLM's offline EP load balancer.
+//! The configuration file `moe_load_balancer.yaml`, in the format of TensorRT-LLM's offline EP load balancer. What
+//! it cannot hold is in eplb's own file: see [`super::own_file`].
 
 use std::collections::BTreeMap;
 use std::fmt::{self, Write as _};
@@ -8,7 +9,7 @@ use std::path::Path;
 
 use serde::de::{self, DeserializeSeed, Deserializer, MapAccess, SeqAccess, Visitor};
 
-use super::{Placement, Shape};
+use super::{NO_EXPERT, Placement, Shape, held_slots, own_file};
 use crate::atomic_file::AtomicFile;
 use crate::error::{Error, Result, shortened};
 
@@ -21,14 +22,14 @@ const MAX_SLOTS_OF_ALL_LAYERS: usize = 4 << 20;
 const MAX_NESTING: usize = 4;
 
 const ASSIGNMENTS: &str = "initial_global_assignments";
-const UPDATES: &str = "layer_updates_per_iter";
+pub(super) const UPDATES: &str = "layer_updates_per_iter";
 const NUM_SLOTS: &str = "num_slots";
-const EP_SIZE: &str = "ep_size";
+pub(super) const EP_SIZE: &str = "ep_size";
 
 /// The content of a configuration file, before the model is known.
 #[derive(Debug, Clone, Default, PartialEq, Eq)]
 pub struct ConfigFile {
-    /// The expert of each slot by layer. `None` means the experts in order.
+    /// The expert of each slot by layer, [`NO_EXPERT`] in empty ones. `None` means the experts in order.
     pub assignments: Option<BTreeMap<u32, Vec<u32>>>,
     /// Layers that an online balancer moves in an iteration. 0 in a file for offline balancing.
     pub layer_updates_per_iter: u32,
@@ -36,6 +37,17 @@ pub struct ConfigFile {
     pub num_slots: Option<usize>,
     /// Ranks. Only some versions write them.
     pub ep_size: Option<usize>,
+    /// What only eplb's own file has. `None`: the file is TensorRT-LLM's.
+    pub own: Option<OwnFields>,
+}
+
+/// The fields that only eplb's own file has.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct OwnFields {
+    /// Experts of a layer.
+    pub num_experts: usize,
+    /// Slots of each rank: see [`Placement::with_rank_num_slots`].
+    pub rank_num_slots: Vec<u32>,
 }
 
 /// What the caller knows of the model. A `None` is taken from the file.
@@ -83,20 +95,21 @@ impl ConfigFile {
         }
     }
 
-    /// Parses a file's text. Unknown and repeated keys are errors.
+    /// Parses the text of TensorRT-LLM's file or of eplb's own. Unknown and repeated keys are errors.
     pub fn parse(text: &str) -> Result<Self> {
-        let invalid = |e: serde_yaml::Error| Error::InvalidPlacement(shortened(&e.to_string()));
-        if nesting(text) > MAX_NESTING {
-            return Err(Error::InvalidPlacement(
-                "lists are nested too deeply for a configuration file".into(),
-            ));
+        match own_file::is_own_text(text) {
+            true => own_file::parse(text),
+            false => the_document(text, FileVisitor),
         }
-        let mut documents = serde_yaml::Deserializer::from_str(text);
-        let document = documents.next().ok_or_else(|| Error::InvalidPlacement("the file is empty".into()))?;
-        let config = document.deserialize_map(FileVisitor).map_err(invalid)?;
-        match documents.next() {
-            None => Ok(config),
-            Some(_) => Err(Error::InvalidPlacement("more than one YAML document in the file".into())),
+    }
+
+    /// The number of experts that the file has: in TensorRT-LLM's the highest expert, plus 1.
+    pub fn num_experts(&self) -> Option<usize> {
+        let slots = || self.assignments.iter().flat_map(BTreeMap::values);
+        let highest = || slots().flat_map(|experts| held_slots(experts)).map(|(_, expert)| expert).max();
+        match &self.own {
+            Some(own) => Some(own.num_experts),
+            None => highest().map(|expert| expert as usize + 1),
         }
     }
 
@@ -118,20 +131,26 @@ impl ConfigFile {
         if self.assignments.as_ref().is_some_and(BTreeMap::is_empty) {
             return Err(Error::InvalidPlacement(format!("{ASSIGNMENTS} lists no layer")));
         }
-        let highest = self.assignments.iter().flat_map(BTreeMap::values).flatten().max();
-        let num_experts =
-            expected.num_experts.or(highest.map(|&expert| expert as usize + 1)).ok_or_else(|| {
-                Error::InvalidArgument(format!("the file has no {ASSIGNMENTS}: give the number of experts"))
-            })?;
+        if let (Some(own), Some(wanted)) = (&self.own, expected.num_experts)
+            && own.num_experts != wanted
+        {
+            let message = format!("num_experts is {}, {wanted} experts expected", own.num_experts);
+            return Err(Error::InvalidPlacement(message));
+        }
+        let num_experts = expected.num_experts.or_else(|| self.num_experts()).ok_or_else(|| {
+            Error::InvalidArgument(format!("the file has no {ASSIGNMENTS}: give the number of experts"))
+        })?;
         let shape = Shape::new(num_experts, self.num_slots.unwrap_or(num_experts), num_ranks)?;
         if let Some(wanted) = expected.num_slots.filter(|&wanted| wanted != shape.num_slots()) {
+            let has = if self.own.is_some() { "a layer has" } else { "num_slots is" };
+            let unit = if self.own.is_some() { " slots" } else { "" };
             return Err(Error::InvalidPlacement(format!(
-                "{NUM_SLOTS} is {}, {wanted} slots expected",
+                "{has} {}{unit}, {wanted} slots expected",
                 shape.num_slots()
             )));
         }
         let placement = match &self.assignments {
-            Some(assignments) => Self::assigned(shape, assignments, expected)?,
+            Some(assignments) => self.assigned(shape, assignments, expected)?,
             None => {
                 let layers = expected.layers.ok_or_else(|| {
                     Error::InvalidArgument(format!("the file has no {ASSIGNMENTS}: give the layers"))
@@ -146,28 +165,32 @@ impl ConfigFile {
     }
 
     fn assigned(
+        &self,
         shape: Shape,
         assignments: &BTreeMap<u32, Vec<u32>>,
         expected: Expected<'_>,
     ) -> Result<Placement> {
         for (layer, experts) in assignments {
             if experts.len() != shape.num_slots() {
+                let expected = if self.own.is_some() { "the first layer" } else { "num_slots is" };
                 return Err(Error::InvalidPlacement(format!(
-                    "layer {layer} lists {} slots, {NUM_SLOTS} is {}",
+                    "layer {layer} lists {} slots, {expected} {}",
                     experts.len(),
                     shape.num_slots()
                 )));
             }
         }
+        let last = assignments.last_key_value().map(|(_, experts)| &experts[..]).unwrap_or_default();
         let needed = expected.layers.unwrap_or_default();
         let missing: Vec<u32> =
             needed.iter().copied().filter(|layer| !assignments.contains_key(layer)).collect();
         let fill = match (missing.first(), expected.missing_layers) {
             (Some(layer), MissingLayers::Refuse) => {
-                return Err(Error::InvalidPlacement(format!("layer {layer} is missing from {ASSIGNMENTS}")));
+                let place = if self.own.is_some() { "the file" } else { ASSIGNMENTS };
+                return Err(Error::InvalidPlacement(format!("layer {layer} is missing from {place}")));
             }
-            (Some(_), MissingLayers::Sequential) => experts_in_order(shape),
-            _ => assignments.last_key_value().map(|(_, experts)| experts.clone()).unwrap_or_default(),
+            (Some(_), MissingLayers::Sequential) => experts_in_order_of(shape, last),
+            _ => last.to_vec(),
         };
         if (assignments.len() + missing.len()).saturating_mul(shape.num_slots()) > MAX_SLOTS_OF_ALL_LAYERS {
             return Err(Error::InvalidPlacement(too_many_slots()));
@@ -175,7 +198,27 @@ impl ConfigFile {
         let layers: Vec<u32> = assignments.keys().copied().chain(missing.iter().copied()).collect();
         let filled = missing.iter().flat_map(|_| &fill);
         let slot_experts: Vec<u32> = assignments.values().flatten().chain(filled).copied().collect();
-        Placement::new(shape, &layers, &slot_experts)
+        match &self.own {
+            Some(own) => {
+                Placement::with_empty_slots(shape, Some(&own.rank_num_slots), &layers, &slot_experts)
+            }
+            None => Placement::new(shape, &layers, &slot_experts),
+        }
+    }
+}
+
+/// Parses the only document of a text that is not nested too deeply.
+pub(super) fn the_document<'a, V: Visitor<'a>>(text: &'a str, visitor: V) -> Result<V::Value> {
+    let invalid = |e: serde_yaml::Error| Error::InvalidPlacement(shortened(&e.to_string()));
+    if nesting(text) > MAX_NESTING {
+        return Err(Error::InvalidPlacement("lists are nested too deeply for a configuration file".into()));
+    }
+    let mut documents = serde_yaml::Deserializer::from_str(text);
+    let document = documents.next().ok_or_else(|| Error::InvalidPlacement("the file is empty".into()))?;
+    let config = document.deserialize_map(visitor).map_err(invalid)?;
+    match documents.next() {
+        None => Ok(config),
+        Some(_) => Err(Error::InvalidPlacement("more than one YAML document in the file".into())),
     }
 }
 
@@ -201,37 +244,52 @@ fn too_many_slots() -> String {
 /// Returns TensorRT-LLM's placement for a file without assignments: slot `i` of rank `r` holds `(r * E / R +
 /// i) % E`.
 pub(crate) fn experts_in_order(shape: Shape) -> Vec<u32> {
-    let (num_experts, num_ranks) = (shape.num_experts(), shape.num_ranks());
-    (0..num_ranks)
-        .flat_map(|rank| (0..shape.slots_per_rank()).map(move |i| rank * num_experts / num_ranks + i))
-        .map(|expert| (expert % num_experts) as u32)
-        .collect()
+    experts_in_order_of(shape, &vec![0; shape.num_slots()])
+}
+
+/// The same with empty slots where `like` has them. They are not counted by `i`.
+fn experts_in_order_of(shape: Shape, like: &[u32]) -> Vec<u32> {
+    let (num_experts, width) = (shape.num_experts(), shape.slots_per_rank());
+    let mut experts = vec![NO_EXPERT; shape.num_slots()];
+    for (rank, (row, like)) in experts.chunks_exact_mut(width).zip(like.chunks_exact(width)).enumerate() {
+        for (i, (slot, _)) in held_slots(like).enumerate() {
+            row[slot] = ((rank * num_experts / shape.num_ranks() + i) % num_experts) as u32;
+        }
+    }
+    experts
 }
 
 impl Placement {
-    /// Reads a configuration file. See [`ConfigFile::placement`].
+    /// Reads TensorRT-LLM's configuration file or eplb's own file. See [`ConfigFile::placement`].
     pub fn load(path: &Path, expected: Expected<'_>) -> Result<Self> {
         ConfigFile::read(path)?.placement(expected).map_err(|e| e.in_file(path))
     }
 
-    /// Writes the configuration file, with the bytes that PyYAML writes for TensorRT-LLM. Replaces an
-    /// existing file atomically: if the process dies, the old file or the new one exists, complete. Fails as
+    /// Writes the file: eplb's own if the name ends in `.eplb.yaml`, else TensorRT-LLM's. Replaces an existing
+    /// file atomically: if the process dies, the old file or the new one exists, complete. Fails as
     /// [`Placement::to_yaml`].
     pub fn save(&self, path: &Path) -> Result<()> {
-        self.check_equal_ranks(FILE_NAME).map_err(|error| error.in_file(path))?;
-        self.save_to(AtomicFile::create(path)?)
+        let yaml = self.text_for(path)?;
+        AtomicFile::create(path)?.replace(|file| file.write_all(yaml.as_bytes()))
     }
 
     /// Writes as [`Placement::save`] does, to a file that was created before.
     pub(crate) fn save_to(&self, file: AtomicFile) -> Result<()> {
-        let yaml = self.to_yaml()?;
+        let yaml = self.text_for(file.path())?;
         file.replace(|file| file.write_all(yaml.as_bytes()))
     }
 
-    /// Returns the text of the configuration file. Fails with [`Error::InvalidPlacement`] if ranks have
-    /// unequal numbers of slots.
+    fn text_for(&self, path: &Path) -> Result<String> {
+        match own_file::is_own_name(path) {
+            true => Ok(self.to_eplb_yaml()),
+            false => self.to_yaml().map_err(|error| error.in_file(path)),
+        }
+    }
+
+    /// Returns the text of the configuration file, with the bytes that PyYAML writes for TensorRT-LLM. Fails with [`Error::InvalidPlacement`] if a slot is
+    /// empty.
     pub fn to_yaml(&self) -> Result<String> {
-        self.check_equal_ranks(FILE_NAME)?;
+        self.check_no_empty_slot(FILE_NAME)?;
         let mut yaml = format!("{ASSIGNMENTS}:\n");
         for (layer, experts) in self.iter() {
             let mut separator = "[";
@@ -253,7 +311,7 @@ impl Placement {
 }
 
 /// The name of the format in messages.
-const FILE_NAME: &str = "a configuration file";
+const FILE_NAME: &str = "TensorRT-LLM's configuration file";
 
 struct FileVisitor;
 
@@ -269,14 +327,20 @@ impl<'de> Visitor<'de> for FileVisitor {
         let mut seen = Vec::new();
         while let Some(key) = map.next_key::<String>()? {
             match key.as_str() {
-                ASSIGNMENTS => config.assignments = map.next_value_seed(AssignmentsSeed)?,
+                ASSIGNMENTS => {
+                    config.assignments =
+                        map.next_value_seed(AssignmentsSeed { key: ASSIGNMENTS, empty_slots: false })?;
+                }
                 UPDATES => config.layer_updates_per_iter = map.next_value()?,
                 NUM_SLOTS => config.num_slots = map.next_value()?,
                 EP_SIZE => config.ep_size = map.next_value()?,
-                unknown => return Err(de::Error::custom(unknown_key(&shortened(unknown)))),
+                unknown => {
+                    let known = [ASSIGNMENTS, UPDATES, NUM_SLOTS, EP_SIZE];
+                    return Err(de::Error::custom(unknown_key(&shortened(unknown), &known)));
+                }
             }
             if seen.contains(&key) {
-                return Err(de::Error::custom(format!("the key \"{key}\" is given twice")));
+                return Err(de::Error::custom(repeated_key(&key)));
             }
             seen.push(key);
         }
@@ -287,17 +351,31 @@ impl<'de> Visitor<'de> for FileVisitor {
     }
 }
 
-fn unknown_key(key: &str) -> String {
-    let known = [ASSIGNMENTS, UPDATES, NUM_SLOTS, EP_SIZE];
-    let nearest = known.into_iter().min_by_key(|known| strsim::damerau_levenshtein(key, known));
+pub(super) fn repeated_key(key: &str) -> String {
+    format!("the key \"{key}\" is given twice")
+}
+
+/// The error for a key that is none of `known`.
+pub(super) fn unknown_key(key: &str, known: &[&str]) -> String {
+    let nearest = known.iter().min_by_key(|known| strsim::damerau_levenshtein(key, known));
     match nearest.filter(|nearest| strsim::normalized_damerau_levenshtein(key, nearest) > 0.5) {
         Some(nearest) => format!("unknown key \"{key}\"; did you mean \"{nearest}\"?"),
         None => format!("unknown key \"{key}\"; the keys are {}", known.join(", ")),
     }
 }
 
-/// `{layer: [expert, ...], ...}` or null.
-struct AssignmentsSeed;
+/// `{layer: [expert, ...], ...}` or null, under `key`.
+pub(super) struct AssignmentsSeed {
+    key: &'static str,
+    /// Whether -1 is an empty slot.
+    empty_slots: bool,
+}
+
+impl AssignmentsSeed {
+    pub fn of_own_file(key: &'static str) -> Self {
+        AssignmentsSeed { key, empty_slots: true }
+    }
+}
 
 impl<'de> DeserializeSeed<'de> for AssignmentsSeed {
     type Value = Option<BTreeMap<u32, Vec<u32>>>;
@@ -333,10 +411,10 @@ impl<'de> Visitor<'de> for AssignmentsSeed {
         let mut assignments = BTreeMap::new();
         let mut room = MAX_SLOTS_OF_ALL_LAYERS;
         while let Some(layer) = map.next_key::<u32>()? {
-            let experts = map.next_value_seed(LayerSeed { layer, room })?;
+            let experts = map.next_value_seed(LayerSeed { layer, room, empty_slots: self.empty_slots })?;
             room -= experts.len();
             if assignments.insert(layer, experts).is_some() {
-                return Err(de::Error::custom(format!("layer {layer} is given twice in {ASSIGNMENTS}")));
+                return Err(de::Error::custom(format!("layer {layer} is given twice in {}", self.key)));
             }
         }
         Ok(Some(assignments))
@@ -347,6 +425,7 @@ impl<'de> Visitor<'de> for AssignmentsSeed {
 struct LayerSeed {
     layer: u32,
     room: usize,
+    empty_slots: bool,
 }
 
 impl<'de> DeserializeSeed<'de> for LayerSeed {
@@ -366,9 +445,11 @@ impl<'de> Visitor<'de> for LayerSeed {
 
     fn visit_seq<A: SeqAccess<'de>>(self, mut seq: A) -> std::result::Result<Vec<u32>, A::Error> {
         let mut experts = Vec::new();
-        while let Some(expert) =
-            seq.next_element_seed(ExpertSeed { layer: self.layer, slot: experts.len() })?
-        {
+        while let Some(expert) = seq.next_element_seed(ExpertSeed {
+            layer: self.layer,
+            slot: experts.len(),
+            empty_slots: self.empty_slots,
+        })? {
             if experts.len() == self.room {
                 return Err(de::Error::custom(too_many_slots()));
             }
@@ -382,13 +463,17 @@ impl<'de> Visitor<'de> for LayerSeed {
 struct ExpertSeed {
     layer: u32,
     slot: usize,
+    empty_slots: bool,
 }
 
 impl<'de> DeserializeSeed<'de> for ExpertSeed {
     type Value = u32;
 
     fn deserialize<D: Deserializer<'de>>(self, deserializer: D) -> std::result::Result<u32, D::Error> {
-        deserializer.deserialize_u32(self)
+        match self.empty_slots {
+            true => deserializer.deserialize_i64(self),
+            false => deserializer.deserialize_u32(self),
+        }
     }
 }
 
@@ -396,7 +481,16 @@ impl Visitor<'_> for ExpertSeed {
     type Value = u32;
 
     fn expecting(&self, f: &mut fmt::Formatter) -> fmt::Result {
-        write!(f, "the expert of layer {}, slot {}", self.layer, self.slot)
+        let or_empty = if self.empty_slots { ", or -1" } else { "" };
+        write!(f, "the expert of layer {}, slot {}{or_empty}", self.layer, self.slot)
+    }
+
+    fn visit_i64<E: de::Error>(self, expert: i64) -> std::result::Result<u32, E> {
+        match u64::try_from(expert) {
+            Ok(expert) => self.visit_u64(expert),
+            Err(_) if expert == -1 && self.empty_slots => Ok(NO_EXPERT),
+            Err(_) => Err(E::invalid_value(de::Unexpected::Signed(expert), &self)),
+        }
     }
 
     fn visit_u64<E: de::Error>(self, expert: u64) -> std::result::Result<u32, E> {

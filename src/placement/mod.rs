@@ -1,18 +1,20 @@
 //! Which expert each slot holds: the placement, its checks and its file.
 
 mod config_file;
+mod own_file;
 mod shape;
 
-pub use config_file::{ConfigFile, Expected, MissingLayers};
+pub use config_file::{ConfigFile, Expected, MissingLayers, OwnFields};
+pub(crate) use own_file::is_own_name;
 pub use shape::{MAX_COUNT, Shape, suggest_num_slots};
 
 use crate::error::{Error, Result};
 
-/// Fills slot numbers that a rank does not have: see [`Placement::with_rank_num_slots`]. As a signed number,
-/// -1.
+/// The content of an empty slot: see [`Placement::with_empty_slots`]. As a signed number, -1.
 pub const NO_EXPERT: u32 = u32::MAX;
 
-/// The expert of every slot of every layer. Each slot holds an existing expert, and each expert has a slot.
+/// The expert of every slot of every layer. Each slot holds an existing expert or is empty, and each expert has
+/// a slot.
 ///
 /// Layers are the model's own numbers, ascending. An expert may have several slots, even on one rank (see
 /// [`Placement::duplicates`]). A placement never changes, so threads may share it.
@@ -47,20 +49,42 @@ impl Placement {
     ///
     /// Fails with [`Error::InvalidPlacement`] naming layer, rank and slot.
     pub fn new(shape: Shape, layers: &[u32], slot_experts: &[u32]) -> Result<Self> {
-        let rank_num_slots = vec![shape.slots_per_rank() as u32; shape.num_ranks()];
-        Placement::with_rank_num_slots(shape, &rank_num_slots, layers, slot_experts)
+        Placement::checked(shape, &equal_rank_num_slots(shape), layers, slot_experts, false)
     }
 
-    /// Creates a placement whose ranks have `rank_num_slots` slots, `[num_ranks]`. The largest rank has the
-    /// shape's slots per rank.
+    /// Creates a placement whose ranks have `rank_num_slots` slots, `[num_ranks]`, at most the shape's slots
+    /// per rank.
     ///
-    /// Slots are numbered as if every rank had that many. The last slot numbers of a smaller rank hold
-    /// [`NO_EXPERT`].
+    /// Slots are numbered as if every rank had the shape's. The last slot numbers of a smaller rank are empty.
     pub fn with_rank_num_slots(
         shape: Shape,
         rank_num_slots: &[u32],
         layers: &[u32],
         slot_experts: &[u32],
+    ) -> Result<Self> {
+        Placement::checked(shape, rank_num_slots, layers, slot_experts, false)
+    }
+
+    /// Creates a placement in which any slot may be empty: it holds [`NO_EXPERT`]. Nothing is routed to it, so
+    /// an engine may use its number otherwise, such as for a fused shared expert. Layers may differ in it.
+    ///
+    /// `rank_num_slots` is as in [`Placement::with_rank_num_slots`]; `None`: all ranks have the shape's.
+    pub fn with_empty_slots(
+        shape: Shape,
+        rank_num_slots: Option<&[u32]>,
+        layers: &[u32],
+        slot_experts: &[u32],
+    ) -> Result<Self> {
+        let equal = equal_rank_num_slots(shape);
+        Placement::checked(shape, rank_num_slots.unwrap_or(&equal), layers, slot_experts, true)
+    }
+
+    fn checked(
+        shape: Shape,
+        rank_num_slots: &[u32],
+        layers: &[u32],
+        slot_experts: &[u32],
+        allow_empty_slots: bool,
     ) -> Result<Self> {
         check_rank_num_slots(shape, rank_num_slots)?;
         let num_slots = shape.num_slots();
@@ -83,7 +107,7 @@ impl Placement {
             if i32::try_from(layer).is_err() {
                 return Err(Error::InvalidPlacement(format!("layer {layer} is beyond {}", i32::MAX)));
             }
-            check_layer(shape, rank_num_slots, layer, experts)?;
+            check_layer(shape, rank_num_slots, layer, experts, allow_empty_slots)?;
         }
         Ok(Placement {
             shape,
@@ -115,16 +139,23 @@ impl Placement {
         &self.rank_num_slots
     }
 
-    /// Fails if ranks have unequal numbers of slots, which `what` does not support.
-    pub(crate) fn check_equal_ranks(&self, what: &str) -> Result<()> {
-        let max = self.shape.slots_per_rank() as u32;
-        match self.rank_num_slots.iter().position(|&slots| slots < max) {
-            None => Ok(()),
-            Some(rank) => Err(Error::InvalidPlacement(format!(
-                "rank {rank} has {} slots and others {max}: {what} needs equal numbers of slots on all ranks",
-                self.rank_num_slots[rank]
-            ))),
-        }
+    /// The number of empty slots over all layers, those that a rank lacks included.
+    pub fn num_empty_slots(&self) -> usize {
+        self.slot_experts.iter().filter(|&&expert| expert == NO_EXPERT).count()
+    }
+
+    /// Fails if a slot is empty, which `what` cannot hold.
+    pub(crate) fn check_no_empty_slot(&self, what: &str) -> Result<()> {
+        let Some(index) = self.slot_experts.iter().position(|&expert| expert == NO_EXPERT) else {
+            return Ok(());
+        };
+        let (layer, slot) = (index / self.shape.num_slots(), index % self.shape.num_slots());
+        Err(Error::InvalidPlacement(format!(
+            "layer {}, rank {}, slot {slot} is empty: {what} cannot hold empty slots; save the placement as \
+             *.eplb.yaml",
+            self.layers[layer],
+            self.shape.rank_of(slot)
+        )))
     }
 
     /// The layers' numbers, ascending.
@@ -132,13 +163,12 @@ impl Placement {
         &self.layers
     }
 
-    /// Iterates over layers: the number and the experts of the slots, [`NO_EXPERT`] in those that a rank
-    /// lacks.
+    /// Iterates over layers: the number and the experts of the slots, [`NO_EXPERT`] in empty ones.
     pub fn iter(&self) -> impl Iterator<Item = (u32, &[u32])> {
         self.layers.iter().copied().zip(self.slot_experts.chunks_exact(self.shape.num_slots()))
     }
 
-    /// Returns the expert of each slot of `layer`, [`NO_EXPERT`] in those that a rank lacks.
+    /// Returns the expert of each slot of `layer`, [`NO_EXPERT`] in empty ones.
     pub fn layer_experts(&self, layer: u32) -> Result<&[u32]> {
         let index = self.layers.binary_search(&layer).map_err(|_| {
             let (first, last) = (self.layers[0], self.layers[self.layers.len() - 1]);
@@ -151,7 +181,7 @@ impl Placement {
         Ok(&self.slot_experts[index * num_slots..][..num_slots])
     }
 
-    /// Returns the experts that `rank` holds in `layer`, in the order of its slots.
+    /// Returns the expert of each slot that `rank` has in `layer`, [`NO_EXPERT`] in empty ones.
     pub fn rank_experts(&self, layer: u32, rank: usize) -> Result<&[u32]> {
         let (num_ranks, width) = (self.shape.num_ranks(), self.shape.slots_per_rank());
         if rank >= num_ranks {
@@ -162,7 +192,8 @@ impl Placement {
 
     /// Returns the experts whose weights `rank` loads for `layer`, ascending, each once.
     pub fn distinct_experts(&self, layer: u32, rank: usize) -> Result<Vec<u32>> {
-        let mut experts = self.rank_experts(layer, rank)?.to_vec();
+        let mut experts: Vec<u32> =
+            held_slots(self.rank_experts(layer, rank)?).map(|(_, expert)| expert).collect();
         experts.sort_unstable();
         experts.dedup();
         Ok(experts)
@@ -177,7 +208,7 @@ impl Placement {
     /// and assignments.
     ///
     /// It is FNV-1a (64 bits) over little-endian 32-bit words. The words are the numbers of experts, slots,
-    /// ranks and layers, then each layer's number and the experts of its slots.
+    /// ranks and layers, then each layer's number and the experts of its slots, -1 in empty ones.
     pub fn hash(&self) -> u64 {
         let sizes =
             [self.shape.num_experts(), self.shape.num_slots(), self.shape.num_ranks(), self.layers.len()];
@@ -229,7 +260,7 @@ pub(crate) fn expert_ranks(shape: Shape, slot_experts: &[u32]) -> Vec<Vec<u32>> 
     ranks_of
 }
 
-/// Fails unless each rank has a slot, the largest has the shape's slots per rank, and all slots can hold all
+/// Fails unless each rank has a slot, none has more than the shape's slots per rank, and all slots can hold all
 /// experts.
 pub(crate) fn check_rank_num_slots(shape: Shape, rank_num_slots: &[u32]) -> Result<()> {
     let (max, num_ranks) = (shape.slots_per_rank() as u32, shape.num_ranks());
@@ -243,9 +274,6 @@ pub(crate) fn check_rank_num_slots(shape: Shape, rank_num_slots: &[u32]) -> Resu
     if let Some(rank) = rank_num_slots.iter().position(|&slots| slots == 0 || slots > max) {
         return refuse(format!("rank {rank} has {} slots, 1 to {max} expected", rank_num_slots[rank] as i32));
     }
-    if !rank_num_slots.contains(&max) {
-        return refuse(format!("no rank has {max} slots; the largest rank must have num_slots / num_ranks"));
-    }
     let all: u64 = rank_num_slots.iter().map(|&slots| u64::from(slots)).sum();
     match all < shape.num_experts() as u64 {
         true => refuse(format!(
@@ -256,7 +284,17 @@ pub(crate) fn check_rank_num_slots(shape: Shape, rank_num_slots: &[u32]) -> Resu
     }
 }
 
-fn check_layer(shape: Shape, rank_num_slots: &[u32], layer: u32, experts: &[u32]) -> Result<()> {
+fn equal_rank_num_slots(shape: Shape) -> Vec<u32> {
+    vec![shape.slots_per_rank() as u32; shape.num_ranks()]
+}
+
+fn check_layer(
+    shape: Shape,
+    rank_num_slots: &[u32],
+    layer: u32,
+    experts: &[u32],
+    allow_empty_slots: bool,
+) -> Result<()> {
     let num_experts = shape.num_experts();
     let mut has_slot = vec![false; num_experts];
     for (slot, &expert) in experts.iter().enumerate() {
@@ -273,8 +311,16 @@ fn check_layer(shape: Shape, rank_num_slots: &[u32], layer: u32, experts: &[u32]
         }
         match has_slot.get_mut(expert as usize) {
             Some(seen) => *seen = true,
+            None if expert == NO_EXPERT && allow_empty_slots => {}
+            None if expert == NO_EXPERT => {
+                return Err(Error::InvalidPlacement(format!(
+                    "layer {layer}, rank {rank}, slot {slot} is empty (-1); set allow_empty_slots, or give it one \
+                     of the experts 0 to {}",
+                    num_experts - 1
+                )));
+            }
             None => {
-                // Signed, as C callers and files write it: -1 is the usual mistake.
+                // Signed, as C callers and files write it.
                 let expert = expert as i32;
                 return Err(Error::InvalidPlacement(format!(
                     "layer {layer}, rank {rank}, slot {slot}: expert {expert} does not exist; experts are 0 to {}",
@@ -346,6 +392,41 @@ mod tests {
             Placement::new(shape(4, 6, 2), &[3, 7], &[0, 1, 2, 3, 0, 1, 3, 3, 3, 2, 1, 0]).unwrap();
         let duplicate = |slot| Duplicate { layer: 7, rank: 0, slot, first_slot: 0, expert: 3 };
         assert_eq!(placement.duplicates(), [duplicate(1), duplicate(2)]);
+    }
+
+    #[test]
+    fn empty_slots_are_allowed_by_choice_and_hold_nothing() {
+        let none = NO_EXPERT;
+        let rows = [0, none, 1, 2, 3, none, none, 3, 2, 1, 0, none];
+        let refused = Placement::new(shape(4, 6, 2), &[3, 7], &rows).unwrap_err().to_string();
+        assert_eq!(
+            refused,
+            "layer 3, rank 0, slot 1 is empty (-1); set allow_empty_slots, or give it one of the experts 0 to 3"
+        );
+        let placement = Placement::with_empty_slots(shape(4, 6, 2), None, &[3, 7], &rows).unwrap();
+        assert_eq!(placement.rank_experts(3, 0).unwrap(), [0, none, 1]);
+        assert_eq!(placement.distinct_experts(3, 0).unwrap(), [0, 1]);
+        assert_eq!(placement.distinct_experts(7, 0).unwrap(), [2, 3]);
+        assert_eq!((placement.num_empty_slots(), placement.duplicates()), (4, vec![]));
+        assert_eq!(
+            placement.check_no_empty_slot("a toy").unwrap_err().to_string(),
+            "layer 3, rank 0, slot 1 is empty: a toy cannot hold empty slots; save the placement as *.eplb.yaml"
+        );
+        let one_expert_less = [0, none, 1, 2, none, none];
+        assert_eq!(
+            Placement::with_empty_slots(shape(4, 6, 2), None, &[3], &one_expert_less)
+                .unwrap_err()
+                .to_string(),
+            "layer 3: expert 3 has no slot; every expert needs one"
+        );
+        let foreign = [0, none, 1, 2, 3, 4];
+        assert_eq!(
+            Placement::with_empty_slots(shape(4, 6, 2), None, &[3], &foreign).unwrap_err().to_string(),
+            "layer 3, rank 1, slot 5: expert 4 does not exist; experts are 0 to 3"
+        );
+        // Ranks may have fewer slots than are numbered. The last slot of both is empty here.
+        let ranks = Placement::with_rank_num_slots(shape(4, 6, 2), &[2, 2], &[3], &[0, 1, none, 2, 3, none]);
+        assert_eq!(ranks.unwrap().rank_experts(3, 1).unwrap(), [2, 3]);
     }
 
     #[test]

@@ -124,8 +124,7 @@ pub fn placement_for_dump(
     num_ranks: Option<usize>,
 ) -> Result<Placement> {
     let num_ids = summary.num_experts;
-    let highest = config.assignments.iter().flat_map(|layers| layers.values()).flatten().max();
-    let has_fewer_experts = highest.is_some_and(|&expert| (expert as usize) + 1 < num_ids);
+    let has_fewer_experts = config.num_experts().is_some_and(|num_experts| num_experts < num_ids);
     let counts_slots =
         summary.id_kind == IdKind::Slot || (config.num_slots == Some(num_ids) && has_fewer_experts);
     let num_ranks = num_ranks.or(config.ep_size).map_or_else(|| summary.ep_size(), Ok)?;

@@ -135,7 +135,8 @@ fn rank_file(path: &Path, text: &mut String) -> Result<()> {
 fn config_file(args: &Args, text: &mut String) -> Result<()> {
     let path = &args.path;
     let config = ConfigFile::read(path)?;
-    let _ = writeln!(text, "{}: load balancer configuration", path.display());
+    let kind = if config.own.is_some() { "placement of eplb" } else { "load balancer configuration" };
+    let _ = writeln!(text, "{}: {kind}", path.display());
     match config.num_slots {
         Some(slots) => line(text, "slots", slots),
         None => line(text, "slots", "one an expert"),
@@ -162,7 +163,18 @@ fn config_file(args: &Args, text: &mut String) -> Result<()> {
         line(text, "ranks", "not in the file; pass --ep_size for all checks");
         return Ok(());
     };
-    line(text, "ranks", format!("{num_ranks}, {} slots each", shape.slots_per_rank()));
+    let slots = placement.rank_num_slots();
+    line(
+        text,
+        "ranks",
+        match slots.iter().all(|&of_rank| of_rank == slots[0]) {
+            true => format!("{num_ranks}, {} slots each", slots[0]),
+            false => format!("{num_ranks}, with {slots:?} slots"),
+        },
+    );
+    if placement.num_empty_slots() > 0 {
+        line(text, "empty slots", format!("{} over all layers", placement.num_empty_slots()));
+    }
     line(text, "hash", format!("{:016x}", placement.hash()));
     let duplicates = placement.duplicates();
     line(text, "duplicates", format!("{} slots repeat an expert of their rank", duplicates.len()));
