@@ -313,7 +313,11 @@ template <> std::vector<const eplb_solve_options *> values() {
     bad.policy = INT32_MIN;
     groups.policy = EPLB_POLICY_DEEPSEEK_HIERARCHICAL;
     groups.num_groups = groups.num_nodes = UINT32_MAX;
-    return const_structs(init, {wild(init), greedy, nodes, weights, bad, groups});
+    static const std::vector<int32_t> free_slots(some, -1);
+    eplb_solve_options pins = init;
+    pins.pinned_experts = free_slots.data();
+    pins.num_pinned_layers = 1;
+    return const_structs(init, {wild(init), greedy, nodes, weights, bad, groups, pins});
 }
 template <> std::vector<const eplb_generate_config *> values() {
     static const std::string target = output() / "generated";

@@ -178,7 +178,8 @@ TEST(Generate, ArraysWithoutTheirLengthAreRefusedByName) {
     EXPECT_EQ(refused(), "solve_options->sample_weights has num_samples values; set config->num_samples too");
     config.num_samples = 3;
     EXPECT_EQ(refused(),
-              "rank_num_slots or rank_to_node is not [num_ranks] long, or sample_weights not [num_samples]");
+              "rank_num_slots or rank_to_node is not [num_ranks] long, sample_weights not [num_samples], or "
+              "pinned_experts not [num_pinned_layers][num_slots]");
     config.num_samples = 2;
     EXPECT_EQ(eplb::generate(config).num_slots, 64u);
 

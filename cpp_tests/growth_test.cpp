@@ -95,8 +95,8 @@ TEST(Growth, OlderConfigGetsDefaultsForMissingFields) {
     const std::string by_default = read_file(output);
     for (const size_t size :
          {offsetof(eplb_generate_config, num_samples), offsetof(eplb_generate_config, progress),
-          offsetof(eplb_generate_config, user_data),
-          offsetof(eplb_generate_config, layer_updates_per_iter)}) {
+          offsetof(eplb_generate_config, user_data), offsetof(eplb_generate_config, layer_updates_per_iter),
+          offsetof(eplb_generate_config, rank_num_slots)}) {
         const eplb_generate_config older_config = older(generate, size);
         ASSERT_EQ(eplb_generate(&older_config, nullptr, nullptr, nullptr), EPLB_STATUS_OK)
             << eplb_last_error_message();
@@ -169,7 +169,8 @@ TEST(Growth, OlderSolveOptionsGetDefaultsForMissingFields) {
         offsetof(eplb_solve_options, num_nodes),      offsetof(eplb_solve_options, reserved),
         offsetof(eplb_solve_options, rank_to_node),   offsetof(eplb_solve_options, off_node_price),
         offsetof(eplb_solve_options, sample_weights), offsetof(eplb_solve_options, quantile),
-        offsetof(eplb_solve_options, drift),          offsetof(eplb_solve_options, effort)};
+        offsetof(eplb_solve_options, drift),          offsetof(eplb_solve_options, effort),
+        offsetof(eplb_solve_options, pinned_experts)};
     uint64_t whole = 0, part = 0;
     ASSERT_EQ(solve(&config, nullptr, whole), EPLB_STATUS_OK);
     for (const size_t size : sizes) {

@@ -632,7 +632,7 @@ typedef struct eplb_placement_issue {
 EPLB_API eplb_status eplb_placement_create(const eplb_placement_config *config, const int32_t *layer_ids,
     size_t num_layers, const int32_t *slot_experts, eplb_placement **placement);
 
-/** Loads a configuration file (moe_load_balancer.yaml).
+/** Loads TensorRT-LLM's configuration file (moe_load_balancer.yaml) or eplb's own file (*.eplb.yaml).
  *
  * \param path       the file
  * \param options    NULL if the file has everything
@@ -646,8 +646,8 @@ EPLB_API eplb_status eplb_placement_load(const char *path, const eplb_placement_
  * replaced atomically: if the process dies, the old or the new file is there, complete.
  *
  * \param placement  the placement
- * \param path       the file
- * \return EPLB_STATUS_WRITE_FAILED */
+ * \param path       the file; *.eplb.yaml for eplb's own, which also holds empty slots
+ * \return EPLB_STATUS_WRITE_FAILED; EPLB_STATUS_INVALID_PLACEMENT for empty slots in another file */
 EPLB_API eplb_status eplb_placement_save(const eplb_placement *placement, const char *path);
 
 /** Returns the sizes of a placement.

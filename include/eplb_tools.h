@@ -143,8 +143,8 @@ enum {
   EPLB_POLICY_DEEPSEEK_HIERARCHICAL = 3,
   /** Searches replica counts and slots together, until the lower bound is nearly reached, nothing improves,
    * or the effort is spent. It minimises the mean over samples of the most loaded rank's load over the mean
-   * load. Without other objectives, nodes or unequal ranks the result is never above EPLB_POLICY_TRTLLM and
-   * EPLB_POLICY_DEEPSEEK_GLOBAL. */
+   * load. Without other objectives, nodes, unequal ranks or pinned slots the result is never above
+   * EPLB_POLICY_TRTLLM and EPLB_POLICY_DEEPSEEK_GLOBAL. */
   EPLB_POLICY_SEARCH = 4,
 };
 
@@ -187,10 +187,14 @@ typedef struct eplb_solve_options {
   /** Moves to try for each slot, and as many again far above the lower bound; 0: 200. Not time, so that
    * results repeat. */
   size_t effort;
+  /** The expert that each slot holds in the result, -1 in free slots: [num_pinned_layers][num_slots]. Only
+   * for EPLB_POLICY_SEARCH, which then may end above the greedy policies. NULL: none. */
+  const int32_t *pinned_experts;
+  size_t num_pinned_layers; /**< Rows of pinned_experts: 1 for all layers, or num_layers. */
 } eplb_solve_options;
 /** An eplb_solve_options with every default. */
 #define EPLB_SOLVE_OPTIONS_INIT \
-  { sizeof(eplb_solve_options), 0, 0, 0, 0, 0, 0, NULL, 0, NULL, 0, 0, 0 }
+  { sizeof(eplb_solve_options), 0, 0, 0, 0, 0, 0, NULL, 0, NULL, 0, 0, 0, NULL, 0 }
 
 /** Solves: decides which expert each slot holds, so that the ranks carry equal load.
  *
@@ -284,10 +288,12 @@ typedef int32_t (*eplb_progress_callback)(void *user_data, eplb_phase phase, uin
 typedef struct eplb_generate_config {
   size_t struct_size; /**< Set by EPLB_GENERATE_CONFIG_INIT. */
   const char *expert_statistic_path; /**< Directory of the dump. Required. */
-  const char *output_path; /**< Configuration file to write, replaced atomically. Required. */
+  /** File to write, replaced atomically: TensorRT-LLM's, or eplb's own if named *.eplb.yaml. Required. */
+  const char *output_path;
   /** Ranks (the EP size); 0: as in the dump. Required with rank_to_node, and where pipeline stages differ. */
   uint32_t num_ranks;
-  /** Slots of all ranks together: a multiple of num_ranks, at least the experts; 0: one an expert. */
+  /** Slots of all ranks together: a multiple of num_ranks, at least the experts; 0: one an expert, or
+   * num_ranks times the largest of rank_num_slots. Required with pinned_experts. */
   uint32_t num_slots;
   /** Samples for EPLB_POLICY_SEARCH: consecutive rows of the dump, split as evenly as possible; 0: 16, or one
    * a row if there are fewer. Required with sample_weights. */
@@ -297,10 +303,13 @@ typedef struct eplb_generate_config {
   /** Layers that an engine with an online balancer updates per iteration; only written to the file. */
   uint32_t layer_updates_per_iter;
   uint32_t reserved; /**< Must be 0. */
+  /** Slots of each rank: [num_ranks], as in eplb_placement_config; the output is then a *.eplb.yaml, unless
+   * no slot is empty. NULL: num_slots / num_ranks. */
+  const int32_t *rank_num_slots;
 } eplb_generate_config;
 /** An eplb_generate_config with every default. */
 #define EPLB_GENERATE_CONFIG_INIT \
-  { sizeof(eplb_generate_config), NULL, NULL, 0, 0, 0, NULL, NULL, 0, 0 }
+  { sizeof(eplb_generate_config), NULL, NULL, 0, 0, 0, NULL, NULL, 0, 0, NULL }
 
 /** What eplb_generate() wrote. */
 typedef struct eplb_generate_report {

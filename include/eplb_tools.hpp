@@ -167,6 +167,9 @@ struct solve_options {
     double quantile = 0;
     double drift = 0;
     std::size_t effort = 0;
+    /// Empty, or [num_pinned_layers][num_slots], with -1 in free slots.
+    std::vector<std::int32_t> pinned_experts = {};
+    std::size_t num_pinned_layers = 1;
 
     eplb_solve_options c() const {
         eplb_solve_options c = EPLB_SOLVE_OPTIONS_INIT;
@@ -181,20 +184,25 @@ struct solve_options {
         c.quantile = quantile;
         c.drift = drift;
         c.effort = effort;
+        c.pinned_experts = pinned_experts.empty() ? nullptr : pinned_experts.data();
+        c.num_pinned_layers = num_pinned_layers;
         return c;
     }
 
     /// Whether the arrays are of these lengths, or empty.
-    bool fits(std::size_t num_ranks, std::size_t num_samples) const {
+    bool fits(std::size_t num_ranks, std::size_t num_samples, std::size_t num_slots) const {
         return (rank_to_node.empty() || rank_to_node.size() == num_ranks) &&
-               (sample_weights.empty() || sample_weights.size() == num_samples);
+               (sample_weights.empty() || sample_weights.size() == num_samples) &&
+               (pinned_experts.empty() || num_pinned_layers == 0 || num_slots == 0 ||
+                pinned_experts.size() == num_pinned_layers * num_slots);
     }
 };
 
 namespace detail {
 
 inline const char *options_message() {
-    return "rank_num_slots or rank_to_node is not [num_ranks] long, or sample_weights not [num_samples]";
+    return "rank_num_slots or rank_to_node is not [num_ranks] long, sample_weights not [num_samples], or "
+           "pinned_experts not [num_pinned_layers][num_slots]";
 }
 
 } // namespace detail
@@ -209,7 +217,7 @@ inline returns<placement> solve(const placement_config &config, view<std::int32_
         return detail::finish(EPLB_STATUS_INVALID_ARGUMENT, placement(nullptr),
                               "loads is not [layers][num_samples][num_experts] long");
     }
-    if (!config.fits() || !options.fits(config.num_ranks, num_samples)) {
+    if (!config.fits() || !options.fits(config.num_ranks, num_samples, config.total_slots())) {
         return detail::finish(EPLB_STATUS_INVALID_ARGUMENT, placement(nullptr), detail::options_message());
     }
     return detail::make<placement, eplb_placement>([&](eplb_placement **handle) {
@@ -239,7 +247,7 @@ inline returns<deepseek_arrays> deepseek_rebalance(const placement_config &confi
         return detail::finish(EPLB_STATUS_INVALID_ARGUMENT, deepseek_arrays(),
                               "loads is not [layers][num_experts] long");
     }
-    if (!config.fits() || !options.fits(config.num_ranks, 1)) {
+    if (!config.fits() || !options.fits(config.num_ranks, 1, config.total_slots())) {
         return detail::finish(EPLB_STATUS_INVALID_ARGUMENT, deepseek_arrays(), detail::options_message());
     }
     return detail::run(
@@ -275,6 +283,8 @@ struct generate_config {
     std::uint32_t layer_updates_per_iter = 0;
     stats_options stats = {};
     solve_options solve = {};
+    /// Empty, or one of each rank.
+    std::vector<std::int32_t> rank_num_slots = {};
 
     eplb_generate_config c() const {
         eplb_generate_config c = EPLB_GENERATE_CONFIG_INIT;
@@ -284,6 +294,7 @@ struct generate_config {
         c.num_slots = num_slots;
         c.num_samples = num_samples;
         c.layer_updates_per_iter = layer_updates_per_iter;
+        c.rank_num_slots = rank_num_slots.empty() ? nullptr : rank_num_slots.data();
         return c;
     }
 };
@@ -298,7 +309,9 @@ inline returns<eplb_generate_report> generate(const generate_config &config, con
     const std::size_t num_ranks = config.num_ranks != 0 ? config.num_ranks : config.solve.rank_to_node.size();
     const std::size_t num_samples =
         config.num_samples != 0 ? config.num_samples : config.solve.sample_weights.size();
-    if (!config.solve.fits(num_ranks, num_samples)) {
+    const bool ranks_fit = config.rank_num_slots.empty() || config.num_ranks == 0 ||
+                           config.rank_num_slots.size() == config.num_ranks;
+    if (!ranks_fit || !config.solve.fits(num_ranks, num_samples, config.num_slots)) {
         return finish(EPLB_STATUS_INVALID_ARGUMENT, eplb_generate_report(none), options_message());
     }
     return run([&](eplb_generate_report &report) { return eplb_generate(&c, &stats, &solve, &report); },

@@ -4,10 +4,10 @@ use std::path::Path;
 
 use crate::atomic_file::AtomicFile;
 use crate::error::{Error, Result};
-use crate::placement::{Placement, Shape};
+use crate::placement::{Placement, Shape, is_own_name};
 pub use crate::report::DEFAULT_NUM_SAMPLES;
 use crate::report::{DumpScore, Planner, ScoreOptions, require_expert_counts};
-use crate::solve::{Objective, Policy, SolveConfig, sample_weights};
+use crate::solve::{Objective, Policy, SolveConfig, pinned_slots, sample_weights};
 use crate::stats::{Dump, LoadOptions, Summary};
 
 /// The input, output and options of [`generate`]. The defaults of `None` are those of TensorRT-LLM's script.
@@ -15,14 +15,22 @@ use crate::stats::{Dump, LoadOptions, Summary};
 pub struct GenerateConfig<'a> {
     /// The dump directory.
     pub expert_statistic_path: &'a Path,
-    /// The configuration file to write.
+    /// The file to write: eplb's own if its name ends in `.eplb.yaml`, else TensorRT-LLM's configuration file.
     pub output_path: &'a Path,
     /// How to read the dump.
     pub options: LoadOptions,
     /// Ranks of the placement (the EP size). `None`: the dump's, which fails if its pipeline stages differ.
     pub num_ranks: Option<usize>,
-    /// Slots of all ranks together. `None`: one an expert.
+    /// Slots of all ranks together, empty ones included. `None`: `num_ranks` times the largest of
+    /// [`SolveConfig::rank_num_slots`], or one an expert and those of `reserve_slots`.
     pub num_slots: Option<usize>,
+    /// Slots at the end of each rank that stay empty, such as one for a fused shared expert.
+    pub reserve_slots: usize,
+    /// Experts of which each rank holds a replica, and whether every expert keeps a slot on its home rank: see
+    /// [`pinned_slots`]. They replace [`SolveConfig::pinned_experts`].
+    pub pin_experts: &'a [u32],
+    /// As `pin_experts`.
+    pub pin_homes: bool,
     /// Written to the file; see [`Placement::with_layer_updates_per_iter`].
     pub layer_updates_per_iter: u32,
     /// Threads that compute the placement; 0: one a core, at most 8.
@@ -31,6 +39,47 @@ pub struct GenerateConfig<'a> {
     pub solve: SolveConfig<'a>,
     /// Number of samples to plan for: see [`Planner`].
     pub num_samples: usize,
+}
+
+impl GenerateConfig<'_> {
+    fn num_slots(&self, num_experts: usize, num_ranks: usize) -> usize {
+        let most = self.solve.rank_num_slots.and_then(|slots| slots.iter().max()).map(|&most| most as usize);
+        let reserved = self.reserve_slots.saturating_mul(num_ranks);
+        let default = match most {
+            Some(most) => most.saturating_mul(num_ranks),
+            None => num_experts.saturating_add(reserved),
+        };
+        self.num_slots.unwrap_or(default)
+    }
+
+    /// Returns the slots that `reserve_slots` leaves to each rank.
+    fn reserved(&self, shape: Shape) -> Result<Option<Vec<u32>>> {
+        let (reserve, width) = (self.reserve_slots, shape.slots_per_rank());
+        let refuse = |what: String| Err(Error::InvalidArgument(what));
+        match reserve {
+            0 => Ok(None),
+            _ if self.solve.rank_num_slots.is_some() => refuse(
+                "reserve_slots and rank_num_slots exclude each other; lower rank_num_slots instead".into(),
+            ),
+            _ if reserve >= width => {
+                refuse(format!("reserve_slots is {reserve}, but each rank has only {width} slots; add slots"))
+            }
+            _ => Ok(Some(vec![(width - reserve) as u32; shape.num_ranks()])),
+        }
+    }
+}
+
+/// Fails if the placement will have empty slots and the file cannot hold them.
+fn check_output(path: &Path, shape: Shape, rank_num_slots: Option<&[u32]>) -> Result<()> {
+    let lacks = |slots: &[u32]| slots.iter().position(|&slots| (slots as usize) < shape.slots_per_rank());
+    match rank_num_slots.and_then(lacks) {
+        Some(rank) if !is_own_name(path) => Err(Error::InvalidArgument(format!(
+            "rank {rank} has fewer slots than are numbered, so its last ones are empty: TensorRT-LLM's configuration \
+             file cannot hold empty slots; name the output *.eplb.yaml"
+        ))
+        .in_file(path)),
+        _ => Ok(()),
+    }
 }
 
 /// A phase of [`generate`].
@@ -85,17 +134,21 @@ pub fn generate(
     let Summary { num_experts, rows, .. } = *dump.summary();
     let num_ranks = config.num_ranks.map_or_else(|| dump.summary().ep_size(), Ok);
     let num_ranks = num_ranks.map_err(|e| e.in_file(config.expert_statistic_path))?;
-    let shape = Shape::new(num_experts, config.num_slots.unwrap_or(num_experts), num_ranks)?;
-    config.solve.check(shape)?;
-    if config.solve.rank_num_slots.is_some() {
-        let message =
-            "a configuration file needs equal numbers of slots on all ranks; leave rank_num_slots unset";
-        return Err(Error::InvalidArgument(message.into()));
-    }
-    let SolveConfig { policy, objective, .. } = config.solve;
-    let planner =
-        Planner { solve: config.solve, num_samples: config.num_samples, threads: config.solve_threads };
-    sample_weights(&config.solve, planner.num_samples(rows)?)?;
+    let shape = Shape::new(num_experts, config.num_slots(num_experts, num_ranks), num_ranks)?;
+    let reserved = config.reserved(shape)?;
+    let rank_num_slots = reserved.as_deref().or(config.solve.rank_num_slots);
+    let pinned = match config.pin_homes || !config.pin_experts.is_empty() {
+        true => Some(pinned_slots(shape, rank_num_slots, config.pin_experts, config.pin_homes)?),
+        false => None,
+    };
+    let pinned_experts = pinned.as_deref().or(config.solve.pinned_experts);
+    let solve = SolveConfig { rank_num_slots, pinned_experts, ..config.solve };
+    solve.check(shape)?;
+    solve.check_pinned_layers(shape, dump.summary().layers.len())?;
+    check_output(config.output_path, shape, rank_num_slots)?;
+    let SolveConfig { policy, objective, .. } = solve;
+    let planner = Planner { solve, num_samples: config.num_samples, threads: config.solve_threads };
+    sample_weights(&solve, planner.num_samples(rows)?)?;
     let output = AtomicFile::create(config.output_path)?;
     require_expert_counts(dump.summary()).map_err(|e| e.in_file(config.expert_statistic_path))?;
 
@@ -105,7 +158,7 @@ pub fn generate(
     let options = ScoreOptions {
         best_split: policy == Policy::Search && objective == Objective::BestSplit,
         gap: true,
-        nodes: config.solve.priced_nodes(shape),
+        nodes: solve.priced_nodes(shape),
     };
     let (placement, score) = planner.place_and_score(&stats, shape, &options)?;
     let placement = placement.with_layer_updates_per_iter(config.layer_updates_per_iter);

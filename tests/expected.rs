@@ -21,6 +21,7 @@ const TRTLLM: SolveConfig = SolveConfig {
     sample_weights: None,
     quantile: None,
     rank_num_slots: None,
+    pinned_experts: None,
     objective: Objective::EvenSplit,
     drift: 0.0,
     effort: 0,
@@ -67,6 +68,9 @@ fn policy_trtllm_writes_the_expected_configuration_files_to_the_byte() {
         let (num_ranks, num_slots, iters) = parse_case(&case);
         for threads in [1, 2, 8] {
             let config = GenerateConfig {
+                reserve_slots: 0,
+                pin_experts: &[],
+                pin_homes: false,
                 solve_threads: 0,
                 expert_statistic_path: &dump,
                 output_path,

@@ -13,6 +13,7 @@ const TRTLLM: SolveConfig = SolveConfig {
     sample_weights: None,
     quantile: None,
     rank_num_slots: None,
+    pinned_experts: None,
     objective: Objective::EvenSplit,
     drift: 0.0,
     effort: 0,

@@ -2,12 +2,15 @@
 
 use std::ffi::{c_char, c_void};
 
-use super::boundary::{Growing, boundary, config, growing_out, number, optional_config, or_default, path};
+use super::boundary::{
+    Growing, boundary, config, growing_out, number, optional_config, optional_of_ranks, or_default, path,
+};
 use super::solve::eplb_solve_options;
 use super::stats::eplb_stats_options;
 use super::status::eplb_status;
 use crate::error::{Error, Result};
 use crate::generate::{DEFAULT_NUM_SAMPLES, GenerateConfig, Generated, Phase, generate};
+use crate::solve::SolveConfig;
 
 /// The phases of eplb_generate().
 pub type eplb_phase = i32;
@@ -37,11 +40,12 @@ pub struct eplb_generate_config {
     pub struct_size: usize,
     /// Directory of the dump. Required.
     pub expert_statistic_path: *const c_char,
-    /// Configuration file to write, replaced atomically. Required.
+    /// File to write, replaced atomically: TensorRT-LLM's, or eplb's own if named *.eplb.yaml. Required.
     pub output_path: *const c_char,
     /// Ranks (the EP size); 0: as in the dump. Required with rank_to_node, and where pipeline stages differ.
     pub num_ranks: u32,
-    /// Slots of all ranks together: a multiple of num_ranks, at least the experts; 0: one an expert.
+    /// Slots of all ranks together: a multiple of num_ranks, at least the experts; 0: one an expert, or
+    /// num_ranks times the largest of rank_num_slots. Required with pinned_experts.
     pub num_slots: u32,
     /// Samples for EPLB_POLICY_SEARCH: consecutive rows of the dump, split as evenly as possible; 0: 16, or one
     /// a row if there are fewer. Required with sample_weights.
@@ -54,6 +58,9 @@ pub struct eplb_generate_config {
     pub layer_updates_per_iter: u32,
     /// Must be 0.
     pub reserved: u32,
+    /// Slots of each rank: [num_ranks], as in eplb_placement_config; the output is then a *.eplb.yaml, unless
+    /// no slot is empty. NULL: num_slots / num_ranks.
+    pub rank_num_slots: *const i32,
 }
 
 // SAFETY: `repr(C)`, `struct_size` first, integers, pointers and a nullable function pointer.
@@ -149,8 +156,18 @@ unsafe fn generate_config<'a>(
     if !solve_options.rank_to_node.is_null() && config.num_ranks == 0 {
         return refuse("solve_options->rank_to_node has num_ranks values; set config->num_ranks too");
     }
+    if !config.rank_num_slots.is_null() && config.num_ranks == 0 {
+        return refuse("config->rank_num_slots has num_ranks values; set config->num_ranks too");
+    }
+    if !solve_options.pinned_experts.is_null() && config.num_slots == 0 {
+        return refuse("solve_options->pinned_experts has num_slots columns; set config->num_slots too");
+    }
     // SAFETY: the caller's promises.
     unsafe {
+        let solve =
+            solve_options.solve_config(config.num_ranks, config.num_samples, config.num_slots as usize)?;
+        let rank_num_slots =
+            optional_of_ranks(config.rank_num_slots.cast(), config.num_ranks, "config->rank_num_slots")?;
         Ok(GenerateConfig {
             expert_statistic_path: path(config.expert_statistic_path, "config->expert_statistic_path")?,
             output_path: path(config.output_path, "config->output_path")?,
@@ -159,7 +176,10 @@ unsafe fn generate_config<'a>(
             num_slots: or_default(config.num_slots),
             layer_updates_per_iter: config.layer_updates_per_iter,
             solve_threads: solve_options.num_threads as usize,
-            solve: solve_options.solve_config(config.num_ranks, config.num_samples)?,
+            reserve_slots: 0,
+            pin_experts: &[],
+            pin_homes: false,
+            solve: SolveConfig { rank_num_slots, ..solve },
             num_samples: if config.num_samples == 0 { DEFAULT_NUM_SAMPLES } else { config.num_samples },
         })
     }

@@ -83,6 +83,11 @@ impl eplb_placement_config {
         }
     }
 
+    /// Columns of an array of all slots; 0 if the shape is bad, so that nothing is read.
+    pub(super) fn num_slots_or_0(&self, rank_num_slots: Option<&[u32]>) -> usize {
+        self.shape(rank_num_slots).map_or(0, |shape| shape.num_slots())
+    }
+
     /// The shape. Without num_slots, every rank has as many slot numbers as the largest has slots.
     pub(super) fn shape(&self, rank_num_slots: Option<&[u32]>) -> Result<Shape> {
         let (num_experts, num_ranks) = (self.num_experts as usize, self.num_ranks as usize);
@@ -205,7 +210,7 @@ pub unsafe extern "C" fn eplb_placement_create(
     })
 }
 
-/// Loads a configuration file (moe_load_balancer.yaml).
+/// Loads TensorRT-LLM's configuration file (moe_load_balancer.yaml) or eplb's own file (*.eplb.yaml).
 ///
 /// \param path       the file
 /// \param options    NULL if the file has everything
@@ -246,8 +251,8 @@ pub unsafe extern "C" fn eplb_placement_load(
 /// replaced atomically: if the process dies, the old or the new file is there, complete.
 ///
 /// \param placement  the placement
-/// \param path       the file
-/// \return EPLB_STATUS_WRITE_FAILED
+/// \param path       the file; *.eplb.yaml for eplb's own, which also holds empty slots
+/// \return EPLB_STATUS_WRITE_FAILED; EPLB_STATUS_INVALID_PLACEMENT for empty slots in another file
 #[unsafe(no_mangle)]
 pub unsafe extern "C" fn eplb_placement_save(
     placement: *const eplb_placement,

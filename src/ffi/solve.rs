@@ -30,8 +30,8 @@ pub const EPLB_POLICY_DEEPSEEK_GLOBAL: eplb_policy = 2;
 pub const EPLB_POLICY_DEEPSEEK_HIERARCHICAL: eplb_policy = 3;
 /// Searches replica counts and slots together, until the lower bound is nearly reached, nothing improves,
 /// or the effort is spent. It minimises the mean over samples of the most loaded rank's load over the mean
-/// load. Without other objectives, nodes or unequal ranks the result is never above EPLB_POLICY_TRTLLM and
-/// EPLB_POLICY_DEEPSEEK_GLOBAL.
+/// load. Without other objectives, nodes, unequal ranks or pinned slots the result is never above
+/// EPLB_POLICY_TRTLLM and EPLB_POLICY_DEEPSEEK_GLOBAL.
 pub const EPLB_POLICY_SEARCH: eplb_policy = 4;
 
 /// What EPLB_POLICY_SEARCH minimises, by how the engine splits an expert's tokens over its replicas.
@@ -80,6 +80,11 @@ pub struct eplb_solve_options {
     /// Moves to try for each slot, and as many again far above the lower bound; 0: 200. Not time, so that
     /// results repeat.
     pub effort: usize,
+    /// The expert that each slot holds in the result, -1 in free slots: [num_pinned_layers][num_slots]. Only
+    /// for EPLB_POLICY_SEARCH, which then may end above the greedy policies. NULL: none.
+    pub pinned_experts: *const i32,
+    /// Rows of pinned_experts: 1 for all layers, or num_layers.
+    pub num_pinned_layers: usize,
 }
 
 // SAFETY: `repr(C)`, `struct_size` first, numbers and pointers.
@@ -89,11 +94,13 @@ impl eplb_solve_options {
     /// The options as the library takes them.
     ///
     /// # Safety
-    /// rank_to_node is NULL or of `num_ranks` values, sample_weights NULL or of `num_samples`.
+    /// rank_to_node is NULL or of `num_ranks` values, sample_weights NULL or of `num_samples`, pinned_experts
+    /// NULL or [num_pinned_layers][`num_slots`].
     pub(super) unsafe fn solve_config<'a>(
         &self,
         num_ranks: u32,
         num_samples: usize,
+        num_slots: usize,
     ) -> Result<SolveConfig<'a>> {
         if self.reserved != 0 {
             return Err(Error::InvalidArgument(format!(
@@ -101,11 +108,17 @@ impl eplb_solve_options {
                 self.reserved
             )));
         }
-        // SAFETY: the caller's promises.
-        let (rank_to_node, sample_weights) = unsafe {
+        if !self.pinned_experts.is_null() && self.num_pinned_layers == 0 {
+            let message = "options->num_pinned_layers is 0; set it to 1 for all layers, or to num_layers";
+            return Err(Error::InvalidArgument(message.into()));
+        }
+        let num_pinned = self.num_pinned_layers.checked_mul(num_slots).unwrap_or(usize::MAX);
+        // SAFETY: the caller's promises. A negative expert becomes one that does not exist, or a free slot.
+        let (rank_to_node, sample_weights, pinned_experts) = unsafe {
             (
                 optional_of_ranks(self.rank_to_node, num_ranks, "options->rank_to_node")?,
                 optional_array(self.sample_weights, num_samples, "options->sample_weights")?,
+                optional_array(self.pinned_experts.cast(), num_pinned, "options->pinned_experts")?,
             )
         };
         Ok(SolveConfig {
@@ -123,6 +136,7 @@ impl eplb_solve_options {
             num_groups: self.num_groups(),
             num_nodes: or_default(self.num_nodes).unwrap_or(1),
             rank_to_node,
+            pinned_experts,
             off_node_price: self.off_node_price,
             sample_weights,
             quantile: (self.quantile != 0.0).then_some(self.quantile),
@@ -195,11 +209,12 @@ pub unsafe extern "C" fn eplb_solve(
         let num_experts = config.num_experts as usize;
         let num_loads = num_layers.checked_mul(num_samples).and_then(|rows| rows.checked_mul(num_experts));
         config.allow_empty_slots()?;
-        // SAFETY: the caller's promises of [num_ranks], [num_samples] and of the loads.
+        // SAFETY: the caller's promises of [num_ranks], of the options' arrays and of the loads.
         let (slots, solving, loads) = unsafe {
+            let slots = config.rank_num_slots()?;
             (
-                config.rank_num_slots()?,
-                options.solve_config(config.num_ranks, num_samples)?,
+                slots,
+                options.solve_config(config.num_ranks, num_samples, config.num_slots_or_0(slots))?,
                 array(loads, num_loads, "loads")?,
             )
         };
@@ -249,11 +264,12 @@ pub unsafe extern "C" fn eplb_deepseek_rebalance(
         };
         let num_experts = config.num_experts as usize;
         config.allow_empty_slots()?;
-        // SAFETY: the caller's promises of [num_ranks], of [num_samples], here 1, and of the loads.
+        // SAFETY: the caller's promises of [num_ranks], of the options' arrays, of 1 sample, and of the loads.
         let (slots, solving, loads) = unsafe {
+            let slots = config.rank_num_slots()?;
             (
-                config.rank_num_slots()?,
-                options.solve_config(config.num_ranks, 1)?,
+                slots,
+                options.solve_config(config.num_ranks, 1, config.num_slots_or_0(slots))?,
                 array(loads, num_layers.checked_mul(num_experts), "loads")?,
             )
         };

@@ -7,24 +7,23 @@ use std::fs::File;
 use std::io::Read;
 use std::path::Path;
 
-use serde::de::{self, DeserializeSeed, Deserializer, MapAccess, SeqAccess, Visitor};
+use serde::de::{self, MapAccess, Visitor};
 
-use super::{NO_EXPERT, Placement, Shape, held_slots, own_file};
+use super::own_file::{self, OwnFile};
+use super::yaml::{
+    AssignmentsSeed, EP_SIZE, MAX_SLOTS_OF_ALL_LAYERS, UPDATES, repeated_key, the_document, too_many_slots,
+    unknown_key,
+};
+use super::{NO_EXPERT, Placement, Shape, held_slots};
 use crate::atomic_file::AtomicFile;
 use crate::error::{Error, Result, shortened};
 
-/// Published models stay well below these limits: 100 layers of 8,192 slots take 5 MB. A YAML parser needs
-/// about 70 times a file's size in memory, and aliases (`*a`) expand a small file.
+/// Published models stay well below this limit: 100 layers of 8,192 slots take 5 MB. A YAML parser needs about 70
+/// times a file's size in memory.
 const MAX_FILE_BYTES: u64 = 8 << 20;
-const MAX_SLOTS_OF_ALL_LAYERS: usize = 4 << 20;
-
-/// The assignments nest two deep. A YAML parser's time grows out of all proportion with deeper nesting.
-const MAX_NESTING: usize = 4;
 
 const ASSIGNMENTS: &str = "initial_global_assignments";
-pub(super) const UPDATES: &str = "layer_updates_per_iter";
 const NUM_SLOTS: &str = "num_slots";
-pub(super) const EP_SIZE: &str = "ep_size";
 
 /// The content of a configuration file, before the model is known.
 #[derive(Debug, Clone, Default, PartialEq, Eq)]
@@ -48,6 +47,21 @@ pub struct OwnFields {
     pub num_experts: usize,
     /// Slots of each rank: see [`Placement::with_rank_num_slots`].
     pub rank_num_slots: Vec<u32>,
+}
+
+impl From<OwnFile> for ConfigFile {
+    fn from(file: OwnFile) -> Self {
+        ConfigFile {
+            num_slots: Some(file.shape.num_slots()),
+            ep_size: Some(file.shape.num_ranks()),
+            own: Some(OwnFields {
+                num_experts: file.shape.num_experts(),
+                rank_num_slots: file.rank_num_slots,
+            }),
+            assignments: Some(file.layers),
+            layer_updates_per_iter: file.layer_updates_per_iter,
+        }
+    }
 }
 
 /// What the caller knows of the model. A `None` is taken from the file.
@@ -98,7 +112,7 @@ impl ConfigFile {
     /// Parses the text of TensorRT-LLM's file or of eplb's own. Unknown and repeated keys are errors.
     pub fn parse(text: &str) -> Result<Self> {
         match own_file::is_own_text(text) {
-            true => own_file::parse(text),
+            true => own_file::parse(text).map(ConfigFile::from),
             false => the_document(text, FileVisitor),
         }
     }
@@ -172,9 +186,8 @@ impl ConfigFile {
     ) -> Result<Placement> {
         for (layer, experts) in assignments {
             if experts.len() != shape.num_slots() {
-                let expected = if self.own.is_some() { "the first layer" } else { "num_slots is" };
                 return Err(Error::InvalidPlacement(format!(
-                    "layer {layer} lists {} slots, {expected} {}",
+                    "layer {layer} lists {} slots, {NUM_SLOTS} is {}",
                     experts.len(),
                     shape.num_slots()
                 )));
@@ -205,40 +218,6 @@ impl ConfigFile {
             None => Placement::new(shape, &layers, &slot_experts),
         }
     }
-}
-
-/// Parses the only document of a text that is not nested too deeply.
-pub(super) fn the_document<'a, V: Visitor<'a>>(text: &'a str, visitor: V) -> Result<V::Value> {
-    let invalid = |e: serde_yaml::Error| Error::InvalidPlacement(shortened(&e.to_string()));
-    if nesting(text) > MAX_NESTING {
-        return Err(Error::InvalidPlacement("lists are nested too deeply for a configuration file".into()));
-    }
-    let mut documents = serde_yaml::Deserializer::from_str(text);
-    let document = documents.next().ok_or_else(|| Error::InvalidPlacement("the file is empty".into()))?;
-    let config = document.deserialize_map(visitor).map_err(invalid)?;
-    match documents.next() {
-        None => Ok(config),
-        Some(_) => Err(Error::InvalidPlacement("more than one YAML document in the file".into())),
-    }
-}
-
-/// Returns how deep brackets and braces nest. Those in comments and strings count too: telling them apart
-/// would take the parser that this check protects.
-fn nesting(text: &str) -> usize {
-    let (mut depth, mut deepest) = (0usize, 0);
-    for byte in text.bytes() {
-        match byte {
-            b'[' | b'{' => depth += 1,
-            b']' | b'}' => depth = depth.saturating_sub(1),
-            _ => {}
-        }
-        deepest = deepest.max(depth);
-    }
-    deepest
-}
-
-fn too_many_slots() -> String {
-    format!("more than {MAX_SLOTS_OF_ALL_LAYERS} slots in all layers")
 }
 
 /// Returns TensorRT-LLM's placement for a file without assignments: slot `i` of rank `r` holds `(r * E / R +
@@ -348,154 +327,6 @@ impl<'de> Visitor<'de> for FileVisitor {
             return Err(de::Error::custom("the file is empty"));
         }
         Ok(config)
-    }
-}
-
-pub(super) fn repeated_key(key: &str) -> String {
-    format!("the key \"{key}\" is given twice")
-}
-
-/// The error for a key that is none of `known`.
-pub(super) fn unknown_key(key: &str, known: &[&str]) -> String {
-    let nearest = known.iter().min_by_key(|known| strsim::damerau_levenshtein(key, known));
-    match nearest.filter(|nearest| strsim::normalized_damerau_levenshtein(key, nearest) > 0.5) {
-        Some(nearest) => format!("unknown key \"{key}\"; did you mean \"{nearest}\"?"),
-        None => format!("unknown key \"{key}\"; the keys are {}", known.join(", ")),
-    }
-}
-
-/// `{layer: [expert, ...], ...}` or null, under `key`.
-pub(super) struct AssignmentsSeed {
-    key: &'static str,
-    /// Whether -1 is an empty slot.
-    empty_slots: bool,
-}
-
-impl AssignmentsSeed {
-    pub fn of_own_file(key: &'static str) -> Self {
-        AssignmentsSeed { key, empty_slots: true }
-    }
-}
-
-impl<'de> DeserializeSeed<'de> for AssignmentsSeed {
-    type Value = Option<BTreeMap<u32, Vec<u32>>>;
-
-    fn deserialize<D: Deserializer<'de>>(
-        self,
-        deserializer: D,
-    ) -> std::result::Result<Self::Value, D::Error> {
-        deserializer.deserialize_option(self)
-    }
-}
-
-impl<'de> Visitor<'de> for AssignmentsSeed {
-    type Value = Option<BTreeMap<u32, Vec<u32>>>;
-
-    fn expecting(&self, f: &mut fmt::Formatter) -> fmt::Result {
-        write!(f, "a map from layer to list of experts")
-    }
-
-    fn visit_none<E>(self) -> std::result::Result<Self::Value, E> {
-        Ok(None)
-    }
-
-    fn visit_unit<E>(self) -> std::result::Result<Self::Value, E> {
-        Ok(None)
-    }
-
-    fn visit_some<D: Deserializer<'de>>(self, deserializer: D) -> std::result::Result<Self::Value, D::Error> {
-        deserializer.deserialize_map(self)
-    }
-
-    fn visit_map<A: MapAccess<'de>>(self, mut map: A) -> std::result::Result<Self::Value, A::Error> {
-        let mut assignments = BTreeMap::new();
-        let mut room = MAX_SLOTS_OF_ALL_LAYERS;
-        while let Some(layer) = map.next_key::<u32>()? {
-            let experts = map.next_value_seed(LayerSeed { layer, room, empty_slots: self.empty_slots })?;
-            room -= experts.len();
-            if assignments.insert(layer, experts).is_some() {
-                return Err(de::Error::custom(format!("layer {layer} is given twice in {}", self.key)));
-            }
-        }
-        Ok(Some(assignments))
-    }
-}
-
-/// The list of one layer, of at most `room` slots. Errors name the layer and the slot.
-struct LayerSeed {
-    layer: u32,
-    room: usize,
-    empty_slots: bool,
-}
-
-impl<'de> DeserializeSeed<'de> for LayerSeed {
-    type Value = Vec<u32>;
-
-    fn deserialize<D: Deserializer<'de>>(self, deserializer: D) -> std::result::Result<Vec<u32>, D::Error> {
-        deserializer.deserialize_seq(self)
-    }
-}
-
-impl<'de> Visitor<'de> for LayerSeed {
-    type Value = Vec<u32>;
-
-    fn expecting(&self, f: &mut fmt::Formatter) -> fmt::Result {
-        write!(f, "the list of experts of layer {}", self.layer)
-    }
-
-    fn visit_seq<A: SeqAccess<'de>>(self, mut seq: A) -> std::result::Result<Vec<u32>, A::Error> {
-        let mut experts = Vec::new();
-        while let Some(expert) = seq.next_element_seed(ExpertSeed {
-            layer: self.layer,
-            slot: experts.len(),
-            empty_slots: self.empty_slots,
-        })? {
-            if experts.len() == self.room {
-                return Err(de::Error::custom(too_many_slots()));
-            }
-            experts.push(expert);
-        }
-        Ok(experts)
-    }
-}
-
-/// The expert of one slot.
-struct ExpertSeed {
-    layer: u32,
-    slot: usize,
-    empty_slots: bool,
-}
-
-impl<'de> DeserializeSeed<'de> for ExpertSeed {
-    type Value = u32;
-
-    fn deserialize<D: Deserializer<'de>>(self, deserializer: D) -> std::result::Result<u32, D::Error> {
-        match self.empty_slots {
-            true => deserializer.deserialize_i64(self),
-            false => deserializer.deserialize_u32(self),
-        }
-    }
-}
-
-impl Visitor<'_> for ExpertSeed {
-    type Value = u32;
-
-    fn expecting(&self, f: &mut fmt::Formatter) -> fmt::Result {
-        let or_empty = if self.empty_slots { ", or -1" } else { "" };
-        write!(f, "the expert of layer {}, slot {}{or_empty}", self.layer, self.slot)
-    }
-
-    fn visit_i64<E: de::Error>(self, expert: i64) -> std::result::Result<u32, E> {
-        match u64::try_from(expert) {
-            Ok(expert) => self.visit_u64(expert),
-            Err(_) if expert == -1 && self.empty_slots => Ok(NO_EXPERT),
-            Err(_) => Err(E::invalid_value(de::Unexpected::Signed(expert), &self)),
-        }
-    }
-
-    fn visit_u64<E: de::Error>(self, expert: u64) -> std::result::Result<u32, E> {
-        let fits = i32::try_from(expert).is_ok();
-        fits.then_some(expert as u32).ok_or_else(|| E::invalid_value(de::Unexpected::Unsigned(expert), &self))
     }
 }
 

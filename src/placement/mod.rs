@@ -3,6 +3,7 @@
 mod config_file;
 mod own_file;
 mod shape;
+mod yaml;
 
 pub use config_file::{ConfigFile, Expected, MissingLayers, OwnFields};
 pub(crate) use own_file::is_own_name;

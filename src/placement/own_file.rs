@@ -6,10 +6,8 @@ use std::path::Path;
 
 use serde::de::{self, DeserializeSeed, Deserializer, MapAccess, SeqAccess, Visitor};
 
-use super::config_file::{
-    AssignmentsSeed, ConfigFile, EP_SIZE, OwnFields, UPDATES, repeated_key, the_document, unknown_key,
-};
-use super::{Expected, MAX_COUNT, NO_EXPERT, Placement, Shape};
+use super::yaml::{AssignmentsSeed, EP_SIZE, UPDATES, repeated_key, the_document, unknown_key};
+use super::{MAX_COUNT, NO_EXPERT, Placement, Shape};
 use crate::error::{Error, Result, shortened};
 
 const SUFFIX: &str = ".eplb.yaml";
@@ -36,8 +34,17 @@ pub(super) fn is_own_text(text: &str) -> bool {
     text.lines().any(start)
 }
 
+/// The content of a file.
+pub(super) struct OwnFile {
+    pub shape: Shape,
+    pub rank_num_slots: Vec<u32>,
+    /// The expert of each slot by layer, [`NO_EXPERT`] in empty ones.
+    pub layers: BTreeMap<u32, Vec<u32>>,
+    pub layer_updates_per_iter: u32,
+}
+
 /// Parses a file's text. The sizes were checked before.
-pub(super) fn parse(text: &str) -> Result<ConfigFile> {
+pub(super) fn parse(text: &str) -> Result<OwnFile> {
     let found = the_document(text, FileVisitor)?;
     let has_slots_per_rank = found.slots_per_rank.is_some();
     let (Some(ep_size), Some(slots_per_rank), Some(num_experts), Some(layers)) =
@@ -66,28 +73,38 @@ pub(super) fn parse(text: &str) -> Result<ConfigFile> {
         }
         SlotsPerRank::OfRanks(slots) => slots,
     };
-    let own = OwnFields { num_experts, rank_num_slots };
-    let file = ConfigFile {
-        assignments: Some(layers),
-        layer_updates_per_iter: found.layer_updates_per_iter,
-        num_slots: Some(num_slots),
-        ep_size: Some(ep_size),
-        own: Some(own),
-    };
-    check_hash(&file, found.hash.as_deref())?;
+    let shape = Shape::new(num_experts, num_slots, ep_size)?;
+    let layer_updates_per_iter = found.layer_updates_per_iter;
+    let file = OwnFile { shape, rank_num_slots, layers, layer_updates_per_iter };
+    file.check_hash(found.hash.as_deref())?;
     Ok(file)
 }
 
-fn check_hash(file: &ConfigFile, written: Option<&str>) -> Result<()> {
-    let hash = file.placement(Expected::default())?.hash();
-    let Some(written) = written else { return Ok(()) };
-    match written.len() == 16 && u64::from_str_radix(written, 16) == Ok(hash) {
-        true => Ok(()),
-        false => refuse(format!(
-            "{HASH} is {}, the placement's is {hash:016x}: the file was edited or truncated; write it again, or \
-             remove the line {HASH} to use it as it is",
-            shortened(written)
-        )),
+impl OwnFile {
+    /// Fails if the layers make no placement, or one with another hash than is `written`.
+    fn check_hash(&self, written: Option<&str>) -> Result<()> {
+        for (layer, experts) in &self.layers {
+            if experts.len() != self.shape.num_slots() {
+                return refuse(format!(
+                    "layer {layer} lists {} slots, the first layer {}",
+                    experts.len(),
+                    self.shape.num_slots()
+                ));
+            }
+        }
+        let numbers: Vec<u32> = self.layers.keys().copied().collect();
+        let slot_experts: Vec<u32> = self.layers.values().flatten().copied().collect();
+        let ranks = Some(&self.rank_num_slots[..]);
+        let hash = Placement::with_empty_slots(self.shape, ranks, &numbers, &slot_experts)?.hash();
+        let Some(written) = written else { return Ok(()) };
+        match written.len() == 16 && u64::from_str_radix(written, 16) == Ok(hash) {
+            true => Ok(()),
+            false => refuse(format!(
+                "{HASH} is {}, the placement's is {hash:016x}: the file was edited or truncated; write it again, or \
+                 remove the line {HASH} to use it as it is",
+                shortened(written)
+            )),
+        }
     }
 }
 
@@ -169,7 +186,9 @@ impl<'de> Visitor<'de> for FileVisitor {
                 NUM_EXPERTS => found.num_experts = Some(map.next_value_seed(Number(NUM_EXPERTS))? as usize),
                 HASH => found.hash = Some(map.next_value()?),
                 UPDATES => found.layer_updates_per_iter = map.next_value()?,
-                LAYERS => found.layers = map.next_value_seed(AssignmentsSeed::of_own_file(LAYERS))?,
+                LAYERS => {
+                    found.layers = map.next_value_seed(AssignmentsSeed { key: LAYERS, empty_slots: true })?
+                }
                 unknown => return Err(de::Error::custom(unknown_key(&shortened(unknown), &KEYS))),
             }
             if seen.contains(&key) {
@@ -250,7 +269,7 @@ impl<'de> Visitor<'de> for SlotsPerRankSeed {
 #[cfg(test)]
 mod tests {
     use super::*;
-    use crate::placement::MissingLayers;
+    use crate::placement::{ConfigFile, Expected, MissingLayers};
 
     const FILE: &str = "eplb_placement: 1\nep_size: 2\nslots_per_rank: [3, 2]\nnum_experts: 4\n\
                         hash: \"@\"\nlayers:\n  3: [0, -1, 1, 2, 3, -1]\n  10: [3, 2, 1, 0, -1, -1]\n";

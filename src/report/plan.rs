@@ -59,12 +59,12 @@ impl Planner<'_> {
             let message = format!("loads of {num_experts} experts for a shape of {}", shape.num_experts());
             return Err(Error::InvalidArgument(message));
         }
-        let solver = Solver::new(&self.solve, shape, num_samples)?;
+        let solver = Solver::new(&self.solve, shape, num_samples, layers.len())?;
         let layers_placed = threads::map(layers.len(), threads::resolve(self.threads), |index| {
             let (layer, number) = (layers[index], &layers[index..=index]);
             let loads = stats.layer_loads(layer, num_samples)?;
             let slot_experts =
-                solver.place(&Loads::new(&loads.samples, number, num_samples, num_experts)?, 0)?;
+                solver.place(&Loads::new(&loads.samples, number, num_samples, num_experts)?, 0, index)?;
             let result = then(layer, &slot_experts, &loads);
             Ok((slot_experts, result))
         })?;

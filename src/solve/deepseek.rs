@@ -164,6 +164,11 @@ impl DeepseekArrays {
     /// `threads` and errors are those of [`solve`](super::solve()).
     pub fn solve(config: &SolveConfig<'_>, shape: Shape, loads: &Loads<'_>, threads: usize) -> Result<Self> {
         check_experts(shape, loads)?;
+        if config.solved_shape(shape)? != shape {
+            return Err(Error::InvalidArgument(
+                "eplb.py's arrays have no empty slots; leave rank_num_slots unset".into(),
+            ));
+        }
         let CheckedPolicy::Deepseek(hierarchy) = CheckedPolicy::new(config, shape)? else {
             return Err(Error::InvalidArgument(format!(
                 "policy {} is not a DeepSeek policy; use {} or {}",

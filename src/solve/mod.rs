@@ -6,6 +6,7 @@
 mod bound;
 mod deepseek;
 mod loads;
+mod pinned;
 mod search;
 mod split;
 mod tournament;
@@ -18,13 +19,15 @@ use std::sync::Arc;
 pub use bound::{lower_bound, lower_bound_of_unequal_ranks};
 pub use deepseek::DeepseekArrays;
 pub use loads::Loads;
+pub use pinned::pinned_slots;
 pub use split::best_split;
 
 use self::deepseek::Hierarchy;
+use self::pinned::Pins;
 pub(crate) use self::search::Nodes;
 use self::search::{Measure, PricedNodes, Search};
 use crate::error::{Error, Result, try_zeroed};
-use crate::placement::{Placement, Shape, check_rank_num_slots};
+use crate::placement::{NO_EXPERT, Placement, Shape, check_rank_num_slots};
 use crate::threads;
 
 /// The default effort of the search. On the shapes of today's models, more effort gains little.
@@ -54,7 +57,7 @@ pub enum Policy {
     /// near [`lower_bound`], when no step helps, or when the effort is spent. Far from the bound it restarts.
     ///
     /// It minimises the most loaded rank's load over the mean, averaged over samples. Without another
-    /// objective, nodes or unequal ranks, the result is never above the greedies. A rank holds an expert
+    /// objective, nodes, unequal ranks or pinned slots, the result is never above the greedies. A rank holds an expert
     /// twice only if the search finds no equal placement without the duplicate.
     #[default]
     Search,
@@ -177,9 +180,12 @@ pub struct SolveConfig<'a> {
     /// For [`Objective::BestSplit`]: the standard deviation of the natural logarithm of an expert's load
     /// around the planned one, 0 to 2. At 0 only the planned loads count.
     pub drift: f64,
-    /// For [`Policy::Search`]: the number of slots of each rank, `[num_ranks]`. See
-    /// [`Placement::with_rank_num_slots`]. `None`: equal numbers.
+    /// The number of slots of each rank, `[num_ranks]`. See [`Placement::with_rank_num_slots`]. `None`: equal
+    /// numbers. Only [`Policy::Search`] takes numbers that differ.
     pub rank_num_slots: Option<&'a [u32]>,
+    /// For [`Policy::Search`]: the expert that each slot holds in the result, [`NO_EXPERT`] in free slots:
+    /// `[num_slots]` for all layers, or `[num_layers][num_slots]`. See [`pinned_slots`].
+    pub pinned_experts: Option<&'a [u32]>,
     /// For [`Policy::Search`]: about how many exchanges to evaluate for each slot, and as many again far
     /// above [`lower_bound`]. Not a time, so that results repeat.
     pub effort: usize,
@@ -196,6 +202,7 @@ impl Default for SolveConfig<'_> {
             sample_weights: None,
             quantile: None,
             rank_num_slots: None,
+            pinned_experts: None,
             objective: Objective::default(),
             drift: DEFAULT_DRIFT,
             effort: DEFAULT_EFFORT,
@@ -217,6 +224,27 @@ impl SolveConfig<'_> {
     /// Makes the checks of [`solve`] that need no loads.
     pub fn check(&self, shape: Shape) -> Result<()> {
         CheckedPolicy::new(self, shape).map(drop)
+    }
+
+    /// The shape to solve: without the slot numbers that every rank lacks.
+    fn solved_shape(&self, shape: Shape) -> Result<Shape> {
+        let most = self.rank_num_slots.and_then(|slots| slots.iter().max()).map(|&most| most as usize);
+        match most.filter(|&most| most < shape.slots_per_rank()) {
+            None => Ok(shape),
+            Some(most) => Shape::new(shape.num_experts(), most * shape.num_ranks(), shape.num_ranks()),
+        }
+    }
+
+    /// Fails unless pinned slots are for all layers or for each of `num_layers`.
+    pub(crate) fn check_pinned_layers(&self, shape: Shape, num_layers: usize) -> Result<()> {
+        let Some(pinned) = self.pinned_experts else { return Ok(()) };
+        match pinned.len() / shape.num_slots() {
+            1 => Ok(()),
+            rows if rows == num_layers => Ok(()),
+            rows => Err(Error::InvalidArgument(format!(
+                "pinned_experts has rows for {rows} layers; 1 for all layers or {num_layers} expected"
+            ))),
+        }
     }
 
     /// Returns the number of slots of each rank if they differ.
@@ -253,7 +281,7 @@ impl CheckedPolicy {
         }
         if let Some(rank_num_slots) = config.rank_num_slots {
             check_rank_num_slots(shape, rank_num_slots)?;
-            if config.unequal_rank_num_slots(shape).is_some()
+            if config.unequal_rank_num_slots(config.solved_shape(shape)?).is_some()
                 && (policy != Policy::Search || off_node_price > 0.0)
             {
                 let what = if policy == Policy::Search {
@@ -268,6 +296,20 @@ impl CheckedPolicy {
                 return Err(Error::InvalidArgument(message));
             }
         }
+        if let Some(pinned) = config.pinned_experts {
+            if policy != Policy::Search {
+                return Err(Error::InvalidArgument(format!(
+                    "policy {policy} takes no pinned slots; remove pinned_experts or use policy search"
+                )));
+            }
+            if off_node_price.is_infinite() {
+                let message =
+                    "pinned slots need a finite off_node_price: a pinned expert may be off its home node";
+                return Err(Error::InvalidArgument(message.into()));
+            }
+            pinned::check(pinned, shape, config.rank_num_slots)?;
+        }
+        let shape = config.solved_shape(shape)?;
         Ok(match policy {
             Policy::Trtllm => CheckedPolicy::Trtllm,
             Policy::DeepseekGlobal => CheckedPolicy::Deepseek(Hierarchy::global(shape)),
@@ -301,9 +343,10 @@ impl CheckedPolicy {
 /// nodes or ranks that split evenly and they do not.
 pub fn solve(config: &SolveConfig<'_>, shape: Shape, loads: &Loads<'_>, threads: usize) -> Result<Placement> {
     check_experts(shape, loads)?;
-    let solver = Solver::new(config, shape, loads.num_samples())?;
+    let num_layers = loads.layers().len();
+    let solver = Solver::new(config, shape, loads.num_samples(), num_layers)?;
     let layer_slots =
-        threads::map(loads.layers().len(), threads::resolve(threads), |layer| solver.place(loads, layer))?;
+        threads::map(num_layers, threads::resolve(threads), |layer| solver.place(loads, layer, layer))?;
     solver.placement(loads.layers(), &layer_slots)
 }
 
@@ -311,6 +354,10 @@ pub fn solve(config: &SolveConfig<'_>, shape: Shape, loads: &Loads<'_>, threads:
 pub(crate) struct Solver<'a> {
     config: &'a SolveConfig<'a>,
     shape: Shape,
+    /// Without the slot numbers that every rank lacks.
+    solved_shape: Shape,
+    /// For all layers, or of each layer.
+    pins: Vec<Arc<Pins>>,
     policy: CheckedPolicy,
     /// The weight of each sample. Their sum is 1.
     sample_weights: Vec<f64>,
@@ -318,21 +365,55 @@ pub(crate) struct Solver<'a> {
 }
 
 impl<'a> Solver<'a> {
-    pub fn new(config: &'a SolveConfig<'a>, shape: Shape, num_samples: usize) -> Result<Self> {
+    pub fn new(
+        config: &'a SolveConfig<'a>,
+        shape: Shape,
+        num_samples: usize,
+        num_layers: usize,
+    ) -> Result<Self> {
         let policy = CheckedPolicy::new(config, shape)?;
+        let solved_shape = config.solved_shape(shape)?;
+        config.check_pinned_layers(shape, num_layers)?;
+        let (width, solved_width) = (shape.slots_per_rank(), solved_shape.slots_per_rank());
+        let pins_of = |row: &[u32]| {
+            let ranks = row.chunks_exact(width).flat_map(|rank| &rank[..solved_width]);
+            Arc::new(Pins::new(solved_shape, &ranks.copied().collect::<Vec<u32>>()))
+        };
+        let has_pin = |pinned: &&[u32]| pinned.iter().any(|&expert| expert != NO_EXPERT);
+        let pinned = config.pinned_experts.filter(has_pin).unwrap_or_default();
+        let pins = pinned.chunks_exact(shape.num_slots()).map(pins_of).collect();
         let sample_weights = sample_weights(config, num_samples)?;
         let measure = Arc::new(match config.quantile {
             Some(quantile) => Measure::Quantile { quantile, sample_weights: sample_weights.clone() },
             None => Measure::Mean,
         });
-        Ok(Solver { config, shape, policy, sample_weights, measure })
+        Ok(Solver { config, shape, solved_shape, pins, policy, sample_weights, measure })
     }
 
-    /// Returns the expert of each slot for the layer at index `layer` of `loads`.
+    /// Returns the expert of each slot for the layer at index `layer` of `loads`, and `layer_of_all` of all
+    /// layers.
     // The search is large: compile it once, not into each caller.
     #[inline(never)]
-    pub fn place(&self, loads: &Loads<'_>, layer: usize) -> Result<Vec<u32>> {
-        let Solver { config, shape, .. } = *self;
+    pub fn place(&self, loads: &Loads<'_>, layer: usize, layer_of_all: usize) -> Result<Vec<u32>> {
+        let pins = self.pins.get(if self.pins.len() == 1 { 0 } else { layer_of_all });
+        let mut solved = self.place_solved(loads, layer, pins)?;
+        if let Some(pins) = pins {
+            pins.arrange(&mut solved);
+        }
+        if self.solved_shape == self.shape {
+            return Ok(solved);
+        }
+        let mut slots = vec![NO_EXPERT; self.shape.num_slots()];
+        let width = self.solved_shape.slots_per_rank();
+        for (to, from) in slots.chunks_exact_mut(self.shape.slots_per_rank()).zip(solved.chunks_exact(width))
+        {
+            to[..width].copy_from_slice(from);
+        }
+        Ok(slots)
+    }
+
+    fn place_solved(&self, loads: &Loads<'_>, layer: usize, pins: Option<&Arc<Pins>>) -> Result<Vec<u32>> {
+        let Solver { config, solved_shape: shape, .. } = *self;
         let sums = loads.layer_sums_f32(layer)?;
         let samples: Vec<&[f64]> = loads.layer(layer).collect();
         let search = Search {
@@ -341,15 +422,17 @@ impl<'a> Solver<'a> {
             samples: &samples,
             sample_weights: &self.sample_weights,
             measure: &self.measure,
+            pins,
             effort: config.effort,
         };
-        let greedies = || match config.unequal_rank_num_slots(shape) {
-            None => Ok(vec![
+        let is_plain = config.unequal_rank_num_slots(shape).is_none() && pins.is_none();
+        let greedies = || match is_plain {
+            true => Ok(vec![
                 trtllm::place(&sums, shape)?,
                 deepseek::slot_experts(&sums, Hierarchy::global(shape)),
             ]),
-            // The greedies need equal numbers of slots on all ranks.
-            Some(_) => Ok::<_, Error>(Vec::new()),
+            // The greedies need equal numbers of slots on all ranks, and pin nothing.
+            false => Ok::<_, Error>(Vec::new()),
         };
         match &self.policy {
             CheckedPolicy::Trtllm => trtllm::place(&sums, shape),

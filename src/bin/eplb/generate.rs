@@ -6,6 +6,7 @@ use std::path::PathBuf;
 use clap::builder::{PossibleValuesParser, TypedValueParser};
 use comfy_table::{Table, TableComponent, presets};
 use eplb::generate::{GenerateConfig, Generated, Phase, generate};
+use eplb::placement::Placement;
 use eplb::report::DEFAULT_NUM_SAMPLES;
 use eplb::solve::{DEFAULT_DRIFT, DEFAULT_EFFORT, Objective, Policy, SolveConfig};
 use eplb::stats::LoadOptions;
@@ -30,6 +31,10 @@ DeepSeek's hierarchical policy, for a model with 8 groups of experts on 4 nodes 
       --num_groups 8 --num_nodes 4 --ep_size 32 --num_slots 288 \\
       --output_path moe_load_balancer.yaml
 
+One slot of each rank left to a fused shared expert, and expert 5 on every rank:
+  eplb generate --expert_statistic_path data/dumps/dsv2lite-translation --ep_size 8 --num_slots 88 \\
+      --reserve_slots 1 --pin_experts 5 --output_path placement.eplb.yaml
+
 For an engine that routes by rule least-loaded, eplb's default:
   eplb generate --expert_statistic_path data/dumps/dsv2lite-translation --objective best-split \\
       --ep_size 8 --num_slots 72 --output_path moe_load_balancer.yaml
@@ -43,7 +48,8 @@ pub struct Args {
     #[arg(long = "expert_statistic_path", alias = "expert-statistic-path", value_name = "DIR")]
     expert_statistic_path: PathBuf,
 
-    /// Configuration file to write. An existing file is replaced in one step
+    /// File to write: moe_load_balancer.yaml for TensorRT-LLM, or *.eplb.yaml, eplb's own, which also holds empty slots. An
+    /// existing file is replaced in one step
     #[arg(long = "output_path", alias = "output-path", value_name = "FILE")]
     output_path: PathBuf,
 
@@ -55,6 +61,24 @@ pub struct Args {
     /// replicas of hot experts [default: the number of experts]
     #[arg(long = "num_slots", alias = "num-slots", value_name = "SLOTS")]
     num_slots: Option<usize>,
+
+    /// Slots of each rank, such as 9,9,8,8, for ranks with different memory. Slots are numbered as if every rank had as many as
+    /// the largest; those that a rank lacks are its last, and empty. Needs an output *.eplb.yaml. For search
+    #[arg(long = "rank_num_slots", alias = "rank-num-slots", value_name = "SLOTS", value_delimiter = ',')]
+    rank_num_slots: Option<Vec<u32>>,
+
+    /// Slots at the end of each rank that stay empty, for a fused shared expert of the engine. --num_slots includes them, and
+    /// nothing is routed to them. Needs an output *.eplb.yaml
+    #[arg(long = "reserve_slots", alias = "reserve-slots", value_name = "SLOTS", default_value_t = 0)]
+    reserve_slots: usize,
+
+    /// Experts of which every rank holds a replica, such as 0,7: the first slots of each rank. For search
+    #[arg(long = "pin_experts", alias = "pin-experts", value_name = "EXPERTS", value_delimiter = ',')]
+    pin_experts: Vec<u32>,
+
+    /// Keep one slot of each expert on its home rank, where the experts in order are; only spare slots then change. For search
+    #[arg(long = "pin_homes", alias = "pin-homes")]
+    pin_homes: bool,
 
     /// First iteration to use, the start of a row if the dump's rows have several [default: the first of the dump]
     #[arg(long = "iter_start", alias = "iter-start", value_name = "ITER")]
@@ -162,6 +186,8 @@ fn check_policy_flags(args: &Args) -> Result<()> {
         ("sample_weights", args.sample_weights.is_some()),
         ("quantile", args.quantile.is_some()),
         ("objective", args.objective != Objective::default()),
+        ("pin_experts", !args.pin_experts.is_empty()),
+        ("pin_homes", args.pin_homes),
     ];
     let ignored = search_flags.into_iter().find(|&(_, is_set)| is_set && args.policy != Policy::Search);
     ignored.map_or(Ok(()), |(flag, _)| {
@@ -189,6 +215,9 @@ pub fn run(args: &Args) -> Result<String> {
         },
         num_ranks: args.ep_size,
         num_slots: args.num_slots,
+        reserve_slots: args.reserve_slots,
+        pin_experts: &args.pin_experts,
+        pin_homes: args.pin_homes,
         layer_updates_per_iter: args.layer_updates_per_iter,
         solve: SolveConfig {
             policy: args.policy,
@@ -201,7 +230,8 @@ pub fn run(args: &Args) -> Result<String> {
             quantile: args.quantile,
             objective: args.objective,
             drift: args.drift,
-            rank_num_slots: None,
+            rank_num_slots: args.rank_num_slots.as_deref(),
+            pinned_experts: None,
         },
         num_samples: args.num_samples,
     };
@@ -218,13 +248,22 @@ pub fn run(args: &Args) -> Result<String> {
     Ok(if args.quiet { String::new() } else { describe(args, &generated) })
 }
 
+fn slots_of_ranks(placement: &Placement) -> String {
+    let (slots, width) = (placement.rank_num_slots(), placement.shape().slots_per_rank());
+    match slots.iter().all(|&of_rank| of_rank == slots[0]) {
+        true if slots[0] as usize == width => format!("{width} each"),
+        true => format!("{width} each, the last {} empty", width - slots[0] as usize),
+        false => format!("{} to {width} each", slots.iter().min().unwrap_or(&0)),
+    }
+}
+
 fn describe(args: &Args, generated: &Generated) -> String {
     let Generated { summary, placement, .. } = generated;
     let shape = placement.shape();
     let mut text = String::new();
     let _ = writeln!(
         text,
-        "{}: {} experts, {} layers, iterations {}, {}\n{}{}: {} slots on {} ranks, {} each\n\n\
+        "{}: {} experts, {} layers, iterations {}, {}\n{}{}: {} slots on {} ranks, {}\n\n\
          Imbalance ratio, (max - mean) / mean of the ranks' tokens: 0 is even\n{}\
          Gap, (max - lower bound) / lower bound with the even split, averaged over the\n\
          samples{}: no placement is below the lower bound, so 0 is optimal",
@@ -237,7 +276,7 @@ fn describe(args: &Args, generated: &Generated) -> String {
         args.policy,
         shape.num_slots(),
         shape.num_ranks(),
-        shape.slots_per_rank(),
+        slots_of_ranks(placement),
         match args.objective {
             Objective::BestSplit => {
                 "After: with the even split of an expert's tokens over its replicas. Best split:\n\

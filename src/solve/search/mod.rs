@@ -30,6 +30,7 @@ pub(super) use self::nodes::PricedNodes;
 use self::random::Random;
 use self::replica_graph::{MeasuredLoads, ReplicaGraph};
 use self::state::State;
+use super::pinned::Pins;
 use super::{lower_bound, lower_bound_of_unequal_ranks};
 use crate::placement::{NO_EXPERT, Shape, held_slots};
 
@@ -77,6 +78,8 @@ pub(super) struct Search<'a> {
     pub sample_weights: &'a [f64],
     /// What to minimise over samples.
     pub measure: &'a Arc<Measure>,
+    /// Slots that ranks keep. The starts have them, and no step takes them.
+    pub pins: Option<&'a Arc<Pins>>,
     /// About how many exchanges to evaluate for each slot.
     pub effort: usize,
 }
@@ -128,9 +131,9 @@ impl Search<'_> {
                 *best = other;
             }
         }
-        // Duplicates allow more exchanges, and most can be removed at the end. With unequal ranks keep those
-        // that help: no greedy bounds the cost there.
-        let keep_duplicates = self.rank_num_slots.is_some();
+        // Duplicates allow more exchanges, and most can be removed at the end. With unequal ranks or pins keep
+        // those that help: no greedy bounds the cost there.
+        let keep_duplicates = self.rank_num_slots.is_some() || self.pins.is_some();
         let mut with = best.clone();
         with.allow_duplicates(true);
         effort.improve(&mut with);
@@ -203,7 +206,8 @@ impl Search<'_> {
             .collect();
         let samples = MeasuredLoads { loads: &samples, measure: self.measure };
         let scenarios = MeasuredLoads { loads: &scenarios, measure: &measure };
-        let mut graph = ReplicaGraph::new(self.shape, samples, scenarios, self.place(others));
+        let mut graph =
+            ReplicaGraph::new(self.shape, samples, scenarios, self.place(others), self.pins.cloned());
         graph.improve(self.effort.saturating_mul(self.shape.num_slots().max(LEAST_SLOTS)), &mut random);
         graph.into_slots()
     }
@@ -242,13 +246,27 @@ impl Search<'_> {
     fn start(&self, loads: &[f64]) -> State {
         let num_samples = self.samples.len();
         let sums: Vec<f64> = loads.chunks_exact(num_samples).map(|samples| samples.iter().sum()).collect();
-        let counts = start::replica_counts(&sums, self.num_slots(), self.shape.num_ranks());
+        let counts =
+            start::replica_counts(&sums, self.num_slots(), self.shape.num_ranks(), self.pinned_counts());
         let replica_loads: Vec<f64> =
             sums.iter().zip(&counts).map(|(sum, &count)| sum / f64::from(count)).collect();
         let mut state = self.empty(loads.to_vec(), counts);
-        start::pack(&mut state, &replica_loads);
-        state.update_all();
+        self.pack(&mut state, &replica_loads);
         state
+    }
+
+    /// Fills the slots of a state.
+    fn pack(&self, state: &mut State, replica_loads: &[f64]) {
+        match self.pins {
+            None => start::pack(state, replica_loads),
+            Some(pins) => start::pack_with_pins(state, replica_loads, pins),
+        }
+        state.update_all();
+    }
+
+    /// The pinned slots of each expert, or nothing.
+    fn pinned_counts(&self) -> &[u32] {
+        self.pins.map_or(&[], |pins| pins.counts())
     }
 
     /// Returns the most even starts with fewer and heavier replicas of hot experts. Their limit keeps two
@@ -262,12 +280,12 @@ impl Search<'_> {
             Some(_) => lower_bound_of_unequal_ranks(&sums, num_slots, num_ranks),
         };
         let start = |part: &f64| {
-            let counts = start::replica_counts_below(&sums, num_slots, num_ranks, part * bound)?;
+            let counts =
+                start::replica_counts_below(&sums, num_slots, num_ranks, part * bound, self.pinned_counts())?;
             let replica_loads: Vec<f64> =
                 sums.iter().zip(&counts).map(|(sum, &count)| sum / f64::from(count)).collect();
             let mut state = self.empty(loads.to_vec(), counts);
-            start::pack(&mut state, &replica_loads);
-            state.update_all();
+            self.pack(&mut state, &replica_loads);
             Some(state)
         };
         let mut starts: Vec<State> = REPLICA_LOAD_LIMITS.iter().filter_map(start).collect();
@@ -277,7 +295,7 @@ impl Search<'_> {
     }
 
     fn empty(&self, loads: Vec<f64>, counts: Vec<u32>) -> State {
-        State::new(loads, self.measure.clone(), counts, self.shape, self.rank_num_slots)
+        State::new(loads, self.measure.clone(), counts, self.shape, self.rank_num_slots, self.pins.cloned())
     }
 
     /// Returns the cost of a placement: see [`State::cost`].
@@ -332,9 +350,14 @@ fn perturb(state: &mut State, random: &mut Random) {
         {
             continue;
         }
+        if !state.may_give(&[slot]) {
+            continue;
+        }
         if random.below(2) == 0 && state.count(expert) > 1 {
             state.set_expert(slot, other_expert);
-        } else if state.rank_of(slot) != state.rank_of(other) && state.may_take(state.rank_of(other), expert)
+        } else if state.rank_of(slot) != state.rank_of(other)
+            && state.may_take(state.rank_of(other), expert)
+            && state.may_give(&[other])
         {
             state.swap(&[(slot, other)]);
         }
@@ -394,7 +417,7 @@ impl Effort {
                 let of_one = |evaluated: &mut usize| {
                     exchange(state, evaluated).or_else(|| exchange_two(state, evaluated))
                 };
-                match (state.num_samples(), state.has_home_nodes()) {
+                match (state.num_samples(), state.has_home_nodes() || state.has_pins()) {
                     (1, false) => of_one(evaluated),
                     (1, true) => of_one(evaluated).or_else(|| exchange_of_samples(state, evaluated)),
                     _ => exchange_of_samples(state, evaluated),

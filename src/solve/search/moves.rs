@@ -27,12 +27,19 @@ impl Exchange {
     }
 }
 
-/// Returns whether the exchange adds no duplicate to either rank, or duplicates are allowed.
-fn adds_no_duplicate(state: &State, pairs: &[(usize, usize)]) -> bool {
-    pairs.iter().all(|&(one, other)| {
+/// Returns whether the exchange adds no duplicate to either rank, or duplicates are allowed, and takes no pinned
+/// slot.
+fn is_allowed(state: &State, exchange: &Exchange) -> bool {
+    let takes = |&(one, other): &(usize, usize)| {
         state.may_take(state.rank_of(other), state.expert(one))
             && state.may_take(state.rank_of(one), state.expert(other))
-    })
+    };
+    exchange.pairs().iter().all(takes) && gives(state, exchange)
+}
+
+fn gives(state: &State, exchange: &Exchange) -> bool {
+    let [(a, c), (b, d)] = exchange.pairs;
+    state.may_give(&[a, b][..exchange.len]) && state.may_give(&[c, d][..exchange.len])
 }
 
 /// For one sample: returns the exchange of one slot of the most loaded rank that minimises the larger load of
@@ -146,7 +153,7 @@ impl Best {
     fn offer(&mut self, state: &State, load: f64, exchange: impl FnOnce() -> Exchange) {
         if load < self.load {
             let exchange = exchange();
-            if adds_no_duplicate(state, exchange.pairs()) {
+            if is_allowed(state, &exchange) {
                 (self.load, self.exchange) = (load, Some(exchange));
             }
         }
@@ -214,8 +221,9 @@ fn exchange_of_rank(
                 if has_home_nodes {
                     reached += off_node_cost_of_exchange(state, slot, other_slot);
                 }
-                if reached < best.0 && adds_no_duplicate(state, &[(slot, other_slot)]) {
-                    best = (reached, Some(Exchange::one((slot, other_slot))));
+                let exchange = Exchange::one((slot, other_slot));
+                if reached < best.0 && is_allowed(state, &exchange) {
+                    best = (reached, Some(exchange));
                 }
             }
         }
@@ -296,7 +304,7 @@ pub(super) fn replica_count_changes(
     let mut cheapest = Cheapest { max_len: max_changes, found: Vec::new() };
     let cold = state.order().iter().map(|&rank| rank as usize).filter(|rank| !hot.contains(rank));
     for rank in cold.take(COLD_RANKS) {
-        for slot in state.slots_of(rank).filter(|&slot| state.count(state.expert(slot)) > 1) {
+        for slot in state.slots_of(rank).filter(|&slot| state.may_change(slot)) {
             let from = state.expert(slot);
             for &to in wanted.iter().filter(|&&to| to != from && state.may_take(rank, to)) {
                 if *evaluated >= left {
@@ -308,7 +316,7 @@ pub(super) fn replica_count_changes(
         }
     }
     for &rank in &hot {
-        for slot in state.slots_of(rank).filter(|&slot| state.count(state.expert(slot)) > 1) {
+        for slot in state.slots_of(rank).filter(|&slot| state.may_change(slot)) {
             let from = state.expert(slot);
             for to in (0..state.num_experts() as u32).filter(|&to| to != from && state.may_take(rank, to)) {
                 if *evaluated >= left {
@@ -321,8 +329,7 @@ pub(super) fn replica_count_changes(
     }
     if state.off_node_cost() > 0.0 {
         let is_off_node = |&slot: &usize| {
-            state.count(state.expert(slot)) > 1
-                && !state.is_on_home_node(state.expert(slot), state.rank_of(slot))
+            state.may_change(slot) && !state.is_on_home_node(state.expert(slot), state.rank_of(slot))
         };
         for slot in (0..state.num_slots()).filter(is_off_node) {
             let rank = state.rank_of(slot);
@@ -423,6 +430,9 @@ pub(super) fn duplicate_removal(
     max_cost: f64,
     evaluated: &mut usize,
 ) -> Option<DuplicateRemoval> {
+    if !state.may_give(&[slot]) {
+        return None;
+    }
     *evaluated += state.num_slots();
     let (rank, replica_ranks) = (state.rank_of(slot), ReplicaRanks::of(state));
     let mut cheapest = Cheapest { max_len: 1, found: Vec::new() };
@@ -438,7 +448,9 @@ pub(super) fn duplicate_removal(
     for other in (0..state.num_ranks()).filter(|&other| other != rank) {
         *evaluated += state.width();
         let removes = |&other_slot: &usize| {
-            !state.holds(other, state.expert(slot)) && !state.holds(rank, state.expert(other_slot))
+            !state.holds(other, state.expert(slot))
+                && !state.holds(rank, state.expert(other_slot))
+                && state.may_give(&[other_slot])
         };
         for other_slot in state.slots_of(other).filter(removes) {
             let (load, other_load) =

@@ -103,7 +103,7 @@ impl<'a> NodeRelief<'a> {
             if is_over[node] || !self.is_on_home_node(expert, node) {
                 self.offer_exchanges(slot, &mut best);
             }
-            if self.state.count(expert) > 1 {
+            if self.state.may_change(slot) {
                 self.offer_replica_count_changes(slot, &is_over, &mut best);
             }
         }
@@ -115,7 +115,7 @@ impl<'a> NodeRelief<'a> {
         let rank = state.rank_of(slot);
         for other in (0..state.num_ranks()).filter(|&other| self.home_nodes.of_rank[other] as usize != node) {
             let to = self.home_nodes.of_rank[other] as usize;
-            if state.holds(other, expert) {
+            if state.holds(other, expert) || !state.may_give(&[slot]) {
                 continue;
             }
             for other_slot in state.slots_of(other) {
@@ -133,7 +133,7 @@ impl<'a> NodeRelief<'a> {
                         + load * (is_off_node(expert, to) - is_off_node(expert, node))
                         + other_load * (is_off_node(other_expert, node) - is_off_node(other_expert, to));
                 }
-                if change < best.0 && !state.holds(rank, other_expert) {
+                if change < best.0 && !state.holds(rank, other_expert) && state.may_give(&[other_slot]) {
                     *best = (change, Some(Step::Exchange(slot, other_slot)));
                 }
             }

@@ -52,7 +52,8 @@ impl Search<'_> {
         let mut found: Vec<(f64, Vec<u32>)> = Vec::new();
         let priced = PricedNodes { nodes, price };
         for home_nodes in &all_home_nodes {
-            let start = match nodes.fit(self.shape) {
+            // Pins may be off their home nodes, so the start is one without nodes.
+            let start = match nodes.fit(self.shape) && self.pins.is_none() {
                 true => self.place_on_home_nodes(nodes, home_nodes, hard)?,
                 false => self.place(others),
             };
@@ -70,6 +71,7 @@ impl Search<'_> {
         // Placements that the result must not exceed.
         let mut references = Vec::new();
         if nodes.are_regular()
+            && self.pins.is_none()
             && let Ok(hierarchy) = Hierarchy::new(self.shape, nodes.num_groups, nodes.num_ranks.len())
         {
             references.push(deepseek::slot_experts(&self.sums(), hierarchy));
@@ -187,6 +189,7 @@ impl Search<'_> {
             let search = Search {
                 shape,
                 rank_num_slots: None,
+                pins: None,
                 samples: &samples,
                 sample_weights: &sample_weights,
                 measure: self.measure,

@@ -10,9 +10,12 @@
 //! confined to them. So the cuts give a lower bound on a changed placement by a few comparisons. It rejects
 //! most changes without a split.
 
+use std::sync::Arc;
+
 use super::measure::Measure;
 use super::random::Random;
 use crate::placement::{NO_EXPERT, Shape, held_slots};
+use crate::solve::pinned::Pins;
 use crate::solve::split::Split;
 
 /// The part by which the even split may get worse, for an engine that falls back to it.
@@ -46,6 +49,7 @@ pub(super) struct ReplicaGraph<'a> {
     /// The mean rank load of each scenario.
     means: Vec<f64>,
     slots: Vec<u32>,
+    pins: Option<Arc<Pins>>,
     counts: Vec<u32>,
     /// The ranks of each expert, each once.
     ranks_of: Vec<Vec<u32>>,
@@ -66,6 +70,7 @@ impl<'a> ReplicaGraph<'a> {
         samples: MeasuredLoads<'a>,
         scenarios: MeasuredLoads<'a>,
         slots: Vec<u32>,
+        pins: Option<Arc<Pins>>,
     ) -> Self {
         let (mut counts, mut ranks_of) =
             (vec![0; shape.num_experts()], vec![Vec::new(); shape.num_experts()]);
@@ -83,6 +88,7 @@ impl<'a> ReplicaGraph<'a> {
             scenarios,
             means: scenarios.loads.iter().map(|loads| loads.iter().sum::<f64>() / num_ranks as f64).collect(),
             slots,
+            pins,
             counts,
             ranks_of,
             max_loads: vec![0.0; num_scenarios],
@@ -174,6 +180,14 @@ impl<'a> ReplicaGraph<'a> {
         }
         let is_on = |expert: u32, rank: usize| self.ranks_of[expert as usize].contains(&(rank as u32));
         if is_on(expert, other) {
+            return None;
+        }
+        let may_give = |slot: usize| {
+            let rank = self.shape.rank_of(slot);
+            let held = &self.slots[rank * width..][..width];
+            self.pins.as_ref().is_none_or(|pins| pins.may_give(rank, held, self.slots[slot], 1))
+        };
+        if !may_give(other_slot) || is_exchange && !may_give(slot) {
             return None;
         }
         let leaves = |slot: usize| {

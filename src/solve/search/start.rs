@@ -2,6 +2,7 @@
 
 use super::state::State;
 use crate::placement::NO_EXPERT;
+use crate::solve::pinned::Pins;
 use crate::solve::tournament::{OUT, Tournament, number, numbered};
 
 /// Returns the bits of a number that is finite and not negative. Adding zero removes the sign of -0, so that
@@ -12,10 +13,11 @@ fn key(load: f64) -> u64 {
 
 /// Returns the replica counts. Each spare slot goes to the expert with the largest load per replica. Ties go
 /// to the expert with fewer replicas, then to the lower one. No expert gets more slots than there are ranks
-/// while another can take them.
-pub(super) fn replica_counts(loads: &[f64], num_slots: usize, num_ranks: usize) -> Vec<u32> {
+/// while another can take them. `least` is what an expert gets at least; missing values are 1.
+pub(super) fn replica_counts(loads: &[f64], num_slots: usize, num_ranks: usize, least: &[u32]) -> Vec<u32> {
     let mut counts = vec![1u32; loads.len()];
-    let mut spare = num_slots - loads.len();
+    counts.iter_mut().zip(least).for_each(|(count, &least)| *count = least.max(1));
+    let mut spare = num_slots - counts.iter().sum::<u32>() as usize;
     let mut max_count = num_ranks as u32;
     // The low half is the expert.
     let order = |expert: usize, count: u32, max: u32| match count < max {
@@ -43,12 +45,13 @@ pub(super) fn replica_counts(loads: &[f64], num_slots: usize, num_ranks: usize) 
 /// experts only. Two replicas above half of `max` cannot share a rank, so more of them do not help.
 ///
 /// `None` if there are too few slots, if no expert can take the last slots, or if an expert needs more
-/// replicas than ranks.
+/// replicas than ranks. `least` is as in [`replica_counts`].
 pub(super) fn replica_counts_below(
     loads: &[f64],
     num_slots: usize,
     num_ranks: usize,
     max: f64,
+    least: &[u32],
 ) -> Option<Vec<u32>> {
     let needed = |&load: &f64| (load / max).ceil().max(1.0);
     if loads.iter().map(needed).sum::<f64>() > num_slots as f64
@@ -57,6 +60,10 @@ pub(super) fn replica_counts_below(
         return None;
     }
     let mut counts: Vec<u32> = loads.iter().map(|load| needed(load) as u32).collect();
+    counts.iter_mut().zip(least).for_each(|(count, &least)| *count = least.max(*count));
+    if counts.iter().sum::<u32>() as usize > num_slots {
+        return None;
+    }
     let order = |expert: usize, count: u32| match loads[expert] / f64::from(count) {
         light if light <= max / 2.0 && count < num_ranks as u32 => numbered(!key(light), expert),
         _ => OUT,
@@ -116,6 +123,37 @@ pub(super) fn pack(state: &mut State, replica_loads: &[f64]) {
                 state.place(other, expert);
             }
             None => state.place(slot, expert),
+        }
+    }
+}
+
+/// Fills the slots where some are pinned: first those, then the others as [`pack`] takes them, each to the least
+/// loaded rank that does not hold the expert, or if all do, that has a free slot.
+pub(super) fn pack_with_pins(state: &mut State, replica_loads: &[f64], pins: &Pins) {
+    let num_ranks = state.num_ranks();
+    let mut totals = vec![0.0; num_ranks];
+    let mut free: Vec<usize> = (0..num_ranks).map(|rank| state.slots_of(rank).start).collect();
+    let mut put = |state: &mut State, totals: &mut [f64], rank: usize, expert: u32| {
+        state.place(free[rank], expert);
+        free[rank] += 1;
+        totals[rank] += replica_loads[expert as usize];
+        free[rank] == state.slots_of(rank).end
+    };
+    let mut is_full = vec![false; num_ranks];
+    for rank in 0..num_ranks {
+        for expert in pins.of_rank(rank) {
+            is_full[rank] = put(state, &mut totals, rank, expert);
+        }
+    }
+    let mut experts: Vec<u32> = (0..replica_loads.len() as u32).collect();
+    experts.sort_by(|&a, &b| replica_loads[b as usize].total_cmp(&replica_loads[a as usize]));
+    for expert in experts {
+        for _ in pins.counts()[expert as usize]..state.count(expert) {
+            let with_room = || (0..num_ranks).filter(|&rank| !is_full[rank]);
+            let least = |a: &usize, b: &usize| totals[*a].total_cmp(&totals[*b]);
+            let without = with_room().filter(|&rank| !state.holds(rank, expert)).min_by(least);
+            let rank = without.or_else(|| with_room().min_by(least)).expect("as many slots as replicas");
+            is_full[rank] = put(state, &mut totals, rank, expert);
         }
     }
 }

@@ -6,6 +6,7 @@ use std::sync::Arc;
 use super::home_node::HomeNodes;
 use super::measure::Measure;
 use crate::placement::{NO_EXPERT, Shape, held_slots};
+use crate::solve::pinned::Pins;
 
 /// Loads are scaled: a rank's mean load in a sample is the sample's weight. These weights sum up to 1. So the
 /// weighted mean of max / mean over samples is the sum of the maximum rank loads.
@@ -37,6 +38,7 @@ pub(super) struct State {
     /// The off-node cost of each rank. Empty if nodes do not matter.
     off_node_cost: Vec<f64>,
     duplicates_allowed: bool,
+    pins: Option<Arc<Pins>>,
 }
 
 impl State {
@@ -47,6 +49,7 @@ impl State {
         counts: Vec<u32>,
         shape: Shape,
         rank_num_slots: Option<&[u32]>,
+        pins: Option<Arc<Pins>>,
     ) -> Self {
         let (num_slots, num_ranks) = (shape.num_slots(), shape.num_ranks());
         let num_samples = loads.len() / counts.len();
@@ -69,6 +72,7 @@ impl State {
             home_nodes: None,
             off_node_cost: Vec::new(),
             duplicates_allowed: num_slots / num_ranks > num_experts as usize,
+            pins,
         };
         (0..num_experts).for_each(|expert| state.update_replica_loads(expert));
         state
@@ -199,6 +203,25 @@ impl State {
     /// Returns whether a step may give an expert to a rank.
     pub fn may_take(&self, rank: usize, expert: u32) -> bool {
         self.duplicates_allowed || !self.holds(rank, expert)
+    }
+
+    pub fn has_pins(&self) -> bool {
+        self.pins.is_some()
+    }
+
+    /// Returns whether a step may take the experts out of these slots of one rank, all of them.
+    pub fn may_give(&self, slots: &[usize]) -> bool {
+        let Some(pins) = &self.pins else { return true };
+        slots.iter().all(|&slot| {
+            let (rank, expert) = (self.rank_of(slot), self.expert(slot));
+            let num_given = slots.iter().filter(|&&other| self.expert(other) == expert).count();
+            pins.may_give(rank, &self.slots[self.slots_of(rank)], expert, num_given)
+        })
+    }
+
+    /// Returns whether a step may give the slot another expert.
+    pub fn may_change(&self, slot: usize) -> bool {
+        self.count(self.expert(slot)) > 1 && self.may_give(&[slot])
     }
 
     /// The load of a rank, `[samples]`.
