@@ -433,3 +433,62 @@ fn truncated_file_is_rejected_and_a_flipped_bit_never_panics() {
         damage(&fs::read(&path).unwrap(), &|bytes| placement_from_bytes(bytes, format, &two_ranks).is_ok());
     }
 }
+
+#[test]
+fn empty_slots_are_minus_one_where_the_format_has_them() {
+    let dir = tempfile::tempdir().unwrap();
+    let none = eplb::placement::NO_EXPERT;
+    let rows = [0, none, 1, 2, 3, none, none, 3, 2, 1, 0, none];
+    let placement = Placement::with_empty_slots(Shape::new(4, 6, 2).unwrap(), None, &[2, 3], &rows).unwrap();
+    let model = Model { layers: Some(&[2, 3]), num_ranks: Some(2), ..Model::default() };
+    for (format, name) in [
+        (PlacementFormat::Phy2logNpy, "map.npy"),
+        (PlacementFormat::Phy2logJson, "map.json"),
+        (PlacementFormat::Config, "map.eplb.yaml"),
+    ] {
+        let path = dir.path().join(name);
+        write_placement(&placement, &path, format, &model).unwrap();
+        assert_eq!(read_placement(&path, format, &model).unwrap(), placement, "{name}");
+    }
+    let text = fs::read_to_string(dir.path().join("map.json")).unwrap();
+    assert_eq!(text, "[[0, -1, 1, 2, 3, -1], [-1, 3, 2, 1, 0, -1]]\n");
+    for (format, name) in [
+        (PlacementFormat::SglangMap, "sglang-map"),
+        (PlacementFormat::ExpertMap, "vllm-ascend"),
+        (PlacementFormat::Config, "TensorRT-LLM's configuration file"),
+    ] {
+        let path = dir.path().join("refused.json");
+        let message = write_placement(&placement, &path, format, &model).unwrap_err().to_string();
+        let expected = format!(
+            "refused.json: layer 2, rank 0, slot 1 is empty: {name} cannot hold empty slots; save the placement as \
+             *.eplb.yaml"
+        );
+        assert!(message.ends_with(&expected) && !path.exists(), "{message}");
+    }
+    // Expert maps with -1 are read. SGLang means the last expert by it.
+    let map = |experts: [&str; 2]| {
+        let device = |id: usize| format!("{{\"device_id\": {id}, \"device_expert\": {}}}", experts[id]);
+        let layer = format!(
+            "{{\"layer_id\": 0, \"device_count\": 2, \"device_list\": [{}, {}]}}",
+            device(0),
+            device(1)
+        );
+        format!("{{\"moe_layer_count\": 1, \"layer_list\": [{layer}]}}")
+    };
+    let read = |text: &str, format| {
+        let model = Model { num_ranks: Some(2), ..Model::default() };
+        placement_from_bytes(text.as_bytes(), format, &model)
+    };
+    let found = read(&map(["[0, -1]", "[-1, 1]"]), PlacementFormat::ExpertMap).unwrap();
+    assert_eq!(found.layer_experts(0).unwrap(), [0, none, none, 1]);
+    assert_eq!(
+        read(&map(["[0, -2]", "[-1, 1]"]), PlacementFormat::ExpertMap).unwrap_err().to_string(),
+        "layer_list[0], device_list[0], device_expert[1] is -2, which is no expert"
+    );
+    let sglang = "{\"physical_to_logical_map\": [[0, -1, 1, 0]]}";
+    assert_eq!(
+        read(sglang, PlacementFormat::SglangMap).unwrap_err().to_string(),
+        "[0][1] is -1: SGLang serves the last expert in such a slot; give the slot that expert, or read the rows as \
+         phy2log-json if the slot is empty"
+    );
+}

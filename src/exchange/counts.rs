@@ -43,8 +43,8 @@ pub fn counts_from_bytes(bytes: &[u8], format: CountsFormat, model: &Model) -> R
         CountsFormat::Dump => return Err(Error::InvalidArgument("a dump is a directory, not a file".into())),
         CountsFormat::SglangCount => sglang::read(bytes, sglang::LOGICAL_COUNT),
         CountsFormat::SglangPt => torch::read(bytes, sglang::LOGICAL_COUNT),
-        CountsFormat::Lmdeploy => json::read_lists(bytes),
-        CountsFormat::Npy => npy::read(bytes),
+        CountsFormat::Lmdeploy => json::read_lists(bytes, false),
+        CountsFormat::Npy => npy::read(bytes, false),
     };
     let steps_may_be_empty = matches!(format, CountsFormat::SglangCount | CountsFormat::SglangPt);
     array.and_then(|array| counts_of(&array, steps_may_be_empty, model)).map_err(Error::InvalidDump).and_then(

@@ -2,6 +2,9 @@
 
 use crate::error::try_zeroed;
 
+/// Stands for -1, an empty slot, among numbers below 2^63.
+pub const MINUS_ONE: u64 = u64::MAX;
+
 /// The encoding of a number.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub struct Element {
@@ -25,13 +28,17 @@ pub enum Kind {
 }
 
 impl Element {
-    /// Decodes whole numbers from 0 to 2^63 - 1. Fails at the first other number.
-    pub fn decode(self, bytes: &[u8]) -> Result<Vec<u64>, Undecodable> {
+    /// Decodes whole numbers from 0 to 2^63 - 1, with `minus_one` also -1, as [`MINUS_ONE`]. Fails at the first
+    /// other number.
+    pub fn decode(self, bytes: &[u8], minus_one: bool) -> Result<Vec<u64>, Undecodable> {
         let count = bytes.len() / self.size;
         let mut values =
             try_zeroed(Some(count), "an array").map_err(|e| Undecodable::Memory(e.to_string()))?;
         for (index, (value, bytes)) in values.iter_mut().zip(bytes.chunks_exact(self.size)).enumerate() {
-            *value = self.number(bytes).map_err(|number| Undecodable::Value { index, number })?;
+            *value = match self.number(bytes) {
+                Err(number) if minus_one && number == "-1" => MINUS_ONE,
+                number => number.map_err(|number| Undecodable::Value { index, number })?,
+            };
         }
         Ok(values)
     }
@@ -84,7 +91,7 @@ mod tests {
     use super::*;
 
     fn decode(kind: Kind, size: usize, bytes: &[u8]) -> Result<Vec<u64>, Undecodable> {
-        Element { kind, size, big_endian: false }.decode(bytes)
+        Element { kind, size, big_endian: false }.decode(bytes, false)
     }
 
     #[test]
@@ -92,7 +99,7 @@ mod tests {
         assert_eq!(decode(Kind::Unsigned, 1, &[7, 255]), Ok(vec![7, 255]));
         assert_eq!(decode(Kind::Signed, 2, &[0x34, 0x12]), Ok(vec![0x1234]));
         let big_endian = Element { kind: Kind::Signed, size: 2, big_endian: true };
-        assert_eq!(big_endian.decode(&[0x12, 0x34]), Ok(vec![0x1234]));
+        assert_eq!(big_endian.decode(&[0x12, 0x34], false), Ok(vec![0x1234]));
         assert_eq!(decode(Kind::Float, 4, &3e6f32.to_le_bytes()), Ok(vec![3_000_000]));
         let wrong = |index, number: &str| Err(Undecodable::Value { index, number: number.to_owned() });
         assert_eq!(decode(Kind::Signed, 1, &[7, 255]), wrong(1, "-1"));

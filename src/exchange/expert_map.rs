@@ -9,7 +9,7 @@ use std::io::{self, Write};
 use serde::Deserialize;
 
 use super::json::bad;
-use crate::placement::Placement;
+use crate::placement::{NO_EXPERT, Placement};
 
 /// The checked contents of a file.
 pub struct ExpertMap {
@@ -19,7 +19,7 @@ pub struct ExpertMap {
     pub num_devices: usize,
     /// Slots of a rank.
     pub slots_per_device: usize,
-    /// `[layers][devices][slots of a device]`
+    /// `[layers][devices][slots of a device]`, [`NO_EXPERT`] for -1.
     pub experts: Vec<u32>,
 }
 
@@ -42,7 +42,7 @@ struct Layer {
 #[serde(deny_unknown_fields)]
 struct Device {
     device_id: usize,
-    device_expert: Vec<u32>,
+    device_expert: Vec<i64>,
 }
 
 /// Reads a file.
@@ -90,7 +90,17 @@ pub fn read(text: &[u8]) -> Result<ExpertMap, String> {
                     device.device_expert.len()
                 ));
             }
-            experts.extend_from_slice(&device.device_expert);
+            for (index, &expert) in device.device_expert.iter().enumerate() {
+                experts.push(match i32::try_from(expert) {
+                    Ok(-1) => NO_EXPERT,
+                    Ok(expert @ 0..) => expert as u32,
+                    _ => {
+                        return Err(format!(
+                            "{at}, device_list[{rank}], device_expert[{index}] is {expert}, which is no expert"
+                        ));
+                    }
+                });
+            }
         }
     }
     let layer_ids = layers.iter().map(|layer| layer.layer_id).collect();

@@ -6,16 +6,16 @@ use std::io::{self, Write};
 use serde::de::{self, DeserializeSeed, Deserializer, SeqAccess, Visitor};
 
 use super::array::{Array, place};
-use super::element::whole;
+use super::element::{MINUS_ONE, whole};
 use crate::error::shortened;
 
 /// `[steps][layers][experts]` is the deepest.
 const MAX_DIMENSIONS: usize = 3;
 
-/// Reads a file that is one nested list.
-pub fn read_lists(text: &[u8]) -> Result<Array, String> {
+/// Reads a file that is one nested list. With `minus_one`, -1 is read as [`MINUS_ONE`].
+pub fn read_lists(text: &[u8], minus_one: bool) -> Result<Array, String> {
     let mut json = serde_json::Deserializer::from_slice(text);
-    let array = Lists.deserialize(&mut json).map_err(bad)?;
+    let array = Lists { minus_one }.deserialize(&mut json).map_err(bad)?;
     json.end().map_err(bad)?;
     Ok(array)
 }
@@ -26,13 +26,22 @@ pub fn bad(error: serde_json::Error) -> String {
 }
 
 /// Reads a nested list within a file.
-pub struct Lists;
+pub struct Lists {
+    /// Whether -1 is read, as [`MINUS_ONE`].
+    pub minus_one: bool,
+}
 
 impl<'de> DeserializeSeed<'de> for Lists {
     type Value = Array;
 
     fn deserialize<D: Deserializer<'de>>(self, deserializer: D) -> Result<Array, D::Error> {
-        let mut lists = Reading { place: Vec::new(), shape: Vec::new(), values: Vec::new(), depth: None };
+        let mut lists = Reading {
+            place: Vec::new(),
+            shape: Vec::new(),
+            values: Vec::new(),
+            depth: None,
+            minus_one: self.minus_one,
+        };
         deserializer.deserialize_seq(&mut lists)?;
         Array::new(lists.shape, lists.values).map_err(de::Error::custom)
     }
@@ -47,6 +56,7 @@ struct Reading {
     values: Vec<u64>,
     /// The depth of the first number.
     depth: Option<usize>,
+    minus_one: bool,
 }
 
 impl Reading {
@@ -88,7 +98,10 @@ impl<'de> Visitor<'de> for &mut Reading {
     }
 
     fn visit_i64<E: de::Error>(self, value: i64) -> Result<(), E> {
-        self.number(u64::try_from(value).map_err(|_| value.to_string()))
+        match value {
+            -1 if self.minus_one => self.number(Ok(MINUS_ONE)),
+            _ => self.number(u64::try_from(value).map_err(|_| value.to_string())),
+        }
     }
 
     fn visit_f64<E: de::Error>(self, value: f64) -> Result<(), E> {
@@ -121,14 +134,14 @@ impl<'de> Visitor<'de> for &mut Reading {
     }
 }
 
-/// Writes `values` as nested lists of the shape, in the form of Python's `json.dump`.
+/// Writes `values` as nested lists of the shape, in the form of Python's `json.dump`, [`MINUS_ONE`] as -1.
 pub fn write_lists(
     out: &mut dyn Write,
     shape: &[usize],
     values: &mut dyn Iterator<Item = u64>,
 ) -> io::Result<()> {
     let Some((&size, inner)) = shape.split_first() else {
-        return values.next().map_or(Ok(()), |value| write!(out, "{value}"));
+        return values.next().map_or(Ok(()), |value| write!(out, "{}", value.cast_signed()));
     };
     for index in 0..size {
         out.write_all(if index == 0 { b"[" } else { b", " })?;
@@ -142,13 +155,13 @@ mod tests {
     use super::*;
 
     fn message(text: &str) -> String {
-        read_lists(text.as_bytes()).unwrap_err()
+        read_lists(text.as_bytes(), false).unwrap_err()
     }
 
     #[test]
     fn lists_of_one_shape_are_an_array() {
         let expected = Array::new(vec![2, 3], vec![1, 2, 3, 4, 5, 6]).unwrap();
-        assert_eq!(read_lists(b"[[1, 2.0, 3], [4, 5e0, 6]]\n").unwrap(), expected);
+        assert_eq!(read_lists(b"[[1, 2.0, 3], [4, 5e0, 6]]\n", false).unwrap(), expected);
         let mut text = Vec::new();
         write_lists(&mut text, &[2, 1, 3], &mut (1..=6)).unwrap();
         assert_eq!(str::from_utf8(&text).unwrap(), "[[[1, 2, 3]], [[4, 5, 6]]]");

@@ -18,8 +18,8 @@ pub const MAGIC: &[u8] = b"\x93NUMPY";
 /// NumPy refuses longer headers. Most have about a hundred bytes.
 const MAX_HEADER_BYTES: usize = 10_000;
 
-/// Reads a file of integers or of whole floats.
-pub fn read(bytes: &[u8]) -> Result<Array, String> {
+/// Reads a file of integers or of whole floats. See [`Element::decode`] for `minus_one`.
+pub fn read(bytes: &[u8], minus_one: bool) -> Result<Array, String> {
     let (header, data) = split(bytes)?;
     let header = Header::parse(header)?;
     let element = element(&header.descr)?;
@@ -37,7 +37,7 @@ pub fn read(bytes: &[u8]) -> Result<Array, String> {
         true => transposed(&header.shape, flat),
         false => flat,
     };
-    let values = element.decode(data).map_err(|error| match error {
+    let values = element.decode(data, minus_one).map_err(|error| match error {
         Undecodable::Memory(message) => message,
         Undecodable::Value { index, number } => format!(
             "{} is {number}, a whole number from 0 to 2^63 - 1 expected",
@@ -60,7 +60,7 @@ pub fn dimensions(bytes: &[u8]) -> Result<usize, String> {
     Ok(Header::parse(split(bytes)?.0)?.shape.len())
 }
 
-/// Writes `values` as int64.
+/// Writes `values` as int64, [`super::element::MINUS_ONE`] as -1.
 pub fn write(out: &mut dyn Write, shape: &[usize], values: &mut dyn Iterator<Item = u64>) -> io::Result<()> {
     let sizes = shape.iter().map(usize::to_string).collect::<Vec<_>>().join(", ");
     let header = format!("{{'descr': '<i8', 'fortran_order': False, 'shape': ({sizes}), }}");
@@ -248,7 +248,7 @@ mod tests {
     }
 
     fn message(header: &str, data: &[u8]) -> String {
-        read(&file(header, data)).unwrap_err()
+        read(&file(header, data), false).unwrap_err()
     }
 
     #[test]
@@ -257,7 +257,7 @@ mod tests {
         write(&mut bytes, &[2, 3], &mut (1..=6)).unwrap();
         assert_eq!(bytes.len() % 64, 6 * 8);
         assert_eq!(bytes[bytes.len() - 49], b'\n');
-        assert_eq!(read(&bytes).unwrap(), Array::new(vec![2, 3], vec![1, 2, 3, 4, 5, 6]).unwrap());
+        assert_eq!(read(&bytes, false).unwrap(), Array::new(vec![2, 3], vec![1, 2, 3, 4, 5, 6]).unwrap());
         assert_eq!(dimensions(&bytes).unwrap(), 2);
     }
 
@@ -265,7 +265,7 @@ mod tests {
     fn fortran_order_is_read() {
         // [[1, 2, 3], [4, 5, 6]], columns first.
         let bytes = file("{'descr': '|u1', 'fortran_order': True, 'shape': (2, 3)}", &[1, 4, 2, 5, 3, 6]);
-        assert_eq!(read(&bytes).unwrap(), Array::new(vec![2, 3], vec![1, 2, 3, 4, 5, 6]).unwrap());
+        assert_eq!(read(&bytes, false).unwrap(), Array::new(vec![2, 3], vec![1, 2, 3, 4, 5, 6]).unwrap());
         let header = "{'descr': '|i1', 'fortran_order': True, 'shape': (2, 3)}";
         let message = message(header, &[1, 4, 2, 255, 3, 6]);
         assert_eq!(message, "[1][1] is -1, a whole number from 0 to 2^63 - 1 expected");
@@ -275,7 +275,7 @@ mod tests {
     fn header_errors_name_the_byte_or_the_key() {
         let good = "{'descr': '<i4', 'fortran_order': False, 'shape': (1L, 2,), }   \n";
         assert_eq!(
-            read(&file(good, &[1, 0, 0, 0, 2, 0, 0, 0])).unwrap(),
+            read(&file(good, &[1, 0, 0, 0, 2, 0, 0, 0]), false).unwrap(),
             Array::new(vec![1, 2], vec![1, 2]).unwrap()
         );
         for (was, is, expected) in [
@@ -314,12 +314,12 @@ mod tests {
     fn truncation_magic_version_and_length_are_checked() {
         let bytes = file("{'descr': '|u1', 'fortran_order': False, 'shape': (1, 1)}", &[5]);
         for end in 0..bytes.len() {
-            assert!(read(&bytes[..end]).is_err(), "{end}");
+            assert!(read(&bytes[..end], false).is_err(), "{end}");
         }
         let with = |at: usize, byte: u8| {
             let mut bytes = bytes.clone();
             bytes[at] = byte;
-            read(&bytes).unwrap_err()
+            read(&bytes, false).unwrap_err()
         };
         assert_eq!(with(0, 0x92), "it does not begin with \\x93NUMPY, so it is not a .npy file");
         assert_eq!(with(6, 4), "its version is 4.0; 1.0, 2.0 or 3.0 expected");

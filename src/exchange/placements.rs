@@ -3,12 +3,13 @@
 use std::path::Path;
 
 use super::array::{Array, place};
+use super::element::MINUS_ONE;
 use super::{Model, PlacementFormat, bytes_of, expert_map, json, npy, sglang};
 use crate::atomic_file::AtomicFile;
 use crate::error::{Error, Result};
-use crate::placement::{ConfigFile, Expected, MAX_COUNT, Placement, Shape};
+use crate::placement::{ConfigFile, Expected, MAX_COUNT, NO_EXPERT, Placement, Shape, held_slots};
 
-/// Reads the placement of a file.
+/// Reads the placement of a file. In expert maps and `phy2log`, -1 is an empty slot.
 ///
 /// Fails with [`Error::InvalidPlacement`], which names layer, rank and slot, with [`Error::InvalidShape`], with [`Error::Read`],
 /// and with [`Error::InvalidArgument`] where neither the file nor `model` has the number of ranks.
@@ -30,10 +31,10 @@ pub fn placement_from_bytes(bytes: &[u8], format: PlacementFormat, model: &Model
         }
         PlacementFormat::ExpertMap => return of_expert_map(bytes, model),
         PlacementFormat::SglangMap => sglang::read(bytes, sglang::PHYSICAL_TO_LOGICAL_MAP),
-        PlacementFormat::Phy2logNpy => npy::read(bytes),
-        PlacementFormat::Phy2logJson => json::read_lists(bytes),
+        PlacementFormat::Phy2logNpy => npy::read(bytes, true),
+        PlacementFormat::Phy2logJson => json::read_lists(bytes, true),
     };
-    of_rows(&array.map_err(Error::InvalidPlacement)?, model)
+    of_rows(&array.map_err(Error::InvalidPlacement)?, format, model)
 }
 
 fn expected<'a>(model: &Model<'a>) -> Expected<'a> {
@@ -42,7 +43,7 @@ fn expected<'a>(model: &Model<'a>) -> Expected<'a> {
 }
 
 /// Converts an array whose rows are layers.
-fn of_rows(array: &Array, model: &Model) -> Result<Placement> {
+fn of_rows(array: &Array, format: PlacementFormat, model: &Model) -> Result<Placement> {
     let ([num_rows, num_slots], values) = array.rows().map_err(Error::InvalidPlacement)?;
     let rows = model.layers_of_rows(num_rows).map_err(Error::InvalidPlacement)?;
     let num_ranks = model
@@ -51,6 +52,18 @@ fn of_rows(array: &Array, model: &Model) -> Result<Placement> {
     let mut experts = Vec::with_capacity(rows.len() * num_slots);
     for &(_, row) in &rows {
         for (slot, &expert) in values[row * num_slots..][..num_slots].iter().enumerate() {
+            if expert == MINUS_ONE && format == PlacementFormat::SglangMap {
+                let message = format!(
+                    "{} is -1: SGLang serves the last expert in such a slot; give the slot that expert, or read the rows \
+                     as phy2log-json if the slot is empty",
+                    place(&[row, slot])
+                );
+                return Err(Error::InvalidPlacement(message));
+            }
+            if expert == MINUS_ONE {
+                experts.push(NO_EXPERT);
+                continue;
+            }
             if expert >= MAX_COUNT as u64 {
                 let message =
                     format!("{} is {expert}: there are at most {MAX_COUNT} experts", place(&[row, slot]));
@@ -60,7 +73,7 @@ fn of_rows(array: &Array, model: &Model) -> Result<Placement> {
         }
     }
     let layers: Vec<u32> = rows.iter().map(|&(layer, _)| layer).collect();
-    Placement::new(shape(model, &experts, num_slots, num_ranks)?, &layers, &experts)
+    with_any_empty_slots(shape(model, &experts, num_slots, num_ranks)?, &layers, &experts)
 }
 
 fn of_expert_map(text: &[u8], model: &Model) -> Result<Placement> {
@@ -74,7 +87,15 @@ fn of_expert_map(text: &[u8], model: &Model) -> Result<Placement> {
         return refuse(format!("it has {} layers, {} expected", map.layer_ids.len(), layers.len()));
     }
     let num_slots = map.num_devices.saturating_mul(map.slots_per_device);
-    Placement::new(shape(model, &map.experts, num_slots, map.num_devices)?, layers, &map.experts)
+    with_any_empty_slots(shape(model, &map.experts, num_slots, map.num_devices)?, layers, &map.experts)
+}
+
+fn with_any_empty_slots(shape: Shape, layers: &[u32], experts: &[u32]) -> Result<Placement> {
+    let placement = Placement::with_empty_slots(shape, None, layers, experts)?;
+    if placement.num_empty_slots() > 0 {
+        log::warn!("-1 is read as an empty slot, {} times over all layers", placement.num_empty_slots());
+    }
+    Ok(placement)
 }
 
 /// The shape of a file's placement. The number of experts is the model's, or the highest expert plus 1.
@@ -82,26 +103,33 @@ fn shape(model: &Model, experts: &[u32], num_slots: usize, num_ranks: usize) -> 
     if let Some(expected) = model.num_slots.filter(|&expected| expected != num_slots) {
         return Err(Error::InvalidPlacement(format!("it has {num_slots} slots, {expected} expected")));
     }
-    let named = || experts.iter().max().map_or(0, |&highest| highest as usize + 1);
+    let named = || held_slots(experts).map(|(_, expert)| expert as usize + 1).max().unwrap_or(0);
     Shape::new(model.num_experts.unwrap_or_else(named), num_slots, num_ranks)
 }
 
 /// Writes `placement` to a file, which is replaced in one step.
 ///
 /// SGLang's format gets a row for each of [`Model::num_layers`]. In dense layers, slot `s` holds expert `s % E`, SGLang's trivial
-/// location. Other formats have a row for each layer of the placement, without its number, but for the configuration file.
+/// location. Only the configuration file's suffix `.eplb.yaml` and `phy2log`, as -1, hold empty slots. Other formats have a row for each layer of the placement, without its number, but for the configuration file.
 pub fn write_placement(
     placement: &Placement,
     path: &Path,
     format: PlacementFormat,
     model: &Model,
 ) -> Result<()> {
-    if format != PlacementFormat::Config {
-        placement.check_no_empty_slot(format.name()).map_err(|error| error.in_file(path))?;
+    // The first two take -1 as the last expert, where they index a table by expert.
+    match format {
+        PlacementFormat::SglangMap | PlacementFormat::ExpertMap => {
+            placement.check_no_empty_slot(format.name()).map_err(|error| error.in_file(path))?;
+        }
+        PlacementFormat::Config | PlacementFormat::Phy2logNpy | PlacementFormat::Phy2logJson => {}
     }
     let shape = placement.shape();
     let all = [placement.layers().len(), shape.num_slots()];
-    let mut slots = placement.iter().flat_map(|(_, experts)| experts).map(|&expert| u64::from(expert));
+    let mut slots = placement.iter().flat_map(|(_, experts)| experts).map(|&expert| match expert {
+        NO_EXPERT => MINUS_ONE,
+        expert => u64::from(expert),
+    });
     match format {
         PlacementFormat::Config => placement.save(path),
         PlacementFormat::SglangMap => {

@@ -55,7 +55,10 @@ impl<'de> Visitor<'de> for KeyVisitor {
         let mut array = None;
         while let Some(key) = map.next_key::<String>()? {
             if key == self.key {
-                if array.replace(map.next_value_seed(Lists)?).is_some() {
+                if array
+                    .replace(map.next_value_seed(Lists { minus_one: self.key == PHYSICAL_TO_LOGICAL_MAP })?)
+                    .is_some()
+                {
                     return Err(de::Error::custom(format!("\"{key}\" appears twice")));
                 }
             } else if IGNORED.contains(&key.as_str()) {

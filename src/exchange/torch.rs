@@ -110,7 +110,7 @@ impl<'a> Tensor<'a> {
         let bytes = range.ok_or_else(|| {
             format!("\"{key}\" of shape {shape:?} goes beyond the {} bytes of its storage", storage.len())
         })?;
-        let values = element.decode(bytes).map_err(|error| match error {
+        let values = element.decode(bytes, false).map_err(|error| match error {
             Undecodable::Memory(message) => message,
             Undecodable::Value { index, number } => {
                 format!(

@@ -182,8 +182,12 @@ fn placement(args: &Args, from: PlacementFormat, to: PlacementFormat, model: &Mo
 
 fn describe(args: &Args, from: PlacementFormat, to: PlacementFormat, placement: &Placement) -> String {
     let shape = placement.shape();
+    let empty = match placement.num_empty_slots() {
+        0 => String::new(),
+        num_empty => format!("empty slots: {num_empty} over all layers, -1 in the file\n"),
+    };
     format!(
-        "{} ({}): layers {}, {} experts in {} slots on {} ranks, placement hash {:016x}\nwrote {} ({})\n",
+        "{} ({}): layers {}, {} experts in {} slots on {} ranks, placement hash {:016x}\n{empty}wrote {} ({})\n",
         args.input.display(),
         from.name(),
         layer_list(placement.layers()),
