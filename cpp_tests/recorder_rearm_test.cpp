@@ -103,6 +103,28 @@ TEST(RecorderRearm, RefusalsNameTheWayOutAndChangeNothing) {
     EXPECT_EQ(eplb_recorder_rearm(nullptr, 1, 2, nullptr), EPLB_STATUS_INVALID_ARGUMENT);
 }
 
+TEST(RecorderRearm, FailedDumpKeepsItsCountsUntilItIsRetried) {
+    temporary_directory dir;
+    one_token token;
+    auto recorder = eplb::recorder::create(small_config(dir / "dump", 10, 12));
+    token.run(recorder, 10, 12);
+    std::filesystem::remove_all(dir / "dump");
+    write_file(dir / "dump", "in the way");
+    recorder.begin_iteration(12, token.stream);
+    EXPECT_EQ(eplb_recorder_flush(recorder.get(), -1), EPLB_STATUS_WRITE_FAILED);
+    const std::string message =
+        refusal([&] { recorder.rearm(20, 22, token.stream); }, EPLB_STATUS_INVALID_ARGUMENT);
+    EXPECT_EQ(
+        message.find("the dump of iterations 10..12 failed, and the counts are kept: eplb_recorder_flush() "
+                     "retries it, and eplb_recorder_reset() drops them (cannot write "),
+        0u)
+        << message;
+    std::filesystem::remove(dir / "dump");
+    recorder.flush();
+    recorder.rearm(20, 22, token.stream);
+    EXPECT_EQ(dump_file(dir / "dump/rank0.safetensors").tensor("11_3"), chosen(1));
+}
+
 TEST(RecorderRearm, WaitingAndResetRecordersTakeAnotherRange) {
     temporary_directory dir;
     one_token token;

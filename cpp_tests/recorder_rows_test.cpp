@@ -102,6 +102,25 @@ TEST(RecorderRows, OnlyIterationsToCountAreSkipped) {
     EXPECT_EQ(info.ids_counted, 3u * 4);
 }
 
+TEST(RecorderRows, CreateLogsThatTensorRtLlmRefusesTheDump) {
+    temporary_directory dir;
+    std::vector<std::string> logged;
+    const auto record = [](void *user_data, eplb_log_level level, const char *message) {
+        if (level == EPLB_LOG_LEVEL_WARNING) {
+            static_cast<std::vector<std::string> *>(user_data)->push_back(message);
+        }
+    };
+    ASSERT_EQ(eplb_set_log_callback(record, &logged), EPLB_STATUS_OK);
+    eplb::recorder::create(small_config(dir / "plain", 0, 4));
+    EXPECT_TRUE(logged.empty());
+    eplb::recorder::create(in_rows(dir / "rows"));
+    ASSERT_EQ(eplb_set_log_callback(nullptr, nullptr), EPLB_STATUS_OK);
+    ASSERT_EQ(logged.size(), 1u);
+    EXPECT_EQ(logged[0], (dir / "rows") +
+                             ": each row of the dump adds up iter_bucket 4 iterations, iter_stride 3 apart: "
+                             "eplb reads it, and TensorRT-LLM's reader refuses it");
+}
+
 TEST(RecorderRows, RowsOfOneIterationAreTheDefault) {
     temporary_directory dir;
     one_token token;
