@@ -1,7 +1,5 @@
 //! Reads dumps whose rows have several iterations. The tests write the files themselves.
 
-use std::path::Path;
-
 use eplb::Result;
 use eplb::report::{LoadReport, Planner, Recording};
 use eplb::solve::{Policy, SolveConfig};
@@ -197,7 +195,7 @@ fn search_plans_for_at_most_one_sample_a_row() {
 }
 
 #[test]
-fn conversion_keeps_the_sums_and_refuses_a_dump() {
+fn conversion_keeps_the_sums() {
     use eplb::exchange::{CountsFormat, Model, read_counts, write_counts};
     let dir = written(&in_rows());
     let stats = load_with(&dir, None, None).unwrap();
@@ -206,10 +204,46 @@ fn conversion_keeps_the_sums_and_refuses_a_dump() {
     let read = read_counts(&out, CountsFormat::SglangCount, &Model::default()).unwrap().stats;
     assert_eq!(read.summary().rows.len(), 4);
     assert_eq!(read.layer_totals(4).unwrap(), stats.layer_totals(4).unwrap());
-    let refused =
-        write_counts(&stats, Path::new("/nonexistent"), CountsFormat::Dump, &Model::default()).unwrap_err();
-    assert_eq!(
-        refused.to_string(),
-        "it has rows of 100 iterations: a dump of a dump is written with a row for each iteration; copy the files instead"
+    // A dump of a dump has one file, and the same rows.
+    let copy = dir.path().join("copy");
+    write_counts(&stats, &copy, CountsFormat::Dump, &Model::default()).unwrap();
+    let again = Dump::open(&copy, &LoadOptions::default()).unwrap().read(&mut |_, _| Ok(())).unwrap();
+    assert_eq!((again.summary().rows, again.summary().num_files), (stats.summary().rows, 1));
+    assert_eq!(again.layer_counts(3).unwrap(), stats.layer_counts(3).unwrap());
+}
+
+/// As the recorder writes it: rows 4, 10 and 16 of 2 iterations, one in 3 counted, in files 2 and 3 of a stage of 2 ranks.
+#[test]
+fn written_rows_and_stages_are_read() {
+    use eplb::stats::{Counts, FileNumber, IdKind, IterationRange, RankDump, Rows};
+    let dir = tempfile::tempdir().unwrap();
+    let iterations = IterationRange { start: 4, stop: 17 };
+    for file in 0..4 {
+        let layers: &[u32] = if file < 2 { &[] } else { &[7] };
+        let counts: Vec<u64> = if file < 2 { Vec::new() } else { (0..3 * EXPERTS as u64).collect() };
+        let dump = RankDump {
+            rank: file % 2,
+            num_ranks: 2,
+            file: Some(FileNumber { rank: file, num_files: 4 }),
+            num_experts: EXPERTS,
+            experts_per_token: 2,
+            id_kind: IdKind::Expert,
+            iterations,
+            held: iterations,
+            rows: Rows::new(2, 3).unwrap(),
+            layers,
+            counts: Counts::U64(&counts),
+            run_id: Some("run"),
+        };
+        dump.write(dir.path()).unwrap();
+    }
+    let stats = load_with(&dir, None, None).unwrap();
+    let summary = stats.summary();
+    assert_eq!((summary.num_ranks, summary.num_files, summary.rows.len()), (2, 4, 3));
+    let twice: Vec<u64> = (0..3 * EXPERTS as u64).map(|count| 2 * count).collect();
+    assert_eq!(stats.layer_counts(7).unwrap(), twice);
+    std::fs::remove_file(dir.path().join("rank0.safetensors")).unwrap();
+    assert!(
+        message(&dir, load_with(&dir, None, None)).starts_with("DIR: 1 of 4 ranks have no file (rank 0)")
     );
 }

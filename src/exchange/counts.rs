@@ -7,9 +7,7 @@ use super::array::{Array, place};
 use super::{CountsFormat, Model, bytes_of, json, npy, sglang, torch};
 use crate::atomic_file::AtomicFile;
 use crate::error::{Error, Result, try_zeroed};
-use crate::stats::{
-    Counts, Dump, IdKind, IterationRange, LoadOptions, MetaInfo, RankDump, Rows, Stats, Summary,
-};
+use crate::stats::{Counts, Dump, IdKind, IterationRange, LoadOptions, MetaInfo, RankDump, Stats, Summary};
 
 /// Counts, and the parts of the file that were left out.
 #[derive(Debug, Clone, PartialEq, Eq)]
@@ -208,12 +206,6 @@ fn write_dump(stats: &Stats, directory: &Path) -> Result<()> {
             "a dump needs experts_per_token, which the file does not contain: set it".into(),
         ));
     }
-    if !summary.rows.are_iterations() {
-        return Err(Error::InvalidArgument(format!(
-            "it has {}: a dump of a dump is written with a row for each iteration; copy the files instead",
-            summary.rows.unit()
-        )));
-    }
     // Only one file of a dump of several ranks would be replaced.
     if directory.join(MetaInfo::FILE_NAME).exists() {
         let exists = io::Error::new(
@@ -235,7 +227,7 @@ fn write_dump(stats: &Stats, directory: &Path) -> Result<()> {
         rank: 0,
         num_ranks: 1,
         file: None,
-        rows: Rows::default(),
+        rows: summary.rows.rows,
         num_experts: summary.num_experts,
         experts_per_token: summary.experts_per_token,
         id_kind: summary.id_kind,

@@ -52,6 +52,16 @@ impl Metrics {
             "Iteration after the last one to count.",
             single(info.range.stop),
         );
+        object.gauge(
+            "eplb_recorder_iter_bucket",
+            "Counted iterations that a row of the dump adds up.",
+            single(info.rows.bucket()),
+        );
+        object.gauge(
+            "eplb_recorder_iter_stride",
+            "Of so many iterations one is counted.",
+            single(info.rows.stride()),
+        );
         object.counter(
             "eplb_recorder_iterations_total",
             "Iterations that began and were counted.",
@@ -281,7 +291,7 @@ mod tests {
         Info {
             state: State::Counting,
             range: IterationRange { start: 100, stop: 200 },
-            rows: Rows::default(),
+            rows: Rows::new(5, 2).unwrap(),
             iteration: Some(119),
             held: IterationRange { start: 110, stop: 120 },
             skipped: 4,
@@ -321,8 +331,10 @@ mod tests {
             "iteration 119",
             "iter_start 100",
             "iter_stop 200",
-            // 110 to 119, 4 of them skipped.
-            "iterations_total 6",
+            "iter_bucket 5",
+            "iter_stride 2",
+            // 110, 112, ... 118, 4 of them skipped.
+            "iterations_total 1",
             "skipped_iterations_total 4",
             // 8 ids a token: (2^64 - 1) / 8.
             "tokens_total{layer=\"7\"} 10",
