@@ -40,7 +40,7 @@ struct routing {
 /// The expected counts of one layer, and the ids that are not counted.
 struct counts {
     std::vector<double> experts;
-    uint64_t counted = 0, out_of_range = 0, padding = 0, tokens = 0;
+    uint64_t counted = 0, out_of_range = 0, padding = 0;
 
     explicit counts(uint32_t num_experts) : experts(num_experts) {}
 
@@ -48,9 +48,10 @@ struct counts {
     template <class Id> void add(const std::vector<Id> &ids, uint32_t experts_per_token, int64_t valid) {
         const int64_t all = static_cast<int64_t>(ids.size() / experts_per_token);
         valid = valid < 0 ? 0 : valid > all ? all : valid;
-        tokens += static_cast<uint64_t>(valid);
         for (size_t i = 0; i < ids.size(); i++) {
             if (i / experts_per_token >= static_cast<size_t>(valid)) {
+                padding++;
+            } else if (ids[i] == -1) {
                 padding++;
             } else if (ids[i] < 0 || static_cast<uint64_t>(ids[i]) >= experts.size()) {
                 out_of_range++;
@@ -59,6 +60,11 @@ struct counts {
                 counted++;
             }
         }
+    }
+
+    /// The tokens that the ids which are not padding fill.
+    uint64_t tokens(uint32_t experts_per_token) const {
+        return (counted + out_of_range + experts_per_token - 1) / experts_per_token;
     }
 };
 

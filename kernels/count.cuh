@@ -14,12 +14,14 @@ constexpr uint32_t EPLB_COUNT_THREADS = 512;
 
 /// The numbers of a layer's ids, by kind.
 struct eplb_count_totals {
-    /// Ids of valid tokens, out of range or not.
+    /// Ids of valid tokens, of any kind.
     unsigned long long ids;
-    /// Ids of valid tokens outside [0, num_experts).
+    /// Ids of valid tokens outside [0, num_experts), without those of -1.
     unsigned long long out_of_range;
     /// Ids of the tokens after the valid ones.
     unsigned long long padding;
+    /// Ids of -1 of valid tokens.
+    unsigned long long none;
 };
 
 /// One launch. src/stats/recorder/count.rs has the same struct.
@@ -39,11 +41,11 @@ struct eplb_count_arguments {
     uint32_t num_tokens;
     uint32_t experts_per_token;
     uint32_t num_experts;
-    /// Not 0: the launch has shared memory for num_experts + 1 bins.
+    /// Not 0: the launch has shared memory for num_experts + 2 bins.
     uint32_t has_bins;
 };
 
-static_assert(sizeof(eplb_count_arguments) == 64 && sizeof(eplb_count_totals) == 24,
+static_assert(sizeof(eplb_count_arguments) == 64 && sizeof(eplb_count_totals) == 32,
               "see src/stats/recorder/count.rs");
 
 /// The launch's dynamic shared memory.
@@ -106,6 +108,30 @@ template <class Id> __device__ uint32_t bin_of(Id id, uint32_t num_experts) {
     return static_cast<bits>(id) < num_experts ? static_cast<uint32_t>(id) : num_experts;
 }
 
+/// How many of a thread's ids are -1. The pass before it does not tell them from those out of range, so that a
+/// batch without either pays nothing.
+template <class Id> __device__ uint32_t count_none(const eplb_count_arguments &args, uint64_t num_ids) {
+    uint32_t none = 0;
+    each_id(static_cast<const Id *>(args.expert_ids), num_ids, [&](Id id) { none += id == Id(-1); });
+    return none;
+}
+
+/// Adds a block's ids without an expert to the totals. All threads of the block call. The bin after that of
+/// these ids is 0.
+template <class Id>
+__device__ void add_others(const eplb_count_arguments &args, uint64_t num_ids, uint32_t others) {
+    uint32_t *const none = &eplb_bins[args.num_experts + 1];
+    const uint32_t mine = count_none<Id>(args, num_ids);
+    if (mine != 0) {
+        atomicAdd(none, mine);
+    }
+    __syncthreads();
+    if (threadIdx.x == 0) {
+        atomicAdd(&args.totals->out_of_range, static_cast<unsigned long long>(others - *none));
+        atomicAdd(&args.totals->none, static_cast<unsigned long long>(*none));
+    }
+}
+
 /// Counts in bins in shared memory, with one global atomic a bin and block for any number of ids. The caller
 /// has cleared the bins, without a barrier.
 template <class Id, class Cell>
@@ -120,25 +146,27 @@ __device__ void count_in_bins(const eplb_count_arguments &args, uint64_t num_ids
             atomicAdd(&cells[bin], static_cast<Cell>(eplb_bins[bin]));
         }
     }
-    if (threadIdx.x == 0 && eplb_bins[args.num_experts] != 0) {
-        atomicAdd(&args.totals->out_of_range, static_cast<unsigned long long>(eplb_bins[args.num_experts]));
+    if (eplb_bins[args.num_experts] != 0) {
+        add_others<Id>(args, num_ids, eplb_bins[args.num_experts]);
     }
 }
 
 /// For more experts than shared memory has bins for: few ids are equal, so each adds to its cell.
 template <class Id, class Cell>
 __device__ void count_in_cells(const eplb_count_arguments &args, uint64_t num_ids, Cell *cells) {
-    unsigned long long out_of_range = 0;
+    uint32_t others = 0;
     each_id(static_cast<const Id *>(args.expert_ids), num_ids, [&](Id id) {
         const uint32_t bin = bin_of(id, args.num_experts);
         if (bin < args.num_experts) {
             atomicAdd(&cells[bin], Cell(1));
         } else {
-            out_of_range++;
+            others++;
         }
     });
-    if (out_of_range != 0) {
-        atomicAdd(&args.totals->out_of_range, out_of_range);
+    if (others != 0) {
+        const uint32_t none = count_none<Id>(args, num_ids);
+        atomicAdd(&args.totals->out_of_range, static_cast<unsigned long long>(others - none));
+        atomicAdd(&args.totals->none, static_cast<unsigned long long>(none));
     }
 }
 
@@ -151,7 +179,7 @@ template <class Id, class Cell> __device__ void count(const eplb_count_arguments
     const int32_t valid = *num_valid;
     if (args.has_bins != 0) {
 #pragma unroll 1
-        for (uint32_t bin = threadIdx.x; bin <= args.num_experts; bin += blockDim.x) {
+        for (uint32_t bin = threadIdx.x; bin < args.num_experts + 2; bin += blockDim.x) {
             eplb_bins[bin] = 0;
         }
     }

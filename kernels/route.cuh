@@ -91,7 +91,7 @@ struct route_counter {
         }
         if (args.shared_bins_at != EPLB_NO_ROOM) {
 #pragma unroll 1
-            for (uint32_t bin = threadIdx.x; bin <= args.num_cells; bin += blockDim.x) {
+            for (uint32_t bin = threadIdx.x; bin < args.num_cells + 2; bin += blockDim.x) {
                 bins(args)[bin] = 0;
             }
         }
@@ -104,8 +104,9 @@ struct route_counter {
 
     __device__ void add_to_cell(const eplb_route_arguments &args, uint32_t cell, uint32_t more) const {
         const uint64_t at = row * args.row_stride + cell;
-        if (cell == args.num_cells) {
-            atomicAdd(&args.totals->out_of_range, static_cast<unsigned long long>(more));
+        if (cell >= args.num_cells) {
+            atomicAdd(cell == args.num_cells ? &args.totals->out_of_range : &args.totals->none,
+                      static_cast<unsigned long long>(more));
         } else if (args.cells_are_64_bits != 0) {
             atomicAdd(static_cast<unsigned long long *>(args.cells) + at,
                       static_cast<unsigned long long>(more));
@@ -114,12 +115,16 @@ struct route_counter {
         }
     }
 
-    /// Counts an id of a valid token. `bin` is num_experts and `slot` num_slots where it is out of range.
-    __device__ void add(const eplb_route_arguments &args, uint32_t bin, uint32_t slot) const {
+    /// Counts an id of a valid token. `bin` is num_experts where it names no expert. Behind the cells, a bin is
+    /// for ids out of range and one for those of -1.
+    template <class Id>
+    __device__ void add(const eplb_route_arguments &args, Id id, uint32_t bin, uint32_t slot) const {
         if (!on) {
             return;
         }
-        const uint32_t cell = args.counts_slots != 0 ? slot : bin;
+        const uint32_t cell = bin == args.num_experts  ? args.num_cells + (id == Id(-1))
+                              : args.counts_slots != 0 ? slot
+                                                       : bin;
         if (args.shared_bins_at != EPLB_NO_ROOM) {
             atomicAdd(&bins(args)[cell], 1u);
         } else {
@@ -133,7 +138,7 @@ struct route_counter {
         }
         __syncthreads();
 #pragma unroll 1
-        for (uint32_t bin = threadIdx.x; bin <= args.num_cells; bin += blockDim.x) {
+        for (uint32_t bin = threadIdx.x; bin < args.num_cells + 2; bin += blockDim.x) {
             if (bins(args)[bin] != 0) {
                 add_to_cell(args, bin, bins(args)[bin]);
             }
@@ -273,7 +278,7 @@ __device__ void write_slots(const eplb_route_arguments &args, const route_tables
             static_cast<Id *>(args.slot_ids)[index] = static_cast<Id>(slots[i]);
         }
         if (index < valid_ids) {
-            counter.add(args, block.bins[i], slots[i]);
+            counter.add(args, block.ids[i], block.bins[i], slots[i]);
         }
     }
 }

@@ -66,7 +66,7 @@ template <class Id> __device__ void token_hash(const eplb_route_arguments &args)
     };
     const auto count = [&](Id id, Id slot, uint32_t i) {
         if (first + i < valid_ids) {
-            counter.add(args, bin_of(id, args.num_experts), static_cast<uint32_t>(slot));
+            counter.add(args, id, bin_of(id, args.num_experts), static_cast<uint32_t>(slot));
         }
     };
     if (is_vector) {

@@ -55,9 +55,10 @@ def counting(arch, kernel, code, width, number_of):
     """Instructions an id, in bins and in cells."""
     per_id = {}
     for body in loops(code):
-        kind = "bins" if any("ATOMS" in text for text in body) else "cells"
+        # The third loop only tells ids of -1 apart, where a batch has ids without an expert.
+        kind = "bins" if any("ATOMS" in text for text in body) else "cells" if any("RED" in text for text in body) else "others"
         per_id[kind] = f"{len(body) * width / 16:g}"
-    assert sorted(per_id) == ["bins", "cells"], f"{kernel} on {arch}: a loop without vector loads: {per_id}"
+    assert per_id.keys() >= {"bins", "cells"}, f"{kernel} on {arch}: a loop without vector loads: {per_id}"
     # Blocks and warps run concurrently, which the emulator cannot show, so all counting must be atomic. The one plain store clears
     # the bins.
     assert number_of("STG") == 0 and number_of("STS") == 1, f"{kernel} on {arch} counts without atomics"

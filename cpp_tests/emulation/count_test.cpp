@@ -1,6 +1,7 @@
 // Compares the counting kernels with a reference, for many ids, layouts and launches.
 #include <gtest/gtest.h>
 
+#include <algorithm>
 #include <limits>
 #include <memory>
 #include <random>
@@ -25,7 +26,10 @@ struct shape {
 template <class Id> Id random_id(std::mt19937_64 &random, uint32_t num_experts) {
     switch (random() % 20) {
     case 0:
+    case 5:
         return -1;
+    case 6:
+        return -2;
     case 1:
         return Id(num_experts);
     case 2:
@@ -76,7 +80,7 @@ void check(void (*kernel)(eplb_count_arguments), const shape &shape, const int32
     for (Cell &cell : cells) {
         cell = Cell(random() % 1000);
     }
-    eplb_count_totals totals = {1000, 2000, 3000};
+    eplb_count_totals totals = {1000, 2000, 3000, 4000};
     std::vector<Cell> expected_cells = cells;
     eplb_count_totals expected = totals;
     if (row != EPLB_COUNT_OFF) {
@@ -85,6 +89,8 @@ void check(void (*kernel)(eplb_count_arguments), const shape &shape, const int32
             const Id id = ids.data()[i];
             if (id >= 0 && uint64_t(id) < shape.num_experts) {
                 expected_cells[row * row_stride + uint64_t(id)]++;
+            } else if (id == -1) {
+                expected.none++;
             } else {
                 expected.out_of_range++;
             }
@@ -93,7 +99,7 @@ void check(void (*kernel)(eplb_count_arguments), const shape &shape, const int32
         expected.padding += uint64_t(shape.num_tokens - tokens) * shape.experts_per_token;
     }
 
-    const size_t bins_bytes = (size_t(shape.num_experts) + 1) * sizeof(uint32_t);
+    const size_t bins_bytes = (size_t(shape.num_experts) + 2) * sizeof(uint32_t);
     const bool has_bins = bins_bytes <= emulation::shared_capacity;
     const eplb_count_arguments args = {ids.data(),
                                        num_valid,
@@ -112,6 +118,7 @@ void check(void (*kernel)(eplb_count_arguments), const shape &shape, const int32
     EXPECT_EQ(totals.ids, expected.ids);
     EXPECT_EQ(totals.out_of_range, expected.out_of_range);
     EXPECT_EQ(totals.padding, expected.padding);
+    EXPECT_EQ(totals.none, expected.none);
 }
 
 void check_all(const shape &shape, const int32_t *num_valid, uint32_t row, uint64_t seed) {
@@ -134,8 +141,8 @@ TEST(Count, CountsMoreExpertsThanBins) {
 }
 
 TEST(Count, CountsWithAllSharedMemory) {
+    check_all({emulation::shared_capacity / 4 - 2, 9, 8, 1, 0}, nullptr, 0, 1);
     check_all({emulation::shared_capacity / 4 - 1, 9, 8, 1, 0}, nullptr, 0, 1);
-    check_all({emulation::shared_capacity / 4, 9, 8, 1, 0}, nullptr, 0, 1);
 }
 
 TEST(Count, CountsAnyAlignmentAndLength) {
@@ -149,6 +156,26 @@ TEST(Count, CountsAnyAlignmentAndLength) {
 TEST(Count, CountsAnyNumberOfValidTokens) {
     for (const int32_t valid : {0, 1, 5, 29, 30, 31, -1, INT32_MIN, INT32_MAX}) {
         check_all({16, 30, 3, 2, 1}, &valid, 1, 7);
+    }
+}
+
+TEST(Count, TellsIdsOfMinusOneFromThoseOutOfRange) {
+    const std::vector<std::vector<int64_t>> batches = {
+        {-1, -1, -1}, {-2, 9, INT64_MIN}, {-1, 0, -2, -1, 3, 4}, {0, 1, 2, 3}};
+    for (const auto &ids : batches) {
+        std::vector<unsigned> cells(4);
+        eplb_count_totals totals = {};
+        const uint32_t row = 0;
+        const eplb_count_arguments args = {
+            ids.data(), nullptr, &row, cells.data(), 4, &totals, uint32_t(ids.size()), 1, 4, 1};
+        emulation::launch({1}, {EPLB_COUNT_THREADS}, 6 * sizeof(uint32_t), [&] { eplb_count_i64_u32(args); },
+                          {1});
+        const auto none = std::count(ids.begin(), ids.end(), -1);
+        const auto good = std::count_if(ids.begin(), ids.end(), [](int64_t id) { return id >= 0 && id < 4; });
+        EXPECT_EQ(totals.ids, ids.size());
+        EXPECT_EQ(totals.none, uint64_t(none));
+        EXPECT_EQ(totals.out_of_range, ids.size() - uint64_t(none + good));
+        EXPECT_EQ(totals.padding, 0u);
     }
 }
 

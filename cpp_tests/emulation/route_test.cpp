@@ -202,7 +202,7 @@ TEST(RouteKernels, GiveTheSameSlotsInAnyOrderOfThreads) {
         const uint32_t tokens = 1 + static_cast<uint32_t>(random() % 1000);
         std::vector<int32_t> ids(tokens * choices);
         for (int32_t &id : ids) {
-            id = static_cast<int32_t>(random() % (layer.num_experts + 2)) - 1;
+            id = static_cast<int32_t>(random() % (layer.num_experts + 3)) - 2;
         }
         const int32_t valid = static_cast<int32_t>(random() % (tokens + 1));
         const size_t valid_ids = static_cast<size_t>(valid) * choices;
@@ -240,7 +240,7 @@ TEST(RouteKernels, GiveTheSameSlotsInAnyOrderOfThreads) {
             args.table_words = memory.tables.size();
         }
         args.shared_tables_at = take(args.table_words);
-        args.shared_bins_at = take(args.num_cells + 1);
+        args.shared_bins_at = take(args.num_cells + 2);
         args.split.shared_counts_at = take((layer.num_experts + 3) / 4 * 4 + args.num_slots);
         args.split.shared_memory_at = take(memory.memory_words(layer));
         const auto blocks_of = [&](size_t per_block) {
@@ -256,14 +256,19 @@ TEST(RouteKernels, GiveTheSameSlotsInAnyOrderOfThreads) {
         const auto expect = [&](const std::vector<int32_t> &expected) {
             EXPECT_EQ(slots, expected) << "seed " << seed;
             std::vector<uint32_t> counts(2 * layer.experts.size());
+            uint64_t none = 0, out_of_range = 0;
             for (size_t i = 0; i < valid_ids; i++) {
                 if (expected[i] < layer.num_slots()) {
                     counts[layer.experts.size() + static_cast<size_t>(expected[i])]++;
+                } else {
+                    (ids[i] == -1 ? none : out_of_range)++;
                 }
             }
             EXPECT_EQ(cells, counts) << "seed " << seed;
             EXPECT_EQ(totals.ids, valid_ids);
             EXPECT_EQ(totals.padding, ids.size() - valid_ids);
+            EXPECT_EQ(totals.none, none);
+            EXPECT_EQ(totals.out_of_range, out_of_range);
             std::fill(cells.begin(), cells.end(), 0);
             std::fill(slots.begin(), slots.end(), 77);
             totals = {};

@@ -86,6 +86,9 @@ pub(crate) trait Id: Copy + Default + 'static {
     /// The id, or `num_experts` where it is out of range.
     fn bin(self, num_experts: usize) -> usize;
 
+    /// Whether the id is -1, which names nothing on purpose.
+    fn is_none(self) -> bool;
+
     /// Converts a slot to an id.
     fn of_slot(slot: u32) -> Self;
 }
@@ -94,6 +97,11 @@ impl Id for i32 {
     #[inline(always)]
     fn bin(self, num_experts: usize) -> usize {
         (self as u32 as usize).min(num_experts)
+    }
+
+    #[inline(always)]
+    fn is_none(self) -> bool {
+        self == -1
     }
 
     #[inline(always)]
@@ -106,6 +114,11 @@ impl Id for i64 {
     #[inline(always)]
     fn bin(self, num_experts: usize) -> usize {
         (self as u64).min(num_experts as u64) as usize
+    }
+
+    #[inline(always)]
+    fn is_none(self) -> bool {
+        self == -1
     }
 
     #[inline(always)]

@@ -250,14 +250,20 @@ impl Dispatch {
                 if let Some((count, false)) = count {
                     count.run(&self.device, stream)?;
                 }
+                let none = match count {
+                    // SAFETY: the ids are on the host, by the promise of the value's maker.
+                    Some((_, true)) => unsafe { routing.count_none() },
+                    _ => 0,
+                };
                 // SAFETY: counts of all ranks and experts, on the host, by the promise of the value's maker.
                 let rank_counts = rank_counts.map(|counts| move |index| unsafe { counts.get_on_host(index) });
                 // SAFETY: ids and slots are on the host, by the promise of the value's maker.
                 unsafe { lock(router).run(routing, rank_counts) };
-                match count {
-                    Some((count, true)) => count.run(&self.device, stream),
-                    _ => Ok(()),
+                if let Some((count, true)) = count {
+                    // SAFETY: as above; the recorder's lock keeps calls apart.
+                    unsafe { count.run_on_slots(none) };
                 }
+                Ok(())
             }
         }
     }

@@ -2,6 +2,7 @@
 
 use crate::device::{Id, IdType, Ids};
 use crate::error::{Error, Result};
+use crate::stats::BatchCount;
 
 /// The ids of a batch and where their slots go, in memory of the caller.
 #[derive(Debug, Clone, Copy)]
@@ -62,6 +63,15 @@ impl Routing {
     /// The ids of all tokens, padding included.
     pub(super) fn num_ids(&self) -> usize {
         self.num_tokens as usize * self.experts_per_token as usize
+    }
+
+    /// How many ids of the valid tokens are -1.
+    ///
+    /// # Safety
+    /// The ids are in host memory.
+    pub(super) unsafe fn count_none(&self) -> u64 {
+        // SAFETY: the caller's promise.
+        unsafe { BatchCount::count_none(&self.ids, self.num_tokens, self.experts_per_token) }
     }
 
     /// Copies the ids to where their slots go, unless they are there. Returns them, and how many are of valid tokens.

@@ -53,9 +53,9 @@ pub struct eplb_recorder_info {
     pub counted_stop: i64,
     /// Ids counted, over all layers.
     pub ids_counted: u64,
-    /// Ids of valid tokens outside [0, num_experts), not counted.
+    /// Ids of valid tokens outside [0, num_experts) except -1, not counted.
     pub ids_out_of_range: u64,
-    /// Ids of tokens at or after num_valid, not read.
+    /// Ids of tokens at or after num_valid, not read, and ids of -1.
     pub ids_padding: u64,
     /// Device memory held.
     pub workspace_bytes: usize,
@@ -89,7 +89,8 @@ unsafe impl Growing for eplb_recorder_info {}
 /// \param recorder      the recorder
 /// \param info          receives the numbers
 /// \param layer_tokens  receives the valid tokens of each layer, in the order of layer_ids: [num_layers].
-///                      Tokens count even if their ids are out of range. NULL with num_layers 0: not wanted
+///                      The ids that are not padding, over experts_per_token, rounded up. NULL with num_layers
+///                      0: not wanted
 /// \param num_layers    that of the config, or 0
 /// \return a status
 #[unsafe(no_mangle)]
@@ -133,10 +134,9 @@ fn info_of(found: &Info) -> Result<eplb_recorder_info> {
         iter_stop: number(found.range.stop, "iter_stop")?,
         counted_start: number(found.held.start, "counted_start")?,
         counted_stop: number(found.held.stop, "counted_stop")?,
-        // Read while kernels run, sums of the same ids may be a little apart.
-        ids_counted: totals.ids.saturating_sub(totals.out_of_range),
+        ids_counted: totals.counted(),
         ids_out_of_range: totals.out_of_range,
-        ids_padding: totals.padding,
+        ids_padding: totals.all_padding(),
         workspace_bytes: found.memory.workspace_bytes,
         host_bytes: found.memory.host_bytes,
         error_message: c_text(&message),

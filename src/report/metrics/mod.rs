@@ -80,13 +80,13 @@ impl Metrics {
         );
         object.counter(
             "eplb_recorder_out_of_range_ids_total",
-            "Ids of valid tokens that name no expert, and were not counted.",
+            "Ids of valid tokens that name no expert, except -1, and were not counted.",
             labelled("layer", layers().map(|(layer, totals)| (layer, totals.out_of_range))),
         );
         object.counter(
             "eplb_recorder_padding_ids_total",
-            "Ids of the tokens after the valid ones, which are ignored.",
-            labelled("layer", layers().map(|(layer, totals)| (layer, totals.padding))),
+            "Ids of the tokens after the valid ones, and ids of -1, which are ignored.",
+            labelled("layer", layers().map(|(layer, totals)| (layer, totals.all_padding()))),
         );
         object.counter(
             "eplb_recorder_dumps_total",
@@ -287,7 +287,7 @@ mod tests {
     };
 
     fn info() -> Info {
-        let totals = |ids, out_of_range, padding| Totals { ids, out_of_range, padding };
+        let totals = |ids, out_of_range, padding, none| Totals { ids, out_of_range, padding, none };
         Info {
             state: State::Counting,
             range: IterationRange { start: 100, stop: 200 },
@@ -300,7 +300,7 @@ mod tests {
             dumps: Dumps { written: 1, failed: 2 },
             experts_per_token: 8,
             layers: vec![7, 3],
-            totals: vec![totals(80, 1, 24), totals(u64::MAX, 0, 0)],
+            totals: vec![totals(80, 1, 24, 5), totals(u64::MAX, 0, 0, 0)],
             registered_layers: 1,
             memory: MemoryRequired { workspace_bytes: 5000, host_bytes: 6000 },
             error: None,
@@ -336,12 +336,12 @@ mod tests {
             // 110, 112, ... 118, 4 of them skipped.
             "iterations_total 1",
             "skipped_iterations_total 4",
-            // 8 ids a token: (2^64 - 1) / 8.
+            // 8 ids a token: 75 / 8 and (2^64 - 1) / 8, rounded up.
             "tokens_total{layer=\"7\"} 10",
-            "tokens_total{layer=\"3\"} 2305843009213693951",
+            "tokens_total{layer=\"3\"} 2305843009213693952",
             "out_of_range_ids_total{layer=\"7\"} 1",
             "out_of_range_ids_total{layer=\"3\"} 0",
-            "padding_ids_total{layer=\"7\"} 24",
+            "padding_ids_total{layer=\"7\"} 29",
             "padding_ids_total{layer=\"3\"} 0",
             "dumps_total{result=\"written\"} 1",
             "dumps_total{result=\"failed\"} 2",

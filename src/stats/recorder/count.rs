@@ -1,6 +1,6 @@
 //! The counting rule: the ids of a batch add to a layer's cells, by a kernel of kernels/count.cuh or on the host.
 
-use super::histogram::{Cell, histogram};
+use super::histogram::{Cell, histogram, number_of_none};
 use crate::device::{Cuda, Device, Grid, Id, IdType, Ids, Kernel, Memory, Number, Part, Stream};
 use crate::error::Result;
 
@@ -13,7 +13,7 @@ const THREADS: u32 = 512;
 /// The most blocks of a launch. They fill any device, and each block adds an atomic operation for each bin.
 const MAX_BLOCKS: u64 = 256;
 
-/// Bins that fit the shared memory of every device without opting in. One is for ids that are out of range.
+/// Bins that fit the shared memory of every device without opting in. Two are for ids that name no expert.
 const MAX_BINS: u32 = 48 * 1024 / 4;
 
 /// The type of a cell of the window.
@@ -39,12 +39,26 @@ impl CellType {
 #[repr(C)]
 #[derive(Debug, Clone, Copy, Default, PartialEq, Eq)]
 pub struct Totals {
-    /// Ids of valid tokens, out of range or not.
+    /// Ids of valid tokens, of any kind.
     pub ids: u64,
-    /// Ids of valid tokens that name no expert.
+    /// Ids of valid tokens that name no expert, without those of -1.
     pub out_of_range: u64,
     /// Ids of the tokens after the valid ones.
     pub padding: u64,
+    /// Ids of -1 of valid tokens.
+    pub none: u64,
+}
+
+impl Totals {
+    /// Ids that were counted. Read while kernels run, the totals of the same ids may be a little apart.
+    pub fn counted(&self) -> u64 {
+        self.ids.saturating_sub(self.none + self.out_of_range)
+    }
+
+    /// Ids of padding: of the tokens after the valid ones, and of -1.
+    pub fn all_padding(&self) -> u64 {
+        self.padding + self.none
+    }
 }
 
 // SAFETY: integers without padding.
@@ -66,7 +80,7 @@ struct Arguments {
     has_bins: u32,
 }
 
-const _: () = assert!(size_of::<Arguments>() == 64 && size_of::<Totals>() == 24, "see kernels/count.cuh");
+const _: () = assert!(size_of::<Arguments>() == 64 && size_of::<Totals>() == 32, "see kernels/count.cuh");
 
 /// Where a layer's counts are in the window's memory.
 #[derive(Debug, Clone, Copy)]
@@ -131,7 +145,7 @@ impl BatchCount {
             num_tokens,
             experts_per_token,
             num_experts: layer.num_experts,
-            has_bins: u32::from(layer.num_experts < MAX_BINS),
+            has_bins: u32::from(layer.num_experts + 2 <= MAX_BINS),
         };
         let num_cells = layer.cells.bytes / layer.cell_type.size();
         BatchCount { ids: *ids, cell_type: layer.cell_type, num_cells, arguments }
@@ -147,7 +161,7 @@ impl BatchCount {
     pub fn run(&self, device: &Device, stream: Stream) -> Result<()> {
         match device {
             // SAFETY: ids and window are on the host, by the promises of their makers. The recorder's lock keeps calls apart.
-            Device::Host => unsafe { self.run_on_host() },
+            Device::Host => unsafe { self.run_on_host(None) },
             Device::Cuda(cuda) => self.launch(cuda, stream)?,
         }
         Ok(())
@@ -167,29 +181,53 @@ impl BatchCount {
         let grid = Grid {
             blocks: num_ids.div_ceil(per_block).clamp(1, MAX_BLOCKS) as u32,
             threads: THREADS,
-            shared_bytes: has_bins * (num_experts + 1) * 4,
+            shared_bytes: has_bins * (num_experts + 2) * 4,
         };
         // SAFETY: the kernel takes these arguments. Ids and window are on the device, by the promises of their makers.
         unsafe { cuda.launch(kernel, grid, &self.arguments, stream) }
     }
 
+    /// Counts the slots of ids. `none` of the ids were -1, which their slots do not tell from ids out of range.
+    ///
+    /// # Safety
+    /// Slots and window are in host memory, and nobody else uses the window meanwhile.
+    pub unsafe fn run_on_slots(&self, none: u64) {
+        // SAFETY: the caller's promise.
+        unsafe { self.run_on_host(Some(none)) }
+    }
+
+    /// How many ids of the valid tokens are -1.
+    ///
+    /// # Safety
+    /// The ids are in host memory.
+    pub unsafe fn count_none(ids: &Ids, num_tokens: u32, experts_per_token: u32) -> u64 {
+        // SAFETY: the caller's promise.
+        unsafe {
+            let num_ids = ids.valid_tokens_on_host(num_tokens) as usize * experts_per_token as usize;
+            match ids.kind() {
+                IdType::Int32 => number_of_none(ids.slice_on_host::<i32>(num_ids)),
+                IdType::Int64 => number_of_none(ids.slice_on_host::<i64>(num_ids)),
+            }
+        }
+    }
+
     /// # Safety
     /// Ids and window are in host memory, and nobody else uses the window meanwhile.
-    unsafe fn run_on_host(&self) {
+    unsafe fn run_on_host(&self, none: Option<u64>) {
         // SAFETY: the caller's promise.
         unsafe {
             match (self.ids.kind(), self.cell_type) {
-                (IdType::Int32, CellType::U32) => self.add_to_cells::<i32, u32>(),
-                (IdType::Int64, CellType::U32) => self.add_to_cells::<i64, u32>(),
-                (IdType::Int32, CellType::U64) => self.add_to_cells::<i32, u64>(),
-                (IdType::Int64, CellType::U64) => self.add_to_cells::<i64, u64>(),
+                (IdType::Int32, CellType::U32) => self.add_to_cells::<i32, u32>(none),
+                (IdType::Int64, CellType::U32) => self.add_to_cells::<i64, u32>(none),
+                (IdType::Int32, CellType::U64) => self.add_to_cells::<i32, u64>(none),
+                (IdType::Int64, CellType::U64) => self.add_to_cells::<i64, u64>(none),
             }
         }
     }
 
     /// # Safety
     /// As for [`BatchCount::run_on_host`], with the types of ids and cells.
-    unsafe fn add_to_cells<I: Id, C: Cell>(&self) {
+    unsafe fn add_to_cells<I: Id, C: Cell>(&self, none: Option<u64>) {
         let Arguments { row, cells, row_stride, totals, num_tokens, experts_per_token, .. } = self.arguments;
         // SAFETY: the address of a word, by the caller's promise.
         let row = unsafe { *(row as *const u32) };
@@ -204,12 +242,14 @@ impl BatchCount {
             let cells = std::slice::from_raw_parts_mut(cells as *mut C, self.num_cells);
             (tokens, ids, &mut cells[first..][..self.arguments.num_experts as usize])
         };
-        let out_of_range = histogram(ids, cells);
+        let others = histogram(ids, cells);
+        let none = none.unwrap_or_else(|| if others == 0 { 0 } else { number_of_none(ids) });
         let padding = u64::from(num_tokens - tokens) * u64::from(experts_per_token);
         // SAFETY: the address of a `Totals`, by the caller's promise.
         let totals = unsafe { &mut *(totals as *mut Totals) };
         totals.ids += ids.len() as u64;
-        totals.out_of_range += out_of_range;
+        totals.out_of_range += others - none;
         totals.padding += padding;
+        totals.none += none;
     }
 }

@@ -63,6 +63,11 @@ pub(crate) fn histogram<I: Id, C: Cell>(ids: &[I], cells: &mut [C]) -> u64 {
     out_of_range
 }
 
+/// How many ids are -1.
+pub(crate) fn number_of_none<I: Id>(ids: &[I]) -> u64 {
+    ids.iter().map(|id| u64::from(id.is_none())).sum()
+}
+
 #[cfg(test)]
 mod tests {
     use super::*;
@@ -113,5 +118,12 @@ mod tests {
         assert_eq!(histogram(&[i64::MIN, i64::MAX, 1 << 32, -1, 4, (1 << 32) + 1], &mut cells), 6);
         assert_eq!(histogram(&[i32::MIN, i32::MAX, -1, 4, 3], &mut cells), 4);
         assert_eq!(cells, [0, 0, 0, 1]);
+    }
+
+    #[test]
+    fn only_minus_one_is_none() {
+        assert_eq!(number_of_none(&[i64::MIN, -1, (1 << 32) - 1, 0, -2, -1]), 2);
+        assert_eq!(number_of_none(&[i32::MIN, -1, i32::MAX, 0, -2]), 1);
+        assert_eq!(number_of_none::<i32>(&[]), 0);
     }
 }

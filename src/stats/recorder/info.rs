@@ -76,9 +76,11 @@ impl Info {
         self.rows.iterations_in(self.range, self.held) - self.skipped
     }
 
-    /// Valid tokens counted of each layer, in the order of the layers.
+    /// Valid tokens counted of each layer, in the order of the layers: those whose ids are not all -1, if no token has only some
+    /// ids of -1.
     pub fn tokens(&self) -> impl Iterator<Item = u64> {
-        self.totals.iter().map(|totals| totals.ids / self.experts_per_token as u64)
+        let of = |totals: &Totals| totals.ids.saturating_sub(totals.none).div_ceil(self.experts_per_token as u64);
+        self.totals.iter().map(of)
     }
 
     /// Valid tokens counted of each of the recorder's `num_layers` layers. Empty where `num_layers` is 0.
@@ -102,6 +104,7 @@ impl Info {
             ids: sum.ids + layer.ids,
             out_of_range: sum.out_of_range + layer.out_of_range,
             padding: sum.padding + layer.padding,
+            none: sum.none + layer.none,
         })
     }
 

@@ -236,7 +236,7 @@ impl Window {
         for (index, totals) in staging.numbers::<Totals>(0, layers.len()).iter().enumerate() {
             let experts = (0..self.layout.rows).map(|r| r * row + index * num_experts);
             let found: u64 = experts.map(|first| sum(counts, first..first + num_experts)).sum();
-            let counted = totals.ids.wrapping_sub(totals.out_of_range);
+            let counted = totals.ids.wrapping_sub(totals.out_of_range + totals.none);
             if found != counted {
                 return Err(contradiction(layers[index], counted, found));
             }
