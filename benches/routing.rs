@@ -47,6 +47,8 @@ fn main() {
                     offset_by_rank: name.ends_with("by rank"),
                     max_replicas: 0,
                     place: Place::Host,
+                    invalid_slot: 0,
+                    shared_slots: &[],
                 };
                 Dispatch::create(&placement, &config, None).unwrap()
             })
@@ -92,8 +94,8 @@ fn route(dispatch: &Dispatch, layer: u32, ids: &[i32], rank_counts: Option<&[i32
         if counts.is_some() {
             dispatch.register_rank_counts(layer, counts).unwrap();
         }
-        let place = Ids::at(slots.as_ptr() as u64, IdType::Int32, 0);
-        let routing = Routing::at(place, slots.as_mut_ptr() as u64, TOKENS as u32, CHOICES as u32).unwrap();
+        let place = Ids::at(slots.as_mut_ptr() as u64, IdType::Int32, 0);
+        let routing = Routing::at(place, place, TOKENS as u32, CHOICES as u32).unwrap();
         dispatch.route(layer, &routing, Stream::DEFAULT).unwrap();
     }
     slots

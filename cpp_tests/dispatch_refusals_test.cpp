@@ -106,6 +106,34 @@ TEST_F(DispatchRefusals, CreateNamesTheFieldThatDoesNotFit) {
               "config->rule is 9; expected EPLB_RULE_DEFAULT (0), EPLB_RULE_ROUND_ROBIN (1), "
               "EPLB_RULE_TOKEN_HASH (2), EPLB_RULE_NEAREST (3), EPLB_RULE_LEAST_LOADED (4)");
     EXPECT_EQ(refused([](auto &c) { c.rule = -1; }).find("config->rule is -1; expected "), 0u);
+    EXPECT_EQ(
+        refused([](auto &c) { c.invalid_slot = 1; }),
+        "invalid_slot is 1, and slot 1 is one of rank 0: a negative one, 0 for the default, or one from 6 "
+        "on expected");
+    EXPECT_EQ(
+        refused([](auto &c) { c.invalid_slot = 5; }).find("invalid_slot is 5, and slot 5 is one of rank 1"),
+        0u);
+    EXPECT_EQ(refused([](auto &c) {
+                  c.shared_slot_ids = {7, -1};
+              }),
+              "shared_slot_ids[1] is -1: a slot expected");
+    EXPECT_EQ(refused([](auto &c) { c.shared_slot_ids = {6}; }),
+              "shared_slot_ids[0] is 6, the slot of ids without an expert: set invalid_slot to another one");
+    EXPECT_EQ(refused([](auto &c) {
+                  c.invalid_slot = 9;
+                  c.shared_slot_ids = {6, 9};
+              }),
+              "shared_slot_ids[1] is 9, the slot of ids without an expert: set invalid_slot to another one");
+    EXPECT_EQ(refused([](auto &c) {
+                  c.shared_slot_ids = {8, 4};
+              }),
+              "shared_slot_ids[1] is 4, and slot 4 of layer 3 holds expert 0: an empty slot, or one that the "
+              "placement does not have, expected");
+    EXPECT_EQ(refused([](auto &c) {
+                  c.shared_slot_ids = {8};
+                  c.experts_per_token = 6;
+              }),
+              "experts_per_token is 6, 1 to the 4 experts of the placement and the 1 shared ones expected");
 }
 
 TEST_F(DispatchRefusals, RouteNamesTheArgumentThatDoesNotFit) {
@@ -124,19 +152,16 @@ TEST_F(DispatchRefusals, RouteNamesTheArgumentThatDoesNotFit) {
     expect_nothing_was_routed();
 }
 
-TEST_F(DispatchRefusals, RoutesRefuseOtherRowStrides) {
+TEST_F(DispatchRefusals, RoutesRefuseRowStridesBelowTheRow) {
     for (const auto &[name, call] : route_calls()) {
-        for (const uint32_t stride : {1u, 3u, 8u, UINT32_MAX}) {
-            const std::string is = "->row_stride is " + std::to_string(stride) +
-                                   "; in this version it must be 0 or experts_per_token, 2";
-            eplb_expert_ids strided_ids = good_ids;
-            strided_ids.row_stride = stride;
-            eplb_slot_ids strided_slots = good_slots;
-            strided_slots.row_stride = stride;
-            EXPECT_EQ(message(call(&strided_ids, &good_slots)), "expert_ids" + is) << name;
-            EXPECT_EQ(message(call(&good_ids, &strided_slots)), "slot_ids" + is) << name;
-            EXPECT_EQ(message(call(&strided_ids, &strided_slots)), "expert_ids" + is) << name;
-        }
+        const std::string is = "->row_stride is 1; at least experts_per_token, 2, or 0 expected";
+        eplb_expert_ids strided_ids = good_ids;
+        strided_ids.row_stride = 1;
+        eplb_slot_ids strided_slots = good_slots;
+        strided_slots.row_stride = 1;
+        EXPECT_EQ(message(call(&strided_ids, &good_slots)), "expert_ids" + is) << name;
+        EXPECT_EQ(message(call(&good_ids, &strided_slots)), "slot_ids" + is) << name;
+        EXPECT_EQ(message(call(&strided_ids, &strided_slots)), "expert_ids" + is) << name;
     }
     expect_nothing_was_routed();
     const eplb_expert_ids dense_ids = {ids.data(), EPLB_DTYPE_INT32, 2};
@@ -147,17 +172,31 @@ TEST_F(DispatchRefusals, RoutesRefuseOtherRowStrides) {
     stream.synchronize();
 }
 
-TEST_F(DispatchRefusals, RoutesRefuseUnknownAndDifferentTypes) {
+TEST_F(DispatchRefusals, RoutesRefuseOverlappingArraysAndAnotherLayoutInPlace) {
+    const std::string apart = "slot_ids overlaps expert_ids: pass the same array, or separate ones",
+                      same = "slot_ids is expert_ids with another dtype or row_stride: pass equal ones, or "
+                             "separate arrays";
+    const std::pair<eplb_slot_ids, std::string> bad[] = {
+        {{ids.data(), EPLB_DTYPE_INT32, 3}, same},
+        {{ids.data(), EPLB_DTYPE_INT64, 0}, same},
+        // The second row of two begins behind the ids; its first one does not.
+        {{ids.data() + 2, EPLB_DTYPE_INT32, 8}, apart},
+    };
+    for (const auto &[name, call] : route_calls()) {
+        for (const auto &[slot_ids, expected] : bad) {
+            EXPECT_EQ(message(call(&good_ids, &slot_ids)), expected) << name;
+        }
+    }
+    expect_nothing_was_routed();
+}
+
+TEST_F(DispatchRefusals, RoutesRefuseUnknownTypes) {
     const auto with_types = [&](const route_call &call, eplb_dtype of_ids, eplb_dtype of_slots) {
         const eplb_expert_ids expert_ids = {ids.data(), of_ids, 0};
         const eplb_slot_ids slot_ids = {slots.data(), of_slots, 0};
         return message(call(&expert_ids, &slot_ids));
     };
-    const std::string different =
-        "slot_ids->dtype differs from expert_ids->dtype; in this version they must be equal";
     for (const auto &[name, call] : route_calls()) {
-        EXPECT_EQ(with_types(call, EPLB_DTYPE_INT32, EPLB_DTYPE_INT64), different) << name;
-        EXPECT_EQ(with_types(call, EPLB_DTYPE_INT64, EPLB_DTYPE_INT32), different) << name;
         for (const eplb_dtype unknown : {2, -1, INT32_MAX}) {
             const std::string expected =
                 " is " + std::to_string(unknown) + "; expected EPLB_DTYPE_INT32 (0), EPLB_DTYPE_INT64 (1)";
@@ -211,8 +250,9 @@ TEST_F(DispatchRefusals, RoutedLoadRefusesOtherRowStridesUnknownTypesAndMissingA
     };
     for (const uint32_t stride : {1u, 3u, 4u, UINT32_MAX}) {
         const eplb_expert_ids strided = {chosen, EPLB_DTYPE_INT32, stride};
-        EXPECT_EQ(message(call(&strided)), "expert_ids->row_stride is " + std::to_string(stride) +
-                                               "; in this version it must be 0 or experts_per_token, 2");
+        EXPECT_EQ(message(call(&strided)),
+                  "expert_ids->row_stride is " + std::to_string(stride) +
+                      "; recorded ids have no gaps: 0 or experts_per_token, 2, expected");
     }
     const eplb_expert_ids unknown = {chosen, 2, 0}, none = {nullptr, EPLB_DTYPE_INT32, 0};
     EXPECT_EQ(message(call(&unknown)),

@@ -311,10 +311,10 @@ TEST(Recorder, RefusesExpertIdsOfOtherStridesAndTypesAndMissingOnes) {
         const auto refused = [&call = call](const eplb_expert_ids &expert_ids) {
             return message(call(&expert_ids));
         };
-        for (const uint32_t stride : {1u, 3u, 5u, 8u, UINT32_MAX}) {
+        for (const uint32_t stride : {1u, 2u, 3u}) {
             EXPECT_EQ(refused({ids, EPLB_DTYPE_INT32, stride}),
                       "expert_ids->row_stride is " + std::to_string(stride) +
-                          "; in this version it must be 0 or experts_per_token, 4")
+                          "; at least experts_per_token, 4, or 0 expected")
                 << name;
         }
         for (const eplb_dtype unknown : {2, -1}) {

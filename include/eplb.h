@@ -165,22 +165,25 @@ enum {
   EPLB_DTYPE_INT64 = 1, /**< int64_t */
 };
 
-/** Expert ids, as the router chose them: [num_tokens][experts_per_token] on the handle's device. An id
- * outside [0, num_experts) is not counted but added to ids_out_of_range of eplb_recorder_info, and is
- * routed to slot num_slots, which no rank owns. This struct and eplb_slot_ids have no struct_size: they
- * never grow. */
+/** Expert ids, as the router chose them: [num_tokens][experts_per_token] on the handle's device. Ids from
+ * num_experts on are those of shared experts, if there are any. -1 is padding. Other ids outside of
+ * [0, num_experts) are out of range. Neither is counted, and both are routed to invalid_slot. This struct
+ * and eplb_slot_ids have no struct_size: they never grow. */
 typedef struct eplb_expert_ids {
   const void *data; /**< Aligned to its type. May be NULL if there are no tokens. */
   eplb_dtype dtype; /**< The type of an id. */
-  /** Ids from one row to the next; 0: experts_per_token. Other strides are refused in this version. */
+  /** Ids from one row to the next, at least experts_per_token; 0: experts_per_token. Ids of a row after
+   * the first experts_per_token are neither read nor written. */
   uint32_t row_stride;
 } eplb_expert_ids;
 
 /** Slot ids, to be written: [num_tokens][experts_per_token] on the handle's device. A slot id counts over
  * all ranks. */
 typedef struct eplb_slot_ids {
-  void *data; /**< Aligned to its type. May be the expert ids' data, but must not overlap it otherwise. */
-  eplb_dtype dtype; /**< The type of an id. In this version that of the expert ids. */
+  /** Aligned to its type. May be the expert ids' data with the same dtype and stride, but must not overlap
+   * it otherwise. */
+  void *data;
+  eplb_dtype dtype; /**< The type of an id, that of the expert ids or another. */
   uint32_t row_stride; /**< As in eplb_expert_ids. */
 } eplb_slot_ids;
 
@@ -250,7 +253,7 @@ typedef struct eplb_recorder_config {
   uint32_t rank; /**< This rank of the expert-parallel group. */
   uint32_t num_ranks; /**< Ranks of the group. */
   uint32_t num_experts; /**< Experts of a layer; for EPLB_ID_KIND_SLOT, slots of all ranks. */
-  uint32_t experts_per_token; /**< Experts per token (the router's top-k). */
+  uint32_t experts_per_token; /**< Ids per token (the router's top-k), those of shared experts included. */
   const int32_t *layer_ids; /**< Layers that this rank counts, by the model's numbers: [num_layers]. */
   size_t num_layers; /**< Length of layer_ids. 0: none, as in a pipeline stage without experts. */
   /** Directory of the dump, shared by all ranks; created if missing. Each rank writes rank<R>.safetensors,
@@ -285,8 +288,11 @@ typedef struct eplb_recorder_config {
   /** Counts every iter_stride-th iteration of the range, from iter_start on, and no other. TensorRT-LLM's
    * reader refuses such a dump. 0: 1. */
   uint32_t iter_stride;
+  /** Fused shared experts: the ids from num_experts on, which are not counted. The dump has
+   * experts_per_token without them. Slots of shared experts are told apart by
+   * eplb_dispatch_route_and_count() only. */
+  uint32_t num_shared_experts;
   uint32_t added_counts; /**< Flags EPLB_ADDED_COUNTS_..., for eplb_recorder_add_counts(). */
-  uint32_t reserved; /**< Must be 0. */
 } eplb_recorder_config;
 /** An eplb_recorder_config with every default. */
 #define EPLB_RECORDER_CONFIG_INIT \
@@ -325,8 +331,8 @@ typedef struct eplb_recorder_info {
   int64_t counted_start; /**< First iteration counted; iter_start if none was. */
   int64_t counted_stop; /**< One past the last iteration counted; counted_start if none was. */
   uint64_t ids_counted; /**< Ids counted, over all layers. */
-  uint64_t ids_out_of_range; /**< Ids of valid tokens outside [0, num_experts), not counted. */
-  uint64_t ids_padding; /**< Ids of tokens at or after num_valid, not read. */
+  uint64_t ids_out_of_range; /**< Ids of valid tokens outside [0, num_experts) except -1, not counted. */
+  uint64_t ids_padding; /**< Ids of tokens at or after num_valid, not read, and ids of -1. */
   size_t workspace_bytes; /**< Device memory held. */
   size_t host_bytes; /**< Host memory held for the copy from the device. */
   char error_message[512]; /**< The message of error_status, truncated to fit. */
@@ -516,7 +522,8 @@ EPLB_API eplb_status eplb_recorder_rearm(eplb_recorder *recorder, int64_t iter_s
  * \param recorder      the recorder
  * \param info          receives the numbers
  * \param layer_tokens  receives the valid tokens of each layer, in the order of layer_ids: [num_layers].
- *                      Tokens count even if their ids are out of range. NULL with num_layers 0: not wanted
+ *                      The ids that are not padding, over experts_per_token, rounded up. NULL with num_layers
+ *                      0: not wanted
  * \param num_layers    that of the config, or 0
  * \return a status */
 EPLB_API eplb_status eplb_recorder_get_info(const eplb_recorder *recorder, eplb_recorder_info *info,
@@ -790,7 +797,8 @@ typedef struct eplb_dispatch_config {
   size_t struct_size; /**< Set by EPLB_DISPATCH_CONFIG_INIT. */
   uint32_t rank; /**< This rank of the expert-parallel group. */
   uint32_t num_ranks; /**< Ranks of the group, which must be the placement's. Required. */
-  uint32_t experts_per_token; /**< Experts per token (the router's top-k). Required. */
+  /** Ids per token (the router's top-k), those of shared experts included. Required. */
+  uint32_t experts_per_token;
   uint32_t num_slots; /**< Slots of all ranks together, which must be the placement's; 0: not checked. */
   /** Layers that this rank routes, each in the placement: [num_layers]. NULL: all. */
   const int32_t *layer_ids;
@@ -813,10 +821,19 @@ typedef struct eplb_dispatch_config {
    * be NULL. */
   void *workspace;
   size_t workspace_bytes; /**< Bytes of `workspace`. */
+  /** The slot that padding and ids out of range get: a negative one, as DeepEP's -1, or one from num_slots
+   * on; 0: num_slots. */
+  int32_t invalid_slot;
+  uint32_t num_shared_experts; /**< Length of shared_slot_ids. */
+  /** Where this rank finds the fused shared experts: id num_experts + j gets shared_slot_ids[j], by every
+   * rule, and is not counted: [num_shared_experts]. Slots that hold no expert in any layer of this rank,
+   * or from num_slots on, and not invalid_slot. Several may be equal. */
+  const int32_t *shared_slot_ids;
 } eplb_dispatch_config;
 /** An eplb_dispatch_config with every default. */
 #define EPLB_DISPATCH_CONFIG_INIT \
-  { sizeof(eplb_dispatch_config), 0, 0, 0, 0, NULL, 0, EPLB_DEVICE_HOST, 0, 0, 0, NULL, NULL, 0 }
+  { sizeof(eplb_dispatch_config), 0, 0, 0, 0, NULL, 0, EPLB_DEVICE_HOST, 0, 0, 0, NULL, NULL, 0, 0, 0, \
+    NULL }
 
 /** A layer's tables, for the engine's own kernels: device memory that never moves and lives as long as the
  * handle. */
@@ -829,7 +846,7 @@ typedef struct eplb_dispatch_tables {
   /** The slots of each expert, padded with -1: [num_experts][max_replicas]. NULL without a dense map. */
   const int32_t *expert_slots;
   uint32_t num_experts; /**< Experts. */
-  uint32_t num_slots; /**< Slots of all ranks together. As a slot id, the one that no rank owns. */
+  uint32_t num_slots; /**< Slots of all ranks together. */
   uint32_t slots_per_rank; /**< num_slots / num_ranks. */
   uint32_t max_replicas; /**< Width of expert_slots; 0 without a dense map. */
 } eplb_dispatch_tables;
@@ -854,10 +871,12 @@ typedef struct eplb_dispatch_info {
   uint32_t max_replicas; /**< Width of the dense map; 0: none. */
   uint32_t num_layers; /**< Layers that are routed. */
   uint32_t num_layers_with_rank_counts; /**< Layers with counts from eplb_dispatch_register_rank_counts(). */
+  int32_t invalid_slot; /**< The slot that padding and ids out of range get, never 0. */
+  uint32_t num_shared_experts; /**< Fused shared experts. */
 } eplb_dispatch_info;
 /** An eplb_dispatch_info with every default. */
 #define EPLB_DISPATCH_INFO_INIT \
-  { sizeof(eplb_dispatch_info), 0, 0, 0, 0, 0, 0, 0, 0, 0, 0, 0, 0 }
+  { sizeof(eplb_dispatch_info), 0, 0, 0, 0, 0, 0, 0, 0, 0, 0, 0, 0, 0, 0 }
 
 /** Returns the device memory that a dispatch takes: equal for all placements with the same numbers of
  * experts, slots, ranks and layers. On EPLB_DEVICE_HOST the library takes 2 to 12 times as much beside it.
@@ -910,8 +929,8 @@ EPLB_API eplb_status eplb_dispatch_get_info(const eplb_dispatch *dispatch, eplb_
 EPLB_API eplb_status eplb_dispatch_register_rank_counts(eplb_dispatch *dispatch, int32_t layer,
     const void *rank_counts, eplb_dtype dtype);
 
-/** Routes the tokens of a layer to slots. Hot. Ids of padding and ids outside [0, num_experts) get slot
- * num_slots. A captured graph routes the same buffers at each replay, and reads num_valid anew.
+/** Routes the tokens of a layer to slots. Hot. Padding and ids out of range get invalid_slot. A captured
+ * graph routes the same buffers at each replay, and reads num_valid anew.
  *
  * \param dispatch    the dispatch
  * \param layer       the layer's number
@@ -929,8 +948,8 @@ EPLB_API eplb_status eplb_dispatch_route(const eplb_dispatch *dispatch, int32_t 
  * recorder of EPLB_ID_KIND_SLOT counts the slots instead of the experts.
  *
  * \param dispatch    the dispatch
- * \param recorder    of the same device, experts_per_token, and number of experts (or slots); required,
- *                    but may be off
+ * \param recorder    of the same device, experts_per_token, num_shared_experts, and number of experts (or
+ *                    slots); required, but may be off
  * \param layer       the layer's number in both
  * \param expert_ids  the router's choice
  * \param num_tokens  tokens including padding; at most 2^31 - 1 ids

@@ -193,6 +193,7 @@ struct recorder_config {
     std::uint32_t iter_bucket = 0;
     std::uint32_t iter_stride = 0;
     std::uint32_t added_counts = 0;
+    std::uint32_t num_shared_experts = 0;
 
     /// Sets iterations and path from the environment: eplb_recorder_config_from_env().
     returns<done> from_env() {
@@ -234,6 +235,7 @@ struct recorder_config {
         c.iter_bucket = iter_bucket;
         c.iter_stride = iter_stride;
         c.added_counts = added_counts;
+        c.num_shared_experts = num_shared_experts;
         return c;
     }
 };
@@ -527,6 +529,8 @@ struct dispatch_config {
     std::size_t workspace_bytes = 0;
     /// Routes no layer, as in a pipeline stage without experts. Requires that layer_ids is empty.
     bool no_layers = false;
+    std::int32_t invalid_slot = 0;
+    std::vector<std::int32_t> shared_slot_ids = {};
 
     eplb_dispatch_config c() const {
         static const std::int32_t none = 0;
@@ -544,6 +548,9 @@ struct dispatch_config {
         c.num_slots = num_slots;
         c.workspace = workspace;
         c.workspace_bytes = workspace_bytes;
+        c.invalid_slot = invalid_slot;
+        c.num_shared_experts = static_cast<std::uint32_t>(shared_slot_ids.size());
+        c.shared_slot_ids = shared_slot_ids.data();
         return c;
     }
 

@@ -415,7 +415,7 @@ EPLB_API eplb_status eplb_placement_expected_load(const eplb_placement *placemen
  *                          ignored
  * \param layer             the layer's number
  * \param expert_ids        in host memory: the tokens of rank 0, [rank_tokens[0]][experts_per_token], then
- *                          those of rank 1, and so on
+ *                          those of rank 1, and so on, without gaps
  * \param rank_tokens       tokens of each rank, at most 2^31 - 1 ids: [num_ranks]
  * \param with_rank_counts  nonzero: EPLB_RULE_LEAST_LOADED has the counts of all ranks
  * \param rank_loads        receives the ids that each rank gets: [num_ranks]

@@ -162,8 +162,8 @@ __device__ inline bool is_last_block(uint32_t *blocks_done) {
 
 /// Counts the block's ids, [first, end) of the valid ones. `block` has the first of them. Begins and ends
 /// with a barrier.
-template <class Id>
-__device__ void count_block(const eplb_route_arguments &args, uint32_t *counts, block_ids<Id> block,
+template <class Layout>
+__device__ void count_block(const eplb_route_arguments &args, uint32_t *counts, block_ids<Layout> block,
                             uint32_t first, uint32_t end) {
 #pragma unroll 1
     for (uint32_t bin = threadIdx.x; bin < args.num_experts; bin += blockDim.x) {
@@ -186,13 +186,13 @@ __device__ void count_block(const eplb_route_arguments &args, uint32_t *counts, 
     __syncthreads();
 }
 
-template <class Id> __device__ void least_loaded(const eplb_route_arguments &args) {
+template <class Layout> __device__ void least_loaded(const eplb_route_arguments &args) {
     const eplb_split_arguments &split = args.split;
     const uint32_t all = args.num_tokens * args.experts_per_token;
     const uint32_t first = blockIdx.x * split.ids_per_block;
     const uint32_t end = all - first < split.ids_per_block ? all : first + split.ids_per_block;
     // All loads are requested at once, since a small batch takes no longer than its loads.
-    block_ids<Id> block;
+    block_ids<Layout> block;
     block.load(args, first, all);
     const uint32_t valid_ids = num_valid_ids(args);
     route_tables tables;
@@ -266,5 +266,4 @@ template <class Id> __device__ void least_loaded(const eplb_route_arguments &arg
 
 // Blocks of threads, each of ids_per_block ids. With more than one block, the launch of phase 0 is followed
 // by the same with phase 1.
-EPLB_ROUTE_ENTRY(eplb_route_least_loaded_i32, least_loaded, int32_t, EPLB_ROUTE_THREADS)
-EPLB_ROUTE_ENTRY(eplb_route_least_loaded_i64, least_loaded, int64_t, EPLB_ROUTE_THREADS)
+EPLB_ROUTE_ENTRIES(least_loaded, EPLB_ROUTE_THREADS)

@@ -7,8 +7,8 @@
 
 namespace eplb {
 
-template <class Id> __device__ void nearest(const eplb_route_arguments &args) {
-    route_block<Id>(args, [](const route_tables &tables, uint32_t turn) {
+template <class Layout> __device__ void nearest(const eplb_route_arguments &args) {
+    route_block<Layout>(args, [](const route_tables &tables, uint32_t turn) {
         const uint32_t *shares = tables.shares;
         return [turn, shares](uint32_t, uint32_t start, uint32_t count, uint32_t position) {
             const uint32_t point = (position + turn) * golden_ratio;
@@ -24,5 +24,4 @@ template <class Id> __device__ void nearest(const eplb_route_arguments &args) {
 } // namespace eplb
 
 // A block of threads for each EPLB_ROUTE_BLOCK ids.
-EPLB_ROUTE_ENTRY(eplb_route_nearest_i32, nearest, int32_t, EPLB_ROUTE_THREADS)
-EPLB_ROUTE_ENTRY(eplb_route_nearest_i64, nearest, int64_t, EPLB_ROUTE_THREADS)
+EPLB_ROUTE_ENTRIES(nearest, EPLB_ROUTE_THREADS)

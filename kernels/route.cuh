@@ -10,6 +10,51 @@
 
 namespace eplb {
 
+/// Ids and slots of one type, without gaps between rows or shared experts.
+template <class T> struct plain_layout {
+    using id = T;
+    static constexpr bool is_plain = true;
+
+    __device__ static id load(const eplb_route_arguments &args, uint32_t index) {
+        return static_cast<const id *>(args.expert_ids)[index];
+    }
+    __device__ static void store(const eplb_route_arguments &args, uint32_t index, int32_t slot) {
+        static_cast<id *>(args.slot_ids)[index] = static_cast<id>(slot);
+    }
+    /// The slot of an id of a valid token that names no expert.
+    __device__ static int32_t slot_without_expert(const eplb_route_arguments &args, id) {
+        return args.invalid_slot;
+    }
+    /// Its bin when it is counted, of EPLB_OTHER_BINS.
+    __device__ static uint32_t other_bin(const eplb_route_arguments &, id id) { return id == T(-1); }
+};
+
+/// Ids and slots of any type and stride, with shared experts.
+struct general_layout {
+    using id = int32_t;
+    static constexpr bool is_plain = false;
+
+    __device__ static id load(const eplb_route_arguments &args, uint32_t index) {
+        return load_id(args.expert_ids, args.layout.ids_are_64_bits,
+                       place_of(index, args.experts_per_token, args.layout.ids_stride));
+    }
+    __device__ static void store(const eplb_route_arguments &args, uint32_t index, int32_t slot) {
+        const uint64_t at = place_of(index, args.experts_per_token, args.layout.slots_stride);
+        if (args.layout.slots_are_64_bits != 0) {
+            static_cast<int64_t *>(args.slot_ids)[at] = slot;
+        } else {
+            static_cast<int32_t *>(args.slot_ids)[at] = slot;
+        }
+    }
+    __device__ static int32_t slot_without_expert(const eplb_route_arguments &args, id id) {
+        const uint32_t shared = static_cast<uint32_t>(id) - args.num_experts;
+        return shared < args.layout.num_shared ? args.layout.shared_slots[shared] : args.invalid_slot;
+    }
+    __device__ static uint32_t other_bin(const eplb_route_arguments &args, id id) {
+        return other_bin_of(id, args.num_experts, args.layout.num_shared);
+    }
+};
+
 constexpr uint32_t route_warps = EPLB_ROUTE_THREADS / 32;
 constexpr uint32_t ids_per_thread = EPLB_ROUTE_BLOCK / EPLB_ROUTE_THREADS;
 constexpr uint32_t golden_ratio = 2654435769u;
@@ -91,7 +136,7 @@ struct route_counter {
         }
         if (args.shared_bins_at != EPLB_NO_ROOM) {
 #pragma unroll 1
-            for (uint32_t bin = threadIdx.x; bin < args.num_cells + 2; bin += blockDim.x) {
+            for (uint32_t bin = threadIdx.x; bin < args.num_cells + EPLB_OTHER_BINS; bin += blockDim.x) {
                 bins(args)[bin] = 0;
             }
         }
@@ -105,8 +150,7 @@ struct route_counter {
     __device__ void add_to_cell(const eplb_route_arguments &args, uint32_t cell, uint32_t more) const {
         const uint64_t at = row * args.row_stride + cell;
         if (cell >= args.num_cells) {
-            atomicAdd(cell == args.num_cells ? &args.totals->out_of_range : &args.totals->none,
-                      static_cast<unsigned long long>(more));
+            atomicAdd(other_total(args.totals, cell - args.num_cells), static_cast<unsigned long long>(more));
         } else if (args.cells_are_64_bits != 0) {
             atomicAdd(static_cast<unsigned long long *>(args.cells) + at,
                       static_cast<unsigned long long>(more));
@@ -115,14 +159,14 @@ struct route_counter {
         }
     }
 
-    /// Counts an id of a valid token. `bin` is num_experts where it names no expert. Behind the cells, a bin is
-    /// for ids out of range and one for those of -1.
-    template <class Id>
-    __device__ void add(const eplb_route_arguments &args, Id id, uint32_t bin, uint32_t slot) const {
+    /// Counts an id of a valid token. `bin` is num_experts where it names no expert.
+    template <class Layout>
+    __device__ void add(const eplb_route_arguments &args, typename Layout::id id, uint32_t bin,
+                        uint32_t slot) const {
         if (!on) {
             return;
         }
-        const uint32_t cell = bin == args.num_experts  ? args.num_cells + (id == Id(-1))
+        const uint32_t cell = bin == args.num_experts  ? args.num_cells + Layout::other_bin(args, id)
                               : args.counts_slots != 0 ? slot
                                                        : bin;
         if (args.shared_bins_at != EPLB_NO_ROOM) {
@@ -138,7 +182,7 @@ struct route_counter {
         }
         __syncthreads();
 #pragma unroll 1
-        for (uint32_t bin = threadIdx.x; bin < args.num_cells + 2; bin += blockDim.x) {
+        for (uint32_t bin = threadIdx.x; bin < args.num_cells + EPLB_OTHER_BINS; bin += blockDim.x) {
             if (bins(args)[bin] != 0) {
                 add_to_cell(args, bin, bins(args)[bin]);
             }
@@ -148,7 +192,8 @@ struct route_counter {
 
 /// A thread's `ids_per_thread` ids of a block, 32 apart. So each load of a warp is one line, and the ids of a
 /// warp are consecutive.
-template <class Id> struct block_ids {
+template <class Layout> struct block_ids {
+    using Id = typename Layout::id;
     uint32_t first;
     Id ids[ids_per_thread];
     uint32_t bins[ids_per_thread];
@@ -164,7 +209,7 @@ template <class Id> struct block_ids {
         first = start;
 #pragma unroll
         for (uint32_t i = 0; i < ids_per_thread; i++) {
-            ids[i] = index(i) < end ? static_cast<const Id *>(args.expert_ids)[index(i)] : Id(-1);
+            ids[i] = index(i) < end ? Layout::load(args, index(i)) : Id(-1);
         }
     }
 
@@ -254,9 +299,9 @@ template <class Id> struct block_ids {
 
 /// Writes the slots of a block's ids, and counts them. `pick` returns the replica of an expert with several
 /// slots, from the expert, its start in the table of slots, its replica count, and the id's position.
-template <class Id, class Pick>
+template <class Layout, class Pick>
 __device__ void write_slots(const eplb_route_arguments &args, const route_tables &tables,
-                            const block_ids<Id> &block, uint32_t end, uint32_t valid_ids,
+                            const block_ids<Layout> &block, uint32_t end, uint32_t valid_ids,
                             const route_counter &counter, Pick pick) {
     // All slots are looked up before any is written, since the compiler must assume that the tables alias the
     // slots.
@@ -264,31 +309,33 @@ __device__ void write_slots(const eplb_route_arguments &args, const route_tables
 #pragma unroll
     for (uint32_t i = 0; i < ids_per_thread; i++) {
         const uint32_t bin = block.bins[i];
-        slots[i] = args.num_slots;
+        slots[i] = static_cast<uint32_t>(args.invalid_slot);
         if (bin < args.num_experts) {
             const uint32_t start = tables.start[bin], count = tables.count[bin];
             const uint32_t replica = count == 1 ? 0 : pick(bin, start, count, block.positions[i]);
             slots[i] = tables.slots[start + replica];
+        } else if (!Layout::is_plain && block.index(i) < valid_ids) {
+            slots[i] = static_cast<uint32_t>(Layout::slot_without_expert(args, block.ids[i]));
         }
     }
 #pragma unroll
     for (uint32_t i = 0; i < ids_per_thread; i++) {
         const uint32_t index = block.index(i);
         if (index < end) {
-            static_cast<Id *>(args.slot_ids)[index] = static_cast<Id>(slots[i]);
+            Layout::store(args, index, static_cast<int32_t>(slots[i]));
         }
         if (index < valid_ids) {
-            counter.add(args, block.ids[i], block.bins[i], slots[i]);
+            counter.add<Layout>(args, block.ids[i], block.bins[i], slots[i]);
         }
     }
 }
 
 /// Routes one block of ids by one block of threads, by a rule that depends on an id's position. `rule`
 /// returns the `pick` of write_slots() for the tables and the block's turn.
-template <class Id, class Rule> __device__ void route_block(const eplb_route_arguments &args, Rule rule) {
+template <class Layout, class Rule> __device__ void route_block(const eplb_route_arguments &args, Rule rule) {
     const uint32_t all = args.num_tokens * args.experts_per_token;
     // All loads are requested at once, since a small batch takes no longer than its loads.
-    block_ids<Id> block;
+    block_ids<Layout> block;
     block.load(args, blockIdx.x * EPLB_ROUTE_BLOCK, all);
     const uint32_t valid_ids = num_valid_ids(args);
     block.clear_rows(args);
@@ -305,8 +352,12 @@ template <class Id, class Rule> __device__ void route_block(const eplb_route_arg
 
 } // namespace eplb
 
-// Each rule has an entry for each type of ids.
-#define EPLB_ROUTE_ENTRY(name, rule, Id, threads)                                                            \
+// Each rule has an entry for each layout.
+#define EPLB_ROUTE_ENTRY(name, rule, Layout, threads)                                                        \
     extern "C" __global__ void __launch_bounds__(threads, 1) name(const eplb_route_arguments args) {         \
-        eplb::rule<Id>(args);                                                                                \
+        eplb::rule<eplb::Layout>(args);                                                                      \
     }
+#define EPLB_ROUTE_ENTRIES(rule, threads)                                                                    \
+    EPLB_ROUTE_ENTRY(eplb_route_##rule##_i32, rule, plain_layout<int32_t>, threads)                          \
+    EPLB_ROUTE_ENTRY(eplb_route_##rule##_i64, rule, plain_layout<int64_t>, threads)                          \
+    EPLB_ROUTE_ENTRY(eplb_route_##rule##_general, rule, general_layout, threads)

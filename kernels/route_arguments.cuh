@@ -62,12 +62,23 @@ struct eplb_split_arguments {
     uint32_t shared_memory_at, shared_counts_at;
 };
 
+/// How ids and slots lie in memory, for the kernels that take any layout, and the shared experts.
+struct eplb_layout_arguments {
+    /// The slots of the experts from num_experts on, [num_shared].
+    const int32_t *shared_slots;
+    uint32_t num_shared;
+    /// Ids from one row to the next.
+    uint32_t ids_stride, slots_stride;
+    uint32_t ids_are_64_bits, slots_are_64_bits;
+    uint32_t unused;
+};
+
 /// One launch. src/dispatch/kernel.rs and src/dispatch/least_loaded/kernel.rs have the same structs. The
 /// arguments that every launch reads come first, in one line of the constant cache.
 struct eplb_route_arguments {
     /// [num_tokens][experts_per_token], aligned as its type.
     const void *expert_ids;
-    /// Same shape and type. May be the same array.
+    /// Same shape, and unless `layout` is used the same type. May be the same array.
     void *slot_ids;
     /// The number of valid tokens, clamped to [0, num_tokens]. NULL: all.
     const int32_t *num_valid;
@@ -77,7 +88,8 @@ struct eplb_route_arguments {
     uint32_t num_tokens;
     uint32_t experts_per_token;
     uint32_t num_experts;
-    uint32_t num_slots;
+    /// The slot of ids without an expert.
+    int32_t invalid_slot;
     uint32_t start_at;
     uint32_t slots_at;
     /// Words of the tables that are copied to shared memory, a multiple of 4.
@@ -101,9 +113,10 @@ struct eplb_route_arguments {
     uint32_t num_cells;
     uint32_t cells_are_64_bits;
     uint32_t counts_slots;
-    uint32_t unused;
+    uint32_t num_slots;
     eplb_split_arguments split;
+    eplb_layout_arguments layout;
 };
 
-static_assert(sizeof(eplb_split_arguments) == 120 && sizeof(eplb_route_arguments) == 248,
+static_assert(sizeof(eplb_split_arguments) == 120 && sizeof(eplb_route_arguments) == 280,
               "see src/dispatch/kernel.rs");

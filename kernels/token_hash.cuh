@@ -26,8 +26,9 @@ template <class Count> __device__ void count_each(longlong2 ids, longlong2 slots
     count(ids.y, slots.y, 1);
 }
 
-/// A thread takes as many ids as fit 16 bytes.
-template <class Id> __device__ void token_hash(const eplb_route_arguments &args) {
+/// A thread takes as many ids as fit 16 bytes, one by one where they are not one behind the other.
+template <class Layout> __device__ void token_hash(const eplb_route_arguments &args) {
+    using Id = typename Layout::id;
     using vector = typename id_traits<Id>::vector;
     constexpr uint32_t width = sizeof(vector) / sizeof(Id);
     const uint32_t all = args.num_tokens * args.experts_per_token;
@@ -35,6 +36,7 @@ template <class Id> __device__ void token_hash(const eplb_route_arguments &args)
     Id *slots = static_cast<Id *>(args.slot_ids);
     const uint32_t first = (blockIdx.x * blockDim.x + threadIdx.x) * width;
     const bool is_vector =
+        Layout::is_plain &&
         (reinterpret_cast<uintptr_t>(ids) | reinterpret_cast<uintptr_t>(slots)) % sizeof(vector) == 0 &&
         first + width <= all;
     vector these = {};
@@ -53,7 +55,8 @@ template <class Id> __device__ void token_hash(const eplb_route_arguments &args)
     const auto slot_of = [&](Id id, uint32_t i) {
         const uint32_t bin = first + i < valid_ids ? bin_of(id, args.num_experts) : args.num_experts;
         if (bin == args.num_experts) {
-            return static_cast<Id>(args.num_slots);
+            return static_cast<Id>(first + i < valid_ids ? Layout::slot_without_expert(args, id)
+                                                         : args.invalid_slot);
         }
         uint32_t row = token;
 #pragma unroll 1
@@ -66,7 +69,7 @@ template <class Id> __device__ void token_hash(const eplb_route_arguments &args)
     };
     const auto count = [&](Id id, Id slot, uint32_t i) {
         if (first + i < valid_ids) {
-            counter.add(args, id, bin_of(id, args.num_experts), static_cast<uint32_t>(slot));
+            counter.add<Layout>(args, id, bin_of(id, args.num_experts), static_cast<uint32_t>(slot));
         }
     };
     if (is_vector) {
@@ -78,8 +81,8 @@ template <class Id> __device__ void token_hash(const eplb_route_arguments &args)
     } else {
 #pragma unroll 1
         for (uint32_t i = 0; i < width && first + i < all; i++) {
-            const Id id = ids[first + i], slot = slot_of(id, i);
-            slots[first + i] = slot;
+            const Id id = Layout::load(args, first + i), slot = slot_of(id, i);
+            Layout::store(args, first + i, static_cast<int32_t>(slot));
             count(id, slot, i);
         }
     }
@@ -89,5 +92,4 @@ template <class Id> __device__ void token_hash(const eplb_route_arguments &args)
 } // namespace eplb
 
 // A block of threads for as many ids as fit 16 bytes a thread.
-EPLB_ROUTE_ENTRY(eplb_route_token_hash_i32, token_hash, int32_t, EPLB_HASH_THREADS)
-EPLB_ROUTE_ENTRY(eplb_route_token_hash_i64, token_hash, int64_t, EPLB_HASH_THREADS)
+EPLB_ROUTE_ENTRIES(token_hash, EPLB_HASH_THREADS)

@@ -145,6 +145,7 @@ struct layer_memory {
         args.table_words = tables.size();
         args.num_experts = layer.num_experts;
         args.num_slots = static_cast<uint32_t>(layer.experts.size());
+        args.invalid_slot = static_cast<int32_t>(args.num_slots);
         eplb_split_arguments &split = args.split;
         split.holder_rank_at = tables.add(holder_rank);
         split.holder_place_at = tables.add(holder_place);
@@ -240,7 +241,7 @@ TEST(RouteKernels, GiveTheSameSlotsInAnyOrderOfThreads) {
             args.table_words = memory.tables.size();
         }
         args.shared_tables_at = take(args.table_words);
-        args.shared_bins_at = take(args.num_cells + 2);
+        args.shared_bins_at = take(args.num_cells + EPLB_OTHER_BINS);
         args.split.shared_counts_at = take((layer.num_experts + 3) / 4 * 4 + args.num_slots);
         args.split.shared_memory_at = take(memory.memory_words(layer));
         const auto blocks_of = [&](size_t per_block) {
@@ -288,5 +289,125 @@ TEST(RouteKernels, GiveTheSameSlotsInAnyOrderOfThreads) {
             expect(least_loaded(layer, ids, valid_ids));
             EXPECT_EQ(memory.blocks_done[0], 0u);
         }
+    }
+}
+
+/// Routes by the kernels for any layout, and counts in the same pass.
+template <class Id, class Slot> void route_general(uint64_t seed) {
+    std::mt19937_64 random(seed);
+    const auto layer = a_placement(random);
+    layer_memory memory(layer);
+    const uint32_t rank = static_cast<uint32_t>(random() % layer.num_ranks);
+    const std::vector<int32_t> nodes(layer.num_ranks);
+    memory.share(layer, rank, nodes);
+    const uint32_t tokens = 1 + static_cast<uint32_t>(random() % 900), num_shared = random() % 3;
+    const auto num_experts = static_cast<int64_t>(layer.num_experts);
+    // Shared experts are behind the placement's slots, and -1 is the slot of ids without an expert.
+    const std::vector<int32_t> shared = {static_cast<int32_t>(layer.num_slots()) + 5,
+                                         static_cast<int32_t>(layer.num_slots())};
+    std::vector<int64_t> ids(tokens * choices);
+    for (int64_t &id : ids) {
+        const int64_t far[] = {INT64_MIN, INT64_MAX, (int64_t(1) << 32) - 1, int64_t(1) << 32};
+        id = static_cast<int64_t>(random() % (layer.num_experts + 5)) - 2;
+        if (sizeof(Id) == 8 && random() % 20 == 0) {
+            id = far[random() % 4];
+        }
+    }
+    const int32_t valid = static_cast<int32_t>(random() % (tokens + 1));
+    const size_t valid_ids = static_cast<size_t>(valid) * choices;
+    const uint32_t ids_gap = random() % 4, slots_gap = random() % 4;
+    const size_t ids_stride = choices + ids_gap, slots_stride = choices + slots_gap;
+    std::vector<Id> given((tokens - 1) * ids_stride + choices, 0);
+    std::vector<Slot> slots((tokens - 1) * slots_stride + choices, 77);
+    for (size_t i = 0; i < ids.size(); i++) {
+        given[i / choices * ids_stride + i % choices] = static_cast<Id>(ids[i]);
+    }
+    auto args = memory.arguments(layer);
+    args.expert_ids = given.data();
+    args.slot_ids = slots.data();
+    args.num_valid = &valid;
+    args.num_tokens = tokens;
+    args.experts_per_token = choices;
+    args.offset = rank;
+    args.invalid_slot = -1;
+    args.layout.shared_slots = shared.data();
+    args.layout.num_shared = num_shared;
+    args.layout.ids_stride = static_cast<uint32_t>(ids_stride);
+    args.layout.slots_stride = static_cast<uint32_t>(slots_stride);
+    args.layout.ids_are_64_bits = sizeof(Id) == 8;
+    args.layout.slots_are_64_bits = sizeof(Slot) == 8;
+    const uint32_t row = 0;
+    const bool counts_slots = random() % 2 == 0;
+    std::vector<unsigned long long> cells(counts_slots ? layer.experts.size() : layer.num_experts);
+    eplb_count_totals totals = {};
+    args.row = &row;
+    args.cells = cells.data();
+    args.cells_are_64_bits = 1;
+    args.totals = &totals;
+    args.num_cells = static_cast<uint32_t>(cells.size());
+    args.counts_slots = counts_slots;
+    args.shared_rows_at = args.shared_tables_at = args.split.shared_counts_at = EPLB_NO_ROOM;
+    args.split.shared_memory_at = EPLB_NO_ROOM;
+    args.shared_bins_at = random() % 2 == 0 ? 0 : EPLB_NO_ROOM;
+    const size_t shared_bytes = (args.num_cells + EPLB_OTHER_BINS) * sizeof(uint32_t);
+    const auto launch = [&](void (*kernel)(eplb_route_arguments), size_t per_block, unsigned threads) {
+        emulation::options options;
+        options.seed = seed;
+        emulation::launch(
+            {static_cast<unsigned>((ids.size() + per_block - 1) / per_block)}, {threads}, shared_bytes,
+            [&] { kernel(args); }, options);
+    };
+    // `routed` has slot num_slots for all that the rule does not serve.
+    const auto expect = [&](const char *rule, const std::vector<int64_t> &routed) {
+        std::vector<Slot> expected(slots.size(), 77);
+        std::vector<unsigned long long> counts(cells.size());
+        eplb_count_totals sums = {};
+        for (size_t i = 0; i < ids.size(); i++) {
+            int64_t slot = routed[i];
+            if (i >= valid_ids) {
+                sums.padding++;
+                slot = -1;
+            } else if (slot != layer.num_slots()) {
+                counts[static_cast<size_t>(counts_slots ? slot : ids[i])]++;
+            } else if (ids[i] >= num_experts && ids[i] < num_experts + num_shared) {
+                sums.shared++;
+                slot = shared[static_cast<size_t>(ids[i] - num_experts)];
+            } else {
+                (ids[i] == -1 ? sums.none : sums.out_of_range)++;
+                slot = -1;
+            }
+            expected[i / choices * slots_stride + i % choices] = static_cast<Slot>(slot);
+        }
+        EXPECT_EQ(slots, expected) << rule << ", seed " << seed;
+        EXPECT_EQ(cells, counts) << rule << ", seed " << seed;
+        EXPECT_EQ(totals.ids, valid_ids);
+        EXPECT_EQ(totals.padding, sums.padding);
+        EXPECT_EQ(totals.none, sums.none);
+        EXPECT_EQ(totals.shared, sums.shared);
+        EXPECT_EQ(totals.out_of_range, sums.out_of_range);
+        std::fill(cells.begin(), cells.end(), 0);
+        std::fill(slots.begin(), slots.end(), 77);
+        totals = {};
+    };
+    launch(eplb_route_round_robin_general, EPLB_ROUTE_BLOCK, EPLB_ROUTE_THREADS);
+    expect("round robin", round_robin(layer, ids, valid_ids, rank));
+    launch(eplb_route_nearest_general, EPLB_ROUTE_BLOCK, EPLB_ROUTE_THREADS);
+    expect("nearest", nearest(layer, ids, valid_ids, rank, nodes));
+    launch(eplb_route_token_hash_general, EPLB_HASH_THREADS * 4, EPLB_HASH_THREADS);
+    expect("token hash", token_hash(layer, ids, valid_ids, choices));
+    for (args.split.phase = 0; args.split.phase < (ids.size() > EPLB_ROUTE_BLOCK ? 2u : 1u);
+         args.split.phase++) {
+        launch(eplb_route_least_loaded_general, EPLB_ROUTE_BLOCK, EPLB_ROUTE_THREADS);
+    }
+    expect("least loaded", least_loaded(layer, ids, valid_ids));
+}
+
+TEST(RouteKernels, RouteAnyStrideAndTypeAndServeSharedExperts) {
+    const uint64_t seeds = emulation::under_valgrind() ? 2 : 12;
+    for (uint64_t seed = 0; seed < seeds; seed++) {
+        route_general<int32_t, int32_t>(seed);
+        route_general<int32_t, int64_t>(seed + 100);
+        route_general<int64_t, int32_t>(seed + 200);
+        route_general<int64_t, int64_t>(seed + 300);
     }
 }

@@ -28,6 +28,8 @@ fuzz_target!(|input: (u8, u8, u8, u8, bool, i8, Vec<u8>, Vec<i64>)| {
         offset_by_rank: in_place,
         max_replicas: 0,
         place: Place::Host,
+        invalid_slot: 0,
+        shared_slots: &[],
     };
     let dispatch = Dispatch::create(&placement, &config, None).unwrap();
     let tokens = ids.len() / choices as usize;

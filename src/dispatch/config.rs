@@ -4,7 +4,7 @@ use super::rule::Rule;
 use super::tables::LayerTables;
 use crate::device::Place;
 use crate::error::{Error, Result};
-use crate::placement::Placement;
+use crate::placement::{NO_EXPERT, Placement, Shape};
 
 /// How a placement is served.
 #[derive(Debug, Clone, Copy)]
@@ -25,12 +25,21 @@ pub struct DispatchConfig<'a> {
     pub max_replicas: usize,
     /// The device of ids, slots and tables.
     pub place: Place,
+    /// The slot of padding and invalid ids. 0: the number of slots.
+    pub invalid_slot: i32,
+    /// The slots of the fused shared experts, whose ids follow those of the placement's experts.
+    pub shared_slots: &'a [i32],
 }
 
 impl DispatchConfig<'_> {
     /// The layers to route.
     pub(super) fn layers<'a>(&'a self, placement: &'a Placement) -> &'a [u32] {
         self.layers.unwrap_or(placement.layers())
+    }
+
+    /// The slot of padding and invalid ids.
+    pub(super) fn invalid_slot(&self, shape: Shape) -> i32 {
+        if self.invalid_slot == 0 { shape.num_slots() as i32 } else { self.invalid_slot }
     }
 
     /// What the rule adds to a block's index.
@@ -47,11 +56,33 @@ pub(super) fn check(placement: &Placement, config: &DispatchConfig) -> Result<()
     if config.rank >= num_ranks {
         return refuse(format!("rank is {}, the placement has {num_ranks} ranks", config.rank));
     }
-    if config.experts_per_token == 0 || config.experts_per_token > num_experts {
+    let num_shared = config.shared_slots.len();
+    if config.experts_per_token == 0 || config.experts_per_token > num_experts + num_shared {
+        let shared =
+            if num_shared == 0 { String::new() } else { format!(" and the {num_shared} shared ones") };
         return refuse(format!(
-            "experts_per_token is {}, 1 to the {num_experts} experts of the placement expected",
+            "experts_per_token is {}, 1 to the {num_experts} experts of the placement{shared} expected",
             config.experts_per_token
         ));
+    }
+    if (1..shape.num_slots() as i32).contains(&config.invalid_slot) {
+        return refuse(format!(
+            "invalid_slot is {0}, and slot {0} is one of rank {1}: a negative one, 0 for the default, or one from {2} on expected",
+            config.invalid_slot,
+            shape.rank_of(config.invalid_slot as usize),
+            shape.num_slots()
+        ));
+    }
+    let invalid = config.invalid_slot(shape);
+    for (place, &slot) in config.shared_slots.iter().enumerate() {
+        if slot < 0 {
+            return refuse(format!("shared_slot_ids[{place}] is {slot}: a slot expected"));
+        }
+        if slot == invalid {
+            return refuse(format!(
+                "shared_slot_ids[{place}] is {slot}, the slot of ids without an expert: set invalid_slot to another one"
+            ));
+        }
     }
     if let Some(nodes) = config.rank_to_node.filter(|nodes| nodes.len() != num_ranks) {
         return refuse(format!("rank_to_node has {} ranks, the placement {num_ranks}", nodes.len()));
@@ -71,6 +102,15 @@ pub(super) fn check(placement: &Placement, config: &DispatchConfig) -> Result<()
     }
     for &layer in layers {
         let experts = placement.layer_experts(layer)?;
+        for (place, &slot) in config.shared_slots.iter().enumerate() {
+            let held = experts.get(slot as usize).filter(|&&expert| expert != NO_EXPERT);
+            if let Some(expert) = held {
+                return refuse(format!(
+                    "shared_slot_ids[{place}] is {slot}, and slot {slot} of layer {layer} holds expert {expert}: an empty slot, or \
+                     one that the placement does not have, expected"
+                ));
+            }
+        }
         if config.max_replicas != 0 {
             let counts = LayerTables::new(shape, experts).replica_count;
             if let Some(expert) = counts.iter().position(|&count| count as usize > config.max_replicas) {

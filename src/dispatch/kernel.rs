@@ -8,7 +8,7 @@ use super::{DispatchConfig, nearest, round_robin, token_hash};
 use crate::device::{Cuda, Grid, IdType, Kernel, Memory, Part, Stream};
 use crate::error::Result;
 use crate::placement::Shape;
-use crate::stats::{BatchCount, CellType};
+use crate::stats::{BatchCount, CellType, OTHER_BINS};
 
 /// Threads of a block by the rules that use the position of an id: `EPLB_ROUTE_THREADS` of the kernels.
 const THREADS: u32 = 512;
@@ -30,7 +30,7 @@ pub(super) struct Arguments {
     num_tokens: u32,
     experts_per_token: u32,
     pub num_experts: u32,
-    pub num_slots: u32,
+    invalid_slot: i32,
     start_at: u32,
     slots_at: u32,
     pub table_words: u32,
@@ -46,12 +46,26 @@ pub(super) struct Arguments {
     num_cells: u32,
     cells_are_64_bits: u32,
     counts_slots: u32,
-    unused: u32,
+    pub num_slots: u32,
     pub split: SplitArguments,
+    layout: LayoutArguments,
+}
+
+/// `eplb_layout_arguments` of kernels/route_arguments.cuh.
+#[repr(C)]
+#[derive(Debug, Clone, Copy, Default)]
+struct LayoutArguments {
+    shared_slots: u64,
+    num_shared: u32,
+    ids_stride: u32,
+    slots_stride: u32,
+    ids_are_64_bits: u32,
+    slots_are_64_bits: u32,
+    unused: u32,
 }
 
 const _: () = assert!(
-    size_of::<SplitArguments>() == 120 && size_of::<Arguments>() == 248,
+    size_of::<SplitArguments>() == 120 && size_of::<Arguments>() == 280,
     "see kernels/route_arguments.cuh"
 );
 
@@ -77,13 +91,13 @@ pub(super) struct KernelRouter {
 }
 
 impl KernelRouter {
-    /// Routes by the tables of a layer in `memory`.
+    /// Routes by the tables of a layer in `memory`. `shared` has the slots of the shared experts.
     pub fn new(
         cuda: &Cuda,
         shape: Shape,
         config: &DispatchConfig,
         memory: &Memory,
-        parts: &TableParts,
+        (parts, shared): (&TableParts, Part),
     ) -> Self {
         let first = parts.replica_count;
         let last = parts.shares.unwrap_or(parts.replica_slots);
@@ -96,7 +110,7 @@ impl KernelRouter {
             num_tokens: 0,
             experts_per_token: 0,
             num_experts: shape.num_experts() as u32,
-            num_slots: shape.num_slots() as u32,
+            invalid_slot: config.invalid_slot(shape),
             start_at: words_between(first, parts.replica_start),
             slots_at: words_between(first, parts.replica_slots),
             table_words: words_through(first, last),
@@ -112,10 +126,15 @@ impl KernelRouter {
             num_cells: 0,
             cells_are_64_bits: 0,
             counts_slots: 0,
-            unused: 0,
+            num_slots: shape.num_slots() as u32,
             split: split.map_or_else(SplitArguments::default, |split| {
                 SplitArguments::new(split, first, shape, config.rank, memory)
             }),
+            layout: LayoutArguments {
+                shared_slots: memory.at(shared),
+                num_shared: config.shared_slots.len() as u32,
+                ..LayoutArguments::default()
+            },
         };
         let all_table_words = words_through(first, split.map_or(last, |split| split.rank_holders));
         KernelRouter { cuda: cuda.clone(), rule: config.rule, arguments, all_table_words }
@@ -152,8 +171,16 @@ impl KernelRouter {
             arguments.cells_are_64_bits = u32::from(target.cell_type == CellType::U64);
             arguments.counts_slots = u32::from(counts_slots);
         }
-        let id_type = routing.ids().kind();
-        let call = Call { router: self, id_type, arguments, shared_words: 0, stream };
+        let layout = &mut arguments.layout;
+        let is_plain = routing.is_plain() && layout.num_shared == 0;
+        if !is_plain {
+            layout.ids_stride = routing.ids().stride(arguments.experts_per_token);
+            layout.slots_stride = routing.slots().stride(arguments.experts_per_token);
+            layout.ids_are_64_bits = u32::from(routing.ids().kind() == IdType::Int64);
+            layout.slots_are_64_bits = u32::from(routing.slots().kind() == IdType::Int64);
+        }
+        let plain_type = is_plain.then_some(routing.ids().kind());
+        let call = Call { router: self, plain_type, arguments, shared_words: 0, stream };
         match self.rule {
             Rule::RoundRobin => round_robin::launch(call),
             Rule::TokenHash => token_hash::launch(call),
@@ -163,19 +190,22 @@ impl KernelRouter {
     }
 }
 
-/// A rule's kernels, by the type of the ids.
+/// A rule's kernels, by the layout of ids and slots.
 #[derive(Debug, Clone, Copy)]
 pub(super) struct Kernels {
-    /// For 32-bit ids.
+    /// For 32-bit ids without gaps, and slots like them.
     pub int32: Kernel,
-    /// For 64-bit ids.
+    /// For such 64-bit ids.
     pub int64: Kernel,
+    /// For any type and stride, and shared experts.
+    pub general: Kernel,
 }
 
 /// One call of a rule's kernels. Parts are placed in shared memory first, most useful part first.
 pub(super) struct Call<'a> {
     router: &'a KernelRouter,
-    id_type: IdType,
+    /// The type of ids and slots. `None`: they need the general kernel.
+    plain_type: Option<IdType>,
     /// The arguments of the next launch.
     pub arguments: Arguments,
     shared_words: usize,
@@ -188,9 +218,9 @@ impl Call<'_> {
         u64::from(self.arguments.num_tokens) * u64::from(self.arguments.experts_per_token)
     }
 
-    /// The type of the ids.
-    pub fn id_type(&self) -> IdType {
-        self.id_type
+    /// Ids that a thread takes at once: as many as fit one load.
+    pub fn ids_at_once(&self) -> usize {
+        16 / self.plain_type.unwrap_or(IdType::Int32).size()
     }
 
     /// Words of the tables that every rule has.
@@ -227,15 +257,16 @@ impl Call<'_> {
     /// Places the bins for counting.
     pub fn place_bins(&mut self) {
         if self.arguments.row != 0 {
-            self.arguments.shared_bins_at = self.place(self.arguments.num_cells as usize + 1);
+            self.arguments.shared_bins_at = self.place(self.arguments.num_cells as usize + OTHER_BINS);
         }
     }
 
     /// Launches one of the kernels with the arguments as they are.
     pub fn launch(&self, kernels: Kernels, blocks: u64, threads: u32) -> Result<()> {
-        let kernel = match self.id_type {
-            IdType::Int32 => kernels.int32,
-            IdType::Int64 => kernels.int64,
+        let kernel = match self.plain_type {
+            Some(IdType::Int32) => kernels.int32,
+            Some(IdType::Int64) => kernels.int64,
+            None => kernels.general,
         };
         let grid = Grid { blocks: blocks as u32, threads, shared_bytes: self.shared_words as u32 * 4 };
         // SAFETY: the routing kernels take these arguments. Ids, slots, counts and tables are on the device, by the promises of

@@ -34,6 +34,8 @@ pub(super) struct Layout {
     max_replicas: usize,
     /// Bytes from a layer to the next.
     stride: usize,
+    /// The slots of the shared experts, after the layers.
+    shared: Part,
     bytes: usize,
 }
 
@@ -57,17 +59,24 @@ impl Layout {
             has_split: config.rule == Rule::LeastLoaded && config.place != Place::Host,
             max_replicas: config.max_replicas,
             stride: 0,
+            shared: Part { start: 0, bytes: 0 },
             bytes: 0,
         };
         let mut space = Space { end: 0 };
         layout.layer_from(&mut space)?;
         layout.stride = space.end;
-        layout.bytes = space
-            .end
-            .checked_mul(num_layers)
-            .filter(|&bytes| bytes <= isize::MAX as usize)
-            .ok_or_else(too_large)?;
+        space.end = space.end.checked_mul(num_layers).ok_or_else(too_large)?;
+        layout.shared = space.words(config.shared_slots.len(), 1)?;
+        layout.bytes = space.end;
+        if layout.bytes > isize::MAX as usize {
+            return Err(too_large());
+        }
         Ok(layout)
+    }
+
+    /// The slots of the shared experts.
+    pub fn shared(&self) -> Part {
+        self.shared
     }
 
     /// Bytes of the workspace.

@@ -32,10 +32,10 @@ use self::kernel::KernelRouter;
 use self::layout::Layout;
 use self::rule_tables::RuleTables;
 use self::tables::LayerTables;
-use crate::device::{Access, Device, Ids, Memory, Part, Stream};
+use crate::device::{Access, Device, Memory, Part, Stream};
 use crate::error::{Error, Result};
 use crate::placement::{Placement, Shape};
-use crate::stats::{BatchCount, Recorder};
+use crate::stats::{BatchCount, Recorder, Source};
 
 /// The purpose of the memory, in errors.
 const TABLES: &str = "the dispatch tables";
@@ -52,6 +52,8 @@ pub struct Dispatch {
     rank: usize,
     experts_per_token: usize,
     max_replicas: usize,
+    invalid_slot: i32,
+    num_shared: usize,
     /// The layers by number, ascending.
     layers: Vec<(u32, Layer)>,
     /// The process that created the dispatch. After fork(), the device is the parent's.
@@ -123,12 +125,14 @@ impl Dispatch {
                 router: match &device {
                     Device::Host => Router::Host(Mutex::new(HostRouter::new(shape, tables, rule, config))),
                     Device::Cuda(cuda) => {
-                        Router::Cuda(KernelRouter::new(cuda, shape, config, &memory, &parts))
+                        let parts = (&parts, layout.shared());
+                        Router::Cuda(KernelRouter::new(cuda, shape, config, &memory, parts))
                     }
                 },
             };
             layers.push((number, layer));
         }
+        image.write(layout.shared(), config.shared_slots.iter().map(|&slot| slot as u32));
         device.write(&memory, Part { start: 0, bytes: layout.bytes() }, image.words())?;
         Ok(Dispatch {
             device,
@@ -140,6 +144,8 @@ impl Dispatch {
             rank: config.rank,
             experts_per_token: config.experts_per_token,
             max_replicas: config.max_replicas,
+            invalid_slot: config.invalid_slot(shape),
+            num_shared: config.shared_slots.len(),
             layers,
             process: std::process::id(),
         })
@@ -158,6 +164,16 @@ impl Dispatch {
     /// The width of the dense map.
     pub fn max_replicas(&self) -> usize {
         self.max_replicas
+    }
+
+    /// The slot of padding and invalid ids.
+    pub fn invalid_slot(&self) -> i32 {
+        self.invalid_slot
+    }
+
+    /// Fused shared experts.
+    pub fn num_shared(&self) -> usize {
+        self.num_shared
     }
 
     /// Which replica serves a token.
@@ -226,10 +242,15 @@ impl Dispatch {
         let number = layer;
         let layer = self.layer(layer)?;
         let counts_slots = recorder.counts_slots();
-        let counted_ids: Ids = if counts_slots { routing.slots() } else { *routing.ids() };
+        let counted_ids = if counts_slots { routing.slots() } else { routing.ids() };
         let cells = if counts_slots { self.shape.num_slots() } else { self.shape.num_experts() };
-        let sizes = (&self.device, cells, self.experts_per_token);
-        recorder.count_fused(number, (&counted_ids, routing.num_tokens()), sizes, stream, |count| {
+        let source = Source {
+            device: &self.device,
+            num_experts: cells,
+            experts_per_token: self.experts_per_token,
+            num_shared: self.num_shared,
+        };
+        recorder.count_fused(number, (counted_ids, routing.num_tokens()), &source, stream, |count| {
             self.route_layer(layer, routing, count.map(|count| (count, counts_slots)), stream)
         })
     }
@@ -250,19 +271,11 @@ impl Dispatch {
                 if let Some((count, false)) = count {
                     count.run(&self.device, stream)?;
                 }
-                let none = match count {
-                    // SAFETY: the ids are on the host, by the promise of the value's maker.
-                    Some((_, true)) => unsafe { routing.count_none() },
-                    _ => 0,
-                };
                 // SAFETY: counts of all ranks and experts, on the host, by the promise of the value's maker.
                 let rank_counts = rank_counts.map(|counts| move |index| unsafe { counts.get_on_host(index) });
-                // SAFETY: ids and slots are on the host, by the promise of the value's maker.
-                unsafe { lock(router).run(routing, rank_counts) };
-                if let Some((count, true)) = count {
-                    // SAFETY: as above; the recorder's lock keeps calls apart.
-                    unsafe { count.run_on_slots(none) };
-                }
+                let slot_count = count.filter(|&(_, counts_slots)| counts_slots).map(|(count, _)| count);
+                // SAFETY: ids and slots are on the host, by the promise of the value's maker. The recorder's lock keeps calls apart.
+                unsafe { lock(router).run(routing, rank_counts, slot_count) };
                 Ok(())
             }
         }

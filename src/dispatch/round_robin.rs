@@ -8,7 +8,11 @@ use crate::error::Result;
 use crate::placement::Shape;
 
 /// The rule's kernels, in kernels/round_robin.cuh.
-const KERNELS: Kernels = Kernels { int32: Kernel::RoundRobinI32, int64: Kernel::RoundRobinI64 };
+const KERNELS: Kernels = Kernels {
+    int32: Kernel::RoundRobinI32,
+    int64: Kernel::RoundRobinI64,
+    general: Kernel::RoundRobinGeneral,
+};
 
 /// Launches the rule's kernel.
 pub(super) fn launch(call: Call<'_>) -> Result<()> {
@@ -46,22 +50,33 @@ impl RoundRobin {
 
     /// Replaces ids by their slots.
     pub fn route<I: Id>(&mut self, ids: &mut [I], tables: &LayerTables) {
-        let Self { offset, replicated, after, next, first } = self;
-        for (first, &expert) in first.iter_mut().zip(&*replicated) {
+        self.begin(tables);
+        for block in ids.chunks_mut(BLOCK_IDS) {
+            self.route_block(block);
+        }
+    }
+
+    /// Begins a batch, of blocks by [`RoundRobin::route_block`].
+    pub fn begin(&mut self, tables: &LayerTables) {
+        for (first, &expert) in self.first.iter_mut().zip(&self.replicated) {
             let slots = tables.slots_of(expert as usize);
-            *first = slots[*offset as usize % slots.len()];
+            *first = slots[self.offset as usize % slots.len()];
+        }
+    }
+
+    /// Replaces the ids of the next block by their slots.
+    #[inline(always)]
+    pub fn route_block<I: Id>(&mut self, ids: &mut [I]) {
+        let Self { replicated, after, next, first, .. } = self;
+        for (first, &expert) in first.iter_mut().zip(&*replicated) {
+            next[expert as usize] = *first;
+            *first = after[*first as usize];
         }
         let num_experts = next.len() - 1;
-        for block in ids.chunks_mut(BLOCK_IDS) {
-            for (first, &expert) in first.iter_mut().zip(&*replicated) {
-                next[expert as usize] = *first;
-                *first = after[*first as usize];
-            }
-            for id in block {
-                let next = &mut next[id.bin(num_experts)];
-                *id = I::of_slot(*next);
-                *next = after[*next as usize];
-            }
+        for id in ids {
+            let next = &mut next[id.bin(num_experts)];
+            *id = I::of_slot(*next);
+            *next = after[*next as usize];
         }
     }
 }

@@ -8,17 +8,17 @@ use crate::stats::BatchCount;
 #[derive(Debug, Clone, Copy)]
 pub struct Routing {
     ids: Ids,
-    slots: u64,
+    slots: Ids,
     num_tokens: u32,
     experts_per_token: u32,
 }
 
 impl Routing {
-    /// Routes `num_tokens` tokens of `experts_per_token` ids. `slots` is the address of as many slot ids of the ids' type.
+    /// Routes `num_tokens` tokens of `experts_per_token` ids to as many slot ids.
     ///
     /// # Safety
     /// As for [`Ids::at`]. Whenever work that was given this value runs, `slots` is memory of its device that nobody else uses.
-    pub unsafe fn at(ids: Ids, slots: u64, num_tokens: u32, experts_per_token: u32) -> Result<Self> {
+    pub unsafe fn at(ids: Ids, slots: Ids, num_tokens: u32, experts_per_token: u32) -> Result<Self> {
         let refuse = |what: String| Err(Error::InvalidArgument(what));
         let num_ids = u64::from(num_tokens) * u64::from(experts_per_token);
         if i32::try_from(num_ids).is_err() {
@@ -27,17 +27,45 @@ impl Routing {
                 i32::MAX
             ));
         }
-        if slots == 0 && num_ids != 0 {
+        for (name, array) in [("expert_ids", &ids), ("slot_ids", &slots)] {
+            array.check_stride(experts_per_token, name)?;
+        }
+        if slots.address() == 0 && num_ids != 0 {
             return refuse("slot_ids->data is NULL".to_owned());
         }
-        if !slots.is_multiple_of(ids.kind().size() as u64) {
-            return refuse(format!("slot_ids is not aligned to its {} bytes", ids.kind().size()));
+        if !slots.address().is_multiple_of(slots.kind().size() as u64) {
+            return refuse(format!("slot_ids is not aligned to its {} bytes", slots.kind().size()));
         }
-        let bytes = num_ids * ids.kind().size() as u64;
-        if slots != ids.address() && slots.abs_diff(ids.address()) < bytes {
+        let [of_ids, of_slots] = [&ids, &slots].map(|array| array.extent(num_tokens, experts_per_token));
+        let end = |start: u64, bytes: u64| start.saturating_add(bytes);
+        let apart =
+            end(ids.address(), of_ids) <= slots.address() || end(slots.address(), of_slots) <= ids.address();
+        if slots.address() != ids.address() && !apart {
             return refuse("slot_ids overlaps expert_ids: pass the same array, or separate ones".to_owned());
         }
-        Ok(Routing { ids, slots, num_tokens, experts_per_token })
+        let stride = |array: &Ids| array.stride(experts_per_token);
+        if !apart && (slots.kind(), stride(&slots)) != (ids.kind(), stride(&ids)) {
+            return refuse(
+                "slot_ids is expert_ids with another dtype or row_stride: pass equal ones, or separate arrays".to_owned(),
+            );
+        }
+        Ok(Routing { ids, slots: slots.with_valid_of(&ids), num_tokens, experts_per_token })
+    }
+
+    /// Whether ids and slots are of one type, and without gaps between rows.
+    pub(super) fn is_plain(&self) -> bool {
+        let is_dense = |array: &Ids| array.are_dense(self.num_tokens, self.experts_per_token);
+        self.ids.kind() == self.slots.kind() && is_dense(&self.ids) && is_dense(&self.slots)
+    }
+
+    /// The ids of valid tokens.
+    ///
+    /// # Safety
+    /// The number of valid tokens is in host memory.
+    pub(super) unsafe fn valid_ids_on_host(&self) -> usize {
+        // SAFETY: the caller's promise.
+        let tokens = unsafe { self.ids.valid_tokens_on_host(self.num_tokens) };
+        tokens as usize * self.experts_per_token as usize
     }
 
     /// The expert ids.
@@ -46,8 +74,8 @@ impl Routing {
     }
 
     /// The slot ids, valid after routing.
-    pub(super) fn slots(&self) -> Ids {
-        self.ids.with_address(self.slots)
+    pub(super) fn slots(&self) -> &Ids {
+        &self.slots
     }
 
     /// The number of tokens, padding included.
@@ -77,16 +105,16 @@ impl Routing {
     /// Copies the ids to where their slots go, unless they are there. Returns them, and how many are of valid tokens.
     ///
     /// # Safety
-    /// There are ids. They are of type `I` and, as their slots, in host memory that nobody else uses while `'a` lasts.
+    /// There are ids, and [`Routing::is_plain`]. They are of type `I` and, as their slots, in host memory that nobody else uses
+    /// while `'a` lasts.
     pub(super) unsafe fn copied_ids_on_host<'a, I: Id>(&self) -> (&'a mut [I], usize) {
-        let (to, num_ids) = (self.slots as *mut I, self.num_ids());
+        let (to, num_ids) = (self.slots.address() as *mut I, self.num_ids());
         // SAFETY: as many ids and slots, the same or apart, by the promise of this value's maker.
         unsafe {
-            if self.slots != self.ids.address() {
+            if self.slots.address() != self.ids.address() {
                 to.copy_from_nonoverlapping(self.ids.address() as *const I, num_ids);
             }
-            let valid = self.ids.valid_tokens_on_host(self.num_tokens) as usize;
-            (std::slice::from_raw_parts_mut(to, num_ids), valid * self.experts_per_token as usize)
+            (std::slice::from_raw_parts_mut(to, num_ids), self.valid_ids_on_host())
         }
     }
 }

@@ -8,7 +8,8 @@ use crate::error::Result;
 use crate::placement::Shape;
 
 /// The rule's kernels, in kernels/token_hash.cuh.
-const KERNELS: Kernels = Kernels { int32: Kernel::TokenHashI32, int64: Kernel::TokenHashI64 };
+const KERNELS: Kernels =
+    Kernels { int32: Kernel::TokenHashI32, int64: Kernel::TokenHashI64, general: Kernel::TokenHashGeneral };
 
 /// Threads of a block: `EPLB_HASH_THREADS` of the kernels.
 const THREADS: u32 = 128;
@@ -17,7 +18,7 @@ const THREADS: u32 = 128;
 pub(super) fn launch(mut call: Call<'_>) -> Result<()> {
     call.place_tables();
     call.place_bins();
-    let per_block = u64::from(THREADS) * (16 / call.id_type().size()) as u64;
+    let per_block = u64::from(THREADS) * call.ids_at_once() as u64;
     call.launch(KERNELS, call.num_ids().div_ceil(per_block), THREADS)
 }
 
@@ -55,16 +56,37 @@ impl TokenHash {
         TokenHash { replicas: replicas.chain([invalid]).collect(), slots }
     }
 
+    /// Replaces a part of a batch's ids by their slots, from index `first` of `[tokens][experts_per_token]` on.
+    pub fn route_part(&self, mut ids: &mut [i32], first: usize, experts_per_token: usize) {
+        let num_experts = self.replicas.len() - 1;
+        let (mut token, mut before) = (first / experts_per_token, first % experts_per_token);
+        while !ids.is_empty() {
+            let (of_token, rest) = {
+                let mine = ids.len().min(experts_per_token - before);
+                std::mem::take(&mut ids).split_at_mut(mine)
+            };
+            let hash = (token as u32).wrapping_mul(GOLDEN_RATIO);
+            of_token.iter_mut().for_each(|id| *id = self.slot(id.bin(num_experts), hash) as i32);
+            (ids, token, before) = (rest, token + 1, 0);
+        }
+    }
+
+    /// The slot of an expert for a token's hash.
+    #[inline(always)]
+    fn slot(&self, expert: usize, hash: u32) -> u32 {
+        let Replicas { reciprocal, start, count } = self.replicas[expert];
+        let fraction = reciprocal.wrapping_mul(u64::from(hash));
+        let replica = ((u128::from(fraction) * u128::from(count)) >> 64) as u32;
+        self.slots[(start + replica) as usize]
+    }
+
     /// Replaces ids by their slots.
     pub fn route<I: Id>(&self, ids: &mut [I], experts_per_token: usize) {
         let num_experts = self.replicas.len() - 1;
         let mut hash = 0u32;
         for token in ids.chunks_exact_mut(experts_per_token) {
             for id in token {
-                let Replicas { reciprocal, start, count } = self.replicas[id.bin(num_experts)];
-                let fraction = reciprocal.wrapping_mul(u64::from(hash));
-                let replica = ((u128::from(fraction) * u128::from(count)) >> 64) as u32;
-                *id = I::of_slot(self.slots[(start + replica) as usize]);
+                *id = I::of_slot(self.slot(id.bin(num_experts), hash));
             }
             hash = hash.wrapping_add(GOLDEN_RATIO);
         }

@@ -83,6 +83,16 @@ pub(super) unsafe fn optional_array<'a, T>(
     (!pointer.is_null()).then(|| unsafe { array(pointer, Some(len), name) }).transpose()
 }
 
+/// A number of shared experts. No model has more than [`MAX_COUNT`]: a larger one is uninitialised memory.
+pub(super) fn num_shared(num_shared_experts: u32) -> Result<usize> {
+    match num_shared_experts as usize {
+        number if number <= MAX_COUNT => Ok(number),
+        number => Err(Error::InvalidArgument(format!(
+            "config->num_shared_experts is {number}; at most {MAX_COUNT} expected"
+        ))),
+    }
+}
+
 /// Borrows one value a rank, `None` for NULL. No placement has more than [`MAX_COUNT`] ranks: a larger `num_ranks` is
 /// refused before anything is read.
 ///

@@ -23,10 +23,10 @@ pub const EPLB_DTYPE_INT32: eplb_dtype = 0;
 /// int64_t
 pub const EPLB_DTYPE_INT64: eplb_dtype = 1;
 
-/// Expert ids, as the router chose them: [num_tokens][experts_per_token] on the handle's device. An id
-/// outside [0, num_experts) is not counted but added to ids_out_of_range of eplb_recorder_info, and is
-/// routed to slot num_slots, which no rank owns. This struct and eplb_slot_ids have no struct_size: they
-/// never grow.
+/// Expert ids, as the router chose them: [num_tokens][experts_per_token] on the handle's device. Ids from
+/// num_experts on are those of shared experts, if there are any. -1 is padding. Other ids outside of
+/// [0, num_experts) are out of range. Neither is counted, and both are routed to invalid_slot. This struct
+/// and eplb_slot_ids have no struct_size: they never grow.
 #[repr(C)]
 #[derive(Clone, Copy)]
 pub struct eplb_expert_ids {
@@ -34,7 +34,8 @@ pub struct eplb_expert_ids {
     pub data: *const c_void,
     /// The type of an id.
     pub dtype: eplb_dtype,
-    /// Ids from one row to the next; 0: experts_per_token. Other strides are refused in this version.
+    /// Ids from one row to the next, at least experts_per_token; 0: experts_per_token. Ids of a row after
+    /// the first experts_per_token are neither read nor written.
     pub row_stride: u32,
 }
 
@@ -43,9 +44,10 @@ pub struct eplb_expert_ids {
 #[repr(C)]
 #[derive(Clone, Copy)]
 pub struct eplb_slot_ids {
-    /// Aligned to its type. May be the expert ids' data, but must not overlap it otherwise.
+    /// Aligned to its type. May be the expert ids' data with the same dtype and stride, but must not overlap
+    /// it otherwise.
     pub data: *mut c_void,
-    /// The type of an id. In this version that of the expert ids.
+    /// The type of an id, that of the expert ids or another.
     pub dtype: eplb_dtype,
     /// As in eplb_expert_ids.
     pub row_stride: u32,
@@ -76,13 +78,6 @@ pub(super) fn place(device: i32) -> Result<Place> {
     }
 }
 
-impl eplb_expert_ids {
-    /// Checks the stride against the row length, if there is one.
-    pub(super) fn check_row_stride(&self, experts_per_token: Option<usize>) -> Result<()> {
-        check_row_stride(self.row_stride, experts_per_token, "expert_ids")
-    }
-}
-
 /// Expert ids of the caller.
 ///
 /// # Safety
@@ -98,7 +93,6 @@ pub(super) unsafe fn ids(
     let data = expert_ids.data;
     let refuse = |what: &str| Err(Error::InvalidArgument(what.to_owned()));
     let kind = id_type(data, expert_ids.dtype, ("expert_ids->data", "expert_ids->dtype"))?;
-    expert_ids.check_row_stride(experts_per_token)?;
     if data.is_null() && num_tokens != 0 {
         return refuse("expert_ids->data is NULL");
     }
@@ -106,39 +100,23 @@ pub(super) unsafe fn ids(
         return refuse("num_valid is not aligned");
     }
     // SAFETY: the caller's promise.
-    Ok(unsafe { Ids::at(data as u64, kind, num_valid as u64) })
+    let ids = unsafe { Ids::at(data as u64, kind, num_valid as u64) }.with_row_stride(expert_ids.row_stride);
+    if let Some(columns) = experts_per_token {
+        ids.check_stride(columns as u32, "expert_ids")?;
+    }
+    Ok(ids)
 }
 
-/// The address of the slot ids that are to be written for `ids`.
+/// Slot ids of the caller, to be written.
 ///
 /// # Safety
-/// `slot_ids` is NULL or a live struct.
-pub(super) unsafe fn slot_ids(
-    slot_ids: *const eplb_slot_ids,
-    ids: &Ids,
-    experts_per_token: usize,
-) -> Result<u64> {
+/// `slot_ids` is NULL or a live struct; what it points to is as [`Ids::at`] requires.
+pub(super) unsafe fn slot_ids(slot_ids: *const eplb_slot_ids) -> Result<Ids> {
     // SAFETY: the caller's promise.
     let &eplb_slot_ids { data, dtype, row_stride } = unsafe { borrowed(slot_ids, "slot_ids") }?;
     let kind = id_type(data, dtype, ("slot_ids->data", "slot_ids->dtype"))?;
-    check_row_stride(row_stride, Some(experts_per_token), "slot_ids")?;
-    if kind != ids.kind() {
-        return Err(Error::InvalidArgument(
-            "slot_ids->dtype differs from expert_ids->dtype; in this version they must be equal".to_owned(),
-        ));
-    }
-    Ok(data as u64)
-}
-
-fn check_row_stride(row_stride: u32, experts_per_token: Option<usize>, name: &str) -> Result<()> {
-    match experts_per_token {
-        Some(columns) if row_stride != 0 && row_stride as usize != columns => {
-            Err(Error::InvalidArgument(format!(
-                "{name}->row_stride is {row_stride}; in this version it must be 0 or experts_per_token, {columns}"
-            )))
-        }
-        _ => Ok(()),
-    }
+    // SAFETY: the caller's promise.
+    Ok(unsafe { Ids::at(data as u64, kind, 0) }.with_row_stride(row_stride))
 }
 
 /// The type of an array's elements, to which it must be aligned. The names are for errors.

@@ -3,8 +3,8 @@
 use std::ffi::c_void;
 
 use super::boundary::{
-    Growing, array, borrowed, boundary, choice, config, destroy, growing_out, layer_numbers, number,
-    optional_of_ranks, out,
+    Growing, array, borrowed, boundary, choice, config, destroy, growing_out, layer_numbers, num_shared,
+    number, optional_of_ranks, out,
 };
 use super::device::{
     CUstream_st, eplb_dtype, eplb_expert_ids, eplb_slot_ids, id_type, ids, place, slot_ids, stream,
@@ -57,7 +57,7 @@ pub struct eplb_dispatch_config {
     pub rank: u32,
     /// Ranks of the group, which must be the placement's. Required.
     pub num_ranks: u32,
-    /// Experts per token (the router's top-k). Required.
+    /// Ids per token (the router's top-k), those of shared experts included. Required.
     pub experts_per_token: u32,
     /// Slots of all ranks together, which must be the placement's; 0: not checked.
     pub num_slots: u32,
@@ -85,6 +85,15 @@ pub struct eplb_dispatch_config {
     pub workspace: *mut c_void,
     /// Bytes of `workspace`.
     pub workspace_bytes: usize,
+    /// The slot that padding and ids out of range get: a negative one, as DeepEP's -1, or one from num_slots
+    /// on; 0: num_slots.
+    pub invalid_slot: i32,
+    /// Length of shared_slot_ids.
+    pub num_shared_experts: u32,
+    /// Where this rank finds the fused shared experts: id num_experts + j gets shared_slot_ids[j], by every
+    /// rule, and is not counted: [num_shared_experts]. Slots that hold no expert in any layer of this rank,
+    /// or from num_slots on, and not invalid_slot. Several may be equal.
+    pub shared_slot_ids: *const i32,
 }
 
 // SAFETY: `repr(C)`, `struct_size` first, integers and pointers only.
@@ -107,7 +116,7 @@ pub struct eplb_dispatch_tables {
     pub expert_slots: *const i32,
     /// Experts.
     pub num_experts: u32,
-    /// Slots of all ranks together. As a slot id, the one that no rank owns.
+    /// Slots of all ranks together.
     pub num_slots: u32,
     /// num_slots / num_ranks.
     pub slots_per_rank: u32,
@@ -149,6 +158,10 @@ pub struct eplb_dispatch_info {
     pub num_layers: u32,
     /// Layers with counts from eplb_dispatch_register_rank_counts().
     pub num_layers_with_rank_counts: u32,
+    /// The slot that padding and ids out of range get, never 0.
+    pub invalid_slot: i32,
+    /// Fused shared experts.
+    pub num_shared_experts: u32,
 }
 
 // SAFETY: `repr(C)`, `struct_size` first, integers only.
@@ -282,6 +295,8 @@ pub unsafe extern "C" fn eplb_dispatch_get_info(
             max_replicas: number(dispatch.max_replicas(), "max_replicas")?,
             num_layers: number(dispatch.num_layers(), "num_layers")?,
             num_layers_with_rank_counts: number(dispatch.num_layers_with_rank_counts(), "num_layers")?,
+            invalid_slot: dispatch.invalid_slot(),
+            num_shared_experts: number(dispatch.num_shared(), "num_shared_experts")?,
         });
         Ok(())
     })
@@ -315,8 +330,8 @@ pub unsafe extern "C" fn eplb_dispatch_register_rank_counts(
     })
 }
 
-/// Routes the tokens of a layer to slots. Hot. Ids of padding and ids outside [0, num_experts) get slot
-/// num_slots. A captured graph routes the same buffers at each replay, and reads num_valid anew.
+/// Routes the tokens of a layer to slots. Hot. Padding and ids out of range get invalid_slot. A captured
+/// graph routes the same buffers at each replay, and reads num_valid anew.
 ///
 /// \param dispatch    the dispatch
 /// \param layer       the layer's number
@@ -351,8 +366,8 @@ pub unsafe extern "C" fn eplb_dispatch_route(
 /// recorder of EPLB_ID_KIND_SLOT counts the slots instead of the experts.
 ///
 /// \param dispatch    the dispatch
-/// \param recorder    of the same device, experts_per_token, and number of experts (or slots); required,
-///                    but may be off
+/// \param recorder    of the same device, experts_per_token, num_shared_experts, and number of experts (or
+///                    slots); required, but may be off
 /// \param layer       the layer's number in both
 /// \param expert_ids  the router's choice
 /// \param num_tokens  tokens including padding; at most 2^31 - 1 ids
@@ -408,7 +423,7 @@ unsafe fn routing(
     // SAFETY: the caller's promises.
     unsafe {
         let ids = ids(expert_ids, num_tokens, num_valid, Some(experts_per_token))?;
-        let slots = self::slot_ids(slot_ids, &ids, experts_per_token)?;
+        let slots = self::slot_ids(slot_ids)?;
         Routing::at(ids, slots, num_tokens, experts_per_token as u32)
     }
 }
@@ -424,9 +439,16 @@ pub(super) unsafe fn with_config<T>(
 ) -> Result<T> {
     check_sizes(placement, config)?;
     // SAFETY: the caller's promises.
-    let (layers, nodes) = unsafe {
-        let layers = array(config.layer_ids, Some(config.num_layers), "config->layer_ids")?;
-        (layers, optional_of_ranks(config.rank_to_node, config.num_ranks, "config->rank_to_node")?)
+    let (layers, nodes, shared_slots) = unsafe {
+        (
+            array(config.layer_ids, Some(config.num_layers), "config->layer_ids")?,
+            optional_of_ranks(config.rank_to_node, config.num_ranks, "config->rank_to_node")?,
+            array(
+                config.shared_slot_ids,
+                Some(num_shared(config.num_shared_experts)?),
+                "config->shared_slot_ids",
+            )?,
+        )
     };
     let all = config.layer_ids.is_null() && config.num_layers == 0;
     let layers = (!all).then(|| layer_numbers(layers)).transpose()?;
@@ -445,6 +467,8 @@ pub(super) unsafe fn with_config<T>(
         offset_by_rank: config.offset_by_rank != 0,
         max_replicas: config.max_replicas as usize,
         place: place(config.device)?,
+        invalid_slot: config.invalid_slot,
+        shared_slots,
     })
 }
 

@@ -162,7 +162,7 @@ pub unsafe extern "C" fn eplb_placement_expected_load(
 ///                          ignored
 /// \param layer             the layer's number
 /// \param expert_ids        in host memory: the tokens of rank 0, [rank_tokens[0]][experts_per_token], then
-///                          those of rank 1, and so on
+///                          those of rank 1, and so on, without gaps
 /// \param rank_tokens       tokens of each rank, at most 2^31 - 1 ids: [num_ranks]
 /// \param with_rank_counts  nonzero: EPLB_RULE_LEAST_LOADED has the counts of all ranks
 /// \param rank_loads        receives the ids that each rank gets: [num_ranks]
@@ -187,7 +187,12 @@ pub unsafe extern "C" fn eplb_placement_routed_load(
             )
         };
         let (layer, all) = (number(layer, "layer")?, with_rank_counts != 0);
-        expert_ids.check_row_stride(Some(config.experts_per_token as usize))?;
+        if ![0, config.experts_per_token].contains(&expert_ids.row_stride) {
+            return Err(Error::InvalidArgument(format!(
+                "expert_ids->row_stride is {}; recorded ids have no gaps: 0 or experts_per_token, {}, expected",
+                expert_ids.row_stride, config.experts_per_token
+            )));
+        }
         // SAFETY: the caller's promises for the arrays and for what the config points to.
         let loads = unsafe {
             let rank_tokens = optional_of_ranks(rank_tokens, config.num_ranks, "rank_tokens")?

@@ -5,8 +5,8 @@ use std::path::Path;
 use std::time::Duration;
 
 use super::boundary::{
-    Growing, array, borrowed, boundary, choice, config, destroy, growing_out, layer_numbers, number, out,
-    text,
+    Growing, array, borrowed, boundary, choice, config, destroy, growing_out, layer_numbers, num_shared,
+    number, out, text,
 };
 use super::device::{CUstream_st, eplb_dtype, eplb_expert_ids, id_type, ids, place, stream};
 use super::status::eplb_status;
@@ -54,7 +54,7 @@ pub struct eplb_recorder_config {
     pub num_ranks: u32,
     /// Experts of a layer; for EPLB_ID_KIND_SLOT, slots of all ranks.
     pub num_experts: u32,
-    /// Experts per token (the router's top-k).
+    /// Ids per token (the router's top-k), those of shared experts included.
     pub experts_per_token: u32,
     /// Layers that this rank counts, by the model's numbers: [num_layers].
     pub layer_ids: *const i32,
@@ -98,10 +98,12 @@ pub struct eplb_recorder_config {
     /// Counts every iter_stride-th iteration of the range, from iter_start on, and no other. TensorRT-LLM's
     /// reader refuses such a dump. 0: 1.
     pub iter_stride: u32,
+    /// Fused shared experts: the ids from num_experts on, which are not counted. The dump has
+    /// experts_per_token without them. Slots of shared experts are told apart by
+    /// eplb_dispatch_route_and_count() only.
+    pub num_shared_experts: u32,
     /// Flags EPLB_ADDED_COUNTS_..., for eplb_recorder_add_counts().
     pub added_counts: u32,
-    /// Must be 0.
-    pub reserved: u32,
 }
 
 // SAFETY: `repr(C)`, `struct_size` first, integers and pointers only.
@@ -519,6 +521,7 @@ unsafe fn with_config<T>(
         max_tokens_per_iteration: config.max_tokens_per_iteration,
         run_id,
         added_counts: added_counts(config)?,
+        num_shared: num_shared(config.num_shared_experts)?,
     })
 }
 
@@ -531,9 +534,6 @@ fn added_counts(config: &eplb_recorder_config) -> Result<AddedCounts> {
              EPLB_ADDED_COUNTS_BY_LOCAL_SLOT ({:#x}), both, or 0",
             EPLB_ADDED_COUNTS_CUMULATIVE, EPLB_ADDED_COUNTS_BY_LOCAL_SLOT
         )));
-    }
-    if config.reserved != 0 {
-        return Err(Error::InvalidArgument(format!("reserved is {}; 0 expected", config.reserved)));
     }
     Ok(AddedCounts {
         cumulative: flags & EPLB_ADDED_COUNTS_CUMULATIVE != 0,

@@ -203,6 +203,8 @@ mod tests {
                 offset_by_rank: false,
                 max_replicas: 0,
                 place: Place::Host,
+                invalid_slot: 0,
+                shared_slots: &[],
             };
             let rank_tokens = batches.map(|ids| ids.len() as u32);
             routed_load(&placement(), 3, &config, with_rank_counts, (&batches.concat(), &rank_tokens))

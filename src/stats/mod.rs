@@ -19,7 +19,7 @@ pub use rank_file::RankFile;
 pub use recorder::{
     AddedCounts, CountsAt, Dumps, Info, MemoryRequired, Recorder, RecorderConfig, State, Totals,
 };
-pub(crate) use recorder::{BatchCount, CellType, histogram};
+pub(crate) use recorder::{BatchCount, CellType, IdKinds, OTHER_BINS, Source, histogram};
 pub use row_range::RowRange;
 pub use rows::Rows;
 pub use subfolders::{dumps_below, list_dumps};

@@ -10,7 +10,11 @@ use crate::error::Result;
 use crate::placement::Shape;
 
 /// The rule's kernels, in kernels/least_loaded.cuh.
-const KERNELS: Kernels = Kernels { int32: Kernel::LeastLoadedI32, int64: Kernel::LeastLoadedI64 };
+const KERNELS: Kernels = Kernels {
+    int32: Kernel::LeastLoadedI32,
+    int64: Kernel::LeastLoadedI64,
+    general: Kernel::LeastLoadedGeneral,
+};
 
 /// The most blocks that count a batch: `EPLB_SPLIT_BLOCKS` of the kernels.
 const MAX_BLOCKS: usize = 64;

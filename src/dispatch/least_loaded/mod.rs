@@ -36,6 +36,8 @@ pub(super) struct LeastLoaded {
     /// The run of each expert's next token, and at last of the invalid slot.
     current: Vec<Run>,
     small: SmallBatch,
+    /// Whether the slots of the batch are laid out in `small`.
+    is_small: bool,
 }
 
 /// Consecutive tokens of an expert that go to one slot.
@@ -70,6 +72,7 @@ impl LeastLoaded {
             next: vec![0..0; num_experts],
             current: tables.first_slots(shape).into_iter().map(endless).collect(),
             small: SmallBatch::new(shape, tables),
+            is_small: false,
         }
     }
 
@@ -80,21 +83,52 @@ impl LeastLoaded {
         tables: &LayerTables,
         rank_counts: Option<&impl Fn(usize) -> u64>,
     ) {
-        self.compute_quotas(ids, rank_counts);
-        if rank_counts.is_none() && ids.len() <= small_batch::MAX_IDS {
+        self.begin_count();
+        self.count(ids);
+        self.plan(ids.len(), tables, rank_counts);
+        self.assign(ids, tables);
+    }
+
+    /// Begins a batch. Its parts are [counted](LeastLoaded::count), it is [planned](LeastLoaded::plan), and its parts are
+    /// [assigned](LeastLoaded::assign) in the same order.
+    pub fn begin_count(&mut self) {
+        self.counts.fill(0);
+    }
+
+    /// Counts a part of a batch.
+    pub fn count<I: Id>(&mut self, ids: &[I]) {
+        histogram(ids, &mut self.counts);
+    }
+
+    /// Plans the slots of a batch of `num_ids` valid ids, which were counted.
+    pub fn plan(
+        &mut self,
+        num_ids: usize,
+        tables: &LayerTables,
+        rank_counts: Option<&impl Fn(usize) -> u64>,
+    ) {
+        self.compute_quotas(rank_counts);
+        self.is_small = rank_counts.is_none() && num_ids <= small_batch::MAX_IDS;
+        if self.is_small {
             let Self { plan, totals, quotas, small, .. } = self;
             small.lay_out(plan, tables, totals, quotas);
-            small.route(ids);
         } else {
-            self.route_by_runs(ids, tables, rank_counts);
+            self.plan_runs(tables, rank_counts);
         }
     }
 
-    /// Counts the batch, and computes quotas of its tokens, or of those of all ranks.
-    fn compute_quotas<I: Id>(&mut self, ids: &[I], rank_counts: Option<&impl Fn(usize) -> u64>) {
+    /// Replaces the next ids of a batch by their slots.
+    pub fn assign<I: Id>(&mut self, ids: &mut [I], tables: &LayerTables) {
+        if self.is_small {
+            self.small.route(ids);
+        } else {
+            self.route_by_runs(ids, tables);
+        }
+    }
+
+    /// Computes quotas of the batch's tokens, or of those of all ranks.
+    fn compute_quotas(&mut self, rank_counts: Option<&impl Fn(usize) -> u64>) {
         let Self { shape, plan, single, counts, totals, quotas, rank_loads, .. } = self;
-        counts.fill(0);
-        histogram(ids, counts);
         match rank_counts {
             None => totals.iter_mut().zip(&*counts).for_each(|(total, &count)| *total = u64::from(count)),
             Some(count) => {
@@ -110,12 +144,7 @@ impl LeastLoaded {
         plan.split_replicated(totals, quotas, rank_loads);
     }
 
-    fn route_by_runs<I: Id>(
-        &mut self,
-        ids: &mut [I],
-        tables: &LayerTables,
-        rank_counts: Option<&impl Fn(usize) -> u64>,
-    ) {
+    fn plan_runs(&mut self, tables: &LayerTables, rank_counts: Option<&impl Fn(usize) -> u64>) {
         self.current.iter_mut().for_each(|run| run.left = u32::MAX);
         for place in 0..self.plan.experts.len() {
             let expert = self.plan.experts[place] as usize;
@@ -128,6 +157,9 @@ impl LeastLoaded {
             };
             self.write_runs(place, tables, tokens, rank_counts.is_none());
         }
+    }
+
+    fn route_by_runs<I: Id>(&mut self, ids: &mut [I], tables: &LayerTables) {
         let num_experts = self.current.len() - 1;
         for id in ids {
             let expert = id.bin(num_experts);

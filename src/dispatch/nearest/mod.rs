@@ -15,7 +15,8 @@ use crate::error::Result;
 use crate::placement::Shape;
 
 /// The rule's kernels, in kernels/nearest.cuh.
-const KERNELS: Kernels = Kernels { int32: Kernel::NearestI32, int64: Kernel::NearestI64 };
+const KERNELS: Kernels =
+    Kernels { int32: Kernel::NearestI32, int64: Kernel::NearestI64, general: Kernel::NearestGeneral };
 
 /// Launches the rule's kernel.
 pub(super) fn launch(call: Call<'_>) -> Result<()> {
@@ -41,16 +42,22 @@ impl Nearest {
 
     /// Replaces ids by their slots.
     pub fn route<I: Id>(&mut self, ids: &mut [I], tables: &LayerTables) {
+        for (block, ids) in (0..).zip(ids.chunks_mut(BLOCK_IDS)) {
+            self.route_block(ids, block, tables);
+        }
+    }
+
+    /// Replaces the ids of a block by their slots.
+    #[inline(always)]
+    pub fn route_block<I: Id>(&mut self, ids: &mut [I], block: u32, tables: &LayerTables) {
         let Self { offset, finder, points } = self;
         let num_experts = points.len() - 1;
-        for (block, ids) in (*offset..).zip(ids.chunks_mut(BLOCK_IDS)) {
-            points.fill(block.wrapping_mul(GOLDEN_RATIO));
-            for id in ids {
-                let expert = id.bin(num_experts);
-                let point = points[expert];
-                points[expert] = point.wrapping_add(GOLDEN_RATIO);
-                *id = I::of_slot(finder.slot(tables, expert, point));
-            }
+        points.fill((*offset + block).wrapping_mul(GOLDEN_RATIO));
+        for id in ids {
+            let expert = id.bin(num_experts);
+            let point = points[expert];
+            points[expert] = point.wrapping_add(GOLDEN_RATIO);
+            *id = I::of_slot(finder.slot(tables, expert, point));
         }
     }
 }

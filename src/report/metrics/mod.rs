@@ -284,10 +284,13 @@ mod tests {
         offset_by_rank: false,
         max_replicas: 0,
         place: Place::Host,
+        invalid_slot: 0,
+        shared_slots: &[],
     };
 
     fn info() -> Info {
-        let totals = |ids, out_of_range, padding, none| Totals { ids, out_of_range, padding, none };
+        let totals =
+            |ids, out_of_range, padding, none| Totals { ids, out_of_range, padding, none, shared: 0 };
         Info {
             state: State::Counting,
             range: IterationRange { start: 100, stop: 200 },

@@ -2,12 +2,13 @@
 
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 
+use super::Source;
 use super::added::CountsAt;
 use super::count::{OFF, Totals};
 use super::window::MemoryRequired;
 use super::window::{Layout, Window};
 use super::writer::{Progress, Writer};
-use crate::device::{Capture, Device, Ids, Staging, Stream};
+use crate::device::{Capture, Ids, Staging, Stream};
 use crate::error::{Error, Result};
 use crate::stats::IterationRange;
 
@@ -276,19 +277,26 @@ impl Active {
         self.writer.run().rows.row_of(calls.range, iteration).is_some()
     }
 
-    pub fn check_source(&self, device: &Device, num_experts: usize, experts_per_token: usize) -> Result<()> {
+    pub fn check_source(&self, source: &Source<'_>) -> Result<()> {
+        let Source { device, num_experts, experts_per_token, num_shared } = *source;
         let run = self.writer.run();
         let refuse = |what: String| Err(Error::InvalidArgument(what));
         if !self.window.device().is(device) {
             return refuse("the recorder is on another device or CUDA context than the dispatch".into());
         }
-        if (run.num_experts, run.experts_per_token) != (num_experts, experts_per_token) {
+        if run.num_shared != num_shared {
             return refuse(format!(
-                "the recorder counts {} {} and {} ids a token, the dispatch has {num_experts} and \
+                "the recorder has num_shared_experts {}, the dispatch {num_shared}: they must be equal",
+                run.num_shared
+            ));
+        }
+        let columns = run.experts_per_token + run.num_shared;
+        if (run.num_experts, columns) != (num_experts, experts_per_token) {
+            return refuse(format!(
+                "the recorder counts {} {} and {columns} ids a token, the dispatch has {num_experts} and \
                  {experts_per_token}; its num_experts, id_kind and experts_per_token must match",
                 run.num_experts,
-                run.id_kind.name(),
-                run.experts_per_token
+                run.id_kind.name()
             ));
         }
         Ok(())

@@ -31,7 +31,7 @@ pub struct RecorderConfig<'a> {
     pub file: Option<FileNumber>,
     /// Experts of a layer, or slots where those are counted.
     pub num_experts: usize,
-    /// Experts that each token chooses.
+    /// Ids of a token, those of shared experts included.
     pub experts_per_token: usize,
     /// Layers of this rank, by the model's numbers.
     pub layers: &'a [u32],
@@ -43,6 +43,8 @@ pub struct RecorderConfig<'a> {
     pub max_tokens_per_iteration: u64,
     /// A name of the run, if given.
     pub run_id: Option<&'a str>,
+    /// Fused shared experts, whose ids follow those of the experts. They are not counted.
+    pub num_shared: usize,
     /// What the counts of [`Recorder::add_counts`](super::Recorder::add_counts) are.
     pub added_counts: AddedCounts,
 }
@@ -64,7 +66,9 @@ pub(super) struct Run {
     pub num_ranks: usize,
     pub file: Option<FileNumber>,
     pub num_experts: usize,
+    /// Without the shared ones.
     pub experts_per_token: usize,
+    pub num_shared: usize,
     pub layers: Vec<u32>,
     pub id_kind: IdKind,
     pub run_id: Option<String>,
@@ -134,6 +138,14 @@ impl RecorderConfig<'_> {
             check_name(name)?;
             directory.push(name);
         }
+        if self.num_shared != 0 && self.experts_per_token <= self.num_shared {
+            return Err(Error::InvalidArgument(format!(
+                "experts_per_token is {}, and with {} shared experts at least {} is expected: it includes their ids",
+                self.experts_per_token,
+                self.num_shared,
+                self.num_shared + 1
+            )));
+        }
         let run = Run {
             directory,
             rows: self.rows,
@@ -141,7 +153,8 @@ impl RecorderConfig<'_> {
             num_ranks: self.num_ranks,
             file: self.file,
             num_experts: self.num_experts,
-            experts_per_token: self.experts_per_token,
+            experts_per_token: self.experts_per_token - self.num_shared,
+            num_shared: self.num_shared,
             layers: self.layers.to_vec(),
             id_kind: self.id_kind,
             run_id: self.run_id.map(str::to_owned),

@@ -13,7 +13,13 @@ const THREADS: u32 = 512;
 /// The most blocks of a launch. They fill any device, and each block adds an atomic operation for each bin.
 const MAX_BLOCKS: u64 = 256;
 
-/// Bins that fit the shared memory of every device without opting in. Two are for ids that name no expert.
+/// Bins of ids without a cell: `EPLB_OTHER_BINS` of the kernels.
+pub(crate) const OTHER_BINS: usize = 3;
+
+/// Ids that the host takes at a time where they are not one behind the other.
+const CHUNK: usize = 1024;
+
+/// Bins that fit the shared memory of every device without opting in.
 const MAX_BINS: u32 = 48 * 1024 / 4;
 
 /// The type of a cell of the window.
@@ -47,12 +53,19 @@ pub struct Totals {
     pub padding: u64,
     /// Ids of -1 of valid tokens.
     pub none: u64,
+    /// Ids of shared experts of valid tokens.
+    pub shared: u64,
 }
 
 impl Totals {
     /// Ids that were counted. Read while kernels run, the totals of the same ids may be a little apart.
     pub fn counted(&self) -> u64 {
-        self.ids.saturating_sub(self.none + self.out_of_range)
+        self.ids.saturating_sub(self.not_counted())
+    }
+
+    /// Ids of valid tokens that were not counted.
+    pub fn not_counted(&self) -> u64 {
+        self.out_of_range + self.none + self.shared
     }
 
     /// Ids of padding: of the tokens after the valid ones, and of -1.
@@ -78,9 +91,13 @@ struct Arguments {
     experts_per_token: u32,
     num_experts: u32,
     has_bins: u32,
+    ids_stride: u32,
+    ids_are_64_bits: u32,
+    cells_are_64_bits: u32,
+    num_shared: u32,
 }
 
-const _: () = assert!(size_of::<Arguments>() == 64 && size_of::<Totals>() == 32, "see kernels/count.cuh");
+const _: () = assert!(size_of::<Arguments>() == 80 && size_of::<Totals>() == 40, "see kernels/count.cuh");
 
 /// Where a layer's counts are in the window's memory.
 #[derive(Debug, Clone, Copy)]
@@ -97,6 +114,30 @@ pub(super) struct LayerCells {
     pub totals: Part,
     /// Experts of the layer.
     pub num_experts: u32,
+    /// Shared experts, whose ids follow.
+    pub num_shared: u32,
+}
+
+/// Which ids name what.
+#[derive(Debug, Clone, Copy)]
+pub(crate) struct IdKinds {
+    /// Experts with cells.
+    pub num_experts: usize,
+    /// Shared experts, whose ids follow.
+    pub num_shared: usize,
+}
+
+impl Totals {
+    /// Adds an id that names no expert with a cell.
+    fn add_other(&mut self, id: i32, kinds: IdKinds) {
+        let shared = id.wrapping_sub(kinds.num_experts as i32) as u32 as usize;
+        let total = match id {
+            -1 => &mut self.none,
+            _ if shared < kinds.num_shared => &mut self.shared,
+            _ => &mut self.out_of_range,
+        };
+        *total += 1;
+    }
 }
 
 /// The count of one batch of a layer.
@@ -145,7 +186,11 @@ impl BatchCount {
             num_tokens,
             experts_per_token,
             num_experts: layer.num_experts,
-            has_bins: u32::from(layer.num_experts + 2 <= MAX_BINS),
+            has_bins: u32::from(layer.num_experts + OTHER_BINS as u32 <= MAX_BINS),
+            ids_stride: ids.stride(experts_per_token),
+            ids_are_64_bits: u32::from(ids.kind() == IdType::Int64),
+            cells_are_64_bits: u32::from(layer.cell_type == CellType::U64),
+            num_shared: layer.num_shared,
         };
         let num_cells = layer.cells.bytes / layer.cell_type.size();
         BatchCount { ids: *ids, cell_type: layer.cell_type, num_cells, arguments }
@@ -168,11 +213,14 @@ impl BatchCount {
     }
 
     fn launch(&self, cuda: &Cuda, stream: Stream) -> Result<()> {
-        let Arguments { num_tokens, experts_per_token, num_experts, has_bins, .. } = self.arguments;
+        let Arguments { num_tokens, experts_per_token, num_experts, has_bins, num_shared, .. } =
+            self.arguments;
         let num_ids = u64::from(num_tokens) * u64::from(experts_per_token);
         // A thread takes as many ids as fit one load.
         let per_block = u64::from(THREADS) * (16 / self.ids.kind().size()) as u64;
+        let is_plain = num_shared == 0 && self.ids.are_dense(num_tokens, experts_per_token);
         let kernel = match (self.ids.kind(), self.cell_type) {
+            _ if !is_plain => Kernel::CountGeneral,
             (IdType::Int32, CellType::U32) => Kernel::CountI32U32,
             (IdType::Int64, CellType::U32) => Kernel::CountI64U32,
             (IdType::Int32, CellType::U64) => Kernel::CountI32U64,
@@ -181,7 +229,7 @@ impl BatchCount {
         let grid = Grid {
             blocks: num_ids.div_ceil(per_block).clamp(1, MAX_BLOCKS) as u32,
             threads: THREADS,
-            shared_bytes: has_bins * (num_experts + 2) * 4,
+            shared_bytes: has_bins * (num_experts + OTHER_BINS as u32) * 4,
         };
         // SAFETY: the kernel takes these arguments. Ids and window are on the device, by the promises of their makers.
         unsafe { cuda.launch(kernel, grid, &self.arguments, stream) }
@@ -228,28 +276,97 @@ impl BatchCount {
     /// # Safety
     /// As for [`BatchCount::run_on_host`], with the types of ids and cells.
     unsafe fn add_to_cells<I: Id, C: Cell>(&self, none: Option<u64>) {
-        let Arguments { row, cells, row_stride, totals, num_tokens, experts_per_token, .. } = self.arguments;
-        // SAFETY: the address of a word, by the caller's promise.
-        let row = unsafe { *(row as *const u32) };
-        if row == OFF {
+        let Arguments { num_tokens, experts_per_token: columns, num_experts, num_shared, .. } =
+            self.arguments;
+        // SAFETY: the caller's promise.
+        let Some((cells, totals)) = (unsafe { self.cells_on_host::<C>() }) else { return };
+        // SAFETY: as above.
+        let tokens = unsafe { self.ids.valid_tokens_on_host(num_tokens) };
+        let num_ids = tokens as usize * columns as usize;
+        totals.ids += num_ids as u64;
+        totals.padding += u64::from(num_tokens - tokens) * u64::from(columns);
+        if num_shared == 0 && self.ids.are_dense(tokens, columns) {
+            // SAFETY: as many ids, one behind the other, by the caller's promise.
+            let ids = unsafe { self.ids.slice_on_host::<I>(num_ids) };
+            let others = histogram(ids, cells);
+            let none = none.unwrap_or_else(|| if others == 0 { 0 } else { number_of_none(ids) });
+            totals.out_of_range += others - none;
+            totals.none += none;
             return;
         }
-        let first = (u64::from(row) * row_stride) as usize;
-        // SAFETY: as many ids and cells, by the caller's promise.
-        let (tokens, ids, cells) = unsafe {
-            let tokens = self.ids.valid_tokens_on_host(num_tokens);
-            let ids = self.ids.slice_on_host::<I>(tokens as usize * experts_per_token as usize);
+        let kinds = IdKinds { num_experts: num_experts as usize, num_shared: num_shared as usize };
+        let mut ids = [0; CHUNK];
+        for first in (0..num_ids).step_by(CHUNK) {
+            let ids = &mut ids[..CHUNK.min(num_ids - first)];
+            // SAFETY: as many ids, by the caller's promise.
+            unsafe { self.ids.copy_to(columns, first, ids) };
+            if histogram(ids, cells) != 0 {
+                let others = ids.iter().filter(|id| id.bin(kinds.num_experts) == kinds.num_experts);
+                others.for_each(|&id| totals.add_other(id, kinds));
+            }
+        }
+    }
+
+    /// The layer's cells in the row to count into, and its totals. `None` while nothing is counted.
+    ///
+    /// # Safety
+    /// As for [`BatchCount::run_on_host`], with the type of cells.
+    unsafe fn cells_on_host<C: Cell>(&self) -> Option<(&mut [C], &mut Totals)> {
+        let Arguments { row, cells, row_stride, totals, num_experts, .. } = self.arguments;
+        // SAFETY: the addresses of a word, of cells and of a `Totals`, by the caller's promise.
+        unsafe {
+            let row = *(row as *const u32);
+            if row == OFF {
+                return None;
+            }
+            let first = (u64::from(row) * row_stride) as usize;
             let cells = std::slice::from_raw_parts_mut(cells as *mut C, self.num_cells);
-            (tokens, ids, &mut cells[first..][..self.arguments.num_experts as usize])
-        };
-        let others = histogram(ids, cells);
-        let none = none.unwrap_or_else(|| if others == 0 { 0 } else { number_of_none(ids) });
-        let padding = u64::from(num_tokens - tokens) * u64::from(experts_per_token);
-        // SAFETY: the address of a `Totals`, by the caller's promise.
-        let totals = unsafe { &mut *(totals as *mut Totals) };
+            Some((&mut cells[first..][..num_experts as usize], &mut *(totals as *mut Totals)))
+        }
+    }
+
+    /// Counts the slots of some ids of valid tokens. The slots of ids that name no expert do not count.
+    ///
+    /// # Safety
+    /// The window is in host memory, and nobody else uses it meanwhile.
+    pub unsafe fn add_slots_on_host(&self, ids: &[i32], slots: &[i32], kinds: IdKinds) {
+        // SAFETY: the caller's promise.
+        unsafe {
+            match self.cell_type {
+                CellType::U32 => self.add_slots::<u32>(ids, slots, kinds),
+                CellType::U64 => self.add_slots::<u64>(ids, slots, kinds),
+            }
+        }
+    }
+
+    /// # Safety
+    /// As for [`BatchCount::add_slots_on_host`], with the type of cells.
+    unsafe fn add_slots<C: Cell>(&self, ids: &[i32], slots: &[i32], kinds: IdKinds) {
+        // SAFETY: the caller's promise.
+        let Some((cells, totals)) = (unsafe { self.cells_on_host::<C>() }) else { return };
         totals.ids += ids.len() as u64;
-        totals.out_of_range += others - none;
-        totals.padding += padding;
-        totals.none += none;
+        for (&id, &slot) in ids.iter().zip(slots) {
+            match id.bin(kinds.num_experts) < kinds.num_experts {
+                true => cells[slot as usize].add(1),
+                false => totals.add_other(id, kinds),
+            }
+        }
+    }
+
+    /// Counts ids of the tokens after the valid ones.
+    ///
+    /// # Safety
+    /// The window is in host memory, and nobody else uses it meanwhile.
+    pub unsafe fn add_padding_on_host(&self, num_ids: u64) {
+        // SAFETY: the caller's promise.
+        let totals = unsafe {
+            match self.cell_type {
+                CellType::U32 => self.cells_on_host::<u32>().map(|(_, totals)| totals),
+                CellType::U64 => self.cells_on_host::<u64>().map(|(_, totals)| totals),
+            }
+        };
+        if let Some(totals) = totals {
+            totals.padding += num_ids;
+        }
     }
 }

@@ -16,7 +16,7 @@ mod writer;
 pub use added::{AddedCounts, CountsAt};
 pub use config::RecorderConfig;
 pub use count::Totals;
-pub(crate) use count::{BatchCount, CellType};
+pub(crate) use count::{BatchCount, CellType, IdKinds, OTHER_BINS};
 pub(crate) use histogram::histogram;
 pub use info::{Dumps, Info, State};
 pub use window::MemoryRequired;
@@ -32,6 +32,19 @@ use self::writer::{Progress, Writer};
 use super::{IdKind, IterationRange};
 use crate::device::{Access, Device, Ids, Memory, Stream};
 use crate::error::{Error, Result};
+
+/// The dispatch whose ids are counted, for checks.
+#[derive(Debug, Clone, Copy)]
+pub(crate) struct Source<'a> {
+    /// Its device.
+    pub device: &'a Device,
+    /// Its experts, or its slots where these are counted.
+    pub num_experts: usize,
+    /// Its ids of a token.
+    pub experts_per_token: usize,
+    /// Its shared experts.
+    pub num_shared: usize,
+}
 
 /// Counts the routed experts of one rank. Any thread may call; calls take turns.
 #[derive(Debug)]
@@ -152,19 +165,19 @@ impl Recorder {
     }
 
     /// Hot: calls `launch` with the count of `num_tokens` tokens of any buffer, to run in the same pass as other work. Passes
-    /// `None` where nothing is counted. Checks `device` and the sizes, which are the dispatch's.
+    /// `None` where nothing is counted. Checks that the recorder fits the dispatch.
     pub(crate) fn count_fused(
         &self,
         layer: u32,
         (ids, num_tokens): (&Ids, u32),
-        (device, num_experts, experts_per_token): (&Device, usize, usize),
+        source: &Source<'_>,
         stream: Stream,
         launch: impl FnOnce(Option<&BatchCount>) -> Result<()>,
     ) -> Result<()> {
         let Some(active) = &self.active else { return launch(None) };
         let mut calls = active.lock();
         let index = calls.index_of(layer)?;
-        active.check_source(device, num_experts, experts_per_token)?;
+        active.check_source(source)?;
         active.launch_if_counting(&mut calls, (num_tokens, stream), |counts| {
             launch(counts.then(|| active.window.batch_count(index, ids, num_tokens)).as_ref())
         })
@@ -243,7 +256,7 @@ impl Recorder {
         let mut totals = active.totals.lock().unwrap_or_else(PoisonError::into_inner);
         let calls = active.lock();
         let range = calls.range;
-        let Run { rows, layers, experts_per_token, .. } = active.writer.run();
+        let Run { rows, layers, experts_per_token, num_shared, .. } = active.writer.run();
         let (progress, dumps) = active.writer.progress_and_dumps();
         let (state, error) = match (&calls.lost, &calls.not_started, progress) {
             (Some(error), ..) => (State::Lost, Some(error.clone())),
@@ -273,7 +286,7 @@ impl Recorder {
             paused,
             max_rows: active.layout.rows(),
             dumps,
-            experts_per_token: *experts_per_token,
+            experts_per_token: experts_per_token + num_shared,
             layers: layers.clone(),
             totals: last.clone(),
             registered_layers,

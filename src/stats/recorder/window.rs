@@ -7,7 +7,7 @@ use super::added::{AddedCounts, Addition, CountsAt};
 use super::count::{BatchCount, CellType, LayerCells, OFF, Totals};
 use crate::device::{Device, Fence, Ids, Memory, Part, Staging, Stream};
 use crate::error::{Error, Result};
-use crate::stats::{Counts, IterationRange};
+use crate::stats::{Counts, IdKind, IterationRange};
 
 /// Enough for vector loads.
 const ALIGNMENT: usize = 64;
@@ -20,6 +20,8 @@ pub(super) struct Layout {
     layers: usize,
     num_experts: usize,
     experts_per_token: usize,
+    /// Shared experts. 0 where slots are counted: only a dispatch knows theirs.
+    num_shared: u32,
     cell_type: CellType,
     cells: Part,
     /// The cells of a row of a layer that added counts belong to: the first, and how many.
@@ -64,6 +66,7 @@ impl Layout {
             layers,
             num_experts,
             experts_per_token: config.experts_per_token,
+            num_shared: if config.id_kind == IdKind::Expert { config.num_shared as u32 } else { 0 },
             cell_type,
             cells,
             added,
@@ -178,6 +181,7 @@ impl Window {
             row_stride: layers * num_experts,
             totals: Part { start: totals.start + layer * size, bytes: size },
             num_experts: num_experts as u32,
+            num_shared: self.layout.num_shared,
         }
     }
 
@@ -236,7 +240,7 @@ impl Window {
         for (index, totals) in staging.numbers::<Totals>(0, layers.len()).iter().enumerate() {
             let experts = (0..self.layout.rows).map(|r| r * row + index * num_experts);
             let found: u64 = experts.map(|first| sum(counts, first..first + num_experts)).sum();
-            let counted = totals.ids.wrapping_sub(totals.out_of_range + totals.none);
+            let counted = totals.ids.wrapping_sub(totals.not_counted());
             if found != counted {
                 return Err(contradiction(layers[index], counted, found));
             }
@@ -291,6 +295,7 @@ mod tests {
         max_tokens_per_iteration: 0,
         run_id: None,
         added_counts: AddedCounts { cumulative: false, by_local_slot: false },
+        num_shared: 0,
     };
 
     /// Two rows of two layers, counting into row 1.
