@@ -35,18 +35,19 @@ __device__ inline uint64_t sum_of_ranks(const eplb_split_arguments &split, uint3
 /// blocks wrote them while this one ran. A thread waits for several loads at once.
 __device__ inline uint32_t add_up_blocks(const eplb_route_arguments &args, uint32_t expert) {
     constexpr uint32_t at_once = 16;
+    const uint32_t blocks = args.split.phase == 2 ? args.layout.num_counted : gridDim.x;
     uint32_t before = 0;
 #pragma unroll 1
-    for (uint32_t first = 0; first < gridDim.x; first += at_once) {
+    for (uint32_t first = 0; first < blocks; first += at_once) {
         uint32_t counts[at_once];
         volatile uint32_t *cells = args.split.block_counts + first * args.num_experts + expert;
 #pragma unroll
         for (uint32_t i = 0; i < at_once; i++) {
-            counts[i] = first + i < gridDim.x ? cells[i * args.num_experts] : 0;
+            counts[i] = first + i < blocks ? cells[i * args.num_experts] : 0;
         }
 #pragma unroll
         for (uint32_t i = 0; i < at_once; i++) {
-            if (first + i < gridDim.x) {
+            if (first + i < blocks) {
                 cells[i * args.num_experts] = before;
             }
             before += counts[i];
@@ -205,23 +206,30 @@ template <class Layout> __device__ void least_loaded(const eplb_route_arguments 
         if (split.phase == 1) {
             stage<1>(counts + (args.num_experts + 3) / 4 * 4, ends, args.num_slots);
         }
-        if (gridDim.x == 1 || split.phase == 1) {
+        if (split.phase == 1 || (split.phase == 0 && gridDim.x == 1)) {
             ends = counts + (args.num_experts + 3) / 4 * 4;
         }
     }
-    if (split.phase == 0) {
-        count_block(args, counts, block, first, end < valid_ids ? end : valid_ids);
-        if (gridDim.x > 1) {
+    if (split.phase != 1) {
+        if (split.phase == 0) {
+            count_block(args, counts, block, first, end < valid_ids ? end : valid_ids);
+        }
+        if (!Layout::is_plain || gridDim.x > 1 || split.phase == 2) {
 #pragma unroll 1
-            for (uint32_t bin = threadIdx.x; counts != row && bin < args.num_experts; bin += blockDim.x) {
+            for (uint32_t bin = threadIdx.x; split.phase == 0 && counts != row && bin < args.num_experts;
+                 bin += blockDim.x) {
                 row[bin] = counts[bin];
             }
-            if (is_last_block(split.blocks_done)) {
-                compute_ends(args, tables, nullptr, ends);
+            if constexpr (Layout::is_plain) {
+                if (split.phase == 2 || is_last_block(split.blocks_done)) {
+                    compute_ends(args, tables, nullptr, ends);
+                }
             }
             return;
         }
-        compute_ends(args, tables, counts, ends);
+        if constexpr (Layout::is_plain) {
+            compute_ends(args, tables, counts, ends);
+        }
     }
     route_counter counter;
     counter.begin(args, valid_ids);
@@ -265,5 +273,6 @@ template <class Layout> __device__ void least_loaded(const eplb_route_arguments 
 } // namespace eplb
 
 // Blocks of threads, each of ids_per_block ids. With more than one block, the launch of phase 0 is followed
-// by the same with phase 1.
+// by the same with phase 1. The general kernel does either phase, and computes no quotas, which would make the
+// image a third larger: in between, one block of another kernel does, by phase 2.
 EPLB_ROUTE_ENTRIES(least_loaded, EPLB_ROUTE_THREADS)

@@ -52,7 +52,8 @@ struct eplb_split_arguments {
     uint32_t rank;
     /// Ids of a block, a multiple of EPLB_ROUTE_BLOCK.
     uint32_t ids_per_block;
-    /// 0: count and compute quotas, and with one block also assign slots. 1: assign slots.
+    /// 0: count and compute quotas, and with one block also assign slots. 1: assign slots. The general kernel
+    /// only counts and only assigns. In between, a block of another one computes quotas: 2.
     uint32_t phase;
     /// Where the rule's tables begin, in words, one behind the other, after the tables of every rule.
     uint32_t holder_rank_at, holder_place_at, holder_first_at, holder_size_at, experts_at, holder_start_at,
@@ -70,7 +71,8 @@ struct eplb_layout_arguments {
     /// Ids from one row to the next.
     uint32_t ids_stride, slots_stride;
     uint32_t ids_are_64_bits, slots_are_64_bits;
-    uint32_t unused;
+    /// Blocks that have counted, for phase 2 of EPLB_ROUTE_LEAST_LOADED.
+    uint32_t num_counted;
 };
 
 /// One launch. src/dispatch/kernel.rs and src/dispatch/least_loaded/kernel.rs have the same structs. The

@@ -395,10 +395,15 @@ template <class Id, class Slot> void route_general(uint64_t seed) {
     expect("nearest", nearest(layer, ids, valid_ids, rank, nodes));
     launch(eplb_route_token_hash_general, EPLB_HASH_THREADS * 4, EPLB_HASH_THREADS);
     expect("token hash", token_hash(layer, ids, valid_ids, choices));
-    for (args.split.phase = 0; args.split.phase < (ids.size() > EPLB_ROUTE_BLOCK ? 2u : 1u);
-         args.split.phase++) {
-        launch(eplb_route_least_loaded_general, EPLB_ROUTE_BLOCK, EPLB_ROUTE_THREADS);
-    }
+    args.split.phase = 0;
+    launch(eplb_route_least_loaded_general, EPLB_ROUTE_BLOCK, EPLB_ROUTE_THREADS);
+    args.split.phase = 2;
+    args.num_tokens = 0;
+    args.layout.num_counted = static_cast<uint32_t>((ids.size() + EPLB_ROUTE_BLOCK - 1) / EPLB_ROUTE_BLOCK);
+    launch(eplb_route_least_loaded_i32, ids.size(), EPLB_ROUTE_THREADS);
+    args.split.phase = 1;
+    args.num_tokens = tokens;
+    launch(eplb_route_least_loaded_general, EPLB_ROUTE_BLOCK, EPLB_ROUTE_THREADS);
     expect("least loaded", least_loaded(layer, ids, valid_ids));
 }
 

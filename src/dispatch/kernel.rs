@@ -61,7 +61,7 @@ struct LayoutArguments {
     slots_stride: u32,
     ids_are_64_bits: u32,
     slots_are_64_bits: u32,
-    unused: u32,
+    num_counted: u32,
 }
 
 const _: () = assert!(
@@ -202,6 +202,7 @@ pub(super) struct Kernels {
 }
 
 /// One call of a rule's kernels. Parts are placed in shared memory first, most useful part first.
+#[derive(Clone, Copy)]
 pub(super) struct Call<'a> {
     router: &'a KernelRouter,
     /// The type of ids and slots. `None`: they need the general kernel.
@@ -221,6 +222,11 @@ impl Call<'_> {
     /// Ids that a thread takes at once: as many as fit one load.
     pub fn ids_at_once(&self) -> usize {
         16 / self.plain_type.unwrap_or(IdType::Int32).size()
+    }
+
+    /// Whether ids and slots need the general kernel.
+    pub fn is_general(&self) -> bool {
+        self.plain_type.is_none()
     }
 
     /// Words of the tables that every rule has.
@@ -272,6 +278,14 @@ impl Call<'_> {
         // SAFETY: the routing kernels take these arguments. Ids, slots, counts and tables are on the device, by the promises of
         // their makers.
         unsafe { self.router.cuda.launch(kernel, grid, &self.arguments, self.stream) }
+    }
+
+    /// Launches one block of a kernel for ids without gaps, and with none of them, after `num_counted` blocks have counted.
+    pub fn launch_without_ids(&self, kernels: Kernels, num_counted: u64) -> Result<()> {
+        let mut call = Call { plain_type: Some(IdType::Int32), ..*self };
+        call.arguments.num_tokens = 0;
+        call.arguments.layout.num_counted = num_counted as u32;
+        call.launch_with_positions(kernels, 1)
     }
 
     /// Launches a kernel that uses the position of an id in its block of [`BLOCK_IDS`] ids.

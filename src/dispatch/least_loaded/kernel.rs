@@ -155,7 +155,8 @@ impl SplitArguments {
     }
 }
 
-/// Launches the rule's kernel: once where one block does all, otherwise once to compute quotas and once to assign slots.
+/// Launches the rule's kernel: once where one block does all, otherwise once to compute quotas and once to assign slots. The
+/// general kernel computes no quotas, so another is launched in between.
 pub fn launch(mut call: Call<'_>) -> Result<()> {
     call.place_rows();
     call.place_tables();
@@ -176,7 +177,11 @@ pub fn launch(mut call: Call<'_>) -> Result<()> {
     call.arguments.split.ids_per_block = per_block as u32;
     let blocks = num_ids.div_ceil(per_block);
     call.launch_with_positions(KERNELS, blocks)?;
-    if blocks > 1 {
+    if call.is_general() {
+        call.arguments.split.phase = 2;
+        call.launch_without_ids(KERNELS, blocks)?;
+    }
+    if blocks > 1 || call.is_general() {
         call.arguments.split.phase = 1;
         call.arguments.table_words = call.common_table_words();
         call.launch_with_positions(KERNELS, blocks)?;

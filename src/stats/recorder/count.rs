@@ -311,6 +311,8 @@ impl BatchCount {
     ///
     /// # Safety
     /// As for [`BatchCount::run_on_host`], with the type of cells.
+    // Mutable, since the window is only an address here.
+    #[allow(clippy::mut_from_ref)]
     unsafe fn cells_on_host<C: Cell>(&self) -> Option<(&mut [C], &mut Totals)> {
         let Arguments { row, cells, row_stride, totals, num_experts, .. } = self.arguments;
         // SAFETY: the addresses of a word, of cells and of a `Totals`, by the caller's promise.
