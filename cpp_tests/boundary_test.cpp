@@ -346,6 +346,7 @@ template <> std::vector<const eplb_recorder_config *> values() {
     good.layer_ids = layers;
     good.num_layers = 2;
     huge = unaligned = good;
+    huge.num_shared_experts = UINT32_MAX;
     huge.iter_stop = 400000;
     huge.num_experts = 1 << 20;
     unaligned.workspace = reinterpret_cast<void *>(uintptr_t(1));
@@ -379,7 +380,14 @@ template <> std::vector<const eplb_dispatch_config *> values() {
     eplb_dispatch_config none = good;
     static const int32_t no_layer = 0;
     none.layer_ids = &no_layer;
-    return const_structs(init, {good, huge, unaligned, nodes, none});
+    static const int32_t shared_slots[] = {1 << 30, INT32_MAX};
+    eplb_dispatch_config shared = good, many_shared = good;
+    shared.invalid_slot = -1;
+    shared.num_shared_experts = 2;
+    shared.shared_slot_ids = shared_slots;
+    many_shared.num_shared_experts = UINT32_MAX;
+    many_shared.shared_slot_ids = shared_slots;
+    return const_structs(init, {good, huge, unaligned, nodes, none, shared, many_shared});
 }
 template <> std::vector<eplb_dispatch_tables *> values() {
     return structs<eplb_dispatch_tables>(EPLB_DISPATCH_TABLES_INIT);

@@ -208,6 +208,51 @@ TEST(Growth, OlderSolveOptionsGetDefaultsForMissingFields) {
     }
 }
 
+TEST(Growth, OlderDispatchAndRecorderConfigsHaveNoSharedExperts) {
+    eplb::placement_config sizes;
+    sizes.num_experts = 4;
+    sizes.num_ranks = 2;
+    const auto placement =
+        eplb::placement::create(sizes, std::vector<int32_t>{layer}, std::vector<int32_t>{0, 1, 2, 3});
+    const int32_t shared_slots[] = {9};
+    eplb_dispatch_config config = EPLB_DISPATCH_CONFIG_INIT;
+    config.num_ranks = 2;
+    config.experts_per_token = 2;
+    config.invalid_slot = -1;
+    config.num_shared_experts = 1;
+    config.shared_slot_ids = shared_slots;
+    const auto info_of = [&](size_t size) {
+        const eplb_dispatch_config older_config = older(config, size);
+        eplb_dispatch *handle = nullptr;
+        EXPECT_EQ(eplb_dispatch_create(placement.get(), &older_config, &handle), EPLB_STATUS_OK)
+            << eplb_last_error_message();
+        return eplb::dispatch(handle).info();
+    };
+    EXPECT_EQ(info_of(sizeof(config)).invalid_slot, -1);
+    EXPECT_EQ(info_of(sizeof(config)).num_shared_experts, 1u);
+    EXPECT_EQ(info_of(offsetof(eplb_dispatch_config, num_shared_experts)).invalid_slot, -1);
+    EXPECT_EQ(info_of(offsetof(eplb_dispatch_config, num_shared_experts)).num_shared_experts, 0u);
+    EXPECT_EQ(info_of(offsetof(eplb_dispatch_config, invalid_slot)).invalid_slot, 4);
+    EXPECT_EQ(info_of(offsetof(eplb_dispatch_config, invalid_slot)).num_shared_experts, 0u);
+
+    temporary_directory dir;
+    const std::string path = dir / "dump";
+    eplb_recorder_config recording = EPLB_RECORDER_CONFIG_INIT;
+    recording.path = path.c_str();
+    recording.iter_stop = 1;
+    recording.num_ranks = 1;
+    recording.num_experts = 4;
+    recording.experts_per_token = 2;
+    recording.layer_ids = &layer;
+    recording.num_layers = 1;
+    recording.num_shared_experts = 2;
+    size_t workspace = 0, host = 0;
+    EXPECT_EQ(eplb_recorder_memory_required(&recording, &workspace, &host), EPLB_STATUS_INVALID_ARGUMENT)
+        << "both ids of a token are of shared experts";
+    recording = older(recording, offsetof(eplb_recorder_config, num_shared_experts));
+    EXPECT_EQ(eplb_recorder_memory_required(&recording, &workspace, &host), EPLB_STATUS_OK);
+}
+
 TEST(Growth, NewerStructIsAcceptedUnlessItSetsUnknownFields) {
     const eplb_placement_config config = shape();
     const eplb_solve_options options = EPLB_SOLVE_OPTIONS_INIT;
@@ -283,6 +328,9 @@ TEST(Growth, ResultsFillOnlyTheCallersStruct) {
     const auto dispatch = eplb::dispatch::create(placement, config);
     fills_only<eplb_dispatch_info>(
         EPLB_DISPATCH_INFO_INIT, offsetof(eplb_dispatch_info, rule),
+        [&](eplb_dispatch_info *info) { return eplb_dispatch_get_info(dispatch.get(), info); });
+    fills_only<eplb_dispatch_info>(
+        EPLB_DISPATCH_INFO_INIT, offsetof(eplb_dispatch_info, invalid_slot),
         [&](eplb_dispatch_info *info) { return eplb_dispatch_get_info(dispatch.get(), info); });
     const auto recorder = eplb::recorder::create(eplb::recorder_config());
     fills_only<eplb_recorder_info>(
