@@ -340,8 +340,10 @@ TEST(Collect, RecordersOfOneProcessAreIndependent) {
     EXPECT_EQ(experts.layer_loads(0)[63], 2);
     EXPECT_EQ(slots.layer_loads(0)[71], 2);
     EXPECT_EQ(slots.layer_loads(1)[2], 4);
-    EXPECT_EQ(one.info().ids_out_of_range, 8u);
-    EXPECT_EQ(two.info().ids_out_of_range, 4u);
+    EXPECT_EQ(one.info().ids_out_of_range, 6u);
+    EXPECT_EQ(one.info().ids_padding, 2u) << "the ids of -1";
+    EXPECT_EQ(two.info().ids_out_of_range, 2u);
+    EXPECT_EQ(two.info().ids_padding, 2u);
 }
 
 TEST(Collect, ResetClearsAWarmUp) {

@@ -179,8 +179,8 @@ TEST(Recorder, MemoryRequiredIsExactAndNeverGrows) {
     const auto config = a_config(dir / "dump");
     const auto required = eplb::recorder::memory_required(config);
     // 100 iterations x 2 layers x 64 counts of 4 bytes, 24 bytes of sums a layer, and the row; each aligned.
-    EXPECT_EQ(required.workspace_bytes, 100 * 2 * 64 * 4 + 2 * 64u);
-    EXPECT_EQ(required.host_bytes, 100 * 2 * 64 * 4 + 64 + 2 * 24u);
+    EXPECT_EQ(required.workspace_bytes, 100 * 2 * 64 * 4 + 64 + 128u);
+    EXPECT_EQ(required.host_bytes, 100 * 2 * 64 * 4 + 128 + 2 * 40u);
     auto recorder = eplb::recorder::create(config);
     EXPECT_EQ(recorder.info().workspace_bytes, required.workspace_bytes);
     EXPECT_EQ(recorder.info().host_bytes, required.host_bytes);

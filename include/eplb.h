@@ -331,7 +331,8 @@ typedef struct eplb_recorder_info {
   int64_t counted_start; /**< First iteration counted; iter_start if none was. */
   int64_t counted_stop; /**< One past the last iteration counted; counted_start if none was. */
   uint64_t ids_counted; /**< Ids counted, over all layers. */
-  uint64_t ids_out_of_range; /**< Ids of valid tokens outside [0, num_experts) except -1, not counted. */
+  /** Ids of valid tokens that are out of range, not counted: see eplb_expert_ids. */
+  uint64_t ids_out_of_range;
   uint64_t ids_padding; /**< Ids of tokens at or after num_valid, not read, and ids of -1. */
   size_t workspace_bytes; /**< Device memory held. */
   size_t host_bytes; /**< Host memory held for the copy from the device. */

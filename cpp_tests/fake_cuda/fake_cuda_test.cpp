@@ -283,8 +283,9 @@ TEST_F(Fake, ImagesAreFatbinsOrPtx) {
 }
 
 TEST_F(Fake, HasTheKernelsOfEplb) {
-    for (const char *name : {"eplb_count_i32_u32", "eplb_count_i64_u32", "eplb_count_i32_u64",
-                             "eplb_count_i64_u64", "eplb_add_counts"}) {
+    for (const char *name :
+         {"eplb_count_i32_u32", "eplb_count_i64_u32", "eplb_count_i32_u64", "eplb_count_i64_u64",
+          "eplb_count_general", "eplb_route_least_loaded_general", "eplb_add_counts"}) {
         CUfunction function;
         OK(cuModuleGetFunction(&function, module, name));
         int threads = 0;

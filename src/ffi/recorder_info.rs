@@ -53,7 +53,7 @@ pub struct eplb_recorder_info {
     pub counted_stop: i64,
     /// Ids counted, over all layers.
     pub ids_counted: u64,
-    /// Ids of valid tokens outside [0, num_experts) except -1, not counted.
+    /// Ids of valid tokens that are out of range, not counted: see eplb_expert_ids.
     pub ids_out_of_range: u64,
     /// Ids of tokens at or after num_valid, not read, and ids of -1.
     pub ids_padding: u64,
