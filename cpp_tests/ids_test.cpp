@@ -81,7 +81,7 @@ std::vector<To> with_gaps(const std::vector<From> &ids, uint32_t gap, To filler)
 /// What a recorder must have counted.
 struct expectation {
     std::vector<double> cells;
-    uint64_t counted = 0, out_of_range = 0, padding = 0, shared = 0;
+    uint64_t counted = 0, out_of_range = 0, padding = 0;
 };
 
 /// The slots by docs/routing.md: what the rule gives, with the shared experts and the invalid slot on top.
@@ -115,7 +115,6 @@ std::vector<int64_t> slots_of(eplb_rule rule, const std::vector<Id> &ids, size_t
             counts->padding++;
         } else if (wide[i] >= num_experts && shared < layout.shared_slots.size()) {
             slots[i] = layout.shared_slots[shared];
-            counts->shared++;
         } else {
             counts->out_of_range++;
         }
@@ -140,15 +139,16 @@ eplb::recorder_config a_recording(const std::string &path, uint32_t cells, const
 }
 
 void expect_counts(eplb::recorder &recorder, const std::string &path, const expectation &expected,
-                   const engine_stream &stream) {
+                   size_t num_shared, const engine_stream &stream) {
     recorder.dump(stream);
     recorder.flush();
     const eplb_recorder_info info = recorder.info();
     EXPECT_EQ(info.ids_counted, expected.counted);
     EXPECT_EQ(info.ids_out_of_range, expected.out_of_range);
     EXPECT_EQ(info.ids_padding, expected.padding);
-    const uint64_t ids = expected.counted + expected.out_of_range + expected.shared;
-    EXPECT_EQ(recorder.layer_tokens(1), (std::vector<uint64_t>{(ids + choices - 1) / choices}));
+    // Of the ids that are neither padding nor shared experts, a token has the rest of its choices.
+    const uint64_t ids = expected.counted + expected.out_of_range, of_token = choices - num_shared;
+    EXPECT_EQ(recorder.layer_tokens(1), (std::vector<uint64_t>{(ids + of_token - 1) / of_token}));
     eplb::stats_options options;
     options.iter_stop = info.counted_stop;
     EXPECT_EQ(eplb::stats::load(path, options).layer_loads(3), expected.cells);
@@ -209,7 +209,7 @@ template <class Id, class Slot> void check(eplb_rule rule, const layout &layout,
         EXPECT_EQ(download(ids.data(), ids.size(), stream), rows) << "the ids were written to";
     }
     // The dump sums its iterations, so the cells of both are compared at once.
-    expect_counts(recorder, directory / "dump", expected, stream);
+    expect_counts(recorder, directory / "dump", expected, layout.shared_slots.size(), stream);
 }
 
 } // namespace
@@ -256,7 +256,7 @@ TEST(Ids, AreRoutedInPlaceWithGaps) {
                 EXPECT_EQ(download(ids.data(), rows.size(), stream),
                           (with_gaps<int64_t>(slots, layout.ids_gap, 5)))
                     << "rule " << rule;
-                expect_counts(recorder, directory / "dump", expected, stream);
+                expect_counts(recorder, directory / "dump", expected, layout.shared_slots.size(), stream);
             }
         }
     }
@@ -285,7 +285,7 @@ TEST(Ids, AreCountedWithoutADispatchInAnyLayout) {
         expected.cells.resize(static_cast<size_t>(num_experts));
         slots_of(EPLB_RULE_TOKEN_HASH, batch, 600 * choices, layout, false, &expected);
         slots_of(EPLB_RULE_TOKEN_HASH, batch, batch.size(), layout, false, &expected);
-        expect_counts(recorder, directory / "dump", expected, stream);
+        expect_counts(recorder, directory / "dump", expected, layout.shared_slots.size(), stream);
     }
 }
 

@@ -79,8 +79,10 @@ impl Info {
     /// Valid tokens counted of each layer, in the order of the layers: those whose ids are not all -1, if no token has only some
     /// ids of -1.
     pub fn tokens(&self) -> impl Iterator<Item = u64> {
-        let of =
-            |totals: &Totals| totals.ids.saturating_sub(totals.none).div_ceil(self.experts_per_token as u64);
+        let of = |totals: &Totals| {
+            let chosen = totals.ids.saturating_sub(totals.none + totals.shared);
+            chosen.div_ceil(self.experts_per_token as u64)
+        };
         self.totals.iter().map(of)
     }
 

@@ -256,7 +256,7 @@ impl Recorder {
         let mut totals = active.totals.lock().unwrap_or_else(PoisonError::into_inner);
         let calls = active.lock();
         let range = calls.range;
-        let Run { rows, layers, experts_per_token, num_shared, .. } = active.writer.run();
+        let Run { rows, layers, experts_per_token, .. } = active.writer.run();
         let (progress, dumps) = active.writer.progress_and_dumps();
         let (state, error) = match (&calls.lost, &calls.not_started, progress) {
             (Some(error), ..) => (State::Lost, Some(error.clone())),
@@ -286,7 +286,7 @@ impl Recorder {
             paused,
             max_rows: active.layout.rows(),
             dumps,
-            experts_per_token: experts_per_token + num_shared,
+            experts_per_token: *experts_per_token,
             layers: layers.clone(),
             totals: last.clone(),
             registered_layers,
