@@ -178,7 +178,7 @@ TEST(Recorder, MemoryRequiredIsExactAndNeverGrows) {
     temporary_directory dir;
     const auto config = a_config(dir / "dump");
     const auto required = eplb::recorder::memory_required(config);
-    // 100 iterations x 2 layers x 64 counts of 4 bytes, 24 bytes of sums a layer, and the row; each aligned.
+    // 100 iterations x 2 layers x 64 counts of 4 bytes, 40 bytes of sums a layer, and the row; each aligned.
     EXPECT_EQ(required.workspace_bytes, 100 * 2 * 64 * 4 + 64 + 128u);
     EXPECT_EQ(required.host_bytes, 100 * 2 * 64 * 4 + 128 + 2 * 40u);
     auto recorder = eplb::recorder::create(config);

@@ -109,6 +109,8 @@ impl HostRouter {
     ///
     /// # Safety
     /// As for [`HostRouter::run`].
+    // Inlined, its arrays would be on the stack of every call.
+    #[inline(never)]
     unsafe fn run_general(
         &mut self,
         routing: &Routing,

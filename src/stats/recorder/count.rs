@@ -276,8 +276,7 @@ impl BatchCount {
     /// # Safety
     /// As for [`BatchCount::run_on_host`], with the types of ids and cells.
     unsafe fn add_to_cells<I: Id, C: Cell>(&self, none: Option<u64>) {
-        let Arguments { num_tokens, experts_per_token: columns, num_experts, num_shared, .. } =
-            self.arguments;
+        let Arguments { num_tokens, experts_per_token: columns, num_shared, .. } = self.arguments;
         // SAFETY: the caller's promise.
         let Some((cells, totals)) = (unsafe { self.cells_on_host::<C>() }) else { return };
         // SAFETY: as above.
@@ -294,6 +293,18 @@ impl BatchCount {
             totals.none += none;
             return;
         }
+        // SAFETY: as many ids, by the caller's promise.
+        unsafe { self.add_general(num_ids, cells, totals) };
+    }
+
+    /// Counts ids of any type and stride, and skips those of shared experts.
+    ///
+    /// # Safety
+    /// There are `num_ids` ids, in host memory.
+    // Inlined, its array would be on the stack of every call.
+    #[inline(never)]
+    unsafe fn add_general<C: Cell>(&self, num_ids: usize, cells: &mut [C], totals: &mut Totals) {
+        let Arguments { experts_per_token: columns, num_experts, num_shared, .. } = self.arguments;
         let kinds = IdKinds { num_experts: num_experts as usize, num_shared: num_shared as usize };
         let mut ids = [0; CHUNK];
         for first in (0..num_ids).step_by(CHUNK) {
