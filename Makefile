@@ -21,7 +21,7 @@ STATIC := build/lib/libeplb.a
 UP = $(shell realpath -ms --relative-to=/x/$(LIBDIR)/pkgconfig /x)
 FILL = sed -e 's|@VERSION@|$(VERSION)|g' -e 's|@SONAME@|$(SONAME)|g' -e 's|@LIBDIR@|$(LIBDIR)|g' -e 's|@UP@|$(UP)|g'
 
-.PHONY: build demo test bench gpu-bundle install install-built dist gates doc header format check clean help
+.PHONY: build demo test bench gpu-bundle install install-built dist gates doc header recipes format check clean help
 
 build: ## the library (target/release/libeplb.so, build/lib/libeplb.a) and the program eplb
 	@scripts/need.sh gcc:cc
@@ -82,6 +82,9 @@ doc: ## the documentation of the C interface, in build/doc/html; undocumented it
 
 header: ## include/eplb.h and include/eplb_tools.h, generated from src/ffi
 	EPLB_WRITE_HEADER=1 $(CARGO) test --locked --quiet --test header
+
+recipes: ## the code of docs/recipes.md, from cpp_tests/recipes
+	EPLB_WRITE_RECIPES=1 $(CARGO) test --locked --quiet --test recipes
 
 format: ## formats Rust, C and C++ sources
 	@scripts/need.sh clang-format:clang-format
