@@ -155,7 +155,11 @@ mod tests {
                 "layer_list[0], device_list[1] has 1 experts, 2 expected as on the first device: every rank has equally many \
                  slots",
             ),
-            ("[0, 1]", "[0, -1]", "bad JSON: invalid value: integer `-1`, expected u32 at line 1 column 129"),
+            (
+                "[0, 1]",
+                "[0, -2]",
+                "layer_list[0], device_list[0], device_expert[1] is -2, which is no expert",
+            ),
             (
                 "device_expert",
                 "experts",
