@@ -112,7 +112,7 @@ impl eplb_solve_options {
             let message = "options->num_pinned_layers is 0; set it to 1 for all layers, or to num_layers";
             return Err(Error::InvalidArgument(message.into()));
         }
-        let num_pinned = self.num_pinned_layers.checked_mul(num_slots).unwrap_or(usize::MAX);
+        let num_pinned = self.num_pinned_layers.saturating_mul(num_slots);
         // SAFETY: the caller's promises. A negative expert becomes one that does not exist, or a free slot.
         let (rank_to_node, sample_weights, pinned_experts) = unsafe {
             (

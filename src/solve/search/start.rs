@@ -140,9 +140,9 @@ pub(super) fn pack_with_pins(state: &mut State, replica_loads: &[f64], pins: &Pi
         free[rank] == state.slots_of(rank).end
     };
     let mut is_full = vec![false; num_ranks];
-    for rank in 0..num_ranks {
+    for (rank, is_full) in is_full.iter_mut().enumerate() {
         for expert in pins.of_rank(rank) {
-            is_full[rank] = put(state, &mut totals, rank, expert);
+            *is_full = put(state, &mut totals, rank, expert);
         }
     }
     let mut experts: Vec<u32> = (0..replica_loads.len() as u32).collect();
