@@ -117,7 +117,7 @@ pub fn write_placement(
     format: PlacementFormat,
     model: &Model,
 ) -> Result<()> {
-    // The first two take -1 as the last expert, where they index a table by expert.
+    // SGLang serves the last expert in a slot of -1. The readers of expert maps do not define it.
     match format {
         PlacementFormat::SglangMap | PlacementFormat::ExpertMap => {
             placement.check_no_empty_slot(format.name()).map_err(|error| error.in_file(path))?;
