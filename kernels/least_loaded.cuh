@@ -273,6 +273,6 @@ template <class Layout> __device__ void least_loaded(const eplb_route_arguments 
 } // namespace eplb
 
 // Blocks of threads, each of ids_per_block ids. With more than one block, the launch of phase 0 is followed
-// by the same with phase 1. The general kernel does either phase, and computes no quotas, which would make the
-// image a third larger: in between, one block of another kernel does, by phase 2.
+// by the same with phase 1. The general kernel does either phase, and computes no quotas, which would make
+// the image a third larger: in between, one block of another kernel does, by phase 2.
 EPLB_ROUTE_ENTRIES(least_loaded, EPLB_ROUTE_THREADS)
