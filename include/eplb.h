@@ -523,8 +523,8 @@ EPLB_API eplb_status eplb_recorder_rearm(eplb_recorder *recorder, int64_t iter_s
  * \param recorder      the recorder
  * \param info          receives the numbers
  * \param layer_tokens  receives the valid tokens of each layer, in the order of layer_ids: [num_layers].
- *                      The ids that are not padding, over experts_per_token, rounded up. NULL with num_layers
- *                      0: not wanted
+ *                      Their ids without padding and shared experts, over those of a token, rounded up. NULL
+ *                      with num_layers 0: not wanted
  * \param num_layers    that of the config, or 0
  * \return a status */
 EPLB_API eplb_status eplb_recorder_get_info(const eplb_recorder *recorder, eplb_recorder_info *info,
