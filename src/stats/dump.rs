@@ -7,7 +7,8 @@ use std::path::{Path, PathBuf};
 
 use super::stages::{self, file_name};
 use super::{
-    IdKind, IterationRange, MetaInfo, RankFile, RowRange, Stats, Summary, dumps_below, list_dumps, sum,
+    DumpInfo, IdKind, IterationRange, MetaInfo, RankFile, RowRange, Stats, Summary, dumps_below, list_dumps,
+    sum,
 };
 use crate::error::{Error, Result, shortened};
 use crate::threads;
@@ -61,16 +62,14 @@ impl Dump {
         let missing_ranks = missing(directory, &ranks, num_files, options.allow_missing_ranks)?;
         let num_experts = meta.as_ref().map(|meta| meta.num_experts);
         let files = threads::map(paths.len(), threads, |i| RankFile::open(&paths[i], num_experts))?;
-        for (file, &rank) in files.iter().zip(&ranks) {
-            check_run(file, rank, meta.as_ref(), &files[0]).map_err(|e| e.in_file(&file.path))?;
-        }
+        let whole = declared.map(|info| info.rows()).transpose()?;
+        check_runs(&files, &ranks, declared.zip(whole))?;
         let num_experts = match num_experts {
             Some(num_experts) => num_experts,
             None => experts_of_tensors(&files).map_err(|e| e.in_file(directory))?,
         };
         let layers = stages::check_layers(&files, declared, !missing_ranks.is_empty())
             .map_err(|e| e.in_file(directory))?;
-        let whole = declared.map(|info| info.rows()).transpose()?;
         let rows = choose_rows(&files, whole, options).map_err(|e| e.in_file(directory))?;
         if !missing_ranks.is_empty() {
             log::warn!(
@@ -222,14 +221,34 @@ fn missing(directory: &Path, ranks: &[u32], num_files: usize, allowed: bool) -> 
     Ok(if num_missing > 0 { absent.collect() } else { Vec::new() })
 }
 
+/// Checks that the files are of one run, and that eplb wrote either all of them and the meta file, or none.
+fn check_runs(files: &[RankFile], ranks: &[u32], declared: Option<(&DumpInfo, RowRange)>) -> Result<()> {
+    let Some(declared) = declared else {
+        return match files.iter().find(|file| file.run.is_some()) {
+            None => Ok(()),
+            Some(file) => mixed(format!("written by eplb and {} is not", MetaInfo::FILE_NAME))
+                .map_err(|e| e.in_file(&file.path)),
+        };
+    };
+    for (file, &rank) in files.iter().zip(ranks) {
+        check_run(file, rank, declared, &files[0]).map_err(|e| e.in_file(&file.path))?;
+    }
+    Ok(())
+}
+
+fn mixed(what: String) -> Result<()> {
+    Err(Error::InvalidDump(format!("{what}: the files are of different runs")))
+}
+
 /// Checks that a file is of the same run as the meta file and the first rank file, and has what its metadata lists.
-fn check_run(file: &RankFile, rank: u32, meta: Option<&MetaInfo>, first: &RankFile) -> Result<()> {
-    let mixed = |what: String| Err(Error::InvalidDump(format!("{what}: the files are of different runs")));
-    let (run, info) = match (&file.run, meta.and_then(|meta| meta.eplb.as_ref())) {
-        (None, None) => return Ok(()),
-        (Some(run), Some(info)) => (run, info),
-        (Some(_), None) => return mixed(format!("written by eplb and {} is not", MetaInfo::FILE_NAME)),
-        (None, Some(_)) => return mixed(format!("not written by eplb and {} is", MetaInfo::FILE_NAME)),
+fn check_run(
+    file: &RankFile,
+    rank: u32,
+    (info, rows): (&DumpInfo, RowRange),
+    first: &RankFile,
+) -> Result<()> {
+    let Some(run) = &file.run else {
+        return mixed(format!("not written by eplb and {} is", MetaInfo::FILE_NAME));
     };
     if run.rank != rank {
         return Err(Error::InvalidDump(format!("the rank in its __metadata__ is {}", run.rank)));
@@ -241,7 +260,6 @@ fn check_run(file: &RankFile, rank: u32, meta: Option<&MetaInfo>, first: &RankFi
         let (run_id, first_run_id) = (name(&run.run_id), name(&first_run.run_id));
         return mixed(format!("its run_id is {run_id}, that of {} is {first_run_id}", file_name(first)));
     }
-    let rows = info.rows()?;
     // Pipeline stages may have different numbers of ranks. Then the number of files is another one, and the same for all.
     let has_stages = info.files() != info.num_ranks || run.num_files != run.num_ranks;
     let same_ranks = run.num_files == info.files() && (run.num_ranks == info.num_ranks || has_stages);
