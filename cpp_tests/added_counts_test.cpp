@@ -102,7 +102,7 @@ template <class Count> void add_deltas(bool is_captured, uint64_t max_tokens) {
               (loads{11, 1, 1, 2, 3, 102, 12, 1, 1, 2, 3, 102, 13, 1, 1, 2, 3, 102}));
     stream.synchronize();
     // Layer 3: 212 + 2 x iteration each. Layer 5: 106 + iteration, and 4 ids. A token has 2 ids.
-    EXPECT_EQ(recorder.layer_tokens(2), (std::vector<uint64_t>{(3 * 212 + 66) / 2, (3 * 110 + 33) / 2}));
+    EXPECT_EQ(recorder.layer_tokens(2), (std::vector<uint64_t>{(3 * 212 + 66) / 2, (3 * 110 + 33 + 1) / 2}));
     const eplb_recorder_info info = recorder.info();
     EXPECT_EQ(info.ids_counted, uint64_t(3 * 212 + 66 + 3 * 110 + 33));
     EXPECT_EQ(info.ids_out_of_range, 0u);

@@ -149,7 +149,9 @@ TEST(Metrics, RecorderMetricsEqualItsInfo) {
         EXPECT_EQ(found.at("eplb_recorder_registered_layers"), info.num_registered_layers);
         EXPECT_EQ(found.at("eplb_recorder_workspace_bytes"), info.workspace_bytes);
         EXPECT_EQ(found.at("eplb_recorder_host_bytes"), info.host_bytes);
-        EXPECT_EQ(found.metrics.size(), 15u) << "each is checked";
+        EXPECT_EQ(found.at("eplb_recorder_iter_bucket"), 1);
+        EXPECT_EQ(found.at("eplb_recorder_iter_stride"), 1);
+        EXPECT_EQ(found.metrics.size(), 17u) << "each is checked";
     }
 }
 
@@ -236,7 +238,7 @@ TEST(Metrics, ManyObjectsGiveOneText) {
         metrics.add(placement, {{"model", model}});
     }
     const exposition found(metrics.text());
-    EXPECT_EQ(found.metrics.size(), 15u + 9u + 10u);
+    EXPECT_EQ(found.metrics.size(), 17u + 9u + 10u);
     EXPECT_EQ(found.metrics.at("eplb_recorder_iteration").samples.size(), 4u);
     EXPECT_EQ(
         found.at("eplb_recorder_padding_ids_total", {{"model", "draft"}, {"rank", "1"}, {"layer", "4"}}), 0);

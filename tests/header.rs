@@ -32,7 +32,7 @@ const HEADERS: [Header; 2] = [
             Section { title: "Devices, streams and ids", files: &["device"], sample: None },
             Section {
                 title: "Recorder: counts routed experts (step 1, collect)",
-                files: &["recorder", "recorder_info"],
+                files: &["recorder_config", "recorder", "recorder_info"],
                 sample: Some(include_str!("header/collect.c")),
             },
             Section {

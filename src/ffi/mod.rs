@@ -22,6 +22,7 @@ mod library;
 mod metrics;
 mod placement;
 mod recorder;
+mod recorder_config;
 mod recorder_info;
 mod solve;
 mod stats;
@@ -42,6 +43,7 @@ mod signatures {
     use super::metrics::*;
     use super::placement::*;
     use super::recorder::*;
+    use super::recorder_config::*;
     use super::recorder_info::*;
     use super::solve::*;
     use super::stats::*;

@@ -7,7 +7,7 @@ use super::boundary::{
     optional_config, or_default, out, path,
 };
 use super::device::{eplb_dtype, id_type};
-use super::recorder::{EPLB_ID_KIND_EXPERT, EPLB_ID_KIND_SLOT, eplb_id_kind, id_kind};
+use super::recorder_config::{EPLB_ID_KIND_EXPERT, EPLB_ID_KIND_SLOT, eplb_id_kind, id_kind};
 use super::status::eplb_status;
 use crate::device::IdType;
 use crate::error::{Error, Result};
