@@ -502,7 +502,7 @@ EPLB_API eplb_status eplb_recorder_set_paused(eplb_recorder *recorder, uint32_t 
 EPLB_API eplb_status eplb_recorder_reset(eplb_recorder *recorder, struct CUstream_st *stream);
 
 /** Arms another range after a dump, or if nothing was counted, and clears all counts. Its dump goes to
- * path[/name]/<iter_start>-<iter_stop>; only that of the first range goes to path[/name]. Captured graphs and
+ * path[/name]/START-STOP; only that of the first range goes to path[/name]. Captured graphs and
  * registered buffers stay valid. eplb_recorder_reset() keeps the range.
  *
  * \param recorder    the recorder; not concurrent with other calls

@@ -304,7 +304,7 @@ pub unsafe extern "C" fn eplb_recorder_reset(
 }
 
 /// Arms another range after a dump, or if nothing was counted, and clears all counts. Its dump goes to
-/// path[/name]/<iter_start>-<iter_stop>; only that of the first range goes to path[/name]. Captured graphs and
+/// path[/name]/START-STOP; only that of the first range goes to path[/name]. Captured graphs and
 /// registered buffers stay valid. eplb_recorder_reset() keeps the range.
 ///
 /// \param recorder    the recorder; not concurrent with other calls
