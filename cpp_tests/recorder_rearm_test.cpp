@@ -209,3 +209,23 @@ TEST(RecorderRearm, CaptureRefusesItAndAFailedClearLosesTheCounts) {
     EXPECT_EQ(dump_file(dir / "dump/10-12/rank0.safetensors").tensor("11_3"), chosen(1));
     EXPECT_EQ(dump_file(dir / "dump/rank0.safetensors").tensor("1_3"), chosen(1));
 }
+
+TEST(RecorderRearm, FirstFileStaysThatOfTheRecorder) {
+    temporary_directory dir;
+    one_token token;
+    const auto config = small_config(dir / "dump", 0, 2);
+    {
+        auto recorder = eplb::recorder::create(config);
+        token.run(recorder, 0, 3);
+        recorder.flush();
+        recorder.rearm(3, 5, token.stream);
+        refusal([&] { eplb::recorder::create(config); }, EPLB_STATUS_WRITE_FAILED);
+        token.run(recorder, 3, 6);
+        recorder.flush();
+        recorder.rearm(6, 8, token.stream);
+        refusal([&] { eplb::recorder::create(config); }, EPLB_STATUS_WRITE_FAILED);
+        token.stream.synchronize();
+    }
+    EXPECT_EQ(dump_file(dir / "dump/rank0.safetensors").tensor("1_3"), chosen(1));
+    eplb::recorder::create(config);
+}

@@ -199,3 +199,28 @@ TEST(RecorderRows, ThousandsOfIterationsAreWrittenInRowsOfAHundred) {
         ASSERT_EQ(file.tensor(std::to_string(key) + "_8"), chosen(0)) << key;
     }
 }
+
+TEST(RecorderRows, StrideThatNoIterationHitsIsNamed) {
+    temporary_directory dir;
+    one_token token;
+    auto config = small_config(dir / "dump", 10, 30);
+    config.iter_stride = 3;
+    auto recorder = eplb::recorder::create(config);
+    for (const int64_t iteration : {11, 14, 17, 32}) {
+        token.run(recorder, iteration, iteration + 1);
+    }
+    EXPECT_EQ(recorder.info().state, EPLB_RECORDER_STATE_MISSED);
+    EXPECT_EQ(refusal([&] { recorder.dump(token.stream); }, EPLB_STATUS_INVALID_ARGUMENT),
+              "there is nothing to dump: none of iterations 10, 13, ... of 10..30, of which one in 3 counts, "
+              "has begun");
+    token.stream.synchronize();
+}
+
+TEST(RecorderRows, RowThatNoReaderTakesIsRefusedAtCreation) {
+    temporary_directory dir;
+    auto config = small_config(dir / "dump", 0, 2);
+    config.iter_bucket = config.iter_stride = UINT32_MAX;
+    const std::string message =
+        refusal([&] { eplb::recorder::create(config); }, EPLB_STATUS_INVALID_ARGUMENT);
+    EXPECT_NE(message.find("their product must be below 2^63"), std::string::npos) << message;
+}

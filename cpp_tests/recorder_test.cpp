@@ -485,6 +485,16 @@ TEST(Recorder, DestroyInAForkedProcessLeavesTheParentsFile) {
                   return EPLB_STATUS_OK;
               }),
               EPLB_STATUS_OK);
+    // The thread that dumps is the parent's, so that waiting for it would never end.
+    const auto calls = {
+        +[](eplb_recorder *of_parent) { return eplb_recorder_flush(of_parent, -1); },
+        +[](eplb_recorder *of_parent) { return eplb_recorder_dump(of_parent, nullptr); },
+        +[](eplb_recorder *of_parent) { return eplb_recorder_reset(of_parent, nullptr); },
+        +[](eplb_recorder *of_parent) { return eplb_recorder_rearm(of_parent, 300, 301, nullptr); },
+    };
+    for (const auto call : calls) {
+        EXPECT_EQ(in_a_child([&] { return call(recorder.get()); }), EPLB_STATUS_INVALID_ARGUMENT);
+    }
     for (int64_t iteration = 100; iteration <= 200; iteration++) {
         recorder.begin_iteration(iteration);
     }

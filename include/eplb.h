@@ -314,7 +314,7 @@ enum {
   /** A driver call failed while counting: the counts are wrong and are never dumped. eplb_recorder_reset()
    * restarts. */
   EPLB_RECORDER_STATE_LOST = 6,
-  /** The first iteration that began was already past the range. Counting succeeds and counts nothing. */
+  /** The range passed, and none of its iterations to count had begun. Counting succeeds and counts nothing. */
   EPLB_RECORDER_STATE_MISSED = 7,
 };
 
@@ -448,8 +448,8 @@ EPLB_API eplb_status eplb_recorder_count_ids(const eplb_recorder *recorder, int3
 /** Adds counts of the engine's own kernels. Hot. Calls add up, also with counted ids. A negative count is not
  * added, and adds 1 to ids_out_of_range.
  *
- * Call it in every iteration for cumulative counters, ordered for each layer. Outside the range it only takes
- * their values. eplb_recorder_reset() keeps them. Counters by local slot need EPLB_ID_KIND_SLOT.
+ * Cumulative: one array a layer, in every iteration, in order. Outside the range only the values are taken.
+ * eplb_recorder_reset() keeps them. Counters by local slot need EPLB_ID_KIND_SLOT.
  *
  * \param recorder  the recorder
  * \param layer     the layer's number
@@ -503,7 +503,8 @@ EPLB_API eplb_status eplb_recorder_reset(eplb_recorder *recorder, struct CUstrea
 
 /** Arms another range after a dump, or if nothing was counted, and clears all counts. Its dump goes to
  * path[/name]/START-STOP; only that of the first range goes to path[/name]. Captured graphs and
- * registered buffers stay valid. eplb_recorder_reset() keeps the range.
+ * registered buffers stay valid. eplb_recorder_reset() keeps the range. For ranges back to back, call
+ * eplb_recorder_dump(), eplb_recorder_flush() and this before the next iteration begins.
  *
  * \param recorder    the recorder; not concurrent with other calls
  * \param iter_start  first iteration to count, after the one begun last

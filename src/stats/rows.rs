@@ -20,13 +20,15 @@ impl Rows {
     /// Each iteration is a row.
     pub const ITERATIONS: Rows = Rows { bucket: 1, stride: 1 };
 
-    /// The rows of `bucket` iterations each, of every `stride`-th iteration. Fails where either is 0.
+    /// The rows of `bucket` iterations each, of every `stride`-th iteration. Fails where either is 0 or a row is too long.
     pub fn new(bucket: u64, stride: u64) -> Result<Self> {
-        match (bucket, stride) {
-            (0, _) | (_, 0) => Err(Error::InvalidArgument(format!(
-                "iter_bucket is {bucket} and iter_stride {stride}; at least 1 expected of each"
-            ))),
-            (bucket, stride) => Ok(Rows { bucket, stride }),
+        let refuse = |what: &str| {
+            Err(Error::InvalidArgument(format!("iter_bucket is {bucket} and iter_stride {stride}; {what}")))
+        };
+        match bucket.checked_mul(stride) {
+            Some(0) => refuse("at least 1 expected of each"),
+            Some(step) if step <= i64::MAX as u64 => Ok(Rows { bucket, stride }),
+            _ => refuse("their product must be below 2^63"),
         }
     }
 
@@ -126,9 +128,10 @@ mod tests {
     #[test]
     fn rows_take_the_largest_numbers() {
         let all = range(0, i64::MAX as u64);
-        let rows = Rows::new(u64::from(u32::MAX), u64::from(u32::MAX)).unwrap();
-        // (2^63 - 1) / (2^32 - 1)^2 is a little over one half.
-        assert_eq!(rows.count(all), 1);
+        assert_eq!(
+            Rows::new(u64::from(u32::MAX), u64::from(u32::MAX)).unwrap_err().to_string(),
+            "iter_bucket is 4294967295 and iter_stride 4294967295; their product must be below 2^63"
+        );
         let rows = Rows::new(1 << 31, 1 << 31).unwrap();
         assert_eq!(rows.count(all), 2);
         assert_eq!(rows.key(all, 1), 1 << 62);

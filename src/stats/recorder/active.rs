@@ -109,13 +109,26 @@ impl Active {
             self.stop(calls, stream)?;
         } else if iteration >= range.stop && calls.iteration < Some(range.stop) {
             log::warn!(
-                "rank {}: iteration {iteration} is after the range {}, and none of its iterations began: nothing is counted",
+                "rank {}: iteration {iteration} is after the range, and {}: nothing is counted",
                 run.file_rank(),
-                range
+                self.none_began(range)
             );
         }
         calls.iteration = Some(iteration);
         Ok(())
+    }
+
+    /// That no iteration of a range began which would be counted.
+    pub fn none_began(&self, range: IterationRange) -> String {
+        match self.writer.run().rows.stride() {
+            1 => format!("no iteration of {range} has begun"),
+            stride => {
+                let (first, second) = (range.start, range.start.saturating_add(stride));
+                format!(
+                    "none of iterations {first}, {second}, ... of {range}, of which one in {stride} counts, has begun"
+                )
+            }
+        }
     }
 
     /// Counts into `row`, which `iteration` of the range is in, in the order of `stream`.

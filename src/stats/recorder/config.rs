@@ -7,7 +7,7 @@ use super::added::AddedCounts;
 use crate::atomic_file::{AtomicFile, HeldFile};
 use crate::device::Place;
 use crate::error::{Error, Result, shortened};
-use crate::stats::{Counts, FileNumber, IdKind, IterationRange, RankDump, Rows};
+use crate::stats::{Counts, FileNumber, IdKind, IterationRange, MetaInfo, RankDump, Rows};
 
 /// The longest name, in bytes. File systems take 255.
 const MAX_NAME: usize = 200;
@@ -175,12 +175,16 @@ fn check_name(name: &str) -> Result<()> {
         "has a slash; it names one directory in the path".to_owned()
     } else if name.starts_with('.') {
         "begins with a dot".to_owned()
+    } else if name == MetaInfo::FILE_NAME || name.ends_with(".safetensors") {
+        "is a file's name in a dump".to_owned()
+    } else if name.contains(char::is_control) {
+        "has a control character".to_owned()
     } else if name.parse::<IterationRange>().is_ok() {
         "is a range of iterations, which eplb_recorder_rearm() uses as a directory".to_owned()
     } else {
         return Ok(());
     };
-    Err(Error::InvalidArgument(format!("name \"{}\" {why}", shortened(name))))
+    Err(Error::InvalidArgument(format!("name {:?} {why}", shortened(name))))
 }
 
 #[cfg(test)]
@@ -197,6 +201,9 @@ mod tests {
             ("a/b", "name \"a/b\" has a slash; it names one directory in the path"),
             ("..", "name \"..\" begins with a dot"),
             (".rank0", "name \".rank0\" begins with a dot"),
+            ("meta_info.json", "name \"meta_info.json\" is a file's name in a dump"),
+            ("rank0.safetensors", "name \"rank0.safetensors\" is a file's name in a dump"),
+            ("a\nb", "name \"a\\nb\" has a control character"),
             (
                 "100-200",
                 "name \"100-200\" is a range of iterations, which eplb_recorder_rearm() uses as a directory",

@@ -188,16 +188,28 @@ impl Recorder {
         self.active.as_ref().is_some_and(|active| active.writer.run().id_kind == IdKind::Slot)
     }
 
+    /// Fails in a process made by fork(), which has neither the thread that dumps nor the right to the file.
+    fn check_process(&self) -> Result<()> {
+        match self.process == std::process::id() {
+            true => Ok(()),
+            false => Err(Error::InvalidArgument(format!(
+                "the recorder belongs to process {}, of which this one is a fork: create a recorder in this process",
+                self.process
+            ))),
+        }
+    }
+
     /// Stops counting before the range has passed, and starts the dump of the counts so far.
     pub fn dump(&self, stream: Stream) -> Result<()> {
+        self.check_process()?;
         let Some(active) = &self.active else { return Ok(()) };
         let mut calls = active.lock();
         active.check_not_capturing(stream, "eplb_recorder_dump")?;
         calls.check()?;
         if calls.held.is_none() {
             return Err(Error::InvalidArgument(format!(
-                "there is nothing to dump: no iteration of {} has begun",
-                calls.range
+                "there is nothing to dump: {}",
+                active.none_began(calls.range)
             )));
         }
         active.stop(&mut calls, stream)
@@ -205,6 +217,7 @@ impl Recorder {
 
     /// Waits for a started dump, without limit for `None`. Retries a dump that failed.
     pub fn flush(&self, timeout: Option<Duration>) -> Result<()> {
+        self.check_process()?;
         let Some(active) = &self.active else { return Ok(()) };
         {
             let calls = active.lock();
@@ -232,6 +245,7 @@ impl Recorder {
 
     /// Sets all counts to zero, in the order of `stream`. Any iteration may begin next.
     pub fn reset(&self, stream: Stream) -> Result<()> {
+        self.check_process()?;
         let Some(active) = &self.active else { return Ok(()) };
         let mut calls = active.lock();
         active.check_not_capturing(stream, "eplb_recorder_reset")?;
@@ -242,6 +256,7 @@ impl Recorder {
 
     /// Counts another range after a dump, or in place of a range of which nothing was counted. Clears in the order of `stream`.
     pub fn rearm(&self, iterations: IterationRange, stream: Stream) -> Result<()> {
+        self.check_process()?;
         let Some(active) = &self.active else {
             return Err(Error::InvalidArgument(
                 "the recorder is off and has no memory to count into: create it with a range".into(),

@@ -57,6 +57,8 @@ struct Order {
     claim: Option<AtomicFile>,
     /// The dump's file, held so that no other recorder replaces it while this one lives.
     written: Option<HeldFile>,
+    /// The file of the first range, once another one is armed.
+    first: Option<HeldFile>,
 }
 
 /// The thread. Drop ends it.
@@ -81,6 +83,7 @@ impl Writer {
             ended: false,
             claim: Some(claim),
             written: None,
+            first: None,
         };
         let work = Arc::new(Work { run, window, fence, order: Mutex::new(order), changed: Condvar::new() });
         let thread = threads::without_signals(|| {
@@ -177,6 +180,8 @@ impl Writer {
         }
         if order.target.directory != target.directory || order.claim.is_none() {
             order.claim = Some(self.work.run.claim(&target, order.written.as_ref())?);
+            // A later range has a directory of its own, so only the first file could be another recorder's too.
+            order.first = order.first.take().or(order.written.take());
             order.written = None;
         }
         order.target = target;
