@@ -1,5 +1,9 @@
 // Pinned slots, and slots that generate leaves empty.
 #include <gtest/gtest.h>
+#include <sys/mman.h>
+#include <unistd.h>
+
+#include <algorithm>
 
 #include <eplb_tools.hpp>
 
@@ -30,6 +34,26 @@ std::string message_of(const eplb_placement_config &config, const eplb_solve_opt
     EXPECT_EQ(made, nullptr);
     return eplb_last_error_message();
 }
+
+/// Free slots that end where the next page cannot be read.
+struct guarded_slots {
+    explicit guarded_slots(size_t count)
+        : page(static_cast<size_t>(sysconf(_SC_PAGESIZE))),
+          readable((count * sizeof(int32_t) + page - 1) / page * page),
+          memory(static_cast<char *>(
+              mmap(nullptr, readable + page, PROT_READ | PROT_WRITE, MAP_PRIVATE | MAP_ANONYMOUS, -1, 0))) {
+        mprotect(memory + readable, page, PROT_NONE);
+        data = reinterpret_cast<int32_t *>(memory + readable) - count;
+        std::fill_n(data, count, free_slot);
+    }
+    guarded_slots(const guarded_slots &) = delete;
+    guarded_slots &operator=(const guarded_slots &) = delete;
+    ~guarded_slots() { munmap(memory, readable + page); }
+
+    size_t page, readable;
+    char *memory;
+    int32_t *data;
+};
 
 /// A dump of the repository, with 64 experts in 26 layers, and the files that a test writes.
 struct generated {
@@ -100,13 +124,13 @@ TEST(SolvePinned, BadPinsHaveTheirOwnMessage) {
     options.pinned_experts = pinned.data();
     options.num_pinned_layers = 3;
     EXPECT_EQ(message_of(config, options),
-              "pinned_experts has rows for 3 layers; 1 for all layers or 2 expected");
+              "options->num_pinned_layers is 3; 1 or 2, the number of layers, expected");
     options.num_pinned_layers = 1;
     options.policy = EPLB_POLICY_TRTLLM;
     EXPECT_EQ(message_of(config, options),
               "policy trtllm takes no pinned slots; remove pinned_experts or use policy search");
-    options.num_pinned_layers = SIZE_MAX;
-    EXPECT_NE(message_of(config, options), "");
+    options.pinned_experts = nullptr;
+    EXPECT_EQ(message_of(config, options), "options->pinned_experts is NULL, but num_pinned_layers is 1");
 
     auto unequal = sizes();
     unequal.rank_num_slots = {4, 3};
@@ -118,6 +142,55 @@ TEST(SolvePinned, BadPinsHaveTheirOwnMessage) {
     options.num_pinned_layers = 1;
     EXPECT_EQ(message_of(ranks, options),
               "pinned_experts[0][7] is 0, but the slot is empty: rank 1 has 3 slots");
+}
+
+TEST(SolvePinned, RowsOfAnotherNumberOfLayersAreNotRead) {
+    // The array ends where memory does.
+    guarded_slots pinned(8);
+    eplb_solve_options options = EPLB_SOLVE_OPTIONS_INIT;
+    options.pinned_experts = pinned.data;
+    const eplb_placement_config config = sizes().c();
+    for (const size_t rows : {size_t{24}, size_t{3}, size_t{1} << 40, SIZE_MAX}) {
+        options.num_pinned_layers = rows;
+        EXPECT_EQ(message_of(config, options), "options->num_pinned_layers is " + std::to_string(rows) +
+                                                   "; 1 or 2, the number of layers, expected");
+    }
+    options.num_pinned_layers = 1;
+    eplb_placement *made = nullptr;
+    EXPECT_EQ(eplb_solve(&config, &options, layers.data(), 2, loads.data(), 1, &made), EPLB_STATUS_OK);
+    eplb_placement_destroy(made);
+
+    guarded_slots two_layers(16);
+    options.pinned_experts = two_layers.data;
+    options.num_pinned_layers = 2;
+    EXPECT_EQ(eplb_solve(&config, &options, layers.data(), 2, loads.data(), 1, &made), EPLB_STATUS_OK);
+    eplb_placement_destroy(made);
+}
+
+TEST(SolvePinned, GenerateReadsRowsOfTheDumpsNumberOfLayers) {
+    generated made("placement.eplb.yaml");
+    const eplb_generate_config config = made.config.c();
+    eplb_solve_options options = EPLB_SOLVE_OPTIONS_INIT;
+    options.effort = 5;
+    guarded_slots one_row(88);
+    options.pinned_experts = one_row.data;
+    for (const size_t rows : {size_t{27}, size_t{2}, SIZE_MAX}) {
+        options.num_pinned_layers = rows;
+        EXPECT_EQ(eplb_generate(&config, nullptr, &options, nullptr), EPLB_STATUS_INVALID_ARGUMENT);
+        EXPECT_EQ(eplb_last_error_message(), "options->num_pinned_layers is " + std::to_string(rows) +
+                                                 "; 1 or 26, the number of layers, expected");
+    }
+    options.num_pinned_layers = 1;
+    EXPECT_EQ(eplb_generate(&config, nullptr, &options, nullptr), EPLB_STATUS_OK)
+        << eplb_last_error_message();
+    guarded_slots row_of_each_layer(26 * 88);
+    options.pinned_experts = row_of_each_layer.data;
+    options.num_pinned_layers = 26;
+    EXPECT_EQ(eplb_generate(&config, nullptr, &options, nullptr), EPLB_STATUS_OK)
+        << eplb_last_error_message();
+    options.pinned_experts = nullptr;
+    EXPECT_EQ(eplb_generate(&config, nullptr, &options, nullptr), EPLB_STATUS_INVALID_ARGUMENT);
+    EXPECT_STREQ(eplb_last_error_message(), "options->pinned_experts is NULL, but num_pinned_layers is 26");
 }
 
 TEST(SolvePinned, GenerateLeavesSlotsEmptyAndKeepsPins) {

@@ -185,7 +185,7 @@ struct solve_options {
         c.drift = drift;
         c.effort = effort;
         c.pinned_experts = pinned_experts.empty() ? nullptr : pinned_experts.data();
-        c.num_pinned_layers = num_pinned_layers;
+        c.num_pinned_layers = pinned_experts.empty() ? 0 : num_pinned_layers;
         return c;
     }
 

@@ -130,7 +130,15 @@ pub fn generate(
     config: &GenerateConfig<'_>,
     progress: &mut dyn FnMut(Phase, u64, u64) -> Result<()>,
 ) -> Result<Generated> {
-    let dump = Dump::open(config.expert_statistic_path, &config.options)?;
+    generate_from(Dump::open(config.expert_statistic_path, &config.options)?, config, progress)
+}
+
+/// As [`generate`], with the dump opened by the caller, who thereby knows its layers.
+pub(crate) fn generate_from(
+    dump: Dump,
+    config: &GenerateConfig<'_>,
+    progress: &mut dyn FnMut(Phase, u64, u64) -> Result<()>,
+) -> Result<Generated> {
     let Summary { num_experts, rows, .. } = *dump.summary();
     let num_ranks = config.num_ranks.map_or_else(|| dump.summary().ep_size(), Ok);
     let num_ranks = num_ranks.map_err(|e| e.in_file(config.expert_statistic_path))?;

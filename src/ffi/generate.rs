@@ -9,8 +9,9 @@ use super::solve::eplb_solve_options;
 use super::stats::eplb_stats_options;
 use super::status::eplb_status;
 use crate::error::{Error, Result};
-use crate::generate::{DEFAULT_NUM_SAMPLES, GenerateConfig, Generated, Phase, generate};
+use crate::generate::{DEFAULT_NUM_SAMPLES, GenerateConfig, Generated, Phase, generate_from};
 use crate::solve::SolveConfig;
+use crate::stats::Dump;
 
 /// The phases of eplb_generate().
 pub type eplb_phase = i32;
@@ -130,8 +131,15 @@ pub unsafe extern "C" fn eplb_generate(
         };
         // SAFETY: as above, for what the structs point to.
         let generating = unsafe { generate_config(&config, &stats_options, &solve_options) }?;
-        let generated =
-            generate(&generating, &mut |phase, done, total| progress(&config, phase, done, total))?;
+        let dump = Dump::open(generating.expert_statistic_path, &generating.options)?;
+        // SAFETY: as above. Only the dump has the number of layers.
+        let pinned_experts =
+            unsafe { solve_options.pinned_experts(config.num_slots as usize, dump.summary().layers.len()) }?;
+        let solve = SolveConfig { pinned_experts, ..generating.solve };
+        let generating = GenerateConfig { solve, ..generating };
+        let generated = generate_from(dump, &generating, &mut |phase, done, total| {
+            progress(&config, phase, done, total)
+        })?;
         if let Some(report) = report {
             report.set(report_of(&generated)?);
         }
@@ -164,8 +172,7 @@ unsafe fn generate_config<'a>(
     }
     // SAFETY: the caller's promises.
     unsafe {
-        let solve =
-            solve_options.solve_config(config.num_ranks, config.num_samples, config.num_slots as usize)?;
+        let solve = solve_options.solve_config(config.num_ranks, config.num_samples)?;
         let rank_num_slots =
             optional_of_ranks(config.rank_num_slots.cast(), config.num_ranks, "config->rank_num_slots")?;
         Ok(GenerateConfig {

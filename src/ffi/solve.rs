@@ -91,16 +91,14 @@ pub struct eplb_solve_options {
 unsafe impl Growing for eplb_solve_options {}
 
 impl eplb_solve_options {
-    /// The options as the library takes them.
+    /// The options as the library takes them, without the pinned slots: see [`Self::pinned_experts`].
     ///
     /// # Safety
-    /// rank_to_node is NULL or of `num_ranks` values, sample_weights NULL or of `num_samples`, pinned_experts
-    /// NULL or [num_pinned_layers][`num_slots`].
+    /// rank_to_node is NULL or of `num_ranks` values, sample_weights NULL or of `num_samples`.
     pub(super) unsafe fn solve_config<'a>(
         &self,
         num_ranks: u32,
         num_samples: usize,
-        num_slots: usize,
     ) -> Result<SolveConfig<'a>> {
         if self.reserved != 0 {
             return Err(Error::InvalidArgument(format!(
@@ -108,17 +106,11 @@ impl eplb_solve_options {
                 self.reserved
             )));
         }
-        if !self.pinned_experts.is_null() && self.num_pinned_layers == 0 {
-            let message = "options->num_pinned_layers is 0; set it to 1 for all layers, or to num_layers";
-            return Err(Error::InvalidArgument(message.into()));
-        }
-        let num_pinned = self.num_pinned_layers.saturating_mul(num_slots);
-        // SAFETY: the caller's promises. A negative expert becomes one that does not exist, or a free slot.
-        let (rank_to_node, sample_weights, pinned_experts) = unsafe {
+        // SAFETY: the caller's promises.
+        let (rank_to_node, sample_weights) = unsafe {
             (
                 optional_of_ranks(self.rank_to_node, num_ranks, "options->rank_to_node")?,
                 optional_array(self.sample_weights, num_samples, "options->sample_weights")?,
-                optional_array(self.pinned_experts.cast(), num_pinned, "options->pinned_experts")?,
             )
         };
         Ok(SolveConfig {
@@ -136,7 +128,6 @@ impl eplb_solve_options {
             num_groups: self.num_groups(),
             num_nodes: or_default(self.num_nodes).unwrap_or(1),
             rank_to_node,
-            pinned_experts,
             off_node_price: self.off_node_price,
             sample_weights,
             quantile: (self.quantile != 0.0).then_some(self.quantile),
@@ -148,6 +139,35 @@ impl eplb_solve_options {
             effort: if self.effort == 0 { DEFAULT_EFFORT } else { self.effort },
             ..SolveConfig::default()
         })
+    }
+
+    /// The pinned slots, which are not read unless their rows are for 1 layer or for each of `num_layers`.
+    ///
+    /// # Safety
+    /// pinned_experts is NULL or [num_pinned_layers][`num_slots`] where num_pinned_layers is 1 or `num_layers`.
+    pub(super) unsafe fn pinned_experts<'a>(
+        &self,
+        num_slots: usize,
+        num_layers: usize,
+    ) -> Result<Option<&'a [u32]>> {
+        let refuse = |what: String| Err(Error::InvalidArgument(format!("options->{what}")));
+        let rows = self.num_pinned_layers;
+        match (self.pinned_experts.is_null(), rows) {
+            (true, 0) => return Ok(None),
+            (true, _) => return refuse(format!("pinned_experts is NULL, but num_pinned_layers is {rows}")),
+            (false, 0) => {
+                return refuse("num_pinned_layers is 0; set it to 1 for all layers, or to num_layers".into());
+            }
+            (false, _) if rows != 1 && rows != num_layers => {
+                return refuse(format!(
+                    "num_pinned_layers is {rows}; 1 or {num_layers}, the number of layers, expected"
+                ));
+            }
+            (false, _) => {}
+        }
+        let num_pinned = rows.saturating_mul(num_slots);
+        // SAFETY: the caller's promise. A negative expert becomes one that does not exist, or a free slot.
+        unsafe { optional_array(self.pinned_experts.cast(), num_pinned, "options->pinned_experts") }
     }
 
     /// Groups of experts.
@@ -210,15 +230,16 @@ pub unsafe extern "C" fn eplb_solve(
         let num_loads = num_layers.checked_mul(num_samples).and_then(|rows| rows.checked_mul(num_experts));
         config.allow_empty_slots()?;
         // SAFETY: the caller's promises of [num_ranks], of the options' arrays and of the loads.
-        let (slots, solving, loads) = unsafe {
+        let (slots, solving, pinned_experts, loads) = unsafe {
             let slots = config.rank_num_slots()?;
             (
                 slots,
-                options.solve_config(config.num_ranks, num_samples, config.num_slots_or_0(slots))?,
+                options.solve_config(config.num_ranks, num_samples)?,
+                options.pinned_experts(config.num_slots_or_0(slots), num_layers)?,
                 array(loads, num_loads, "loads")?,
             )
         };
-        let solving = SolveConfig { rank_num_slots: slots, ..solving };
+        let solving = SolveConfig { rank_num_slots: slots, pinned_experts, ..solving };
         let (layers, shape) = (layer_numbers(layer_ids)?, config.shape(slots)?);
         let loads = Loads::new(loads, &layers, num_samples, num_experts)?;
         let solved = solve(&solving, shape, &loads, options.num_threads as usize)?;
@@ -265,11 +286,12 @@ pub unsafe extern "C" fn eplb_deepseek_rebalance(
         let num_experts = config.num_experts as usize;
         config.allow_empty_slots()?;
         // SAFETY: the caller's promises of [num_ranks], of the options' arrays, of 1 sample, and of the loads.
-        let (slots, solving, loads) = unsafe {
+        let (slots, solving, pinned_experts, loads) = unsafe {
             let slots = config.rank_num_slots()?;
             (
                 slots,
-                options.solve_config(config.num_ranks, 1, config.num_slots_or_0(slots))?,
+                options.solve_config(config.num_ranks, 1)?,
+                options.pinned_experts(config.num_slots_or_0(slots), num_layers)?,
                 array(loads, num_layers.checked_mul(num_experts), "loads")?,
             )
         };
@@ -277,7 +299,7 @@ pub unsafe extern "C" fn eplb_deepseek_rebalance(
             EPLB_POLICY_DEFAULT => Policy::of_deepseek(solving.num_groups, solving.num_nodes),
             _ => solving.policy,
         };
-        let solving = SolveConfig { policy, rank_num_slots: slots, ..solving };
+        let solving = SolveConfig { policy, rank_num_slots: slots, pinned_experts, ..solving };
         let layers: Vec<u32> = (0..number(num_layers, "num_layers")?).collect();
         let shape = config.shape(slots)?;
         let loads = Loads::new(loads, &layers, 1, num_experts)?;
