@@ -59,6 +59,42 @@ TEST(Exchange, SglangRecordingSurvivesEachFormatOfCounts) {
     EXPECT_EQ(eplb::stats::load(dir / "1").info().iter_stop, 2);
 }
 
+TEST(Exchange, DumpOfCountsWithoutExpertsPerTokenTakesThoseOfTheOptions) {
+    const temporary_directory dir;
+    const std::string path = dir / "counts.json";
+    write_file(path, "[[0, 0], [3, 4]]");
+    const auto loaded = eplb::stats::load_file(path, format(EPLB_FILE_FORMAT_LMDEPLOY));
+    eplb::stats_config config;
+    config.num_experts = 2;
+    config.layer_ids = {1};
+    config.num_iterations = 1;
+    const auto created = eplb::stats::create(config, std::vector<int64_t>{3, 4});
+    eplb::file_options options = format(EPLB_FILE_FORMAT_DUMP);
+    const auto invalid = [](const std::string &message) {
+        return std::make_pair(eplb_status(EPLB_STATUS_INVALID_ARGUMENT), message);
+    };
+    for (const auto *stats : {&loaded, &created}) {
+        const std::string dump = dir / (stats == &loaded ? "loaded" : "created");
+        options.experts_per_token = 0;
+        EXPECT_EQ(
+            refused([&] { stats->save_file(dump, options); }),
+            invalid("a dump needs experts_per_token, and the counts have none: set it in the options, or in "
+                    "eplb_stats_config"));
+        options.experts_per_token = 3;
+        EXPECT_NE(refused([&] { stats->save_file(dump, options); }).second.find("1 to 2 expected"),
+                  std::string::npos);
+        EXPECT_FALSE(std::filesystem::exists(dump + "/meta_info.json"));
+        options.experts_per_token = 2;
+        stats->save_file(dump, options);
+        const auto again = eplb::stats::load(dump);
+        EXPECT_EQ(again.info().experts_per_token, 2u);
+        EXPECT_EQ(std::vector<double>(again.layer_loads(1)), (std::vector<double>{3, 4}));
+        options.experts_per_token = 1;
+        EXPECT_EQ(refused([&] { again.save_file(dir / "other", options); }),
+                  invalid("the counts have experts_per_token 2, the options 1"));
+    }
+}
+
 TEST(Exchange, PlacementKeepsItsHashInEachFormat) {
     const temporary_directory dir;
     eplb::file_options options;

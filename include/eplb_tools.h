@@ -465,7 +465,7 @@ typedef struct eplb_file_options {
   /** Ranks of a placement; 0: as in the file, which only expert maps and some configuration files say. */
   uint32_t num_ranks;
   uint32_t num_slots; /**< Slots of all ranks together; 0: as in the file. */
-  uint32_t experts_per_token; /**< Experts per token, which only dumps say. Required to write a dump. */
+  uint32_t experts_per_token; /**< Experts per token. Required to write a dump of counts without it. */
 } eplb_file_options;
 /** An eplb_file_options with every default. */
 #define EPLB_FILE_OPTIONS_INIT \

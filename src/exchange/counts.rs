@@ -139,7 +139,7 @@ pub fn write_counts(stats: &Stats, path: &Path, format: CountsFormat, model: &Mo
     let summary = stats.summary();
     let (num_experts, steps) = (summary.num_experts, summary.rows.len() as usize);
     if format == CountsFormat::Dump {
-        return write_dump(stats, path);
+        return write_dump(stats, path, model.experts_per_token);
     }
     if summary.id_kind == IdKind::Slot {
         let message = "it counts slots; only a dump can, other formats count experts";
@@ -198,14 +198,24 @@ fn cells<'a>(
     })
 }
 
-/// Writes a dump of one rank.
-fn write_dump(stats: &Stats, directory: &Path) -> Result<()> {
+/// Writes a dump of one rank. `experts_per_token` is for counts that have none.
+fn write_dump(stats: &Stats, directory: &Path, experts_per_token: Option<usize>) -> Result<()> {
     let summary = stats.summary();
-    if summary.experts_per_token == 0 {
-        return Err(Error::InvalidArgument(
-            "a dump needs experts_per_token, which the file does not contain: set it".into(),
-        ));
-    }
+    let refuse = |what: String| Err(Error::InvalidArgument(what));
+    let experts_per_token = match (summary.experts_per_token, experts_per_token) {
+        (0, None) => {
+            return refuse(
+                "a dump needs experts_per_token, and the counts have none: set it in the options, or in \
+                 eplb_stats_config"
+                    .into(),
+            );
+        }
+        (0, Some(given)) => given,
+        (known, Some(given)) if known != given => {
+            return refuse(format!("the counts have experts_per_token {known}, the options {given}"));
+        }
+        (known, _) => known,
+    };
     // Only one file of a dump of several ranks would be replaced.
     if directory.join(MetaInfo::FILE_NAME).exists() {
         let exists = io::Error::new(
@@ -229,7 +239,7 @@ fn write_dump(stats: &Stats, directory: &Path) -> Result<()> {
         file: None,
         rows: summary.rows.rows,
         num_experts: summary.num_experts,
-        experts_per_token: summary.experts_per_token,
+        experts_per_token,
         id_kind: summary.id_kind,
         iterations: summary.rows.iterations,
         held: summary.rows.iterations,

@@ -173,7 +173,7 @@ pub struct Model<'a> {
     pub num_ranks: Option<usize>,
     /// Slots of all ranks together, to check placements.
     pub num_slots: Option<usize>,
-    /// Experts that each token chooses. Required to write a dump from a file that lacks it.
+    /// Experts that each token chooses. Required to write a dump of counts that lack it.
     pub experts_per_token: Option<usize>,
 }
 

@@ -65,7 +65,7 @@ pub struct eplb_file_options {
     pub num_ranks: u32,
     /// Slots of all ranks together; 0: as in the file.
     pub num_slots: u32,
-    /// Experts per token, which only dumps say. Required to write a dump.
+    /// Experts per token. Required to write a dump of counts without it.
     pub experts_per_token: u32,
 }
 
