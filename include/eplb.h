@@ -574,7 +574,8 @@ enum {
   EPLB_MISSING_LAYERS_REFUSE = 0, /**< Refuse the file; the error names the layer. */
   EPLB_MISSING_LAYERS_COPY_LAST = 1, /**< Use the experts of the file's last layer. */
   /** Spread the experts in order, as TensorRT-LLM does without initial assignments: slot i of rank r holds
-   * expert (r * E / R + i) mod E, with integer division. */
+   * expert (r * E / R + i) mod E, with integer division. Slots that the file's last layer leaves empty stay
+   * empty; i does not count them. */
   EPLB_MISSING_LAYERS_SEQUENTIAL = 2,
 };
 

@@ -19,7 +19,8 @@ pub const EPLB_MISSING_LAYERS_REFUSE: eplb_missing_layers = 0;
 /// Use the experts of the file's last layer.
 pub const EPLB_MISSING_LAYERS_COPY_LAST: eplb_missing_layers = 1;
 /// Spread the experts in order, as TensorRT-LLM does without initial assignments: slot i of rank r holds
-/// expert (r * E / R + i) mod E, with integer division.
+/// expert (r * E / R + i) mod E, with integer division. Slots that the file's last layer leaves empty stay
+/// empty; i does not count them.
 pub const EPLB_MISSING_LAYERS_SEQUENTIAL: eplb_missing_layers = 2;
 
 /// What is wrong with a slot.

@@ -14,7 +14,7 @@ use super::yaml::{
     AssignmentsSeed, EP_SIZE, MAX_SLOTS_OF_ALL_LAYERS, UPDATES, repeated_key, the_document, too_many_slots,
     unknown_key,
 };
-use super::{NO_EXPERT, Placement, Shape, held_slots};
+use super::{NO_EXPERT, Placement, Shape, held_slots, replica_counts};
 use crate::atomic_file::AtomicFile;
 use crate::error::{Error, Result, shortened};
 
@@ -87,7 +87,7 @@ pub enum MissingLayers {
     Refuse,
     /// Copy the experts of the file's last layer.
     CopyLast,
-    /// Place the experts in order, as if the file had no assignments.
+    /// Place the experts in order, as if the file had no assignments. Slots that its last layer leaves empty stay empty.
     Sequential,
 }
 
@@ -202,7 +202,16 @@ impl ConfigFile {
                 let place = if self.own.is_some() { "the file" } else { ASSIGNMENTS };
                 return Err(Error::InvalidPlacement(format!("layer {layer} is missing from {place}")));
             }
-            (Some(_), MissingLayers::Sequential) => experts_in_order_of(shape, last),
+            (Some(layer), MissingLayers::Sequential) => {
+                let fill = experts_in_order_of(shape, last);
+                if let Some(expert) = replica_counts(shape, &fill).iter().position(|&slots| slots == 0) {
+                    return Err(Error::InvalidPlacement(format!(
+                        "layer {layer} is not in the file, and the experts in order do not fit its slots: expert \
+                         {expert} gets none; use EPLB_MISSING_LAYERS_COPY_LAST"
+                    )));
+                }
+                fill
+            }
             _ => last.to_vec(),
         };
         if (assignments.len() + missing.len()).saturating_mul(shape.num_slots()) > MAX_SLOTS_OF_ALL_LAYERS {

@@ -413,6 +413,10 @@ mod tests {
         let text = "eplb_placement: 1\nep_size: 2\nslots_per_rank: 3\nnum_experts: 4\nlayers:\n  3: [3, 2, -1, 1, -1, 0]\n";
         let sequential = Expected { layers, missing_layers: MissingLayers::Sequential, ..expected };
         assert_eq!(read(text, sequential).unwrap().layer_experts(4).unwrap(), [0, 1, none, 2, none, 3]);
-        assert_eq!(with(sequential).unwrap_err(), "layer 4: expert 3 has no slot; every expert needs one");
+        assert_eq!(
+            with(sequential).unwrap_err(),
+            "layer 4 is not in the file, and the experts in order do not fit its slots: expert 3 gets none; use \
+             EPLB_MISSING_LAYERS_COPY_LAST"
+        );
     }
 }
