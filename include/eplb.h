@@ -559,7 +559,8 @@ typedef struct eplb_placement_config {
    * that a rank lacks are its last and hold -1; num_slots 0: num_ranks times the largest rank. */
   const int32_t *rank_num_slots;
   /** 1: any slot may be empty and hold -1, not in all layers the same; 0: refused. Nothing is routed to an
-   * empty slot, so it may serve a fused shared expert. Only *.eplb.yaml files hold empty slots. */
+   * empty slot, so it may serve a fused shared expert. Only *.eplb.yaml files hold empty slots.
+   * eplb_solve() fills every slot; only rank_num_slots leaves slots empty there. */
   uint32_t allow_empty_slots;
   uint32_t reserved; /**< Must be 0. */
 } eplb_placement_config;
@@ -844,7 +845,8 @@ typedef struct eplb_dispatch_tables {
   size_t struct_size; /**< Set by EPLB_DISPATCH_TABLES_INIT. */
   const int32_t *replica_count; /**< Slots of each expert: [num_experts]. */
   const int32_t *replica_start; /**< Index of an expert's first slot in slot_ids: [num_experts]. */
-  /** The slots of expert 0, ascending, then those of expert 1, and so on: [num_slots]. */
+  /** The slots of expert 0, ascending, then those of expert 1, and so on: [num_slots]. With empty slots the
+   * last ones are 0. */
   const int32_t *slot_ids;
   /** The slots of each expert, padded with -1: [num_experts][max_replicas]. NULL without a dense map. */
   const int32_t *expert_slots;

@@ -99,4 +99,13 @@ mod tests {
         tables.fill_dense(&mut dense, 3);
         assert_eq!(dense.map(|slot| slot as i32), [0, 4, -1, 1, 5, -1, 2, -1, -1, 3, -1, -1]);
     }
+
+    #[test]
+    fn entries_of_empty_slots_are_the_last_and_zero() {
+        let empty = crate::placement::NO_EXPERT;
+        // Slots 0 1 2 | 3 4 5 hold experts 1 - 0 | - 1 2.
+        let tables = LayerTables::new(Shape::new(3, 6, 2).unwrap(), &[1, empty, 0, empty, 1, 2]);
+        assert_eq!(tables.replica_start, [0, 1, 3]);
+        assert_eq!(tables.replica_slots, [2, 0, 4, 5, 0, 0]);
+    }
 }

@@ -110,7 +110,8 @@ pub struct eplb_dispatch_tables {
     pub replica_count: *const i32,
     /// Index of an expert's first slot in slot_ids: [num_experts].
     pub replica_start: *const i32,
-    /// The slots of expert 0, ascending, then those of expert 1, and so on: [num_slots].
+    /// The slots of expert 0, ascending, then those of expert 1, and so on: [num_slots]. With empty slots the
+    /// last ones are 0.
     pub slot_ids: *const i32,
     /// The slots of each expert, padded with -1: [num_experts][max_replicas]. NULL without a dense map.
     pub expert_slots: *const i32,

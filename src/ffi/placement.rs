@@ -52,6 +52,7 @@ pub struct eplb_placement_config {
     pub rank_num_slots: *const i32,
     /// 1: any slot may be empty and hold -1, not in all layers the same; 0: refused. Nothing is routed to an
     /// empty slot, so it may serve a fused shared expert. Only *.eplb.yaml files hold empty slots.
+    /// eplb_solve() fills every slot; only rank_num_slots leaves slots empty there.
     pub allow_empty_slots: u32,
     /// Must be 0.
     pub reserved: u32,
