@@ -462,9 +462,9 @@ EPLB_API eplb_status eplb_recorder_add_counts(const eplb_recorder *recorder, int
     const void *counts, eplb_dtype dtype, struct CUstream_st *stream);
 
 /** Starts the dump of what was counted so far, the current iteration included, for a run that ends before
- * iteration iter_stop begins. The dump records what is missing: readers take only the iterations that it
- * has. Returns at once. Does nothing if a dump was started before, and retries one that failed to start.
- * At shutdown call this, eplb_recorder_flush() and eplb_recorder_destroy().
+ * iteration iter_stop begins. Readers refuse it until iter_start and iter_stop of eplb_stats_options
+ * choose iterations that it has. Returns at once. Does nothing after an earlier dump, but retries one
+ * that failed to start. At shutdown call this, eplb_recorder_flush() and eplb_recorder_destroy().
  *
  * \param recorder  the recorder
  * \param stream    ordered after all counting, not being captured

@@ -227,9 +227,9 @@ pub unsafe extern "C" fn eplb_recorder_add_counts(
 }
 
 /// Starts the dump of what was counted so far, the current iteration included, for a run that ends before
-/// iteration iter_stop begins. The dump records what is missing: readers take only the iterations that it
-/// has. Returns at once. Does nothing if a dump was started before, and retries one that failed to start.
-/// At shutdown call this, eplb_recorder_flush() and eplb_recorder_destroy().
+/// iteration iter_stop begins. Readers refuse it until iter_start and iter_stop of eplb_stats_options
+/// choose iterations that it has. Returns at once. Does nothing after an earlier dump, but retries one
+/// that failed to start. At shutdown call this, eplb_recorder_flush() and eplb_recorder_destroy().
 ///
 /// \param recorder  the recorder
 /// \param stream    ordered after all counting, not being captured
