@@ -185,9 +185,24 @@ fn reader_names_missing_files_iterations_and_layers() {
     write_rank(&dir, 1, &[3, 4, 10], 7..11);
     assert_eq!(
         message(&dir, load(&dir)),
-        "DIR: rank1.safetensors: iteration 11 is missing, it has 7..11 of 7..12; choose iterations that all ranks have"
+        "DIR: rank1.safetensors: iteration 11 is missing, it has 7..11 of 7..12; choose iterations that all ranks have: \
+         7..11 (iter_start 7, iter_stop 11)"
     );
     assert!(load_with(&dir, LoadOptions { iter_stop: Some(11), ..Default::default() }).is_ok());
+    write_rank(&dir, 0, &[3, 4, 10], 8..12);
+    assert_eq!(
+        message(&dir, load(&dir)),
+        "DIR: rank0.safetensors: iteration 7 is missing, it has 8..12 of 7..12; choose iterations that all ranks have: \
+         8..11 (iter_start 8, iter_stop 11)"
+    );
+    let common = LoadOptions { iter_start: Some(8), iter_stop: Some(11), ..Default::default() };
+    assert!(load_with(&dir, common).is_ok());
+    write_rank(&dir, 0, &[3, 4, 10], 11..12);
+    assert_eq!(
+        message(&dir, load(&dir)),
+        "DIR: rank0.safetensors: iteration 7 is missing, it has 11..12 of 7..12; no iteration is in the files of all \
+         ranks, record again"
+    );
 
     let dir = foreign();
     write_rank(&dir, 2, &[3, 10], 7..12);

@@ -136,7 +136,7 @@ fn a_misnamed_or_missing_row_is_named() {
     assert_eq!(
         message(&dir, load_with(&dir, None, None)),
         "DIR: rank1.safetensors: the row of iteration 400 is missing, it has 100..400 of 100..450; choose iterations that \
-         all ranks have"
+         all ranks have: 100..400 (iter_start 100, iter_stop 400)"
     );
     assert!(load_with(&dir, None, Some(400)).is_ok());
 }

@@ -5,11 +5,9 @@ use std::fs;
 use std::io::ErrorKind;
 use std::path::{Path, PathBuf};
 
+use super::choose_rows::choose_rows;
 use super::stages::{self, file_name};
-use super::{
-    DumpInfo, IdKind, IterationRange, MetaInfo, RankFile, RowRange, Stats, Summary, dumps_below, list_dumps,
-    sum,
-};
+use super::{DumpInfo, IdKind, MetaInfo, RankFile, RowRange, Stats, Summary, dumps_below, list_dumps, sum};
 use crate::error::{Error, Result, shortened};
 use crate::threads;
 
@@ -70,7 +68,8 @@ impl Dump {
         };
         let layers = stages::check_layers(&files, declared, !missing_ranks.is_empty())
             .map_err(|e| e.in_file(directory))?;
-        let rows = choose_rows(&files, whole, options).map_err(|e| e.in_file(directory))?;
+        let rows = choose_rows(&files, whole, options.iter_start, options.iter_stop)
+            .map_err(|e| e.in_file(directory))?;
         if !missing_ranks.is_empty() {
             log::warn!(
                 "{}: {} of {num_files} ranks have no file and are left out: {missing_ranks:?}",
@@ -297,28 +296,4 @@ fn check_run(
         )));
     }
     Ok(())
-}
-
-/// The requested rows, or all. Fails where a file lacks one. `whole` are those of the meta file.
-fn choose_rows(files: &[RankFile], whole: Option<RowRange>, options: &LoadOptions) -> Result<RowRange> {
-    let with_layers = || files.iter().filter(|file| !file.layers.is_empty());
-    let whole = whole.unwrap_or_else(|| {
-        let ranges = || with_layers().map(|file| file.rows.iterations);
-        let start = ranges().map(|range| range.start).min().unwrap_or(0);
-        IterationRange { start, stop: ranges().map(|range| range.stop).max().unwrap_or(0) }.into()
-    });
-    let rows = whole.select(options.iter_start, options.iter_stop)?;
-    let chosen = rows.iterations;
-    for file in with_layers() {
-        let found = file.rows.iterations;
-        if chosen.start < found.start || chosen.stop > found.stop {
-            let absent = if chosen.start < found.start { chosen.start } else { found.stop };
-            let what = if rows.are_iterations() { "" } else { "the row of " };
-            return Err(Error::IncompleteDump(format!(
-                "{}: {what}iteration {absent} is missing, it has {found} of {chosen}; choose iterations that all ranks have",
-                file_name(file)
-            )));
-        }
-    }
-    Ok(rows)
 }

@@ -1,6 +1,7 @@
 //! Counts: how many ids chose each expert, by layer and iteration. The recorder that counts, and dump directories.
 
 mod arrays;
+mod choose_rows;
 mod dump;
 mod meta;
 mod rank_file;
