@@ -135,8 +135,8 @@ fn a_misnamed_or_missing_row_is_named() {
     dump.write(dir.path());
     assert_eq!(
         message(&dir, load_with(&dir, None, None)),
-        "DIR: rank1.safetensors: the row of iteration 400 is missing, it has 100..400 of 100..450; choose iterations that \
-         all ranks have: 100..400 (iter_start 100, iter_stop 400)"
+        "DIR: rank1.safetensors: the row of iteration 400 is missing, it has 100..400 of 100..450; choose rows that all \
+         ranks have in full: 100..400 (iter_start 100, iter_stop 400)"
     );
     assert!(load_with(&dir, None, Some(400)).is_ok());
 }
@@ -245,5 +245,108 @@ fn written_rows_and_stages_are_read() {
     std::fs::remove_file(dir.path().join("rank0.safetensors")).unwrap();
     assert!(
         message(&dir, load_with(&dir, None, None)).starts_with("DIR: 1 of 4 ranks have no file (rank 0)")
+    );
+}
+
+/// Iterations 0 to 11 in rows of 4, of which each rank counted a part.
+fn counted(parts: &[(u64, u64)]) -> TempDir {
+    use eplb::stats::{Counts, IdKind, IterationRange, RankDump, Rows};
+    let dir = tempfile::tempdir().unwrap();
+    let (iterations, rows) = (IterationRange { start: 0, stop: 12 }, Rows::new(4, 1).unwrap());
+    for (rank, &(start, stop)) in (0..).zip(parts) {
+        let held = IterationRange { start, stop };
+        let (_, num_rows) = rows.rows_of(iterations, held);
+        let dump = RankDump {
+            rank,
+            num_ranks: parts.len(),
+            file: None,
+            num_experts: EXPERTS,
+            experts_per_token: 2,
+            id_kind: IdKind::Expert,
+            iterations,
+            held,
+            rows,
+            layers: &[3],
+            counts: Counts::U64(&vec![7; num_rows as usize * EXPERTS]),
+            run_id: None,
+        };
+        dump.write(dir.path()).unwrap();
+    }
+    dir
+}
+
+#[test]
+fn rows_with_other_iterations_on_another_rank_are_refused() {
+    for (parts, expected) in [
+        (
+            [(0, 12), (2, 12)],
+            "rank1.safetensors: the row of iteration 0 has only iterations 2..4 counted, that of rank0.safetensors has \
+             0..4; choose rows that all ranks have in full: 4..12 (iter_start 4, iter_stop 12)",
+        ),
+        (
+            [(0, 12), (0, 11)],
+            "rank1.safetensors: the row of iteration 8 has only iterations 8..11 counted, that of rank0.safetensors has \
+             8..12; choose rows that all ranks have in full: 0..8 (iter_start 0, iter_stop 8)",
+        ),
+        (
+            [(3, 9), (2, 9)],
+            "rank1.safetensors: the row of iteration 0 has only iterations 2..4 counted, that of rank0.safetensors has \
+             3..4; choose rows that all ranks have in full: 4..8 (iter_start 4, iter_stop 8)",
+        ),
+        (
+            [(0, 9), (5, 12)],
+            "rank1.safetensors: the row of iteration 0 is missing, it has 4..12 of 0..12; no row is in full in the files \
+             of all ranks, record again",
+        ),
+    ] {
+        let dir = counted(&parts);
+        assert_eq!(message(&dir, load_with(&dir, None, None)), format!("DIR: {expected}"), "{parts:?}");
+    }
+    // The way out of the second one, and the rows beside the first one's.
+    assert!(load_with(&counted(&[(0, 12), (0, 11)]), Some(0), Some(8)).is_ok());
+    let dir = counted(&[(0, 12), (2, 11)]);
+    assert_eq!(load_with(&dir, Some(4), Some(8)).unwrap().layer_counts(3).unwrap(), [14; EXPERTS]);
+    assert!(message(&dir, load_with(&dir, Some(4), None)).contains("the row of iteration 8 has only"));
+}
+
+#[test]
+fn rows_with_the_same_part_on_all_ranks_are_read() {
+    let dir = counted(&[(2, 7), (2, 7)]);
+    assert_eq!(load_with(&dir, Some(0), Some(8)).unwrap().layer_counts(3).unwrap(), [14; 2 * EXPERTS]);
+    assert_eq!(
+        message(&dir, load_with(&dir, None, None)),
+        "DIR: rank0.safetensors: the row of iteration 8 is missing, it has 0..8 of 0..12; choose rows that all ranks have in \
+         part: 0..8 (iter_start 0, iter_stop 8)"
+    );
+}
+
+#[test]
+fn iterations_that_the_stride_skips_make_no_row_partial() {
+    // Counted: 0, 5, 10, 15 in rows of 2. The ranks stopped at different iterations after 10.
+    let mut dump = WrittenDump::new(2, &[3], &[0, 10], 0, 20).with("iter_stride", 5).with("iter_bucket", 2);
+    for (file, stop) in dump.files.iter_mut().zip(["16", "20"]) {
+        file.set("counted_start", "0");
+        file.set("counted_stop", stop);
+    }
+    assert!(load_with(&written(&dump), None, None).is_ok());
+    dump.files[1].set("counted_stop", "15");
+    let dir = written(&dump);
+    assert_eq!(
+        message(&dir, load_with(&dir, None, None)),
+        "DIR: rank1.safetensors: the row of iteration 10 has only iterations 10..15 counted, that of rank0.safetensors has \
+         10..20; choose rows that all ranks have in full: 0..10 (iter_start 0, iter_stop 10)"
+    );
+}
+
+#[test]
+fn the_counted_iterations_must_be_those_of_the_rows() {
+    let mut dump = in_rows();
+    dump.files[1].set("counted_start", "200");
+    dump.files[1].set("counted_stop", "450");
+    let dir = written(&dump);
+    assert_eq!(
+        message(&dir, load_with(&dir, None, None)),
+        "rank1.safetensors: it has iterations 100..450 in rows of 100, but by its __metadata__ 200..450 of 100..450 in rows \
+         of 100 were counted"
     );
 }

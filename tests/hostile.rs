@@ -85,7 +85,7 @@ fn rank_file() -> Vec<u8> {
 
 /// The same in rows of 3 iterations, one in 2 counted, of a pipeline stage. The second row has one iteration.
 fn rank_file_in_rows() -> Vec<u8> {
-    let metadata = r#"{"rank":"0","num_ranks":"2","num_files":"1","ep_rank":"1","layers":"1,2","iter_start":"5","iter_stop":"12","iter_bucket":"3","iter_stride":"2","counts":"experts"}"#;
+    let metadata = r#"{"rank":"0","num_ranks":"2","num_files":"1","ep_rank":"1","layers":"1,2","iter_start":"5","iter_stop":"12","iter_bucket":"3","iter_stride":"2","counted_start":"6","counted_stop":"12","counts":"experts"}"#;
     rank_file_of(metadata, ["5_1", "5_2", "11_1", "11_2"])
 }
 

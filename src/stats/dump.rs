@@ -295,5 +295,14 @@ fn check_run(
             file.rows, run.rows
         )));
     }
+    if let Some(counted) = run.counted.filter(|_| !found.is_empty()) {
+        let (first, len) = run.rows.rows.rows_of(listed, counted);
+        if (run.rows.first_iteration(first), len) != (found.start, file.rows.len()) {
+            return Err(Error::InvalidDump(format!(
+                "it has iterations {}, but by its __metadata__ {counted} of {} were counted",
+                file.rows, run.rows
+            )));
+        }
+    }
     Ok(())
 }

@@ -56,6 +56,8 @@ pub struct RunInfo {
     pub layers: Vec<u32>,
     /// The range of iterations, in rows. A complete file has all of them.
     pub rows: RowRange,
+    /// The iterations of the range that were counted, if the file says it. Its first and last row may be partial.
+    pub counted: Option<IterationRange>,
     /// The run's name, if it has one.
     pub run_id: Option<String>,
     /// What the counted ids name.
@@ -302,6 +304,19 @@ impl RunInfo {
         };
         layers.sort_unstable();
         let iterations = IterationRange { start: number("iter_start")?, stop: number("iter_stop")? };
+        let has_counted = ["counted_start", "counted_stop"].iter().any(|key| metadata.contains_key(*key));
+        let counted = match has_counted {
+            true => Some(IterationRange { start: number("counted_start")?, stop: number("counted_stop")? }),
+            false => None,
+        };
+        if let Some(counted) = counted
+            && (counted.is_empty() || counted.start < iterations.start || counted.stop > iterations.stop)
+        {
+            return Err(Error::InvalidDump(format!(
+                "its __metadata__ is invalid: counted_start and counted_stop are {counted}; a range of at least one \
+                 iteration within {iterations} (iter_start..iter_stop) expected"
+            )));
+        }
         Ok(Some(RunInfo {
             rank,
             ep_rank: u32::try_from(ep_rank).map_err(|_| bad("ep_rank", &ep_rank.to_string()))?,
@@ -310,6 +325,7 @@ impl RunInfo {
             layers,
             rows: RowRange::declared(iterations, or("iter_bucket", 1)?, or("iter_stride", 1)?)
                 .map_err(|e| Error::InvalidDump(format!("its __metadata__ is invalid: {e}")))?,
+            counted,
             run_id: metadata.get("run_id").cloned(),
             id_kind,
         }))
@@ -555,6 +571,16 @@ mod tests {
                 "is invalid: iter_bucket is 18446744073709551615",
             ),
             (r#""iter_bucket":"4294967296","iter_stride":"2147483648""#, "and their product below 2^63"),
+            (r#""counted_start":"five","counted_stop":"6""#, "has an invalid counted_start: \"five\""),
+            (r#""counted_start":"5","counted_stop":"-6""#, "has an invalid counted_stop: \"-6\""),
+            (r#""counted_start":"5""#, "has no \"counted_stop\""),
+            (
+                r#""counted_start":"4","counted_stop":"6""#,
+                "is invalid: counted_start and counted_stop are 4..6; a range of at least one iteration within 5..6",
+            ),
+            (r#""counted_start":"5","counted_stop":"7""#, "counted_stop are 5..7; a range of"),
+            (r#""counted_start":"6","counted_stop":"6""#, "counted_stop are 6..6; a range of"),
+            (r#""counted_start":"6","counted_stop":"5""#, "counted_stop are 6..5; a range of"),
             (r#""num_files":"-2""#, "has an invalid num_files: \"-2\""),
             (r#""ep_rank":"4294967296""#, "has an invalid ep_rank: \"4294967296\""),
         ] {

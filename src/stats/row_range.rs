@@ -101,6 +101,37 @@ impl RowRange {
         Ok(RowRange { iterations: chosen, ..*self })
     }
 
+    /// The range with its ends rounded up to counted iterations, or to the end. Two ranges with the same counted iterations are
+    /// then equal.
+    pub fn counted(&self, range: IterationRange) -> IterationRange {
+        let up = |iteration: u64| {
+            let offset = iteration.saturating_sub(self.iterations.start);
+            let steps = offset.div_ceil(self.rows.stride());
+            let counted = self.iterations.start.saturating_add(steps.saturating_mul(self.rows.stride()));
+            counted.min(self.iterations.stop)
+        };
+        IterationRange { start: up(range.start), stop: up(range.stop) }
+    }
+
+    /// The rows of which `range` has all counted iterations.
+    pub fn complete_in(&self, range: IterationRange) -> IterationRange {
+        let counted = self.counted(range);
+        let row = |iteration: u64| iteration.saturating_sub(self.iterations.start);
+        let start = self.first_iteration(row(counted.start).div_ceil(self.step()));
+        let stop = if counted.stop == self.iterations.stop {
+            counted.stop
+        } else {
+            self.first_iteration(row(counted.stop) / self.step())
+        };
+        IterationRange { start: start.min(self.iterations.stop), stop }
+    }
+
+    /// The row that iteration `iteration` is in.
+    pub fn row_with(&self, iteration: u64) -> IterationRange {
+        let start = self.first_iteration(iteration.saturating_sub(self.iterations.start) / self.step());
+        IterationRange { start, stop: start.saturating_add(self.step()).min(self.iterations.stop) }
+    }
+
     /// What a row is: `iterations`, or `rows of 100 iterations`.
     pub fn unit(&self) -> String {
         match (self.rows.bucket(), self.rows.stride()) {
@@ -170,6 +201,27 @@ mod tests {
             "iterations 0..450 requested (stop excluded), the dump has 100..450 in rows of 100"
         );
         assert!(rows.select(Some(300), Some(300)).is_err() && rows.select(None, Some(451)).is_err());
+    }
+
+    #[test]
+    fn complete_rows_have_all_their_counted_iterations() {
+        // Counted: 100, 110, ..., 190. Rows: 100 110 120, 130 140 150, 160 170 180, 190.
+        let rows = rows(100, 199, 3, 10);
+        let range = |start, stop| IterationRange { start, stop };
+        for (held, counted, complete) in [
+            (range(100, 199), range(100, 199), range(100, 199)),
+            (range(101, 191), range(110, 199), range(130, 199)),
+            (range(121, 181), range(130, 190), range(130, 190)),
+            (range(122, 180), range(130, 180), range(130, 160)),
+            (range(131, 150), range(140, 150), range(160, 130)),
+            (range(195, 199), range(199, 199), range(199, 199)),
+        ] {
+            assert_eq!((rows.counted(held), rows.complete_in(held)), (counted, complete), "{held}");
+        }
+        assert_eq!(
+            [100, 150, 190].map(|i| rows.row_with(i)),
+            [range(100, 130), range(130, 160), range(190, 199)]
+        );
     }
 
     #[test]

@@ -244,6 +244,9 @@ impl RankDump<'_> {
         if !self.rows.are_iterations() {
             let (bucket, stride) = (self.rows.bucket(), self.rows.stride());
             write!(out, ",\"iter_bucket\":\"{bucket}\",\"iter_stride\":\"{stride}\"")?;
+            // Without these a reader could not see that the first or last row is partial.
+            let IterationRange { start, stop } = self.held;
+            write!(out, ",\"counted_start\":\"{start}\",\"counted_stop\":\"{stop}\"")?;
         }
         if let Some(run_id) = self.run_id {
             write!(out, ",\"run_id\":{}", serde_json::Value::from(run_id))?;

@@ -126,6 +126,9 @@ fn rank_file(path: &Path, text: &mut String) -> Result<()> {
             if run.num_files != run.num_ranks {
                 line(text, "file", format!("{} of {}", run.rank, run.num_files));
             }
+            if let Some(counted) = run.counted.filter(|counted| *counted != run.rows.iterations) {
+                line(text, "counted", format!("{counted} of {}", run.rows.iterations));
+            }
             line(text, "run", run.run_id.as_deref().unwrap_or("-"));
         }
     }
