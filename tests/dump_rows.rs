@@ -280,17 +280,17 @@ fn rows_with_other_iterations_on_another_rank_are_refused() {
     for (parts, expected) in [
         (
             [(0, 12), (2, 12)],
-            "rank1.safetensors: the row of iteration 0 has only iterations 2..4 counted, that of rank0.safetensors has \
+            "rank1.safetensors: the row of iteration 0 has iterations 2..4, that of rank0.safetensors has \
              0..4; choose rows that all ranks have in full: 4..12 (iter_start 4, iter_stop 12)",
         ),
         (
             [(0, 12), (0, 11)],
-            "rank1.safetensors: the row of iteration 8 has only iterations 8..11 counted, that of rank0.safetensors has \
+            "rank1.safetensors: the row of iteration 8 has iterations 8..11, that of rank0.safetensors has \
              8..12; choose rows that all ranks have in full: 0..8 (iter_start 0, iter_stop 8)",
         ),
         (
             [(3, 9), (2, 9)],
-            "rank1.safetensors: the row of iteration 0 has only iterations 2..4 counted, that of rank0.safetensors has \
+            "rank1.safetensors: the row of iteration 0 has iterations 2..4, that of rank0.safetensors has \
              3..4; choose rows that all ranks have in full: 4..8 (iter_start 4, iter_stop 8)",
         ),
         (
@@ -306,7 +306,7 @@ fn rows_with_other_iterations_on_another_rank_are_refused() {
     assert!(load_with(&counted(&[(0, 12), (0, 11)]), Some(0), Some(8)).is_ok());
     let dir = counted(&[(0, 12), (2, 11)]);
     assert_eq!(load_with(&dir, Some(4), Some(8)).unwrap().layer_counts(3).unwrap(), [14; EXPERTS]);
-    assert!(message(&dir, load_with(&dir, Some(4), None)).contains("the row of iteration 8 has only"));
+    assert!(message(&dir, load_with(&dir, Some(4), None)).contains("the row of iteration 8 has iterations"));
 }
 
 #[test]
@@ -333,7 +333,7 @@ fn iterations_that_the_stride_skips_make_no_row_partial() {
     let dir = written(&dump);
     assert_eq!(
         message(&dir, load_with(&dir, None, None)),
-        "DIR: rank1.safetensors: the row of iteration 10 has only iterations 10..15 counted, that of rank0.safetensors has \
+        "DIR: rank1.safetensors: the row of iteration 10 has iterations 10..15, that of rank0.safetensors has \
          10..20; choose rows that all ranks have in full: 0..10 (iter_start 0, iter_stop 10)"
     );
 }

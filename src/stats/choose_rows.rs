@@ -57,7 +57,7 @@ fn check_partial_rows(files: &[&RankFile], whole: RowRange, rows: RowRange) -> R
         };
         let row = whole.row_with(differing);
         return Err(Error::IncompleteDump(format!(
-            "{}: the row of iteration {} has only iterations {} counted, that of {} has {}; {}",
+            "{}: the row of iteration {} has iterations {}, that of {} has {}; {}",
             file_name(file),
             row.start,
             within(found, row),
