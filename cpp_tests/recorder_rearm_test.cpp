@@ -91,7 +91,7 @@ TEST(RecorderRearm, RefusalsNameTheWayOutAndChangeNothing) {
         std::string::npos)
         << "the first dump's file is still held";
     recorder.rearm(21, 22, token.stream);
-    eplb::recorder::create(small_config(dir / "dump", 0, 1));
+    refusal([&] { eplb::recorder::create(small_config(dir / "dump", 0, 1)); }, EPLB_STATUS_WRITE_FAILED);
     EXPECT_NE(refusal([&] { eplb::recorder::create(small_config(dir / "dump/21-22", 0, 1)); },
                       EPLB_STATUS_WRITE_FAILED)
                   .find("21-22/rank0.safetensors"),

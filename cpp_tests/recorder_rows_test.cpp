@@ -174,7 +174,7 @@ TEST(RecorderRows, LongRangesNeedTheMemoryOfTheirRows) {
     EXPECT_EQ(refusal([&] { eplb::recorder::memory_required(config); }, EPLB_STATUS_INVALID_ARGUMENT),
               "iterations 0..9223372036854775807 are more than 2^32 - 2 rows of counts; raise iter_bucket or "
               "iter_stride");
-    config.iter_bucket = config.iter_stride = UINT32_MAX;
+    config.iter_bucket = config.iter_stride = 1u << 31;
     EXPECT_LE(eplb::recorder::memory_required(config).workspace_bytes, 64u);
 }
 
