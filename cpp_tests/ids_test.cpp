@@ -107,7 +107,7 @@ std::vector<int64_t> slots_of(eplb_rule rule, const std::vector<Id> &ids, size_t
     }
     const int64_t num_slots = layer.num_slots();
     for (size_t i = 0; i < slots.size(); i++) {
-        const auto shared = static_cast<uint64_t>(wide[i] - num_experts);
+        const auto shared = static_cast<uint64_t>(wide[i]) - static_cast<uint64_t>(num_experts);
         if (i < valid && slots[i] != num_slots) {
             counts->cells[static_cast<size_t>(counts_slots ? slots[i] : wide[i])]++;
             counts->counted++;
