@@ -314,7 +314,7 @@ enum {
   /** A driver call failed while counting: the counts are wrong and are never dumped. eplb_recorder_reset()
    * restarts. */
   EPLB_RECORDER_STATE_LOST = 6,
-  /** The range passed, and none of its iterations to count had begun. Counting succeeds and counts nothing. */
+  /** The range passed before an iteration to count began. Counting succeeds and counts nothing. */
   EPLB_RECORDER_STATE_MISSED = 7,
 };
 

@@ -27,7 +27,7 @@ pub const EPLB_RECORDER_STATE_FAILED: eplb_recorder_state = 5;
 /// A driver call failed while counting: the counts are wrong and are never dumped. eplb_recorder_reset()
 /// restarts.
 pub const EPLB_RECORDER_STATE_LOST: eplb_recorder_state = 6;
-/// The range passed, and none of its iterations to count had begun. Counting succeeds and counts nothing.
+/// The range passed before an iteration to count began. Counting succeeds and counts nothing.
 pub const EPLB_RECORDER_STATE_MISSED: eplb_recorder_state = 7;
 
 /// The progress of a recorder.
