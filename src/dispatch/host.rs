@@ -58,8 +58,9 @@ impl HostRouter {
         }
     }
 
-    /// Routes a batch, and counts its slots if asked. `rank_counts`, for [`Rule::LeastLoaded`](super::Rule::LeastLoaded), returns the counts of all ranks, each
-    /// below 2^31, by index in `[num_ranks][num_experts]`.
+    /// Routes a batch, and counts its slots with `slot_count`. `rank_counts`, for
+    /// [`Rule::LeastLoaded`](super::Rule::LeastLoaded), returns the counts of all ranks, each below 2^31, by index in
+    /// `[num_ranks][num_experts]`.
     ///
     /// # Safety
     /// Ids, slots and the window of counts are in host memory, which nobody else uses.
