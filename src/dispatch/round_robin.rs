@@ -49,6 +49,8 @@ impl RoundRobin {
     }
 
     /// Replaces ids by their slots.
+    // On its own, its loop keeps everything in registers.
+    #[inline(never)]
     pub fn route<I: Id>(&mut self, ids: &mut [I], tables: &LayerTables) {
         self.begin(tables);
         for block in ids.chunks_mut(BLOCK_IDS) {

@@ -81,6 +81,8 @@ impl TokenHash {
     }
 
     /// Replaces ids by their slots.
+    // On its own, its loop keeps everything in registers.
+    #[inline(never)]
     pub fn route<I: Id>(&self, ids: &mut [I], experts_per_token: usize) {
         let num_experts = self.replicas.len() - 1;
         let mut hash = 0u32;

@@ -159,23 +159,27 @@ impl LeastLoaded {
         }
     }
 
+    // On its own, its loop keeps everything in registers.
+    #[inline(never)]
     fn route_by_runs<I: Id>(&mut self, ids: &mut [I], tables: &LayerTables) {
-        let num_experts = self.current.len() - 1;
+        // Borrowed one by one, they stay in registers in the loop.
+        let Self { counts, runs, next, current, .. } = self;
+        let num_experts = current.len() - 1;
         for id in ids {
             let expert = id.bin(num_experts);
-            let run = &mut self.current[expert];
+            let run = &mut current[expert];
             *id = I::of_slot(run.slot);
             // The run of an expert with one slot is longer than a batch.
             run.left -= 1;
             if run.left == 0 {
-                self.begin_run(expert, tables);
+                *run = next_run(expert, next, runs, counts, tables);
             }
         }
     }
 
     /// Writes the runs of the expert at `place` of the plan. Where they cover all tokens, none comes after them.
     fn write_runs(&mut self, place: usize, tables: &LayerTables, tokens: RankTokens, cover_all: bool) {
-        let Self { plan, counts, quotas, runs, next, .. } = self;
+        let Self { plan, counts, quotas, runs, next, current, .. } = self;
         let expert = plan.experts[place] as usize;
         let start = tables.replica_start[expert];
         let mut end = start;
@@ -191,20 +195,28 @@ impl LeastLoaded {
         }
         next[expert] = start..end;
         counts[expert] = tokens.own as u32;
-        self.begin_run(expert, tables);
+        current[expert] = next_run(expert, next, runs, counts, tables);
     }
+}
 
-    fn begin_run(&mut self, expert: usize, tables: &LayerTables) {
-        self.current[expert] = match self.next[expert].next() {
-            Some(run) => self.runs[run as usize],
-            // A token beyond those that the counts of all ranks name.
-            None => {
-                let slots = tables.slots_of(expert);
-                let number = self.counts[expert];
-                self.counts[expert] = number.wrapping_add(1);
-                Run { slot: slots[number as usize % slots.len()], left: 1 }
-            }
-        };
+/// Begins the next run of `expert`.
+#[cold]
+fn next_run(
+    expert: usize,
+    next: &mut [Range<u32>],
+    runs: &[Run],
+    counts: &mut [u32],
+    tables: &LayerTables,
+) -> Run {
+    match next[expert].next() {
+        Some(run) => runs[run as usize],
+        // A token beyond those that the counts of all ranks name.
+        None => {
+            let slots = tables.slots_of(expert);
+            let number = counts[expert];
+            counts[expert] = number.wrapping_add(1);
+            Run { slot: slots[number as usize % slots.len()], left: 1 }
+        }
     }
 }
 

@@ -22,33 +22,41 @@ impl Cell for u64 {
     }
 }
 
-/// The most experts for which a batch is counted in bins on the stack.
-const MAX_STACK_EXPERTS: usize = 1023;
-
 /// Histograms counted side by side. With one, an id would wait for the store of an equal id before it.
 const LANES: usize = 4;
 
 /// Adds the ids to the cells. Returns how many ids have no cell.
 pub(crate) fn histogram<I: Id, C: Cell>(ids: &[I], cells: &mut [C]) -> u64 {
-    let num_experts = cells.len();
-    if num_experts > MAX_STACK_EXPERTS || ids.len() < LANES * num_experts {
-        let mut out_of_range = 0;
-        for id in ids {
-            match cells.get_mut(id.bin(num_experts)) {
-                Some(cell) => cell.add(1),
-                None => out_of_range += 1,
-            }
-        }
-        return out_of_range;
+    match cells.len() {
+        num_experts if ids.len() < LANES * num_experts => add_one_by_one(ids, cells),
+        // To clear the bins of a small batch takes longer than to count it.
+        0..=511 => add_in_bins::<I, C, 512>(ids, cells),
+        512..=1023 => add_in_bins::<I, C, 1024>(ids, cells),
+        _ => add_one_by_one(ids, cells),
     }
-    let mut out_of_range = 0;
+}
+
+fn add_one_by_one<I: Id, C: Cell>(ids: &[I], cells: &mut [C]) -> u64 {
+    let (num_experts, mut out_of_range) = (cells.len(), 0);
+    for id in ids {
+        match cells.get_mut(id.bin(num_experts)) {
+            Some(cell) => cell.add(1),
+            None => out_of_range += 1,
+        }
+    }
+    out_of_range
+}
+
+/// Counts in bins on the stack, `BINS` of them a lane. There are fewer cells, and `BINS` is a power of two.
+fn add_in_bins<I: Id, C: Cell, const BINS: usize>(ids: &[I], cells: &mut [C]) -> u64 {
+    let (num_experts, mut out_of_range) = (cells.len(), 0);
     // Bins have 32 bits.
     for ids in ids.chunks(1 << 30) {
-        let mut bins = [[0u32; MAX_STACK_EXPERTS + 1]; LANES];
+        let mut bins = [[0u32; BINS]; LANES];
         let (four, rest) = ids.as_chunks::<LANES>();
         for ids in four {
             for (bins, id) in bins.iter_mut().zip(ids) {
-                bins[id.bin(num_experts) & MAX_STACK_EXPERTS] += 1;
+                bins[id.bin(num_experts) & (BINS - 1)] += 1;
             }
         }
         for id in rest {
@@ -88,7 +96,7 @@ mod tests {
     #[test]
     fn histogram_counts_any_number_of_ids_and_experts() {
         let mut seed = 7u64;
-        for num_experts in [1, 2, 64, 256, 257, 1023, 1024, 5000] {
+        for num_experts in [0, 1, 2, 64, 256, 257, 511, 512, 1023, 1024, 5000] {
             for len in [0, 1, 3, 100, 4095, 70_001] {
                 let ids: Vec<i64> = (0..len)
                     .map(|_| {
