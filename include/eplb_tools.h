@@ -60,7 +60,7 @@ typedef struct eplb_stats_info {
   uint32_t experts_per_token; /**< Experts per token; 0 if the source does not say it. */
   /** Ranks of expert parallelism, including missing ones; 0 if pipeline stages have different numbers. */
   uint32_t num_ranks;
-  eplb_id_kind id_kind; /**< What the ids name. */
+  eplb_id_kind id_kind; /**< What the ids name; EPLB_ID_KIND_EXPERT also for a dump that does not say it. */
   int64_t iter_start; /**< First iteration. */
   int64_t iter_stop; /**< One past the last iteration. */
   const int32_t *layer_ids; /**< Layer numbers, ascending: [num_layers]. */

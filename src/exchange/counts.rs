@@ -119,7 +119,7 @@ fn counts_of(
         num_files: 1,
         stage_ranks: vec![1],
         missing_ranks: Vec::new(),
-        id_kind: IdKind::Expert,
+        id_kind: Some(IdKind::Expert),
         layers: rows.iter().map(|&(layer, _)| layer).collect(),
         rows: IterationRange { start: 0, stop: kept.len() as u64 }.into(),
     };
@@ -141,7 +141,7 @@ pub fn write_counts(stats: &Stats, path: &Path, format: CountsFormat, model: &Mo
     if format == CountsFormat::Dump {
         return write_dump(stats, path, model.experts_per_token);
     }
-    if summary.id_kind == IdKind::Slot {
+    if summary.id_kind == Some(IdKind::Slot) {
         let message = "it counts slots; only a dump can, other formats count experts";
         return Err(Error::InvalidDump(message.into()));
     }
@@ -240,7 +240,7 @@ fn write_dump(stats: &Stats, directory: &Path, experts_per_token: Option<usize>)
         rows: summary.rows.rows,
         num_experts: summary.num_experts,
         experts_per_token,
-        id_kind: summary.id_kind,
+        id_kind: summary.id_kind.unwrap_or_default(),
         iterations: summary.rows.iterations,
         held: summary.rows.iterations,
         layers: &summary.layers,

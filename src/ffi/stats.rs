@@ -79,7 +79,7 @@ pub struct eplb_stats_info {
     pub experts_per_token: u32,
     /// Ranks of expert parallelism, including missing ones; 0 if pipeline stages have different numbers.
     pub num_ranks: u32,
-    /// What the ids name.
+    /// What the ids name; EPLB_ID_KIND_EXPERT also for a dump that does not say it.
     pub id_kind: eplb_id_kind,
     /// First iteration.
     pub iter_start: i64,
@@ -223,8 +223,8 @@ pub unsafe extern "C" fn eplb_stats_get_info(
             experts_per_token: number(summary.experts_per_token, "experts_per_token")?,
             num_ranks: number(summary.num_ranks, "num_ranks")?,
             id_kind: match summary.id_kind {
-                IdKind::Expert => EPLB_ID_KIND_EXPERT,
-                IdKind::Slot => EPLB_ID_KIND_SLOT,
+                Some(IdKind::Expert) | None => EPLB_ID_KIND_EXPERT,
+                Some(IdKind::Slot) => EPLB_ID_KIND_SLOT,
             },
             iter_start: number(summary.rows.iterations.start, "iter_start")?,
             iter_stop: number(summary.rows.iterations.stop, "iter_stop")?,

@@ -97,8 +97,8 @@ impl Planner<'_> {
 /// Fails if the dump counts slots: these do not show the load of experts.
 pub(crate) fn require_expert_counts(summary: &Summary) -> Result<()> {
     match summary.id_kind {
-        IdKind::Expert => Ok(()),
-        IdKind::Slot => {
+        Some(IdKind::Expert) | None => Ok(()),
+        Some(IdKind::Slot) => {
             Err(Error::InvalidDump("it counts slots, not experts; record again and count expert ids".into()))
         }
     }

@@ -22,7 +22,7 @@ impl<'a> Recording<'a> {
     /// Fails if the number of ids equals neither, or if `placement` lacks a layer of the dump.
     pub fn new(stats: &'a Stats, placement: Option<&'a Placement>) -> Result<Self> {
         let Summary { num_experts: ids, id_kind, .. } = *stats.summary();
-        let mut counts_slots = id_kind == IdKind::Slot;
+        let mut counts_slots = id_kind == Some(IdKind::Slot);
         if let Some(placement) = placement {
             let (experts, slots) = (placement.shape().num_experts(), placement.shape().num_slots());
             counts_slots |= ids == slots && ids != experts;
@@ -126,7 +126,7 @@ pub fn placement_for_dump(
     let num_ids = summary.num_experts;
     let has_fewer_experts = config.num_experts().is_some_and(|num_experts| num_experts < num_ids);
     let counts_slots =
-        summary.id_kind == IdKind::Slot || (config.num_slots == Some(num_ids) && has_fewer_experts);
+        summary.id_kind == Some(IdKind::Slot) || (config.num_slots == Some(num_ids) && has_fewer_experts);
     let num_ranks = num_ranks.or(config.ep_size).map_or_else(|| summary.ep_size(), Ok)?;
     config.placement(Expected {
         // If slots were counted, only the file has the number of experts.

@@ -99,7 +99,7 @@ impl Stats {
             num_files: config.num_ranks,
             stage_ranks: vec![config.num_ranks],
             missing_ranks: Vec::new(),
-            id_kind: config.id_kind,
+            id_kind: Some(config.id_kind),
             layers: layers.into_iter().map(|(layer, _)| layer).collect(),
             rows: config.iterations.into(),
         };

@@ -85,7 +85,7 @@ impl Dump {
             num_files,
             stage_ranks,
             missing_ranks,
-            id_kind: declared.map(|info| info.id_kind).unwrap_or_default(),
+            id_kind: declared.map(|info| info.id_kind),
             layers,
             rows,
         };

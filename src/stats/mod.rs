@@ -117,7 +117,7 @@ impl fmt::Display for IterationRange {
 /// The sizes of a dump, from its headers.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct Summary {
-    /// Experts of a layer. Slots where [`Summary::id_kind`] is [`IdKind::Slot`].
+    /// Experts of a layer. Slots where [`Summary::id_kind`] is [`IdKind::Slot`], or where it is `None` and slots were counted.
     pub num_experts: usize,
     /// Experts that each token chooses (the router's top-k). 0 where a file of another system lacks it.
     pub experts_per_token: usize,
@@ -130,8 +130,8 @@ pub struct Summary {
     pub stage_ranks: Vec<usize>,
     /// Numbers of the missing files, `rank<R>`. Empty unless [`LoadOptions::allow_missing_ranks`] was set.
     pub missing_ranks: Vec<u32>,
-    /// What the counted ids name.
-    pub id_kind: IdKind,
+    /// What the counted ids name. `None` where the dump does not say it, as TensorRT-LLM's.
+    pub id_kind: Option<IdKind>,
     /// The layers' numbers, ascending.
     pub layers: Vec<u32>,
     /// The requested iterations, and the rows in which they were dumped.
@@ -303,7 +303,7 @@ mod tests {
             num_files: 1,
             stage_ranks: vec![1],
             missing_ranks: Vec::new(),
-            id_kind: IdKind::Expert,
+            id_kind: Some(IdKind::Expert),
             layers: vec![3, 4],
             rows: IterationRange { start: 10, stop: 15 }.into(),
         };

@@ -73,7 +73,7 @@ fn dump(path: &Path, text: &mut String) -> Result<()> {
     }
     line(
         text,
-        summary.id_kind.name(),
+        summary.id_kind.unwrap_or_default().name(),
         match summary.experts_per_token {
             0 => format!("{}, unknown number a token", summary.num_experts),
             chosen => format!("{}, {chosen} a token", summary.num_experts),
