@@ -1,6 +1,7 @@
 // eplb_generate: a dump directory to a configuration file.
 #include <gtest/gtest.h>
 
+#include <cmath>
 #include <eplb_tools.hpp>
 #include <regex>
 
@@ -158,6 +159,44 @@ TEST(Generate, WrongArgumentsAreRefused) {
     EXPECT_EQ(eplb_generate(&config, nullptr, nullptr, &report), EPLB_STATUS_INVALID_ARGUMENT);
     EXPECT_FALSE(std::filesystem::exists(output)) << "refused before the work";
     EXPECT_EQ(status(), EPLB_STATUS_OK) << "without a report";
+}
+
+TEST(Generate, SeveralDumpsArePlannedForTogether) {
+    temporary_directory dir;
+    const std::string both = dir / "both.yaml", one = dir / "one.yaml";
+    auto config = config_for("", both);
+    config.paths = {translation, data("dumps/dsv2lite-law")};
+    config.solve.policy = EPLB_POLICY_TRTLLM;
+    config.num_slots = 72;
+    const eplb_generate_report equal = eplb::generate(config);
+    // 2^50 apart, the other dump's counts do not change a sum in float32.
+    config.path_weights = {std::pow(2.0, 25), std::pow(2.0, -25)};
+    const eplb_generate_report translation_only = eplb::generate(config);
+    auto single = config_for(translation, one);
+    single.solve.policy = EPLB_POLICY_TRTLLM;
+    single.num_slots = 72;
+    EXPECT_EQ(eplb::generate(single).hash, translation_only.hash);
+    EXPECT_NE(equal.hash, translation_only.hash);
+
+    eplb_generate_config c = EPLB_GENERATE_CONFIG_INIT;
+    const char *const paths[] = {translation.c_str(), nullptr};
+    const double weights[] = {1, 0};
+    c.output_path = both.c_str();
+    c.paths = paths;
+    const auto message = [&] {
+        EXPECT_EQ(eplb_generate(&c, nullptr, nullptr, nullptr), EPLB_STATUS_INVALID_ARGUMENT);
+        return std::string(eplb_last_error_message());
+    };
+    EXPECT_EQ(message(), "config->paths or path_weights is set, but num_paths is 0");
+    c.num_paths = 2;
+    EXPECT_EQ(message(), "config->paths is NULL");
+    c.num_paths = 1;
+    c.expert_statistic_path = translation.c_str();
+    EXPECT_EQ(message(), "config->expert_statistic_path and config->paths exclude each other; add it to paths");
+    c.expert_statistic_path = nullptr;
+    c.path_weights = weights + 1;
+    EXPECT_EQ(message(), "the weight of dump 0 is 0; a finite number above 0 expected (leave out a dump that should "
+                         "not count)");
 }
 
 TEST(Generate, ArraysWithoutTheirLengthAreRefusedByName) {

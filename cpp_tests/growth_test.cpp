@@ -96,7 +96,8 @@ TEST(Growth, OlderConfigGetsDefaultsForMissingFields) {
     for (const size_t size :
          {offsetof(eplb_generate_config, num_samples), offsetof(eplb_generate_config, progress),
           offsetof(eplb_generate_config, user_data), offsetof(eplb_generate_config, layer_updates_per_iter),
-          offsetof(eplb_generate_config, rank_num_slots)}) {
+          offsetof(eplb_generate_config, rank_num_slots), offsetof(eplb_generate_config, paths),
+          offsetof(eplb_generate_config, path_weights), offsetof(eplb_generate_config, num_paths)}) {
         const eplb_generate_config older_config = older(generate, size);
         ASSERT_EQ(eplb_generate(&older_config, nullptr, nullptr, nullptr), EPLB_STATUS_OK)
             << eplb_last_error_message();

@@ -287,7 +287,7 @@ typedef int32_t (*eplb_progress_callback)(void *user_data, eplb_phase phase, uin
 /** What to generate. Defaults are those of TensorRT-LLM's script. */
 typedef struct eplb_generate_config {
   size_t struct_size; /**< Set by EPLB_GENERATE_CONFIG_INIT. */
-  const char *expert_statistic_path; /**< Directory of the dump. Required. */
+  const char *expert_statistic_path; /**< Directory of the dump. Required, unless `paths` are given. */
   /** File to write, replaced atomically: TensorRT-LLM's, or eplb's own if named *.eplb.yaml. Required. */
   const char *output_path;
   /** Ranks (the EP size); 0: as in the dump. Required with rank_to_node, and where pipeline stages differ. */
@@ -295,8 +295,8 @@ typedef struct eplb_generate_config {
   /** Slots of all ranks together: a multiple of num_ranks, at least the experts; 0: one an expert, or
    * num_ranks times the largest of rank_num_slots. Required with pinned_experts. */
   uint32_t num_slots;
-  /** Samples for EPLB_POLICY_SEARCH: consecutive rows of the dump, split as evenly as possible; 0: 16, or one
-   * a row if there are fewer. Required with sample_weights. */
+  /** Samples for EPLB_POLICY_SEARCH: consecutive rows of a dump, split as evenly as possible; 0: 16, or one
+   * a row if there are fewer. Each of several dumps has as many. Required with sample_weights. */
   size_t num_samples;
   eplb_progress_callback progress; /**< Receives the progress. May be NULL. */
   void *user_data; /**< Passed to `progress`. */
@@ -306,10 +306,15 @@ typedef struct eplb_generate_config {
   /** Slots of each rank: [num_ranks], as in eplb_placement_config; the output is then a *.eplb.yaml, unless
    * no slot is empty. NULL: num_slots / num_ranks. */
   const int32_t *rank_num_slots;
+  /** Directories of several dumps of one model, instead of expert_statistic_path: [num_paths]. */
+  const char *const *paths;
+  /** What the counts of each dump are multiplied by, above 0: [num_paths]. NULL: 1. */
+  const double *path_weights;
+  size_t num_paths; /**< Length of paths. */
 } eplb_generate_config;
 /** An eplb_generate_config with every default. */
 #define EPLB_GENERATE_CONFIG_INIT \
-  { sizeof(eplb_generate_config), NULL, NULL, 0, 0, 0, NULL, NULL, 0, 0, NULL }
+  { sizeof(eplb_generate_config), NULL, NULL, 0, 0, 0, NULL, NULL, 0, 0, NULL, NULL, NULL, 0 }
 
 /** What eplb_generate() wrote. */
 typedef struct eplb_generate_report {
@@ -318,8 +323,8 @@ typedef struct eplb_generate_report {
   uint32_t num_slots; /**< Slots of all ranks together. */
   uint32_t num_experts; /**< Experts of a layer. */
   uint32_t num_layers; /**< Layers. */
-  int64_t iter_start; /**< First iteration used. */
-  int64_t iter_stop; /**< One past the last iteration used. */
+  int64_t iter_start; /**< First iteration used, of the first dump. */
+  int64_t iter_stop; /**< One past the last iteration used, of the first dump. */
   uint32_t num_missing_ranks; /**< Ranks whose file is missing from the dump. */
   uint32_t num_duplicates; /**< Slots that repeat an expert of their own rank. */
   /** Imbalance ratio (max - mean) / mean without a load balancer, averaged over iterations, then over

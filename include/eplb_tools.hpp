@@ -285,10 +285,16 @@ struct generate_config {
     solve_options solve = {};
     /// Empty, or one of each rank.
     std::vector<std::int32_t> rank_num_slots = {};
+    /// Several dumps, instead of expert_statistic_path.
+    std::vector<std::string> paths = {};
+    /// Empty, or one of each of `paths`.
+    std::vector<double> path_weights = {};
 
+    /// Without `paths`, which have no array of pointers.
     eplb_generate_config c() const {
         eplb_generate_config c = EPLB_GENERATE_CONFIG_INIT;
-        c.expert_statistic_path = expert_statistic_path.c_str();
+        c.expert_statistic_path =
+            paths.empty() || !expert_statistic_path.empty() ? expert_statistic_path.c_str() : nullptr;
         c.output_path = output_path.c_str();
         c.num_ranks = num_ranks;
         c.num_slots = num_slots;
@@ -301,7 +307,14 @@ struct generate_config {
 
 namespace detail {
 
-inline returns<eplb_generate_report> generate(const generate_config &config, const eplb_generate_config &c) {
+inline returns<eplb_generate_report> generate(const generate_config &config, eplb_generate_config c) {
+    std::vector<const char *> paths;
+    for (const std::string &path : config.paths) {
+        paths.push_back(path.c_str());
+    }
+    c.paths = paths.empty() ? nullptr : paths.data();
+    c.num_paths = paths.size();
+    c.path_weights = config.path_weights.empty() ? nullptr : config.path_weights.data();
     const eplb_stats_options stats = config.stats.c();
     const eplb_solve_options solve = config.solve.c();
     const eplb_generate_report none = EPLB_GENERATE_REPORT_INIT;
@@ -311,7 +324,8 @@ inline returns<eplb_generate_report> generate(const generate_config &config, con
         config.num_samples != 0 ? config.num_samples : config.solve.sample_weights.size();
     const bool ranks_fit = config.rank_num_slots.empty() || config.num_ranks == 0 ||
                            config.rank_num_slots.size() == config.num_ranks;
-    if (!ranks_fit || !config.solve.fits(num_ranks, num_samples, config.num_slots)) {
+    const bool weights_fit = config.path_weights.empty() || config.path_weights.size() == paths.size();
+    if (!ranks_fit || !weights_fit || !config.solve.fits(num_ranks, num_samples, config.num_slots)) {
         return finish(EPLB_STATUS_INVALID_ARGUMENT, eplb_generate_report(none), options_message());
     }
     return run([&](eplb_generate_report &report) { return eplb_generate(&c, &stats, &solve, &report); },

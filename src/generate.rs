@@ -1,6 +1,6 @@
-//! Step 2: generates a configuration file from a dump.
+//! Step 2: generates a configuration file from a dump, or from several.
 
-use std::path::Path;
+use std::path::{Path, PathBuf};
 
 use crate::atomic_file::AtomicFile;
 use crate::error::{Error, Result};
@@ -8,16 +8,18 @@ use crate::placement::{Placement, Shape, is_own_name};
 pub use crate::report::DEFAULT_NUM_SAMPLES;
 use crate::report::{DumpScore, Planner, ScoreOptions, require_expert_counts};
 use crate::solve::{Objective, Policy, SolveConfig, pinned_slots, sample_weights};
-use crate::stats::{Dump, LoadOptions, Summary};
+use crate::stats::{DumpSet, LoadOptions, Stats, Summary, dump_names};
 
 /// The input, output and options of [`generate`]. The defaults of `None` are those of TensorRT-LLM's script.
 #[derive(Debug, Clone, Copy)]
 pub struct GenerateConfig<'a> {
-    /// The dump directory.
-    pub expert_statistic_path: &'a Path,
+    /// The directories of the dumps, at least one. The placement suits all of them.
+    pub paths: &'a [PathBuf],
+    /// What the counts of each dump are multiplied by, above 0. `None`: 1.
+    pub path_weights: Option<&'a [f64]>,
     /// The file to write: eplb's own if its name ends in `.eplb.yaml`, else TensorRT-LLM's configuration file.
     pub output_path: &'a Path,
-    /// How to read the dump.
+    /// How to read each dump.
     pub options: LoadOptions,
     /// Ranks of the placement (the EP size). `None`: the dump's, which fails if its pipeline stages differ.
     pub num_ranks: Option<usize>,
@@ -42,6 +44,21 @@ pub struct GenerateConfig<'a> {
 }
 
 impl GenerateConfig<'_> {
+    /// Opens the dumps. Fails as [`DumpSet::open`] does.
+    pub(crate) fn open(&self) -> Result<DumpSet> {
+        if self.path_weights.is_some() && self.solve.sample_weights.is_some() {
+            return Err(Error::InvalidArgument(
+                "sample_weights and the weights of dumps exclude each other: multiply the weights of a dump's samples".into(),
+            ));
+        }
+        DumpSet::open(self.paths, self.path_weights, &self.options)
+    }
+
+    /// Adds the dumps' names to an error about the dumps as a whole.
+    fn with_paths(&self, error: Error) -> Error {
+        error.in_file(Path::new(&dump_names(self.paths, None)))
+    }
+
     fn num_slots(&self, num_experts: usize, num_ranks: usize) -> usize {
         let most = self.solve.rank_num_slots.and_then(|slots| slots.iter().max()).map(|&most| most as usize);
         let reserved = self.reserve_slots.saturating_mul(num_ranks);
@@ -96,11 +113,11 @@ pub enum Phase {
 /// The result of [`generate`].
 #[derive(Debug, Clone)]
 pub struct Generated {
-    /// The dump's sizes.
+    /// The sizes of the dumps.
     pub summary: Summary,
     /// The placement written.
     pub placement: Placement,
-    /// Its score on the dump. The gap and the off-node share are over the samples planned for, without their weights or the
+    /// Its score on the dumps, each without its weight. The gap and the off-node share are over the samples planned for, without their weights or the
     /// quantile. Best splits are included with [`Objective::BestSplit`].
     pub score: DumpScore,
 }
@@ -122,7 +139,7 @@ impl Generated {
     }
 }
 
-/// Reads the dump, computes a placement and writes the configuration file in one step.
+/// Reads the dumps, computes a placement and writes the configuration file in one step.
 ///
 /// Calls `progress` on this thread with the phase, the amount done and the total. If it returns an error, `generate` stops and
 /// returns that error.
@@ -130,18 +147,18 @@ pub fn generate(
     config: &GenerateConfig<'_>,
     progress: &mut dyn FnMut(Phase, u64, u64) -> Result<()>,
 ) -> Result<Generated> {
-    generate_from(Dump::open(config.expert_statistic_path, &config.options)?, config, progress)
+    generate_from(config.open()?, config, progress)
 }
 
-/// As [`generate`], with the dump opened by the caller, who thereby knows its layers.
+/// As [`generate`], with the dumps opened by the caller, who thereby knows their layers.
 pub(crate) fn generate_from(
-    dump: Dump,
+    dumps: DumpSet,
     config: &GenerateConfig<'_>,
     progress: &mut dyn FnMut(Phase, u64, u64) -> Result<()>,
 ) -> Result<Generated> {
-    let Summary { num_experts, rows, .. } = *dump.summary();
-    let num_ranks = config.num_ranks.map_or_else(|| dump.summary().ep_size(), Ok);
-    let num_ranks = num_ranks.map_err(|e| e.in_file(config.expert_statistic_path))?;
+    let Summary { num_experts, ref rows, .. } = *dumps.summary();
+    let num_ranks = config.num_ranks.map_or_else(|| dumps.summary().ep_size(), Ok);
+    let num_ranks = num_ranks.map_err(|e| config.with_paths(e))?;
     let shape = Shape::new(num_experts, config.num_slots(num_experts, num_ranks), num_ranks)?;
     let reserved = config.reserved(shape)?;
     let rank_num_slots = reserved.as_deref().or(config.solve.rank_num_slots);
@@ -152,15 +169,15 @@ pub(crate) fn generate_from(
     let pinned_experts = pinned.as_deref().or(config.solve.pinned_experts);
     let solve = SolveConfig { rank_num_slots, pinned_experts, ..config.solve };
     solve.check(shape)?;
-    solve.check_pinned_layers(shape, dump.summary().layers.len())?;
+    solve.check_pinned_layers(shape, dumps.summary().layers.len())?;
     check_output(config.output_path, shape, rank_num_slots)?;
     let SolveConfig { policy, objective, .. } = solve;
     let planner = Planner { solve, num_samples: config.num_samples, threads: config.solve_threads };
     sample_weights(&solve, planner.num_samples(rows)?)?;
     let output = AtomicFile::create(config.output_path)?;
-    require_expert_counts(dump.summary()).map_err(|e| e.in_file(config.expert_statistic_path))?;
+    require_expert_counts(dumps.summary()).map_err(|e| config.with_paths(e))?;
 
-    let stats = dump.read(&mut |done, total| progress(Phase::Read, done, total))?;
+    let stats = dumps.read(&mut |done, total| progress(Phase::Read, done, total))?;
     let num_layers = stats.summary().layers.len() as u64;
     progress(Phase::Solve, 0, num_layers)?;
     let options = ScoreOptions {
@@ -168,6 +185,7 @@ pub(crate) fn generate_from(
         gap: true,
         nodes: solve.priced_nodes(shape),
     };
+    warn_of_layers_without_load(config, &stats);
     let (placement, score) = planner.place_and_score(&stats, shape, &options)?;
     let placement = placement.with_layer_updates_per_iter(config.layer_updates_per_iter);
     progress(Phase::Solve, num_layers, num_layers)?;
@@ -183,4 +201,28 @@ pub(crate) fn generate_from(
     // The file is written, so it is too late to cancel.
     let _ = progress(Phase::Write, 1, 1);
     Ok(generated)
+}
+
+/// Warns of layers without any load: the placement of such a layer says nothing about its experts.
+fn warn_of_layers_without_load(config: &GenerateConfig<'_>, stats: &Stats) {
+    let layers = &stats.summary().layers;
+    let idle = stats.layers_without_load();
+    if idle.is_empty() {
+        return;
+    }
+    let which = match idle.len() == layers.len() {
+        true => "no layer has any load".to_owned(),
+        false => format!("no load in {} of {} layers, {}", idle.len(), layers.len(), list_layers(&idle)),
+    };
+    log::warn!(
+        "{}: {which}; any placement is as good there. If these layers did run, record again",
+        dump_names(config.paths, None)
+    );
+}
+
+/// Formats the first of some layers as a list.
+fn list_layers(layers: &[u32]) -> String {
+    const SHOWN: usize = 8;
+    let shown: Vec<String> = layers.iter().take(SHOWN).map(u32::to_string).collect();
+    shown.join(", ") + if layers.len() > SHOWN { ", ..." } else { "" }
 }

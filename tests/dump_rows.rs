@@ -40,7 +40,7 @@ fn row(key: u64, layer: u32) -> Vec<u64> {
 fn rows_are_read_with_a_partial_last_one() {
     let dir = written(&in_rows());
     let stats = load_with(&dir, None, None).unwrap();
-    let rows = stats.summary().rows;
+    let rows = stats.summary().rows.first();
     assert_eq!((rows.len(), rows.rows.bucket(), rows.rows.stride(), rows.num_counted()), (4, 100, 1, 350));
     assert_eq!(rows.to_string(), "100..450 in rows of 100");
     for layer in [3, 4] {
@@ -84,7 +84,7 @@ fn every_nth_iteration_makes_a_row_of_its_own_or_a_part_of_one() {
     let keys: Vec<u64> = (7..44).step_by(5).collect();
     let dir = written(&WrittenDump::new(2, &[3], &keys, 7, 44).with("iter_stride", 5));
     let stats = load_with(&dir, None, None).unwrap();
-    assert_eq!((stats.summary().rows.len(), stats.summary().rows.num_counted()), (8, 8));
+    assert_eq!((stats.summary().rows.len(), stats.summary().rows.first().num_counted()), (8, 8));
     assert_eq!(stats.layer_counts(3).unwrap()[7 * EXPERTS..], row(42, 3));
 
     // The same iterations, 3 a row: 7 12 17, 22 27 32, 37 42.
@@ -208,7 +208,7 @@ fn conversion_keeps_the_sums() {
     let copy = dir.path().join("copy");
     write_counts(&stats, &copy, CountsFormat::Dump, &Model::default()).unwrap();
     let again = Dump::open(&copy, &LoadOptions::default()).unwrap().read(&mut |_, _| Ok(())).unwrap();
-    assert_eq!((again.summary().rows, again.summary().num_files), (stats.summary().rows, 1));
+    assert_eq!((again.summary().rows.first(), again.summary().num_files), (stats.summary().rows.first(), 1));
     assert_eq!(again.layer_counts(3).unwrap(), stats.layer_counts(3).unwrap());
 }
 

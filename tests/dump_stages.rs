@@ -30,7 +30,8 @@ fn message(dir: &TempDir, result: Result<Stats>) -> String {
 fn default_ranks(dir: &TempDir, num_ranks: Option<usize>) -> std::result::Result<usize, String> {
     let out = dir.path().join("config.yaml");
     let config = GenerateConfig {
-        expert_statistic_path: dir.path(),
+        paths: &[dir.path().to_owned()],
+        path_weights: None,
         output_path: &out,
         options: LoadOptions::default(),
         num_ranks,

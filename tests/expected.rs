@@ -72,7 +72,8 @@ fn policy_trtllm_writes_the_expected_configuration_files_to_the_byte() {
                 pin_experts: &[],
                 pin_homes: false,
                 solve_threads: 0,
-                expert_statistic_path: &dump,
+                paths: &[dump.to_owned()],
+                path_weights: None,
                 output_path,
                 options: LoadOptions {
                     iter_start: iters.map(|(start, _)| start),

@@ -11,7 +11,7 @@ use eplb::stats::{Dump, LoadOptions};
 /// Returns the loads of a recording's first iteration, `[layers][experts]`, and the number of experts.
 fn recorded(dump: &Path) -> (Vec<f64>, usize) {
     let options = LoadOptions::default();
-    let start = Dump::open(dump, &options).unwrap().summary().rows.iterations.start;
+    let start = Dump::open(dump, &options).unwrap().summary().rows.first().iterations.start;
     let options = LoadOptions { iter_start: Some(start), iter_stop: Some(start + 1), ..options };
     let stats = Dump::open(dump, &options).unwrap().read(&mut |_, _| Ok(())).unwrap();
     (stats.samples(1).unwrap(), stats.summary().num_experts)

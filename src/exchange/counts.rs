@@ -10,7 +10,7 @@ use crate::error::{Error, Result, try_zeroed};
 use crate::stats::{Counts, Dump, IdKind, IterationRange, LoadOptions, MetaInfo, RankDump, Stats, Summary};
 
 /// Counts, and the parts of the file that were left out.
-#[derive(Debug, Clone, PartialEq, Eq)]
+#[derive(Debug, Clone, PartialEq)]
 pub struct CountsRead {
     /// The counts. Steps of other systems become iterations from 0 on, of one rank.
     pub stats: Stats,
@@ -237,12 +237,12 @@ fn write_dump(stats: &Stats, directory: &Path, experts_per_token: Option<usize>)
         rank: 0,
         num_ranks: 1,
         file: None,
-        rows: summary.rows.rows,
+        rows: summary.rows.first().rows,
         num_experts: summary.num_experts,
         experts_per_token,
         id_kind: summary.id_kind.unwrap_or_default(),
-        iterations: summary.rows.iterations,
-        held: summary.rows.iterations,
+        iterations: summary.rows.first().iterations,
+        held: summary.rows.first().iterations,
         layers: &summary.layers,
         counts: Counts::U64(&counts),
         run_id: None,

@@ -1,17 +1,19 @@
 //! Generating: step 2 as a whole.
 
 use std::ffi::{c_char, c_void};
+use std::path::{Path, PathBuf};
 
 use super::boundary::{
-    Growing, boundary, config, growing_out, number, optional_config, optional_of_ranks, or_default, path,
+    Growing, array, boundary, config, growing_out, number, optional_array, optional_config,
+    optional_of_ranks, or_default, path,
 };
 use super::solve::eplb_solve_options;
 use super::stats::eplb_stats_options;
 use super::status::eplb_status;
 use crate::error::{Error, Result};
 use crate::generate::{DEFAULT_NUM_SAMPLES, GenerateConfig, Generated, Phase, generate_from};
+use crate::placement::MAX_COUNT;
 use crate::solve::SolveConfig;
-use crate::stats::Dump;
 
 /// The phases of eplb_generate().
 pub type eplb_phase = i32;
@@ -39,7 +41,7 @@ pub type eplb_progress_callback =
 pub struct eplb_generate_config {
     /// Set by EPLB_GENERATE_CONFIG_INIT.
     pub struct_size: usize,
-    /// Directory of the dump. Required.
+    /// Directory of the dump. Required, unless `paths` are given.
     pub expert_statistic_path: *const c_char,
     /// File to write, replaced atomically: TensorRT-LLM's, or eplb's own if named *.eplb.yaml. Required.
     pub output_path: *const c_char,
@@ -48,8 +50,8 @@ pub struct eplb_generate_config {
     /// Slots of all ranks together: a multiple of num_ranks, at least the experts; 0: one an expert, or
     /// num_ranks times the largest of rank_num_slots. Required with pinned_experts.
     pub num_slots: u32,
-    /// Samples for EPLB_POLICY_SEARCH: consecutive rows of the dump, split as evenly as possible; 0: 16, or one
-    /// a row if there are fewer. Required with sample_weights.
+    /// Samples for EPLB_POLICY_SEARCH: consecutive rows of a dump, split as evenly as possible; 0: 16, or one
+    /// a row if there are fewer. Each of several dumps has as many. Required with sample_weights.
     pub num_samples: usize,
     /// Receives the progress. May be NULL.
     pub progress: eplb_progress_callback,
@@ -62,6 +64,12 @@ pub struct eplb_generate_config {
     /// Slots of each rank: [num_ranks], as in eplb_placement_config; the output is then a *.eplb.yaml, unless
     /// no slot is empty. NULL: num_slots / num_ranks.
     pub rank_num_slots: *const i32,
+    /// Directories of several dumps of one model, instead of expert_statistic_path: [num_paths].
+    pub paths: *const *const c_char,
+    /// What the counts of each dump are multiplied by, above 0: [num_paths]. NULL: 1.
+    pub path_weights: *const f64,
+    /// Length of paths.
+    pub num_paths: usize,
 }
 
 // SAFETY: `repr(C)`, `struct_size` first, integers, pointers and a nullable function pointer.
@@ -81,9 +89,9 @@ pub struct eplb_generate_report {
     pub num_experts: u32,
     /// Layers.
     pub num_layers: u32,
-    /// First iteration used.
+    /// First iteration used, of the first dump.
     pub iter_start: i64,
-    /// One past the last iteration used.
+    /// One past the last iteration used, of the first dump.
     pub iter_stop: i64,
     /// Ranks whose file is missing from the dump.
     pub num_missing_ranks: u32,
@@ -130,14 +138,17 @@ pub unsafe extern "C" fn eplb_generate(
             )
         };
         // SAFETY: as above, for what the structs point to.
+        let (paths, path_weights) = unsafe { dump_paths(&config) }?;
+        // SAFETY: as above.
         let generating = unsafe { generate_config(&config, &stats_options, &solve_options) }?;
-        let dump = Dump::open(generating.expert_statistic_path, &generating.options)?;
+        let generating = GenerateConfig { paths: &paths, path_weights, ..generating };
+        let dumps = generating.open()?;
         // SAFETY: as above. Only the dump has the number of layers.
         let pinned_experts =
-            unsafe { solve_options.pinned_experts(config.num_slots as usize, dump.summary().layers.len()) }?;
+            unsafe { solve_options.pinned_experts(config.num_slots as usize, dumps.summary().layers.len()) }?;
         let solve = SolveConfig { pinned_experts, ..generating.solve };
         let generating = GenerateConfig { solve, ..generating };
-        let generated = generate_from(dump, &generating, &mut |phase, done, total| {
+        let generated = generate_from(dumps, &generating, &mut |phase, done, total| {
             progress(&config, phase, done, total)
         })?;
         if let Some(report) = report {
@@ -176,7 +187,8 @@ unsafe fn generate_config<'a>(
         let rank_num_slots =
             optional_of_ranks(config.rank_num_slots.cast(), config.num_ranks, "config->rank_num_slots")?;
         Ok(GenerateConfig {
-            expert_statistic_path: path(config.expert_statistic_path, "config->expert_statistic_path")?,
+            paths: &[],
+            path_weights: None,
             output_path: path(config.output_path, "config->output_path")?,
             options: stats_options.load_options()?,
             num_ranks: or_default(config.num_ranks),
@@ -190,6 +202,37 @@ unsafe fn generate_config<'a>(
             num_samples: if config.num_samples == 0 { DEFAULT_NUM_SAMPLES } else { config.num_samples },
         })
     }
+}
+
+/// The dumps' directories, and their weights.
+///
+/// # Safety
+/// What the config points to is as its documentation requires.
+unsafe fn dump_paths<'a>(config: &eplb_generate_config) -> Result<(Vec<PathBuf>, Option<&'a [f64]>)> {
+    let refuse = |what: &str| Err(Error::InvalidArgument(what.to_owned()));
+    if config.num_paths == 0 {
+        if !config.paths.is_null() || !config.path_weights.is_null() {
+            return refuse("config->paths or path_weights is set, but num_paths is 0");
+        }
+        // SAFETY: the caller's promise.
+        let path = unsafe { path(config.expert_statistic_path, "config->expert_statistic_path") }?;
+        return Ok((vec![path.to_owned()], None));
+    }
+    if !config.expert_statistic_path.is_null() {
+        return refuse("config->expert_statistic_path and config->paths exclude each other; add it to paths");
+    }
+    if config.num_paths > MAX_COUNT {
+        return refuse(&format!("config->num_paths is {}; at most {MAX_COUNT} expected", config.num_paths));
+    }
+    // SAFETY: the caller's promises, here and of each path.
+    let (paths, weights) = unsafe {
+        (
+            array(config.paths, Some(config.num_paths), "config->paths")?,
+            optional_array(config.path_weights, config.num_paths, "config->path_weights")?,
+        )
+    };
+    let path = |&directory: &*const c_char| unsafe { path(directory, "config->paths") }.map(Path::to_owned);
+    Ok((paths.iter().map(path).collect::<Result<_>>()?, weights))
 }
 
 /// Calls the progress callback. Its refusal is an error.
@@ -208,15 +251,15 @@ fn progress(config: &eplb_generate_config, phase: Phase, done: u64, total: u64) 
 
 fn report_of(generated: &Generated) -> Result<eplb_generate_report> {
     let Generated { summary, placement, score } = generated;
-    let shape = placement.shape();
+    let (shape, rows) = (placement.shape(), summary.rows.first());
     Ok(eplb_generate_report {
         struct_size: 0,
         num_ranks: number(shape.num_ranks(), "num_ranks")?,
         num_slots: number(shape.num_slots(), "num_slots")?,
         num_experts: number(shape.num_experts(), "num_experts")?,
         num_layers: number(score.layers.len(), "num_layers")?,
-        iter_start: number(summary.rows.iterations.start, "iter_start")?,
-        iter_stop: number(summary.rows.iterations.stop, "iter_stop")?,
+        iter_start: number(rows.iterations.start, "iter_start")?,
+        iter_stop: number(rows.iterations.stop, "iter_stop")?,
         num_missing_ranks: number(summary.missing_ranks.len(), "num_missing_ranks")?,
         num_duplicates: number(score.num_duplicates, "num_duplicates")?,
         imbalance_before: generated.imbalance_before().unwrap_or(f64::NAN),

@@ -112,6 +112,7 @@ impl eplb_stats_options {
             iter_stop: Some(number(self.iter_stop, "iter_stop")?).filter(|&stop| stop != 0),
             expected_ranks: Some(self.expected_ranks).filter(|&ranks| ranks != 0),
             allow_missing_ranks: self.allow_missing_ranks != 0,
+            counts: None,
             threads: self.num_threads as usize,
         })
     }
@@ -217,6 +218,7 @@ pub unsafe extern "C" fn eplb_stats_get_info(
         // SAFETY: the caller's promises for each pointer.
         let (stats, info) = unsafe { (borrowed(stats, "stats")?, growing_out(info, "info")?) };
         let summary = stats.0.summary();
+        let rows = summary.rows.first();
         info.set(eplb_stats_info {
             struct_size: 0,
             num_experts: number(summary.num_experts, "num_experts")?,
@@ -226,15 +228,15 @@ pub unsafe extern "C" fn eplb_stats_get_info(
                 Some(IdKind::Expert) | None => EPLB_ID_KIND_EXPERT,
                 Some(IdKind::Slot) => EPLB_ID_KIND_SLOT,
             },
-            iter_start: number(summary.rows.iterations.start, "iter_start")?,
-            iter_stop: number(summary.rows.iterations.stop, "iter_stop")?,
+            iter_start: number(rows.iterations.start, "iter_start")?,
+            iter_stop: number(rows.iterations.stop, "iter_stop")?,
             layer_ids: summary.layers.as_ptr().cast(),
             num_layers: summary.layers.len(),
             missing_ranks: summary.missing_ranks.as_ptr().cast(),
             num_missing_ranks: summary.missing_ranks.len(),
-            iter_bucket: summary.rows.rows.bucket(),
-            iter_stride: summary.rows.rows.stride(),
-            num_rows: number(summary.rows.len(), "num_rows")?,
+            iter_bucket: rows.rows.bucket(),
+            iter_stride: rows.rows.stride(),
+            num_rows: number(rows.len(), "num_rows")?,
         });
         Ok(())
     })

@@ -77,11 +77,10 @@ pub fn compare(
     let num_slots = num_slots.or(file_slots).unwrap_or(summary.num_experts);
     let place = |candidate| place(candidate, stats, num_ranks, num_slots, planner);
     let placements = candidates.iter().map(place).collect::<Result<Vec<_>>>()?;
-    let num_samples = planner.num_samples.clamp(1, summary.rows.len() as usize);
     let moved: Vec<_> = placements.iter().map(|placement| moved_slots(&placements[0], placement)).collect();
     let compared = placements.into_iter().zip(moved).map(|(placement, moved_slots)| {
         Recording::new(stats, Some(&placement))?;
-        let score = DumpScore::of_placement(stats, &placement, num_samples, planner.threads)?;
+        let score = DumpScore::of_placement(stats, &placement, planner.num_samples, planner.threads)?;
         Ok(ScoredCandidate { placement, score, moved_slots })
     });
     compared.collect()

@@ -133,6 +133,7 @@ struct Dump {
 
 impl Dump {
     fn new(path: &Path, summary: &Summary, counts_slots: bool) -> Dump {
+        let rows = summary.rows.first();
         Dump {
             path: path.display().to_string(),
             num_experts: summary.num_experts,
@@ -141,10 +142,10 @@ impl Dump {
             num_files: summary.num_files,
             missing_ranks: summary.missing_ranks.clone(),
             counts: if counts_slots { IdKind::Slot } else { IdKind::Expert },
-            iter_start: summary.rows.iterations.start,
-            iter_stop: summary.rows.iterations.stop,
-            iter_bucket: summary.rows.rows.bucket(),
-            iter_stride: summary.rows.rows.stride(),
+            iter_start: rows.iterations.start,
+            iter_stop: rows.iterations.stop,
+            iter_bucket: rows.rows.bucket(),
+            iter_stride: rows.rows.stride(),
         }
     }
 }

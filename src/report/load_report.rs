@@ -285,8 +285,8 @@ fn layer_report(
     }
     let mut tokens = vec![0; num_experts];
     for loads in experts {
-        // Whole numbers below 2^53: see Stats::layer_samples.
-        tokens.iter_mut().zip(loads).for_each(|(tokens, &load)| *tokens += load as u64);
+        // Whole numbers below 2^53, unless a dump has a weight that is none.
+        tokens.iter_mut().zip(loads).for_each(|(tokens, &load)| *tokens += load.round() as u64);
     }
     let report = LayerReport {
         layer,

@@ -68,8 +68,7 @@ impl<'a> Recording<'a> {
 
     /// Returns the loads of `layer` in each row.
     pub fn loads(&self, layer: u32) -> Result<RecordedLoads> {
-        let Summary { rows, num_experts, .. } = *self.summary();
-        let dumped = self.stats.layer_samples(layer, rows.len() as usize, num_experts)?;
+        let dumped = self.stats.layer_rows(layer)?;
         let Some(placement) = self.placement.filter(|_| self.counts_slots) else {
             return Ok(RecordedLoads { dumped, experts: None });
         };

@@ -23,6 +23,8 @@ pub struct LoadOptions {
     pub expected_ranks: Option<usize>,
     /// Accept a dump without some of these files: [`Summary::missing_ranks`].
     pub allow_missing_ranks: bool,
+    /// What a dump counts that does not say it. Fails where the dump says the other.
+    pub counts: Option<IdKind>,
     /// Threads that read. 0: one a core, at most 8.
     pub threads: usize,
 }
@@ -85,9 +87,9 @@ impl Dump {
             num_files,
             stage_ranks,
             missing_ranks,
-            id_kind: declared.map(|info| info.id_kind),
+            id_kind: what_is_counted(declared, options.counts).map_err(|e| e.in_file(directory))?,
             layers,
-            rows,
+            rows: rows.into(),
         };
         Ok(Dump { summary, files, threads })
     }
@@ -102,9 +104,37 @@ impl Dump {
     /// `progress` is called on this thread with the bytes read so far and in all. An error from it stops the reading and is
     /// returned. Files are read in bounded pieces, never mapped. Truncating a mapped file would kill the process by SIGBUS.
     pub fn read(self, progress: &mut dyn FnMut(u64, u64) -> Result<()>) -> Result<Stats> {
+        let counts = self.read_counts(progress)?;
+        Ok(Stats::from_counts(self.summary, counts))
+    }
+
+    /// As [`Dump::read`]. Returns the counts, `[layers][rows][experts]`.
+    pub(super) fn read_counts(&self, progress: &mut dyn FnMut(u64, u64) -> Result<()>) -> Result<Vec<u64>> {
         let Summary { num_experts, layers, rows, .. } = &self.summary;
-        let counts = sum::sum(&self.files, *num_experts, layers, *rows, self.threads, progress)?;
-        Ok(Stats { summary: self.summary, counts })
+        sum::sum(&self.files, *num_experts, layers, rows.first(), self.threads, progress)
+    }
+
+    /// The bytes that [`Dump::read`] reads.
+    pub(super) fn num_bytes(&self) -> u64 {
+        let rows = self.summary.rows.first();
+        let bytes_of = |file: &RankFile| -> u64 {
+            let wanted = file.tensors.iter().filter(|tensor| rows.starting_at(tensor.iteration).is_some());
+            wanted.map(|tensor| file.tensor_bytes(tensor) as u64).sum()
+        };
+        self.files.iter().map(bytes_of).sum()
+    }
+}
+
+/// What the dump counts: as it says, or as the caller does. Fails where they differ.
+fn what_is_counted(declared: Option<&DumpInfo>, given: Option<IdKind>) -> Result<Option<IdKind>> {
+    match (declared.map(|info| info.id_kind), given) {
+        (Some(declared), Some(given)) if declared != given => Err(Error::InvalidArgument(format!(
+            "it counts {}, as its {} says, not {}; leave out what the dump says itself",
+            declared.name(),
+            MetaInfo::FILE_NAME,
+            given.name()
+        ))),
+        (declared, given) => Ok(declared.or(given)),
     }
 }
 

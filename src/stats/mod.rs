@@ -3,10 +3,12 @@
 mod arrays;
 mod choose_rows;
 mod dump;
+mod dump_set;
 mod meta;
 mod rank_file;
 mod recorder;
 mod row_range;
+mod row_ranges;
 mod rows;
 mod stages;
 mod subfolders;
@@ -15,6 +17,7 @@ mod write;
 
 pub use arrays::{ArraysConfig, CountArray};
 pub use dump::{Dump, LoadOptions};
+pub use dump_set::{DumpSet, dump_names};
 pub use meta::{DumpInfo, MetaInfo};
 pub use rank_file::RankFile;
 pub use recorder::{
@@ -22,6 +25,7 @@ pub use recorder::{
 };
 pub(crate) use recorder::{BatchCount, CellType, IdKinds, OTHER_BINS, Source, histogram};
 pub use row_range::RowRange;
+pub use row_ranges::RowRanges;
 pub use rows::Rows;
 pub use subfolders::{dumps_below, list_dumps};
 pub use write::{Counts, FileNumber, RankDump};
@@ -114,19 +118,19 @@ impl fmt::Display for IterationRange {
     }
 }
 
-/// The sizes of a dump, from its headers.
+/// The sizes of a dump, or of several that are read as one, from the headers.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct Summary {
     /// Experts of a layer. Slots where [`Summary::id_kind`] is [`IdKind::Slot`], or where it is `None` and slots were counted.
     pub num_experts: usize,
     /// Experts that each token chooses (the router's top-k). 0 where a file of another system lacks it.
     pub experts_per_token: usize,
-    /// Ranks of expert parallelism (the EP size), missing ones included. 0 if pipeline stages have different numbers: see
-    /// [`Summary::ep_size`].
+    /// Ranks of expert parallelism (the EP size), missing ones included. 0 if pipeline stages, or dumps, have different numbers:
+    /// see [`Summary::ep_size`].
     pub num_ranks: usize,
-    /// Files of the complete dump: one for each rank of each pipeline stage.
+    /// Files of the complete dump: one for each rank of each pipeline stage. Of several dumps, the largest number.
     pub num_files: usize,
-    /// Ranks of each pipeline stage, in the order of their layers.
+    /// Ranks of each pipeline stage, in the order of their layers. Where dumps differ, those of each dump.
     pub stage_ranks: Vec<usize>,
     /// Numbers of the missing files, `rank<R>`. Empty unless [`LoadOptions::allow_missing_ranks`] was set.
     pub missing_ranks: Vec<u32>,
@@ -134,8 +138,8 @@ pub struct Summary {
     pub id_kind: Option<IdKind>,
     /// The layers' numbers, ascending.
     pub layers: Vec<u32>,
-    /// The requested iterations, and the rows in which they were dumped.
-    pub rows: RowRange,
+    /// The requested iterations of each dump, and the rows in which they were dumped.
+    pub rows: RowRanges,
 }
 
 impl Summary {
@@ -143,7 +147,8 @@ impl Summary {
     pub fn ep_size(&self) -> Result<usize> {
         match self.num_ranks {
             0 => Err(Error::InvalidArgument(format!(
-                "the dump's pipeline stages have {} ranks, so the EP size is unknown: give it (--ep_size, num_ranks)",
+                "{} have {} ranks, so the EP size is unknown: give it (--ep_size, num_ranks)",
+                if self.rows.dumps().len() > 1 { "the dumps" } else { "the dump's pipeline stages" },
                 self.stage_list()
             ))),
             num_ranks => Ok(num_ranks),
@@ -154,6 +159,7 @@ impl Summary {
     pub fn ranks_text(&self) -> String {
         match (self.stage_ranks.len(), self.num_ranks) {
             (..=1, num_ranks) => format!("{num_ranks} ranks"),
+            (_, 0) if self.rows.dumps().len() > 1 => format!("{} ranks", self.stage_list()),
             (_, 0) => format!("pipeline stages of {} ranks", self.stage_list()),
             (num_stages, num_ranks) => format!("{num_stages} pipeline stages of {num_ranks} ranks"),
         }
@@ -165,10 +171,19 @@ impl Summary {
     }
 }
 
-/// The counts of a dump by layer, row and expert, summed over ranks.
-#[derive(Debug, Clone, PartialEq, Eq)]
+/// The counts of a dump by layer, row and expert, summed over ranks. Of several dumps, those of each, with its weight.
+#[derive(Debug, Clone, PartialEq)]
 pub struct Stats {
     summary: Summary,
+    /// At least one.
+    dumps: Vec<DumpCounts>,
+}
+
+/// The counts of one dump, and what loads multiply them by.
+#[derive(Debug, Clone, PartialEq)]
+struct DumpCounts {
+    rows: RowRange,
+    weight: f64,
     /// `[layers][rows][experts]`, each below 2^63.
     counts: Vec<u64>,
 }
@@ -178,18 +193,25 @@ pub struct Stats {
 pub struct LayerLoads {
     /// `[rows][experts]`
     pub rows: Vec<f64>,
-    /// The samples, each the sum of consecutive rows: `[samples][experts]`.
+    /// The samples, each the sum of consecutive rows of a dump: `[samples][experts]`.
     pub samples: Vec<f64>,
 }
 
 impl Stats {
-    /// Takes `counts` in the order `[layers][rows][experts]`, with the sizes of `summary`.
+    /// Takes the `counts` of one dump in the order `[layers][rows][experts]`, with the sizes of `summary`.
     pub(crate) fn from_counts(summary: Summary, counts: Vec<u64>) -> Self {
-        debug_assert_eq!(
-            counts.len() as u64,
-            summary.rows.len() * (summary.layers.len() * summary.num_experts) as u64
-        );
-        Stats { summary, counts }
+        Stats::of_dumps(summary, vec![(counts, 1.0)])
+    }
+
+    /// As [`Stats::from_counts`], with the counts and weight of each dump in the order of [`Summary::rows`].
+    fn of_dumps(summary: Summary, counts: Vec<(Vec<u64>, f64)>) -> Self {
+        let row_len = summary.layers.len() * summary.num_experts;
+        debug_assert_eq!(counts.len(), summary.rows.dumps().len());
+        let dumps = summary.rows.dumps().iter().zip(counts).map(|(&rows, (counts, weight))| {
+            debug_assert_eq!(counts.len() as u64, rows.len() * row_len as u64);
+            DumpCounts { rows, weight, counts }
+        });
+        Stats { dumps: dumps.collect(), summary }
     }
 
     /// The sizes of the counts.
@@ -197,29 +219,46 @@ impl Stats {
         &self.summary
     }
 
-    /// The counts of `layer`, `[rows][experts]`.
+    /// The counts of `layer`, `[rows][experts]`. Fails for several dumps, whose counts have weights.
     pub fn layer_counts(&self, layer: u32) -> Result<&[u64]> {
+        match &self.dumps[..] {
+            [dump] => Ok(self.counts_of(dump, self.layer_index(layer)?)),
+            dumps => Err(Error::InvalidArgument(format!(
+                "the counts are of {} dumps; only loads add up the counts of several",
+                dumps.len()
+            ))),
+        }
+    }
+
+    /// The counts of `layer` summed over the rows, `[experts]`. Fails for several dumps.
+    pub fn layer_totals(&self, layer: u32) -> Result<Vec<u64>> {
+        self.layer_counts(layer)?;
+        self.layer_sums(&self.dumps[0], layer, 1)
+    }
+
+    fn layer_index(&self, layer: u32) -> Result<usize> {
         let layers = &self.summary.layers;
-        let index = layers.binary_search(&layer).map_err(|_| {
+        layers.binary_search(&layer).map_err(|_| {
             let (first, last) = (layers[0], layers[layers.len() - 1]);
             let message = format!(
                 "layer {layer} is not in this dump of {} layers from {first} to {last}",
                 layers.len()
             );
             Error::InvalidArgument(message)
-        })?;
-        let row = self.counts.len() / layers.len();
-        Ok(&self.counts[index * row..][..row])
+        })
     }
 
-    /// The counts of `layer` summed over the rows, `[experts]`.
-    pub fn layer_totals(&self, layer: u32) -> Result<Vec<u64>> {
-        self.layer_sums(layer, 1)
+    /// The counts of the layer at `index` in one dump, `[rows][experts]`.
+    fn counts_of<'a>(&self, dump: &'a DumpCounts, index: usize) -> &'a [u64] {
+        let row = dump.counts.len() / self.summary.layers.len();
+        &dump.counts[index * row..][..row]
     }
 
-    /// Sums the counts of `layer` over each of `num_samples` samples of nearly equal length: `[num_samples][experts]`.
-    fn layer_sums(&self, layer: u32, num_samples: usize) -> Result<Vec<u64>> {
-        let (num_experts, counts) = (self.summary.num_experts, self.layer_counts(layer)?);
+    /// Sums the counts of `layer` in a dump over each of `num_samples` samples of nearly equal length:
+    /// `[num_samples][experts]`.
+    fn layer_sums(&self, dump: &DumpCounts, layer: u32, num_samples: usize) -> Result<Vec<u64>> {
+        let (num_experts, counts) =
+            (self.summary.num_experts, self.counts_of(dump, self.layer_index(layer)?));
         let num_rows = counts.len() / num_experts;
         let mut sums = vec![0u64; num_samples * num_experts];
         for (row, counts) in counts.chunks_exact(num_experts).enumerate() {
@@ -229,7 +268,7 @@ impl Stats {
                 *sum = sum.checked_add(*count).ok_or_else(|| {
                     Error::InvalidDump(format!(
                         "layer {layer}, expert {expert}: the sum over iterations {} overflows 64 bits; choose fewer iterations",
-                        self.summary.rows
+                        dump.rows
                     ))
                 })?;
             }
@@ -238,7 +277,7 @@ impl Stats {
     }
 
     /// Loads of `layer` for the solver, `[num_samples][num_experts]`. A sample is the sum of consecutive rows, and samples
-    /// have nearly equal lengths. Fails where `num_experts` is not the dump's.
+    /// have nearly equal lengths. Of several dumps, each has `num_samples`. Fails where `num_experts` is not the dump's.
     pub fn layer_samples(&self, layer: u32, num_samples: usize, num_experts: usize) -> Result<Vec<f64>> {
         if num_experts != self.summary.num_experts {
             let expected = self.summary.num_experts;
@@ -246,26 +285,40 @@ impl Stats {
                 "num_experts is {num_experts}, the dump has {expected}"
             )));
         }
-        let rows = self.summary.rows;
-        if num_samples == 0 || num_samples as u64 > rows.len() {
-            let what = if rows.are_iterations() { "iterations" } else { "rows of iterations" };
-            return Err(Error::InvalidArgument(format!(
-                "num_samples is {num_samples}; 1 to {}, the number of {what} {rows}, expected",
-                rows.len()
-            )));
+        for rows in self.summary.rows.dumps() {
+            if num_samples == 0 || num_samples as u64 > rows.len() {
+                let what = if rows.are_iterations() { "iterations" } else { "rows of iterations" };
+                return Err(Error::InvalidArgument(format!(
+                    "num_samples is {num_samples}; 1 to {}, the number of {what} {rows}, expected",
+                    rows.len()
+                )));
+            }
         }
-        self.loads_of(layer, &self.layer_sums(layer, num_samples)?)
+        self.samples_of(layer, num_samples)
     }
 
-    /// The loads of `layer` by row, and as in [`Stats::layer_samples`].
+    /// As [`Stats::layer_samples`], with at most one sample for each row of a dump.
+    fn samples_of(&self, layer: u32, num_samples: usize) -> Result<Vec<f64>> {
+        let mut loads = Vec::new();
+        for (dump, num_samples) in self.dumps.iter().zip(self.summary.rows.num_samples(num_samples)) {
+            loads.extend(self.loads_of(dump, layer, &self.layer_sums(dump, layer, num_samples)?)?);
+        }
+        Ok(loads)
+    }
+
+    /// The loads of `layer` in each row of each dump, `[rows][experts]`.
+    pub fn layer_rows(&self, layer: u32) -> Result<Vec<f64>> {
+        let index = self.layer_index(layer)?;
+        let mut loads = Vec::new();
+        for dump in &self.dumps {
+            loads.extend(self.loads_of(dump, layer, self.counts_of(dump, index))?);
+        }
+        Ok(loads)
+    }
+
+    /// The loads of `layer` by row and by sample. Each dump has `num_samples` samples, at most one a row.
     pub fn layer_loads(&self, layer: u32, num_samples: usize) -> Result<LayerLoads> {
-        let samples = self.layer_samples(layer, num_samples, self.summary.num_experts)?;
-        // The sums are exact, so the counts, which are not larger, are exact too.
-        let rows = match num_samples as u64 == self.summary.rows.len() {
-            true => samples.clone(),
-            false => self.layer_counts(layer)?.iter().map(|&count| count as f64).collect(),
-        };
-        Ok(LayerLoads { rows, samples })
+        Ok(LayerLoads { rows: self.layer_rows(layer)?, samples: self.samples_of(layer, num_samples)? })
     }
 
     /// Loads of all layers, `[layers][num_samples][experts]`: see [`Stats::layer_samples`].
@@ -277,16 +330,36 @@ impl Stats {
         Ok(loads)
     }
 
+    /// The layers in which no dump has a count.
+    pub(crate) fn layers_without_load(&self) -> Vec<u32> {
+        let is_idle =
+            |index| self.dumps.iter().all(|dump| self.counts_of(dump, index).iter().all(|&count| count == 0));
+        let layers = self.summary.layers.iter().enumerate();
+        layers.filter(|&(index, _)| is_idle(index)).map(|(_, &layer)| layer).collect()
+    }
+
+    /// The load of each dump in all layers together, as multiplied by its weight.
+    pub(crate) fn dump_loads(&self) -> Vec<f64> {
+        let total = |dump: &DumpCounts| dump.counts.iter().map(|&count| u128::from(count)).sum::<u128>();
+        self.dumps.iter().map(|dump| total(dump) as f64 * dump.weight).collect()
+    }
+
     /// Converts counts to loads. Fails beyond 2^53, where doubles are inexact.
-    fn loads_of(&self, layer: u32, counts: &[u64]) -> Result<Vec<f64>> {
-        if let Some(index) = counts.iter().position(|&count| count > 1 << f64::MANTISSA_DIGITS) {
+    fn loads_of(&self, dump: &DumpCounts, layer: u32, counts: &[u64]) -> Result<Vec<f64>> {
+        const MAX: f64 = (1u64 << f64::MANTISSA_DIGITS) as f64;
+        if let Some(index) = counts
+            .iter()
+            .position(|&count| count > 1 << f64::MANTISSA_DIGITS || count as f64 * dump.weight > MAX)
+        {
             return Err(Error::InvalidDump(format!(
-                "layer {layer}, expert {}: {} tokens are more than 2^53, so the load would be inexact; choose fewer iterations",
+                "layer {layer}, expert {}: {}{} tokens are more than 2^53, so the load would be inexact; choose fewer iterations{}",
                 index % self.summary.num_experts,
-                counts[index]
+                counts[index],
+                if dump.weight == 1.0 { String::new() } else { format!(" times the weight {}", dump.weight) },
+                if dump.weight == 1.0 { "" } else { " or smaller weights" },
             )));
         }
-        Ok(counts.iter().map(|&count| count as f64).collect())
+        Ok(counts.iter().map(|&count| count as f64 * dump.weight).collect())
     }
 }
 
@@ -315,7 +388,9 @@ mod tests {
         assert_eq!(loads.samples, stats.layer_samples(4, 2, 2).unwrap());
         let all = stats.layer_loads(3, 5).unwrap();
         assert_eq!(all.samples, all.rows);
-        assert!(stats.layer_loads(3, 6).is_err() && stats.layer_loads(5, 1).is_err());
+        // At most one sample a row.
+        assert_eq!(stats.layer_loads(3, 6).unwrap(), all);
+        assert!(stats.layer_samples(3, 6, 2).is_err() && stats.layer_loads(5, 1).is_err());
     }
 
     #[test]

@@ -103,7 +103,7 @@ pub fn run(args: &Args) -> Result<String> {
 fn describe(args: &Args, summary: &Summary, rows: &[Row]) -> String {
     let mut text = format!(
         "{}: {} experts, {} layers, iterations {}\n{}\n",
-        args.dump.expert_statistic_path.display(),
+        args.dump.name(),
         summary.num_experts,
         summary.layers.len(),
         summary.rows,

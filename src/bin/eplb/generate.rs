@@ -9,10 +9,9 @@ use eplb::generate::{GenerateConfig, Generated, Phase, generate};
 use eplb::placement::Placement;
 use eplb::report::DEFAULT_NUM_SAMPLES;
 use eplb::solve::{DEFAULT_DRIFT, DEFAULT_EFFORT, Objective, Policy, SolveConfig};
-use eplb::stats::LoadOptions;
 use eplb::{Error, Result};
 
-use crate::dump_args::reading_bar;
+use crate::dump_args::{DumpArgs, reading_bar};
 use crate::output::{four_digits, right, rows_note};
 use crate::plan_args::{one_or_more, policies};
 
@@ -39,14 +38,17 @@ For an engine that routes by rule least-loaded, eplb's default:
   eplb generate --expert_statistic_path data/dumps/dsv2lite-translation --objective best-split \\
       --ep_size 8 --num_slots 72 --output_path moe_load_balancer.yaml
 
+A placement that suits two workloads, one of which counts twice:
+  eplb generate --expert_statistic_path data/dumps/dsv2lite-translation \\
+      --expert_statistic_path data/dumps/dsv2lite-law --dump_weights 2,1 \\
+      --ep_size 8 --num_slots 72 --output_path moe_load_balancer.yaml
+
 Several recorders of a process, or several ranges, make several dumps: PATH/draft, PATH/300-400.
-One command reads one dump.
 
 Flags also work with hyphens: --ep-size, --num-slots.")]
 pub struct Args {
-    /// Directory of the dump: meta_info.json, and rank<R>.safetensors of each rank
-    #[arg(long = "expert_statistic_path", alias = "expert-statistic-path", value_name = "DIR")]
-    expert_statistic_path: PathBuf,
+    #[command(flatten)]
+    dump: DumpArgs,
 
     /// File to write: moe_load_balancer.yaml for TensorRT-LLM, or *.eplb.yaml, eplb's own, which also holds empty slots. An
     /// existing file is replaced in one step
@@ -79,14 +81,6 @@ pub struct Args {
     /// Keep one slot of each expert on its home rank, where the experts in order are; only spare slots then change. For search
     #[arg(long = "pin_homes", alias = "pin-homes")]
     pin_homes: bool,
-
-    /// First iteration to use, the start of a row if the dump's rows have several [default: the first of the dump]
-    #[arg(long = "iter_start", alias = "iter-start", value_name = "ITER")]
-    iter_start: Option<u64>,
-
-    /// Iteration after the last one to use [default: the end of the dump]
-    #[arg(long = "iter_stop", alias = "iter-stop", value_name = "ITER")]
-    iter_stop: Option<u64>,
 
     /// Layers that an engine with an online balancer updates in each iteration. Only written to the file
     #[arg(
@@ -126,14 +120,14 @@ pub struct Args {
     #[arg(long = "off_node_price", alias = "off-node-price", value_name = "PRICE", default_value_t = 0.0)]
     off_node_price: f64,
 
-    /// Samples that the search balances: groups of consecutive rows of the dump, mostly iterations; at most one for each row. With several, the
-    /// placement suits each sample and not only their sum. For search
+    /// Samples of each dump that the search balances: groups of consecutive rows, mostly iterations; at most one for each row.
+    /// With several, the placement suits each sample and not only their sum. For search
     #[arg(long = "num_samples", alias = "num-samples", value_name = "SAMPLES", default_value_t = DEFAULT_NUM_SAMPLES,
         value_parser = one_or_more())]
     num_samples: usize,
 
     /// Weight of each sample, such as 1,1,2; only ratios matter. One number for each of --num_samples, or for each row if there
-    /// are fewer [default: all equal]. For search
+    /// are fewer; those of the first dump first [default: a dump's samples share its load equally]. For search
     #[arg(long = "sample_weights", alias = "sample-weights", value_name = "WEIGHTS", value_delimiter = ',')]
     sample_weights: Option<Vec<f64>>,
 
@@ -155,19 +149,6 @@ pub struct Args {
     /// Exchanges that the search evaluates for each slot, about. More effort takes longer and may balance better. For search
     #[arg(long, value_name = "EXCHANGES", default_value_t = DEFAULT_EFFORT, value_parser = one_or_more())]
     effort: usize,
-
-    /// Rank files of the dump, those of all pipeline stages; a missing one is an error [default: the number in the dump; a
-    /// dump of TensorRT-LLM has none, so a missing file of its highest ranks is not detected]
-    #[arg(long = "expected_ranks", alias = "expected-ranks", value_name = "RANKS")]
-    expected_ranks: Option<usize>,
-
-    /// Accept a dump without the files of some ranks; their counts are taken as 0
-    #[arg(long = "allow_missing_ranks", alias = "allow-missing-ranks")]
-    allow_missing_ranks: bool,
-
-    /// Number of threads; it does not change the result [default: one a core, at most 8]
-    #[arg(long, default_value_t = 0, hide_default_value = true)]
-    threads: usize,
 
     /// Print nothing to standard output
     #[arg(short, long)]
@@ -203,16 +184,11 @@ fn check_policy_flags(args: &Args) -> Result<()> {
 pub fn run(args: &Args) -> Result<String> {
     check_policy_flags(args)?;
     let config = GenerateConfig {
-        expert_statistic_path: &args.expert_statistic_path,
+        paths: &args.dump.paths,
+        path_weights: args.dump.dump_weights.as_deref(),
         output_path: &args.output_path,
-        solve_threads: args.threads,
-        options: LoadOptions {
-            iter_start: args.iter_start,
-            iter_stop: args.iter_stop,
-            expected_ranks: args.expected_ranks,
-            allow_missing_ranks: args.allow_missing_ranks,
-            threads: args.threads,
-        },
+        solve_threads: args.dump.threads,
+        options: args.dump.options(),
         num_ranks: args.ep_size,
         num_slots: args.num_slots,
         reserve_slots: args.reserve_slots,
@@ -267,7 +243,7 @@ fn describe(args: &Args, generated: &Generated) -> String {
          Imbalance ratio, (max - mean) / mean of the ranks' tokens: 0 is even\n{}\
          Gap, (max - lower bound) / lower bound with the even split, averaged over the\n\
          samples{}: no placement is below the lower bound, so 0 is optimal",
-        args.expert_statistic_path.display(),
+        args.dump.name(),
         summary.num_experts,
         summary.layers.len(),
         summary.rows,

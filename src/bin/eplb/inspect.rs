@@ -80,7 +80,7 @@ fn dump(path: &Path, text: &mut String) -> Result<()> {
         },
     );
     line(text, "layers", layer_list(&summary.layers));
-    iterations(&summary.rows, text);
+    iterations(&summary.rows.first(), text);
     let totals =
         summary.layers.iter().map(|&layer| Ok(stats.layer_totals(layer)?.into_iter().map(u128::from).sum()));
     let totals = totals.collect::<Result<Vec<u128>>>()?;

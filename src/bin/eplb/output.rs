@@ -8,7 +8,7 @@ use std::path::Path;
 use comfy_table::{Cell, CellAlignment, Color, Table, TableComponent, presets};
 use eplb::Result;
 use eplb::atomic_file::AtomicFile;
-use eplb::stats::RowRange;
+use eplb::stats::RowRanges;
 
 /// The format of standard output.
 #[derive(clap::Args)]
@@ -48,7 +48,7 @@ fn use_colours() -> bool {
 }
 
 /// A line on rows of several iterations, for which figures of an iteration are those of a row. Empty for other dumps.
-pub fn rows_note(rows: &RowRange) -> String {
+pub fn rows_note(rows: &RowRanges) -> String {
     match rows.are_iterations() {
         true => String::new(),
         false => format!(

@@ -77,7 +77,8 @@ pub struct Args {
 /// Runs the command and returns its output.
 pub fn run(args: &Args) -> Result<String> {
     let (html, svg) = (create_file(args.html.as_deref())?, create_file(args.svg.as_deref())?);
-    let directory = &args.dump.expert_statistic_path;
+    let name = args.dump.name();
+    let directory = Path::new(&name);
     let stats = args.dump.read()?;
     let placement = match &args.config {
         Some(path) => Some(load(path, args.ep_size, &stats)?),

@@ -1,7 +1,7 @@
 //! `eplb sweep`: projects the imbalance for several numbers of ranks and slots.
 
 use std::fmt::Write;
-use std::path::PathBuf;
+use std::path::{Path, PathBuf};
 
 use comfy_table::Table;
 use eplb::report::{FewestSlots, SweepPoint, default_num_ranks, fewest_slots, sweep};
@@ -92,7 +92,7 @@ pub fn run(args: &Args) -> Result<String> {
     let stats = args.dump.read()?;
     let planner = args.plan.planner(args.policy, args.dump.threads);
     let ep_sizes = match &args.ep_sizes[..] {
-        [] => default_num_ranks(stats.summary()).map_err(|e| e.in_file(&args.dump.expert_statistic_path))?,
+        [] => default_num_ranks(stats.summary()).map_err(|e| e.in_file(Path::new(&args.dump.name())))?,
         given => given.to_vec(),
     };
     if let Some(target) = args.target {
@@ -128,7 +128,7 @@ fn describe(args: &Args, summary: &Summary, points: &[SweepPoint]) -> String {
     let mut text = format!(
         "{}: {} experts, {} layers, iterations {}; policy {}\n{}\n\
          Imbalance ratio, (max - mean) / mean of the ranks' tokens, projected on the same iterations\n\n",
-        args.dump.expert_statistic_path.display(),
+        args.dump.name(),
         summary.num_experts,
         summary.layers.len(),
         summary.rows,
