@@ -11,12 +11,8 @@ pub(super) fn choose_rows(
     start: Option<u64>,
     stop: Option<u64>,
 ) -> Result<RowRange> {
+    let whole = whole.unwrap_or_else(|| all_rows(files));
     let files: Vec<&RankFile> = files.iter().filter(|file| !file.layers.is_empty()).collect();
-    let whole = whole.unwrap_or_else(|| {
-        let ranges = || files.iter().map(|file| file.rows.iterations);
-        let start = ranges().map(|range| range.start).min().unwrap_or(0);
-        IterationRange { start, stop: ranges().map(|range| range.stop).max().unwrap_or(0) }.into()
-    });
     let rows = whole.select(start, stop)?;
     let chosen = rows.iterations;
     for file in &files {
@@ -33,6 +29,13 @@ pub(super) fn choose_rows(
     }
     check_partial_rows(&files, whole, rows)?;
     Ok(rows)
+}
+
+/// All rows of files without a meta file that says them.
+pub(super) fn all_rows(files: &[RankFile]) -> RowRange {
+    let ranges = || files.iter().filter(|file| !file.layers.is_empty()).map(|file| file.rows.iterations);
+    let start = ranges().map(|range| range.start).min().unwrap_or(0);
+    IterationRange { start, stop: ranges().map(|range| range.stop).max().unwrap_or(0) }.into()
 }
 
 /// Fails where a chosen row has other iterations in one file than in another. Warns where all files have the same part of a row.
@@ -88,7 +91,7 @@ fn check_partial_rows(files: &[&RankFile], whole: RowRange, rows: RowRange) -> R
 }
 
 /// The iterations that a file has. Without its metadata, all of its rows.
-fn counted(file: &RankFile, whole: RowRange) -> IterationRange {
+pub(super) fn counted(file: &RankFile, whole: RowRange) -> IterationRange {
     let found = file.rows.iterations;
     let counted = file.run.as_ref().and_then(|run| run.counted).unwrap_or(whole.iterations);
     IterationRange { start: found.start.max(counted.start), stop: found.stop.min(counted.stop) }

@@ -3,9 +3,10 @@
 use std::collections::BTreeMap;
 use std::fs;
 use std::io::ErrorKind;
+use std::ops::Range;
 use std::path::{Path, PathBuf};
 
-use super::choose_rows::choose_rows;
+use super::choose_rows::{all_rows, choose_rows};
 use super::stages::{self, file_name};
 use super::{DumpInfo, IdKind, MetaInfo, RankFile, RowRange, Stats, Summary, dumps_below, list_dumps, sum};
 use crate::error::{Error, Result, shortened};
@@ -42,6 +43,21 @@ impl Dump {
     ///
     /// Fails with [`Error::InvalidDump`] or [`Error::IncompleteDump`], which name file, iteration and layer.
     pub fn open(directory: &Path, options: &LoadOptions) -> Result<Dump> {
+        Dump::open_with(directory, options, |files, whole| {
+            choose_rows(files, whole, options.iter_start, options.iter_stop)
+        })
+    }
+
+    /// As [`Dump::open`], of files that may have different parts of the range. The rows are those of the whole range.
+    pub(super) fn open_in_parts(directory: &Path, options: &LoadOptions) -> Result<Dump> {
+        Dump::open_with(directory, options, |files, whole| Ok(whole.unwrap_or_else(|| all_rows(files))))
+    }
+
+    fn open_with(
+        directory: &Path,
+        options: &LoadOptions,
+        choose: impl FnOnce(&[RankFile], Option<RowRange>) -> Result<RowRange>,
+    ) -> Result<Dump> {
         let paths = rank_paths(directory)?;
         let meta = read_meta(directory)?;
         let threads = threads::resolve(options.threads);
@@ -70,8 +86,7 @@ impl Dump {
         };
         let layers = stages::check_layers(&files, declared, !missing_ranks.is_empty())
             .map_err(|e| e.in_file(directory))?;
-        let rows = choose_rows(&files, whole, options.iter_start, options.iter_stop)
-            .map_err(|e| e.in_file(directory))?;
+        let rows = choose(&files, whole).map_err(|e| e.in_file(directory))?;
         if !missing_ranks.is_empty() {
             log::warn!(
                 "{}: {} of {num_files} ranks have no file and are left out: {missing_ranks:?}",
@@ -110,8 +125,29 @@ impl Dump {
 
     /// As [`Dump::read`]. Returns the counts, `[layers][rows][experts]`.
     pub(super) fn read_counts(&self, progress: &mut dyn FnMut(u64, u64) -> Result<()>) -> Result<Vec<u64>> {
-        let Summary { num_experts, layers, rows, .. } = &self.summary;
-        sum::sum(&self.files, *num_experts, layers, rows.first(), self.threads, progress)
+        let Summary { layers, rows, .. } = &self.summary;
+        self.read_files(0..self.files.len(), layers, rows.first(), progress)
+    }
+
+    /// The chosen rows.
+    pub(super) fn rows(&self) -> RowRange {
+        self.summary.rows.first()
+    }
+
+    /// The files, by number.
+    pub(super) fn files(&self) -> &[RankFile] {
+        &self.files
+    }
+
+    /// The counts of some files in some rows, `[layers][rows][experts]`.
+    pub(super) fn read_files(
+        &self,
+        files: Range<usize>,
+        layers: &[u32],
+        rows: RowRange,
+        progress: &mut dyn FnMut(u64, u64) -> Result<()>,
+    ) -> Result<Vec<u64>> {
+        sum::sum(&self.files[files], self.summary.num_experts, layers, rows, self.threads, progress)
     }
 
     /// The bytes that [`Dump::read`] reads.

@@ -118,7 +118,10 @@ fn summary_of(paths: &[&Path], dumps: &[Dump]) -> Result<Summary> {
 }
 
 /// Fails where two dumps cannot be of the same model.
-fn agree((path, summary): (&Path, &Summary), (other_path, other): (&Path, &Summary)) -> Result<()> {
+pub(super) fn agree(
+    (path, summary): (&Path, &Summary),
+    (other_path, other): (&Path, &Summary),
+) -> Result<()> {
     let differ = |what: String, other_what: String| {
         Err(Error::InvalidArgument(format!(
             "{} has {other_what}, {} {what}: dumps that are read together must be of one model",

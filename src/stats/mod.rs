@@ -4,6 +4,8 @@ mod arrays;
 mod choose_rows;
 mod dump;
 mod dump_set;
+mod merge;
+mod merge_rows;
 mod meta;
 mod rank_file;
 mod recorder;
@@ -18,6 +20,8 @@ mod write;
 pub use arrays::{ArraysConfig, CountArray};
 pub use dump::{Dump, LoadOptions};
 pub use dump_set::{DumpSet, dump_names};
+pub use merge::{Gaps, MergeConfig, Merged, merge};
+pub use merge_rows::Overlap;
 pub use meta::{DumpInfo, MetaInfo};
 pub use rank_file::RankFile;
 pub use recorder::{

@@ -84,6 +84,17 @@ pub(super) fn stage_ranks(files: &[RankFile], num_files: usize, num_missing: usi
         .collect()
 }
 
+/// The rank of the file at `index` in its stage, and the ranks of the stage, where the files do not say it: those with the same
+/// layers, in the order of their files. A rank without layers is one of all.
+pub(super) fn numbers_in_stages(files: &[RankFile], index: usize) -> (u32, usize) {
+    let layers = &files[index].layers;
+    if layers.is_empty() {
+        return (index as u32, files.len());
+    }
+    let of_stage = |files: &[RankFile]| files.iter().filter(|file| file.layers == *layers).count();
+    (of_stage(&files[..index]) as u32, of_stage(files))
+}
+
 /// The ranks of every stage. 0 if stages differ.
 pub(super) fn common_size(stage_ranks: &[usize]) -> usize {
     match stage_ranks {

@@ -103,7 +103,7 @@ pub fn read(directory: &Path, options: &LoadOptions) -> Result<Stats> {
 }
 
 /// Calls `read` with the progress of a bar.
-fn with_bar<T>(read: impl FnOnce(&mut dyn FnMut(u64, u64) -> Result<()>) -> Result<T>) -> Result<T> {
+pub fn with_bar<T>(read: impl FnOnce(&mut dyn FnMut(u64, u64) -> Result<()>) -> Result<T>) -> Result<T> {
     let bar = reading_bar();
     let result = read(&mut |done, total| {
         bar.set_length(total);

@@ -6,6 +6,7 @@ mod convert;
 mod dump_args;
 mod generate;
 mod inspect;
+mod merge;
 mod output;
 mod page;
 mod plan_args;
@@ -55,6 +56,7 @@ enum Command {
     Compare(compare::Args),
     Sweep(sweep::Args),
     Convert(convert::Args),
+    Merge(merge::Args),
     /// Write the manual pages, for `make install`
     #[command(hide = true)]
     Man {
@@ -73,6 +75,7 @@ fn main() -> ExitCode {
         Command::Compare(args) => compare::run(&args),
         Command::Sweep(args) => sweep::run(&args),
         Command::Convert(args) => convert::run(&args),
+        Command::Merge(args) => merge::run(&args),
         Command::Man { directory } => write_manual(&directory),
     };
     match result.map(print) {
