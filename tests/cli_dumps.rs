@@ -5,6 +5,7 @@ use std::fs;
 use std::path::Path;
 use std::process::{Command, Output};
 
+use eplb::stats::{Counts, IdKind, IterationRange, RankDump, Rows};
 use tempfile::TempDir;
 use written::{WrittenDump, foreign};
 
@@ -134,4 +135,126 @@ fn commands_list_the_dumps_of_a_directory() {
     let inspected = success(&dir, "inspect run");
     assert!(inspected.contains("  other dumps        run/500-600, run/draft\n"), "{inspected}");
     success(&dir, "report --expert_statistic_path run");
+}
+
+#[test]
+fn several_dumps_are_named_with_their_weights() {
+    let dir = tempfile::tempdir().unwrap();
+    let cell = |name: &str, keys: &[u64], start| {
+        WrittenDump::new(2, &[3, 4], keys, start, start + keys.len() as u64).write(&dir.path().join(name));
+    };
+    cell("a", &[5, 6], 5);
+    cell("b", &[100, 101, 102], 100);
+    let both = "--expert_statistic_path a --expert_statistic_path b";
+    let head = "a and b: 4 experts, 2 layers, iterations 5..7 and 100..103";
+    for command in ["report", "compare in-order trtllm", "sweep --num_slots 4,6"] {
+        let text = success(&dir, &format!("{command} {both}"));
+        assert!(text.starts_with(head), "{command}: {text}");
+    }
+    let generated = success(&dir, &format!("generate {both} --dump-weights 1,2.5 --output_path out.yaml"));
+    let head = "a (weight 1) and b (weight 2.5): 4 experts, 2 layers, iterations 5..7 and 100..103, 2 ranks\nsearch:";
+    assert!(generated.starts_with(head), "{generated}");
+    let report: serde_json::Value =
+        serde_json::from_str(&success(&dir, &format!("report --json {both} --dump_weights 2,1"))).unwrap();
+    let iterations = report["iterations"].as_array().unwrap();
+    let numbers: Vec<u64> = iterations.iter().map(|i| i["iteration"].as_u64().unwrap()).collect();
+    assert_eq!(numbers, [5, 6, 100, 101, 102]);
+    assert_eq!(report["dump"]["path"], "a (weight 2) and b (weight 1)");
+
+    let (message, code) = failure(&dir, &format!("sweep {both} --dump_weights 1"));
+    assert_eq!((message.as_str(), code), ("error: 1 dump weights for 2 dumps; one for each expected", 2));
+    let generate =
+        format!("generate {both} --dump_weights 1,2 --sample_weights 1,1,1,1,1 --output_path no.yaml");
+    assert!(
+        failure(&dir, &generate).0.contains("sample_weights and the weights of dumps exclude each other")
+    );
+    let weights = format!("generate {both} --sample_weights 1,1 --output_path no.yaml");
+    assert!(failure(&dir, &weights).0.contains("2 sample weights for 5 samples of 2 dumps"));
+    assert!(!dir.path().join("no.yaml").exists());
+}
+
+#[test]
+fn what_a_foreign_dump_counts_can_be_said() {
+    let dir = tempfile::tempdir().unwrap();
+    fs::write(dir.path().join("meta_info.json"), r#"{"num_experts": 4, "num_experts_per_token": 2}"#)
+        .unwrap();
+    (0..2).for_each(|rank| foreign(rank, &[3], &[0, 1]).write(dir.path()));
+    let generate = "generate --expert_statistic_path . --output_path out.yaml";
+    let note = "It does not say whether it counts experts or slots; experts are assumed.";
+    assert!(success(&dir, generate).contains(note));
+    assert!(!success(&dir, &format!("{generate} --counts experts")).contains(note));
+    let (message, code) = failure(&dir, &format!("{generate} --counts slots"));
+    assert!(
+        message.starts_with("error: .: it counts slots, not experts, and a placement needs the load"),
+        "{message}"
+    );
+    assert_eq!(code, 3);
+    // A dump of eplb says it.
+    let own = tempfile::tempdir().unwrap();
+    in_rows(&own.path().join("dump"));
+    let generate = "generate --expert_statistic_path dump --output_path out.yaml";
+    assert!(!success(&own, generate).contains(note));
+    let (message, code) = failure(&own, &format!("{generate} --counts slots"));
+    assert!(message.contains("dump: it counts experts, as its meta_info.json says, not slots"), "{message}");
+    assert_eq!(code, 2);
+}
+
+#[test]
+fn generate_warns_of_layers_without_load() {
+    let dir = tempfile::tempdir().unwrap();
+    let generate = |layers: &[u32], counts: &[u64]| {
+        let iterations = IterationRange { start: 0, stop: 1 };
+        let dump = RankDump {
+            rank: 0,
+            num_ranks: 1,
+            file: None,
+            num_experts: 2,
+            experts_per_token: 1,
+            id_kind: IdKind::Expert,
+            iterations,
+            held: iterations,
+            rows: Rows::default(),
+            layers,
+            counts: Counts::U64(counts),
+            run_id: None,
+        };
+        dump.write(&dir.path().join("dump")).unwrap();
+        let output =
+            eplb(&dir, "generate --quiet --expert_statistic_path dump --output_path out.yaml --ep_size 2");
+        assert!(output.status.success(), "{output:?}");
+        String::from_utf8(output.stderr).unwrap()
+    };
+    let way_out = "any placement is as good there. If these layers did run, record again\n";
+    assert_eq!(
+        generate(&[3, 4, 5], &[0, 0, 1, 0, 0, 0]),
+        format!("warning: dump: no load in 2 of 3 layers, 3, 5; {way_out}")
+    );
+    assert_eq!(generate(&[3], &[0, 0]), format!("warning: dump: no layer has any load; {way_out}"));
+    assert_eq!(generate(&[3], &[0, 1]), "");
+}
+
+#[test]
+fn merge_writes_a_dump_that_the_other_commands_read() {
+    let dir = tempfile::tempdir().unwrap();
+    let part = |name: &str, keys: &[u64]| {
+        WrittenDump::new(2, &[3, 4], keys, keys[0], keys[0] + keys.len() as u64)
+            .write(&dir.path().join(name));
+    };
+    part("a", &[5, 6]);
+    part("b", &[6, 7, 8]);
+    let (message, code) = failure(&dir, "merge a b --output_path whole");
+    assert!(
+        message.starts_with("error: a and b both have iterations 6..7 in rank0.safetensors: say which"),
+        "{message}"
+    );
+    assert_eq!(code, 3);
+    assert_eq!(
+        success(&dir, "merge a b --output-path whole --overlap last"),
+        "a and b: 4 experts, layers 2 (3 to 4), iterations 5..9\nwrote whole (2 rank files)\n"
+    );
+    let text = success(&dir, "report --expert_statistic_path whole");
+    assert!(text.starts_with("whole: 4 experts, 2 layers, iterations 5..9, 2 ranks\n"), "{text}");
+    let (message, code) = failure(&dir, "merge a b --output_path whole --overlap last");
+    assert!(message.contains("it already has a dump"), "{message}");
+    assert_eq!(code, 4);
 }

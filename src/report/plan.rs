@@ -130,7 +130,11 @@ pub(crate) fn require_expert_counts(summary: &Summary) -> Result<()> {
     match summary.id_kind {
         Some(IdKind::Expert) | None => Ok(()),
         Some(IdKind::Slot) => {
-            Err(Error::InvalidDump("it counts slots, not experts; record again and count expert ids".into()))
+            Err(Error::InvalidDump(
+                "it counts slots, not experts, and a placement needs the load of experts; record again and count the router's \
+                 expert ids (in TensorRT-LLM: without a load balancer configuration)"
+                    .into(),
+            ))
         }
     }
 }

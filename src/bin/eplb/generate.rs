@@ -9,6 +9,7 @@ use eplb::generate::{GenerateConfig, Generated, Phase, generate};
 use eplb::placement::Placement;
 use eplb::report::DEFAULT_NUM_SAMPLES;
 use eplb::solve::{DEFAULT_DRIFT, DEFAULT_EFFORT, Objective, Policy, SolveConfig};
+use eplb::stats::Summary;
 use eplb::{Error, Result};
 
 use crate::dump_args::{DumpArgs, reading_bar};
@@ -248,7 +249,7 @@ fn describe(args: &Args, generated: &Generated) -> String {
         summary.layers.len(),
         summary.rows,
         summary.ranks_text(),
-        rows_note(&summary.rows),
+        rows_note(&summary.rows).to_owned() + counts_note(summary),
         args.policy,
         shape.num_slots(),
         shape.num_ranks(),
@@ -280,6 +281,17 @@ fn describe(args: &Args, generated: &Generated) -> String {
     }
     let _ = writeln!(text, "wrote {} (placement hash {:016x})", args.output_path.display(), placement.hash());
     text
+}
+
+/// Says that the counts may be of slots, where nothing in the dump tells. No placement can be computed from those.
+fn counts_note(summary: &Summary) -> &'static str {
+    match summary.id_kind {
+        Some(_) => "",
+        None => {
+            "It does not say whether it counts experts or slots; experts are assumed. With a placement in force\n\
+             TensorRT-LLM counts slots: see --counts\n"
+        }
+    }
 }
 
 /// The table of layers. `with_best_split` adds the column of the best split.
