@@ -13,7 +13,8 @@ LONGEST = 500
 # What each top-level module may name: everything on the lines above it, but for the exceptions below.
 ORDER = [
     ["error"],
-    ["atomic_file", "threads"],
+    ["page_buffer", "threads"],
+    ["atomic_file"],
     ["placement", "device"],
     ["solve", "stats"],
     ["dispatch"],

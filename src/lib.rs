@@ -14,6 +14,7 @@
 //! - [`placement`]: which expert each slot holds, and the configuration file
 //! - [`atomic_file`]: replaces files in one step
 //! - `threads`: runs work on several threads
+//! - `page_buffer`: memory for large reads
 //! - [`error`]: the error type
 
 pub mod atomic_file;
@@ -23,6 +24,7 @@ pub mod error;
 pub mod exchange;
 mod ffi;
 pub mod generate;
+mod page_buffer;
 pub mod placement;
 pub mod report;
 pub mod solve;

@@ -77,7 +77,7 @@ impl Dump {
         };
         let missing_ranks = missing(directory, &ranks, num_files, options.allow_missing_ranks)?;
         let num_experts = meta.as_ref().map(|meta| meta.num_experts);
-        let files = threads::map(paths.len(), threads, |i| RankFile::open(&paths[i], num_experts))?;
+        let files = RankFile::open_all(&paths, num_experts, threads)?;
         let whole = declared.map(|info| info.rows()).transpose()?;
         check_runs(&files, &ranks, declared.zip(whole))?;
         let num_experts = match num_experts {

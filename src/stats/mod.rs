@@ -7,6 +7,7 @@ mod dump_set;
 mod merge;
 mod merge_rows;
 mod meta;
+mod open;
 mod rank_file;
 mod recorder;
 mod row_range;

@@ -1,4 +1,4 @@
-//! Reads the header of a rank's file: a safetensors file with one tensor of counts for each iteration and layer.
+//! The header of a rank's file: a safetensors file with one tensor of counts for each iteration and layer.
 //!
 //! Format: <https://github.com/huggingface/safetensors#format>. A little-endian u64 gives the length of a JSON
 //! header; the tensors' bytes follow it without gaps.
@@ -7,15 +7,15 @@ use std::borrow::Cow;
 use std::collections::BTreeMap;
 use std::fmt;
 use std::fs::{self, File, Metadata};
-use std::io::Read;
 use std::os::unix::fs::MetadataExt;
 use std::path::{Path, PathBuf};
+use std::sync::Arc;
 
 use serde::Deserialize;
 use serde::de::{self, Deserializer, MapAccess, SeqAccess, Visitor};
 
 use super::{IdKind, IterationRange, RowRange};
-use crate::error::{Error, Result, shortened, try_zeroed};
+use crate::error::{Error, Result, shortened};
 use crate::placement::MAX_COUNT;
 
 /// The limit of a header by the safetensors format.
@@ -35,7 +35,7 @@ pub struct RankFile {
     /// The metadata, in files of eplb.
     pub run: Option<RunInfo>,
     /// In the file's order, one after the other from `data_start` on.
-    pub(super) tensors: Vec<Tensor>,
+    pub(super) tensors: Arc<[Tensor]>,
     pub(super) data_start: u64,
     /// The file's version when its header was read.
     pub(super) version: FileVersion,
@@ -91,7 +91,7 @@ impl Dtype {
 pub(super) struct FileVersion {
     device: u64,
     inode: u64,
-    len: u64,
+    pub len: u64,
     modified: (i64, i64),
 }
 
@@ -107,54 +107,6 @@ impl FileVersion {
 }
 
 impl RankFile {
-    /// Reads and checks the header of the file at `path`. `num_experts` is the meta file's. `None` takes the first tensor's.
-    pub fn open(path: &Path, num_experts: Option<usize>) -> Result<Self> {
-        let read_error = |e| Error::read(path, e);
-        let damaged = |message: String| Error::InvalidDump(message).in_file(path);
-
-        let mut file = open_regular(path)?;
-        let version = FileVersion::of(&file.metadata().map_err(read_error)?);
-        let truncated = || {
-            damaged(format!(
-                "it has {} bytes, too few for a safetensors file: it is truncated, copy it again",
-                version.len
-            ))
-        };
-
-        let mut length = [0; 8];
-        if version.len < 8 {
-            return Err(truncated());
-        }
-        file.read_exact(&mut length).map_err(read_error)?;
-        let header_len = u64::from_le_bytes(length);
-        if header_len > MAX_HEADER_BYTES {
-            return Err(damaged(format!(
-                "not a safetensors file: its header would have {header_len} bytes, at most {MAX_HEADER_BYTES} allowed"
-            )));
-        }
-        if header_len > version.len - 8 {
-            return Err(damaged(format!(
-                "its header has {header_len} bytes, but only {} follow: it is truncated, copy it again",
-                version.len - 8
-            )));
-        }
-        let mut header = try_zeroed::<u8>(Some(header_len as usize), "a safetensors header")?;
-        file.read_exact(&mut header).map_err(read_error)?;
-
-        let data_len = version.len - 8 - header_len;
-        let index = Index::parse(&header, data_len, num_experts).map_err(|e| e.in_file(path))?;
-        Ok(RankFile {
-            path: path.to_owned(),
-            num_experts: index.num_experts,
-            rows: index.rows,
-            layers: index.layers,
-            run: index.run,
-            tensors: index.tensors,
-            data_start: 8 + header_len,
-            version,
-        })
-    }
-
     pub(super) fn tensor_bytes(&self, tensor: &Tensor) -> usize {
         self.num_experts * tensor.dtype.size()
     }
@@ -170,16 +122,17 @@ pub(super) fn open_regular(path: &Path) -> Result<File> {
 }
 
 /// The checked contents of a header.
-struct Index {
-    num_experts: usize,
-    rows: RowRange,
-    layers: Vec<u32>,
-    run: Option<RunInfo>,
-    tensors: Vec<Tensor>,
+#[derive(Debug, Clone)]
+pub(super) struct Index {
+    pub num_experts: usize,
+    pub rows: RowRange,
+    pub layers: Vec<u32>,
+    pub run: Option<RunInfo>,
+    pub tensors: Arc<[Tensor]>,
 }
 
 impl Index {
-    fn parse(header: &[u8], data_len: u64, num_experts: Option<usize>) -> Result<Self> {
+    pub fn parse(header: &[u8], data_len: u64, num_experts: Option<usize>) -> Result<Self> {
         let header: Header = serde_json::from_slice(header)
             .map_err(|e| Error::InvalidDump(format!("bad JSON in the header: {e}")))?;
         let run = header.metadata.as_ref().map(RunInfo::parse).transpose()?.flatten();
@@ -212,7 +165,7 @@ impl Index {
             )));
         }
         let (rows, layers) = check_complete(&tensors, run.as_ref().map(|run| run.rows))?;
-        Ok(Index { num_experts, rows, layers, run, tensors })
+        Ok(Index { num_experts, rows, layers, run, tensors: tensors.into() })
     }
 }
 
@@ -270,7 +223,7 @@ fn check_keys(tensors: &[Tensor], grid: RowRange) -> Result<()> {
 
 impl RunInfo {
     /// Parses `__metadata__`. Returns `None` for that of another program.
-    fn parse(metadata: &BTreeMap<String, String>) -> Result<Option<Self>> {
+    pub(super) fn parse(metadata: &BTreeMap<String, String>) -> Result<Option<Self>> {
         if !metadata.contains_key("num_ranks") {
             return Ok(None);
         }
