@@ -4,7 +4,6 @@
 use std::mem::MaybeUninit;
 use std::panic::{AssertUnwindSafe, catch_unwind};
 use std::sync::atomic::{AtomicBool, AtomicUsize, Ordering};
-use std::sync::mpsc::{SyncSender, sync_channel};
 use std::sync::{Mutex, PoisonError};
 use std::thread;
 
@@ -50,46 +49,30 @@ pub fn map<T: Send>(
     work: impl Fn(usize) -> Result<T> + Sync,
 ) -> Result<Vec<T>> {
     let tasks = Tasks::new(count);
-    thread::scope(|scope| {
-        let spawn = |_| thread::Builder::new().name("eplb".into()).spawn_scoped(scope, || tasks.run(&work));
-        // If a thread cannot be started, the others do its work.
-        let started: Vec<_> = (1..threads.min(count)).map_while(|index| spawn(index).ok()).collect();
-        tasks.run(&work);
-        join(started);
-    });
+    tasks.run_on(threads, &work, &work);
     tasks.into_results()
 }
 
-/// As [`map`], but the calling thread only calls `watch` with each message that `work` sends. When `watch` fails, the channel is
-/// closed for senders, and its error is returned.
-pub fn map_watched<T: Send, M: Send>(
+/// As [`map`]. The calling thread also calls `watch`: after each of its own calls of `work`, and once all work is done. When
+/// `watch` fails, no more work is started, and its error is returned.
+pub fn map_watched<T: Send>(
     count: usize,
     threads: usize,
-    work: impl Fn(usize, &SyncSender<M>) -> Result<T> + Sync,
-    mut watch: impl FnMut(M) -> Result<()>,
+    work: impl Fn(usize) -> Result<T> + Sync,
+    mut watch: impl FnMut() -> Result<()>,
 ) -> Result<Vec<T>> {
     let tasks = Tasks::new(count);
-    thread::scope(|scope| {
-        // A short queue lets `watch` stop the work soon.
-        let (sender, receiver) = sync_channel(4);
-        let (tasks, work) = (&tasks, &work);
-        let mut started = Vec::new();
-        for index in 0..threads.min(count) {
-            let sender = sender.clone();
-            let run = move || tasks.run(|index| work(index, &sender));
-            match thread::Builder::new().name("eplb".into()).spawn_scoped(scope, run) {
-                Err(e) if index == 0 => return Err(Error::System(format!("cannot start a thread: {e}"))),
-                Err(_) => break,
-                Ok(thread) => started.push(thread),
-            }
-        }
-        drop(sender);
-        let watched = receiver.iter().try_for_each(&mut watch);
-        drop(receiver);
-        join(started);
-        watched
-    })?;
-    tasks.into_results()
+    let mut watched = Ok(());
+    tasks.run_on(threads, &work, |index| {
+        let result = work(index)?;
+        watched = watch();
+        // The result of a call that is stopped is not used.
+        if watched.is_err() { Err(Error::Cancelled) } else { Ok(result) }
+    });
+    watched?;
+    let results = tasks.into_results()?;
+    watch()?;
+    Ok(results)
 }
 
 /// Waits until the threads have ended. Leaving a scope only waits for their work, and the caller may unload the library or end
@@ -115,7 +98,25 @@ impl<T> Tasks<T> {
         Tasks { count, next: AtomicUsize::new(0), failed: AtomicBool::new(false), results }
     }
 
-    fn run(&self, work: impl Fn(usize) -> Result<T>) {
+    /// Runs all tasks: `work` on started threads, and `own` on the calling one. If a thread cannot be started, the others do its
+    /// tasks.
+    fn run_on(
+        &self,
+        threads: usize,
+        work: &(impl Fn(usize) -> Result<T> + Sync),
+        own: impl FnMut(usize) -> Result<T>,
+    ) where
+        T: Send,
+    {
+        thread::scope(|scope| {
+            let spawn = |_| thread::Builder::new().name("eplb".into()).spawn_scoped(scope, || self.run(work));
+            let started: Vec<_> = (1..threads.min(self.count)).map_while(|index| spawn(index).ok()).collect();
+            self.run(own);
+            join(started);
+        });
+    }
+
+    fn run(&self, mut work: impl FnMut(usize) -> Result<T>) {
         while !self.failed.load(Ordering::Relaxed) {
             let index = self.next.fetch_add(1, Ordering::Relaxed);
             if index >= self.count {
@@ -169,18 +170,37 @@ mod tests {
     }
 
     #[test]
-    fn map_watched_passes_every_message_to_the_caller_and_stops_on_its_error() {
-        let (mut sum, caller) = (0, thread::current().id());
-        let work = |i: usize, sender: &SyncSender<usize>| sender.send(i).map_err(|_| Error::Cancelled);
-        map_watched(10, 3, work, |i| {
-            assert_eq!(thread::current().id(), caller);
-            sum += i;
-            Ok(())
-        })
-        .unwrap();
-        assert_eq!(sum, 45);
+    fn map_watched_watches_on_the_calling_thread_until_all_is_done() {
+        for threads in [1, 3] {
+            let (done, caller, mut seen) = (AtomicUsize::new(0), thread::current().id(), Vec::new());
+            let work = |_| Ok(done.fetch_add(1, Ordering::Relaxed));
+            map_watched(10, threads, work, || {
+                assert_eq!(thread::current().id(), caller);
+                seen.push(done.load(Ordering::Relaxed));
+                Ok(())
+            })
+            .unwrap();
+            assert!(seen.is_sorted() && seen.ends_with(&[10]), "{seen:?}");
+            assert!(threads > 1 || seen == [1, 2, 3, 4, 5, 6, 7, 8, 9, 10, 10], "{seen:?}");
+        }
+    }
 
-        let stopped = map_watched(1000, 2, work, |_| Err(Error::InvalidArgument("enough".into())));
-        assert_eq!(stopped.unwrap_err().to_string(), "enough");
+    #[test]
+    fn map_watched_stops_on_the_error_of_watch() {
+        for threads in [1, 2] {
+            let started = AtomicUsize::new(0);
+            let work = |_| Ok(started.fetch_add(1, Ordering::Relaxed));
+            let stopped = map_watched(1000, threads, work, || Err(Error::InvalidArgument("enough".into())));
+            assert_eq!(stopped.unwrap_err().to_string(), "enough");
+            assert!(threads > 1 || started.into_inner() == 1);
+        }
+    }
+
+    #[test]
+    fn map_watched_returns_the_error_of_the_lowest_index() {
+        for threads in [1, 4] {
+            let work = |i: usize| if i >= 20 { Err(Error::System(i.to_string())) } else { Ok(()) };
+            assert_eq!(map_watched(50, threads, work, || Ok(())).unwrap_err().to_string(), "20");
+        }
     }
 }

@@ -28,6 +28,24 @@ fn failure(dir: &TempDir, args: &str) -> (String, i32) {
     (stderr.lines().last().unwrap_or_default().to_owned(), output.status.code().unwrap())
 }
 
+#[test]
+fn a_process_with_few_descriptors_reads_many_files() {
+    let dir = tempfile::tempdir().unwrap();
+    WrittenDump::new(40, &[3, 4], &[100, 101, 102], 100, 103).write(&dir.path().join("dump"));
+    let run = |limit: &str, output: &str| {
+        let generate =
+            "generate --expert_statistic_path dump --ep_size 2 --num_slots 6 --threads 2 --output_path";
+        let shell = format!("ulimit -n {limit} && exec {} {generate} {output}", env!("CARGO_BIN_EXE_eplb"));
+        let output = Command::new("sh").current_dir(dir.path()).args(["-c", &shell]).output().unwrap();
+        assert!(output.status.success(), "{output:?}");
+    };
+    // The three standard streams, the locked output, and room for the files of two threads.
+    run("10", "few.yaml");
+    run("1024", "many.yaml");
+    let read = |name| fs::read(dir.path().join(name)).unwrap();
+    assert_eq!(read("few.yaml"), read("many.yaml"));
+}
+
 /// 2 ranks, layers 3 and 4, iterations 100 to 449 in rows of 100.
 fn in_rows(path: &Path) {
     WrittenDump::new(2, &[3, 4], &[100, 200, 300, 400], 100, 450).with("iter_bucket", 100).write(path);

@@ -133,6 +133,40 @@ fn reader_sums_over_ranks_for_any_iterations_and_threads() {
 }
 
 #[test]
+fn reader_sums_many_files_in_several_pieces_and_orders() {
+    // 12 iterations x (16 KiB for layer 4 + 32 KiB for layer 3) in each of 40 files. Ranks 36 and 37 have both layers in 64 bits,
+    // so their tensors are in another order.
+    const EXPERTS: usize = 4096;
+    let dir = tempfile::tempdir().unwrap();
+    let meta = format!("{{\"num_experts\": {EXPERTS}, \"num_experts_per_token\": 2}}");
+    fs::write(dir.path().join("meta_info.json"), meta).unwrap();
+    for rank in 0..40 {
+        let names = (7..19).flat_map(|iteration| [3, 4].map(|layer| (iteration, layer)));
+        let tensors: Vec<_> = names
+            .map(|(iteration, layer)| {
+                let is_short = layer == 4 && !(36..38).contains(&rank);
+                let counts = (0..EXPERTS).map(|expert| count(rank, iteration, layer, expert)).collect();
+                (format!("{iteration}_{layer}"), if is_short { Dtype::I32 } else { Dtype::I64 }, counts)
+            })
+            .collect();
+        write_tensors(&rank_path(&dir, rank), &tensors);
+    }
+    for threads in [1, 3] {
+        for (iter_start, iter_stop) in [(None, None), (Some(9), Some(17))] {
+            let options = LoadOptions { iter_start, iter_stop, threads, ..Default::default() };
+            let stats = load_with(&dir, options).unwrap();
+            let range = iter_start.unwrap_or(7)..iter_stop.unwrap_or(19);
+            for layer in [3, 4] {
+                let sum = |i, expert| (0..40).map(|rank| count(rank, i, layer, expert) as u64).sum::<u64>();
+                let expected: Vec<u64> =
+                    range.clone().flat_map(|i| (0..EXPERTS).map(move |expert| sum(i, expert))).collect();
+                assert!(stats.layer_counts(layer).unwrap() == expected, "layer {layer}, {range:?}");
+            }
+        }
+    }
+}
+
+#[test]
 fn reader_skips_raw_ids_and_other_files() {
     let dir = foreign();
     for name in
