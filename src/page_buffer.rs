@@ -1,5 +1,6 @@
 //! A buffer for large reads, at the start of a page of memory.
 
+use std::io::{self, ErrorKind, Read};
 use std::ops::{Deref, DerefMut};
 
 use crate::error::{Result, try_zeroed};
@@ -11,7 +12,7 @@ const PAGE: usize = 4096;
 /// 16 bytes after a page. Large allocations of `malloc`, and so of `Vec`, begin there.
 #[derive(Debug)]
 pub(crate) struct PageBuffer {
-    /// `start` bytes to the page, then the buffer. Never resized, so that it stays where it is.
+    /// `start` bytes to the page, then the buffer. It never grows, so that it stays where it is.
     bytes: Vec<u8>,
     start: usize,
 }
@@ -23,6 +24,21 @@ impl PageBuffer {
         let start = bytes.as_ptr().align_offset(PAGE).min(PAGE - 1);
         bytes.truncate(start + len);
         Ok(PageBuffer { bytes, start })
+    }
+
+    /// Fills the buffer from `source`. If `source` ends before, the buffer becomes as short.
+    pub fn fill(&mut self, source: &mut impl Read) -> io::Result<()> {
+        let mut filled = 0;
+        while filled < self.len() {
+            match source.read(&mut self[filled..]) {
+                Ok(0) => break,
+                Ok(read) => filled += read,
+                Err(e) if e.kind() == ErrorKind::Interrupted => {}
+                Err(e) => return Err(e),
+            }
+        }
+        self.bytes.truncate(self.start + filled);
+        Ok(())
     }
 }
 
@@ -51,6 +67,16 @@ mod tests {
             let buffer = PageBuffer::new(len, "a test").unwrap();
             assert_eq!((buffer.len(), buffer.as_ptr() as usize % PAGE), (len, 0));
             assert!(buffer.iter().all(|&byte| byte == 0));
+        }
+    }
+
+    #[test]
+    fn fill_reads_to_the_end_of_the_buffer_or_the_source() {
+        for (len, expected) in [(3, &b"123"[..]), (5, b"12345"), (9, b"12345"), (0, b"")] {
+            let mut buffer = PageBuffer::new(len, "a test").unwrap();
+            // A source that returns its bytes in two parts.
+            buffer.fill(&mut b"12".chain(&b"345"[..])).unwrap();
+            assert_eq!((&*buffer, buffer.as_ptr() as usize % PAGE), (expected, 0));
         }
     }
 

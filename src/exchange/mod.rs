@@ -18,7 +18,6 @@ mod zip;
 
 use std::fmt;
 use std::fs::File;
-use std::io::Read;
 use std::path::Path;
 use std::str::FromStr;
 
@@ -27,6 +26,7 @@ pub use detect::detect;
 pub use placements::{placement_from_bytes, read_placement, write_placement};
 
 use crate::error::{Error, Result};
+use crate::page_buffer::PageBuffer;
 #[cfg(doc)]
 use crate::{placement::Placement, stats::Stats};
 
@@ -219,7 +219,7 @@ impl Model<'_> {
 }
 
 /// Reads a regular file.
-fn bytes_of(path: &Path) -> Result<Vec<u8>> {
+fn bytes_of(path: &Path) -> Result<PageBuffer> {
     let read = |source| Error::read(path, source);
     let refuse = |what: String| Err(Error::InvalidArgument(what).in_file(path));
     let metadata = std::fs::metadata(path).map_err(read)?;
@@ -229,10 +229,8 @@ fn bytes_of(path: &Path) -> Result<Vec<u8>> {
     if metadata.len() > MAX_FILE_BYTES {
         return refuse(format!("it has more than {MAX_FILE_BYTES} bytes, the limit for these formats"));
     }
-    let mut bytes = Vec::new();
-    let size = metadata.len() as usize;
-    bytes.try_reserve_exact(size + 1).map_err(|_| Error::out_of_memory(size, "a file"))?;
-    File::open(path).map_err(read)?.take(metadata.len()).read_to_end(&mut bytes).map_err(read)?;
+    let mut bytes = PageBuffer::new(metadata.len() as usize, "a file")?;
+    bytes.fill(&mut File::open(path).map_err(read)?).map_err(read)?;
     Ok(bytes)
 }
 
