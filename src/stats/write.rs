@@ -273,12 +273,21 @@ impl RankDump<'_> {
 
     fn write_counts(&self, out: &mut dyn Write) -> io::Result<()> {
         match self.counts {
-            Counts::U32(counts) => {
-                counts.iter().try_for_each(|&count| out.write_all(&u64::from(count).to_le_bytes()))
-            }
-            Counts::U64(counts) => counts.iter().try_for_each(|count| out.write_all(&count.to_le_bytes())),
+            Counts::U32(counts) => write_i64(out, counts, u64::from),
+            Counts::U64(counts) => write_i64(out, counts, u64::from),
         }
     }
+}
+
+/// Writes counts as int64, many at a time.
+fn write_i64<T: Copy>(out: &mut dyn Write, counts: &[T], widen: impl Fn(T) -> u64) -> io::Result<()> {
+    let mut bytes = [0; 8192];
+    for counts in counts.chunks(bytes.len() / size_of::<u64>()) {
+        let (words, _) = bytes.as_chunks_mut();
+        words.iter_mut().zip(counts).for_each(|(word, &count)| *word = widen(count).to_le_bytes());
+        out.write_all(&bytes[..counts.len() * size_of::<u64>()])?;
+    }
+    Ok(())
 }
 
 /// Counts the bytes that are written to it.
@@ -292,5 +301,22 @@ impl Write for ByteCount {
 
     fn flush(&mut self) -> io::Result<()> {
         Ok(())
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn counts_are_written_in_order_whatever_their_number() {
+        for len in [0, 1, 1023, 1024, 1025, 5000] {
+            let (wide, narrow) = ((0..len).map(|i| i << 33).collect::<Vec<u64>>(), (0..len as u32).collect());
+            let (mut written, narrow): (Vec<u8>, Vec<u32>) = (Vec::new(), narrow);
+            write_i64(&mut written, &wide, u64::from).unwrap();
+            write_i64(&mut written, &narrow, u64::from).unwrap();
+            let expected = wide.into_iter().chain(narrow.into_iter().map(u64::from));
+            assert_eq!(written, expected.flat_map(u64::to_le_bytes).collect::<Vec<u8>>());
+        }
     }
 }
