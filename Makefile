@@ -3,7 +3,7 @@
 MAKEFLAGS += --no-print-directory
 CARGO := cargo
 PROGRAM := target/release/eplb
-CPP_SOURCES := $(wildcard include/*.hpp kernels/*.cu kernels/*.cuh $(addprefix cpp_tests/,*.cpp *.h */*.cpp */*.c */*.h */*.cu) \
+CPP_SOURCES := $(wildcard include/*.hpp benches/*.c kernels/*.cu kernels/*.cuh $(addprefix cpp_tests/,*.cpp *.h */*.cpp */*.c */*.h */*.cu) \
 	$(addprefix examples/*/,*.c *.cpp *.h */*.cpp */*.h) tests/linking/*.c tests/linking/*.h)
 CPP_TESTS_NEED := cmake:cmake g++:g++ libgtest-dev:/usr/include/gtest/gtest.h valgrind:valgrind \
 	nlohmann-json3-dev:/usr/include/nlohmann/json.hpp openmpi-bin:mpirun libopenmpi-dev:mpicxx

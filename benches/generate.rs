@@ -1,11 +1,12 @@
-//! `eplb generate` as a process, on a dump of 32 ranks x 100 iterations x 58 layers x 256 experts (380 MB).
-//! `cargo bench --features cli --bench generate`
+//! `eplb generate` as a process, on a dump of 32 ranks x 100 iterations x 58 layers x 256 experts (380 MB), beside a plain C loop
+//! that reads the same files: `plain_sum.c`. `cargo bench --features cli --bench generate`
 //!
 //! Writes the dump once, under target/, and expects it in the page cache afterwards. Prints the median time of the runs, the
-//! dump's bytes a second, and the process's peak memory.
+//! dump's bytes a second, the process's peak memory, and the time as a multiple of the loop's. The runs take turns, so that a
+//! change of the machine's speed changes all medians.
 
 use std::io;
-use std::path::{Path, PathBuf};
+use std::path::Path;
 use std::process::{Command, Stdio};
 use std::time::{Duration, Instant};
 
@@ -25,19 +26,30 @@ fn main() -> io::Result<()> {
     let sizes = std::fs::read_dir(&dump)?.map(|entry| Ok(entry?.metadata()?.len()));
     let bytes: u64 = sizes.sum::<io::Result<u64>>()?;
 
+    let name = |policy, threads| format!("{policy}, {threads} thread{}", if threads > 1 { "s" } else { "" });
+    let mut programs = vec![("plain C loop".to_owned(), plain_sum(&dump)?)];
+    for policy in ["trtllm", "search"] {
+        programs.extend([1, 2].map(|threads| (name(policy, threads), generate(&dump, policy, threads))));
+    }
+    let mut runs = vec![Vec::new(); programs.len()];
+    for _ in 0..RUNS {
+        for ((_, program), runs) in programs.iter_mut().zip(&mut runs) {
+            runs.push(run(program)?);
+        }
+    }
     println!("generate, {:.0} MB in {RANKS} files, 288 slots, page cache", bytes as f64 / 1e6);
-    println!("threads  median ms  GB/s  peak MB");
-    for threads in [1, 2] {
-        let mut runs = (0..RUNS).map(|_| run(&dump, threads)).collect::<io::Result<Vec<_>>>()?;
+    println!("program            median ms   GB/s  peak MB  x loop");
+    let mut of_loop = None;
+    for ((name, _), runs) in programs.iter().zip(&mut runs) {
         runs.sort();
-        let (time, _) = runs[RUNS / 2];
+        let seconds = runs[RUNS / 2].0.as_secs_f64();
         let peak = runs.iter().map(|&(_, peak)| peak).max().unwrap_or(0);
-        let seconds = time.as_secs_f64();
         println!(
-            "{threads:7}  {:9.1}  {:4.2}  {:7.1}",
+            "{name:17}  {:9.1}  {:5.2}  {:7.1}  {:6.2}",
             seconds * 1e3,
             bytes as f64 / 1e9 / seconds,
-            peak as f64 / 1e6
+            peak as f64 / 1e6,
+            seconds / *of_loop.get_or_insert(seconds)
         );
     }
     Ok(())
@@ -74,25 +86,39 @@ fn write_dump(directory: &Path) {
     }
 }
 
-/// Runs the program once. Returns its duration and its peak resident memory in bytes.
-fn run(dump: &Path, threads: usize) -> io::Result<(Duration, i64)> {
-    let output: PathBuf = dump.with_file_name("bench.yaml");
+/// Compiles the plain loop, to be run on `dump`.
+fn plain_sum(dump: &Path) -> io::Result<Command> {
+    let (source, program) = ("benches/plain_sum.c", dump.with_file_name("plain_sum"));
+    let source = Path::new(env!("CARGO_MANIFEST_DIR")).join(source);
+    let compiled = Command::new("cc").args(["-std=c11", "-O2", "-o"]).arg(&program).arg(source).status()?;
+    if !compiled.success() {
+        return Err(io::Error::other(format!("cc ended with {compiled}")));
+    }
+    let num_counts = ITERATIONS.len() as usize * LAYERS.len() * EXPERTS;
+    let mut command = Command::new(program);
+    command.arg(dump).args([RANKS.to_string(), num_counts.to_string()]);
+    Ok(command)
+}
+
+fn generate(dump: &Path, policy: &str, threads: usize) -> Command {
+    let mut command = Command::new(env!("CARGO_BIN_EXE_eplb"));
+    command.arg("generate").arg("--expert_statistic_path").arg(dump);
+    command.arg("--output_path").arg(dump.with_file_name("bench.yaml"));
+    command.args(["--ep_size", "32", "--num_slots", "288", "--policy", policy]);
+    command.args(["--threads", &threads.to_string()]);
+    command
+}
+
+/// Runs a program once. Returns its duration and its peak resident memory in bytes.
+fn run(program: &mut Command) -> io::Result<(Duration, i64)> {
     let start = Instant::now();
-    let child = Command::new(env!("CARGO_BIN_EXE_eplb"))
-        .arg("generate")
-        .arg("--expert_statistic_path")
-        .arg(dump)
-        .arg("--output_path")
-        .arg(&output)
-        .args(["--ep_size", "32", "--num_slots", "288", "--threads", &threads.to_string()])
-        .stdout(Stdio::null())
-        .spawn()?;
+    let child = program.stdout(Stdio::null()).spawn()?;
     let (mut status, mut usage) = (0, std::mem::MaybeUninit::<libc::rusage>::zeroed());
     // SAFETY: the process is a child that nothing else waits for, and both pointers are valid for writes.
     let waited = unsafe { libc::wait4(child.id() as i32, &mut status, 0, usage.as_mut_ptr()) };
     let time = start.elapsed();
     if waited < 0 || status != 0 {
-        return Err(io::Error::other(format!("eplb generate ended with {status}")));
+        return Err(io::Error::other(format!("{:?} ended with {status}", program.get_program())));
     }
     // SAFETY: zeroed, and then filled in by wait4; all bit patterns are valid.
     Ok((time, unsafe { usage.assume_init() }.ru_maxrss * 1024))
