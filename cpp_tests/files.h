@@ -19,6 +19,18 @@ inline void write_file(const std::filesystem::path &path, const std::string &tex
     std::ofstream(path, std::ios::binary) << text;
 }
 
+/// The partial file of a file in a directory, or an empty path.
+inline std::filesystem::path partial_file(const std::filesystem::path &directory, const std::string &name) {
+    std::error_code none;
+    for (const auto &entry : std::filesystem::directory_iterator(directory, none)) {
+        if (entry.path().filename().string().rfind("." + name + ".", 0) == 0 &&
+            entry.path().extension() == ".partial") {
+            return entry.path();
+        }
+    }
+    return {};
+}
+
 /// A new directory, removed with its contents by the destructor.
 class temporary_directory {
   public:

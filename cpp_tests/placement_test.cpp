@@ -4,6 +4,9 @@
 #include <cmath>
 #include <eplb_tools.hpp>
 
+#include <fcntl.h>
+#include <unistd.h>
+
 #include "files.h"
 
 namespace {
@@ -127,6 +130,36 @@ TEST(Placement, SaveAndLoadPreserveThePlacement) {
     options.num_ranks = 3;
     EXPECT_NE(eplb::placement::load(path, options).hash(), placement.hash())
         << "the hash includes the number of ranks";
+}
+
+TEST(Placement, SaveWritesToADescriptorAndAPipeAndADashIsAFile) {
+    temporary_directory dir;
+    const auto placement = eplb::placement::create(cpp_sizes(), layers, slots);
+    placement.save(dir / "config.yaml");
+    const std::string yaml = read_file(dir / "config.yaml");
+
+    // The redirected standard output of a host.
+    const int log = open((dir / "log").c_str(), O_WRONLY | O_CREAT | O_CLOEXEC, 0600);
+    ASSERT_EQ(write(log, "before\n", 7), 7);
+    placement.save("/dev/fd/" + std::to_string(log));
+    ASSERT_EQ(write(log, "after\n", 6), 6);
+    close(log);
+    EXPECT_EQ(read_file(dir / "log"), "before\n" + yaml + "after\n");
+
+    // A reader that leaves early is an error, not the death of the host, which has not touched the signal.
+    int ends[2];
+    ASSERT_EQ(pipe(ends), 0);
+    close(ends[0]);
+    const std::string path = "/dev/fd/" + std::to_string(ends[1]);
+    EXPECT_EQ(eplb_placement_save(placement.get(), path.c_str()), EPLB_STATUS_WRITE_FAILED);
+    EXPECT_EQ(eplb_last_error_message(), "cannot write " + path + ": Broken pipe (os error 32)");
+    close(ends[1]);
+
+    const auto before = std::filesystem::current_path();
+    std::filesystem::current_path(dir / "");
+    placement.save("-");
+    std::filesystem::current_path(before);
+    EXPECT_EQ(read_file(dir / "-"), yaml);
 }
 
 TEST(Placement, LoadRefusesAFileForAnotherModel) {

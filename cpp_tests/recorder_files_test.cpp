@@ -143,7 +143,7 @@ TEST(RecorderFiles, LiveRecorderKeepsItsFileAfterTheDump) {
         EXPECT_NE(message.find("rank0.safetensors: it is being written by"), std::string::npos) << message;
         EXPECT_NE(message.find(way_out), std::string::npos) << message;
         EXPECT_EQ(read_file(dir / "dump/rank0.safetensors"), bytes);
-        EXPECT_FALSE(std::filesystem::exists(dir / "dump/.rank0.safetensors.partial"))
+        EXPECT_EQ(partial_file(dir / "dump", "rank0.safetensors"), "")
             << "no file beside the dump's while the recorder lives";
 
         auto named = config;
@@ -164,6 +164,20 @@ TEST(RecorderFiles, LiveRecorderKeepsItsFileAfterTheDump) {
     token.run(second, 0, 2);
     second.flush();
     EXPECT_EQ(dump_file(dir / "dump/rank0.safetensors").tensor("0_3"), chosen(1));
+}
+
+TEST(RecorderFiles, CreateRejectsPathsThatAreNoDirectory) {
+    auto config = small_config("-", 0, 1);
+    EXPECT_EQ(
+        refused(config, EPLB_STATUS_WRITE_FAILED),
+        "cannot write -: a dump is a directory of several files, which standard output cannot be; ./- is a "
+        "directory of that name");
+    for (const std::string path : {"/dev/null", "/dev/stdout"}) {
+        config.path = path;
+        EXPECT_EQ(refused(config, EPLB_STATUS_WRITE_FAILED),
+                  "cannot write " + path +
+                      ": it is not a directory, which a dump of several files needs; choose another path");
+    }
 }
 
 TEST(RecorderFiles, CreateRejectsNamesThatAreNoDirectory) {

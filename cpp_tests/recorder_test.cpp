@@ -584,8 +584,8 @@ TEST(Recorder, KilledProcessLeavesACompleteFileOrNone) {
         close(started[0]);
         close(started[1]);
 
-        const bool partial = std::filesystem::exists(path + "/.rank1.safetensors.partial");
-        killed_in_between += partial && std::filesystem::file_size(path + "/.rank1.safetensors.partial") > 0;
+        const auto partial = partial_file(path, "rank1.safetensors");
+        killed_in_between += !partial.empty() && std::filesystem::file_size(partial) > 0;
         if (std::filesystem::exists(file)) {
             EXPECT_EQ(eplb::stats::load(path).layer_loads(7)[3], 40);
             std::filesystem::remove(file);

@@ -34,9 +34,9 @@
  * Arrays   Shapes are in brackets, row by row. Layers have the model's own numbers. Ranks are those of the
  *          expert-parallel group. Strings are UTF-8. A range of iterations includes its start and excludes
  *          its stop.
- * Process  There is no global state except the log callback and each thread's error message. No panic or
- *          exception leaves the library, and no call ends the process; a failed allocation of a few bytes may
- *          abort, as in Rust.
+ * Process  There is no global state except the log callback, the names of recorders' files and each thread's
+ *          error message. No panic or exception leaves the library, and no call ends the process; a failed
+ *          allocation of a few bytes may abort, as in Rust.
  */
 #ifndef EPLB_H
 #define EPLB_H
@@ -653,8 +653,8 @@ EPLB_API eplb_status eplb_placement_create(const eplb_placement_config *config, 
 EPLB_API eplb_status eplb_placement_load(const char *path, const eplb_placement_load_options *options,
     eplb_placement **placement);
 
-/** Saves the configuration file, byte for byte as TensorRT-LLM's script does. A file of that name is
- * replaced atomically: if the process dies, the old or the new file is there, complete.
+/** Saves the configuration file, byte for byte as TensorRT-LLM's script does. A file is replaced
+ * atomically: the old or the new one is there, complete. A pipe, device or /dev/fd/N is written and stays.
  *
  * \param placement  the placement
  * \param path       the file; *.eplb.yaml for eplb's own, which also holds empty slots

@@ -288,7 +288,8 @@ typedef int32_t (*eplb_progress_callback)(void *user_data, eplb_phase phase, uin
 typedef struct eplb_generate_config {
   size_t struct_size; /**< Set by EPLB_GENERATE_CONFIG_INIT. */
   const char *expert_statistic_path; /**< Directory of the dump. Required, unless `paths` are given. */
-  /** File to write, replaced atomically: TensorRT-LLM's, or eplb's own if named *.eplb.yaml. Required. */
+  /** File to write, replaced atomically: TensorRT-LLM's, or eplb's own if named *.eplb.yaml. A pipe, a
+   * device or /dev/fd/N is written and stays. Required. */
   const char *output_path;
   /** Ranks (the EP size); 0: as in the dump. Required with rank_to_node, and where pipeline stages differ. */
   uint32_t num_ranks;
@@ -499,7 +500,7 @@ EPLB_API eplb_status eplb_placement_load_file(const char *path, const eplb_file_
     eplb_placement **placement);
 
 /** Saves counts to a file of another system, or as a dump of one rank. An existing file is replaced
- * atomically.
+ * atomically; a pipe, a device or /dev/fd/N is written and stays.
  *
  * \param stats    the counts
  * \param path     the file; for a dump a directory without one
@@ -509,7 +510,7 @@ EPLB_API eplb_status eplb_stats_save_file(const eplb_stats *stats, const char *p
     const eplb_file_options *options);
 
 /** Saves a placement to a file of another system, or as a configuration file. An existing file is replaced
- * atomically.
+ * atomically; a pipe, a device or /dev/fd/N is written and stays.
  *
  * \param placement  the placement
  * \param path       the file

@@ -180,7 +180,7 @@ pub unsafe extern "C" fn eplb_placement_load_file(
 }
 
 /// Saves counts to a file of another system, or as a dump of one rank. An existing file is replaced
-/// atomically.
+/// atomically; a pipe, a device or /dev/fd/N is written and stays.
 ///
 /// \param stats    the counts
 /// \param path     the file; for a dump a directory without one
@@ -201,7 +201,7 @@ pub unsafe extern "C" fn eplb_stats_save_file(
 }
 
 /// Saves a placement to a file of another system, or as a configuration file. An existing file is replaced
-/// atomically.
+/// atomically; a pipe, a device or /dev/fd/N is written and stays.
 ///
 /// \param placement  the placement
 /// \param path       the file

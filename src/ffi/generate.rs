@@ -43,7 +43,8 @@ pub struct eplb_generate_config {
     pub struct_size: usize,
     /// Directory of the dump. Required, unless `paths` are given.
     pub expert_statistic_path: *const c_char,
-    /// File to write, replaced atomically: TensorRT-LLM's, or eplb's own if named *.eplb.yaml. Required.
+    /// File to write, replaced atomically: TensorRT-LLM's, or eplb's own if named *.eplb.yaml. A pipe, a
+    /// device or /dev/fd/N is written and stays. Required.
     pub output_path: *const c_char,
     /// Ranks (the EP size); 0: as in the dump. Required with rank_to_node, and where pipeline stages differ.
     pub num_ranks: u32,

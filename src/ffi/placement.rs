@@ -249,8 +249,8 @@ pub unsafe extern "C" fn eplb_placement_load(
     })
 }
 
-/// Saves the configuration file, byte for byte as TensorRT-LLM's script does. A file of that name is
-/// replaced atomically: if the process dies, the old or the new file is there, complete.
+/// Saves the configuration file, byte for byte as TensorRT-LLM's script does. A file is replaced
+/// atomically: the old or the new one is there, complete. A pipe, device or /dev/fd/N is written and stays.
 ///
 /// \param placement  the placement
 /// \param path       the file; *.eplb.yaml for eplb's own, which also holds empty slots

@@ -68,13 +68,14 @@ impl RankDump<'_> {
     /// Begins to write the rank's file in `directory`, which is created if missing. Until it is written, other writers are
     /// refused. Fails where somebody holds the file, unless that is `own`.
     pub(super) fn claim(&self, directory: &Path, own: Option<&HeldFile>) -> Result<AtomicFile> {
+        check_directory(directory)?;
         fs::create_dir_all(directory).map_err(|e| {
             let message = format!("the directory could not be created: {e}; create it or choose another");
             Error::write(directory, io::Error::new(e.kind(), message))
         })?;
         if self.file().rank == 0 {
             // Dropped at once. If the meta file cannot be written, the run fails early.
-            AtomicFile::create(&directory.join(MetaInfo::FILE_NAME))?;
+            AtomicFile::claim(&directory.join(MetaInfo::FILE_NAME), None)?;
         }
         AtomicFile::claim(&self.path_in(directory), own)
     }
@@ -92,7 +93,7 @@ impl RankDump<'_> {
         })?;
         if self.file().rank == 0 {
             let meta = serde_json::to_string(&self.meta()).map_err(|e| Error::Internal(e.to_string()))?;
-            AtomicFile::create(&directory.join(MetaInfo::FILE_NAME))?
+            AtomicFile::claim(&directory.join(MetaInfo::FILE_NAME), None)?
                 .replace(|file| file.write_all(meta.as_bytes()))?;
         }
         Ok(held)
@@ -288,6 +289,18 @@ fn write_i64<T: Copy>(out: &mut dyn Write, counts: &[T], widen: impl Fn(T) -> u6
         out.write_all(&bytes[..counts.len() * size_of::<u64>()])?;
     }
     Ok(())
+}
+
+/// Fails for a path that cannot be a dump's directory: standard output, a pipe, any file.
+pub(super) fn check_directory(directory: &Path) -> Result<()> {
+    let why = if directory == Path::new("-") {
+        "a dump is a directory of several files, which standard output cannot be; ./- is a directory of that name"
+    } else if directory.exists() && !directory.is_dir() {
+        "it is not a directory, which a dump of several files needs; choose another path"
+    } else {
+        return Ok(());
+    };
+    Err(Error::write(directory, io::Error::new(io::ErrorKind::InvalidInput, why)))
 }
 
 /// Counts the bytes that are written to it.

@@ -7,6 +7,7 @@ use super::added::AddedCounts;
 use crate::atomic_file::{AtomicFile, HeldFile};
 use crate::device::Place;
 use crate::error::{Error, Result, shortened};
+use crate::stats::write::check_directory;
 use crate::stats::{Counts, FileNumber, IdKind, IterationRange, MetaInfo, RankDump, Rows};
 
 /// The longest name, in bytes. File systems take 255.
@@ -132,6 +133,7 @@ impl RecorderConfig<'_> {
                  (EXPERT_STATISTIC_PATH in the environment)"
             )));
         };
+        check_directory(path)?;
         // The process may change its working directory before the dump.
         let mut directory = std::path::absolute(path).unwrap_or_else(|_| path.to_owned());
         if let Some(name) = self.name {
