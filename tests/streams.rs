@@ -224,3 +224,108 @@ fn a_dump_is_a_directory() {
         assert_eq!(fs::read_dir(dir.path()).unwrap().count(), num_files);
     }
 }
+
+#[cfg(feature = "cli")]
+mod program {
+    use super::*;
+
+    const DUMP: &str = "data/dumps/dsv2lite-translation";
+    const YAML: &str = "data/expected/dsv2lite-translation.ep8.slots72.yaml";
+
+    fn eplb(args: &str) -> Command {
+        let mut command = Command::new(env!("CARGO_BIN_EXE_eplb"));
+        command.current_dir(env!("CARGO_MANIFEST_DIR")).args(args.split_whitespace());
+        command
+    }
+
+    fn generate(output_path: &str) -> Command {
+        eplb(&format!(
+            "generate --expert_statistic_path {DUMP} --ep_size 8 --num_slots 72 --policy trtllm --output_path {output_path}"
+        ))
+    }
+
+    fn in_repository(path: &str) -> Vec<u8> {
+        fs::read(Path::new(env!("CARGO_MANIFEST_DIR")).join(path)).unwrap()
+    }
+
+    #[test]
+    fn a_dash_is_standard_output_and_nothing_else_is_on_it() {
+        let output = generate("-").output().unwrap();
+        assert_eq!((output.status.code(), &output.stderr[..]), (Some(0), &b""[..]));
+        assert!(output.stdout == in_repository(YAML));
+
+        let dir = tempfile::tempdir().unwrap();
+        let map = dir.path().join("map.json");
+        let convert =
+            |to: &str| eplb(&format!("convert {YAML} --ep_size 8 --to vllm-ascend {to}")).output().unwrap();
+        assert!(convert(map.to_str().unwrap()).status.success());
+        let output = convert("-");
+        assert!(output.status.success() && output.stdout == fs::read(&map).unwrap());
+
+        let picture = dir.path().join("picture");
+        for command in ["report --html", "report --svg", "sweep --ep_size 8 --num_slots 64,72 --svg"] {
+            let run =
+                |to: &str| eplb(&format!("{command} {to} --expert_statistic_path {DUMP}")).output().unwrap();
+            assert!(run(picture.to_str().unwrap()).status.success(), "{command}");
+            let output = run("-");
+            assert!(output.status.success() && output.stdout == fs::read(&picture).unwrap(), "{command}");
+        }
+        assert!(!Path::new(env!("CARGO_MANIFEST_DIR")).join("-").exists());
+    }
+
+    #[test]
+    fn standard_output_has_one_file_at_most_and_no_dump() {
+        for (flags, first, second) in [
+            ("--html - --svg -", "--html", "--svg"),
+            ("--html - --json", "--html", "--json"),
+            ("--csv --svg -", "--svg", "--csv"),
+        ] {
+            let output = eplb(&format!("report --expert_statistic_path {DUMP} {flags}")).output().unwrap();
+            assert_eq!((output.status.code(), &output.stdout[..]), (Some(2), &b""[..]));
+            assert_eq!(
+                String::from_utf8(output.stderr).unwrap(),
+                format!(
+                    "error: {first} - and {second} both go to standard output; write one of them to a file\n"
+                )
+            );
+        }
+        let output = eplb(&format!("convert {DUMP} --to dump -")).output().unwrap();
+        assert_eq!(
+            (output.status.code(), &String::from_utf8(output.stderr).unwrap()[..]),
+            (
+                Some(4),
+                "error: cannot write /dev/stdout: it is not a directory, which a dump of several files needs; choose another path\n"
+            )
+        );
+    }
+
+    #[test]
+    fn what_a_parent_writes_before_and_after_stays() {
+        let dir = tempfile::tempdir().unwrap();
+        let log = dir.path().join("log");
+        for path in ["-", "/dev/stdout", "/proc/self/fd/1"] {
+            let mut file = File::create(&log).unwrap();
+            file.write_all(b"before\n").unwrap();
+            let mut command = generate(path);
+            let status = command.arg("--quiet").stdout(file.try_clone().unwrap()).status();
+            assert!(status.unwrap().success());
+            file.write_all(b"after\n").unwrap();
+            assert!(
+                fs::read(&log).unwrap() == [b"before\n", &in_repository(YAML)[..], b"after\n"].concat(),
+                "{path}"
+            );
+        }
+    }
+
+    #[test]
+    fn a_reader_that_leaves_early_is_an_error() {
+        let (reading, writing) = pipe();
+        drop(reading);
+        let output = generate("-").stdout(writing).output().unwrap();
+        let message = "error: cannot write /dev/stdout: Broken pipe (os error 32)\n";
+        assert_eq!(
+            (output.status.code(), &String::from_utf8(output.stderr).unwrap()[..]),
+            (Some(4), message)
+        );
+    }
+}

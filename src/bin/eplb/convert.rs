@@ -12,6 +12,7 @@ use eplb::placement::Placement;
 use eplb::{Error, Result};
 
 use crate::inspect::layer_list;
+use crate::output::{is_stdout, output_path};
 
 /// Convert counts or a placement from one system's format into another's
 ///
@@ -33,7 +34,7 @@ pub struct Args {
     /// File to read, or the directory of a dump
     input: PathBuf,
 
-    /// File to write, or the new directory of a dump
+    /// File to write, or the new directory of a dump; - is standard output, with nothing else on it
     output: PathBuf,
 
     /// Format of the input [default: detected from the file, which is not possible for a plain array]
@@ -133,7 +134,7 @@ pub fn run(args: &Args) -> Result<String> {
         Error::InvalidArgument(message) => Error::InvalidArgument(format!("{message}; pass --from FORMAT")),
         other => other,
     })?;
-    match (from, args.to) {
+    let text = match (from, args.to) {
         (Format::Counts(from), Format::Counts(to)) => counts(args, from, to, &model),
         (Format::Placement(from), Format::Placement(to)) => placement(args, from, to, &model),
         (Format::Counts(_), _) => Err(Error::InvalidArgument(format!(
@@ -146,12 +147,13 @@ pub fn run(args: &Args) -> Result<String> {
             args.input.display(),
             args.to
         ))),
-    }
+    }?;
+    Ok(if is_stdout(&args.output) { String::new() } else { text })
 }
 
 fn counts(args: &Args, from: CountsFormat, to: CountsFormat, model: &Model) -> Result<String> {
     let read = read_counts(&args.input, from, model)?;
-    write_counts(&read.stats, &args.output, to, model)?;
+    write_counts(&read.stats, output_path(&args.output), to, model)?;
     let summary = read.stats.summary();
     let mut text = String::new();
     let _ = writeln!(
@@ -176,7 +178,7 @@ fn counts(args: &Args, from: CountsFormat, to: CountsFormat, model: &Model) -> R
 
 fn placement(args: &Args, from: PlacementFormat, to: PlacementFormat, model: &Model) -> Result<String> {
     let placement = read_placement(&args.input, from, model)?;
-    write_placement(&placement, &args.output, to, model)?;
+    write_placement(&placement, output_path(&args.output), to, model)?;
     Ok(describe(args, from, to, &placement))
 }
 

@@ -13,7 +13,7 @@ use eplb::stats::Summary;
 use eplb::{Error, Result};
 
 use crate::dump_args::{DumpArgs, reading_bar};
-use crate::output::{four_digits, right, rows_note};
+use crate::output::{four_digits, is_stdout, output_path, right, rows_note};
 use crate::plan_args::{one_or_more, policies};
 
 /// Generate a configuration file from a dump (step 2)
@@ -52,7 +52,7 @@ pub struct Args {
     dump: DumpArgs,
 
     /// File to write: moe_load_balancer.yaml for TensorRT-LLM, or *.eplb.yaml, eplb's own, which also holds empty slots. An
-    /// existing file is replaced in one step
+    /// existing file is replaced in one step; - is standard output, with nothing else on it
     #[arg(long = "output_path", alias = "output-path", value_name = "FILE")]
     output_path: PathBuf,
 
@@ -187,7 +187,7 @@ pub fn run(args: &Args) -> Result<String> {
     let config = GenerateConfig {
         paths: &args.dump.paths,
         path_weights: args.dump.dump_weights.as_deref(),
-        output_path: &args.output_path,
+        output_path: output_path(&args.output_path),
         solve_threads: args.dump.threads,
         options: args.dump.options(),
         num_ranks: args.ep_size,
@@ -222,7 +222,7 @@ pub fn run(args: &Args) -> Result<String> {
     });
     bar.finish_and_clear();
     let generated = generated?;
-    Ok(if args.quiet { String::new() } else { describe(args, &generated) })
+    Ok(if args.quiet || is_stdout(&args.output_path) { String::new() } else { describe(args, &generated) })
 }
 
 fn slots_of_ranks(placement: &Placement) -> String {

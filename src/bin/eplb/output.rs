@@ -6,9 +6,9 @@ use std::io::{self, IsTerminal};
 use std::path::Path;
 
 use comfy_table::{Cell, CellAlignment, Color, Table, TableComponent, presets};
-use eplb::Result;
 use eplb::atomic_file::AtomicFile;
 use eplb::stats::RowRanges;
+use eplb::{Error, Result};
 
 /// The format of standard output.
 #[derive(clap::Args)]
@@ -158,9 +158,34 @@ pub fn csv_number(number: Option<f64>) -> String {
     number.map_or(String::new(), |number| number.to_string())
 }
 
+/// Whether an output file is standard output, `-`. Nothing else is printed then.
+pub fn is_stdout(path: &Path) -> bool {
+    path == Path::new("-")
+}
+
+/// The path of an output file for the library, to which `-` is the name of a file.
+pub fn output_path(path: &Path) -> &Path {
+    if is_stdout(path) { Path::new("/dev/stdout") } else { path }
+}
+
+/// Whether one of some output files, each with its flag, is standard output. Fails where there is more than one output to it.
+pub fn takes_stdout(files: &[(&str, Option<&Path>)], format: &OutputFormat) -> Result<bool> {
+    let to_files = files.iter().filter(|(_, path)| path.is_some_and(is_stdout)).map(|&(flag, _)| flag);
+    let formats = [("--json", format.json), ("--csv", format.csv)];
+    let printed = formats.into_iter().filter(|&(_, is_set)| is_set).map(|(flag, _)| flag);
+    let flags: Vec<&str> = to_files.clone().chain(printed).collect();
+    match (to_files.count(), &flags[..]) {
+        (0, _) => Ok(false),
+        (_, [first, second, ..]) => Err(Error::InvalidArgument(format!(
+            "{first} - and {second} both go to standard output; write one of them to a file"
+        ))),
+        _ => Ok(true),
+    }
+}
+
 /// Creates the output file at `path`, if any. Called before the work, so that an invalid path fails at once.
 pub fn create_file(path: Option<&Path>) -> Result<Option<AtomicFile>> {
-    path.map(AtomicFile::create).transpose()
+    path.map(|path| AtomicFile::create(output_path(path))).transpose()
 }
 
 /// Writes `text` to the file, if any, and replaces an existing file in one step.

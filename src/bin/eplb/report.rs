@@ -15,7 +15,7 @@ use eplb::stats::{Stats, Summary};
 use crate::dump_args::DumpArgs;
 use crate::output::{
     self, OutputFormat, create_file, csv_line, csv_number, four_digits, imbalance, percent, right, rows_note,
-    signed, tokens, write_file,
+    signed, takes_stdout, tokens, write_file,
 };
 use crate::{chart, page};
 
@@ -65,17 +65,19 @@ pub struct Args {
     #[command(flatten)]
     format: OutputFormat,
 
-    /// Write a self-contained HTML page with charts
+    /// Write a self-contained HTML page with charts; - for standard output, with nothing else on it
     #[arg(long, value_name = "FILE")]
     html: Option<PathBuf>,
 
-    /// Write an SVG chart of each layer's imbalance
+    /// Write an SVG chart of each layer's imbalance; - for standard output, with nothing else on it
     #[arg(long, value_name = "FILE")]
     svg: Option<PathBuf>,
 }
 
 /// Runs the command and returns its output.
 pub fn run(args: &Args) -> Result<String> {
+    let files = [("--html", args.html.as_deref()), ("--svg", args.svg.as_deref())];
+    let takes_stdout = takes_stdout(&files, &args.format)?;
     let (html, svg) = (create_file(args.html.as_deref())?, create_file(args.svg.as_deref())?);
     let name = args.dump.name();
     let directory = Path::new(&name);
@@ -102,6 +104,9 @@ pub fn run(args: &Args) -> Result<String> {
     };
     write_file(html, || page::html(&document))?;
     write_file(svg, || chart::layers(&report))?;
+    if takes_stdout {
+        return Ok(String::new());
+    }
 
     if args.format.json {
         return Ok(document.to_json(args.per_expert)? + "\n");

@@ -14,7 +14,7 @@ use crate::chart;
 use crate::dump_args::DumpArgs;
 use crate::output::{
     OutputFormat, bytes, create_file, csv_line, csv_number, imbalance, left, parse_bytes, percent, right,
-    rows_note, table, write_file,
+    rows_note, table, takes_stdout, write_file,
 };
 use crate::plan_args::{PlanArgs, policies};
 
@@ -69,7 +69,7 @@ pub struct Args {
     #[command(flatten)]
     format: OutputFormat,
 
-    /// Write the curves as an SVG chart
+    /// Write the curves as an SVG chart; - for standard output, with nothing else on it
     #[arg(long, value_name = "FILE", conflicts_with = "target")]
     svg: Option<PathBuf>,
 }
@@ -88,6 +88,7 @@ fn parse_target(text: &str) -> std::result::Result<f64, String> {
 
 /// Runs the command and returns its output.
 pub fn run(args: &Args) -> Result<String> {
+    let takes_stdout = takes_stdout(&[("--svg", args.svg.as_deref())], &args.format)?;
     let svg = create_file(args.svg.as_deref())?;
     let stats = args.dump.read()?;
     let planner = args.plan.planner(args.policy, args.dump.threads);
@@ -107,6 +108,9 @@ pub fn run(args: &Args) -> Result<String> {
     }
     let points = sweep(&stats, &ep_sizes, &args.slot_counts, &planner).map_err(|e| args.dump.with_path(e))?;
     write_file(svg, || chart::curves(&points))?;
+    if takes_stdout {
+        return Ok(String::new());
+    }
     match (args.format.json, args.format.csv) {
         (true, _) => json(&points),
         (_, true) => Ok(csv(args, stats.summary(), points.into_iter())),
