@@ -257,8 +257,14 @@ TEST(Placement, EvaluationBoundsAnyPlacementAndAnySplit) {
     const auto idle = eplb::evaluate(placement, 7, std::vector<double>{4, 2, 1, 6, 0, 0, 0, 0}, 2);
     EXPECT_DOUBLE_EQ(idle.lower_bound, 3.25);
     EXPECT_DOUBLE_EQ(idle.best_split_max_load, 3.25);
-    EXPECT_TRUE(std::isnan(idle.gap));
-    EXPECT_TRUE(std::isnan(idle.best_split_balancedness));
+    // Ratios leave out the sample without load.
+    EXPECT_DOUBLE_EQ(idle.gap, 2.5 / 6.5);
+    EXPECT_DOUBLE_EQ(idle.best_split_balancedness, 1.0);
+    EXPECT_DOUBLE_EQ(idle.imbalance_ratio, 2.5 / 6.5);
+    EXPECT_EQ(idle.num_idle_samples, 1u);
+    const auto none = eplb::evaluate(placement, 7, std::vector<double>(8), 2);
+    EXPECT_TRUE(std::isnan(none.gap) && std::isnan(none.best_split_balancedness));
+    EXPECT_EQ(none.num_idle_samples, 2u);
 }
 
 TEST(Placement, NullAndUnknownNumbersAreRefused) {

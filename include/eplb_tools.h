@@ -329,7 +329,7 @@ typedef struct eplb_generate_report {
   uint32_t num_missing_ranks; /**< Ranks whose file is missing from the dump. */
   uint32_t num_duplicates; /**< Slots that repeat an expert of their own rank. */
   /** Imbalance ratio (max - mean) / mean without a load balancer, averaged over iterations, then over
-   * layers. NaN if no layer has tokens in every iteration. */
+   * layers, those with tokens. NaN if no layer has any. */
   double imbalance_before;
   double imbalance_after; /**< The same with the placement, under an even split. */
   uint64_t hash; /**< eplb_placement_hash() of the placement. */
@@ -358,7 +358,7 @@ EPLB_API eplb_status eplb_generate(const eplb_generate_config *config,
  * -------------------------------------------------------------------------------------------------------- */
 
 /** How evenly a placement loads the ranks in one layer, in the unit of the loads. Figures are computed for
- * each sample and averaged over samples. Ratios are NaN if a sample has no load. */
+ * each sample and averaged: ratios over samples with load, else NaN; loads over all samples. */
 typedef struct eplb_placement_evaluation {
   size_t struct_size; /**< Set by EPLB_PLACEMENT_EVALUATION_INIT. */
   double mean_load; /**< Mean load of a rank. */
@@ -378,10 +378,11 @@ typedef struct eplb_placement_evaluation {
   /** Share of the load on another node than its group's home node, the node with most of the group's load
    * over all samples (the lowest of equals). NaN unless the options name nodes. */
   double off_node_share;
+  uint64_t num_idle_samples; /**< Samples without load, which ratios leave out. */
 } eplb_placement_evaluation;
 /** An eplb_placement_evaluation with every default. */
 #define EPLB_PLACEMENT_EVALUATION_INIT \
-  { sizeof(eplb_placement_evaluation), 0, 0, 0, 0, 0, 0, 0, 0, 0, 0, 0, 0 }
+  { sizeof(eplb_placement_evaluation), 0, 0, 0, 0, 0, 0, 0, 0, 0, 0, 0, 0, 0 }
 
 /** Computes how evenly a placement loads the ranks in one layer, and how far that is from the best
  * possible.

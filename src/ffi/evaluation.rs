@@ -15,7 +15,7 @@ use crate::placement::Placement;
 use crate::report::{RoutingOptions, expected_load, routed_load, score};
 
 /// How evenly a placement loads the ranks in one layer, in the unit of the loads. Figures are computed for
-/// each sample and averaged over samples. Ratios are NaN if a sample has no load.
+/// each sample and averaged: ratios over samples with load, else NaN; loads over all samples.
 #[repr(C)]
 #[derive(Clone, Copy)]
 pub struct eplb_placement_evaluation {
@@ -47,6 +47,8 @@ pub struct eplb_placement_evaluation {
     /// Share of the load on another node than its group's home node, the node with most of the group's load
     /// over all samples (the lowest of equals). NaN unless the options name nodes.
     pub off_node_share: f64,
+    /// Samples without load, which ratios leave out.
+    pub num_idle_samples: u64,
 }
 
 // SAFETY: `repr(C)`, `struct_size` first, numbers only.
@@ -107,6 +109,7 @@ pub unsafe extern "C" fn eplb_placement_evaluate(
             best_split_max_load: best.max,
             best_split_balancedness: best.balancedness.unwrap_or(f64::NAN),
             off_node_share: share.unwrap_or(f64::NAN),
+            num_idle_samples: balance.idle_samples as u64,
         });
         Ok(())
     })

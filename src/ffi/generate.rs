@@ -99,7 +99,7 @@ pub struct eplb_generate_report {
     /// Slots that repeat an expert of their own rank.
     pub num_duplicates: u32,
     /// Imbalance ratio (max - mean) / mean without a load balancer, averaged over iterations, then over
-    /// layers. NaN if no layer has tokens in every iteration.
+    /// layers, those with tokens. NaN if no layer has any.
     pub imbalance_before: f64,
     /// The same with the placement, under an even split.
     pub imbalance_after: f64,

@@ -5,6 +5,7 @@ mod own_file;
 mod shape;
 mod yaml;
 
+pub(crate) use config_file::experts_in_order;
 pub use config_file::{ConfigFile, Expected, MissingLayers, OwnFields};
 pub(crate) use own_file::is_own_name;
 pub use shape::{MAX_COUNT, Shape, suggest_num_slots};

@@ -3,16 +3,18 @@
 use serde::{Serialize, Serializer};
 
 use super::Balance;
-use super::balance::{average, mean_ratio, worst_layer};
+use super::balance::{Peak, RatioMean, average, worst_layer};
 use crate::error::{Error, Result};
-use crate::placement::{NO_EXPERT, Placement, Shape, duplicates_in, held_slots, replica_counts};
+use crate::placement::{
+    NO_EXPERT, Placement, Shape, duplicates_in, experts_in_order, held_slots, replica_counts,
+};
 use crate::solve::{Loads, Nodes, best_split, lower_bound, lower_bound_of_unequal_ranks};
 use crate::stats::{LayerLoads, Stats};
 use crate::threads;
 
 /// One layer of a placement with the loads of its experts.
 ///
-/// Each method computes its figure per sample, and averages it over the samples.
+/// Each method computes its figure per sample, and averages it over the samples. Ratios are averaged over the samples with load.
 #[derive(Debug, Clone)]
 pub struct Score<'a> {
     shape: Shape,
@@ -28,7 +30,7 @@ pub struct Score<'a> {
 pub struct BoundGap {
     /// A load that the hottest rank has at least in any placement: see [`lower_bound`].
     pub lower_bound: f64,
-    /// `(max - lower bound) / lower bound` with the even split; 0 is optimal. `None` if any sample has no load.
+    /// `(max - lower bound) / lower bound` with the even split; 0 is optimal. `None` if no sample has load.
     pub gap: Option<f64>,
 }
 
@@ -37,9 +39,9 @@ pub struct BoundGap {
 pub struct BestSplit {
     /// The load of the hottest rank.
     pub max: f64,
-    /// `(max - mean) / mean`. `None` if any sample has no load.
+    /// `(max - mean) / mean`. `None` if no sample has load.
     pub imbalance_ratio: Option<f64>,
-    /// `mean / max`. `None` if any sample has no load.
+    /// `mean / max`. `None` if no sample has load.
     pub balancedness: Option<f64>,
 }
 
@@ -120,7 +122,7 @@ impl<'a> Score<'a> {
     /// Compares the even split with the lower bound of all placements.
     pub fn bound_gap(&self) -> BoundGap {
         let num_slots = held_slots(self.slot_experts).count();
-        let (mut bounds, mut gaps) = (0.0, 0.0);
+        let (mut bounds, mut gaps) = (0.0, RatioMean::default());
         for loads in self.samples() {
             let bound = match num_slots == self.shape.num_slots() {
                 true => lower_bound(loads, self.shape),
@@ -129,31 +131,31 @@ impl<'a> Score<'a> {
             let max = self.rank_loads_of(loads).fold(0.0, f64::max);
             bounds += bound;
             // Rounding of sums may put a maximum that equals the bound below it.
-            gaps += if max > 0.0 { (max - bound).max(0.0) / bound } else { f64::NAN };
+            gaps.add((max > 0.0).then(|| (max - bound).max(0.0) / bound));
         }
-        let num_samples = self.samples().len() as f64;
-        BoundGap { lower_bound: bounds / num_samples, gap: mean_ratio(gaps, num_samples) }
+        BoundGap { lower_bound: bounds / self.samples().len() as f64, gap: gaps.get() }
     }
 
     /// The balance of the ranks with the best split of each sample.
     pub fn best_split(&self) -> BestSplit {
-        let (mut maxima, mut imbalance, mut balancedness) = (0.0, 0.0, 0.0);
+        let (mut maxima, mut imbalance, mut balancedness) = (0.0, RatioMean::default(), RatioMean::default());
         for loads in self.samples() {
-            let mean = loads.iter().sum::<f64>() / self.shape.num_ranks() as f64;
-            let max = best_split(loads, self.slot_experts, self.shape);
-            maxima += max;
-            imbalance += (max - mean) / mean;
-            balancedness += mean / max;
+            let peak = Peak {
+                mean: loads.iter().sum::<f64>() / self.shape.num_ranks() as f64,
+                max: best_split(loads, self.slot_experts, self.shape),
+            };
+            maxima += peak.max;
+            imbalance.add(peak.imbalance_ratio());
+            balancedness.add(peak.balancedness());
         }
-        let num_samples = self.samples().len() as f64;
         BestSplit {
-            max: maxima / num_samples,
-            imbalance_ratio: mean_ratio(imbalance, num_samples),
-            balancedness: mean_ratio(balancedness, num_samples),
+            max: maxima / self.samples().len() as f64,
+            imbalance_ratio: imbalance.get(),
+            balancedness: balancedness.get(),
         }
     }
 
-    /// The share of the load away from the home node of its group, with the even split. `None` if any sample has no load.
+    /// The share of the load away from the home node of its group, with the even split. `None` if no sample has load.
     ///
     /// Each of `num_groups` groups has equally many consecutive experts. `rank_to_node` has the node of each rank, `[num_ranks]`,
     /// any int32. A group's home node is the node with most of its load over all samples, the lower one of equal nodes.
@@ -168,8 +170,9 @@ impl<'a> Score<'a> {
         let (num_groups, num_nodes) = (nodes.num_groups, nodes.num_ranks.len());
         let (num_experts, group_size) = (self.shape.num_experts(), self.shape.num_experts() / num_groups);
         // The share of all load by group and node, summed over samples: [groups][nodes].
-        let mut sums = vec![0.0; num_groups * num_nodes];
-        for loads in self.samples() {
+        let (mut sums, mut num_samples) = (vec![0.0; num_groups * num_nodes], 0);
+        for loads in self.samples().filter(|loads| loads.iter().any(|&load| load > 0.0)) {
+            num_samples += 1;
             // Divide first, so that no sum overflows.
             let total: f64 = loads.iter().map(|load| load / num_experts as f64).sum();
             let mut shares = vec![0.0; num_groups * num_nodes];
@@ -183,8 +186,8 @@ impl<'a> Score<'a> {
         }
         let home_share: f64 =
             sums.chunks_exact(num_nodes).map(|group| group.iter().copied().fold(0.0, f64::max)).sum();
-        let share = 1.0 - home_share / self.samples().len() as f64;
-        Some(share.max(0.0)).filter(|_| sums.iter().all(|sum| sum.is_finite()))
+        let share = 1.0 - home_share / f64::from(num_samples);
+        Some(share.max(0.0)).filter(|_| num_samples > 0 && sums.iter().all(|sum| sum.is_finite()))
     }
 }
 
@@ -196,19 +199,19 @@ impl<'a> Score<'a> {
 pub struct LayerScore {
     /// The layer's number.
     pub layer: u32,
-    /// The balance on as many ranks without a load balancer.
+    /// The balance on as many ranks without a load balancer: the experts in order. On more ranks than experts, in as many slots.
     #[serde(skip)]
     pub unbalanced: Balance,
     /// The balance with the placement and the even split.
     #[serde(rename = "imbalance_ratio", serialize_with = "imbalance_ratio")]
     pub balance: Balance,
-    /// [`BestSplit::imbalance_ratio`] over iterations. `None` if not requested, or if any iteration has no load.
+    /// [`BestSplit::imbalance_ratio`] over iterations. `None` if not requested, or without load.
     pub best_split_imbalance_ratio: Option<f64>,
-    /// [`BoundGap::gap`] over samples, each with the same weight. `None` if not requested, or if any sample has no load.
+    /// [`BoundGap::gap`] over samples, each with the same weight. `None` if not requested, or without load.
     pub gap: Option<f64>,
     /// Slots that repeat an expert of their rank.
     pub num_duplicates: usize,
-    /// [`Score::off_node_share`] over samples. `None` if not requested, or if any sample has no load.
+    /// [`Score::off_node_share`] over samples. `None` if not requested, or without load.
     #[serde(skip)]
     pub off_node_share: Option<f64>,
 }
@@ -238,7 +241,10 @@ impl LayerScore {
         let samples = || Score::new(shape, layer, slot_experts, &loads.samples);
         LayerScore {
             layer,
-            unbalanced: Balance::unbalanced(shape.num_ranks(), iterations.samples()),
+            unbalanced: match shape.num_ranks() <= shape.num_experts() {
+                true => Balance::unbalanced(shape.num_ranks(), iterations.samples()),
+                false => Score::new(shape, layer, &experts_in_order(shape), &loads.rows).balance(),
+            },
             balance: iterations.balance(),
             best_split_imbalance_ratio: options
                 .best_split
@@ -251,7 +257,7 @@ impl LayerScore {
     }
 }
 
-/// The score of a placement on a dump. Means are over the layers that have the figure.
+/// The score of a placement on a dump. Means are over the layers with load.
 #[derive(Debug, Clone, PartialEq, Serialize)]
 pub struct DumpScore {
     /// The mean of [`Balance::imbalance_ratio`].
@@ -356,10 +362,23 @@ mod tests {
     }
 
     #[test]
-    fn score_has_no_ratios_if_a_sample_has_no_load() {
+    fn ratios_leave_out_samples_without_load() {
         let (bound, best) = bound_and_best_split(&[6.0, 4.0, 1.0, 0.0, 0.0, 0.0], 2);
-        assert_eq!(bound, BoundGap { lower_bound: 6.0 / 2.0, gap: None });
-        assert_eq!(best, BestSplit { max: 5.5 / 2.0, imbalance_ratio: None, balancedness: None });
+        assert_eq!(bound, BoundGap { lower_bound: 6.0 / 2.0, gap: Some(1.0 / 6.0) });
+        assert_eq!(best, BestSplit { max: 5.5 / 2.0, imbalance_ratio: Some(0.0), balancedness: Some(1.0) });
+        let (bound, best) = bound_and_best_split(&[0.0; 6], 2);
+        assert_eq!(bound, BoundGap { lower_bound: 0.0, gap: None });
+        assert_eq!(best, BestSplit { max: 0.0, imbalance_ratio: None, balancedness: None });
+    }
+
+    #[test]
+    fn before_more_ranks_than_experts_is_in_order_in_the_same_slots() {
+        // 2 experts on 3 ranks of one slot: rank r holds expert 2r / 3, so 0 0 1. Loads 6 and 1: ranks 3 3 1, mean 7 / 3.
+        let loads = LayerLoads { rows: vec![6.0, 1.0], samples: vec![6.0, 1.0] };
+        let score =
+            LayerScore::new(Shape::new(2, 3, 3).unwrap(), 5, &[0, 1, 0], &loads, &ScoreOptions::default());
+        assert_eq!((score.unbalanced.max, score.unbalanced.worst_rank), (3.0, 0));
+        assert_eq!(score.unbalanced.balancedness, Some(7.0 / 3.0 / 3.0));
     }
 
     #[test]
@@ -387,6 +406,9 @@ mod tests {
         let both = share(&[6.0, 2.0, 1.0, 3.0, 2.0, 0.0, 2.0, 0.0], 2, &[i32::MAX, i32::MIN, i32::MIN]);
         assert_eq!(both, Some(0.25));
         assert_eq!(share(&[6.0, 2.0, 1.0, 3.0], 1, &[4, 4, 4]), Some(0.0));
+        // A sample without load is left out.
+        let idle = share(&[6.0, 2.0, 1.0, 3.0, 0.0, 0.0, 0.0, 0.0], 2, &[7, -2, -2]);
+        assert_eq!(idle, Some(1.0 - 9.0 / 12.0));
         assert_eq!(share(&[0.0; 4], 1, &[7, 2, 2]), None);
     }
 }

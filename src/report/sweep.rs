@@ -124,7 +124,7 @@ pub fn fewest_slots(
         let point = SweepPoint::new(stats, Shape::new(num_experts, num_slots, num_ranks)?, planner)?;
         let Some(ratio) = point.imbalance_ratio else {
             return Err(Error::InvalidDump(
-                "no layer has load in every iteration, so no number of slots is better than another".into(),
+                "no layer has load, so no number of slots is better than another".into(),
             ));
         };
         if best.and_then(|best| best.imbalance_ratio).is_none_or(|best| ratio < best) {
