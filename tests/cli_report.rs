@@ -131,8 +131,8 @@ fn report_rejects_a_placement_or_dump_of_another_model() {
          model\n"
     );
     assert_eq!(code, 3);
-    let (message, code) = failure(&format!("{TRANSLATION} --ep_size 65"));
-    assert_eq!((&message[..], code), ("error: 65 ranks: there must be 1 to the 64 experts\n", 2));
+    let (message, code) = failure(&format!("{TRANSLATION} --ep_size 0"));
+    assert_eq!((&message[..], code), ("error: 0 ranks: there must be at least 1\n", 2));
     assert_eq!(failure(&format!("{TRANSLATION} --against data/dumps/dsv2lite-law")).1, 2);
 }
 

@@ -173,7 +173,7 @@ fn report_measures_each_row_as_an_iteration() {
     // Rank 0 has experts 0 and 1, and the mean is over the four rows.
     let rank_0 = |key| row(key, 3)[0] + row(key, 3)[1];
     let mean = [100, 200, 300, 400].map(rank_0).iter().sum::<u64>() as f64 / 4.0;
-    assert_eq!(report.layers[0].rank_tokens.measured[0], mean);
+    assert_eq!(report.layers[0].rank_tokens.measured.as_ref().unwrap()[0], mean);
 }
 
 #[test]

@@ -4,7 +4,10 @@ use std::path::Path;
 
 use serde::{Serialize, Serializer};
 
-use super::{AverageBalance, Balance, LayerPrediction, LoadReport, PredictionReport, Views};
+use super::{
+    AverageBalance, Balance, Balancedness, Idle, LayerPrediction, LayerReport, LoadReport, PredictionReport,
+    Views,
+};
 use crate::error::{Error, Result};
 use crate::placement::Placement;
 use crate::stats::{IdKind, Summary};
@@ -19,6 +22,8 @@ pub struct Document<'a> {
     pub report: &'a LoadReport,
     /// The dump's directory.
     pub dump: &'a Path,
+    /// Layers of the model, dense ones included. `None`: see [`LoadReport::model_layers`].
+    pub num_layers: Option<usize>,
     /// The projected placement, and its file.
     pub placement: Option<(&'a Path, &'a Placement)>,
     /// The comparison with a second dump, and that dump's directory.
@@ -28,27 +33,33 @@ pub struct Document<'a> {
 impl Document<'_> {
     /// Formats the report as JSON. Layers are keys of objects, ascending. `per_expert` adds the figures of each expert.
     pub fn to_json(&self, per_expert: bool) -> Result<String> {
-        let LoadReport { summary, counts_slots, num_ranks, layers, iterations, .. } = self.report;
-        let by_layer = |of: fn(&super::LayerReport) -> Views<Balance>| {
-            views(layers.iter().map(|layer| (layer.layer, of(layer))))
-        };
+        let report = self.report;
+        let LoadReport { summary, counts_slots, num_ranks, layers, iterations, .. } = report;
+        let by_layer =
+            |of: fn(&LayerReport) -> Views<Balance>| self.by_layer(|layer| of(layer).map(|&balance| balance));
         let root = Root {
             eplb: env!("CARGO_PKG_VERSION"),
             dump: Dump::new(self.dump, summary, *counts_slots),
             placement: self.placement.map(|(path, placement)| PlacementEntry::new(path, placement)),
             num_ranks: *num_ranks,
+            notes: report.notes(),
+            idle: &report.idle,
             ranks: by_layer(|layer| layer.ranks),
-            average: self.report.averages(|layer| layer.ranks),
+            average: self.named(report.averages(|layer| layer.ranks)),
+            balancedness: Definitions {
+                num_layers: self.num_layers(),
+                views: self.named(report.balancedness(self.num_layers())),
+            },
             iterations: iterations
                 .iter()
-                .map(|i| Iteration { iteration: i.iteration, imbalance: i.imbalance })
+                .map(|i| Iteration { iteration: i.iteration, imbalance: self.named(i.imbalance) })
                 .collect(),
-            rank_tokens: views(layers.iter().map(|layer| (layer.layer, layer.rank_tokens.clone()))),
+            rank_tokens: self.by_layer(|layer| layer.rank_tokens.map(|tokens| tokens.clone())),
             per_expert: per_expert.then(|| PerExpert {
                 balances: by_layer(|layer| layer.experts),
-                average: self.report.averages(|layer| layer.experts),
+                average: self.named(report.averages(|layer| layer.experts)),
                 tokens: Ordered(layers.iter().map(|layer| (layer.layer, &layer.tokens[..])).collect()),
-                replicas: self.report.shape.map(|_| {
+                replicas: report.shape.map(|_| {
                     Ordered(layers.iter().map(|layer| (layer.layer, &layer.replicas[..])).collect())
                 }),
                 hottest: self.hottest(),
@@ -60,6 +71,30 @@ impl Document<'_> {
             }),
         };
         serde_json::to_string(&root).map_err(|e| Error::Internal(e.to_string()))
+    }
+
+    /// The layers of the model, dense ones included.
+    pub fn num_layers(&self) -> usize {
+        self.num_layers.unwrap_or_else(|| self.report.model_layers())
+    }
+
+    fn named<T>(&self, views: Views<T>) -> Named<T> {
+        let unbalanced = self.report.is_rearranged.then_some(views.before);
+        Named { measured: views.measured, unbalanced, projected: views.projected }
+    }
+
+    /// A map of layers for each view.
+    fn by_layer<T>(&self, of: impl Fn(&LayerReport) -> Views<T>) -> Named<Ordered<T>> {
+        let mut maps = [(); 3].map(|()| Vec::new());
+        for layer in &self.report.layers {
+            let views = of(layer);
+            for (map, view) in maps.iter_mut().zip([views.measured, views.before, views.projected]) {
+                map.extend(view.map(|view| (layer.layer, view)));
+            }
+        }
+        let [measured, before, projected] =
+            maps.map(|layers| Some(Ordered(layers)).filter(|layers| !layers.0.is_empty()));
+        self.named(Views { measured, before, projected })
     }
 
     fn hottest(&self) -> Vec<HotExpert<'_>> {
@@ -77,16 +112,15 @@ impl Document<'_> {
     }
 }
 
-/// Turns the views of each layer into a map of layers for each view.
-fn views<T>(layers: impl Iterator<Item = (u32, Views<T>)>) -> Views<Ordered<T>> {
-    let (mut measured, mut unbalanced, mut projected) = (Vec::new(), Vec::new(), Vec::new());
-    for (layer, views) in layers {
-        measured.push((layer, views.measured));
-        unbalanced.extend(views.unbalanced.map(|view| (layer, view)));
-        projected.extend(views.projected.map(|view| (layer, view)));
-    }
-    let some = |layers: Vec<_>| Some(Ordered(layers)).filter(|layers| !layers.0.is_empty());
-    Views { measured: Ordered(measured), unbalanced: some(unbalanced), projected: some(projected) }
+/// The views by their names in JSON.
+#[derive(Serialize)]
+struct Named<T> {
+    measured: Option<T>,
+    /// Without a load balancer. Absent if it equals `measured`.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    unbalanced: Option<Option<T>>,
+    #[serde(skip_serializing_if = "Option::is_none")]
+    projected: Option<T>,
 }
 
 /// A map that serializes in the order of its entries.
@@ -104,15 +138,26 @@ struct Root<'a> {
     dump: Dump,
     placement: Option<PlacementEntry>,
     num_ranks: usize,
+    notes: Vec<String>,
+    idle: &'a Idle,
     #[serde(flatten)]
-    ranks: Views<Ordered<Balance>>,
-    average: Views<AverageBalance>,
+    ranks: Named<Ordered<Balance>>,
+    average: Named<AverageBalance>,
+    balancedness: Definitions,
     iterations: Vec<Iteration>,
-    rank_tokens: Views<Ordered<Vec<f64>>>,
+    rank_tokens: Named<Ordered<Vec<f64>>>,
     #[serde(skip_serializing_if = "Option::is_none")]
     per_expert: Option<PerExpert<'a>>,
     #[serde(skip_serializing_if = "Option::is_none")]
     against: Option<SecondDump<'a>>,
+}
+
+#[derive(Serialize)]
+struct Definitions {
+    /// Of the model: the divisor of SGLang's.
+    num_layers: usize,
+    #[serde(flatten)]
+    views: Named<Balancedness>,
 }
 
 #[derive(Serialize)]
@@ -178,14 +223,14 @@ impl PlacementEntry {
 struct Iteration {
     iteration: u64,
     #[serde(flatten)]
-    imbalance: Views<super::IterationImbalance>,
+    imbalance: Named<super::IterationImbalance>,
 }
 
 #[derive(Serialize)]
 struct PerExpert<'a> {
     #[serde(flatten)]
-    balances: Views<Ordered<Balance>>,
-    average: Views<AverageBalance>,
+    balances: Named<Ordered<Balance>>,
+    average: Named<AverageBalance>,
     tokens: Ordered<&'a [u64]>,
     #[serde(skip_serializing_if = "Option::is_none")]
     replicas: Option<Ordered<&'a [u32]>>,

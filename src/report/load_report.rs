@@ -2,10 +2,10 @@
 
 use serde::Serialize;
 
-use super::balance::{average, in_order_rank_loads, worst_layer};
-use super::{Balance, Recording, Score};
+use super::balance::{Peak, average, in_order_rank_loads, worst_layer};
+use super::{Balance, Balancedness, Idle, Recording, Score};
 use crate::error::{Error, Result};
-use crate::placement::{self, Shape};
+use crate::placement::{self, Shape, experts_in_order};
 use crate::stats::Summary;
 use crate::threads;
 
@@ -18,53 +18,61 @@ pub struct LoadReport {
     pub counts_slots: bool,
     /// The ranks of [`Views::before`] and, with a placement, of [`Views::projected`].
     pub num_ranks: usize,
+    /// Whether [`Views::before`] differs from [`Views::measured`]: experts in order on other ranks than as dumped.
+    pub is_rearranged: bool,
     /// Experts, slots and ranks of the projected placement. `None` without a placement.
     pub shape: Option<Shape>,
+    /// Where the dump has no load.
+    pub idle: Idle,
     /// The counted layers, ascending.
     pub layers: Vec<LayerReport>,
     /// The counted iterations, ascending.
     pub iterations: Vec<IterationReport>,
+    /// The peaks of the ranks in each iteration, by layer.
+    peaks: Vec<Views<Vec<Peak>>>,
 }
 
 /// A figure of one load as measured, without a load balancer, and with a placement.
-#[derive(Debug, Clone, Copy, PartialEq, Serialize)]
+#[derive(Debug, Clone, Copy, PartialEq)]
 pub struct Views<T = Balance> {
-    /// As dumped.
-    pub measured: T,
-    /// Without a load balancer: the experts in order. `None` if that equals the measured load.
-    #[serde(skip_serializing_if = "Option::is_none")]
-    pub unbalanced: Option<T>,
+    /// As dumped. `None` for ranks of a dump that counts experts on more ranks than experts: the slots of the ranks are unknown.
+    pub measured: Option<T>,
+    /// Without a load balancer: the experts in order. On more ranks than experts, in as many slots as the placement. `None` for
+    /// more ranks than experts without a placement.
+    pub before: Option<T>,
     /// With the placement, each expert's load split evenly over its replicas. `None` without a placement.
-    #[serde(skip_serializing_if = "Option::is_none")]
     pub projected: Option<T>,
 }
 
 impl<T> Views<T> {
-    /// The view without a load balancer.
-    pub fn before(&self) -> &T {
-        self.unbalanced.as_ref().unwrap_or(&self.measured)
-    }
-
-    /// The views that exist, each with its name in JSON and CSV, in a fixed order.
-    pub fn named(&self) -> impl Iterator<Item = (&'static str, &T)> {
-        let views = [
-            ("measured", Some(&self.measured)),
-            ("unbalanced", self.unbalanced.as_ref()),
-            ("projected", self.projected.as_ref()),
-        ];
-        views.into_iter().filter_map(|(name, view)| Some((name, view?)))
-    }
-
-    fn map<U>(&self, mut f: impl FnMut(&T) -> U) -> Views<U> {
+    /// Applies `f` to each view.
+    pub fn map<U>(&self, mut f: impl FnMut(&T) -> U) -> Views<U> {
         Views {
-            measured: f(&self.measured),
-            unbalanced: self.unbalanced.as_ref().map(&mut f),
+            measured: self.measured.as_ref().map(&mut f),
+            before: self.before.as_ref().map(&mut f),
             projected: self.projected.as_ref().map(&mut f),
+        }
+    }
+
+    /// Combines the views of all layers, those that each layer has.
+    fn combine<'a, U>(
+        layers: impl Iterator<Item = &'a Views<T>> + Clone,
+        f: impl Fn(Vec<&'a T>) -> U,
+    ) -> Views<U>
+    where
+        T: 'a,
+    {
+        let all =
+            |view: fn(&'a Views<T>) -> Option<&'a T>| layers.clone().map(view).collect::<Option<_>>().map(&f);
+        Views {
+            measured: all(|views| views.measured.as_ref()),
+            before: all(|views| views.before.as_ref()),
+            projected: all(|views| views.projected.as_ref()),
         }
     }
 }
 
-/// The means over layers of the fields of [`Balance`]. The mean of a ratio is over the layers that have one.
+/// The means over layers of the fields of [`Balance`]: ratios over the layers with load, all else over all layers.
 #[derive(Debug, Clone, Copy, PartialEq, Serialize)]
 pub struct AverageBalance {
     /// Mean of [`Balance::mean`].
@@ -80,8 +88,9 @@ pub struct AverageBalance {
 }
 
 impl AverageBalance {
-    fn new(layers: &[Balance]) -> AverageBalance {
-        let mean = |field: fn(&Balance) -> f64| layers.iter().map(field).sum::<f64>() / layers.len() as f64;
+    fn new(layers: Vec<&Balance>) -> AverageBalance {
+        let mean =
+            |field: fn(&Balance) -> f64| layers.iter().map(|&b| field(b)).sum::<f64>() / layers.len() as f64;
         AverageBalance {
             mean: mean(|balance| balance.mean),
             std: mean(|balance| balance.std),
@@ -133,21 +142,24 @@ pub struct IterationReport {
     pub imbalance: Views<IterationImbalance>,
 }
 
-/// The rank loads of a layer, `[iterations][ranks]`.
-type RankRows = Vec<Vec<f64>>;
-
-/// The imbalance ratio of each iteration of a layer; `None` for an iteration without load.
-type Ratios = Vec<Option<f64>>;
+/// The ranks of one layer in one view.
+#[derive(Debug, Clone)]
+struct RankLoads {
+    balance: Balance,
+    /// The mean of each rank.
+    means: Vec<f64>,
+    /// By iteration.
+    peaks: Vec<Peak>,
+}
 
 impl LoadReport {
     /// Reports on `recording`, and projects its placement if it has one.
     ///
     /// `num_ranks` is the number of ranks without a load balancer. `None` takes that of the placement, or of the dump. Fails if
-    /// it differs from the placement's, or exceeds the number of experts.
+    /// it differs from the placement's.
     pub fn new(recording: &Recording<'_>, num_ranks: Option<usize>, threads: usize) -> Result<LoadReport> {
         let summary = recording.summary();
         let shape = recording.placement().map(|placement| placement.shape());
-        let num_experts = shape.map_or(summary.num_experts, |shape| shape.num_experts());
         let placement_ranks = shape.map(|shape| shape.num_ranks());
         let num_ranks = num_ranks.or(placement_ranks).map_or_else(|| recording.num_ranks(), Ok)?;
         if let Some(placed) = placement_ranks.filter(|&placed| placed != num_ranks) {
@@ -162,46 +174,78 @@ impl LoadReport {
                  experts on {num_ranks} ranks"
             )));
         }
-        if num_ranks == 0 || num_ranks > num_experts {
-            let message = format!("{num_ranks} ranks: there must be 1 to the {num_experts} experts");
-            return Err(Error::InvalidShape(message));
+        if num_ranks == 0 {
+            return Err(Error::InvalidShape("0 ranks: there must be at least 1".into()));
         }
+        let is_rearranged = match recording.counts_slots() {
+            true => shape.is_some(),
+            false => num_ranks != dumped_ranks || num_ranks > summary.num_experts,
+        };
+        let ranks = Ranks { num_ranks, dumped_ranks, is_rearranged };
         let reports = threads::map(summary.layers.len(), threads::resolve(threads), |index| {
-            layer_report(recording, summary.layers[index], num_ranks, dumped_ranks)
+            layer_report(recording, summary.layers[index], ranks)
         })?;
-        let (layers, ratios): (Vec<_>, Vec<_>) = reports.into_iter().unzip();
-        let iterations = (0..summary.rows.len() as usize).map(|index| {
-            let over_layers = |view: fn(&Views<Ratios>) -> Option<&Ratios>| {
-                let ratios = ratios.iter().map(|ratios| view(ratios).map(|ratios| ratios[index]));
-                Some(IterationImbalance::new(&summary.layers, &ratios.collect::<Option<Ratios>>()?))
-            };
-            let measured = IterationImbalance::new(
-                &summary.layers,
-                &ratios.iter().map(|ratios| ratios.measured[index]).collect::<Ratios>(),
-            );
-            let (unbalanced, projected) = (
-                over_layers(|ratios| ratios.unbalanced.as_ref()),
-                over_layers(|ratios| ratios.projected.as_ref()),
-            );
-            IterationReport {
-                iteration: summary.rows.first_iteration(index as u64),
-                imbalance: Views { measured, unbalanced, projected },
-            }
+        let (layers, peaks): (Vec<_>, Vec<_>) = reports.into_iter().unzip();
+        let iterations = (0..summary.rows.len() as usize).map(|index| IterationReport {
+            iteration: summary.rows.first_iteration(index as u64),
+            imbalance: Views::combine(peaks.iter(), |peaks: Vec<&Vec<Peak>>| {
+                let ratios = peaks.into_iter().map(|peaks| peaks[index].imbalance_ratio());
+                IterationImbalance::new(&summary.layers, &ratios.collect::<Vec<_>>())
+            }),
         });
         let iterations = iterations.collect();
-        let (summary, counts_slots) = (summary.clone(), recording.counts_slots());
-        Ok(LoadReport { summary, counts_slots, num_ranks, shape, layers, iterations })
+        let (summary, counts_slots, idle) = (summary.clone(), recording.counts_slots(), recording.idle()?);
+        Ok(LoadReport {
+            summary,
+            counts_slots,
+            num_ranks,
+            is_rearranged,
+            shape,
+            idle,
+            layers,
+            iterations,
+            peaks,
+        })
     }
 
     /// The means over layers of the balance that `balance` selects: of ranks or of experts.
     pub fn averages(&self, balance: impl Fn(&LayerReport) -> Views) -> Views<AverageBalance> {
         let balances: Vec<Views> = self.layers.iter().map(balance).collect();
-        let all = |view: fn(&Views) -> Option<Balance>| balances.iter().map(view).collect::<Option<Vec<_>>>();
-        Views {
-            measured: AverageBalance::new(&balances.iter().map(|views| views.measured).collect::<Vec<_>>()),
-            unbalanced: all(|views| views.unbalanced).map(|balances| AverageBalance::new(&balances)),
-            projected: all(|views| views.projected).map(|balances| AverageBalance::new(&balances)),
+        Views::combine(balances.iter(), AverageBalance::new)
+    }
+
+    /// The balance of the ranks by the definitions of several systems. `num_layers` is the number of layers of the model, see
+    /// [`LoadReport::model_layers`].
+    pub fn balancedness(&self, num_layers: usize) -> Views<Balancedness> {
+        Views::combine(self.peaks.iter(), |peaks| {
+            let layers = self.summary.layers.iter().copied().zip(peaks.into_iter().map(|peaks| &peaks[..]));
+            Balancedness::new(&layers.collect::<Vec<_>>(), num_layers)
+        })
+    }
+
+    /// The layers of the model, dense ones included, if the dump's last layer is the model's.
+    pub fn model_layers(&self) -> usize {
+        self.summary.layers.last().map_or(0, |&last| last as usize + 1)
+    }
+
+    /// What a reader of the figures must know: what was left out, and why a view is missing.
+    pub fn notes(&self) -> Vec<String> {
+        let (num_ranks, num_experts) = (self.num_ranks, self.summary.num_experts);
+        let mut notes = Vec::new();
+        notes.extend(self.idle.note(self.layers.len()));
+        if self.layers.iter().any(|layer| layer.ranks.before.is_none()) {
+            notes.push(format!(
+                "{num_ranks} ranks cannot hold {num_experts} experts in order, one slot each, so there is no load without \
+                 a placement; pass a configuration file for {num_ranks} ranks"
+            ));
         }
+        if self.layers.iter().any(|layer| layer.ranks.measured.is_none()) {
+            notes.push(format!(
+                "the dump counts {num_experts} experts on more ranks, whose slots it does not have, so the measured load of \
+                 a rank is unknown; count slots to measure it"
+            ));
+        }
+        notes
     }
 
     /// The hottest ranks' load, added up over layers, without the placement over that with it. All ranks wait for the hottest,
@@ -209,7 +253,7 @@ impl LoadReport {
     pub fn speedup(&self) -> Option<f64> {
         let (mut before, mut after) = (0.0, 0.0);
         for layer in &self.layers {
-            before += layer.ranks.before().max;
+            before += layer.ranks.before.as_ref()?.max;
             after += layer.ranks.projected.as_ref()?.max;
         }
         Some(before / after).filter(|speedup| speedup.is_finite())
@@ -248,36 +292,46 @@ impl IterationImbalance {
     }
 }
 
+/// The ranks of a report.
+#[derive(Debug, Clone, Copy)]
+struct Ranks {
+    num_ranks: usize,
+    dumped_ranks: usize,
+    is_rearranged: bool,
+}
+
 fn layer_report(
     recording: &Recording<'_>,
     layer: u32,
-    num_ranks: usize,
-    dumped_ranks: usize,
-) -> Result<(LayerReport, Views<Ratios>)> {
+    ranks: Ranks,
+) -> Result<(LayerReport, Views<Vec<Peak>>)> {
+    let Ranks { num_ranks, dumped_ranks, is_rearranged } = ranks;
     let loads = recording.loads(layer)?;
     let num_ids = recording.summary().num_experts;
     let num_experts = recording.placement().map_or(num_ids, |placement| placement.shape().num_experts());
     let (ids, experts) = (loads.dumped().chunks_exact(num_ids), loads.experts().chunks_exact(num_experts));
-    let is_rearranged = match recording.counts_slots() {
-        true => recording.placement().is_some(),
-        false => num_ranks != dumped_ranks,
+    let shape = recording.placement().map(|placement| placement.shape());
+    let in_order = || match shape {
+        _ if num_ranks <= num_experts => {
+            Some(experts.clone().map(|loads| in_order_rank_loads(num_ranks, loads)).collect())
+        }
+        Some(shape) => {
+            Some(Score::new(shape, layer, &experts_in_order(shape), loads.experts()).rank_loads().collect())
+        }
+        None => None,
     };
-    let mut ranks = Views {
-        measured: recording.measured(&loads, dumped_ranks),
-        unbalanced: is_rearranged
-            .then(|| experts.clone().map(|loads| in_order_rank_loads(num_ranks, loads)).collect()),
-        projected: None,
-    };
-    let mut balances = Views {
-        measured: Balance::from_rank_loads(ids),
-        unbalanced: is_rearranged.then(|| Balance::from_rank_loads(experts.clone())),
-        projected: None,
-    };
+    let measured =
+        (dumped_ranks <= num_ids).then(|| RankLoads::new(recording.measured(&loads, dumped_ranks)));
+    let before = if is_rearranged { in_order().map(RankLoads::new) } else { measured.clone() };
+    let mut ranks = Views { measured, before, projected: None };
+    let measured = Balance::from_rank_loads(ids);
+    let before = if is_rearranged { Balance::from_rank_loads(experts.clone()) } else { measured };
+    let mut balances = Views { measured: Some(measured), before: Some(before), projected: None };
     let (mut replicas, mut expert_ranks, mut num_duplicates) = (Vec::new(), Vec::new(), 0);
     if let Some(placement) = recording.placement() {
         let (shape, slot_experts) = (placement.shape(), placement.layer_experts(layer)?);
         let score = Score::new(shape, layer, slot_experts, loads.experts());
-        ranks.projected = Some(score.rank_loads().collect());
+        ranks.projected = Some(RankLoads::new(score.rank_loads().collect()));
         balances.projected = Some(Balance::from_rank_loads(score.slot_loads()));
         replicas = score.replicas().to_vec();
         expert_ranks = placement::expert_ranks(shape, slot_experts);
@@ -290,22 +344,28 @@ fn layer_report(
     }
     let report = LayerReport {
         layer,
-        ranks: ranks.map(|rows: &RankRows| Balance::from_rank_loads(rows.iter())),
+        ranks: ranks.map(|ranks| ranks.balance),
         experts: balances,
-        rank_tokens: ranks.map(mean_row),
+        rank_tokens: ranks.map(|ranks| ranks.means.clone()),
         tokens,
         replicas,
         expert_ranks,
         num_duplicates,
     };
-    let ratio = |ranks: &Vec<f64>| Balance::from_rank_loads([ranks].into_iter()).imbalance_ratio;
-    Ok((report, ranks.map(|rows| rows.iter().map(ratio).collect())))
+    Ok((report, ranks.map(|ranks| ranks.peaks.clone())))
 }
 
-fn mean_row(rows: &RankRows) -> Vec<f64> {
-    let mut means = vec![0.0; rows[0].len()];
-    for row in rows {
-        means.iter_mut().zip(row).for_each(|(mean, load)| *mean += load / rows.len() as f64);
+impl RankLoads {
+    /// `rows` is `[iterations][ranks]`.
+    fn new(rows: Vec<Vec<f64>>) -> RankLoads {
+        let mut means = vec![0.0; rows[0].len()];
+        for row in &rows {
+            means.iter_mut().zip(row).for_each(|(mean, load)| *mean += load / rows.len() as f64);
+        }
+        RankLoads {
+            balance: Balance::from_rank_loads(rows.iter()),
+            means,
+            peaks: rows.iter().map(|ranks| Peak::new(ranks)).collect(),
+        }
     }
-    means
 }

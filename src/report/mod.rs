@@ -7,9 +7,11 @@
 //! - [`Metrics`] formats the state of recorders, placements and dispatches for Prometheus.
 
 mod balance;
+mod balancedness;
 mod compare;
 mod document;
 mod expected;
+mod idle;
 mod load_report;
 mod metrics;
 mod plan;
@@ -19,10 +21,12 @@ mod score;
 mod sweep;
 
 pub use balance::{Balance, average};
+pub use balancedness::Balancedness;
 pub use compare::{Candidate, ScoredCandidate, compare, moved_slots};
 pub use document::Document;
 pub(crate) use expected::routed_load;
 pub use expected::{RoutingOptions, expected_load};
+pub use idle::Idle;
 pub use load_report::{AverageBalance, IterationImbalance, IterationReport, LayerReport, LoadReport, Views};
 pub use metrics::Metrics;
 pub(crate) use plan::require_expert_counts;

@@ -44,7 +44,7 @@ pub struct LayerPrediction {
     pub tokens: [f64; 2],
 }
 
-/// The mean over layers of each field of [`LayerPrediction`].
+/// The mean of each field of [`LayerPrediction`] over the layers with load in both recordings.
 #[derive(Debug, Clone, Copy, PartialEq, Serialize)]
 #[allow(missing_docs, reason = "each is the mean of the field of LayerPrediction")]
 pub struct AveragePrediction {
@@ -55,7 +55,10 @@ pub struct AveragePrediction {
     pub iterations: Option<f64>,
     pub dispatch: Option<f64>,
     pub load_shift: Option<f64>,
+    /// Over all layers if none has load in both recordings.
     pub tokens: [f64; 2],
+    /// The number of layers that the means are over.
+    pub num_layers: usize,
 }
 
 impl PredictionReport {
@@ -118,6 +121,8 @@ impl PredictionReport {
     pub fn averages(&self) -> AveragePrediction {
         let known = self.layers.iter().filter(|layer| layer.iterations.is_some());
         let known: Vec<_> = known.filter(|layer| !self.counts_slots || layer.dispatch.is_some()).collect();
+        let all: Vec<_> = self.layers.iter().collect();
+        let with_tokens = if known.is_empty() { &all } else { &known };
         let mean = |of: fn(&LayerPrediction) -> Option<f64>| average(known.iter().map(|layer| of(layer)));
         AveragePrediction {
             predicted: mean(|layer| layer.predicted),
@@ -128,9 +133,10 @@ impl PredictionReport {
             dispatch: mean(|layer| layer.dispatch),
             load_shift: mean(|layer| layer.load_shift),
             tokens: [0, 1].map(|recording| {
-                self.layers.iter().map(|layer| layer.tokens[recording]).sum::<f64>()
-                    / self.layers.len() as f64
+                with_tokens.iter().map(|layer| layer.tokens[recording]).sum::<f64>()
+                    / with_tokens.len() as f64
             }),
+            num_layers: known.len(),
         }
     }
 }
@@ -217,6 +223,25 @@ mod tests {
         assert!(close(layer.load_shift, 1.0 / 6.0));
         assert_eq!(layer.tokens, [12.0, 10.0]);
         assert!(close(report.averages().measured, 1.0 / 3.0));
+    }
+
+    #[test]
+    fn iterations_without_load_are_left_out() {
+        let placement = placement();
+        // Rank loads 6 and 6, and none.
+        let first = record(IdKind::Expert, 3, &[8, 2, 2, 0, 0, 0]);
+        let second = record(IdKind::Expert, 3, &[0, 0, 0, 6, 4, 2]);
+        let idle = record(IdKind::Expert, 3, &[0, 0, 0]);
+        let of = |first, second| {
+            let recordings = [first, second].map(|stats| Recording::new(stats, Some(&placement)).unwrap());
+            PredictionReport::new(&recordings[0], &recordings[1]).unwrap().averages()
+        };
+        // 7 and 5 in the iteration with load.
+        let average = of(&first, &second);
+        assert!(close(average.predicted, 0.0) && close(average.projected, 1.0 / 6.0));
+        assert_eq!((average.tokens, average.num_layers), ([6.0, 6.0], 1));
+        let average = of(&first, &idle);
+        assert_eq!((average.predicted, average.num_layers), (None, 0));
     }
 
     #[test]

@@ -1,5 +1,6 @@
 //! The loads of experts and ranks in each row of a dump, with or without a placement.
 
+use super::Idle;
 use super::balance::in_order_rank_loads;
 use crate::error::{Error, Result};
 use crate::placement::{ConfigFile, Expected, Placement, held_slots};
@@ -64,6 +65,11 @@ impl<'a> Recording<'a> {
             Some(placement) => Ok(placement.shape().num_ranks()),
             None => self.summary().ep_size(),
         }
+    }
+
+    /// Where the dump has no load.
+    pub fn idle(&self) -> Result<Idle> {
+        Idle::of(self.stats)
     }
 
     /// Returns the loads of `layer` in each row.

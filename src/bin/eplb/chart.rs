@@ -1,6 +1,6 @@
 //! Charts in SVG, for slides and papers.
 
-use eplb::report::{Balance, LoadReport, SweepPoint, Views};
+use eplb::report::{AverageBalance, Balance, LoadReport, SweepPoint, Views};
 use eplb::{Error, Result};
 use plotters::prelude::*;
 
@@ -35,11 +35,13 @@ fn draw_layers(report: &LoadReport, svg: &mut String) -> DrawResult {
     let averages = report.averages(|layer| layer.ranks);
     let percent =
         |ratio: Option<f64>| ratio.map_or("-".to_owned(), |ratio| format!("{:.1} %", 100.0 * ratio));
-    let before = format!("before, {} on average", percent(averages.before().imbalance_ratio));
-    let after =
-        averages.projected.map(|average| format!("after, {} on average", percent(average.imbalance_ratio)));
-    let series: [(Option<String>, RGBColor, View); 2] =
-        [(Some(before), BEFORE, |views| Some(*views.before())), (after, AFTER, |views| views.projected)];
+    let named = |name: &str, average: Option<AverageBalance>| {
+        average.map(|average| format!("{name}, {} on average", percent(average.imbalance_ratio)))
+    };
+    let series: [(Option<String>, RGBColor, View); 2] = [
+        (named("before", averages.before), BEFORE, |views| views.before),
+        (named("after", averages.projected), AFTER, |views| views.projected),
+    ];
     let series: Vec<_> =
         series.into_iter().filter_map(|(name, color, view)| Some((name?, color, view))).collect();
     let ratio = |view: View, index: usize| {

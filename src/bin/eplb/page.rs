@@ -72,6 +72,7 @@ mod tests {
         let document = Document {
             report: &report,
             dump: Path::new("a </script> b"),
+            num_layers: None,
             placement: Some((Path::new("config.yaml"), &placement)),
             against: None,
         };

@@ -7,24 +7,25 @@ use comfy_table::{Cell, Table};
 use eplb::Result;
 use eplb::placement::{ConfigFile, Placement};
 use eplb::report::{
-    AverageBalance, Balance, Document, LayerReport, LoadReport, PredictionReport, Recording, Views,
-    placement_for_dump,
+    AverageBalance, Balance, Balancedness, Document, LayerReport, LoadReport, PredictionReport, Recording,
+    Views, placement_for_dump,
 };
 use eplb::stats::{Stats, Summary};
 
 use crate::dump_args::DumpArgs;
 use crate::output::{
-    self, OutputFormat, create_file, csv_line, csv_number, four_digits, imbalance, percent, right, rows_note,
-    signed, takes_stdout, tokens, write_file,
+    self, OutputFormat, create_file, csv_line, csv_number, four_digits, imbalance, left, percent, right,
+    rows_note, signed, takes_stdout, tokens, write_file,
 };
+use crate::plan_args::one_or_more;
 use crate::{chart, page};
 
 /// Report the balance of a dump, measured and projected onto a placement
 ///
 /// Prints mean, standard deviation and imbalance ratio, (max - mean) / mean, of the ranks' tokens. They are computed per
-/// iteration and averaged, as in TensorRT-LLM's report_load_statistics.py. A configuration file adds the projection: each
-/// expert's tokens split evenly over its replicas. A second dump, recorded with that file in use, is compared with the
-/// prediction.
+/// iteration and averaged, as in TensorRT-LLM's report_load_statistics.py, and the balancedness as SGLang and vLLM define it. A
+/// configuration file adds the projection: each expert's tokens split evenly over its replicas. A second dump shows that
+/// placement on other load.
 #[derive(clap::Args)]
 #[command(after_help = "\
 Examples (with files of eplb's repository):
@@ -48,13 +49,18 @@ pub struct Args {
     #[arg(long, alias = "projection_eplb_config_path", value_name = "FILE")]
     config: Option<PathBuf>,
 
-    /// Ranks of the configuration file; without one, ranks to place the experts on in order [default: the number in the file, or
-    /// in the dump]
+    /// Ranks of the configuration file; without one, ranks to place the experts on in order, at most one for each expert [default:
+    /// the number in the file, or in the dump]
     #[arg(long = "ep_size", alias = "ep-size", value_name = "RANKS")]
     ep_size: Option<usize>,
 
-    /// Directory of a second dump to compare with the prediction, recorded with the configuration file in use. It may count slots
-    /// or experts. All of its iterations are used
+    /// Layers of the model including dense ones, for SGLang's balancedness, which counts those without experts as even [default:
+    /// up to the dump's last layer]
+    #[arg(long = "num_layers", alias = "num-layers", value_name = "LAYERS", value_parser = one_or_more())]
+    num_layers: Option<usize>,
+
+    /// Directory of a second dump, on whose load the placement is compared with the first. If it counts slots, it was recorded with
+    /// the configuration file in use. All of its iterations are used
     #[arg(long, value_name = "DIR", requires = "config")]
     against: Option<PathBuf>,
 
@@ -99,6 +105,7 @@ pub fn run(args: &Args) -> Result<String> {
     let document = Document {
         report: &report,
         dump: directory,
+        num_layers: args.num_layers,
         placement: args.config.as_deref().zip(placement.as_ref()),
         against: args.against.as_deref().zip(against.as_ref()),
     };
@@ -127,17 +134,28 @@ fn load(path: &Path, ep_size: Option<usize>, stats: &Stats) -> Result<Placement>
 /// A column of the table: the name of a view, and how to select it.
 type Column = (&'static str, fn(&Views) -> Option<Balance>);
 
-const MEASURED: Column = ("measured", |views| Some(views.measured));
-const BEFORE: Column = ("before", |views| Some(*views.before()));
+const MEASURED: Column = ("measured", |views| views.measured);
+const BEFORE: Column = ("before", |views| views.before);
 const AFTER: Column = ("after", |views| views.projected);
 
-/// The views that differ from each other.
-fn columns(report: &LoadReport) -> &'static [Column] {
-    match (report.shape.is_some(), report.counts_slots) {
+/// The views that differ from each other, without those that are unknown.
+fn columns(report: &LoadReport) -> Vec<Column> {
+    let columns: &[Column] = match (report.shape.is_some(), report.counts_slots) {
         (true, true) => &[BEFORE, AFTER, MEASURED],
         (true, false) => &[BEFORE, AFTER],
-        (false, _) if report.layers.iter().any(|layer| layer.ranks.unbalanced.is_some()) => &[BEFORE],
+        (false, _) if report.is_rearranged => &[BEFORE],
         (false, _) => &[MEASURED],
+    };
+    let is_known = |(_, view): &&Column| report.layers.iter().all(|layer| view(&layer.ranks).is_some());
+    columns.iter().filter(is_known).copied().collect()
+}
+
+/// The view of a column in values of another kind.
+fn view<T>((name, _): Column, views: &Views<T>) -> Option<&T> {
+    match name {
+        "before" => views.before.as_ref(),
+        "after" => views.projected.as_ref(),
+        _ => views.measured.as_ref(),
     }
 }
 
@@ -161,6 +179,13 @@ fn describe(args: &Args, document: &Document<'_>) -> String {
         return text;
     }
     let _ = writeln!(text, "\n{}\n", balance_sentence(report));
+    for note in report.notes() {
+        let _ = writeln!(text, "Note: {note}\n");
+    }
+    let columns = columns(report);
+    if columns.is_empty() {
+        return text;
+    }
     let what = match (args.per_expert, report.shape.is_some() || report.counts_slots) {
         (false, _) => "the ranks' tokens",
         (true, false) => "the experts' tokens",
@@ -173,8 +198,36 @@ fn describe(args: &Args, document: &Document<'_>) -> String {
     );
     let views: fn(&LayerReport) -> Views =
         if args.per_expert { |layer| layer.experts } else { |layer| layer.ranks };
-    let _ = writeln!(text, "{}", layers_table(args, report, views));
+    let _ = writeln!(text, "{}", layers_table(args, report, views, &columns));
+    if !args.per_expert {
+        text += &definitions(report, document.num_layers(), &columns);
+    }
     text
+}
+
+/// The average balance by the definition of each system.
+fn definitions(report: &LoadReport, num_layers: usize, columns: &[Column]) -> String {
+    let balancedness = report.balancedness(num_layers);
+    let others = num_layers - report.summary.layers.iter().filter(|&&l| (l as usize) < num_layers).count();
+    let rows: [(&str, &str, fn(&Balancedness) -> Option<f64>); 4] = [
+        ("eplb", "mean/max, averaged over layers", |b| b.eplb),
+        ("SGLang", "the same, over all of the model", |b| b.sglang),
+        ("vLLM", "sum of means / sum of maxima", |b| b.vllm),
+        ("TensorRT-LLM", "imbalance ratio; 0 is even", |b| b.tensorrt_llm_imbalance_ratio),
+    ];
+    let mut header = vec![left("balancedness"), left("")];
+    header.extend(columns.iter().map(|(name, _)| right(name)));
+    let mut table = output::table(header);
+    for (system, rule, figure) in rows {
+        let figures =
+            columns.iter().map(|&column| right(four_digits(view(column, &balancedness).and_then(figure))));
+        table.add_row([left(system), left(rule)].into_iter().chain(figures).collect::<Vec<Cell>>());
+    }
+    format!(
+        "\nThe same load by the definition of each system. They weigh layers differently, so compare\n\
+         figures of one definition only. SGLang: {num_layers} layers, of which {others} without experts count as\n\
+         even (--num_layers)\n\n{table}\n"
+    )
 }
 
 fn dump_line(path: &Path, summary: &Summary, counts_slots: bool) -> String {
@@ -193,29 +246,35 @@ fn dump_line(path: &Path, summary: &Summary, counts_slots: bool) -> String {
 /// The balance as a sentence.
 fn balance_sentence(report: &LoadReport) -> String {
     let average = report.averages(|layer| layer.ranks);
-    let Some(before) = average.before().imbalance_ratio else {
-        return "No layer has load in every iteration, so there is no balance to report".to_owned();
-    };
-    let after = average.projected.and_then(|average| average.imbalance_ratio).zip(report.speedup());
-    match after {
-        Some((after, speedup)) => format!(
+    let of = |view: Option<AverageBalance>| view.and_then(|average| average.imbalance_ratio);
+    let (before, after, speedup) = (of(average.before), of(average.projected), report.speedup());
+    match (before, after, speedup) {
+        _ if report.idle.layers.len() == report.layers.len() => {
+            "No layer has load, so there is no balance to report".to_owned()
+        }
+        (Some(before), Some(after), Some(speedup)) => format!(
             "The hottest rank has {} more load than the mean without balancing, {} with this placement:\n\
              the experts' work is done {speedup:.2} times as fast",
             percent(before),
             percent(after)
         ),
-        None => {
-            let order = match report.layers.iter().any(|layer| layer.ranks.unbalanced.is_some()) {
+        (Some(before), _, _) => {
+            let order = match report.is_rearranged {
                 true => format!(" with the experts in order on {} ranks", report.num_ranks),
                 false => String::new(),
             };
             format!("The hottest rank has {} more load than the mean{order}", percent(before))
         }
+        (None, _, _) => format!("The load of each of {} ranks depends on the placement", report.num_ranks),
     }
 }
 
-fn layers_table(args: &Args, report: &LoadReport, of: fn(&LayerReport) -> Views) -> Table {
-    let columns = columns(report);
+fn layers_table(
+    args: &Args,
+    report: &LoadReport,
+    of: fn(&LayerReport) -> Views,
+    columns: &[Column],
+) -> Table {
     let mut header = vec![right("layer"), right("mean")];
     let titled = |title: &str, name: &str| {
         right(if columns.len() == 1 { title.to_owned() } else { format!("{title}\n{name}") })
@@ -229,33 +288,39 @@ fn layers_table(args: &Args, report: &LoadReport, of: fn(&LayerReport) -> Views)
     let figures = |std: f64, ratio: Option<f64>| {
         deviations.then(|| right(tokens(std))).into_iter().chain([imbalance(ratio)])
     };
-    let &(last, view) = columns.last().unwrap_or(&MEASURED);
+    let last = columns.last().map_or("", |(name, _)| name);
     let worst = if args.per_expert { "hottest" } else { "worst" };
     header.extend([titled("mean/max", last), titled(worst, last)]);
     let mut table = output::table(header);
     for layer in &report.layers {
         let views = of(layer);
-        let balances = columns.iter().filter_map(|(_, view)| view(&views));
-        let first = [right(layer.layer), right(tokens(views.measured.mean))];
-        let view_cells = balances.flat_map(|b| figures(b.std, b.imbalance_ratio));
-        let last = view(&views).unwrap_or(views.measured);
+        let balances: Vec<Balance> = columns.iter().filter_map(|(_, view)| view(&views)).collect();
+        let ([first, ..], Some(last)) = (&balances[..], balances.last()) else { continue };
+        let start = [right(layer.layer), right(tokens(first.mean))];
+        let view_cells = balances.iter().flat_map(|b| figures(b.std, b.imbalance_ratio));
         let end = [right(four_digits(last.balancedness)), right(last.worst_rank)];
-        table.add_row(first.into_iter().chain(view_cells).chain(end).collect::<Vec<Cell>>());
+        table.add_row(start.into_iter().chain(view_cells).chain(end).collect::<Vec<Cell>>());
     }
-    let average = report.averages(of);
-    let averages: Vec<AverageBalance> = columns
-        .iter()
-        .map(|&(name, _)| match name {
-            "before" => *average.before(),
-            "after" => average.projected.unwrap_or(average.measured),
-            _ => average.measured,
-        })
-        .collect();
-    let first = [right("average"), right(tokens(average.measured.mean))];
-    let view_cells = averages.iter().flat_map(|b| figures(b.std, b.imbalance_ratio));
-    let end = averages.last().map(|b| right(four_digits(b.balancedness)));
-    table.add_row(first.into_iter().chain(view_cells).chain(end).chain([right("")]).collect::<Vec<Cell>>());
+    let averages = report.averages(of);
+    let averages: Vec<&AverageBalance> = columns.iter().filter_map(|&c| view(c, &averages)).collect();
+    if let ([first, ..], Some(last)) = (&averages[..], averages.last()) {
+        let start = [right("average"), right(tokens(first.mean))];
+        let view_cells = averages.iter().flat_map(|b| figures(b.std, b.imbalance_ratio));
+        let end = [right(four_digits(last.balancedness)), right("")];
+        table.add_row(start.into_iter().chain(view_cells).chain(end).collect::<Vec<Cell>>());
+    }
     table
+}
+
+/// The views that exist and differ, each with its name in JSON.
+fn named<'a, T>(report: &LoadReport, views: &'a Views<T>) -> impl Iterator<Item = (&'static str, &'a T)> {
+    let before = views.before.as_ref().filter(|_| report.is_rearranged);
+    let views = [
+        ("measured", views.measured.as_ref()),
+        ("unbalanced", before),
+        ("projected", views.projected.as_ref()),
+    ];
+    views.into_iter().filter_map(|(name, view)| Some((name, view?)))
 }
 
 fn csv(args: &Args, report: &LoadReport) -> String {
@@ -264,14 +329,14 @@ fn csv(args: &Args, report: &LoadReport) -> String {
         csv_line(["layer", "view", "mean", "std", "max", "imbalance_ratio", "balancedness", worst]);
     let of = |layer: &LayerReport| if args.per_expert { layer.experts } else { layer.ranks };
     for layer in &report.layers {
-        for (name, b) in of(layer).named() {
+        for (name, b) in named(report, &of(layer)) {
             let ratios = [b.imbalance_ratio, b.balancedness].map(csv_number);
             let figures = [b.mean, b.std, b.max].map(|figure| figure.to_string());
             let row = [layer.layer.to_string(), name.to_owned()].into_iter().chain(figures).chain(ratios);
             text += &csv_line(row.chain([b.worst_rank.to_string()]));
         }
     }
-    for (name, b) in report.averages(of).named() {
+    for (name, b) in named(report, &report.averages(of)) {
         let ratios = [b.imbalance_ratio, b.balancedness].map(csv_number);
         let figures = [b.mean, b.std, b.max].map(|figure| figure.to_string());
         let row = ["average".to_owned(), name.to_owned()].into_iter().chain(figures).chain(ratios);
@@ -303,9 +368,7 @@ fn prediction_sentence(prediction: &PredictionReport) -> String {
                 signed(Some(observed - predicted)),
             )
         }
-        None => {
-            "No layer has load in every iteration of both dumps, so there is nothing to compare".to_owned()
-        }
+        None => "No layer has load in both dumps, so there is nothing to compare".to_owned(),
     };
     let dispatch = match prediction.counts_slots {
         true => "dispatch    routing did not split evenly over replicas",
