@@ -16,6 +16,8 @@ pub struct LoadReport {
     pub summary: Summary,
     /// Whether the counts are of slots, not of experts.
     pub counts_slots: bool,
+    /// [`Recording::is_ambiguous`].
+    pub is_ambiguous: bool,
     /// The ranks of [`Views::before`] and, with a placement, of [`Views::projected`].
     pub num_ranks: usize,
     /// Whether [`Views::before`] differs from [`Views::measured`]: experts in order on other ranks than as dumped.
@@ -198,6 +200,7 @@ impl LoadReport {
         Ok(LoadReport {
             summary,
             counts_slots,
+            is_ambiguous: recording.is_ambiguous(),
             num_ranks,
             is_rearranged,
             shape,
@@ -233,6 +236,13 @@ impl LoadReport {
         let (num_ranks, num_experts) = (self.num_ranks, self.summary.num_experts);
         let mut notes = Vec::new();
         notes.extend(self.idle.note(self.layers.len()));
+        if self.is_ambiguous {
+            notes.push(
+                "the dump does not say whether it counts experts or slots, of which the placement has as many; it is read \
+                 as counts of experts"
+                    .into(),
+            );
+        }
         if self.layers.iter().any(|layer| layer.ranks.before.is_none()) {
             notes.push(format!(
                 "{num_ranks} ranks cannot hold {num_experts} experts in order, one slot each, so there is no load without \

@@ -18,7 +18,7 @@ impl<'a> Recording<'a> {
     /// `placement` is the placement to report on. If the dump counts slots, it is the placement that was in use.
     ///
     /// TensorRT-LLM's dumps do not record whether they count slots. Slots are assumed if the number of ids equals the number of
-    /// slots and differs from the number of experts.
+    /// slots and differs from the number of experts, and else experts: see [`Recording::is_ambiguous`].
     ///
     /// Fails if the number of ids equals neither, or if `placement` lacks a layer of the dump.
     pub fn new(stats: &'a Stats, placement: Option<&'a Placement>) -> Result<Self> {
@@ -57,6 +57,18 @@ impl<'a> Recording<'a> {
     /// Whether the counts are of slots, not of experts.
     pub fn counts_slots(&self) -> bool {
         self.counts_slots
+    }
+
+    /// Whether experts were assumed, but slots would give other figures: the dump does not say what it counts, and the placement has
+    /// as many slots as experts, in another order. See [`LoadOptions::counts`](crate::stats::LoadOptions::counts).
+    pub fn is_ambiguous(&self) -> bool {
+        let in_order = |experts: &[u32]| (0..).zip(experts).all(|(slot, &expert)| slot == expert);
+        let differs = |placement: &Placement| {
+            let shape = placement.shape();
+            shape.num_slots() == shape.num_experts()
+                && !placement.iter().all(|(_, experts)| in_order(experts))
+        };
+        self.summary().id_kind.is_none() && self.placement.is_some_and(differs)
     }
 
     /// The ranks of the dump. If it counts the slots of a placement, the placement's ranks. Fails as [`Summary::ep_size`] does.

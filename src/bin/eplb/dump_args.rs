@@ -83,10 +83,10 @@ impl DumpArgs {
         }
     }
 
-    /// Reads all iterations of a second dump.
-    pub fn read_second(&self, directory: &Path) -> Result<Stats> {
+    /// Reads all iterations of a second dump, which counts `counts` where it does not say it.
+    pub fn read_second(&self, directory: &Path, counts: Option<IdKind>) -> Result<Stats> {
         let Self { allow_missing_ranks, threads, .. } = *self;
-        read(directory, &LoadOptions { allow_missing_ranks, threads, ..Default::default() })
+        read(directory, &LoadOptions { allow_missing_ranks, counts, threads, ..Default::default() })
     }
 }
 

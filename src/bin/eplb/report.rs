@@ -4,15 +4,15 @@ use std::fmt::Write;
 use std::path::{Path, PathBuf};
 
 use comfy_table::{Cell, Table};
-use eplb::Result;
 use eplb::placement::{ConfigFile, Placement};
 use eplb::report::{
     AverageBalance, Balance, Balancedness, Document, LayerReport, LoadReport, PredictionReport, Recording,
     Views, placement_for_dump,
 };
-use eplb::stats::{Stats, Summary};
+use eplb::stats::{IdKind, Stats, Summary};
+use eplb::{Error, Result};
 
-use crate::dump_args::DumpArgs;
+use crate::dump_args::{DumpArgs, id_kinds};
 use crate::output::{
     self, OutputFormat, create_file, csv_line, csv_number, four_digits, imbalance, left, percent, right,
     rows_note, signed, takes_stdout, tokens, write_file,
@@ -64,6 +64,12 @@ pub struct Args {
     #[arg(long, value_name = "DIR", requires = "config")]
     against: Option<PathBuf>,
 
+    /// As --counts, for the dump of --against. Required if that dump does not say what it counts, and the configuration file has as
+    /// many slots as experts
+    #[arg(long = "against_counts", alias = "against-counts", value_name = "IDS", value_parser = id_kinds(),
+        requires = "against")]
+    against_counts: Option<IdKind>,
+
     /// Report on experts and slots instead of ranks; with --json, in addition to ranks
     #[arg(long = "per_expert", alias = "per-expert")]
     per_expert: bool,
@@ -94,10 +100,26 @@ pub fn run(args: &Args) -> Result<String> {
     };
     let recording = Recording::new(&stats, placement.as_ref()).map_err(|e| e.in_file(directory))?;
     let report = LoadReport::new(&recording, args.ep_size, args.dump.threads)?;
-    let second = args.against.as_deref().map(|path| args.dump.read_second(path)).transpose()?;
+    if recording.is_ambiguous() {
+        log::warn!(
+            "{}: it does not say whether it counts experts or slots, and the placement has as many of both; it is read as \
+             counts of experts: pass --counts experts, or --counts slots if it was recorded with this placement in use",
+            directory.display()
+        );
+    }
+    let second =
+        args.against.as_deref().map(|path| args.dump.read_second(path, args.against_counts)).transpose()?;
     let against = match (&args.against, &second) {
         (Some(path), Some(second)) => {
             let second = Recording::new(second, placement.as_ref()).map_err(|e| e.in_file(path))?;
+            if second.is_ambiguous() {
+                return Err(Error::InvalidArgument(format!(
+                    "{}: it does not say whether it counts experts or slots, and the placement has as many of both: pass \
+                     --against_counts slots if it was recorded with this placement in use, as TensorRT-LLM counts; else \
+                     --against_counts experts",
+                    path.display()
+                )));
+            }
             Some(PredictionReport::new(&recording, &second)?)
         }
         _ => None,
@@ -360,10 +382,14 @@ fn prediction_sentence(prediction: &PredictionReport) -> String {
             let largest = largest.max_by(|a, b| a.1.abs().total_cmp(&b.1.abs()));
             let largest = largest
                 .map_or(String::new(), |(name, part)| format!(", mainly {name} ({})", signed(Some(part))));
+            let second = match prediction.counts_slots {
+                true => "as the second dump measured it",
+                false => "on that of the second dump",
+            };
             format!(
-                "The hottest rank was predicted to have {} more load than the mean, and {} {}:\na difference of {}{largest}",
+                "With this placement, the hottest rank has {} more load than the mean on the load of the first\n\
+                 dump, and {} {second}:\na difference of {}{largest}",
                 percent(predicted),
-                if prediction.counts_slots { "had" } else { "with the second dump's load has" },
                 percent(observed),
                 signed(Some(observed - predicted)),
             )
@@ -373,19 +399,24 @@ fn prediction_sentence(prediction: &PredictionReport) -> String {
     let dispatch = match prediction.counts_slots {
         true => "dispatch    routing did not split evenly over replicas",
         false => {
-            "dispatch    unknown: the second dump counts experts, not slots; \"after\" assumes the even split.\n\
-             \x20           Count slots to measure it"
+            "dispatch    unknown: the second dump counts experts, so whether the placement was in use is unknown\n\
+             \x20           too; \"after\" assumes it, with the even split. Count slots to measure it"
         }
     };
     format!(
         "{sentence}\n\n\
          Imbalance ratio of the ranks, and the parts of its change:\n\
+         predicted   with the load of the first dump, whether or not the placement was planned for it\n\
          drift       other experts are hot, with the iterations of each dump added up\n\
          iterations  single iterations differ from their sum; the first dump's have {} tokens a layer, the second's {}\n\
          {dispatch}\n\
-         shift       the share of the tokens that chose other experts\n",
+         shift       the share of the tokens that chose other experts\n{}",
         tokens(average.tokens[0]),
         tokens(average.tokens[1]),
+        match prediction.layers.len() - average.num_layers {
+            0 => String::new(),
+            idle => format!("average     without {idle} layers that have no load in one of the dumps\n"),
+        },
     )
 }
 
