@@ -10,8 +10,8 @@ use serde::Serialize;
 
 use crate::dump_args::DumpArgs;
 use crate::output::{
-    OutputFormat, bytes, csv_line, csv_number, four_digits, imbalance, left, parse_bytes, percent, right,
-    rows_note, table,
+    OutputFormat, bytes, csv_line, csv_number, four_digits, idle_note, imbalance, left, parse_bytes, percent,
+    right, rows_note, table,
 };
 use crate::plan_args::PlanArgs;
 
@@ -96,13 +96,13 @@ pub fn run(args: &Args) -> Result<String> {
             Ok(json + "\n")
         }
         (_, true) => Ok(csv(&rows)),
-        _ => Ok(describe(args, stats.summary(), &rows)),
+        _ => Ok(describe(args, stats.summary(), &idle_note(&stats)?, &rows)),
     }
 }
 
-fn describe(args: &Args, summary: &Summary, rows: &[Row]) -> String {
+fn describe(args: &Args, summary: &Summary, idle_note: &str, rows: &[Row]) -> String {
     let mut text = format!(
-        "{}: {} experts, {} layers, iterations {}\n{}\n",
+        "{}: {} experts, {} layers, iterations {}\n{}{idle_note}\n",
         args.dump.name(),
         summary.num_experts,
         summary.layers.len(),

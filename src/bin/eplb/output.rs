@@ -7,7 +7,8 @@ use std::path::Path;
 
 use comfy_table::{Cell, CellAlignment, Color, Table, TableComponent, presets};
 use eplb::atomic_file::AtomicFile;
-use eplb::stats::RowRanges;
+use eplb::report::Idle;
+use eplb::stats::{RowRanges, Stats};
 use eplb::{Error, Result};
 
 /// The format of standard output.
@@ -56,6 +57,22 @@ pub fn rows_note(rows: &RowRanges) -> String {
             rows.len(),
             rows.unit()
         ),
+    }
+}
+
+/// A line on what ratios leave out. Empty if they leave out nothing.
+pub fn idle_note(stats: &Stats) -> Result<String> {
+    let note = Idle::of(stats)?.note(stats.summary().layers.len());
+    Ok(note.map_or(String::new(), |note| format!("Note: {note}\n")))
+}
+
+/// Formats consecutive layers as `26 (1 to 26)`, others as a list.
+pub fn layer_list(layers: &[u32]) -> String {
+    match (layers.first(), layers.last()) {
+        (Some(first), Some(last)) if (last - first) as usize + 1 == layers.len() => {
+            format!("{} ({first} to {last})", layers.len())
+        }
+        _ => format!("{} {layers:?}", layers.len()),
     }
 }
 
