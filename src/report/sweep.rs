@@ -88,9 +88,9 @@ pub fn default_num_slots(num_experts: usize, num_ranks: usize) -> Result<Vec<usi
 }
 
 fn min_num_slots(num_experts: usize, num_ranks: usize) -> Result<usize> {
-    suggest_num_slots(num_experts, num_ranks, num_experts).1.filter(|_| num_ranks <= num_experts).ok_or_else(
-        || Error::InvalidShape(format!("{num_ranks} ranks: there must be 1 to the {num_experts} experts")),
-    )
+    suggest_num_slots(num_experts, num_ranks, num_experts)
+        .1
+        .ok_or_else(|| Error::InvalidShape(format!("{num_ranks} ranks: there must be 1 to {MAX_COUNT}")))
 }
 
 /// The result of [`fewest_slots`].
@@ -150,9 +150,11 @@ mod tests {
         // 256 experts on 36 ranks need at least 288 slots.
         assert_eq!(default_num_slots(256, 36).unwrap(), [288, 324, 360, 396, 432, 504]);
         assert_eq!(default_num_slots(4, 4).unwrap(), [4, 8]);
+        // More ranks than experts need a slot each.
+        assert_eq!(default_num_slots(256, 320).unwrap(), [320]);
         assert_eq!(
-            default_num_slots(4, 5).unwrap_err().to_string(),
-            "5 ranks: there must be 1 to the 4 experts"
+            default_num_slots(4, 0).unwrap_err().to_string(),
+            format!("0 ranks: there must be 1 to {MAX_COUNT}")
         );
     }
 }

@@ -13,8 +13,8 @@ use serde::Serialize;
 use crate::chart;
 use crate::dump_args::DumpArgs;
 use crate::output::{
-    OutputFormat, bytes, create_file, csv_line, csv_number, imbalance, left, parse_bytes, percent, right,
-    rows_note, table, takes_stdout, write_file,
+    OutputFormat, bytes, create_file, csv_line, csv_number, idle_note, imbalance, left, parse_bytes, percent,
+    right, rows_note, table, takes_stdout, write_file,
 };
 use crate::plan_args::{PlanArgs, policies};
 
@@ -47,7 +47,7 @@ pub struct Args {
     #[arg(long = "num_slots", alias = "num-slots", value_name = "SLOTS,...", value_delimiter = ',')]
     slot_counts: Vec<usize>,
 
-    /// Find the fewest slots with at most this imbalance ratio instead, such as 5% or 0.05
+    /// Find the fewest slots with at most this imbalance ratio instead, such as 5% or 0.05. A number of 1 or more is per cent
     #[arg(long, value_name = "PERCENT", value_parser = parse_target, conflicts_with = "slot_counts")]
     target: Option<f64>,
 
@@ -74,14 +74,16 @@ pub struct Args {
     svg: Option<PathBuf>,
 }
 
-/// Parses `5%`, `5 %` or `0.05`.
+/// Parses `5%`, `5 %`, `5` or `0.05`. Without a unit, a number below 1 is a ratio, and any other is per cent.
 fn parse_target(text: &str) -> std::result::Result<f64, String> {
-    let (number, unit) = match text.trim().strip_suffix('%') {
-        Some(percent) => (percent.trim_end(), 0.01),
-        None => (text.trim(), 1.0),
+    let (number, is_percent) = match text.trim().strip_suffix('%') {
+        Some(percent) => (percent.trim_end(), true),
+        None => (text.trim(), false),
     };
     match number.parse::<f64>() {
-        Ok(number) if number >= 0.0 && number.is_finite() => Ok(number * unit),
+        Ok(number) if number >= 0.0 && number.is_finite() => {
+            Ok(if is_percent || number >= 1.0 { number / 100.0 } else { number })
+        }
         _ => Err("expected an imbalance ratio, such as 5% or 0.05".to_owned()),
     }
 }
@@ -103,7 +105,7 @@ pub fn run(args: &Args) -> Result<String> {
         return match (args.format.json, args.format.csv) {
             (true, _) => json(&fewest),
             (_, true) => Ok(csv(args, stats.summary(), fewest.iter().filter_map(|fewest| fewest.found))),
-            _ => Ok(describe_targets(args, &stats, target, &fewest)),
+            _ => Ok(idle_note(&stats)? + &describe_targets(args, &stats, target, &fewest)),
         };
     }
     let points = sweep(&stats, &ep_sizes, &args.slot_counts, &planner).map_err(|e| args.dump.with_path(e))?;
@@ -114,7 +116,7 @@ pub fn run(args: &Args) -> Result<String> {
     match (args.format.json, args.format.csv) {
         (true, _) => json(&points),
         (_, true) => Ok(csv(args, stats.summary(), points.into_iter())),
-        _ => Ok(describe(args, stats.summary(), &points)),
+        _ => Ok(describe(args, stats.summary(), &idle_note(&stats)?, &points)),
     }
 }
 
@@ -128,9 +130,9 @@ fn extra_bytes(args: &Args, summary: &Summary, point: &SweepPoint) -> Option<f64
     args.bytes_per_slot.map(|bytes| point.extra_bytes_per_rank(num_layers, bytes))
 }
 
-fn describe(args: &Args, summary: &Summary, points: &[SweepPoint]) -> String {
+fn describe(args: &Args, summary: &Summary, idle_note: &str, points: &[SweepPoint]) -> String {
     let mut text = format!(
-        "{}: {} experts, {} layers, iterations {}; policy {}\n{}\n\
+        "{}: {} experts, {} layers, iterations {}; policy {}\n{}{idle_note}\n\
          Imbalance ratio, (max - mean) / mean of the ranks' tokens, projected on the same iterations\n\n",
         args.dump.name(),
         summary.num_experts,
@@ -238,6 +240,9 @@ mod tests {
         assert_eq!(parse_target("5%"), Ok(0.05));
         assert_eq!(parse_target("2.5 %"), Ok(0.025));
         assert_eq!(parse_target("0.05"), Ok(0.05));
+        assert_eq!(parse_target("5"), Ok(0.05));
+        let parsed = ["0.99", "1", "1%", "100%", "0"].map(|text| parse_target(text).unwrap());
+        assert_eq!(parsed, [0.99, 0.01, 0.01, 1.0, 0.0]);
         for wrong in ["", "%", "five", "-1%", "inf"] {
             assert!(parse_target(wrong).is_err(), "{wrong}");
         }
