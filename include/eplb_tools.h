@@ -485,7 +485,7 @@ typedef struct eplb_file_options {
  * \param options  NULL to detect format and layers
  * \param stats    receives the handle
  * \return EPLB_STATUS_INVALID_DUMP; EPLB_STATUS_INCOMPLETE_DUMP; EPLB_STATUS_READ_FAILED;
- *         EPLB_STATUS_INVALID_ARGUMENT also for a format of placements, and for an undetectable one */
+ *         EPLB_STATUS_INVALID_ARGUMENT also for a format of placements, and for an array without format */
 EPLB_API eplb_status eplb_stats_load_file(const char *path, const eplb_file_options *options,
     eplb_stats **stats);
 
@@ -495,8 +495,8 @@ EPLB_API eplb_status eplb_stats_load_file(const char *path, const eplb_file_opti
  * \param options    NULL if the file has everything
  * \param placement  receives the handle
  * \return EPLB_STATUS_INVALID_PLACEMENT; EPLB_STATUS_INVALID_SHAPE; EPLB_STATUS_READ_FAILED;
- *         EPLB_STATUS_INVALID_ARGUMENT also for a format of counts, an undetectable one, and without
- *         num_ranks */
+ *         EPLB_STATUS_INVALID_DUMP for contents of no format; EPLB_STATUS_INVALID_ARGUMENT also for a format
+ *         of counts, an array without format, and without num_ranks */
 EPLB_API eplb_status eplb_placement_load_file(const char *path, const eplb_file_options *options,
     eplb_placement **placement);
 

@@ -136,3 +136,22 @@ fn convert_errors_leave_the_output_unchanged() {
     assert_eq!(code, 4);
     assert!(!Path::new("/no").exists());
 }
+
+#[test]
+fn convert_exits_with_3_for_damaged_input() {
+    let dir = tempfile::tempdir().unwrap();
+    let (input, output) = (dir.path().join("input"), dir.path().join("output"));
+    let mut npy = b"\x93NUMPY\x01\x00v\x00{'descr': '<i8', 'fortran_order': False, 'sha".to_vec();
+    for bytes in [
+        b"\xff\xfe\x00\x01".to_vec(),
+        std::mem::take(&mut npy),
+        b"{\"logical_count\": [[1,".to_vec(),
+        b"{\"a\": 1}".to_vec(),
+        Vec::new(),
+    ] {
+        fs::write(&input, &bytes).unwrap();
+        let (message, code) = failure(&format!("convert {} --to npy {}", input.display(), output.display()));
+        assert!(message.starts_with(&format!("error: {}: ", input.display())), "{message}");
+        assert_eq!(code, 3, "{message}");
+    }
+}

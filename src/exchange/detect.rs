@@ -8,12 +8,22 @@ use serde::de::{Deserializer, IgnoredAny, MapAccess, Visitor};
 use super::{CountsFormat, Format, PlacementFormat, bytes_of, json, npy, sglang, zip};
 use crate::error::{Error, Result, shortened};
 
-/// Detects the format from the contents. Refuses a bare array, which can hold counts or a placement.
+/// Detects the format from the contents. Refuses a bare array, which can hold counts or a placement, with
+/// [`Error::InvalidArgument`], and contents of no format with [`Error::InvalidDump`].
 pub fn detect(path: &Path) -> Result<Format> {
     if path.is_dir() {
         return Ok(Format::Counts(CountsFormat::Dump));
     }
-    of_bytes(&bytes_of(path)?).map_err(|message| Error::InvalidArgument(message).in_file(path))
+    let bytes = bytes_of(path)?;
+    of_bytes(&bytes).map_err(|message| match is_array(&bytes) {
+        true => Error::InvalidArgument(message).in_file(path),
+        false => Error::InvalidDump(message).in_file(path),
+    })
+}
+
+/// Whether the contents are valid so far, and only the format is unknown.
+fn is_array(bytes: &[u8]) -> bool {
+    bytes.trim_ascii_start().starts_with(b"[") || npy::dimensions(bytes).is_ok()
 }
 
 fn of_bytes(bytes: &[u8]) -> std::result::Result<Format, String> {

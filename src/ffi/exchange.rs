@@ -138,7 +138,7 @@ fn format(format: eplb_file_format) -> Result<Option<Format>> {
 /// \param options  NULL to detect format and layers
 /// \param stats    receives the handle
 /// \return EPLB_STATUS_INVALID_DUMP; EPLB_STATUS_INCOMPLETE_DUMP; EPLB_STATUS_READ_FAILED;
-///         EPLB_STATUS_INVALID_ARGUMENT also for a format of placements, and for an undetectable one
+///         EPLB_STATUS_INVALID_ARGUMENT also for a format of placements, and for an array without format
 #[unsafe(no_mangle)]
 pub unsafe extern "C" fn eplb_stats_load_file(
     path: *const c_char,
@@ -161,8 +161,8 @@ pub unsafe extern "C" fn eplb_stats_load_file(
 /// \param options    NULL if the file has everything
 /// \param placement  receives the handle
 /// \return EPLB_STATUS_INVALID_PLACEMENT; EPLB_STATUS_INVALID_SHAPE; EPLB_STATUS_READ_FAILED;
-///         EPLB_STATUS_INVALID_ARGUMENT also for a format of counts, an undetectable one, and without
-///         num_ranks
+///         EPLB_STATUS_INVALID_DUMP for contents of no format; EPLB_STATUS_INVALID_ARGUMENT also for a format
+///         of counts, an array without format, and without num_ranks
 #[unsafe(no_mangle)]
 pub unsafe extern "C" fn eplb_placement_load_file(
     path: *const c_char,
