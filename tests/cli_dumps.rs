@@ -276,3 +276,33 @@ fn merge_writes_a_dump_that_the_other_commands_read() {
     assert!(message.contains("it already has a dump"), "{message}");
     assert_eq!(code, 4);
 }
+
+#[test]
+fn inspect_describes_an_incomplete_dump() {
+    let dir = tempfile::tempdir().unwrap();
+    let path = dir.path().join("dump");
+    let mut dump = WrittenDump::new(3, &[3, 4], &[5, 6], 5, 7);
+    dump.files[1].keys = vec![5];
+    dump.write(&path);
+    fs::remove_file(path.join("rank2.safetensors")).unwrap();
+    let output = eplb(&dir, "inspect dump");
+    assert_eq!(
+        String::from_utf8(output.stdout).unwrap(),
+        "dump: statistic dump, incomplete\n\
+         \x20 meta_info.json         4 experts, 2 a token, iterations 5..7, 3 rank files\n\
+         \x20 rank0.safetensors      layers 2 (3 to 4), iterations 5..7\n\
+         \x20 rank1.safetensors      layers 2 (3 to 4), iterations 5..6\n\
+         \x20 missing                1 of 3 rank files: rank 2\n"
+    );
+    assert_eq!(output.status.code(), Some(3));
+    assert!(String::from_utf8(output.stderr).unwrap().contains("rank1.safetensors: iteration 6 is missing"));
+    // Only a file is missing: the others are described as a dump.
+    WrittenDump::new(3, &[3, 4], &[5, 6], 5, 7).write(&path);
+    fs::remove_file(path.join("rank2.safetensors")).unwrap();
+    let inspected = success(&dir, "inspect dump");
+    assert!(inspected.contains("  complete           no, 1 of 3 rank files are missing\n"), "{inspected}");
+    // Without the meta file.
+    fs::remove_file(path.join("meta_info.json")).unwrap();
+    let output = String::from_utf8(eplb(&dir, "inspect dump").stdout).unwrap();
+    assert!(output.contains("  meta_info.json         cannot read dump/meta_info.json"), "{output}");
+}

@@ -11,8 +11,7 @@ use eplb::exchange::{
 use eplb::placement::Placement;
 use eplb::{Error, Result};
 
-use crate::inspect::layer_list;
-use crate::output::{is_stdout, output_path};
+use crate::output::{is_stdout, layer_list, output_path};
 
 /// Convert counts or a placement from one system's format into another's
 ///

@@ -3,11 +3,12 @@
 use std::fmt::{Display, Write};
 use std::path::{Path, PathBuf};
 
-use eplb::Result;
 use eplb::placement::{ConfigFile, Expected, replica_counts};
 use eplb::stats::{LoadOptions, RankFile, RowRange, dumps_below, list_dumps};
+use eplb::{Error, Result};
 
-use crate::dump_args;
+use crate::output::layer_list;
+use crate::{dump_args, incomplete};
 
 /// Check and describe a dump, a rank's file or a configuration file
 #[derive(clap::Args)]
@@ -34,7 +35,11 @@ pub struct Args {
 pub fn run(args: &Args) -> Result<String> {
     let mut text = String::new();
     if args.path.is_dir() {
-        dump(&args.path, &mut text)?;
+        dump(&args.path, &mut text).inspect_err(|error| {
+            if let Error::IncompleteDump(_) = error {
+                crate::print(incomplete::describe(&args.path));
+            }
+        })?;
     } else if args.path.extension().is_some_and(|extension| extension == "safetensors") {
         rank_file(&args.path, &mut text)?;
     } else {
@@ -45,16 +50,6 @@ pub fn run(args: &Args) -> Result<String> {
 
 fn line(text: &mut String, name: &str, value: impl Display) {
     let _ = writeln!(text, "  {name:<18} {value}");
-}
-
-/// Formats consecutive layers as `26 (1 to 26)`, others as a list.
-pub fn layer_list(layers: &[u32]) -> String {
-    match (layers.first(), layers.last()) {
-        (Some(first), Some(last)) if (last - first) as usize + 1 == layers.len() => {
-            format!("{} ({first} to {last})", layers.len())
-        }
-        _ => format!("{} {layers:?}", layers.len()),
-    }
 }
 
 fn dump(path: &Path, text: &mut String) -> Result<()> {
@@ -70,6 +65,8 @@ fn dump(path: &Path, text: &mut String) -> Result<()> {
     }
     if !summary.missing_ranks.is_empty() {
         line(text, "missing ranks", format!("{:?}", summary.missing_ranks));
+        let (missing, files) = (summary.missing_ranks.len(), summary.num_files);
+        line(text, "complete", format!("no, {missing} of {files} rank files are missing"));
     }
     line(
         text,

@@ -5,6 +5,7 @@ mod compare;
 mod convert;
 mod dump_args;
 mod generate;
+mod incomplete;
 mod inspect;
 mod merge;
 mod output;

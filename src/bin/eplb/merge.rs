@@ -8,7 +8,7 @@ use eplb::Result;
 use eplb::stats::{Gaps, IdKind, MergeConfig, Merged, Overlap, dump_names, merge};
 
 use crate::dump_args::{id_kinds, with_bar};
-use crate::inspect::layer_list;
+use crate::output::layer_list;
 
 /// Merge dumps of one recording, such as those before and after a restart, into one complete dump
 ///
