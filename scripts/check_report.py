@@ -114,7 +114,7 @@ def check_figures(page, report):
     views = [name for name in ("unbalanced", "projected") if name in report]
     assert len(page.ids) == len(set(page.ids)), "an id appears twice"
     assert all(plot["tabindex"] == "0" and plot["aria-label"] for plot in page.plots), page.plots
-    assert set(page.tables) == {"layers", "ranks", "experts", "iterations", "replicas", "hottest"}, list(page.tables)
+    assert set(page.tables) == {"layers", "ranks", "experts", "iterations", "replicas", "hottest", "definitions"}, list(page.tables)
 
     rows = page.tables["layers"][1:]
     assert [row[0] for row in rows] == [*layers, "average"]
@@ -130,6 +130,9 @@ def check_figures(page, report):
     slope, offset = numpy.polyfit(values, page.dots["layers"], 1)
     assert slope < 0 and numpy.abs(slope * numpy.array(values) + offset - page.dots["layers"]).max() < 0.01
 
+    definitions = ["eplb", "sglang", "vllm", "tensorrt_llm_imbalance_ratio"]
+    for name, row in zip(definitions, page.tables["definitions"][1:], strict=True):
+        assert row[2:] == [ratio(report["balancedness"][view][name]) for view in views], row
     for layer, row in zip(layers, page.tables["experts"][1:], strict=True):
         assert row == [layer, *map(count, report["per_expert"]["tokens"][layer])], f"experts of layer {layer}"
     for layer, row in zip(layers, page.tables["replicas"][1:], strict=True):

@@ -1,15 +1,16 @@
 // Draws the figures of a load report from the JSON in this page.
 
 const report = JSON.parse(document.getElementById("data").textContent);
-const layers = Object.keys(report.measured); // ascending, as keys that are whole numbers are
-const placed = report.placement, slotsAsDumped = report.dump.counts === "slots";
-const before = report.unbalanced || report.measured, after = report.projected;
-const beforeAverage = report.average.unbalanced || report.average.measured, afterAverage = report.average.projected;
+const layers = Object.keys(report.per_expert.tokens); // ascending, as keys that are whole numbers are
+const placed = report.placement, slotsAsDumped = report.dump.counts === "slots", inOrder = "unbalanced" in report;
+// "before" is the load without a balancer: null for more ranks than experts without a placement.
+const beforeKey = inOrder ? "unbalanced" : "measured", before = report[beforeKey], after = report.projected;
+const beforeAverage = report.average[beforeKey], afterAverage = report.average.projected;
 // Without a placement there is one view, and no before and after.
-const BEFORE = { name: placed ? "before" : report.unbalanced ? "in order" : "measured", color: "var(--before)" };
+const BEFORE = { name: placed ? "before" : inOrder ? "in order" : "measured", color: "var(--before)" };
 const AFTER = { name: "after", color: "var(--after)" };
 const MEASURED = { name: "measured", color: "var(--measured)" };
-const views = [{ ...BEFORE, of: before, average: beforeAverage, key: report.unbalanced ? "unbalanced" : "measured" }];
+const views = before ? [{ ...BEFORE, of: before, average: beforeAverage, key: beforeKey }] : [];
 if (after) views.push({ ...AFTER, of: after, average: afterAverage, key: "projected" });
 if (placed && slotsAsDumped) views.push({ ...MEASURED, of: report.measured, average: report.average.measured, key: "measured" });
 const tokens = layers.map(layer => report.per_expert.tokens[layer]);
@@ -18,9 +19,15 @@ const rowHeight = layers.length > 40 ? 7 : layers.length > 20 ? 10 : layers.leng
 const ids = slotsAsDumped && !placed ? "slot" : "expert";
 
 function summary() {
-  const b = beforeAverage.imbalance_ratio, a = afterAverage && afterAverage.imbalance_ratio;
+  const b = beforeAverage && beforeAverage.imbalance_ratio, a = afterAverage && afterAverage.imbalance_ratio;
   const span = (name, text) => make("span", { class: name }, text);
-  if (b == null) return ["No layer has load in every iteration, so there is no balance to report."];
+  if (report.idle.layers.length === layers.length) return ["No layer has load, so there is no balance to report."];
+  if (report.against) {
+    const { average } = report.against, measured = report.against.dump.counts === "slots";
+    return ["With this placement, the hottest rank has ", span("a", percent(average.predicted)), " more load than the mean on the load of the first dump, ",
+      span("b", percent(measured ? average.measured : average.projected)), measured ? " as measured in the second." : " on that of the second."];
+  }
+  if (b == null) return [`The load of each of ${report.num_ranks} ranks depends on the placement.`];
   if (a == null) return ["The hottest rank has ", span("b", percent(b)), " more load than the mean."];
   return ["The hottest rank has ", span("b", percent(b)), " more load than the mean. With this placement, ", span("a", percent(a)), "."];
 }
@@ -35,6 +42,7 @@ function about() {
     const every = d.iter_stride > 1 ? `, one in ${d.iter_stride}` : "";
     text.push(make("br"), `Rows of ${d.iter_bucket} iteration${d.iter_bucket > 1 ? "s" : ""}${every}: each is measured as one iteration.`);
   }
+  text.push(...report.notes.flatMap(note => [make("br"), `Note: ${note}.`]));
   if (placed) text.push(make("br"), code(placed.path), ` · ${placed.num_slots} slots on ${placed.num_ranks} ranks · hash ${placed.hash}`);
   return text;
 }
@@ -48,9 +56,11 @@ function tiles() {
   const each = of => views.length > 1 ? change(of(views[0]), of(views[1])) : [of(views[0])];
   const worst = view => layers.map(layer => [view.of[layer].imbalance_ratio, layer]).filter(([r]) => r != null)
     .reduce((a, b) => b[0] > a[0] ? b : a, [null, ""]);
-  tile("Imbalance, average", each(view => percent(view.average.imbalance_ratio)), "0 is even");
-  tile("Balancedness", each(view => view.average.balancedness == null ? "–" : view.average.balancedness.toFixed(3)), "mean / max, 1 is even");
-  tile("Worst layer", each(view => percent(worst(view)[0])), worst(views[0])[1] && views.slice(0, 2).map(view => "layer " + worst(view)[1]).join(" before, ") + (views.length > 1 ? " after" : ""));
+  if (views.length) {
+    tile("Imbalance, average", each(view => percent(view.average.imbalance_ratio)), "0 is even");
+    tile("Balancedness", each(view => view.average.balancedness == null ? "–" : view.average.balancedness.toFixed(3)), "mean / max, 1 is even");
+    tile("Worst layer", each(view => percent(worst(view)[0])), worst(views[0])[1] && views.slice(0, 2).map(view => "layer " + worst(view)[1]).join(" before, ") + (views.length > 1 ? " after" : ""));
+  }
   if (after) {
     const sum = of => layers.reduce((total, layer) => total + of[layer].max, 0);
     tile("Experts’ work", sum(after) > 0 ? times(sum(before) / sum(after)) : "–", "as fast, as every layer waits for its hottest rank");
@@ -59,7 +69,7 @@ function tiles() {
   } else {
     const hot = report.per_expert.hottest[0];
     tile("Hottest " + ids, hot ? percent(hot.share) : "–", hot ? `of layer ${hot.layer}’s tokens, ${ids} ${hot.expert}` : "no load");
-    tile("Tokens a rank", count(beforeAverage.mean), "mean of a layer and iteration");
+    if (before) tile("Tokens a rank", count(beforeAverage.mean), "mean of a layer and iteration");
   }
 }
 
@@ -73,6 +83,19 @@ function layerFigure() {
     chart({ label: "Imbalance of the ranks by layer.", names: layers, kind: "dots", axis: "layer", noun: "layer",
       series: views.map(view => ({ ...view, values: layers.map(layer => view.of[layer].imbalance_ratio) })) }),
   ], () => table(head, rows(), { last: true, caption: "Mean, standard deviation, imbalance and balancedness by layer" }));
+}
+
+function definitionsFigure() {
+  const { num_layers } = report.balancedness, others = num_layers - layers.filter(layer => layer < num_layers).length;
+  const text = value => make("td", { class: "text" }, value), of = key => views.map(view => ratio(report.balancedness[view.key][key]));
+  const head = [make("th", { scope: "col", class: "text" }, "system"), make("th", { scope: "col", class: "text" }, "definition"), ...views.map(view => view.name)];
+  const rows = [["eplb", "mean / max of the ranks, averaged over layers", "eplb"],
+    ["SGLang", `(mean + 10⁻⁵) / (max + 10⁻⁵), averaged over all ${num_layers} layers of the model, of which ${others} without experts count as 1`, "sglang"],
+    ["vLLM", "sum of the layers’ means / sum of their maxima", "vllm"],
+    ["TensorRT-LLM", "imbalance ratio (max − mean) / mean, averaged over layers; 0 is even", "tensorrt_llm_imbalance_ratio"]];
+  figure("definitions", "Balancedness by each system’s definition", "One load has several figures, since the systems weigh layers differently: SGLang counts layers without load as even, " +
+    "vLLM gives more weight to layers with more tokens. Compare figures of one definition only.",
+    [table(head, rows.map(([system, rule, key]) => [make("th", { scope: "row", class: "text" }, system), text(rule), ...of(key)]), { wide: true })]);
 }
 
 function rankFigure() {
@@ -149,7 +172,7 @@ function againstFigure() {
   const parts = [["Drift", average.drift, "other experts are hot, with the iterations of each dump added up"],
     ["Iterations", average.iterations, `single iterations differ from their sum: ${count(average.tokens[0])} tokens a layer in the first dump’s, ${count(average.tokens[1])} in the second’s`],
     ["Dispatch", average.dispatch, measured ? "routing did not split evenly over replicas" : "unknown: the second dump counts experts, not slots"]];
-  figure("against", "Predicted and measured", `The second dump, ${dump.path}, iterations ${dump.iter_start} to ${dump.iter_stop - 1}, recorded with this placement in use. ` +
+  figure("against", "Predicted and measured", `The second dump, ${dump.path}, iterations ${dump.iter_start} to ${dump.iter_stop - 1}, ${measured ? "recorded with this placement in use" : "its counts of experts split evenly over replicas, as if this placement were in use"}. ` +
     `${percent(average.load_shift)} of the tokens chose other experts.`, [
     keys(...series.map(s => [s.color, `${s.name}, ${percent(average[s.key])} on average`])),
     chart({ label: "Predicted and measured imbalance by layer.", names: numbers, kind: "dots", axis: "layer", noun: "layer",
@@ -180,11 +203,12 @@ document.getElementById("about").replaceChildren(...about());
 document.getElementById("made").textContent = `Made by eplb ${report.eplb}. Arrow keys move over the values of a focused figure; “Numbers” lists all values.`;
 document.title = `eplb load report: ${report.dump.path}`;
 tiles();
-layerFigure();
+if (views.length) layerFigure();
 if (report.against) againstFigure();
-rankFigure();
+if (views.length) rankFigure();
 expertFigure();
-if (report.iterations.length > 1) iterationFigure();
+if (views.length && report.iterations.length > 1) iterationFigure();
 if (placed) replicaFigure();
 hottestFigure();
+if (views.length) definitionsFigure();
 themes();
