@@ -109,12 +109,7 @@ fn idle_iterations_and_layers_are_left_out_of_ratios_and_told() {
         "generate --expert_statistic_path dump --ep_size 2 --policy trtllm --output_path out.yaml",
     );
     assert!(text.contains(" average   0.1667"), "{text}");
-    assert!(
-        warning.contains(
-            "dump: 1 of 2 layers have no load in iterations 0..3 (layer 4), so their placement is arbitrary"
-        ),
-        "{warning}"
-    );
+    assert!(warning.starts_with("warning: dump: no load in 1 of 2 layers, 4; "), "{warning}");
 }
 
 #[test]
@@ -249,4 +244,20 @@ fn balancedness_is_reported_by_each_definition() {
     assert!(text.contains("SGLang: 3 layers, of which 1 without experts count as\neven"), "{text}");
     let row = |name: &str| text.lines().find(|line| line.starts_with(&format!(" {name} "))).unwrap();
     assert!(row("eplb").ends_with(" 0.8333") && row("vLLM").ends_with(" 0.6774"), "{text}");
+}
+
+#[test]
+fn compare_leaves_the_slots_empty_that_the_first_file_does() {
+    let dir = tempfile::tempdir().unwrap();
+    dump(&dir, "dump", 2, &[(3, &[&[9, 4, 2, 1]])]);
+    let generate = "generate --expert_statistic_path dump --num_slots 8 --reserve_slots 1 --policy trtllm";
+    success(&dir, &format!("{generate} --output_path a.eplb.yaml"));
+    let rows = json(&dir, "compare --expert_statistic_path dump --ep_size 2 a.eplb.yaml trtllm in-order");
+    assert_eq!((&rows[1]["hash"], &rows[1]["moved_slots"]), (&rows[0]["hash"], &Value::from(0)));
+    // In order, 0 1 2 and 2 3 0: 4.5 + 4 + 1 and 1 + 1 + 4.5 tokens, mean 8.
+    close(&rows[2]["imbalance_ratio"], 1.5 / 8.0);
+    // With another number of slots, all are used.
+    let rows =
+        json(&dir, "compare --expert_statistic_path dump --ep_size 2 --num_slots 6 a.eplb.yaml trtllm");
+    assert_eq!((&rows[0]["num_slots"], &rows[1]["num_slots"]), (&Value::from(8), &Value::from(6)));
 }

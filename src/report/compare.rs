@@ -5,7 +5,7 @@ use std::path::{Path, PathBuf};
 use super::plan::require_expert_counts;
 use super::{DumpScore, Planner, Recording};
 use crate::error::{Error, Result};
-use crate::placement::{ConfigFile, Expected, MissingLayers, Placement, Shape};
+use crate::placement::{ConfigFile, Expected, MissingLayers, NO_EXPERT, Placement, Shape, experts_in_order};
 use crate::solve::{Policy, SolveConfig};
 use crate::stats::{Stats, Summary};
 
@@ -59,8 +59,9 @@ pub struct ScoredCandidate {
 /// Computes the candidates' placements and scores them on `stats`.
 ///
 /// `num_ranks` is the number of ranks of all candidates; `None` takes that of the files, or of the dump. `num_slots` is the
-/// number of slots of policies and in-order; `None` takes that of the first file, or one an expert. The planner's own policy
-/// is ignored.
+/// number of slots of policies and in-order; `None` takes that of the first file, or one an expert. Where the first file has as many
+/// slots and leaves the last ones of its ranks empty, they leave them empty too. Only [`Policy::Search`] can if ranks differ in
+/// it. The planner's own policy is ignored.
 pub fn compare(
     stats: &Stats,
     candidates: &[Candidate],
@@ -75,7 +76,24 @@ pub fn compare(
     let num_ranks = num_ranks.map_or_else(|| summary.ep_size(), Ok)?;
     let file_slots = files().next().and_then(|file| file.num_slots);
     let num_slots = num_slots.or(file_slots).unwrap_or(summary.num_experts);
-    let place = |candidate| place(candidate, stats, num_ranks, num_slots, planner);
+    let expected = Expected {
+        num_experts: Some(summary.num_experts),
+        num_ranks: Some(num_ranks),
+        layers: Some(&summary.layers),
+        missing_layers: MissingLayers::Refuse,
+        ..Default::default()
+    };
+    let first = candidates.iter().find(|candidate| candidate.config().is_some());
+    let rank_num_slots = match first {
+        Some(Candidate::File(path, file)) => {
+            let placement = file.placement(expected).map_err(|e| e.in_file(path))?;
+            let slots = placement.rank_num_slots().to_vec();
+            Some(slots).filter(|_| placement.shape().num_slots() == num_slots)
+        }
+        _ => None,
+    };
+    let slots = Slots { num_ranks, num_slots, rank_num_slots: rank_num_slots.as_deref() };
+    let place = |candidate| place(candidate, stats, expected, slots, planner);
     let placements = candidates.iter().map(place).collect::<Result<Vec<_>>>()?;
     let moved: Vec<_> = placements.iter().map(|placement| moved_slots(&placements[0], placement)).collect();
     let compared = placements.into_iter().zip(moved).map(|(placement, moved_slots)| {
@@ -86,29 +104,45 @@ pub fn compare(
     compared.collect()
 }
 
+/// The slots of policies and in-order.
+#[derive(Debug, Clone, Copy)]
+struct Slots<'a> {
+    num_ranks: usize,
+    num_slots: usize,
+    /// Those of each rank that are not left empty.
+    rank_num_slots: Option<&'a [u32]>,
+}
+
 fn place(
     candidate: &Candidate,
     stats: &Stats,
-    num_ranks: usize,
-    num_slots: usize,
+    expected: Expected<'_>,
+    slots: Slots<'_>,
     planner: &Planner<'_>,
 ) -> Result<Placement> {
+    let Slots { num_ranks, num_slots, rank_num_slots } = slots;
     let Summary { num_experts, ref layers, .. } = *stats.summary();
-    let expected = Expected {
-        num_experts: Some(num_experts),
-        num_ranks: Some(num_ranks),
-        layers: Some(layers),
-        missing_layers: MissingLayers::Refuse,
-        ..Default::default()
-    };
     match candidate {
         Candidate::File(path, file) => file.placement(expected).map_err(|e| e.in_file(path)),
         Candidate::Policy(policy) => {
-            let solve = SolveConfig { policy: *policy, ..planner.solve };
+            let all_equal = |slots: &&[u32]| slots.iter().all(|&of_rank| of_rank == slots[0]);
+            let rank_num_slots = rank_num_slots.filter(|slots| *policy == Policy::Search || all_equal(slots));
+            let rank_num_slots = rank_num_slots.or(planner.solve.rank_num_slots);
+            let solve = SolveConfig { policy: *policy, rank_num_slots, ..planner.solve };
             Planner { solve, ..*planner }.place(stats, Shape::new(num_experts, num_slots, num_ranks)?)
         }
         Candidate::InOrder => {
-            ConfigFile { num_slots: Some(num_slots), ..Default::default() }.placement(expected)
+            let shape = Shape::new(num_experts, num_slots, num_ranks)?;
+            let width = shape.slots_per_rank();
+            let mut experts = experts_in_order(shape);
+            for (rank, slots) in rank_num_slots.unwrap_or_default().iter().enumerate() {
+                experts[rank * width + *slots as usize..(rank + 1) * width].fill(NO_EXPERT);
+            }
+            let experts = experts.repeat(layers.len());
+            match rank_num_slots {
+                Some(slots) => Placement::with_rank_num_slots(shape, slots, layers, &experts),
+                None => Placement::new(shape, layers, &experts),
+            }
         }
     }
 }
