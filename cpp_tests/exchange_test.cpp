@@ -59,6 +59,35 @@ TEST(Exchange, SglangRecordingSurvivesEachFormatOfCounts) {
     EXPECT_EQ(eplb::stats::load(dir / "1").info().iter_stop, 2);
 }
 
+TEST(Exchange, FractionsAreLoadsOfWhichNoDumpIsWritten) {
+    const temporary_directory dir;
+    // A quarter of 100 + 2 (10 layer + expert).
+    const auto averages = eplb::stats::load_file(data("../tests/exchange/averages.pt"));
+    ASSERT_EQ(averages.info().num_layers, 3u);
+    const std::vector<double> loads{35, 35.5, 36, 36.5, 37, 37.5, 38, 38.5};
+    EXPECT_EQ(std::vector<double>(averages.layer_loads(2)), loads);
+
+    const std::string path = dir / "averages.json";
+    averages.save_file(path, format(EPLB_FILE_FORMAT_LMDEPLOY));
+    const auto again = eplb::stats::load_file(path, format(EPLB_FILE_FORMAT_LMDEPLOY));
+    EXPECT_EQ(std::vector<double>(again.layer_loads(2)), loads);
+
+    eplb::file_options dump = format(EPLB_FILE_FORMAT_DUMP);
+    dump.experts_per_token = 2;
+    const auto [status, message] = refused([&] { averages.save_file(dir / "dump", dump); });
+    EXPECT_EQ(status, EPLB_STATUS_INVALID_DUMP);
+    EXPECT_EQ(message.find("layer 1, step 0, expert 1: 30.5 is a fraction"), 0u) << message;
+    EXPECT_FALSE(std::filesystem::exists(dir / "dump"));
+}
+
+TEST(Exchange, RecordsOfSglangAreSummedOverTheFilesOfADirectory) {
+    // make.py: both ranks together have 20 layer + 2 slot + 100 tokens of a slot, in the second pass three
+    // times as many.
+    const auto records = eplb::stats::load_file(data("../tests/exchange/per_token"));
+    EXPECT_EQ(records.info().iter_stop, 2);
+    EXPECT_EQ(std::vector<double>(records.layer_loads(1))[1], 4 * (20 + 2 + 100));
+}
+
 TEST(Exchange, DumpOfCountsWithoutExpertsPerTokenTakesThoseOfTheOptions) {
     const temporary_directory dir;
     const std::string path = dir / "counts.json";

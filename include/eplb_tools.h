@@ -443,14 +443,15 @@ enum {
   EPLB_FILE_FORMAT_DUMP = 1, /**< A dump directory of eplb or TensorRT-LLM. */
   /** SGLang: JSON {"logical_count": [steps][layers][experts]}, or without steps. */
   EPLB_FILE_FORMAT_SGLANG_COUNT = 2,
-  /** SGLang: the same as a PyTorch file, from its recorder in mode stat. Read only; its pickle is not
-   * executed. */
+  /** SGLang: a .pt file of its recorder, or a directory with one a rank for the modes per_pass and
+   * per_token. Read only; its pickle is not executed. */
   EPLB_FILE_FORMAT_SGLANG_PT = 3,
   /** LMDeploy: JSON [layers][experts]. Written as the sum of all iterations. */
   EPLB_FILE_FORMAT_LMDEPLOY = 4,
   EPLB_FILE_FORMAT_NPY = 5, /**< NumPy: [layers][experts] or [iterations][layers][experts]. */
   EPLB_FILE_FORMAT_CONFIG = 100, /**< The configuration file of eplb or TensorRT-LLM. */
-  EPLB_FILE_FORMAT_SGLANG_MAP = 101, /**< SGLang: JSON {"physical_to_logical_map": [layers][slots]}. */
+  /** SGLang: {"physical_to_logical_map": [layers][slots]}, read as JSON or .pt, written as JSON. */
+  EPLB_FILE_FORMAT_SGLANG_MAP = 101,
   EPLB_FILE_FORMAT_EXPERT_MAP = 102, /**< vllm-ascend and MindIE: the expert map. */
   EPLB_FILE_FORMAT_PHY2LOG_NPY = 103, /**< DeepSeek: phy2log as a NumPy array, [layers][slots]. */
   EPLB_FILE_FORMAT_PHY2LOG_JSON = 104, /**< DeepSeek: phy2log in JSON. */
@@ -479,9 +480,9 @@ typedef struct eplb_file_options {
   { sizeof(eplb_file_options), 0, 0, NULL, 0, 0, 0, 0, 0 }
 
 /** Loads counts from a file of another system, or from a dump. Steps become iterations from 0 on, of one
- * rank.
+ * rank. Where some are fractions, as of averages, the handle has exact loads, of which no dump is written.
  *
- * \param path     the file, or the directory of a dump
+ * \param path     the file, or the directory of a dump or of a recording with a file a rank
  * \param options  NULL to detect format and layers
  * \param stats    receives the handle
  * \return EPLB_STATUS_INVALID_DUMP; EPLB_STATUS_INCOMPLETE_DUMP; EPLB_STATUS_READ_FAILED;
@@ -506,7 +507,7 @@ EPLB_API eplb_status eplb_placement_load_file(const char *path, const eplb_file_
  * \param stats    the counts
  * \param path     the file; for a dump a directory without one
  * \param options  with a format of counts other than EPLB_FILE_FORMAT_SGLANG_PT
- * \return EPLB_STATUS_WRITE_FAILED; EPLB_STATUS_INVALID_DUMP for counts of slots */
+ * \return EPLB_STATUS_WRITE_FAILED; EPLB_STATUS_INVALID_DUMP for counts of slots, or a dump of fractions */
 EPLB_API eplb_status eplb_stats_save_file(const eplb_stats *stats, const char *path,
     const eplb_file_options *options);
 

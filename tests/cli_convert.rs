@@ -56,6 +56,63 @@ fn convert_turns_a_recording_of_sglang_into_a_dump() {
 }
 
 #[test]
+fn convert_reads_what_sglang_records_in_other_modes_and_orders() {
+    let dir = tempfile::tempdir().unwrap();
+    let json = dir.path().join("counts.json").display().to_string();
+    let convert =
+        |input: &str| stdout_of(&format!("convert tests/exchange/{input} --to sglang-count {json}"));
+    assert_eq!(
+        convert("rotated.pt"),
+        format!(
+            "tests/exchange/rotated.pt (sglang-pt): 3 iterations of layers 3 (1 to 3), 8 experts\n\
+             dense layers, without counts: 1 (0 to 0)\n\
+             put in order: the recording begins at step 4 of the file\n\
+             skipped: 3 empty steps\n\
+             wrote {json} (sglang-count)\n"
+        )
+    );
+    assert_eq!(
+        convert("per_token"),
+        format!(
+            "tests/exchange/per_token (sglang-pt): 2 iterations of layers 3 (1 to 3), 8 experts\n\
+             dense layers, without counts: 1 (0 to 0)\n\
+             wrote {json} (sglang-count)\n"
+        )
+    );
+}
+
+#[test]
+fn convert_keeps_fractions_and_refuses_a_dump_of_them() {
+    let dir = tempfile::tempdir().unwrap();
+    let path = |name: &str| dir.path().join(name).display().to_string();
+    let json = path("loads.json");
+    assert_eq!(
+        stdout_of(&format!("convert tests/exchange/averages.pt --to lmdeploy {json} --num_layers 5")),
+        format!(
+            "tests/exchange/averages.pt (sglang-pt): 1 iterations of layers 3 (1 to 3), 8 experts\n\
+             dense layers, without counts: 1 (0 to 0)\n\
+             loads: some are fractions, which a dump of counts cannot hold\n\
+             wrote {json} (lmdeploy)\n"
+        )
+    );
+    // make.py: a quarter of 100 + 2 (10 layer + expert).
+    let text = fs::read_to_string(&json).unwrap();
+    assert!(text.contains("[35.0, 35.5, 36.0, 36.5, 37.0, 37.5, 38.0, 38.5]"), "{text}");
+    let dump = path("dump");
+    assert_eq!(
+        failure(&format!("convert {json} --from lmdeploy --to dump {dump} --experts_per_token 2")),
+        (
+            format!(
+                "error: {json}: layer 1, step 0, expert 1: 30.5 is a fraction, so the file has loads and not counts; solve \
+                 from them, or write them as sglang-count, lmdeploy or npy\n"
+            ),
+            3
+        )
+    );
+    assert!(!Path::new(&dump).exists());
+}
+
+#[test]
 fn convert_preserves_the_placement_hash() {
     let dir = tempfile::tempdir().unwrap();
     let path = |name: &str| dir.path().join(name).display().to_string();
@@ -118,10 +175,7 @@ fn convert_errors_leave_the_output_unchanged() {
     );
     assert_eq!(
         convert(b"[[1, -2]]", "--from lmdeploy --to npy"),
-        error(
-            "input: bad JSON: [0][1] is -2, a whole number from 0 to 2^63 - 1 expected at line 1 column 7",
-            3
-        )
+        error("input: bad JSON: [0][1] is -2, a number from 0 to below 2^63 expected at line 1 column 7", 3)
     );
     assert_eq!(
         convert(b"[[1, 2]]", "--from lmdeploy --to sglang-pt"),

@@ -201,7 +201,8 @@ fn conversion_keeps_the_sums() {
     let stats = load_with(&dir, None, None).unwrap();
     let out = dir.path().join("counts.json");
     write_counts(&stats, &out, CountsFormat::SglangCount, &Model::default()).unwrap();
-    let read = read_counts(&out, CountsFormat::SglangCount, &Model::default()).unwrap().stats;
+    let read = read_counts(&out, CountsFormat::SglangCount, &Model::default()).unwrap();
+    let read = read.load.counts().unwrap();
     assert_eq!(read.summary().rows.len(), 4);
     assert_eq!(read.layer_totals(4).unwrap(), stats.layer_totals(4).unwrap());
     // A dump of a dump has one file, and the same rows.

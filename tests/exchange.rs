@@ -4,8 +4,8 @@ use std::fs;
 use std::path::Path;
 
 use eplb::exchange::{
-    CountsFormat, CountsRead, Model, PlacementFormat, counts_from_bytes, detect, placement_from_bytes,
-    read_counts, read_placement, write_counts, write_placement,
+    CountsFormat, CountsRead, Load, Loads, Model, PlacementFormat, counts_from_bytes, detect,
+    placement_from_bytes, read_counts, read_placement, write_counts, write_loads, write_placement,
 };
 use eplb::placement::{Expected, Placement, Shape};
 use eplb::stats::Stats;
@@ -13,6 +13,15 @@ use eplb::stats::Stats;
 /// A file of tests/exchange, which its make.py wrote.
 fn fixture(name: &str) -> Vec<u8> {
     fs::read(Path::new("tests/exchange").join(name)).unwrap()
+}
+
+fn stats(read: &CountsRead) -> &Stats {
+    read.load.counts().unwrap()
+}
+
+fn loads(read: &CountsRead) -> &Loads {
+    let Load::Fractions(loads) = &read.load else { panic!("{read:?}") };
+    loads
 }
 
 fn refused(bytes: &[u8], format: CountsFormat) -> String {
@@ -35,34 +44,202 @@ fn check_counts(stats: &Stats, first: u64, steps: u64) {
 #[test]
 fn sglang_pt_is_read_without_dense_layers_and_empty_steps() {
     for name in ["recorder.pt", "double.pt"] {
-        let CountsRead { stats, dense_layers, empty_steps } =
-            counts_from_bytes(&fixture(name), CountsFormat::SglangPt, &Model::default()).unwrap();
-        check_counts(&stats, 0, 2);
-        assert_eq!((&dense_layers[..], empty_steps), (&[0][..], 1));
+        let read = counts_from_bytes(&fixture(name), CountsFormat::SglangPt, &Model::default()).unwrap();
+        check_counts(stats(&read), 0, 2);
+        assert_eq!((&read.dense_layers[..], read.empty_steps, read.first_step), (&[0][..], 1, None));
     }
     // A tensor that begins within its storage, and has no steps.
     let read = counts_from_bytes(&fixture("one_step.pt"), CountsFormat::SglangPt, &Model::default()).unwrap();
-    check_counts(&read.stats, 1, 1);
+    check_counts(stats(&read), 1, 1);
+}
+
+#[test]
+fn sglang_pt_is_read_in_any_form_that_sglang_reads() {
+    for (name, steps) in [
+        ("ordered.pt", 2),
+        ("transposed.pt", 2),
+        ("lists.pt", 2),
+        ("uint32.pt", 2),
+        ("half.pt", 1),
+        ("bfloat16.pt", 1),
+    ] {
+        let read = counts_from_bytes(&fixture(name), CountsFormat::SglangPt, &Model::default());
+        check_counts(stats(&read.unwrap_or_else(|error| panic!("{name}: {error}"))), 0, steps);
+    }
+    // A view without the dense layer's row.
+    let layers = Model { layers: Some(&[1, 2, 3]), ..Model::default() };
+    check_counts(
+        stats(&counts_from_bytes(&fixture("view.pt"), CountsFormat::SglangPt, &layers).unwrap()),
+        0,
+        2,
+    );
+}
+
+#[test]
+fn later_dump_of_a_recorder_is_put_in_order_at_its_gap() {
+    let read = counts_from_bytes(&fixture("rotated.pt"), CountsFormat::SglangPt, &Model::default()).unwrap();
+    assert_eq!((read.first_step, read.empty_steps), (Some(4), 3));
+    // make.py: step 0, the sum of steps 0 and 1, step 1; of layer 1 and expert 2.
+    let counts: Vec<u64> =
+        stats(&read).layer_counts(1).unwrap().chunks(8).map(|experts| experts[2]).collect();
+    assert_eq!(counts, [12, 124, 112]);
+}
+
+#[test]
+fn records_of_slots_are_summed_to_experts_over_ranks() {
+    let read = |path: &str, model: &Model| {
+        read_counts(&Path::new("tests/exchange").join(path), CountsFormat::SglangPt, model)
+    };
+    // The counts of make.py's first step as one pass, each slot with the expert of its number.
+    check_counts(stats(&read("per_pass.pt", &Model::default()).unwrap()), 0, 1);
+    // Both ranks together have 20 layer + 2 slot + 100 tokens of each slot in pass 7, and three times as many in pass 9.
+    // Expert 0 has the slots 0, 8 and 10, expert 3 the slots 3 and 9, and no expert is in slot 11.
+    let both = read("per_token", &Model::default()).unwrap();
+    assert_eq!((&both.dense_layers[..], stats(&both).summary().num_experts), (&[0][..], 8));
+    for layer in 1..4u64 {
+        let slot = |slot: u64| 20 * layer + 2 * slot + 100;
+        let first = [
+            slot(0) + slot(8) + slot(10),
+            slot(1),
+            slot(2),
+            slot(3) + slot(9),
+            slot(4),
+            slot(5),
+            slot(6),
+            slot(7),
+        ];
+        let expected = [first, first.map(|count| 3 * count)].concat();
+        assert_eq!(stats(&both).layer_counts(layer as u32).unwrap(), expected);
+    }
+    // One file alone has that rank's counts.
+    let one = read("per_token/expert_distribution_recorder_1.5_1.pt", &Model::default()).unwrap();
+    assert_eq!(stats(&one).layer_counts(1).unwrap()[1], 10 + 1 + 100);
+    // More experts than the map names have no counts, fewer are an error.
+    let ten = read("per_token", &Model { num_experts: Some(10), ..Model::default() }).unwrap();
+    assert_eq!(stats(&ten).layer_totals(1).unwrap()[8..], [0, 0]);
+    let message =
+        read("per_pass.pt", &Model { num_experts: Some(7), ..Model::default() }).unwrap_err().to_string();
+    assert!(message.ends_with(": last_physical_to_logical_map[0][7] is 7: there are 7 experts"), "{message}");
+}
+
+#[test]
+fn directory_of_records_must_be_one_recording_of_all_ranks() {
+    let dir = tempfile::tempdir().unwrap();
+    let copy =
+        |from: &str, to: &str| fs::copy(Path::new("tests/exchange").join(from), dir.path().join(to)).unwrap();
+    let read = || read_counts(dir.path(), CountsFormat::SglangPt, &Model::default());
+    let message = || read().unwrap_err().to_string();
+    assert!(message().ends_with(": it has no files"), "{}", message());
+    copy("per_token/expert_distribution_recorder_1.5_1.pt", "a_1.pt");
+    assert_eq!(detect(dir.path()).unwrap().name(), "sglang-pt");
+    copy("per_token/expert_distribution_recorder_1.5_1.pt", "b_1.pt");
+    assert!(
+        message().ends_with(
+            "b_1.pt: it is of rank 1, as another file: keep one recording, with one file a rank, in a directory"
+        ),
+        "{}",
+        message()
+    );
+    copy("per_pass.pt", "b_1.pt");
+    assert!(
+        message().ends_with("b_1.pt: its 8 slots of 4 layers hold 8 experts; other files have 12, 4 and 8"),
+        "{}",
+        message()
+    );
+    copy("recorder.pt", "b_1.pt");
+    assert!(
+        message().ends_with(
+            "b_1.pt: it is of the mode stat, so it has the counts of all ranks: read the file by itself"
+        ),
+        "{}",
+        message()
+    );
+    fs::remove_file(dir.path().join("a_1.pt")).unwrap();
+    copy("per_token/expert_distribution_recorder_1.5_0.pt", "b_1.pt");
+    read().unwrap();
+}
+
+#[test]
+fn map_of_sglang_is_read_from_a_file_of_pytorch() {
+    let path = Path::new("tests/exchange/map.pt");
+    let format = detect(path).unwrap();
+    assert_eq!(format.name(), "sglang-map");
+    let two_ranks = Model { num_ranks: Some(2), ..Model::default() };
+    let placement = read_placement(path, format.of_placement().unwrap(), &two_ranks).unwrap();
+    assert_eq!(placement.layers(), [0, 1, 2, 3]);
+    for layer in 0..4 {
+        assert_eq!(placement.layer_experts(layer).unwrap(), [0, 1, 2, 3, 4, 5, 6, 7, 0, 1]);
+    }
+    let wrong = placement_from_bytes(&fixture("recorder.pt"), PlacementFormat::SglangMap, &two_ranks);
+    assert_eq!(
+        wrong.unwrap_err().to_string(),
+        "it has \"logical_count\", so it holds counts; \"physical_to_logical_map\" expected"
+    );
+}
+
+#[test]
+fn fractions_are_loads_that_every_format_but_a_dump_holds_exactly() {
+    let dir = tempfile::tempdir().unwrap();
+    let text = br#"{"logical_count": [[0.0, 0, 0], [0.1, 3, 16777217.5], [1e-9, 0.25, 9007199254740992]]}"#;
+    let read = counts_from_bytes(text, CountsFormat::SglangCount, &Model::default()).unwrap();
+    assert_eq!(read.dense_layers, [0]);
+    let original = loads(&read);
+    assert_eq!(original.layer(1).unwrap(), [0.1, 3.0, 16_777_217.5]);
+    assert_eq!(original.values(), [0.1, 3.0, 16_777_217.5, 1e-9, 0.25, 9_007_199_254_740_992.0]);
+    assert_eq!(original.layer_samples(2, 1, 3).unwrap(), [1e-9, 0.25, 9_007_199_254_740_992.0]);
+    for format in [CountsFormat::SglangCount, CountsFormat::Lmdeploy, CountsFormat::Npy] {
+        let path = dir.path().join(format.name());
+        let model = Model { layers: (format == CountsFormat::Npy).then_some(&[1, 2]), ..Model::default() };
+        write_loads(original, &path, format, &model).unwrap();
+        assert_eq!(loads(&read_counts(&path, format, &model).unwrap()), original, "{}", format.name());
+    }
+    let message = write_loads(original, dir.path(), CountsFormat::Dump, &Model::default()).unwrap_err();
+    assert_eq!(
+        message.to_string(),
+        "layer 1, step 0, expert 0: 0.1 is a fraction, so the file has loads and not counts; solve from them, or write them as \
+         sglang-count, lmdeploy or npy"
+    );
+    assert_eq!(read.load.counts().unwrap_err().to_string(), message.to_string());
+    // make.py: a quarter of 100 + 2 (10 layer + expert).
+    let read = counts_from_bytes(&fixture("averages.pt"), CountsFormat::SglangPt, &Model::default()).unwrap();
+    assert_eq!(loads(&read).layer(2).unwrap()[..4], [35.0, 35.5, 36.0, 36.5]);
+}
+
+#[test]
+fn loads_are_split_into_samples_as_counts_are() {
+    let text = b"{\"logical_count\": [[[0.5, 1]], [[2, 4]], [[8, 16]]]}";
+    let read = counts_from_bytes(text, CountsFormat::SglangCount, &Model::default()).unwrap();
+    let counts = b"{\"logical_count\": [[[1, 2]], [[4, 8]], [[16, 32]]]}";
+    let counts = counts_from_bytes(counts, CountsFormat::SglangCount, &Model::default()).unwrap();
+    for num_samples in 1..=3 {
+        let twice: Vec<f64> =
+            loads(&read).layer_samples(0, num_samples, 2).unwrap().iter().map(|load| 2.0 * load).collect();
+        assert_eq!(twice, stats(&counts).layer_samples(0, num_samples, 2).unwrap());
+    }
+    let refused = |layer, samples, experts| {
+        loads(&read).layer_samples(layer, samples, experts).unwrap_err().to_string()
+    };
+    assert_eq!(refused(0, 4, 2), "num_samples is 4; 1 to 3, the number of steps, expected");
+    assert_eq!(refused(0, 1, 3), "num_experts is 3, the loads have 2");
+    assert_eq!(refused(1, 1, 2), "layer 1 is not among the 1 layers");
 }
 
 #[test]
 fn other_files_of_pytorch_are_rejected_by_name() {
     let refused = |name: &str| refused(&fixture(name), CountsFormat::SglangPt);
     assert_eq!(
-        refused("per_pass.pt"),
-        "it has \"records\", so it was recorded in the mode per_pass or per_token; \"logical_count\" of the mode stat expected"
+        refused("map.pt"),
+        "it has \"physical_to_logical_map\", so it holds a placement; \"logical_count\" expected"
     );
     assert_eq!(
-        refused("view.pt"),
-        "\"logical_count\" of shape [2, 3, 8] has strides [32, 8, 1]: save it with .contiguous()"
+        refused("bool.pt"),
+        "\"logical_count\" is stored as BoolStorage; integers or floats of 2, 4 or 8 bytes expected"
     );
-    assert_eq!(
-        refused("half.pt"),
-        "\"logical_count\" is stored as HalfStorage; integers, floats or doubles expected"
-    );
-    assert_eq!(refused("legacy.pt"), "it does not end as a zip archive does: it is truncated, copy it again");
+    let legacy = "it is a bare pickle, as torch.save wrote before PyTorch 1.6: rewrite it with \
+                  torch.save(torch.load(FILE), FILE)";
+    assert_eq!(refused("legacy.pt"), legacy);
     let message = detect(Path::new("tests/exchange/legacy.pt")).unwrap_err().to_string();
-    assert!(message.contains("it is a bare pickle, as torch.save wrote before PyTorch 1.6"), "{message}");
+    assert!(message.ends_with(legacy), "{message}");
 }
 
 #[test]
@@ -71,9 +248,9 @@ fn npy_is_read_in_any_type_order_and_version() {
         let read = counts_from_bytes(&fixture(name), CountsFormat::Npy, &Model::default()).unwrap();
         // Only a recorder's buffer has unused steps. Here the empty step is an iteration without load.
         assert_eq!((&read.dense_layers[..], read.empty_steps), (&[0][..], 0), "{name}");
-        assert_eq!(read.stats.summary().rows.len(), 3);
+        assert_eq!(stats(&read).summary().rows.len(), 3);
         assert_eq!(
-            read.stats.layer_counts(3).unwrap()[8..24],
+            stats(&read).layer_counts(3).unwrap()[8..24],
             [130, 131, 132, 133, 134, 135, 136, 137, 0, 0, 0, 0, 0, 0, 0, 0]
         );
     }
@@ -84,12 +261,13 @@ fn counts_are_equal_after_writing_and_reading_each_format() {
     let dir = tempfile::tempdir().unwrap();
     for name in ["dsv2lite-translation", "dsr1-extreme"] {
         let dump = Path::new("data/dumps").join(name);
-        let original = read_counts(&dump, CountsFormat::Dump, &Model::default()).unwrap().stats;
+        let read = read_counts(&dump, CountsFormat::Dump, &Model::default()).unwrap();
+        let original = stats(&read);
         let layers = &original.summary().layers;
         let experts_per_token = Some(original.summary().experts_per_token);
         for format in CountsFormat::ALL.into_iter().filter(|&format| format != CountsFormat::SglangPt) {
             let path = dir.path().join(format!("{name}.{}", format.name()));
-            write_counts(&original, &path, format, &Model::default()).unwrap();
+            write_counts(original, &path, format, &Model::default()).unwrap();
             // An array has a row for each counted layer, other formats one for each layer of the model.
             let layers_of_rows = (format == CountsFormat::Npy).then_some(&layers[..]);
             let model = match format {
@@ -97,7 +275,7 @@ fn counts_are_equal_after_writing_and_reading_each_format() {
                 _ => Model { layers: layers_of_rows, experts_per_token, ..Model::default() },
             };
             let again = read_counts(&path, format, &model).unwrap();
-            assert_eq!(&again.stats.summary().layers, layers, "{}", format.name());
+            assert_eq!(&stats(&again).summary().layers, layers, "{}", format.name());
             let dense: Vec<u32> =
                 (0..layers[0]).filter(|_| layers_of_rows.is_none() && format != CountsFormat::Dump).collect();
             assert_eq!(again.dense_layers, dense);
@@ -106,7 +284,7 @@ fn counts_are_equal_after_writing_and_reading_each_format() {
                     CountsFormat::Lmdeploy => original.layer_totals(layer).unwrap(),
                     _ => original.layer_counts(layer).unwrap().to_vec(),
                 };
-                assert!(again.stats.layer_counts(layer).unwrap() == expected, "{} {layer}", format.name());
+                assert!(stats(&again).layer_counts(layer).unwrap() == expected, "{} {layer}", format.name());
             }
         }
     }
@@ -171,10 +349,10 @@ fn written_files_have_the_exact_bytes_of_the_other_systems() {
         format!("{{\"moe_layer_count\": 2, \"layer_list\": [{layers}]}}\n")
     );
 
-    let counts =
-        counts_from_bytes(b"[[0, 0], [3, 4]]", CountsFormat::Lmdeploy, &Model::default()).unwrap().stats;
+    let read = counts_from_bytes(b"[[0, 0], [3, 4]]", CountsFormat::Lmdeploy, &Model::default()).unwrap();
+    let counts = stats(&read);
     let text = |format, model: &Model| {
-        write_counts(&counts, &path, format, model).unwrap();
+        write_counts(counts, &path, format, model).unwrap();
         fs::read_to_string(&path).unwrap()
     };
     let three = Model { num_layers: Some(3), ..Model::default() };
@@ -186,7 +364,7 @@ fn written_files_have_the_exact_bytes_of_the_other_systems() {
     assert_eq!(text(CountsFormat::Lmdeploy, &three), "[[0, 0], [3, 4], [0, 0]]\n");
     let few = Model { num_layers: Some(1), ..Model::default() };
     assert_eq!(
-        write_counts(&counts, &path, CountsFormat::Lmdeploy, &few).unwrap_err().to_string(),
+        write_counts(counts, &path, CountsFormat::Lmdeploy, &few).unwrap_err().to_string(),
         "num_layers is 1; 2, for layer 1, to 65536 expected"
     );
 }
@@ -197,10 +375,10 @@ fn layers_name_or_select_rows_and_no_count_is_dropped() {
         let model = Model { layers: Some(layers), ..Model::default() };
         counts_from_bytes(b"[[0, 0], [3, 4], [0, 0]]", CountsFormat::Lmdeploy, &model)
     };
-    assert_eq!(read(&[1]).unwrap().stats.summary().layers, [1]);
+    assert_eq!(stats(&read(&[1]).unwrap()).summary().layers, [1]);
     // A given layer is kept, even if all its counts are zero.
-    assert_eq!(read(&[1, 2]).unwrap().stats.layer_totals(2).unwrap(), [0, 0]);
-    assert_eq!(read(&[5, 6, 7]).unwrap().stats.layer_totals(6).unwrap(), [3, 4]);
+    assert_eq!(stats(&read(&[1, 2]).unwrap()).layer_totals(2).unwrap(), [0, 0]);
+    assert_eq!(stats(&read(&[5, 6, 7]).unwrap()).layer_totals(6).unwrap(), [3, 4]);
     assert_eq!(read(&[2]).unwrap_err().to_string(), "row [1] has counts, but its layer was not given");
     assert_eq!(
         refused(b"[[0, 0], [0, 0]]", CountsFormat::Lmdeploy),
@@ -274,9 +452,9 @@ fn reader_names_the_place_of_an_invalid_entry() {
     );
     assert_eq!(
         sglang("{\"physical_to_logical\": []}"),
-        "bad JSON: unknown key \"physical_to_logical\"; \"physical_to_logical_map\" expected at line 1 column 22"
+        "it has no \"physical_to_logical_map\"; its keys are physical_to_logical"
     );
-    assert_eq!(sglang("{\"rank\": 0}"), "it has no \"physical_to_logical_map\"");
+    assert_eq!(sglang("{}"), "it has no \"physical_to_logical_map\"");
     let twice = "{\"physical_to_logical_map\": [[0]], \"physical_to_logical_map\": [[0]]}";
     assert!(sglang(twice).starts_with("bad JSON: \"physical_to_logical_map\" appears twice at "));
 
@@ -322,11 +500,17 @@ fn zip(files: &[(&str, &[u8])]) -> Vec<u8> {
 
 /// The pickle of `{"logical_count": tensor}`, a tensor of int64 with these rows and columns.
 fn pickle(rows: u8, columns: u8) -> Vec<u8> {
+    tensor([[b'K', rows], [b'K', columns]], [columns, 1])
+}
+
+/// The same with pickled sizes, and with strides.
+fn tensor<T: AsRef<[u8]>>([rows, columns]: [T; 2], [row_stride, column_stride]: [u8; 2]) -> Vec<u8> {
     let text = |text: &str| [b"X", &(text.len() as u32).to_le_bytes()[..], text.as_bytes()].concat();
     let storage =
         [&b"("[..], &text("storage"), b"ctorch\nLongStorage\n", &text("0"), &text("cuda:0"), b"K\x06tQ"]
             .concat();
-    let shape = [b'K', rows, b'K', columns, 0x86, b'K', columns, b'K', 1, 0x86];
+    let strides = [0x86, b'K', row_stride, b'K', column_stride, 0x86];
+    let shape = [rows.as_ref(), columns.as_ref(), &strides].concat();
     let tensor = [
         b"ctorch._utils\n_rebuild_tensor_v2\n(",
         &storage[..],
@@ -337,6 +521,124 @@ fn pickle(rows: u8, columns: u8) -> Vec<u8> {
     [&b"\x80\x02}"[..], &text("logical_count"), &tensor.concat(), b"s."].concat()
 }
 
+/// Pickles of values in any nesting.
+mod pickled {
+    pub fn text(text: &str) -> Vec<u8> {
+        [b"X", &(text.len() as u32).to_le_bytes()[..], text.as_bytes()].concat()
+    }
+
+    pub fn int(value: i32) -> Vec<u8> {
+        [b"J", &value.to_le_bytes()[..]].concat()
+    }
+
+    pub fn list(items: &[Vec<u8>]) -> Vec<u8> {
+        [&b"]("[..], &items.concat(), b"e"].concat()
+    }
+
+    pub fn ints(values: &[i32]) -> Vec<u8> {
+        list(&values.iter().copied().map(int).collect::<Vec<_>>())
+    }
+
+    pub fn dict(items: &[(&str, Vec<u8>)]) -> Vec<u8> {
+        let items: Vec<_> = items.iter().map(|(key, value)| [text(key), value.clone()].concat()).collect();
+        [&b"}("[..], &items.concat(), b"u"].concat()
+    }
+
+    pub fn file(root: &[u8]) -> Vec<u8> {
+        super::zip(&[("a/data.pkl", &[b"\x80\x02", root, b"."].concat())])
+    }
+}
+
+#[test]
+fn malformed_records_are_rejected_by_name() {
+    use pickled::{dict, file, int, ints, list, text};
+    let record = |pass: i32, rank: i32, counts: &[i32]| {
+        vec![
+            ("forward_pass_id", int(pass)),
+            ("rank", int(rank)),
+            ("gatherer_key", text("primary")),
+            ("global_physical_count", list(&[ints(counts)])),
+        ]
+    };
+    let read = |records: &[Vec<(&str, Vec<u8>)>], map: &[i32]| {
+        let records: Vec<_> = records.iter().map(|record| dict(record)).collect();
+        let root = dict(&[("records", list(&records)), ("last_physical_to_logical_map", list(&[ints(map)]))]);
+        counts_from_bytes(&file(&root), CountsFormat::SglangPt, &Model::default())
+    };
+    let refused = |records: &[Vec<(&str, Vec<u8>)>], map: &[i32]| read(records, map).unwrap_err().to_string();
+    // Two gatherers of one pass are two halves of it. Pass 9 comes after pass 5. No expert is in the last slot.
+    let mut half = record(9, 4, &[1, 0, 5, 0]);
+    half[2].1 = text("child_a");
+    let good = [record(9, 4, &[1, 2, 3, 0]), half, record(5, 4, &[7, 0, 0, 0])];
+    let counted = read(&good, &[1, 0, 1, -1]).unwrap();
+    assert_eq!(stats(&counted).layer_counts(0).unwrap(), [0, 7, 2, 10]);
+
+    // A pass without tokens is an idle iteration, and no gap of a buffer.
+    let idle = [record(1, 0, &[1, 0]), record(2, 0, &[0, 0]), record(3, 0, &[0, 3])];
+    let counted = read(&idle, &[0, 1]).unwrap();
+    assert_eq!(stats(&counted).layer_counts(0).unwrap(), [1, 0, 0, 0, 0, 3]);
+    assert_eq!((counted.first_step, counted.empty_steps), (None, 0));
+
+    let one = |counts: &[i32]| [record(1, 0, counts)];
+    assert_eq!(
+        refused(&[record(5, 0, &[1, 1]), record(5, 0, &[1, 1])], &[0, 1]),
+        "records[1]: forward pass 5 is there twice"
+    );
+    assert_eq!(
+        refused(&[record(5, 0, &[1, 1]), record(6, 2, &[1, 1])], &[0, 1]),
+        "records[1]: it is of rank 2, others in the file of rank 0"
+    );
+    assert_eq!(
+        refused(&one(&[1, 1]), &[0, -1]),
+        "records[0]: global_physical_count[0][1] is 1, but last_physical_to_logical_map[0][1] is -1, no expert"
+    );
+    assert_eq!(
+        refused(&one(&[1, 1, 1]), &[0, 1]),
+        "records[0]: global_physical_count has 1 layers and 3 slots, last_physical_to_logical_map 1 and 2"
+    );
+    assert_eq!(
+        refused(&one(&[1, -1]), &[0, 1]),
+        "records[0]: global_physical_count: [0][1] is -1, a number from 0 to below 2^63 expected"
+    );
+    assert_eq!(refused(&one(&[1, 1]), &[-1, -1]), "last_physical_to_logical_map has no expert");
+    assert_eq!(
+        refused(&[record(1, 0, &[1])[..3].to_vec()], &[0]),
+        "records[0]: it has no \"global_physical_count\"; its keys are forward_pass_id, rank, gatherer_key"
+    );
+    let root = dict(&[("records", b"]".to_vec()), ("last_physical_to_logical_map", list(&[ints(&[0])]))]);
+    let message = counts_from_bytes(&file(&root), CountsFormat::SglangPt, &Model::default()).unwrap_err();
+    assert_eq!(message.to_string(), "its \"records\" are empty: no forward pass was between start and dump");
+}
+
+#[test]
+fn small_pickle_cannot_stand_for_much_memory() {
+    use pickled::{dict, file, int, list};
+    // A list of a thousand numbers, a thousand times in a list, and that a thousand times.
+    let thousand = list(&vec![int(1); 1000]);
+    let nested = |inner: &[u8], memo: u8| {
+        let repeated: Vec<u8> = [b'h', memo].repeat(999);
+        [&b"]("[..], inner, &[b'q', memo], &repeated, b"e"].concat()
+    };
+    let bytes = file(&dict(&[("logical_count", nested(&nested(&thousand, 0), 1))]));
+    assert!(bytes.len() < 10_000);
+    let message =
+        counts_from_bytes(&bytes, CountsFormat::SglangPt, &Model::default()).unwrap_err().to_string();
+    assert_eq!(message, "logical_count: it repeats lists for more than 4194304 numbers: save a tensor");
+    // A tensor of one number with strides of 0.
+    let bytes = zip(&[("a/data.pkl", &tensor([b"M\xff\xff"; 2], [0, 0])), ("a/data/0", &[1; 8])]);
+    let message =
+        counts_from_bytes(&bytes, CountsFormat::SglangPt, &Model::default()).unwrap_err().to_string();
+    assert_eq!(
+        message,
+        "\"logical_count\" of shape [65535, 65535] with strides [0, 0] repeats its 1 stored numbers: save it with .contiguous()"
+    );
+    // A list within itself.
+    let bytes = file(&dict(&[("logical_count", b"]q\0h\0a".to_vec())]));
+    let message =
+        counts_from_bytes(&bytes, CountsFormat::SglangPt, &Model::default()).unwrap_err().to_string();
+    assert_eq!(message, "logical_count: [0][0][0] is a list where a number is expected");
+}
+
 #[test]
 fn malformed_file_of_pytorch_is_rejected_by_name() {
     let numbers: Vec<u8> = (1..=6i64).flat_map(i64::to_le_bytes).collect();
@@ -344,15 +646,19 @@ fn malformed_file_of_pytorch_is_rejected_by_name() {
         |files: &[(&str, &[u8])]| counts_from_bytes(&zip(files), CountsFormat::SglangPt, &Model::default());
     let refused = |files: &[(&str, &[u8])]| read(files).unwrap_err().to_string();
     let (data, good) = (("a/data/0", &numbers[..]), pickle(2, 3));
-    let stats = read(&[("a/data.pkl", &good), data, ("a/byteorder", b"little")]).unwrap().stats;
+    let little = read(&[("a/data.pkl", &good), data, ("a/byteorder", b"little")]).unwrap();
+    let stats = stats(&little);
+    let swapped: Vec<u8> = (1..=6i64).flat_map(i64::to_be_bytes).collect();
+    let big = read(&[("a/data.pkl", &good), ("a/data/0", &swapped), ("a/byteorder", b"big")]).unwrap();
+    assert_eq!(big, little);
     assert_eq!([stats.layer_totals(0).unwrap(), stats.layer_totals(1).unwrap()], [[1, 2, 3], [4, 5, 6]]);
 
     assert_eq!(refused(&[data]), "it has no data.pkl, or more than one, so torch.save did not write it");
     assert_eq!(refused(&[("a/data.pkl", &good)]), "it has no \"a/data/0\"");
     assert_eq!(refused(&[data, ("a/data.pkl", &good), data]), "\"a/data/0\" is in it twice");
     assert_eq!(
-        refused(&[("a/data.pkl", &good), data, ("a/byteorder", b"big")]),
-        "its byte order is \"big\", \"little\" expected"
+        refused(&[("a/data.pkl", &good), data, ("a/byteorder", b"middle")]),
+        "its byte order is \"middle\", \"little\" or \"big\" expected"
     );
     assert_eq!(
         refused(&[("a/data.pkl", &pickle(3, 3)), data]),
@@ -365,7 +671,7 @@ fn malformed_file_of_pytorch_is_rejected_by_name() {
     let negative: Vec<u8> = [1, 2, 3, 4, 5, -6i64].iter().flat_map(|number| number.to_le_bytes()).collect();
     assert_eq!(
         refused(&[("a/data.pkl", &good), ("a/data/0", &negative)]),
-        "logical_count[1][2] is -6, a whole number from 0 to 2^63 - 1 expected"
+        "logical_count[1][2] is -6, a number from 0 to below 2^63 expected"
     );
     // Other functions, storages and shapes of what is pickled; names of the same length keep the rest in place.
     let edited = |was: &str, is: &str| {
@@ -375,17 +681,21 @@ fn malformed_file_of_pytorch_is_rejected_by_name() {
         refused(&[("a/data.pkl", &pickle), data])
     };
     assert!(edited("_rebuild_tensor_v2", "_rebuild_qtensor").ends_with(
-        " of its pickle: it would call torch._utils._rebuild_qtensor, which a dictionary of tensors does not need"
+        " of its pickle: it would call torch._utils._rebuild_qtensor, which is not allowed: save a dictionary of tensors, \
+         lists and numbers"
     ));
     assert_eq!(
         edited("LongStorage", "BoolStorage"),
-        "\"logical_count\" is stored as BoolStorage; integers, floats or doubles expected"
+        "\"logical_count\" is stored as BoolStorage; integers or floats of 2, 4 or 8 bytes expected"
     );
     assert_eq!(
         edited("logical_count", "logical_COUNT"),
-        "unknown key \"logical_COUNT\"; \"logical_count\" expected"
+        "it has no \"logical_count\"; its keys are logical_COUNT"
     );
-    assert_eq!(edited("storage", "garbage"), "\"logical_count\" is not a plain tensor");
+    assert_eq!(
+        edited("storage", "garbage"),
+        "\"logical_count\" is neither a plain tensor nor lists of numbers"
+    );
     let mut compressed = zip(&[("a/data.pkl", &good), data]);
     let listed = compressed.windows(4).position(|window| window == b"PK\x01\x02").unwrap();
     compressed[listed + 10] = 8;
@@ -398,8 +708,8 @@ fn malformed_file_of_pytorch_is_rejected_by_name() {
 fn truncated_file_is_rejected_and_a_flipped_bit_never_panics() {
     let dir = tempfile::tempdir().unwrap();
     let path = dir.path().join("file");
-    let counts =
-        counts_from_bytes(b"[[0, 0], [3, 4]]", CountsFormat::Lmdeploy, &Model::default()).unwrap().stats;
+    let read = counts_from_bytes(b"[[0, 0], [3, 4]]", CountsFormat::Lmdeploy, &Model::default()).unwrap();
+    let counts = stats(&read);
     let two_ranks = Model { num_ranks: Some(2), layers: Some(&[2, 3]), ..Model::default() };
     let damage = |bytes: &[u8], read: &dyn Fn(&[u8]) -> bool| {
         assert!(read(bytes));
@@ -415,13 +725,15 @@ fn truncated_file_is_rejected_and_a_flipped_bit_never_panics() {
         }
     };
     for format in [CountsFormat::SglangCount, CountsFormat::Lmdeploy, CountsFormat::Npy] {
-        write_counts(&counts, &path, format, &Model::default()).unwrap();
+        write_counts(counts, &path, format, &Model::default()).unwrap();
         damage(&fs::read(&path).unwrap(), &|bytes| {
             counts_from_bytes(bytes, format, &Model::default()).is_ok()
         });
     }
     let read_pt = |bytes: &[u8]| counts_from_bytes(bytes, CountsFormat::SglangPt, &Model::default()).is_ok();
-    damage(&fixture("recorder.pt"), &read_pt);
+    for name in ["recorder.pt", "per_pass.pt", "lists.pt"] {
+        damage(&fixture(name), &read_pt);
+    }
     let formats = [
         PlacementFormat::SglangMap,
         PlacementFormat::ExpertMap,

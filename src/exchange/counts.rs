@@ -1,26 +1,59 @@
-//! Reads and writes counts of other systems as [`Stats`].
+//! Reads and writes counts of other systems as [`Stats`], and reads fractions as [`Loads`].
 
 use std::io::{self, ErrorKind};
 use std::path::Path;
 
-use super::array::{Array, place};
-use super::{CountsFormat, Model, bytes_of, json, npy, sglang, torch};
+use super::array::{Array, Values, place};
+use super::loads::Loads;
+use super::recording::{self, Recording, Records, Ring};
+use super::torch::TorchFile;
+use super::{CountsFormat, Model, bytes_of, json, npy, sglang};
 use crate::atomic_file::AtomicFile;
 use crate::error::{Error, Result, try_zeroed};
 use crate::stats::{Counts, Dump, IdKind, IterationRange, LoadOptions, MetaInfo, RankDump, Stats, Summary};
 
-/// Counts, and the parts of the file that were left out.
+/// What a file holds: counts, or loads where some numbers are fractions.
+#[derive(Debug, Clone, PartialEq)]
+pub enum Load {
+    /// Whole numbers.
+    Counts(Stats),
+    /// Numbers with fractions, such as averages.
+    Fractions(Loads),
+}
+
+impl Load {
+    /// The sizes.
+    pub fn summary(&self) -> &Summary {
+        match self {
+            Load::Counts(stats) => stats.summary(),
+            Load::Fractions(loads) => loads.summary(),
+        }
+    }
+
+    /// The counts. Fails for loads with an [`Error::InvalidDump`] that names a fraction.
+    pub fn counts(&self) -> Result<&Stats> {
+        match self {
+            Load::Counts(stats) => Ok(stats),
+            Load::Fractions(loads) => Err(loads.not_counts()),
+        }
+    }
+}
+
+/// Counts or loads, and the parts of the file that were left out.
 #[derive(Debug, Clone, PartialEq)]
 pub struct CountsRead {
-    /// The counts. Steps of other systems become iterations from 0 on, of one rank.
-    pub stats: Stats,
+    /// The numbers. Steps of other systems become iterations from 0 on, of one rank.
+    pub load: Load,
     /// Rows of zeros, which were left out as dense layers, by layer.
     pub dense_layers: Vec<u32>,
     /// Steps of zeros, which were left out as the unused part of the buffer of SGLang's recorder.
     pub empty_steps: usize,
+    /// The step of the file that became the first iteration, where SGLang's recorder continued in its buffer after another dump.
+    /// `None`: steps have the order of the file.
+    pub first_step: Option<usize>,
 }
 
-/// Reads the counts of a file, or of a dump directory.
+/// Reads the counts of a file, of a dump directory, or of a directory with one file of SGLang's recorder a rank.
 ///
 /// Fails with [`Error::InvalidDump`], which names the place, with [`Error::Read`], and for a dump as [`Dump::open`].
 pub fn read_counts(path: &Path, format: CountsFormat, model: &Model) -> Result<CountsRead> {
@@ -30,27 +63,75 @@ pub fn read_counts(path: &Path, format: CountsFormat, model: &Model) -> Result<C
         }
         let stats = Dump::open(path, &LoadOptions::default())?.read(&mut |_, _| Ok(()))?;
         check_model(model, stats.summary()).map_err(|e| e.in_file(path))?;
-        return Ok(CountsRead { stats, dense_layers: Vec::new(), empty_steps: 0 });
+        let load = Load::Counts(stats);
+        return Ok(CountsRead { load, dense_layers: Vec::new(), empty_steps: 0, first_step: None });
+    }
+    if format == CountsFormat::SglangPt && path.is_dir() {
+        let Recording { array, .. } = records_of(path, model)?;
+        return counts_from_array(&array, Steps::All, model).map_err(|e| e.in_file(path));
     }
     counts_from_bytes(&bytes_of(path)?, format, model).map_err(|e| e.in_file(path))
 }
 
 /// Reads counts from the bytes of a file. Fails for [`CountsFormat::Dump`], which is a directory.
 pub fn counts_from_bytes(bytes: &[u8], format: CountsFormat, model: &Model) -> Result<CountsRead> {
-    let array = match format {
+    let all = |array| (array, Steps::All);
+    let read = match format {
         CountsFormat::Dump => return Err(Error::InvalidArgument("a dump is a directory, not a file".into())),
-        CountsFormat::SglangCount => sglang::read(bytes, sglang::LOGICAL_COUNT),
-        CountsFormat::SglangPt => torch::read(bytes, sglang::LOGICAL_COUNT),
-        CountsFormat::Lmdeploy => json::read_lists(bytes, false),
-        CountsFormat::Npy => npy::read(bytes, false),
+        CountsFormat::SglangCount => {
+            sglang::read(bytes, sglang::LOGICAL_COUNT).map(|array| (array, Steps::NotEmpty))
+        }
+        CountsFormat::SglangPt => {
+            recording::read_counts(bytes, model.num_experts).map(|Recording { array, is_buffer }| {
+                (array, if is_buffer { Steps::Buffer } else { Steps::All })
+            })
+        }
+        CountsFormat::Lmdeploy => json::read_lists(bytes, false).map(all),
+        CountsFormat::Npy => npy::read(bytes, false).map(all),
     };
-    let steps_may_be_empty = matches!(format, CountsFormat::SglangCount | CountsFormat::SglangPt);
-    array.and_then(|array| counts_of(&array, steps_may_be_empty, model)).map_err(Error::InvalidDump).and_then(
-        |read| {
-            check_model(model, read.stats.summary())?;
-            Ok(read)
-        },
-    )
+    let (array, steps) = read.map_err(Error::InvalidDump)?;
+    counts_from_array(&array, steps, model)
+}
+
+/// Which steps of an array to take.
+#[derive(Clone, Copy)]
+enum Steps {
+    /// All of them: those without counts are idle iterations.
+    All,
+    /// Those with counts.
+    NotEmpty,
+    /// Those with counts, in the order of [`Ring`].
+    Buffer,
+}
+
+/// Sums the records of the files in a directory, one a rank.
+fn records_of(directory: &Path, model: &Model) -> Result<Recording> {
+    let files = recording::files_of(directory).map_err(|source| Error::read(directory, source))?;
+    let mut records = Records::new(model.num_experts);
+    for path in files {
+        let bytes = bytes_of(&path)?;
+        let added = TorchFile::open(&bytes).and_then(|file| records.add(&file));
+        added.map_err(|what| Error::InvalidDump(what).in_file(&path))?;
+    }
+    records.finish().map_err(|what| Error::InvalidDump(what).in_file(directory))
+}
+
+fn counts_from_array(array: &Array, taken: Steps, model: &Model) -> Result<CountsRead> {
+    let ([steps, num_rows, num_experts], values) = array.steps().map_err(Error::InvalidDump)?;
+    let sizes = Sizes { steps, num_rows, num_experts };
+    let read = match values {
+        Values::Whole(values) => sizes.arrange(values, taken, model).map(|(arranged, values)| {
+            let stats = Stats::from_counts(arranged.summary(num_experts, model), values);
+            arranged.read(Load::Counts(stats))
+        }),
+        Values::Real(values) => sizes.arrange(values, taken, model).map(|(arranged, values)| {
+            let loads = Loads::new(arranged.summary(num_experts, model), values);
+            arranged.read(Load::Fractions(loads))
+        }),
+    };
+    let read = read.map_err(Error::InvalidDump)?;
+    check_model(model, read.load.summary())?;
+    Ok(read)
 }
 
 /// Checks counts against the known sizes of the model.
@@ -71,63 +152,97 @@ fn check_model(model: &Model, summary: &Summary) -> Result<()> {
     }
 }
 
-/// Converts an array whose rows are layers.
-fn counts_of(
-    array: &Array,
-    steps_may_be_empty: bool,
-    model: &Model,
-) -> std::result::Result<CountsRead, String> {
-    let ([steps, num_rows, num_experts], values) = array.steps()?;
-    let step_size = num_rows * num_experts;
-    let has_counts = |step: &usize| values[step * step_size..][..step_size].iter().any(|&count| count != 0);
-    let kept: Vec<usize> = (0..steps).filter(|step| !steps_may_be_empty || has_counts(step)).collect();
-    if kept.is_empty() {
-        return Err("every step has only zeros".into());
-    }
-    let row_of = |step: usize, row: usize| &values[step * step_size + row * num_experts..][..num_experts];
-    let is_dense = |row: usize| kept.iter().all(|&step| row_of(step, row).iter().all(|&count| count == 0));
+/// The sizes of an array whose rows are layers.
+#[derive(Clone, Copy)]
+struct Sizes {
+    steps: usize,
+    num_rows: usize,
+    num_experts: usize,
+}
 
-    let mut rows = model.layers_of_rows(num_rows)?;
-    let mut dense_layers = Vec::new();
-    match model.layers {
-        Some(_) => {
-            let other =
-                (0..num_rows).find(|&row| !rows.iter().any(|&(_, picked)| picked == row) && !is_dense(row));
-            if let Some(row) = other {
-                return Err(format!("row {} has counts, but its layer was not given", place(&[row])));
+/// Which steps and rows of an array were kept.
+struct Arranged {
+    layers: Vec<u32>,
+    num_steps: usize,
+    dense_layers: Vec<u32>,
+    empty_steps: usize,
+    first_step: Option<usize>,
+}
+
+impl Sizes {
+    /// Chooses steps and layers, and orders the values as `[layers][steps][experts]`.
+    fn arrange<T: Copy + Default + PartialEq>(
+        self,
+        values: &[T],
+        taken: Steps,
+        model: &Model,
+    ) -> std::result::Result<(Arranged, Vec<T>), String> {
+        let Sizes { steps, num_rows, num_experts } = self;
+        let row_of =
+            |step: usize, row: usize| &values[(step * num_rows + row) * num_experts..][..num_experts];
+        let is_empty = |step: usize, row: usize| row_of(step, row).iter().all(|value| *value == T::default());
+        let has_counts =
+            || (0..steps).map(|step| (0..num_rows).any(|row| !is_empty(step, row))).collect::<Vec<_>>();
+        let Ring { steps: kept, start: first_step } = match taken {
+            Steps::All => Ring { steps: (0..steps).collect(), start: None },
+            Steps::NotEmpty => Ring::without_order(&has_counts()),
+            Steps::Buffer => Ring::new(&has_counts()),
+        };
+        if kept.is_empty() {
+            return Err("every step has only zeros".into());
+        }
+        let is_dense = |row: usize| kept.iter().all(|&step| is_empty(step, row));
+
+        let mut rows = model.layers_of_rows(num_rows)?;
+        let mut dense_layers = Vec::new();
+        match model.layers {
+            Some(_) => {
+                let other = (0..num_rows)
+                    .find(|&row| !rows.iter().any(|&(_, picked)| picked == row) && !is_dense(row));
+                if let Some(row) = other {
+                    return Err(format!("row {} has counts, but its layer was not given", place(&[row])));
+                }
+            }
+            None => {
+                let (dense, others): (Vec<_>, Vec<_>) = rows.into_iter().partition(|&(_, row)| is_dense(row));
+                dense_layers = dense.into_iter().map(|(layer, _)| layer).collect();
+                rows = others;
             }
         }
-        None => {
-            let (dense, others): (Vec<_>, Vec<_>) = rows.into_iter().partition(|&(_, row)| is_dense(row));
-            dense_layers = dense.into_iter().map(|(layer, _)| layer).collect();
-            rows = others;
+        if rows.is_empty() {
+            return Err("all counts are zero; give the layers' numbers to read them nevertheless".into());
+        }
+        let size = rows.len() * kept.len() * num_experts;
+        let mut arranged = Vec::new();
+        arranged.try_reserve_exact(size).map_err(|_| "out of memory".to_owned())?;
+        for &(_, row) in &rows {
+            kept.iter().for_each(|&step| arranged.extend_from_slice(row_of(step, row)));
+        }
+        let layers = rows.iter().map(|&(layer, _)| layer).collect();
+        let (num_steps, empty_steps) = (kept.len(), steps - kept.len());
+        Ok((Arranged { layers, num_steps, dense_layers, empty_steps, first_step }, arranged))
+    }
+}
+
+impl Arranged {
+    fn summary(&self, num_experts: usize, model: &Model) -> Summary {
+        Summary {
+            num_experts,
+            experts_per_token: model.experts_per_token.unwrap_or(0),
+            num_ranks: 1,
+            num_files: 1,
+            stage_ranks: vec![1],
+            missing_ranks: Vec::new(),
+            id_kind: Some(IdKind::Expert),
+            layers: self.layers.clone(),
+            rows: IterationRange { start: 0, stop: self.num_steps as u64 }.into(),
         }
     }
-    if rows.is_empty() {
-        return Err("all counts are zero; give the layers' numbers to read them nevertheless".into());
+
+    fn read(self, load: Load) -> CountsRead {
+        let Arranged { dense_layers, empty_steps, first_step, .. } = self;
+        CountsRead { load, dense_layers, empty_steps, first_step }
     }
-    let size = rows.len() * kept.len() * num_experts;
-    let mut counts: Vec<u64> = try_zeroed(Some(size), "the counts").map_err(|e| e.to_string())?;
-    let cells = rows.iter().flat_map(|&(_, row)| kept.iter().map(move |&step| (step, row)));
-    for (cell, (step, row)) in counts.chunks_exact_mut(num_experts).zip(cells) {
-        cell.copy_from_slice(row_of(step, row));
-    }
-    let summary = Summary {
-        num_experts,
-        experts_per_token: model.experts_per_token.unwrap_or(0),
-        num_ranks: 1,
-        num_files: 1,
-        stage_ranks: vec![1],
-        missing_ranks: Vec::new(),
-        id_kind: Some(IdKind::Expert),
-        layers: rows.iter().map(|&(layer, _)| layer).collect(),
-        rows: IterationRange { start: 0, stop: kept.len() as u64 }.into(),
-    };
-    Ok(CountsRead {
-        stats: Stats::from_counts(summary, counts),
-        dense_layers,
-        empty_steps: steps - kept.len(),
-    })
 }
 
 /// Writes `stats` to a file, which is replaced in one step, or for [`CountsFormat::Dump`] to a directory without a dump.
@@ -147,11 +262,7 @@ pub fn write_counts(stats: &Stats, path: &Path, format: CountsFormat, model: &Mo
     }
     match format {
         CountsFormat::Dump => Ok(()),
-        CountsFormat::SglangPt => Err(Error::InvalidArgument(format!(
-            "{} is read only; SGLang also reads {}",
-            format.name(),
-            CountsFormat::SglangCount.name()
-        ))),
+        CountsFormat::SglangPt => Err(format.read_only()),
         CountsFormat::SglangCount => {
             let num_rows = model.num_rows(&summary.layers)?;
             let rows: Vec<_> = (0..num_rows as u32).map(|layer| stats.layer_counts(layer).ok()).collect();

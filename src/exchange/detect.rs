@@ -5,14 +5,21 @@ use std::path::Path;
 
 use serde::de::{Deserializer, IgnoredAny, MapAccess, Visitor};
 
-use super::{CountsFormat, Format, PlacementFormat, bytes_of, json, npy, sglang, zip};
+use super::{CountsFormat, Format, PlacementFormat, bytes_of, json, npy, recording, sglang, torch};
 use crate::error::{Error, Result, shortened};
+use crate::stats::MetaInfo;
 
 /// Detects the format from the contents. Refuses a bare array, which can hold counts or a placement, with
 /// [`Error::InvalidArgument`], and contents of no format with [`Error::InvalidDump`].
 pub fn detect(path: &Path) -> Result<Format> {
     if path.is_dir() {
-        return Ok(Format::Counts(CountsFormat::Dump));
+        // The recorder of SGLang writes one file a rank in two of its modes.
+        let is_dump = path.join(MetaInfo::FILE_NAME).exists();
+        let files = recording::files_of(path).map_err(|source| Error::read(path, source))?;
+        return Ok(Format::Counts(match is_dump || files.is_empty() {
+            true => CountsFormat::Dump,
+            false => CountsFormat::SglangPt,
+        }));
     }
     let bytes = bytes_of(path)?;
     of_bytes(&bytes).map_err(|message| match is_array(&bytes) {
@@ -40,14 +47,11 @@ fn of_bytes(bytes: &[u8]) -> std::result::Result<Format, String> {
             _ => bare(CountsFormat::Npy, PlacementFormat::Phy2logNpy),
         };
     }
-    if bytes.starts_with(zip::MAGIC) {
-        return Ok(Format::Counts(CountsFormat::SglangPt));
-    }
-    if bytes.starts_with(b"\x80\x02") {
-        return Err(
-            "it is a bare pickle, as torch.save wrote before PyTorch 1.6; save it with a newer version"
-                .into(),
-        );
+    if torch::is_torch(bytes) {
+        return Ok(match recording::is_map(bytes)? {
+            true => Format::Placement(PlacementFormat::SglangMap),
+            false => Format::Counts(CountsFormat::SglangPt),
+        });
     }
     match start.first() {
         Some(b'[') => bare(CountsFormat::Lmdeploy, PlacementFormat::Phy2logJson),
@@ -71,6 +75,12 @@ fn of_object(text: &[u8]) -> std::result::Result<Format, String> {
         }
         _ => None,
     };
+    let mut contents: Vec<&str> =
+        keys.iter().map(|key| &key[..]).filter(|key| sglang::is_contents(key)).collect();
+    contents.sort_unstable();
+    if let [first, second, ..] = contents[..] {
+        return Err(sglang::two_contents(first, second));
+    }
     keys.iter().find_map(of_key).ok_or_else(|| {
         let keys = shortened(&keys.join(", "));
         format!("unknown format: an object with the keys {keys}")
@@ -108,7 +118,11 @@ mod tests {
         assert_eq!(of(b"{\"moe_layer_count\": 1}"), Ok("vllm-ascend"));
         assert_eq!(of(b"{\"num_slots\": 8}"), Ok("config"));
         assert_eq!(of(b"num_slots: 8\n"), Ok("config"));
-        assert_eq!(of(b"PK\x03\x04"), Ok("sglang-pt"));
+        assert!(of(b"PK\x03\x04").unwrap_err().contains("truncated"));
+        assert_eq!(
+            of(b"{\"logical_count\": [[1]], \"physical_to_logical_map\": [[0]]}"),
+            Err("it has \"logical_count\" and \"physical_to_logical_map\": save one of them in a file of its own".into())
+        );
         let array = |counts: &str, placement: &str| {
             format!(
                 "an array can hold counts or a placement: give its format, {counts} for counts or {placement} for a placement"

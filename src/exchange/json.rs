@@ -1,21 +1,18 @@
-//! Reads and writes nested lists of whole numbers in JSON.
+//! Reads and writes nested lists of numbers in JSON.
 
 use std::fmt;
 use std::io::{self, Write};
 
 use serde::de::{self, DeserializeSeed, Deserializer, SeqAccess, Visitor};
 
-use super::array::{Array, place};
-use super::element::{MINUS_ONE, whole};
+use super::array::Array;
+use super::lists::{Level, Lists};
 use crate::error::shortened;
 
-/// `[steps][layers][experts]` is the deepest.
-const MAX_DIMENSIONS: usize = 3;
-
-/// Reads a file that is one nested list. With `minus_one`, -1 is read as [`MINUS_ONE`].
+/// Reads a file that is one nested list. See [`Numbers::new`](super::array::Numbers::new) for `minus_one`.
 pub fn read_lists(text: &[u8], minus_one: bool) -> Result<Array, String> {
     let mut json = serde_json::Deserializer::from_slice(text);
-    let array = Lists { minus_one }.deserialize(&mut json).map_err(bad)?;
+    let array = ListsSeed { minus_one }.deserialize(&mut json).map_err(bad)?;
     json.end().map_err(bad)?;
     Ok(array)
 }
@@ -26,59 +23,25 @@ pub fn bad(error: serde_json::Error) -> String {
 }
 
 /// Reads a nested list within a file.
-pub struct Lists {
-    /// Whether -1 is read, as [`MINUS_ONE`].
+pub struct ListsSeed {
+    /// As in [`read_lists`].
     pub minus_one: bool,
 }
 
-impl<'de> DeserializeSeed<'de> for Lists {
+impl<'de> DeserializeSeed<'de> for ListsSeed {
     type Value = Array;
 
     fn deserialize<D: Deserializer<'de>>(self, deserializer: D) -> Result<Array, D::Error> {
-        let mut lists = Reading {
-            place: Vec::new(),
-            shape: Vec::new(),
-            values: Vec::new(),
-            depth: None,
-            minus_one: self.minus_one,
-        };
-        deserializer.deserialize_seq(&mut lists)?;
-        Array::new(lists.shape, lists.values).map_err(de::Error::custom)
+        let mut lists = Lists::new(self.minus_one);
+        deserializer.deserialize_seq(Element(&mut lists))?;
+        lists.finish().map_err(de::Error::custom)
     }
 }
 
-/// The state of a reading.
-struct Reading {
-    /// The list that is being read, by the indices that lead to it.
-    place: Vec<usize>,
-    /// The length of the first list that ended at each depth.
-    shape: Vec<usize>,
-    values: Vec<u64>,
-    /// The depth of the first number.
-    depth: Option<usize>,
-    minus_one: bool,
-}
+/// Reads a number or a list, and adds it to the lists around it.
+struct Element<'a>(&'a mut Lists);
 
-impl Reading {
-    /// The current place, for messages.
-    fn here(&self) -> String {
-        if self.place.is_empty() { "the file".to_owned() } else { place(&self.place) }
-    }
-
-    fn number<E: de::Error>(&mut self, number: Result<u64, String>) -> Result<(), E> {
-        let value = number.map_err(|number| {
-            E::custom(format!("{} is {number}, a whole number from 0 to 2^63 - 1 expected", self.here()))
-        })?;
-        if *self.depth.get_or_insert(self.place.len()) != self.place.len() {
-            return Err(E::custom(format!("{} is a number where others are lists", self.here())));
-        }
-        self.values.try_reserve(1).map_err(|_| E::custom("out of memory"))?;
-        self.values.push(value);
-        Ok(())
-    }
-}
-
-impl<'de> DeserializeSeed<'de> for &mut Reading {
+impl<'de> DeserializeSeed<'de> for Element<'_> {
     type Value = ();
 
     fn deserialize<D: Deserializer<'de>>(self, deserializer: D) -> Result<(), D::Error> {
@@ -86,72 +49,75 @@ impl<'de> DeserializeSeed<'de> for &mut Reading {
     }
 }
 
-impl<'de> Visitor<'de> for &mut Reading {
+impl<'de> Visitor<'de> for Element<'_> {
     type Value = ();
 
     fn expecting(&self, f: &mut fmt::Formatter) -> fmt::Result {
-        write!(f, "lists of whole numbers")
+        write!(f, "lists of numbers")
     }
 
     fn visit_u64<E: de::Error>(self, value: u64) -> Result<(), E> {
-        self.number(i64::try_from(value).map(|_| value).map_err(|_| value.to_string()))
+        self.0.number(|numbers| numbers.unsigned(value)).map_err(E::custom)
     }
 
     fn visit_i64<E: de::Error>(self, value: i64) -> Result<(), E> {
-        match value {
-            -1 if self.minus_one => self.number(Ok(MINUS_ONE)),
-            _ => self.number(u64::try_from(value).map_err(|_| value.to_string())),
-        }
+        self.0.number(|numbers| numbers.signed(value)).map_err(E::custom)
     }
 
     fn visit_f64<E: de::Error>(self, value: f64) -> Result<(), E> {
-        self.number(whole(value))
+        self.0.number(|numbers| numbers.float(value)).map_err(E::custom)
     }
 
     fn visit_seq<A: SeqAccess<'de>>(self, mut seq: A) -> Result<(), A::Error> {
-        let level = self.place.len();
-        if level == MAX_DIMENSIONS || self.depth.is_some_and(|depth| level >= depth) {
-            return Err(de::Error::custom(format!("{} is a list where a number is expected", self.here())));
+        let level: Level = self.0.open().map_err(de::Error::custom)?;
+        while seq.next_element_seed(Element(self.0))?.is_some() {
+            self.0.next(level);
         }
-        self.place.push(0);
-        while seq.next_element_seed(&mut *self)?.is_some() {
-            self.place[level] += 1;
-        }
-        let length = self.place.pop().unwrap_or_default();
-        // No list is empty, so a number was read before the first list ends.
-        self.shape.resize(self.depth.unwrap_or(level + 1), 0);
-        match self.shape[level] {
-            _ if length == 0 => Err(de::Error::custom(format!("{} is an empty list", self.here()))),
-            0 => {
-                self.shape[level] = length;
-                Ok(())
-            }
-            first if first == length => Ok(()),
-            first => {
-                Err(de::Error::custom(format!("{} has {length} elements, {first} expected", self.here())))
-            }
-        }
+        self.0.close(level).map_err(de::Error::custom)
     }
 }
 
-/// Writes `values` as nested lists of the shape, in the form of Python's `json.dump`, [`MINUS_ONE`] as -1.
+/// Writes `values` as nested lists of the shape, in the form of Python's `json.dump`,
+/// [`MINUS_ONE`](super::array::MINUS_ONE) as -1.
 pub fn write_lists(
     out: &mut dyn Write,
     shape: &[usize],
     values: &mut dyn Iterator<Item = u64>,
 ) -> io::Result<()> {
-    let Some((&size, inner)) = shape.split_first() else {
-        return values.next().map_or(Ok(()), |value| write!(out, "{}", value.cast_signed()));
-    };
+    write_shape(out, shape, &mut |out| match values.next() {
+        Some(value) => write!(out, "{}", value.cast_signed()),
+        None => Ok(()),
+    })
+}
+
+/// Writes `values` as [`write_lists`] does, each with the digits that read back as the same double.
+pub fn write_float_lists(
+    out: &mut dyn Write,
+    shape: &[usize],
+    values: &mut dyn Iterator<Item = f64>,
+) -> io::Result<()> {
+    write_shape(out, shape, &mut |out| match values.next() {
+        Some(value) => write!(out, "{value:?}"),
+        None => Ok(()),
+    })
+}
+
+fn write_shape(
+    out: &mut dyn Write,
+    shape: &[usize],
+    write_next: &mut dyn FnMut(&mut dyn Write) -> io::Result<()>,
+) -> io::Result<()> {
+    let Some((&size, inner)) = shape.split_first() else { return write_next(out) };
     for index in 0..size {
         out.write_all(if index == 0 { b"[" } else { b", " })?;
-        write_lists(out, inner, values)?;
+        write_shape(out, inner, write_next)?;
     }
     out.write_all(b"]")
 }
 
 #[cfg(test)]
 mod tests {
+    use super::super::array::Values;
     use super::*;
 
     fn message(text: &str) -> String {
@@ -160,7 +126,7 @@ mod tests {
 
     #[test]
     fn lists_of_one_shape_are_an_array() {
-        let expected = Array::new(vec![2, 3], vec![1, 2, 3, 4, 5, 6]).unwrap();
+        let expected = Array::new(vec![2, 3], Values::Whole(vec![1, 2, 3, 4, 5, 6])).unwrap();
         assert_eq!(read_lists(b"[[1, 2.0, 3], [4, 5e0, 6]]\n", false).unwrap(), expected);
         let mut text = Vec::new();
         write_lists(&mut text, &[2, 1, 3], &mut (1..=6)).unwrap();
@@ -168,26 +134,37 @@ mod tests {
     }
 
     #[test]
+    fn fractions_are_equal_after_writing_and_reading() {
+        let values = vec![0.1, 3.0, 1e-300, 9_007_199_254_740_994.0];
+        let mut text = Vec::new();
+        write_float_lists(&mut text, &[2, 2], &mut values.iter().copied()).unwrap();
+        assert_eq!(str::from_utf8(&text).unwrap(), "[[0.1, 3.0], [1e-300, 9007199254740994.0]]");
+        assert_eq!(read_lists(&text, false).unwrap(), Array::new(vec![2, 2], Values::Real(values)).unwrap());
+        // A fraction is no expert.
+        assert!(read_lists(&text, true).unwrap_err().starts_with("bad JSON: [0][0] is 0.1, a whole number"));
+    }
+
+    #[test]
     fn read_lists_names_the_place_of_an_error() {
         for (text, expected) in [
             ("[[1, 2], [3]]", "[1] has 1 elements, 2 expected at line 1 column 12"),
+            ("[[1, 2],\n[3, -4]]", "[1][1] is -4, a number from 0 to below 2^63 expected at line 2 column 6"),
+            ("[[1, 2.5], [3, 18446744073709551615]]", "[1][1] is 18446744073709551615, a number from 0 "),
             (
-                "[[1, 2],\n[3, -4]]",
-                "[1][1] is -4, a whole number from 0 to 2^63 - 1 expected at line 2 column 6",
+                "[[1, 2], [3, -0.5]]",
+                "[1][1] is -0.5, a number from 0 to below 2^63 expected at line 1 column 17",
             ),
             (
-                "[[1, 2], [3, 0.5]]",
-                "[1][1] is 0.5, a whole number from 0 to 2^63 - 1 expected at line 1 column 16",
+                "[[9007199254740993, 0.5]]",
+                "[0][1] follows a number that is 9007199254740993: beside fractions, whole numbers must be exact as \
+                 doubles at line 1 column 23",
             ),
             ("[[1, 1e300]]", "[0][1] is 1"),
             ("[[1, 2], 3]", "[1] is a number where others are lists at line 1 column 10"),
             ("[1, [2]]", "[1] is a list where a number is expected"),
             ("[[[[1]]]]", "[0][0][0] is a list where a number is expected"),
-            (
-                "[[1, true]]",
-                "invalid type: boolean `true`, expected lists of whole numbers at line 1 column 9",
-            ),
-            ("{}", "invalid type: map, expected lists of whole numbers at line 1 column 0"),
+            ("[[1, true]]", "invalid type: boolean `true`, expected lists of numbers at line 1 column 9"),
+            ("{}", "invalid type: map, expected lists of numbers at line 1 column 0"),
             ("[[1, 2]", "EOF while parsing a list at line 1 column 7"),
             ("[[1]] [", "trailing characters at line 1 column 7"),
             ("[[], [1]]", "[0] is an empty list at line 1 column 3"),

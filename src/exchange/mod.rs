@@ -1,4 +1,5 @@
-//! Reads and writes files of other systems: counts as [`Stats`], placements as [`Placement`].
+//! Reads and writes files of other systems: counts as [`Stats`], or as [`Loads`] where they have fractions, and placements as
+//! [`Placement`].
 //!
 //! `docs/exchange.md` lists the formats and the source of each rule. Readers refuse unknown contents and name their place. Their
 //! memory is at most a small multiple of the file's size.
@@ -9,9 +10,12 @@ mod detect;
 mod element;
 mod expert_map;
 mod json;
+mod lists;
+mod loads;
 mod npy;
 mod pickle;
 mod placements;
+mod recording;
 mod sglang;
 mod torch;
 mod zip;
@@ -21,8 +25,9 @@ use std::fs::File;
 use std::path::Path;
 use std::str::FromStr;
 
-pub use counts::{CountsRead, counts_from_bytes, read_counts, write_counts};
+pub use counts::{CountsRead, Load, counts_from_bytes, read_counts, write_counts};
 pub use detect::detect;
+pub use loads::{Loads, write_loads};
 pub use placements::{placement_from_bytes, read_placement, write_placement};
 
 use crate::error::{Error, Result};
@@ -40,7 +45,8 @@ pub enum CountsFormat {
     Dump,
     /// SGLang's `{"logical_count": [steps][layers][experts]}`, or without steps, for `--init-expert-location`.
     SglangCount,
-    /// The same as a PyTorch file, as SGLang's recorder writes it in its mode `stat`. Read only.
+    /// The same as a PyTorch file, as SGLang's recorder writes it in its modes `stat` and `stat_approx`. Or a file of its modes
+    /// `per_pass` and `per_token`, or a directory with one of each rank. Read only.
     SglangPt,
     /// LMDeploy's `[layers][experts]` in JSON, for `LMDEPLOY_EPLB_EXPERTS_STATISTIC_FILE`.
     Lmdeploy,
@@ -53,7 +59,8 @@ pub enum CountsFormat {
 pub enum PlacementFormat {
     /// The configuration file, eplb's own and TensorRT-LLM's.
     Config,
-    /// SGLang's `{"physical_to_logical_map": [layers][slots]}`, for `--init-expert-location`.
+    /// SGLang's `{"physical_to_logical_map": [layers][slots]}`, for `--init-expert-location`. Read from JSON or a PyTorch file,
+    /// written as JSON.
     SglangMap,
     /// The expert map of vllm-ascend and MindIE.
     ExpertMap,
@@ -85,6 +92,12 @@ impl CountsFormat {
             Self::Lmdeploy => "lmdeploy",
             Self::Npy => "npy",
         }
+    }
+
+    /// The error for writing a format that is only read.
+    fn read_only(self) -> Error {
+        let written = Self::SglangCount.name();
+        Error::InvalidArgument(format!("{} is read only; SGLang also reads {written}", self.name()))
     }
 }
 

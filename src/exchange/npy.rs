@@ -8,7 +8,7 @@
 
 use std::io::{self, Write};
 
-use super::array::{Array, place_of};
+use super::array::{Array, Values, place_of};
 use super::element::{Element, Kind, Undecodable};
 use crate::error::shortened;
 
@@ -18,7 +18,7 @@ pub const MAGIC: &[u8] = b"\x93NUMPY";
 /// NumPy refuses longer headers. Most have about a hundred bytes.
 const MAX_HEADER_BYTES: usize = 10_000;
 
-/// Reads a file of integers or of whole floats. See [`Element::decode`] for `minus_one`.
+/// Reads a file of integers or floats. See [`Numbers::new`](super::array::Numbers::new) for `minus_one`.
 pub fn read(bytes: &[u8], minus_one: bool) -> Result<Array, String> {
     let (header, data) = split(bytes)?;
     let header = Header::parse(header)?;
@@ -37,20 +37,13 @@ pub fn read(bytes: &[u8], minus_one: bool) -> Result<Array, String> {
         true => transposed(&header.shape, flat),
         false => flat,
     };
-    let values = element.decode(data, minus_one).map_err(|error| match error {
-        Undecodable::Memory(message) => message,
-        Undecodable::Value { index, number } => format!(
-            "{} is {number}, a whole number from 0 to 2^63 - 1 expected",
-            place_of(&header.shape, in_order(index))
-        ),
+    let values = element.decode(data, minus_one).map_err(|Undecodable { index, what }| {
+        format!("{} {what}", place_of(&header.shape, in_order(index)))
     })?;
-    let values = match header.fortran_order {
-        false => values,
-        true => {
-            let mut reordered = vec![0; values.len()];
-            values.iter().enumerate().for_each(|(index, &value)| reordered[in_order(index)] = value);
-            reordered
-        }
+    let values = match (header.fortran_order, values) {
+        (false, values) => values,
+        (true, Values::Whole(values)) => Values::Whole(reordered(&values, in_order)),
+        (true, Values::Real(values)) => Values::Real(reordered(&values, in_order)),
     };
     Array::new(header.shape, values)
 }
@@ -60,21 +53,38 @@ pub fn dimensions(bytes: &[u8]) -> Result<usize, String> {
     Ok(Header::parse(split(bytes)?.0)?.shape.len())
 }
 
-/// Writes `values` as int64, [`super::element::MINUS_ONE`] as -1.
+/// Writes `values` as int64, [`super::array::MINUS_ONE`] as -1.
 pub fn write(out: &mut dyn Write, shape: &[usize], values: &mut dyn Iterator<Item = u64>) -> io::Result<()> {
+    write_header(out, "<i8", shape)?;
+    for value in values {
+        out.write_all(&value.to_le_bytes())?;
+    }
+    Ok(())
+}
+
+/// Writes `values` as float64.
+pub fn write_floats(
+    out: &mut dyn Write,
+    shape: &[usize],
+    values: &mut dyn Iterator<Item = f64>,
+) -> io::Result<()> {
+    write_header(out, "<f8", shape)?;
+    for value in values {
+        out.write_all(&value.to_le_bytes())?;
+    }
+    Ok(())
+}
+
+fn write_header(out: &mut dyn Write, descr: &str, shape: &[usize]) -> io::Result<()> {
     let sizes = shape.iter().map(usize::to_string).collect::<Vec<_>>().join(", ");
-    let header = format!("{{'descr': '<i8', 'fortran_order': False, 'shape': ({sizes}), }}");
+    let header = format!("{{'descr': '{descr}', 'fortran_order': False, 'shape': ({sizes}), }}");
     // The numbers begin at a multiple of 64, and the header ends in a line break.
     let start = (MAGIC.len() + 4 + header.len() + 1).next_multiple_of(64);
     let length = start - MAGIC.len() - 4;
     out.write_all(MAGIC)?;
     out.write_all(&[1, 0])?;
     out.write_all(&(length as u16).to_le_bytes())?;
-    writeln!(out, "{header:<width$}", width = length - 1)?;
-    for value in values {
-        out.write_all(&value.to_le_bytes())?;
-    }
-    Ok(())
+    writeln!(out, "{header:<width$}", width = length - 1)
 }
 
 /// Splits a file into the header's text and the numbers.
@@ -99,6 +109,13 @@ fn split(bytes: &[u8]) -> Result<(&str, &[u8]), String> {
     }
     let (header, data) = rest.split_at_checked(length).ok_or_else(cut_off)?;
     Ok((str::from_utf8(header).map_err(|_| "its header is not UTF-8")?, data))
+}
+
+/// Puts each value at the index that `in_order` returns for its own.
+fn reordered<T: Copy + Default>(values: &[T], in_order: impl Fn(usize) -> usize) -> Vec<T> {
+    let mut reordered = vec![T::default(); values.len()];
+    values.iter().enumerate().for_each(|(index, &value)| reordered[in_order(index)] = value);
+    reordered
 }
 
 /// Converts an index in Fortran's order, the first index fastest, to C's order.
@@ -257,7 +274,10 @@ mod tests {
         write(&mut bytes, &[2, 3], &mut (1..=6)).unwrap();
         assert_eq!(bytes.len() % 64, 6 * 8);
         assert_eq!(bytes[bytes.len() - 49], b'\n');
-        assert_eq!(read(&bytes, false).unwrap(), Array::new(vec![2, 3], vec![1, 2, 3, 4, 5, 6]).unwrap());
+        assert_eq!(
+            read(&bytes, false).unwrap(),
+            Array::new(vec![2, 3], Values::Whole(vec![1, 2, 3, 4, 5, 6])).unwrap()
+        );
         assert_eq!(dimensions(&bytes).unwrap(), 2);
     }
 
@@ -265,10 +285,13 @@ mod tests {
     fn fortran_order_is_read() {
         // [[1, 2, 3], [4, 5, 6]], columns first.
         let bytes = file("{'descr': '|u1', 'fortran_order': True, 'shape': (2, 3)}", &[1, 4, 2, 5, 3, 6]);
-        assert_eq!(read(&bytes, false).unwrap(), Array::new(vec![2, 3], vec![1, 2, 3, 4, 5, 6]).unwrap());
+        assert_eq!(
+            read(&bytes, false).unwrap(),
+            Array::new(vec![2, 3], Values::Whole(vec![1, 2, 3, 4, 5, 6])).unwrap()
+        );
         let header = "{'descr': '|i1', 'fortran_order': True, 'shape': (2, 3)}";
         let message = message(header, &[1, 4, 2, 255, 3, 6]);
-        assert_eq!(message, "[1][1] is -1, a whole number from 0 to 2^63 - 1 expected");
+        assert_eq!(message, "[1][1] is -1, a number from 0 to below 2^63 expected");
     }
 
     #[test]
@@ -276,7 +299,7 @@ mod tests {
         let good = "{'descr': '<i4', 'fortran_order': False, 'shape': (1L, 2,), }   \n";
         assert_eq!(
             read(&file(good, &[1, 0, 0, 0, 2, 0, 0, 0]), false).unwrap(),
-            Array::new(vec![1, 2], vec![1, 2]).unwrap()
+            Array::new(vec![1, 2], Values::Whole(vec![1, 2])).unwrap()
         );
         for (was, is, expected) in [
             (

@@ -1,59 +1,84 @@
 //! Reads pickles without executing them.
 //!
 //! A pickle is a program for a stack machine, which in Python may call any function. This reader knows the instructions and names
-//! that a dictionary of tensors needs (`torch.save` writes protocol 2). It keeps calls as data and refuses all others by name.
-//! Format: CPython's Lib/pickletools.py.
+//! that dictionaries of tensors, lists and numbers need (`torch.save` writes protocol 2). It keeps calls as data and refuses all
+//! others by name. Format: CPython's Lib/pickletools.py.
 
 use std::collections::HashMap;
 
 use crate::error::shortened;
 
-/// The values of a pickle. They refer to each other by number, so deep nesting needs no recursion.
+/// The contents of a pickle. Objects refer to each other by number, so deep nesting needs no recursion.
 #[derive(Debug)]
 pub struct Pickle<'a> {
-    values: Vec<Value<'a>>,
-    root: usize,
+    objects: Vec<Object<'a>>,
+    root: Item,
+    num_bytes: usize,
 }
 
-/// A value. `usize` is the number of another value.
-#[derive(Debug)]
-pub enum Value<'a> {
-    /// None, True, False or a float, which are not used.
+/// A value: a number, or the number of an object, so that lists of numbers take little memory.
+#[derive(Debug, Clone, Copy, PartialEq)]
+pub enum Item {
+    /// None, True, False or an integer beyond 64 bits, which are not used.
     Other,
-    /// A whole number.
+    /// An integer.
     Int(i64),
+    /// A float.
+    Float(f64),
+    /// An object.
+    Object(u32),
+}
+
+/// What is not a number.
+#[derive(Debug)]
+pub enum Object<'a> {
     /// A string.
     Text(&'a str),
     /// A tuple.
-    Tuple(Vec<usize>),
+    Tuple(Vec<Item>),
     /// A list.
-    List(Vec<usize>),
-    /// A dictionary, in order.
-    Dict(Vec<(usize, usize)>),
+    List(Vec<Item>),
+    /// A dictionary, ordered or not, in order.
+    Dict(Vec<(Item, Item)>),
     /// A module and a name in it, which is not looked up.
     Global(&'a str, &'a str),
     /// The object of a persistent id, for PyTorch a storage.
-    Persistent(usize),
-    /// A call that is not made: the function and the tuple of its arguments.
-    Call(usize, usize),
+    Persistent(Item),
+    /// A call that is not made: the function, and the tuple of its arguments.
+    Call(&'a str, Item),
 }
 
 /// The functions that a pickle may name in a call. None is called.
-const CALLABLE: [(&str, &str); 2] = [("torch._utils", "_rebuild_tensor_v2"), ("collections", "OrderedDict")];
+const CALLABLE: [(&str, &str); 8] = [
+    ("torch._utils", "_rebuild_tensor_v2"),
+    ("torch._utils", "_rebuild_tensor_v3"),
+    ("torch._utils", "_rebuild_parameter"),
+    ("torch", "Size"),
+    ("torch", "device"),
+    ("collections", "OrderedDict"),
+    ("__builtin__", "set"),
+    ("_codecs", "encode"),
+];
 
-/// The limit of a pickle. A recording's has less than 1 KB, and each byte may become a value of several.
-const MAX_BYTES: usize = 1 << 20;
+/// The limit of a pickle. A thousand steps of a large model take 80 MB as lists, and less than 1 KB as a tensor.
+const MAX_BYTES: usize = 1 << 27;
+
+/// The limit of objects. A record of a forward pass takes some 20, with counters of 60 layers some 400.
+const MAX_OBJECTS: usize = 1 << 22;
 
 impl<'a> Pickle<'a> {
     /// Reads a pickle.
     pub fn parse(bytes: &'a [u8]) -> Result<Self, String> {
         if bytes.len() > MAX_BYTES {
-            return Err(format!("its pickle takes {} bytes, at most {MAX_BYTES} supported", bytes.len()));
+            return Err(format!(
+                "its pickle takes {} bytes, at most {MAX_BYTES} supported: save numbers as tensors, or fewer passes",
+                bytes.len()
+            ));
         }
         let mut machine = Machine {
             bytes,
             at: 0,
-            values: Vec::new(),
+            objects: Vec::new(),
             stack: Vec::new(),
             marks: Vec::new(),
             memo: HashMap::new(),
@@ -67,30 +92,70 @@ impl<'a> Pickle<'a> {
             }
         }
         match machine.stack[..] {
-            [root] => Ok(Pickle { values: machine.values, root }),
+            [root] => Ok(Pickle { objects: machine.objects, root, num_bytes: bytes.len() }),
             _ => Err("its pickle does not end with one value".into()),
         }
     }
 
     /// The pickle's result.
-    pub fn root(&self) -> &Value<'a> {
-        self.value(self.root)
+    pub fn root(&self) -> Item {
+        self.root
     }
 
-    /// The value with this number.
-    pub fn value(&self, number: usize) -> &Value<'a> {
-        &self.values[number]
+    /// The length of the pickle.
+    pub fn num_bytes(&self) -> usize {
+        self.num_bytes
+    }
+
+    /// The object of an item that is one.
+    pub fn object(&self, item: Item) -> Option<&Object<'a>> {
+        match item {
+            Item::Object(number) => self.objects.get(number as usize),
+            _ => None,
+        }
+    }
+
+    /// The string of an item that is one.
+    pub fn text(&self, item: Item) -> Option<&'a str> {
+        match self.object(item)? {
+            Object::Text(text) => Some(text),
+            _ => None,
+        }
+    }
+
+    /// The elements of a tuple.
+    pub fn tuple(&self, item: Item) -> Option<&[Item]> {
+        match self.object(item)? {
+            Object::Tuple(items) => Some(items),
+            _ => None,
+        }
+    }
+
+    /// The elements of a list or a tuple.
+    pub fn sequence(&self, item: Item) -> Option<&[Item]> {
+        match self.object(item)? {
+            Object::List(items) | Object::Tuple(items) => Some(items),
+            _ => None,
+        }
+    }
+
+    /// The keys and values of a dictionary.
+    pub fn dict(&self, item: Item) -> Option<&[(Item, Item)]> {
+        match self.object(item)? {
+            Object::Dict(items) => Some(items),
+            _ => None,
+        }
     }
 }
 
 struct Machine<'a> {
     bytes: &'a [u8],
     at: usize,
-    values: Vec<Value<'a>>,
-    stack: Vec<usize>,
+    objects: Vec<Object<'a>>,
+    stack: Vec<Item>,
     /// The height of the stack at each mark.
     marks: Vec<usize>,
-    memo: HashMap<u32, usize>,
+    memo: HashMap<u32, Item>,
 }
 
 impl<'a> Machine<'a> {
@@ -104,41 +169,41 @@ impl<'a> Machine<'a> {
             },
             b'.' => return Ok(true),
             b'(' => self.marks.push(self.stack.len()),
-            b'N' | 0x88 | 0x89 => self.push(Value::Other),
+            b'N' | 0x88 | 0x89 => self.push(Item::Other)?,
             b'G' => {
-                self.take::<8>()?;
-                self.push(Value::Other);
+                let value = f64::from_be_bytes(*self.take()?);
+                self.push(Item::Float(value))?;
             }
             b'J' => {
                 let value = i32::from_le_bytes(*self.take()?);
-                self.push(Value::Int(value.into()));
+                self.push(Item::Int(value.into()))?;
             }
             b'K' => {
                 let [value] = *self.take()?;
-                self.push(Value::Int(value.into()));
+                self.push(Item::Int(value.into()))?;
             }
             b'M' => {
                 let value = u16::from_le_bytes(*self.take()?);
-                self.push(Value::Int(value.into()));
+                self.push(Item::Int(value.into()))?;
             }
             0x8a => self.long()?,
             b'X' => {
                 let length = u32::from_le_bytes(*self.take()?);
                 let text =
                     str::from_utf8(self.slice(length as usize)?).map_err(|_| "a string that is not UTF-8")?;
-                self.push(Value::Text(text));
+                self.create(Object::Text(text))?;
             }
-            b')' => self.push(Value::Tuple(Vec::new())),
+            b')' => self.create(Object::Tuple(Vec::new()))?,
             0x85..=0x87 => {
                 let start = self.stack.len().checked_sub(usize::from(instruction - 0x84));
                 let items = self.above(start)?;
-                self.push(Value::Tuple(items));
+                self.create(Object::Tuple(items))?;
             }
             b't' => {
                 let items = self.marked()?;
-                self.push(Value::Tuple(items));
+                self.create(Object::Tuple(items))?;
             }
-            b']' => self.push(Value::List(Vec::new())),
+            b']' => self.create(Object::List(Vec::new()))?,
             b'a' => {
                 let item = self.pop()?;
                 self.list()?.push(item);
@@ -147,7 +212,7 @@ impl<'a> Machine<'a> {
                 let items = self.marked()?;
                 self.list()?.extend(items);
             }
-            b'}' => self.push(Value::Dict(Vec::new())),
+            b'}' => self.create(Object::Dict(Vec::new()))?,
             b's' => {
                 let (value, key) = (self.pop()?, self.pop()?);
                 self.dict()?.push((key, value));
@@ -178,17 +243,17 @@ impl<'a> Machine<'a> {
             }
             b'c' => {
                 let (module, name) = (self.line()?, self.line()?);
-                self.push(Value::Global(module, name));
+                self.create(Object::Global(module, name))?;
             }
             b'Q' => {
                 let id = self.pop()?;
-                self.push(Value::Persistent(id));
+                self.create(Object::Persistent(id))?;
             }
             b'R' => self.call()?,
             unknown => {
                 let shown = char::from(unknown).escape_default();
                 return Err(format!(
-                    "instruction {unknown:#04x} ('{shown}') is not one that a dictionary of tensors needs"
+                    "instruction {unknown:#04x} ('{shown}') is not one that torch.save writes for tensors, lists and numbers"
                 ));
             }
         }
@@ -197,31 +262,34 @@ impl<'a> Machine<'a> {
 
     fn call(&mut self) -> Result<(), String> {
         let (arguments, function) = (self.pop()?, self.pop()?);
-        let Value::Global(module, name) = self.values[function] else {
+        let Some(&Object::Global(module, name)) = self.object(function) else {
             return Err("a call of a value that is not a function".into());
         };
         if !CALLABLE.contains(&(module, name)) {
             let called = shortened(&format!("{module}.{name}"));
-            return Err(format!("it would call {called}, which a dictionary of tensors does not need"));
+            return Err(format!(
+                "it would call {called}, which is not allowed: save a dictionary of tensors, lists and numbers"
+            ));
         }
-        if !matches!(self.values[arguments], Value::Tuple(_)) {
-            return Err("a call without a tuple of arguments".into());
+        match (name, self.object(arguments)) {
+            // Its items follow, as those of a dictionary.
+            ("OrderedDict", Some(Object::Tuple(items))) if items.is_empty() => {
+                self.create(Object::Dict(Vec::new()))
+            }
+            ("OrderedDict", Some(Object::Tuple(_))) => Err("an OrderedDict with arguments".into()),
+            (_, Some(Object::Tuple(_))) => self.create(Object::Call(name, arguments)),
+            _ => Err("a call without a tuple of arguments".into()),
         }
-        self.push(Value::Call(function, arguments));
-        Ok(())
     }
 
     fn long(&mut self) -> Result<(), String> {
         let [length] = *self.take()?;
         let bytes = self.slice(length.into())?;
-        let Some(unused) = 8usize.checked_sub(bytes.len()) else {
-            return Err(format!("an integer of {length} bytes, at most 8 supported"));
-        };
+        let Some(unused) = 8usize.checked_sub(bytes.len()) else { return self.push(Item::Other) };
         let bits = bytes.iter().rev().fold(0, |bits, &byte| bits << 8 | u64::from(byte));
         let unused = 8 * unused as u32;
         let value = bits.checked_shl(unused).map_or(0, |bits| bits.cast_signed() >> unused);
-        self.push(Value::Int(value));
-        Ok(())
+        self.push(Item::Int(value))
     }
 
     fn slice(&mut self, length: usize) -> Result<&'a [u8], String> {
@@ -243,19 +311,43 @@ impl<'a> Machine<'a> {
         str::from_utf8(&rest[..length]).map_err(|_| "a name that is not UTF-8".to_owned())
     }
 
-    fn push(&mut self, value: Value<'a>) {
-        self.stack.push(self.values.len());
-        self.values.push(value);
+    fn push(&mut self, item: Item) -> Result<(), String> {
+        self.stack.try_reserve(1).map_err(|_| "out of memory")?;
+        self.stack.push(item);
+        Ok(())
     }
 
-    fn pop(&mut self) -> Result<usize, String> {
+    fn create(&mut self, object: Object<'a>) -> Result<(), String> {
+        if self.objects.len() == MAX_OBJECTS {
+            return Err(format!("more than {MAX_OBJECTS} objects: save numbers as tensors, or fewer passes"));
+        }
+        self.objects.try_reserve(1).map_err(|_| "out of memory")?;
+        self.objects.push(object);
+        self.push(Item::Object(self.objects.len() as u32 - 1))
+    }
+
+    fn object(&self, item: Item) -> Option<&Object<'a>> {
+        match item {
+            Item::Object(number) => self.objects.get(number as usize),
+            _ => None,
+        }
+    }
+
+    fn top_object(&mut self) -> Result<Option<&mut Object<'a>>, String> {
+        Ok(match self.top()? {
+            Item::Object(number) => self.objects.get_mut(number as usize),
+            _ => None,
+        })
+    }
+
+    fn pop(&mut self) -> Result<Item, String> {
         let top = self.top()?;
         self.stack.pop();
         Ok(top)
     }
 
     /// Pops the last mark and the values above it.
-    fn marked(&mut self) -> Result<Vec<usize>, String> {
+    fn marked(&mut self) -> Result<Vec<Item>, String> {
         let start = self.marks.pop();
         self.above(start)
     }
@@ -265,28 +357,26 @@ impl<'a> Machine<'a> {
         self.marks.last().copied().unwrap_or_default()
     }
 
-    fn above(&mut self, start: Option<usize>) -> Result<Vec<usize>, String> {
+    fn above(&mut self, start: Option<usize>) -> Result<Vec<Item>, String> {
         let allowed = self.floor()..=self.stack.len();
         let start = start.filter(|start| allowed.contains(start)).ok_or("too few values")?;
         Ok(self.stack.split_off(start))
     }
 
-    fn top(&self) -> Result<usize, String> {
+    fn top(&self) -> Result<Item, String> {
         self.stack[self.floor()..].last().copied().ok_or_else(|| "too few values".to_owned())
     }
 
-    fn list(&mut self) -> Result<&mut Vec<usize>, String> {
-        let top = self.top()?;
-        match &mut self.values[top] {
-            Value::List(items) => Ok(items),
+    fn list(&mut self) -> Result<&mut Vec<Item>, String> {
+        match self.top_object()? {
+            Some(Object::List(items)) => Ok(items),
             _ => Err("items for a value that is not a list".into()),
         }
     }
 
-    fn dict(&mut self) -> Result<&mut Vec<(usize, usize)>, String> {
-        let top = self.top()?;
-        match &mut self.values[top] {
-            Value::Dict(items) => Ok(items),
+    fn dict(&mut self) -> Result<&mut Vec<(Item, Item)>, String> {
+        match self.top_object()? {
+            Some(Object::Dict(items)) => Ok(items),
             _ => Err("items for a value that is not a dictionary".into()),
         }
     }
@@ -298,9 +388,8 @@ impl<'a> Machine<'a> {
     }
 
     fn recall(&mut self, key: u32) -> Result<(), String> {
-        let value = *self.memo.get(&key).ok_or_else(|| format!("the memo has no {key}"))?;
-        self.stack.push(value);
-        Ok(())
+        let item = *self.memo.get(&key).ok_or_else(|| format!("the memo has no {key}"))?;
+        self.push(item)
     }
 }
 
@@ -318,12 +407,22 @@ mod tests {
         let bytes =
             b"\x80\x02(K\x07M\x2c\x01J\xfe\xff\xff\xff\x8a\x06\0\0\0\0\0\x01\x8a\x06\0\0\0\0\0\xff\x8a\0t.";
         let pickle = Pickle::parse(bytes).unwrap();
-        let Value::Tuple(items) = pickle.root() else { panic!("{pickle:?}") };
-        let numbers = items.iter().map(|&item| match pickle.value(item) {
-            Value::Int(number) => *number,
-            other => panic!("{other:?}"),
-        });
-        assert_eq!(numbers.collect::<Vec<_>>(), [7, 300, -2, 1 << 40, -1 << 40, 0]);
+        let expected = [7, 300, -2, 1 << 40, -1 << 40, 0].map(Item::Int);
+        assert_eq!(pickle.tuple(pickle.root()), Some(&expected[..]));
+        // Python: pickle.dumps([1.5, 2**64 - 1], 2)
+        let bytes = b"\x80\x02](G?\xf8\0\0\0\0\0\0\x8a\x09\xff\xff\xff\xff\xff\xff\xff\xff\0e.";
+        let pickle = Pickle::parse(bytes).unwrap();
+        assert_eq!(pickle.sequence(pickle.root()), Some(&[Item::Float(1.5), Item::Other][..]));
+    }
+
+    #[test]
+    fn ordered_dict_is_a_dictionary_and_other_calls_are_data() {
+        // Python: pickle.dumps(OrderedDict(a=1), 2), without its memo.
+        let pickle = Pickle::parse(b"\x80\x02ccollections\nOrderedDict\n)RX\x01\0\0\0aK\x01s.").unwrap();
+        let &[(key, value)] = pickle.dict(pickle.root()).unwrap() else { panic!("{pickle:?}") };
+        assert_eq!((pickle.text(key), value), (Some("a"), Item::Int(1)));
+        let pickle = Pickle::parse(b"ctorch\nSize\nK\x02\x85\x85R.").unwrap();
+        assert!(matches!(pickle.object(pickle.root()), Some(Object::Call("Size", _))));
     }
 
     #[test]
@@ -332,7 +431,8 @@ mod tests {
         let evil = b"\x80\x02cposix\nsystem\nq\0X\x04\0\0\0trueq\x01\x85q\x02Rq\x03.";
         assert_eq!(
             message(evil),
-            "byte 32 of its pickle: it would call posix.system, which a dictionary of tensors does not need"
+            "byte 32 of its pickle: it would call posix.system, which is not allowed: save a dictionary of tensors, \
+             lists and numbers"
         );
         // The same by an instruction for objects, and by one of a later protocol.
         assert!(
@@ -359,7 +459,7 @@ mod tests {
             (b"}(Nu.", "byte 3 of its pickle: a key without a value"),
             (b"h\x01.", "byte 0 of its pickle: the memo has no 1"),
             (b"X\x05\0\0\0abc", "byte 0 of its pickle: it is truncated"),
-            (b"\x8a\x09123456789.", "byte 0 of its pickle: an integer of 9 bytes, at most 8 supported"),
+            (b"ccollections\nOrderedDict\nN\x85R.", "byte 27 of its pickle: an OrderedDict with arguments"),
             (b"N)R.", "byte 2 of its pickle: a call of a value that is not a function"),
             (b"ccollections\nOrderedDict\nNR.", "byte 26 of its pickle: a call without a tuple of arguments"),
         ] {
@@ -369,8 +469,19 @@ mod tests {
 
     #[test]
     fn nesting_and_self_reference_need_no_recursion() {
-        let nested = [&b"]"[..], &b"\x85".repeat(MAX_BYTES - 2), b"."].concat();
-        assert!(matches!(Pickle::parse(&nested).unwrap().root(), Value::Tuple(_)));
-        assert!(matches!(Pickle::parse(b"]q\0h\0a.").unwrap().root(), Value::List(_)));
+        let nested = [&b"]"[..], &b"\x85".repeat(1 << 20), b"."].concat();
+        let pickle = Pickle::parse(&nested).unwrap();
+        assert!(pickle.tuple(pickle.root()).is_some());
+        let pickle = Pickle::parse(b"]q\0h\0a.").unwrap();
+        assert_eq!(pickle.sequence(pickle.root()), Some(&[pickle.root()][..]));
+    }
+
+    #[test]
+    fn pickle_with_too_many_objects_is_rejected() {
+        let lists = [&b"]".repeat(MAX_OBJECTS + 1)[..], b"."].concat();
+        assert_eq!(
+            message(&lists),
+            "byte 4194304 of its pickle: more than 4194304 objects: save numbers as tensors, or fewer passes"
+        );
     }
 }

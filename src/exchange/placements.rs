@@ -2,9 +2,8 @@
 
 use std::path::Path;
 
-use super::array::{Array, place};
-use super::element::MINUS_ONE;
-use super::{Model, PlacementFormat, bytes_of, expert_map, json, npy, sglang};
+use super::array::{Array, MINUS_ONE, place};
+use super::{Model, PlacementFormat, bytes_of, expert_map, json, npy, recording, sglang, torch};
 use crate::atomic_file::AtomicFile;
 use crate::error::{Error, Result};
 use crate::placement::{ConfigFile, Expected, MAX_COUNT, NO_EXPERT, Placement, Shape, held_slots};
@@ -30,6 +29,7 @@ pub fn placement_from_bytes(bytes: &[u8], format: PlacementFormat, model: &Model
             return ConfigFile::parse(text)?.placement(expected(model));
         }
         PlacementFormat::ExpertMap => return of_expert_map(bytes, model),
+        PlacementFormat::SglangMap if torch::is_torch(bytes) => recording::read_map(bytes),
         PlacementFormat::SglangMap => sglang::read(bytes, sglang::PHYSICAL_TO_LOGICAL_MAP),
         PlacementFormat::Phy2logNpy => npy::read(bytes, true),
         PlacementFormat::Phy2logJson => json::read_lists(bytes, true),

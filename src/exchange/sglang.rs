@@ -9,35 +9,39 @@ use std::fmt;
 use serde::de::{self, Deserializer, IgnoredAny, MapAccess, Visitor};
 
 use super::array::Array;
-use super::json::{Lists, bad};
+use super::json::{ListsSeed, bad};
 use crate::error::shortened;
 
 pub const LOGICAL_COUNT: &str = "logical_count";
 pub const PHYSICAL_TO_LOGICAL_MAP: &str = "physical_to_logical_map";
+pub const RECORDS: &str = "records";
 
-/// Keys that the recorder writes beside the counts.
-pub const IGNORED: [&str; 2] = ["rank", "average_utilization_rate_over_window"];
-
-/// Reads the array under `key`. A file with the other key is refused.
+/// Reads the array under `key`. A file with the key of other contents is refused. Others are ignored, as the recorder writes some
+/// beside the counts, and SGLang ignores them too.
 pub fn read(text: &[u8], key: &'static str) -> Result<Array, String> {
     let mut json = serde_json::Deserializer::from_slice(text);
-    let array = json.deserialize_map(KeyVisitor { key }).map_err(bad)?;
+    let (array, others) = json.deserialize_map(KeyVisitor { key }).map_err(bad)?;
     json.end().map_err(bad)?;
-    array.ok_or_else(|| format!("it has no \"{key}\""))
+    array.ok_or_else(|| match others.is_empty() {
+        true => format!("it has no \"{key}\""),
+        false => format!("it has no \"{key}\"; its keys are {}", shortened(&others.join(", "))),
+    })
 }
 
-/// The error for another key than the wanted one.
-pub fn unknown(key: &str, wanted: &str) -> String {
-    match key {
-        LOGICAL_COUNT => format!("it has \"{key}\", so it holds counts; \"{wanted}\" expected"),
-        PHYSICAL_TO_LOGICAL_MAP => {
-            format!("it has \"{key}\", so it holds a placement; \"{wanted}\" expected")
-        }
-        "records" => format!(
-            "it has \"records\", so it was recorded in the mode per_pass or per_token; \"{wanted}\" of the mode stat expected"
-        ),
-        _ => format!("unknown key \"{}\"; \"{wanted}\" expected", shortened(key)),
-    }
+/// Returns whether a key says what a file holds.
+pub fn is_contents(key: &str) -> bool {
+    [LOGICAL_COUNT, PHYSICAL_TO_LOGICAL_MAP, RECORDS].contains(&key)
+}
+
+/// The error for the key of other contents than the wanted one.
+pub fn other_contents(key: &str, wanted: &str) -> String {
+    let contents = if key == PHYSICAL_TO_LOGICAL_MAP { "a placement" } else { "counts" };
+    format!("it has \"{key}\", so it holds {contents}; \"{wanted}\" expected")
+}
+
+/// The error for a file with the keys of two kinds of contents. SGLang refuses it too.
+pub fn two_contents(first: &str, second: &str) -> String {
+    format!("it has \"{first}\" and \"{second}\": save one of them in a file of its own")
 }
 
 struct KeyVisitor {
@@ -45,28 +49,27 @@ struct KeyVisitor {
 }
 
 impl<'de> Visitor<'de> for KeyVisitor {
-    type Value = Option<Array>;
+    type Value = (Option<Array>, Vec<String>);
 
     fn expecting(&self, f: &mut fmt::Formatter) -> fmt::Result {
         write!(f, "an object with {}", self.key)
     }
 
-    fn visit_map<A: MapAccess<'de>>(self, mut map: A) -> Result<Option<Array>, A::Error> {
-        let mut array = None;
+    fn visit_map<A: MapAccess<'de>>(self, mut map: A) -> Result<Self::Value, A::Error> {
+        let (mut array, mut others) = (None, Vec::new());
         while let Some(key) = map.next_key::<String>()? {
             if key == self.key {
-                if array
-                    .replace(map.next_value_seed(Lists { minus_one: self.key == PHYSICAL_TO_LOGICAL_MAP })?)
-                    .is_some()
-                {
+                let lists = ListsSeed { minus_one: self.key == PHYSICAL_TO_LOGICAL_MAP };
+                if array.replace(map.next_value_seed(lists)?).is_some() {
                     return Err(de::Error::custom(format!("\"{key}\" appears twice")));
                 }
-            } else if IGNORED.contains(&key.as_str()) {
-                map.next_value::<IgnoredAny>()?;
+            } else if is_contents(&key) {
+                return Err(de::Error::custom(other_contents(&key, self.key)));
             } else {
-                return Err(de::Error::custom(unknown(&key, self.key)));
+                map.next_value::<IgnoredAny>()?;
+                others.push(key);
             }
         }
-        Ok(array)
+        Ok((array, others))
     }
 }

@@ -11,8 +11,7 @@ use super::stats::eplb_stats;
 use super::status::eplb_status;
 use crate::error::{Error, Result};
 use crate::exchange::{
-    CountsFormat, Format, Model, PlacementFormat, detect, read_counts, read_placement, write_counts,
-    write_placement,
+    CountsFormat, Format, Model, PlacementFormat, detect, read_counts, read_placement, write_placement,
 };
 
 /// File formats: of counts below 100, of placements from 100 on. docs/exchange.md describes each.
@@ -24,8 +23,8 @@ pub const EPLB_FILE_FORMAT_DETECT: eplb_file_format = 0;
 pub const EPLB_FILE_FORMAT_DUMP: eplb_file_format = 1;
 /// SGLang: JSON {"logical_count": [steps][layers][experts]}, or without steps.
 pub const EPLB_FILE_FORMAT_SGLANG_COUNT: eplb_file_format = 2;
-/// SGLang: the same as a PyTorch file, from its recorder in mode stat. Read only; its pickle is not
-/// executed.
+/// SGLang: a .pt file of its recorder, or a directory with one a rank for the modes per_pass and
+/// per_token. Read only; its pickle is not executed.
 pub const EPLB_FILE_FORMAT_SGLANG_PT: eplb_file_format = 3;
 /// LMDeploy: JSON [layers][experts]. Written as the sum of all iterations.
 pub const EPLB_FILE_FORMAT_LMDEPLOY: eplb_file_format = 4;
@@ -33,7 +32,7 @@ pub const EPLB_FILE_FORMAT_LMDEPLOY: eplb_file_format = 4;
 pub const EPLB_FILE_FORMAT_NPY: eplb_file_format = 5;
 /// The configuration file of eplb or TensorRT-LLM.
 pub const EPLB_FILE_FORMAT_CONFIG: eplb_file_format = 100;
-/// SGLang: JSON {"physical_to_logical_map": [layers][slots]}.
+/// SGLang: {"physical_to_logical_map": [layers][slots]}, read as JSON or .pt, written as JSON.
 pub const EPLB_FILE_FORMAT_SGLANG_MAP: eplb_file_format = 101;
 /// vllm-ascend and MindIE: the expert map.
 pub const EPLB_FILE_FORMAT_EXPERT_MAP: eplb_file_format = 102;
@@ -132,9 +131,9 @@ fn format(format: eplb_file_format) -> Result<Option<Format>> {
 }
 
 /// Loads counts from a file of another system, or from a dump. Steps become iterations from 0 on, of one
-/// rank.
+/// rank. Where some are fractions, as of averages, the handle has exact loads, of which no dump is written.
 ///
-/// \param path     the file, or the directory of a dump
+/// \param path     the file, or the directory of a dump or of a recording with a file a rank
 /// \param options  NULL to detect format and layers
 /// \param stats    receives the handle
 /// \return EPLB_STATUS_INVALID_DUMP; EPLB_STATUS_INCOMPLETE_DUMP; EPLB_STATUS_READ_FAILED;
@@ -150,7 +149,7 @@ pub unsafe extern "C" fn eplb_stats_load_file(
         let (path, options, stats) =
             unsafe { (self::path(path, "path")?, Options::read(options)?, out(stats, "stats")?) };
         let format = options.format_of(path)?.of_counts()?;
-        stats.give(eplb_stats(read_counts(path, format, &options.model())?.stats));
+        stats.give(eplb_stats(read_counts(path, format, &options.model())?.load));
         Ok(())
     })
 }
@@ -185,7 +184,7 @@ pub unsafe extern "C" fn eplb_placement_load_file(
 /// \param stats    the counts
 /// \param path     the file; for a dump a directory without one
 /// \param options  with a format of counts other than EPLB_FILE_FORMAT_SGLANG_PT
-/// \return EPLB_STATUS_WRITE_FAILED; EPLB_STATUS_INVALID_DUMP for counts of slots
+/// \return EPLB_STATUS_WRITE_FAILED; EPLB_STATUS_INVALID_DUMP for counts of slots, or a dump of fractions
 #[unsafe(no_mangle)]
 pub unsafe extern "C" fn eplb_stats_save_file(
     stats: *const eplb_stats,
@@ -196,7 +195,7 @@ pub unsafe extern "C" fn eplb_stats_save_file(
         // SAFETY: the caller's promises for each pointer.
         let (stats, path, options) =
             unsafe { (borrowed(stats, "stats")?, self::path(path, "path")?, Options::read(options)?) };
-        write_counts(&stats.0, path, options.format_to_write()?.of_counts()?, &options.model())
+        stats.save(path, options.format_to_write()?.of_counts()?, &options.model())
     })
 }
 

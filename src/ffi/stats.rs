@@ -1,6 +1,7 @@
 //! Statistics: the counts of a dump or of arrays.
 
 use std::ffi::{c_char, c_void};
+use std::path::Path;
 
 use super::boundary::{
     Growing, array, borrowed, boundary, config, copy_out, destroy, growing_out, layer_numbers, number,
@@ -11,10 +12,28 @@ use super::recorder_config::{EPLB_ID_KIND_EXPERT, EPLB_ID_KIND_SLOT, eplb_id_kin
 use super::status::eplb_status;
 use crate::device::IdType;
 use crate::error::{Error, Result};
+use crate::exchange::{CountsFormat, Load, Model, write_counts, write_loads};
 use crate::stats::{ArraysConfig, CountArray, Dump, IdKind, IterationRange, LoadOptions, Stats};
 
 /// The counts of a dump or of arrays, summed over ranks. Immutable.
-pub struct eplb_stats(pub(super) Stats);
+pub struct eplb_stats(pub(super) Load);
+
+impl eplb_stats {
+    /// Writes counts or loads.
+    pub(super) fn save(&self, path: &Path, format: CountsFormat, model: &Model) -> Result<()> {
+        match &self.0 {
+            Load::Counts(stats) => write_counts(stats, path, format, model),
+            Load::Fractions(loads) => write_loads(loads, path, format, model),
+        }
+    }
+
+    fn layer_samples(&self, layer: u32, num_samples: usize, num_experts: usize) -> Result<Vec<f64>> {
+        match &self.0 {
+            Load::Counts(stats) => stats.layer_samples(layer, num_samples, num_experts),
+            Load::Fractions(loads) => loads.layer_samples(layer, num_samples, num_experts),
+        }
+    }
+}
 
 /// What to read of a dump. Zero is the default of every field.
 #[repr(C)]
@@ -141,7 +160,7 @@ pub unsafe extern "C" fn eplb_stats_load(
             )
         };
         let dump = Dump::open(directory, &options.load_options()?)?;
-        stats.give(eplb_stats(dump.read(&mut |_, _| Ok(()))?));
+        stats.give(eplb_stats(Load::Counts(dump.read(&mut |_, _| Ok(()))?)));
         Ok(())
     })
 }
@@ -165,7 +184,7 @@ pub unsafe extern "C" fn eplb_stats_create(
         // SAFETY: the caller's promises for each pointer.
         let (config, stats) = unsafe { (self::config(config, "config")?, out(stats, "stats")?) };
         // SAFETY: the caller's promises for the counts and what the config points to.
-        stats.give(eplb_stats(unsafe { of_arrays(&config, counts) }?));
+        stats.give(eplb_stats(Load::Counts(unsafe { of_arrays(&config, counts) }?)));
         Ok(())
     })
 }
@@ -261,7 +280,7 @@ pub unsafe extern "C" fn eplb_stats_layer_loads(
 ) -> eplb_status {
     boundary(|| {
         // SAFETY: the caller's promise for the handle.
-        let stats = &unsafe { borrowed(stats, "stats") }?.0;
+        let stats = unsafe { borrowed(stats, "stats") }?;
         let values = stats.layer_samples(number(layer, "layer")?, num_samples, num_experts)?;
         // SAFETY: the caller's promise of [num_samples][num_experts], which is how many values there are.
         unsafe { copy_out(&values, loads, "loads") }

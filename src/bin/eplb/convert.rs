@@ -5,8 +5,8 @@ use std::path::PathBuf;
 
 use clap::builder::{PossibleValue, PossibleValuesParser, TypedValueParser};
 use eplb::exchange::{
-    CountsFormat, Format, Model, PlacementFormat, detect, read_counts, read_placement, write_counts,
-    write_placement,
+    CountsFormat, Format, Load, Model, PlacementFormat, detect, read_counts, read_placement, write_counts,
+    write_loads, write_placement,
 };
 use eplb::placement::Placement;
 use eplb::{Error, Result};
@@ -15,7 +15,7 @@ use crate::output::{is_stdout, layer_list, output_path};
 
 /// Convert counts or a placement from one system's format into another's
 ///
-/// Counts are converted to counts, placements to placements; `eplb generate` computes a placement from counts. Flags supply
+/// Counts are converted to counts, or with fractions to loads, placements to placements; `eplb generate` computes a placement from counts. Flags supply
 /// what a format lacks. An existing output file is replaced in one step. A dump needs a new directory.
 #[derive(clap::Args)]
 #[command(after_help = "\
@@ -27,10 +27,14 @@ Examples (with files of eplb's repository):
   eplb convert expert_map.json --layers 1-26 --to phy2log-npy phy2log.npy
   eplb convert phy2log.npy --from phy2log-npy --layers 1-26 --ep_size 8 --to sglang-map map.json
 
+SGLang's recorder writes one file a rank in its modes per_pass and per_token. Put them in a directory of
+their own:
+  eplb convert recording --to sglang-count logical_count.json
+
 docs/exchange.md describes each format and its source.
 Flags also work with hyphens: --ep-size.")]
 pub struct Args {
-    /// File to read, or the directory of a dump
+    /// File to read, or the directory of a dump, or of a recording of SGLang with a file a rank
     input: PathBuf,
 
     /// File to write, or the new directory of a dump; - is standard output, with nothing else on it
@@ -72,7 +76,9 @@ fn formats() -> impl TypedValueParser<Value = Format> {
     let help = |format| match format {
         Format::Counts(CountsFormat::Dump) => "counts: a dump directory, eplb's own and TensorRT-LLM's",
         Format::Counts(CountsFormat::SglangCount) => "counts: SGLang's logical_count in JSON",
-        Format::Counts(CountsFormat::SglangPt) => "counts: the .pt file of SGLang's recorder; input only",
+        Format::Counts(CountsFormat::SglangPt) => {
+            "counts: the .pt files of SGLang's recorder, one or a directory; input only"
+        }
         Format::Counts(CountsFormat::Lmdeploy) => "counts: LMDeploy's [layers][experts] in JSON",
         Format::Counts(CountsFormat::Npy) => {
             "counts: a NumPy array, [layers][experts] or [iterations][layers][experts]"
@@ -81,7 +87,7 @@ fn formats() -> impl TypedValueParser<Value = Format> {
             "placement: the configuration file, eplb's own and TensorRT-LLM's"
         }
         Format::Placement(PlacementFormat::SglangMap) => {
-            "placement: SGLang's physical_to_logical_map in JSON"
+            "placement: SGLang's physical_to_logical_map in JSON, as input also in a .pt"
         }
         Format::Placement(PlacementFormat::ExpertMap) => {
             "placement: the expert map of vllm-ascend and MindIE"
@@ -152,8 +158,14 @@ pub fn run(args: &Args) -> Result<String> {
 
 fn counts(args: &Args, from: CountsFormat, to: CountsFormat, model: &Model) -> Result<String> {
     let read = read_counts(&args.input, from, model)?;
-    write_counts(&read.stats, output_path(&args.output), to, model)?;
-    let summary = read.stats.summary();
+    let output = output_path(&args.output);
+    match &read.load {
+        Load::Counts(stats) => write_counts(stats, output, to, model)?,
+        Load::Fractions(loads) => {
+            write_loads(loads, output, to, model).map_err(|error| error.in_file(&args.input))?;
+        }
+    }
+    let summary = read.load.summary();
     let mut text = String::new();
     let _ = writeln!(
         text,
@@ -167,6 +179,12 @@ fn counts(args: &Args, from: CountsFormat, to: CountsFormat, model: &Model) -> R
     );
     if !read.dense_layers.is_empty() {
         let _ = writeln!(text, "dense layers, without counts: {}", layer_list(&read.dense_layers));
+    }
+    if let Some(step) = read.first_step {
+        let _ = writeln!(text, "put in order: the recording begins at step {step} of the file");
+    }
+    if let Load::Fractions(_) = read.load {
+        let _ = writeln!(text, "loads: some are fractions, which a dump of counts cannot hold");
     }
     if read.empty_steps > 0 {
         let _ = writeln!(text, "skipped: {} empty steps", read.empty_steps);
