@@ -584,7 +584,7 @@ enum {
 typedef struct eplb_placement_load_options {
   size_t struct_size; /**< Set by EPLB_PLACEMENT_LOAD_OPTIONS_INIT. */
   uint32_t num_experts; /**< Experts of a layer; 0: as in the file. */
-  uint32_t num_ranks; /**< Ranks; 0: the file's ep_size, which most files lack. */
+  uint32_t num_ranks; /**< Ranks; 0: as in the file. Must be the number there, if it has one. */
   /** Layers that the engine needs: [num_layers]. Other layers of the file are kept, so that all pipeline
    * stages have the same placement and hash. NULL: the layers of the file. */
   const int32_t *layer_ids;
@@ -653,8 +653,9 @@ EPLB_API eplb_status eplb_placement_create(const eplb_placement_config *config, 
 EPLB_API eplb_status eplb_placement_load(const char *path, const eplb_placement_load_options *options,
     eplb_placement **placement);
 
-/** Saves the configuration file, byte for byte as TensorRT-LLM's script does. A file is replaced
- * atomically: the old or the new one is there, complete. A pipe, device or /dev/fd/N is written and stays.
+/** Saves the configuration file as TensorRT-LLM's script writes it. If another policy than
+ * EPLB_POLICY_TRTLLM planned it, a comment with ranks and hash is its last line. A file is replaced
+ * atomically; a pipe, device or /dev/fd/N is written and stays.
  *
  * \param placement  the placement
  * \param path       the file; *.eplb.yaml for eplb's own, which also holds empty slots

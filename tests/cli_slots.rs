@@ -1,4 +1,4 @@
-//! `eplb generate` with reserved, uneven and pinned slots, and what the other commands make of its files.
+//! The files of `eplb generate`, also with reserved, uneven and pinned slots, and what the other commands make of them.
 #![cfg(feature = "cli")]
 
 use std::path::Path;
@@ -110,4 +110,41 @@ fn refusals_name_the_flag_or_the_rank_and_leave_no_file() {
         assert!(message.contains(expected), "{flags}: {message}");
         assert!(!out.exists(), "{flags}");
     }
+}
+
+#[test]
+fn planned_files_say_for_how_many_ranks_and_other_commands_check_it() {
+    let dir = tempfile::tempdir().unwrap();
+    let out = dir.path().join("config.yaml");
+    let path = out.display();
+    succeeds(&generate(&out, "--policy trtllm"));
+    assert!(!std::fs::read_to_string(&out).unwrap().contains('#'));
+    for policy in ["search", "deepseek-global"] {
+        succeeds(&generate(&out, &format!("--policy {policy}")));
+        let text = std::fs::read_to_string(&out).unwrap();
+        let hash = Placement::load(&out, Expected::default()).unwrap().hash();
+        assert_eq!(text.lines().last().unwrap(), format!("# eplb: ep_size 8, hash {hash:016x}"));
+    }
+    let text = std::fs::read_to_string(&out).unwrap();
+    assert!(succeeds(&format!("inspect {path}")).contains("8, 8 slots each"));
+    for command in [
+        format!("inspect {path}"),
+        format!("report --expert_statistic_path {DUMP} --config {path}"),
+        format!("compare --expert_statistic_path {DUMP} {path}"),
+        format!("convert {path} {path}.npy --to phy2log-npy"),
+    ] {
+        let message = fails(&format!("{command} --ep_size 4"));
+        let expected = "the file was planned for 8 ranks, 4 ranks expected, which it does not balance; generate it for 4 \
+                        ranks, or remove its line \"# eplb: ep_size 8, hash ";
+        assert!(message.contains(expected) && message.contains("config.yaml"), "{command}: {message}");
+    }
+    // An edited file is a warning.
+    let (start, row) = text.split_once("  1: [").unwrap();
+    let (first, rest) = row.split_once(", ").unwrap();
+    let (second, rest) = rest.split_once(", ").unwrap();
+    std::fs::write(&out, format!("{start}  1: [{second}, {first}, {rest}")).unwrap();
+    let warned = String::from_utf8(eplb(&format!("inspect {path}")).stderr).unwrap();
+    assert!(warned.contains("config.yaml: its last line is \"# eplb: ep_size 8, hash "), "{warned}");
+    std::fs::write(&out, &text).unwrap();
+    assert_eq!(String::from_utf8(eplb(&format!("inspect {path}")).stderr).unwrap(), "");
 }

@@ -16,6 +16,7 @@ fuzz_target!(|text: &str| {
             let again = ConfigFile::parse(&yaml).unwrap().placement(expected).unwrap();
             assert_eq!(again, placement);
             assert_eq!(again.hash(), placement.hash());
+            assert_eq!(again.is_planned(), placement.is_planned());
         }
     }
 });

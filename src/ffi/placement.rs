@@ -107,7 +107,7 @@ pub struct eplb_placement_load_options {
     pub struct_size: usize,
     /// Experts of a layer; 0: as in the file.
     pub num_experts: u32,
-    /// Ranks; 0: the file's ep_size, which most files lack.
+    /// Ranks; 0: as in the file. Must be the number there, if it has one.
     pub num_ranks: u32,
     /// Layers that the engine needs: [num_layers]. Other layers of the file are kept, so that all pipeline
     /// stages have the same placement and hash. NULL: the layers of the file.
@@ -249,8 +249,9 @@ pub unsafe extern "C" fn eplb_placement_load(
     })
 }
 
-/// Saves the configuration file, byte for byte as TensorRT-LLM's script does. A file is replaced
-/// atomically: the old or the new one is there, complete. A pipe, device or /dev/fd/N is written and stays.
+/// Saves the configuration file as TensorRT-LLM's script writes it. If another policy than
+/// EPLB_POLICY_TRTLLM planned it, a comment with ranks and hash is its last line. A file is replaced
+/// atomically; a pipe, device or /dev/fd/N is written and stays.
 ///
 /// \param placement  the placement
 /// \param path       the file; *.eplb.yaml for eplb's own, which also holds empty slots

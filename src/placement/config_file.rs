@@ -2,28 +2,24 @@
 //! it cannot hold is in eplb's own file: see [`super::own_file`].
 
 use std::collections::BTreeMap;
-use std::fmt::{self, Write as _};
+use std::fmt::Write as _;
 use std::fs::File;
 use std::io::Read;
 use std::path::Path;
 
-use serde::de::{self, MapAccess, Visitor};
-
+use super::keys::{ASSIGNMENTS, Keys, NUM_SLOTS, Values};
 use super::own_file::{self, OwnFile};
-use super::yaml::{
-    AssignmentsSeed, EP_SIZE, MAX_SLOTS_OF_ALL_LAYERS, UPDATES, repeated_key, the_document, too_many_slots,
-    unknown_key,
-};
-use super::{NO_EXPERT, Placement, Shape, held_slots, replica_counts};
+use super::planned_for::PlannedFor;
+use super::yaml::{EP_SIZE, MAX_SLOTS_OF_ALL_LAYERS, UPDATES, the_document, too_many_slots};
+use super::{NO_EXPERT, Placement, Shape, hash_of, held_slots, replica_counts};
 use crate::atomic_file::AtomicFile;
-use crate::error::{Error, Result, shortened};
+use crate::error::{Error, Result};
 
 /// Published models stay well below this limit: 100 layers of 8,192 slots take 5 MB. A YAML parser needs about 70
 /// times a file's size in memory.
 const MAX_FILE_BYTES: u64 = 8 << 20;
 
-const ASSIGNMENTS: &str = "initial_global_assignments";
-const NUM_SLOTS: &str = "num_slots";
+const BYTE_ORDER_MARK: char = '\u{feff}';
 
 /// The content of a configuration file, before the model is known.
 #[derive(Debug, Clone, Default, PartialEq, Eq)]
@@ -34,8 +30,10 @@ pub struct ConfigFile {
     pub layer_updates_per_iter: u32,
     /// Slots of all ranks together; `None` means one per expert.
     pub num_slots: Option<usize>,
-    /// Ranks. Only some versions write them.
+    /// Ranks: the key `ep_size`, which only some versions write, or else those of `planned_for`.
     pub ep_size: Option<usize>,
+    /// The last line of a file that eplb planned by another policy than `trtllm`.
+    pub planned_for: Option<PlannedFor>,
     /// What only eplb's own file has. `None`: the file is TensorRT-LLM's.
     pub own: Option<OwnFields>,
 }
@@ -60,6 +58,7 @@ impl From<OwnFile> for ConfigFile {
             }),
             assignments: Some(file.layers),
             layer_updates_per_iter: file.layer_updates_per_iter,
+            planned_for: None,
         }
     }
 }
@@ -92,7 +91,7 @@ pub enum MissingLayers {
 }
 
 impl ConfigFile {
-    /// Reads a file and makes the checks that do not need the model.
+    /// Reads a file and makes the checks that do not need the model. A file that was edited after eplb planned it is a warning.
     pub fn read(path: &Path) -> Result<Self> {
         let mut text = Vec::new();
         let file = File::open(path).map_err(|e| Error::read(path, e))?;
@@ -103,18 +102,53 @@ impl ConfigFile {
                 "the file has more than {MAX_FILE_BYTES} bytes; a configuration file is smaller"
             ));
         }
-        match str::from_utf8(&text) {
-            Ok(text) => Self::parse(text).map_err(|e| e.in_file(path)),
-            Err(_) => refuse("the file is not UTF-8 text"),
+        let Ok(text) = str::from_utf8(&text) else { return refuse("the file is not UTF-8 text") };
+        let config = Self::parse(text).map_err(|e| e.in_file(path))?;
+        if let Some(warning) = config.warning() {
+            log::warn!("{}: {warning}", path.display());
         }
+        Ok(config)
     }
 
     /// Parses the text of TensorRT-LLM's file or of eplb's own. Unknown and repeated keys are errors.
     pub fn parse(text: &str) -> Result<Self> {
-        match own_file::is_own_text(text) {
-            true => own_file::parse(text).map(ConfigFile::from),
-            false => the_document(text, FileVisitor),
+        let text = text.strip_prefix(BYTE_ORDER_MARK).unwrap_or(text);
+        if own_file::is_own_text(text) {
+            return own_file::parse(text).map(ConfigFile::from);
         }
+        let Values { assignments, layer_updates_per_iter, num_slots, ep_size } = the_document(text, Keys)?;
+        if num_slots == Some(0) {
+            let message = format!(
+                "{NUM_SLOTS} is 0, with which TensorRT-LLM switches its load balancer off: there is no placement; write the \
+                 number of slots of all ranks, at least one for each expert"
+            );
+            return Err(Error::InvalidPlacement(message));
+        }
+        let planned_for = PlannedFor::find(text)?;
+        if let (Some(planned_for), Some(ep_size)) = (&planned_for, ep_size) {
+            planned_for.check_num_ranks(ep_size)?;
+        }
+        let ep_size = ep_size.or(planned_for.map(|planned_for| planned_for.ep_size));
+        Ok(ConfigFile { assignments, layer_updates_per_iter, num_slots, ep_size, planned_for, own: None })
+    }
+
+    /// What is odd about a file that is read nevertheless.
+    fn warning(&self) -> Option<String> {
+        let num_experts = self.num_experts()?;
+        let Some(num_slots) = self.num_slots else {
+            return Some(format!(
+                "{NUM_SLOTS} is not given: read as one slot for each expert; TensorRT-LLM refuses such a file"
+            ));
+        };
+        let planned_for = self.planned_for?;
+        let layers = self.assignments.iter().flatten().map(|(&layer, experts)| (layer, &experts[..]));
+        let hash = hash_of(num_experts, num_slots, planned_for.ep_size, layers);
+        (hash != planned_for.hash).then(|| {
+            format!(
+                "its last line is \"{planned_for}\", but its placement has the hash {hash:016x}: the file was edited \
+                 after it was planned; generate it again, or remove the line"
+            )
+        })
     }
 
     /// The number of experts that the file has: in TensorRT-LLM's the highest expert, plus 1.
@@ -133,6 +167,7 @@ impl ConfigFile {
     pub fn placement(&self, expected: Expected<'_>) -> Result<Placement> {
         let num_ranks = match (expected.num_ranks, self.ep_size) {
             (Some(wanted), Some(written)) if wanted != written => {
+                self.planned_for.map_or(Ok(()), |planned_for| planned_for.check_num_ranks(wanted))?;
                 return Err(Error::InvalidPlacement(format!(
                     "{EP_SIZE} is {written}, {wanted} ranks expected"
                 )));
@@ -175,7 +210,8 @@ impl ConfigFile {
                 Placement::new(shape, layers, &experts_in_order(shape).repeat(layers.len()))?
             }
         };
-        Ok(placement.with_layer_updates_per_iter(self.layer_updates_per_iter))
+        let is_as_planned = self.planned_for.is_some_and(|planned_for| planned_for.hash == placement.hash());
+        Ok(placement.with_layer_updates_per_iter(self.layer_updates_per_iter).with_planned(is_as_planned))
     }
 
     fn assigned(
@@ -274,8 +310,10 @@ impl Placement {
         }
     }
 
-    /// Returns the text of the configuration file, with the bytes that PyYAML writes for TensorRT-LLM. Fails with [`Error::InvalidPlacement`] if a slot is
-    /// empty.
+    /// Returns the text of the configuration file, with the bytes that PyYAML writes for TensorRT-LLM. A placement that
+    /// eplb planned by another policy than `trtllm` gets a last line with the number of ranks and the hash, as a comment.
+    ///
+    /// Fails with [`Error::InvalidPlacement`] if a slot is empty.
     pub fn to_yaml(&self) -> Result<String> {
         self.check_no_empty_slot(FILE_NAME)?;
         let mut yaml = format!("{ASSIGNMENTS}:\n");
@@ -294,50 +332,15 @@ impl Placement {
             self.layer_updates_per_iter(),
             self.shape().num_slots()
         );
+        if self.is_planned() {
+            let _ = writeln!(yaml, "{}", PlannedFor::of(self));
+        }
         Ok(yaml)
     }
 }
 
 /// The name of the format in messages.
 const FILE_NAME: &str = "TensorRT-LLM's configuration file";
-
-struct FileVisitor;
-
-impl<'de> Visitor<'de> for FileVisitor {
-    type Value = ConfigFile;
-
-    fn expecting(&self, f: &mut fmt::Formatter) -> fmt::Result {
-        write!(f, "a configuration file with {ASSIGNMENTS} and {NUM_SLOTS}")
-    }
-
-    fn visit_map<A: MapAccess<'de>>(self, mut map: A) -> std::result::Result<ConfigFile, A::Error> {
-        let mut config = ConfigFile::default();
-        let mut seen = Vec::new();
-        while let Some(key) = map.next_key::<String>()? {
-            match key.as_str() {
-                ASSIGNMENTS => {
-                    config.assignments =
-                        map.next_value_seed(AssignmentsSeed { key: ASSIGNMENTS, empty_slots: false })?;
-                }
-                UPDATES => config.layer_updates_per_iter = map.next_value()?,
-                NUM_SLOTS => config.num_slots = map.next_value()?,
-                EP_SIZE => config.ep_size = map.next_value()?,
-                unknown => {
-                    let known = [ASSIGNMENTS, UPDATES, NUM_SLOTS, EP_SIZE];
-                    return Err(de::Error::custom(unknown_key(&shortened(unknown), &known)));
-                }
-            }
-            if seen.contains(&key) {
-                return Err(de::Error::custom(repeated_key(&key)));
-            }
-            seen.push(key);
-        }
-        if seen.is_empty() {
-            return Err(de::Error::custom("the file is empty"));
-        }
-        Ok(config)
-    }
-}
 
 #[cfg(test)]
 mod tests {

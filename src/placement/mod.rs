@@ -1,13 +1,17 @@
 //! Which expert each slot holds: the placement, its checks and its file.
 
 mod config_file;
+mod keys;
 mod own_file;
+mod planned_for;
 mod shape;
+mod whole;
 mod yaml;
 
 pub(crate) use config_file::experts_in_order;
 pub use config_file::{ConfigFile, Expected, MissingLayers, OwnFields};
 pub(crate) use own_file::is_own_name;
+pub use planned_for::PlannedFor;
 pub use shape::{MAX_COUNT, Shape, suggest_num_slots};
 
 use crate::error::{Error, Result};
@@ -19,8 +23,9 @@ pub const NO_EXPERT: u32 = u32::MAX;
 /// a slot.
 ///
 /// Layers are the model's own numbers, ascending. An expert may have several slots, even on one rank (see
-/// [`Placement::duplicates`]). A placement never changes, so threads may share it.
-#[derive(Debug, Clone, PartialEq, Eq)]
+/// [`Placement::duplicates`]). A placement never changes, so threads may share it. Two are equal if they place the same,
+/// [planned](Placement::is_planned) or not.
+#[derive(Debug, Clone, Eq)]
 pub struct Placement {
     shape: Shape,
     /// `[ranks]`, each at most [`Shape::slots_per_rank`].
@@ -29,6 +34,17 @@ pub struct Placement {
     /// `[layers][slots]`
     slot_experts: Vec<u32>,
     layer_updates_per_iter: u32,
+    planned: bool,
+}
+
+impl PartialEq for Placement {
+    fn eq(&self, other: &Self) -> bool {
+        self.shape == other.shape
+            && self.rank_num_slots == other.rank_num_slots
+            && self.layers == other.layers
+            && self.slot_experts == other.slot_experts
+            && self.layer_updates_per_iter == other.layer_updates_per_iter
+    }
 }
 
 /// A slot that repeats an expert of its own rank. One of the two is wasted.
@@ -117,6 +133,7 @@ impl Placement {
             layers: by_layer.iter().map(|&(layer, _)| layer).collect(),
             slot_experts: by_layer.iter().flat_map(|&(_, experts)| experts).copied().collect(),
             layer_updates_per_iter: 0,
+            planned: false,
         })
     }
 
@@ -129,6 +146,17 @@ impl Placement {
     /// See [`Placement::with_layer_updates_per_iter`].
     pub fn layer_updates_per_iter(&self) -> u32 {
         self.layer_updates_per_iter
+    }
+
+    /// Sets [`Placement::is_planned`].
+    pub(crate) fn with_planned(self, planned: bool) -> Self {
+        Placement { planned, ..self }
+    }
+
+    /// Whether eplb planned this placement by another policy than `trtllm`, or read it from a file that says so. Then its
+    /// configuration file has a last line with the number of ranks and the hash, as a comment.
+    pub fn is_planned(&self) -> bool {
+        self.planned
     }
 
     /// Experts, slots and ranks.
@@ -166,7 +194,7 @@ impl Placement {
     }
 
     /// Iterates over layers: the number and the experts of the slots, [`NO_EXPERT`] in empty ones.
-    pub fn iter(&self) -> impl Iterator<Item = (u32, &[u32])> {
+    pub fn iter(&self) -> impl Iterator<Item = (u32, &[u32])> + Clone {
         self.layers.iter().copied().zip(self.slot_experts.chunks_exact(self.shape.num_slots()))
     }
 
@@ -212,13 +240,23 @@ impl Placement {
     /// It is FNV-1a (64 bits) over little-endian 32-bit words. The words are the numbers of experts, slots,
     /// ranks and layers, then each layer's number and the experts of its slots, -1 in empty ones.
     pub fn hash(&self) -> u64 {
-        let sizes =
-            [self.shape.num_experts(), self.shape.num_slots(), self.shape.num_ranks(), self.layers.len()];
-        let assignments =
-            self.iter().flat_map(|(layer, experts)| std::iter::once(layer).chain(experts.iter().copied()));
-        let bytes = sizes.into_iter().map(|n| n as u32).chain(assignments).flat_map(u32::to_le_bytes);
-        bytes.fold(0xcbf2_9ce4_8422_2325, |hash, byte| (hash ^ u64::from(byte)).wrapping_mul(0x100_0000_01b3))
+        let Placement { shape, .. } = *self;
+        hash_of(shape.num_experts(), shape.num_slots(), shape.num_ranks(), self.iter())
     }
+}
+
+/// [`Placement::hash`] of so many experts, slots and ranks, and of the slots of each layer.
+fn hash_of<'a>(
+    num_experts: usize,
+    num_slots: usize,
+    num_ranks: usize,
+    layers: impl Iterator<Item = (u32, &'a [u32])> + Clone,
+) -> u64 {
+    let sizes = [num_experts, num_slots, num_ranks, layers.clone().count()];
+    let assignments =
+        layers.flat_map(|(layer, experts)| std::iter::once(layer).chain(experts.iter().copied()));
+    let bytes = sizes.into_iter().map(|n| n as u32).chain(assignments).flat_map(u32::to_le_bytes);
+    bytes.fold(0xcbf2_9ce4_8422_2325, |hash, byte| (hash ^ u64::from(byte)).wrapping_mul(0x100_0000_01b3))
 }
 
 /// Returns every slot of a layer that repeats an expert of its own rank.

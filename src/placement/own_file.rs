@@ -6,7 +6,8 @@ use std::path::Path;
 
 use serde::de::{self, DeserializeSeed, Deserializer, MapAccess, SeqAccess, Visitor};
 
-use super::yaml::{AssignmentsSeed, EP_SIZE, UPDATES, repeated_key, the_document, unknown_key};
+use super::whole::Whole;
+use super::yaml::{AssignmentsSeed, EP_SIZE, UPDATES, repeated_key, the_document, unknown_key, updates};
 use super::{MAX_COUNT, NO_EXPERT, Placement, Shape};
 use crate::error::{Error, Result, shortened};
 
@@ -29,8 +30,7 @@ pub(crate) fn is_own_name(path: &Path) -> bool {
 
 /// Returns whether a line of the text begins with [`VERSION_KEY`].
 pub(super) fn is_own_text(text: &str) -> bool {
-    let start =
-        |line: &str| line.trim_start_matches([' ', '{', '"', '\'', '\u{feff}']).starts_with(VERSION_KEY);
+    let start = |line: &str| line.trim_start_matches([' ', '{', '"', '\'']).starts_with(VERSION_KEY);
     text.lines().any(start)
 }
 
@@ -181,11 +181,11 @@ impl<'de> Visitor<'de> for FileVisitor {
                         )));
                     }
                 }
-                EP_SIZE => found.ep_size = Some(map.next_value_seed(Number(EP_SIZE))? as usize),
+                EP_SIZE => found.ep_size = Some(map.next_value_seed(count(EP_SIZE))? as usize),
                 SLOTS_PER_RANK => found.slots_per_rank = Some(map.next_value_seed(SlotsPerRankSeed)?),
-                NUM_EXPERTS => found.num_experts = Some(map.next_value_seed(Number(NUM_EXPERTS))? as usize),
+                NUM_EXPERTS => found.num_experts = Some(map.next_value_seed(count(NUM_EXPERTS))? as usize),
                 HASH => found.hash = Some(map.next_value()?),
-                UPDATES => found.layer_updates_per_iter = map.next_value()?,
+                UPDATES => found.layer_updates_per_iter = map.next_value_seed(updates())? as u32,
                 LAYERS => {
                     found.layers = map.next_value_seed(AssignmentsSeed { key: LAYERS, empty_slots: true })?
                 }
@@ -204,29 +204,8 @@ impl<'de> Visitor<'de> for FileVisitor {
 }
 
 /// A number from 1 to [`MAX_COUNT`], of the key.
-struct Number(&'static str);
-
-impl<'de> DeserializeSeed<'de> for Number {
-    type Value = u32;
-
-    fn deserialize<D: Deserializer<'de>>(self, deserializer: D) -> std::result::Result<u32, D::Error> {
-        deserializer.deserialize_u64(self)
-    }
-}
-
-impl Visitor<'_> for Number {
-    type Value = u32;
-
-    fn expecting(&self, f: &mut fmt::Formatter) -> fmt::Result {
-        write!(f, "{}, a number from 1 to {MAX_COUNT}", self.0)
-    }
-
-    fn visit_u64<E: de::Error>(self, number: u64) -> std::result::Result<u32, E> {
-        match (1..=MAX_COUNT as u64).contains(&number) {
-            true => Ok(number as u32),
-            false => Err(E::invalid_value(de::Unexpected::Unsigned(number), &self)),
-        }
-    }
+fn count(key: &str) -> Whole<String> {
+    Whole { what: format!("{key}, a number from 1 to {MAX_COUNT}"), range: 1..=MAX_COUNT as i64 }
 }
 
 /// A number of slots, or a list of them.
@@ -251,16 +230,16 @@ impl<'de> Visitor<'de> for SlotsPerRankSeed {
     }
 
     fn visit_u64<E: de::Error>(self, number: u64) -> std::result::Result<SlotsPerRank, E> {
-        Number(SLOTS_PER_RANK).visit_u64(number).map(SlotsPerRank::Equal)
+        count(SLOTS_PER_RANK).visit_u64(number).map(|number| SlotsPerRank::Equal(number as u32))
     }
 
     fn visit_seq<A: SeqAccess<'de>>(self, mut seq: A) -> std::result::Result<SlotsPerRank, A::Error> {
         let mut slots = Vec::new();
-        while let Some(number) = seq.next_element_seed(Number(SLOTS_PER_RANK))? {
+        while let Some(number) = seq.next_element_seed(count(SLOTS_PER_RANK))? {
             if slots.len() == MAX_COUNT {
                 return Err(de::Error::custom(format!("{SLOTS_PER_RANK} lists more than {MAX_COUNT} ranks")));
             }
-            slots.push(number);
+            slots.push(number as u32);
         }
         Ok(SlotsPerRank::OfRanks(slots))
     }

@@ -6,6 +6,7 @@ use std::fmt;
 use serde::de::{self, DeserializeSeed, Deserializer, MapAccess, SeqAccess, Visitor};
 
 use super::NO_EXPERT;
+use super::whole::Whole;
 use crate::error::{Error, Result, shortened};
 
 /// Published models stay well below this limit. Aliases (`*a`) expand a small file.
@@ -45,6 +46,11 @@ fn nesting(text: &str) -> usize {
         deepest = deepest.max(depth);
     }
     deepest
+}
+
+/// The value of [`UPDATES`].
+pub fn updates() -> Whole<&'static str> {
+    Whole { what: "layer_updates_per_iter, a number from 0 on", range: 0..=u32::MAX.into() }
 }
 
 pub fn too_many_slots() -> String {
@@ -105,7 +111,9 @@ impl<'de> Visitor<'de> for AssignmentsSeed {
     fn visit_map<A: MapAccess<'de>>(self, mut map: A) -> std::result::Result<Self::Value, A::Error> {
         let mut assignments = BTreeMap::new();
         let mut room = MAX_SLOTS_OF_ALL_LAYERS;
-        while let Some(layer) = map.next_key::<u32>()? {
+        let number = || Whole { what: "the number of a layer", range: 0..=u32::MAX.into() };
+        while let Some(layer) = map.next_key_seed(number())? {
+            let layer = layer as u32;
             let experts = map.next_value_seed(LayerSeed { layer, room, empty_slots: self.empty_slots })?;
             room -= experts.len();
             if assignments.insert(layer, experts).is_some() {
@@ -139,57 +147,19 @@ impl<'de> Visitor<'de> for LayerSeed {
     }
 
     fn visit_seq<A: SeqAccess<'de>>(self, mut seq: A) -> std::result::Result<Vec<u32>, A::Error> {
+        let (lowest, or_empty) = if self.empty_slots { (-1, ", or -1") } else { (0, "") };
         let mut experts = Vec::new();
-        while let Some(expert) = seq.next_element_seed(ExpertSeed {
-            layer: self.layer,
-            slot: experts.len(),
-            empty_slots: self.empty_slots,
+        while let Some(expert) = seq.next_element_seed(Whole {
+            what: format_args!("the expert of layer {}, slot {}{or_empty}", self.layer, experts.len()),
+            range: lowest..=i32::MAX.into(),
         })? {
             if experts.len() == self.room {
                 return Err(de::Error::custom(too_many_slots()));
             }
-            experts.push(expert);
+            // -1 becomes NO_EXPERT.
+            const { assert!(NO_EXPERT == -1i64 as u32) };
+            experts.push(expert as u32);
         }
         Ok(experts)
-    }
-}
-
-/// The expert of one slot.
-struct ExpertSeed {
-    layer: u32,
-    slot: usize,
-    empty_slots: bool,
-}
-
-impl<'de> DeserializeSeed<'de> for ExpertSeed {
-    type Value = u32;
-
-    fn deserialize<D: Deserializer<'de>>(self, deserializer: D) -> std::result::Result<u32, D::Error> {
-        match self.empty_slots {
-            true => deserializer.deserialize_i64(self),
-            false => deserializer.deserialize_u32(self),
-        }
-    }
-}
-
-impl Visitor<'_> for ExpertSeed {
-    type Value = u32;
-
-    fn expecting(&self, f: &mut fmt::Formatter) -> fmt::Result {
-        let or_empty = if self.empty_slots { ", or -1" } else { "" };
-        write!(f, "the expert of layer {}, slot {}{or_empty}", self.layer, self.slot)
-    }
-
-    fn visit_i64<E: de::Error>(self, expert: i64) -> std::result::Result<u32, E> {
-        match u64::try_from(expert) {
-            Ok(expert) => self.visit_u64(expert),
-            Err(_) if expert == -1 && self.empty_slots => Ok(NO_EXPERT),
-            Err(_) => Err(E::invalid_value(de::Unexpected::Signed(expert), &self)),
-        }
-    }
-
-    fn visit_u64<E: de::Error>(self, expert: u64) -> std::result::Result<u32, E> {
-        let fits = i32::try_from(expert).is_ok();
-        fits.then_some(expert as u32).ok_or_else(|| E::invalid_value(de::Unexpected::Unsigned(expert), &self))
     }
 }

@@ -453,12 +453,14 @@ impl<'a> Solver<'a> {
         for (slots, solved) in slot_experts.chunks_exact_mut(num_slots).zip(layer_slots) {
             slots.copy_from_slice(solved);
         }
-        match config.unequal_rank_num_slots(shape) {
+        let placement = match config.unequal_rank_num_slots(shape) {
             None => Placement::new(shape, layers, &slot_experts),
             Some(rank_num_slots) => {
                 Placement::with_rank_num_slots(shape, rank_num_slots, layers, &slot_experts)
             }
-        }
+        }?;
+        // Files of TensorRT-LLM's own policy have the bytes of TensorRT-LLM's own script.
+        Ok(placement.with_planned(config.policy != Policy::Trtllm))
     }
 }
 
