@@ -134,6 +134,11 @@ TEST(Exchange, PlacementKeepsItsHashInEachFormat) {
     for (int32_t layer = 1; layer <= 26; layer++) {
         options.layer_ids.push_back(layer);
     }
+    options.format = EPLB_FILE_FORMAT_EXPERT_MAP;
+    const auto refusal = refused([&] { eplb::save_placement_file(placement, dir / "refused", options); });
+    EXPECT_EQ(refusal.first, EPLB_STATUS_INVALID_PLACEMENT);
+    EXPECT_NE(refusal.second.find("in C allow_lossy"), std::string::npos) << refusal.second;
+    options.allow_lossy = true;
     for (const auto written :
          {EPLB_FILE_FORMAT_CONFIG, EPLB_FILE_FORMAT_SGLANG_MAP, EPLB_FILE_FORMAT_EXPERT_MAP,
           EPLB_FILE_FORMAT_PHY2LOG_NPY, EPLB_FILE_FORMAT_PHY2LOG_JSON}) {
@@ -144,6 +149,30 @@ TEST(Exchange, PlacementKeepsItsHashInEachFormat) {
                   std::uint64_t(placement.hash()));
     }
     EXPECT_EQ(read_file(dir / std::to_string(EPLB_FILE_FORMAT_CONFIG)), read_file(config));
+}
+
+TEST(Exchange, LayersAreSelectedAndIterationsSummed) {
+    const temporary_directory dir;
+    const std::string path = dir / "counts.json", array = dir / "counts.npy", sum = dir / "sum.npy";
+    write_file(path, "{\"logical_count\": [[[1, 2], [3, 4]], [[5, 6], [7, 8]]]}");
+    const auto stats = eplb::stats::load_file(path);
+    eplb::file_options options = format(EPLB_FILE_FORMAT_NPY);
+    options.layer_ids = {1};
+    stats.save_file(array, options);
+    const auto last = eplb::stats::load_file(array, options);
+    EXPECT_EQ(std::vector<double>(last.layer_loads(1)), (std::vector<double>{10, 12}));
+    EXPECT_EQ(last.info().num_layers, 1u);
+    options.sum_iterations = true;
+    stats.save_file(sum, options);
+    EXPECT_NE(read_file(sum).find("'shape': (1, 2)"), std::string::npos);
+    EXPECT_NE(read_file(array).find("'shape': (2, 1, 2)"), std::string::npos);
+    options.layer_ids = {2};
+    EXPECT_NE(refused([&] { stats.save_file(sum, options); }).second.find("layer 2 is not in"),
+              std::string::npos);
+    eplb_file_options bad = EPLB_FILE_OPTIONS_INIT;
+    bad.format = EPLB_FILE_FORMAT_NPY;
+    bad.sum_iterations = 2;
+    EXPECT_EQ(eplb_stats_save_file(stats.get(), sum.c_str(), &bad), EPLB_STATUS_INVALID_ARGUMENT);
 }
 
 TEST(Exchange, MismatchesAreRefusedWithTheirPlace) {

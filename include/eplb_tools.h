@@ -448,7 +448,7 @@ enum {
   EPLB_FILE_FORMAT_SGLANG_PT = 3,
   /** LMDeploy: JSON [layers][experts]. Written as the sum of all iterations. */
   EPLB_FILE_FORMAT_LMDEPLOY = 4,
-  EPLB_FILE_FORMAT_NPY = 5, /**< NumPy: [layers][experts] or [iterations][layers][experts]. */
+  EPLB_FILE_FORMAT_NPY = 5, /**< NumPy: [layers][experts], with [iterations] before if several. */
   EPLB_FILE_FORMAT_CONFIG = 100, /**< The configuration file of eplb or TensorRT-LLM. */
   /** SGLang: {"physical_to_logical_map": [layers][slots]}, read as JSON or .pt, written as JSON. */
   EPLB_FILE_FORMAT_SGLANG_MAP = 101,
@@ -464,9 +464,9 @@ typedef struct eplb_file_options {
   /** Layers of the model including dense ones, for SGLang's and LMDeploy's formats, which have a row for
    * each; 0: up to the last layer with experts. */
   uint32_t num_model_layers;
-  /** Layers with experts: [num_layers]. They name the rows of a file with as many rows. In a file with more
-   * rows, row i is layer i, and other rows are dense layers. NULL: row i is layer i, and all-zero rows of
-   * counts are dense. */
+  /** Layers to read or write: [num_layers]; others are left out. They name the rows of a file with as many.
+   * In a file with more rows, row i is layer i. NULL: all; row i is layer i, and all-zero rows of counts
+   * are dense layers. */
   const int32_t *layer_ids;
   size_t num_layers; /**< Length of layer_ids. */
   uint32_t num_experts; /**< Experts of a layer; 0: as in the file. */
@@ -474,10 +474,12 @@ typedef struct eplb_file_options {
   uint32_t num_ranks;
   uint32_t num_slots; /**< Slots of all ranks together; 0: as in the file. */
   uint32_t experts_per_token; /**< Experts per token. Required to write a dump of counts without it. */
+  uint32_t sum_iterations; /**< 1: write the counts summed over all iterations. */
+  uint32_t allow_lossy; /**< 1: write an expert map that vllm-ascend serves wrongly; 0: refuse. */
 } eplb_file_options;
 /** An eplb_file_options with every default. */
 #define EPLB_FILE_OPTIONS_INIT \
-  { sizeof(eplb_file_options), 0, 0, NULL, 0, 0, 0, 0, 0 }
+  { sizeof(eplb_file_options), 0, 0, NULL, 0, 0, 0, 0, 0, 0, 0 }
 
 /** Loads counts from a file of another system, or from a dump. Steps become iterations from 0 on, of one
  * rank. Where some are fractions, as of averages, the handle has exact loads, of which no dump is written.
@@ -517,7 +519,7 @@ EPLB_API eplb_status eplb_stats_save_file(const eplb_stats *stats, const char *p
  * \param placement  the placement
  * \param path       the file
  * \param options    with a format of placements
- * \return EPLB_STATUS_WRITE_FAILED */
+ * \return EPLB_STATUS_WRITE_FAILED; EPLB_STATUS_INVALID_PLACEMENT for what the format cannot hold */
 EPLB_API eplb_status eplb_placement_save_file(const eplb_placement *placement, const char *path,
     const eplb_file_options *options);
 

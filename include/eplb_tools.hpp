@@ -16,6 +16,8 @@ struct file_options {
     std::uint32_t num_ranks = 0;
     std::uint32_t num_slots = 0;
     std::uint32_t experts_per_token = 0;
+    bool sum_iterations = false;
+    bool allow_lossy = false;
 
     eplb_file_options c() const {
         eplb_file_options c = EPLB_FILE_OPTIONS_INIT;
@@ -27,6 +29,8 @@ struct file_options {
         c.num_ranks = num_ranks;
         c.num_slots = num_slots;
         c.experts_per_token = experts_per_token;
+        c.sum_iterations = sum_iterations;
+        c.allow_lossy = allow_lossy;
         return c;
     }
 };

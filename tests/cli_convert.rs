@@ -127,18 +127,93 @@ fn convert_preserves_the_placement_hash() {
 }
 
 #[test]
-fn convert_warns_of_slots_that_vllm_ascend_does_not_serve() {
+fn convert_refuses_maps_that_vllm_ascend_serves_wrongly() {
     let dir = tempfile::tempdir().unwrap();
-    let output = eplb(&format!(
-        "convert {YAML} --ep_size 8 --to vllm-ascend {}",
-        dir.path().join("map.json").display()
-    ));
+    let (npy, map) = (dir.path().join("phy2log.npy"), dir.path().join("map.json"));
+    let list = dir.path().join("phy2log.json");
+    let convert = |rows: &str, flags: &str| {
+        fs::write(&list, rows).unwrap();
+        let from = format!("--from phy2log-json --ep_size 4 {flags}");
+        stdout_of(&format!("convert {} {} {from} --to phy2log-npy", list.display(), npy.display()));
+        let from = format!("convert {} {} --from phy2log-npy --ep_size 4", npy.display(), map.display());
+        let output = eplb(&format!("{from} --to vllm-ascend {flags}"));
+        (output.status.code(), String::from_utf8(output.stderr).unwrap(), from)
+    };
+    // Device 0 holds expert 0 twice.
+    let on_first = "[[0, 0, 1, 2, 3, 4, 5, 6, 1, 7, 2, 3]]";
+    let (code, message, from) = convert(on_first, "--layers 5");
+    let expected = "map.json: layer 5, device 0: slot 1 repeats expert 0 of slot 0; vllm-ascend counts";
+    assert!(
+        code == Some(3) && message.contains(expected) && message.contains("policy search"),
+        "{code:?} {message}"
+    );
+    assert!(!map.exists());
+    let output = eplb(&format!("{from} --to vllm-ascend --layers 5 --force"));
     assert!(output.status.success());
     let warning = String::from_utf8(output.stderr).unwrap();
+    assert!(warning.starts_with("warning: ") && warning.contains(expected), "{warning}");
+    assert!(fs::read_to_string(&map).unwrap().contains("[0, 0, 1]"));
+    // Devices 1 and 3 hold one twice.
+    let (code, warning, _) = convert("[[0, 1, 2, 3, 3, 4, 5, 6, 1, 7, 2, 7]]", "");
+    assert_eq!(code, Some(0), "{warning}");
     assert!(
-        warning.starts_with("warning: ") && warning.contains("MindIE serves that, vllm-ascend does not"),
+        warning.contains(
+            "map.json: 2 slots over all layers repeat an expert of their device, the first at layer 0, device 1: slot 4 repeats \
+             expert 3 of slot 3; MindIE serves them, vllm-ascend sends no tokens to one of two"
+        ),
         "{warning}"
     );
+}
+
+#[test]
+fn convert_leaves_out_layers_and_refuses_flags_without_effect() {
+    let dir = tempfile::tempdir().unwrap();
+    let path = |name: &str| dir.path().join(name).display().to_string();
+    let (list, yaml, map) = (path("phy2log.json"), path("config.yaml"), path("map.json"));
+    // Layers 1 to 3, of which 3 is one for multi-token prediction.
+    fs::write(&list, "[[0, 1], [1, 0], [0, 1]]").unwrap();
+    stdout_of(&format!("convert {list} {yaml} --from phy2log-json --layers 1-3 --ep_size 2 --to config"));
+    let sglang = format!("convert {yaml} {map} --ep_size 2 --to sglang-map --num_layers 3");
+    let (message, _) = failure(&sglang);
+    assert!(
+        message.contains(
+            "num_layers is 3; 4, for layer 3, to 65536 expected; to leave layers out, give those to write"
+        ),
+        "{message}"
+    );
+    let text = stdout_of(&format!("{sglang} --layers 1-2"));
+    assert!(
+        text.contains("layers 2 (1 to 2), 2 experts")
+            && text.contains("\nleft out, not in --layers: 1 (3 to 3)\n"),
+        "{text}"
+    );
+    assert_eq!(
+        fs::read_to_string(&map).unwrap(),
+        "{\"physical_to_logical_map\": [[0, 1], [0, 1], [1, 0]]}\n"
+    );
+    let dump = "data/dumps/dsv2lite-translation";
+    let text = stdout_of(&format!("convert {dump} {} --to npy --layers 1-13 --sum", path("counts.npy")));
+    assert!(
+        text.contains("1 rows of") && text.contains("\nleft out, not in --layers: 13 (14 to 26)\n"),
+        "{text}"
+    );
+    // 13 layers of 64 experts, int64.
+    assert_eq!(fs::metadata(path("counts.npy")).unwrap().len(), 128 + 13 * 64 * 8);
+    for (input, flags, flag) in [
+        (dump, "--to npy --num_layers 27", "--num_layers"),
+        (dump, "--to npy --ep_size 8", "--ep_size"),
+        (dump, "--to npy --force", "--force"),
+        (YAML, "--to phy2log-npy --ep_size 8 --num_layers 27", "--num_layers"),
+        (YAML, "--to phy2log-npy --ep_size 8 --sum", "--sum"),
+        (YAML, "--to phy2log-npy --ep_size 8 --experts_per_token 6", "--experts_per_token"),
+        (YAML, "--to sglang-map --ep_size 8 --force", "--force"),
+    ] {
+        let (message, code) = failure(&format!("convert {input} {} {flags}", path("none")));
+        assert!(message.starts_with(&format!("error: {flag} has no effect from ")), "{message}");
+        assert_eq!(code, 2);
+    }
+    let (message, _) = failure(&format!("convert {dump} {} --to npy --layers 1-60", path("none")));
+    assert!(message.contains("layer 27 is not in this dump of 26 layers from 1 to 26"), "{message}");
 }
 
 #[test]

@@ -38,9 +38,10 @@ fuzz_target!(|bytes: &[u8]| {
     }
     for format in PlacementFormat::ALL.into_iter().filter(|&format| format != PlacementFormat::Config) {
         let num_ranks = (format != PlacementFormat::ExpertMap).then_some(2);
-        let Ok(placement) = placement_from_bytes(bytes, format, &Model { num_ranks, ..Model::default() }) else { continue };
+        let Ok(read) = placement_from_bytes(bytes, format, &Model { num_ranks, ..Model::default() }) else { continue };
+        let placement = read.placement;
         let (layers, num_ranks) = (Some(placement.layers()), Some(placement.shape().num_ranks()));
-        let model = Model { layers, num_ranks, ..Model::default() };
+        let model = Model { layers, num_ranks, allow_lossy: true, ..Model::default() };
         for format in [PlacementFormat::ExpertMap, PlacementFormat::Phy2logNpy, PlacementFormat::Phy2logJson] {
             let written = write_placement(&placement, &FILE, format, &model);
             if format == PlacementFormat::ExpertMap && placement.num_empty_slots() > 0 {
@@ -48,7 +49,9 @@ fuzz_target!(|bytes: &[u8]| {
                 continue;
             }
             written.unwrap();
-            assert_eq!(read_placement(&FILE, format, &model).unwrap(), placement);
+            // An array has no numbers of slots of ranks that differ.
+            let again = read_placement(&FILE, format, &model).unwrap().placement;
+            assert!(again.iter().eq(placement.iter()));
         }
     }
 });

@@ -4,10 +4,10 @@ use std::io::{self, ErrorKind};
 use std::path::Path;
 
 use super::array::{Array, Values, place};
-use super::loads::Loads;
+use super::loads::{Loads, write_loads};
 use super::recording::{self, Recording, Records, Ring};
 use super::torch::TorchFile;
-use super::{CountsFormat, Model, bytes_of, json, npy, sglang};
+use super::{CountsFormat, Model, bytes_of, counts_of_layers, json, npy, sglang, sum_iterations};
 use crate::atomic_file::AtomicFile;
 use crate::error::{Error, Result, try_zeroed};
 use crate::stats::{Counts, Dump, IdKind, IterationRange, LoadOptions, MetaInfo, RankDump, Stats, Summary};
@@ -37,6 +37,24 @@ impl Load {
             Load::Fractions(loads) => Err(loads.not_counts()),
         }
     }
+
+    /// The sums over the iterations: one row of all of them. Those of loads are rounded to doubles.
+    ///
+    /// Fails with [`Error::InvalidDump`] if a sum of counts overflows.
+    pub fn sum_iterations(&self) -> Result<Load> {
+        match self {
+            Load::Counts(stats) => Ok(Load::Counts(sum_iterations(stats)?)),
+            Load::Fractions(loads) => Ok(Load::Fractions(loads.sum_steps()?)),
+        }
+    }
+
+    /// Writes a file as [`write_counts`] or [`write_loads`].
+    pub fn write(&self, path: &Path, format: CountsFormat, model: &Model) -> Result<()> {
+        match self {
+            Load::Counts(stats) => write_counts(stats, path, format, model),
+            Load::Fractions(loads) => write_loads(loads, path, format, model),
+        }
+    }
 }
 
 /// Counts or loads, and the parts of the file that were left out.
@@ -46,6 +64,8 @@ pub struct CountsRead {
     pub load: Load,
     /// Rows of zeros, which were left out as dense layers, by layer.
     pub dense_layers: Vec<u32>,
+    /// Layers of a dump that are not among those of the model, which were left out.
+    pub left_out: Vec<u32>,
     /// Steps of zeros, which were left out as the unused part of the buffer of SGLang's recorder.
     pub empty_steps: usize,
     /// The step of the file that became the first iteration, where SGLang's recorder continued in its buffer after another dump.
@@ -58,13 +78,13 @@ pub struct CountsRead {
 /// Fails with [`Error::InvalidDump`], which names the place, with [`Error::Read`], and for a dump as [`Dump::open`].
 pub fn read_counts(path: &Path, format: CountsFormat, model: &Model) -> Result<CountsRead> {
     if format == CountsFormat::Dump {
-        if model.layers.is_some() {
-            return Err(Error::InvalidArgument("a dump contains its layers: do not set them".into()));
-        }
-        let stats = Dump::open(path, &LoadOptions::default())?.read(&mut |_, _| Ok(()))?;
-        check_model(model, stats.summary()).map_err(|e| e.in_file(path))?;
+        let all = Dump::open(path, &LoadOptions::default())?.read(&mut |_, _| Ok(()))?;
+        check_model(model, all.summary()).map_err(|e| e.in_file(path))?;
+        let stats = counts_of_layers(&all, model.layers).map_err(|e| e.in_file(path))?.into_owned();
+        let is_left_out = |layer: &u32| !stats.summary().layers.contains(layer);
+        let left_out = all.summary().layers.iter().copied().filter(is_left_out).collect();
         let load = Load::Counts(stats);
-        return Ok(CountsRead { load, dense_layers: Vec::new(), empty_steps: 0, first_step: None });
+        return Ok(CountsRead { load, dense_layers: Vec::new(), left_out, empty_steps: 0, first_step: None });
     }
     if format == CountsFormat::SglangPt && path.is_dir() {
         let Recording { array, .. } = records_of(path, model)?;
@@ -241,16 +261,17 @@ impl Arranged {
 
     fn read(self, load: Load) -> CountsRead {
         let Arranged { dense_layers, empty_steps, first_step, .. } = self;
-        CountsRead { load, dense_layers, empty_steps, first_step }
+        CountsRead { load, dense_layers, left_out: Vec::new(), empty_steps, first_step }
     }
 }
 
 /// Writes `stats` to a file, which is replaced in one step, or for [`CountsFormat::Dump`] to a directory without a dump.
 ///
 /// SGLang's and LMDeploy's formats get a row for each of [`Model::num_layers`], with zeros for dense layers. LMDeploy's has the
-/// sums over the iterations. Where a dump's rows have several iterations, a step of SGLang's format and of an array is such a
+/// sums over the iterations. An array has two axes if there is one iteration, else three. Where a dump's rows have several iterations, a step of SGLang's format and of an array is such a
 /// row. [`CountsFormat::SglangPt`] is an [`Error::InvalidArgument`].
 pub fn write_counts(stats: &Stats, path: &Path, format: CountsFormat, model: &Model) -> Result<()> {
+    let stats = &*counts_of_layers(stats, model.layers)?;
     let summary = stats.summary();
     let (num_experts, steps) = (summary.num_experts, summary.rows.len() as usize);
     if format == CountsFormat::Dump {
@@ -289,9 +310,11 @@ pub fn write_counts(stats: &Stats, path: &Path, format: CountsFormat, model: &Mo
         }
         CountsFormat::Npy => {
             let rows: Vec<_> = summary.layers.iter().map(|&layer| stats.layer_counts(layer).ok()).collect();
-            let shape = [steps, summary.layers.len(), num_experts];
+            // The planners of vLLM and SGLang take [layers][experts] alone.
+            let shape = [steps, rows.len(), num_experts];
+            let shape = if steps == 1 { &shape[1..] } else { &shape };
             AtomicFile::create(path)?
-                .replace(|out| npy::write(out, &shape, &mut cells(&rows, steps, num_experts)))
+                .replace(|out| npy::write(out, shape, &mut cells(&rows, steps, num_experts)))
         }
     }
 }

@@ -9,7 +9,11 @@ use std::io::{self, Write};
 use serde::Deserialize;
 
 use super::json::bad;
-use crate::placement::{NO_EXPERT, Placement};
+use crate::error::{Error, Result as Checked};
+use crate::placement::{Duplicate, NO_EXPERT, Placement};
+
+/// The most slots of all layers, padding included: 100 layers of 8,192 slots are a fifth of it.
+const MAX_SLOTS: usize = 4 << 20;
 
 /// The checked contents of a file.
 pub struct ExpertMap {
@@ -17,9 +21,11 @@ pub struct ExpertMap {
     pub layer_ids: Vec<u32>,
     /// Ranks.
     pub num_devices: usize,
-    /// Slots of a rank.
+    /// Slots of the largest rank.
     pub slots_per_device: usize,
-    /// `[layers][devices][slots of a device]`, [`NO_EXPERT`] for -1.
+    /// Slots of each rank: the most that it has in any layer.
+    pub device_num_slots: Vec<u32>,
+    /// `[layers][devices][slots of the largest]`, [`NO_EXPERT`] for -1 and for slots that a device lacks.
     pub experts: Vec<u32>,
 }
 
@@ -58,7 +64,21 @@ pub fn read(text: &[u8]) -> Result<ExpertMap, String> {
     }
     let first = layers.first().ok_or("it has no layers")?;
     let num_devices = first.device_list.len();
-    let slots_per_device = first.device_list.first().map_or(0, |device| device.device_expert.len());
+    // MindIE has devices with fewer experts.
+    let mut device_num_slots = vec![0; num_devices];
+    for layer in layers {
+        for (most, device) in device_num_slots.iter_mut().zip(&layer.device_list) {
+            *most = device.device_expert.len().max(*most);
+        }
+    }
+    let slots_per_device = device_num_slots.iter().copied().max().unwrap_or_default();
+    // Of a file of one long list, the padding of all others.
+    let all = slots_per_device.checked_mul(num_devices).and_then(|slots| slots.checked_mul(layers.len()));
+    if all.is_none_or(|all| all > MAX_SLOTS) {
+        return Err(format!(
+            "its longest device_expert has {slots_per_device} experts, too many for each device of each layer"
+        ));
+    }
     let mut experts = Vec::new();
     for (index, layer) in layers.iter().enumerate() {
         let at = format!("layer_list[{index}]");
@@ -82,14 +102,6 @@ pub fn read(text: &[u8]) -> Result<ExpertMap, String> {
                     device.device_id
                 ));
             }
-            // MindIE also has devices with fewer experts, or with a shared expert.
-            if device.device_expert.len() != slots_per_device {
-                return Err(format!(
-                    "{at}, device_list[{rank}] has {} experts, {slots_per_device} expected as on the first device: every \
-                     rank has equally many slots",
-                    device.device_expert.len()
-                ));
-            }
             for (index, &expert) in device.device_expert.iter().enumerate() {
                 experts.push(match i32::try_from(expert) {
                     Ok(-1) => NO_EXPERT,
@@ -101,10 +113,51 @@ pub fn read(text: &[u8]) -> Result<ExpertMap, String> {
                     }
                 });
             }
+            experts.resize(experts.len() + slots_per_device - device.device_expert.len(), NO_EXPERT);
         }
     }
+    let device_num_slots = device_num_slots.into_iter().map(|slots| slots as u32).collect();
     let layer_ids = layers.iter().map(|layer| layer.layer_id).collect();
-    Ok(ExpertMap { layer_ids, num_devices, slots_per_device, experts })
+    Ok(ExpertMap { layer_ids, num_devices, slots_per_device, device_num_slots, experts })
+}
+
+/// Checks the slots that repeat an expert of their device, which vllm-ascend does not serve. Returns what is odd about them.
+///
+/// vllm-ascend 0.23 takes the number of distinct experts on a layer's first device for the slots of each device, so one twice
+/// there shifts the slot ids of all other devices. Of one twice elsewhere it leaves the first slot without tokens.
+pub fn check_duplicates(placement: &Placement, allow_lossy: bool) -> Checked<Option<String>> {
+    let duplicates = placement.duplicates();
+    let Some(&first) = duplicates.first() else { return Ok(None) };
+    let at = |found: &Duplicate| {
+        let Duplicate { layer, rank, slot, first_slot, expert } = found;
+        format!("layer {layer}, device {rank}: slot {slot} repeats expert {expert} of slot {first_slot}")
+    };
+    let Some(on_first_device) = duplicates.iter().find(|duplicate| duplicate.rank == 0) else {
+        return Ok(Some(format!(
+            "{} slots over all layers repeat an expert of their device, the first at {}; MindIE serves them, vllm-ascend sends \
+             no tokens to one of two",
+            duplicates.len(),
+            at(&first)
+        )));
+    };
+    let what = format!(
+        "{}; vllm-ascend counts the distinct experts of the first device, and then sends the tokens of all other devices to wrong \
+         experts",
+        at(on_first_device)
+    );
+    if allow_lossy {
+        return Ok(Some(format!(
+            "{what}; MindIE serves the {} repeated slots over all layers",
+            duplicates.len()
+        )));
+    }
+    let way_out = match placement.shape().slots_per_rank() > placement.shape().num_experts() {
+        true => "use at most as many slots for each rank as there are experts",
+        false => "plan with the policy search, which avoids that",
+    };
+    Err(Error::InvalidPlacement(format!(
+        "{what}: {way_out}; --force, in C allow_lossy, writes the map for MindIE, which serves it"
+    )))
 }
 
 /// Writes `placement` with layers numbered from 0, as both systems do.
@@ -150,12 +203,6 @@ mod tests {
             ("layer_id\": 1", "layer_id\": 0", "layer_list[1]: layer_id 0 does not ascend"),
             ("device_id\": 1", "device_id\": 0", "layer_list[0], device_list[1]: device_id is 0, 1 expected"),
             (
-                "[0, 1]}]}, {",
-                "[0]}]}, {",
-                "layer_list[0], device_list[1] has 1 experts, 2 expected as on the first device: every rank has equally many \
-                 slots",
-            ),
-            (
                 "[0, 1]",
                 "[0, -2]",
                 "layer_list[0], device_list[0], device_expert[1] is -2, which is no expert",
@@ -169,6 +216,12 @@ mod tests {
             let message = read(good.replacen(was, is, 1).as_bytes()).err().unwrap();
             assert!(message.starts_with(expected), "{was}: {message}");
         }
+        // Another device may have fewer slots, in all layers or in one.
+        let uneven =
+            read(good.replace("1, \"device_expert\": [0, 1]", "1, \"device_expert\": [1]").as_bytes());
+        let uneven = uneven.unwrap_or_else(|e| panic!("{e}"));
+        assert_eq!((uneven.slots_per_device, &uneven.device_num_slots[..]), (2, &[2, 1][..]));
+        assert_eq!(uneven.experts, [0, 1, 1, NO_EXPERT, 0, 1, 1, NO_EXPERT]);
         let fewer = good.replacen("\"device_count\": 2", "\"device_count\": 1", 1);
         let fewer = fewer.replacen(&format!(", {}", device(1)), "", 1);
         assert_eq!(

@@ -1,7 +1,10 @@
 //! Loads with fractions, such as averages of counts.
 
+use std::borrow::Cow;
+use std::collections::BTreeSet;
 use std::path::Path;
 
+use super::select::one_row;
 use super::{CountsFormat, Model, json, npy, sglang};
 use crate::atomic_file::AtomicFile;
 use crate::error::{Error, Result};
@@ -65,6 +68,34 @@ impl Loads {
         Ok(sums)
     }
 
+    /// The loads of `layers` alone; `None`: all. Fails with [`Error::InvalidArgument`] for a layer that is not there.
+    fn of_layers(&self, layers: Option<&[u32]>) -> Result<Cow<'_, Loads>> {
+        let Some(layers) = layers else { return Ok(Cow::Borrowed(self)) };
+        let layers: Vec<u32> = layers.iter().copied().collect::<BTreeSet<_>>().into_iter().collect();
+        if layers == self.summary.layers {
+            return Ok(Cow::Borrowed(self));
+        }
+        let mut values = Vec::new();
+        for &layer in &layers {
+            let Some(loads) = self.layer(layer) else {
+                let message = format!("layer {layer} is not among the {} layers", self.summary.layers.len());
+                return Err(Error::InvalidArgument(message));
+            };
+            values.extend_from_slice(loads);
+        }
+        Ok(Cow::Owned(Loads { summary: Summary { layers, ..self.summary.clone() }, values }))
+    }
+
+    /// The loads summed over the steps.
+    pub(super) fn sum_steps(&self) -> Result<Loads> {
+        let summary = Summary { rows: one_row(&self.summary.rows)?, ..self.summary.clone() };
+        let mut values = Vec::new();
+        for &layer in &summary.layers {
+            values.extend(self.layer_samples(layer, 1, summary.num_experts)?);
+        }
+        Ok(Loads { summary, values })
+    }
+
     /// The error where counts are needed. It names the first fraction.
     pub fn not_counts(&self) -> Error {
         let (num_experts, steps) = (self.summary.num_experts, self.summary.rows.len() as usize);
@@ -87,6 +118,7 @@ impl Loads {
 ///
 /// [`CountsFormat::Dump`] is an [`Error::InvalidDump`] that names a fraction.
 pub fn write_loads(loads: &Loads, path: &Path, format: CountsFormat, model: &Model) -> Result<()> {
+    let loads = &*loads.of_layers(model.layers)?;
     let summary = loads.summary();
     let (num_experts, steps) = (summary.num_experts, summary.rows.len() as usize);
     let rows_of_model = || -> Result<Vec<u32>> { Ok((0..model.num_rows(&summary.layers)? as u32).collect()) };
@@ -118,8 +150,9 @@ pub fn write_loads(loads: &Loads, path: &Path, format: CountsFormat, model: &Mod
         }
         CountsFormat::Npy => {
             let shape = [steps, summary.layers.len(), num_experts];
+            let shape = if steps == 1 { &shape[1..] } else { &shape };
             AtomicFile::create(path)?
-                .replace(|out| npy::write_floats(out, &shape, &mut cells(loads, &summary.layers)))
+                .replace(|out| npy::write_floats(out, shape, &mut cells(loads, &summary.layers)))
         }
     }
 }

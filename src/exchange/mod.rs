@@ -16,6 +16,7 @@ mod npy;
 mod pickle;
 mod placements;
 mod recording;
+mod select;
 mod sglang;
 mod torch;
 mod zip;
@@ -28,7 +29,8 @@ use std::str::FromStr;
 pub use counts::{CountsRead, Load, counts_from_bytes, read_counts, write_counts};
 pub use detect::detect;
 pub use loads::{Loads, write_loads};
-pub use placements::{placement_from_bytes, read_placement, write_placement};
+pub use placements::{PlacementRead, placement_from_bytes, read_placement, write_placement};
+pub use select::{counts_of_layers, sum_iterations};
 
 use crate::error::{Error, Result};
 use crate::page_buffer::PageBuffer;
@@ -171,12 +173,12 @@ impl FromStr for Format {
     }
 }
 
-/// Known sizes of the model, since most files lack them.
+/// What files lack: sizes of the model, and what the caller accepts.
 #[derive(Debug, Clone, Copy, Default)]
 pub struct Model<'a> {
-    /// The numbers of the layers with experts. If a file has as many rows, they name its rows in order. If it has more, row `i`
-    /// is layer `i`, and the other rows are dense layers. `None`: row `i` is layer `i`, and in counts, rows of zeros are dense
-    /// layers.
+    /// The numbers of the layers with experts; others are neither read nor written. If a file has no layer numbers and as many
+    /// rows, they name its rows in order. If it has more, row `i` is layer `i`, and the other rows are dense layers. `None`: row
+    /// `i` is layer `i`, and in counts, rows of zeros are dense layers.
     pub layers: Option<&'a [u32]>,
     /// Layers of the model, dense ones included, for formats with a row for each. `None`: those up to the last one with experts.
     pub num_layers: Option<usize>,
@@ -188,6 +190,8 @@ pub struct Model<'a> {
     pub num_slots: Option<usize>,
     /// Experts that each token chooses. Required to write a dump of counts that lack it.
     pub experts_per_token: Option<usize>,
+    /// Whether to write a placement that one of the format's readers serves wrongly.
+    pub allow_lossy: bool,
 }
 
 impl Model<'_> {
@@ -223,7 +227,7 @@ impl Model<'_> {
         const MOST: usize = 1 << 16;
         if num_rows < needed || num_rows > MOST {
             return Err(Error::InvalidArgument(format!(
-                "num_layers is {num_rows}; {needed}, for layer {}, to {MOST} expected",
+                "num_layers is {num_rows}; {needed}, for layer {}, to {MOST} expected; to leave layers out, give those to write",
                 needed.saturating_sub(1)
             )));
         }

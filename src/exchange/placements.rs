@@ -8,27 +8,39 @@ use crate::atomic_file::AtomicFile;
 use crate::error::{Error, Result};
 use crate::placement::{ConfigFile, Expected, MAX_COUNT, NO_EXPERT, Placement, Shape, held_slots};
 
+/// A placement, and the parts of the file that were left out.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct PlacementRead {
+    /// The placement.
+    pub placement: Placement,
+    /// Layers of the file that are not among those of the model, which were left out. Where row `i` is layer `i`, they may be
+    /// dense.
+    pub left_out: Vec<u32>,
+}
+
 /// Reads the placement of a file. In expert maps and `phy2log`, -1 is an empty slot.
 ///
 /// Fails with [`Error::InvalidPlacement`], which names layer, rank and slot, with [`Error::InvalidShape`], with [`Error::Read`],
 /// and with [`Error::InvalidArgument`] where neither the file nor `model` has the number of ranks.
-pub fn read_placement(path: &Path, format: PlacementFormat, model: &Model) -> Result<Placement> {
+pub fn read_placement(path: &Path, format: PlacementFormat, model: &Model) -> Result<PlacementRead> {
     match format {
-        PlacementFormat::Config => Placement::load(path, expected(model)),
+        PlacementFormat::Config => of_config(Placement::load(path, expected(model))?, model),
         _ => placement_from_bytes(&bytes_of(path)?, format, model).map_err(|e| e.in_file(path)),
     }
 }
 
 /// Reads a placement from the bytes of a file.
-pub fn placement_from_bytes(bytes: &[u8], format: PlacementFormat, model: &Model) -> Result<Placement> {
+pub fn placement_from_bytes(bytes: &[u8], format: PlacementFormat, model: &Model) -> Result<PlacementRead> {
     let array = match format {
         PlacementFormat::Config => {
             let text = str::from_utf8(bytes).map_err(|_| {
                 Error::InvalidPlacement("it is not UTF-8 text, so it is not a configuration file".into())
             })?;
-            return ConfigFile::parse(text)?.placement(expected(model));
+            return of_config(ConfigFile::parse(text)?.placement(expected(model))?, model);
         }
-        PlacementFormat::ExpertMap => return of_expert_map(bytes, model),
+        PlacementFormat::ExpertMap => {
+            return Ok(PlacementRead { placement: of_expert_map(bytes, model)?, left_out: Vec::new() });
+        }
         PlacementFormat::SglangMap if torch::is_torch(bytes) => recording::read_map(bytes),
         PlacementFormat::SglangMap => sglang::read(bytes, sglang::PHYSICAL_TO_LOGICAL_MAP),
         PlacementFormat::Phy2logNpy => npy::read(bytes, true),
@@ -42,8 +54,17 @@ fn expected<'a>(model: &Model<'a>) -> Expected<'a> {
     Expected { layers, num_experts, num_ranks, num_slots, ..Expected::default() }
 }
 
+/// Selects the layers of a file that has more.
+fn of_config(all: Placement, model: &Model) -> Result<PlacementRead> {
+    let Some(layers) = model.layers else {
+        return Ok(PlacementRead { placement: all, left_out: Vec::new() });
+    };
+    let left_out = all.layers().iter().copied().filter(|layer| !layers.contains(layer)).collect();
+    Ok(PlacementRead { placement: all.with_layers(layers)?, left_out })
+}
+
 /// Converts an array whose rows are layers.
-fn of_rows(array: &Array, format: PlacementFormat, model: &Model) -> Result<Placement> {
+fn of_rows(array: &Array, format: PlacementFormat, model: &Model) -> Result<PlacementRead> {
     let ([num_rows, num_slots], values) = array.rows().map_err(Error::InvalidPlacement)?;
     let rows = model.layers_of_rows(num_rows).map_err(Error::InvalidPlacement)?;
     let num_ranks = model
@@ -73,7 +94,11 @@ fn of_rows(array: &Array, format: PlacementFormat, model: &Model) -> Result<Plac
         }
     }
     let layers: Vec<u32> = rows.iter().map(|&(layer, _)| layer).collect();
-    with_any_empty_slots(shape(model, &experts, num_slots, num_ranks)?, &layers, &experts)
+    let shape = shape(model, &experts, num_slots, num_ranks)?;
+    // Where the layers name the rows, each is read.
+    let is_read = |row: &u32| rows.len() == num_rows || layers.contains(row);
+    let left_out = (0..num_rows as u32).filter(|row| !is_read(row)).collect();
+    Ok(PlacementRead { placement: with_any_empty_slots(shape, None, &layers, &experts)?, left_out })
 }
 
 fn of_expert_map(text: &[u8], model: &Model) -> Result<Placement> {
@@ -87,13 +112,22 @@ fn of_expert_map(text: &[u8], model: &Model) -> Result<Placement> {
         return refuse(format!("it has {} layers, {} expected", map.layer_ids.len(), layers.len()));
     }
     let num_slots = map.num_devices.saturating_mul(map.slots_per_device);
-    with_any_empty_slots(shape(model, &map.experts, num_slots, map.num_devices)?, layers, &map.experts)
+    let shape = shape(model, &map.experts, num_slots, map.num_devices)?;
+    with_any_empty_slots(shape, Some(&map.device_num_slots), layers, &map.experts)
 }
 
-fn with_any_empty_slots(shape: Shape, layers: &[u32], experts: &[u32]) -> Result<Placement> {
-    let placement = Placement::with_empty_slots(shape, None, layers, experts)?;
+fn with_any_empty_slots(
+    shape: Shape,
+    rank_num_slots: Option<&[u32]>,
+    layers: &[u32],
+    experts: &[u32],
+) -> Result<Placement> {
+    let placement = Placement::with_empty_slots(shape, rank_num_slots, layers, experts)?;
     if placement.num_empty_slots() > 0 {
-        log::warn!("-1 is read as an empty slot, {} times over all layers", placement.num_empty_slots());
+        log::warn!(
+            "{} slots over all layers are read as empty: those with -1, and those that a rank has fewer than another",
+            placement.num_empty_slots()
+        );
     }
     Ok(placement)
 }
@@ -107,7 +141,10 @@ fn shape(model: &Model, experts: &[u32], num_slots: usize, num_ranks: usize) -> 
     Shape::new(model.num_experts.unwrap_or_else(named), num_slots, num_ranks)
 }
 
-/// Writes `placement` to a file, which is replaced in one step.
+/// Writes `placement` to a file, which is replaced in one step: the layers of `model`, or all.
+///
+/// Fails with [`Error::InvalidPlacement`] if the format cannot hold an empty slot, and, unless [`Model::allow_lossy`] is set, for
+/// an expert map with an expert twice on a first device.
 ///
 /// SGLang's format gets a row for each of [`Model::num_layers`]. In dense layers, slot `s` holds expert `s % E`, SGLang's trivial
 /// location. Only the configuration file's suffix `.eplb.yaml` and `phy2log`, as -1, hold empty slots. Other formats have a row for each layer of the placement, without its number, but for the configuration file.
@@ -117,6 +154,8 @@ pub fn write_placement(
     format: PlacementFormat,
     model: &Model,
 ) -> Result<()> {
+    let selected = model.layers.map(|layers| placement.with_layers(layers)).transpose()?;
+    let placement = selected.as_ref().unwrap_or(placement);
     // SGLang serves the last expert in a slot of -1. The readers of expert maps do not define it.
     match format {
         PlacementFormat::SglangMap | PlacementFormat::ExpertMap => {
@@ -145,15 +184,10 @@ pub fn write_placement(
             })
         }
         PlacementFormat::ExpertMap => {
-            if let Some(first) = placement.duplicates().first() {
-                log::warn!(
-                    "{}: layer {}, rank {}, slot {} repeats expert {}: MindIE serves that, vllm-ascend does not",
-                    path.display(),
-                    first.layer,
-                    first.rank,
-                    first.slot,
-                    first.expert
-                );
+            if let Some(warning) =
+                expert_map::check_duplicates(placement, model.allow_lossy).map_err(|e| e.in_file(path))?
+            {
+                log::warn!("{}: {warning}", path.display());
             }
             AtomicFile::create(path)?.replace(|out| expert_map::write(out, placement))
         }

@@ -28,7 +28,7 @@ pub const EPLB_FILE_FORMAT_SGLANG_COUNT: eplb_file_format = 2;
 pub const EPLB_FILE_FORMAT_SGLANG_PT: eplb_file_format = 3;
 /// LMDeploy: JSON [layers][experts]. Written as the sum of all iterations.
 pub const EPLB_FILE_FORMAT_LMDEPLOY: eplb_file_format = 4;
-/// NumPy: [layers][experts] or [iterations][layers][experts].
+/// NumPy: [layers][experts], with [iterations] before if several.
 pub const EPLB_FILE_FORMAT_NPY: eplb_file_format = 5;
 /// The configuration file of eplb or TensorRT-LLM.
 pub const EPLB_FILE_FORMAT_CONFIG: eplb_file_format = 100;
@@ -52,9 +52,9 @@ pub struct eplb_file_options {
     /// Layers of the model including dense ones, for SGLang's and LMDeploy's formats, which have a row for
     /// each; 0: up to the last layer with experts.
     pub num_model_layers: u32,
-    /// Layers with experts: [num_layers]. They name the rows of a file with as many rows. In a file with more
-    /// rows, row i is layer i, and other rows are dense layers. NULL: row i is layer i, and all-zero rows of
-    /// counts are dense.
+    /// Layers to read or write: [num_layers]; others are left out. They name the rows of a file with as many.
+    /// In a file with more rows, row i is layer i. NULL: all; row i is layer i, and all-zero rows of counts
+    /// are dense layers.
     pub layer_ids: *const i32,
     /// Length of layer_ids.
     pub num_layers: usize,
@@ -66,6 +66,10 @@ pub struct eplb_file_options {
     pub num_slots: u32,
     /// Experts per token. Required to write a dump of counts without it.
     pub experts_per_token: u32,
+    /// 1: write the counts summed over all iterations.
+    pub sum_iterations: u32,
+    /// 1: write an expert map that vllm-ascend serves wrongly; 0: refuse.
+    pub allow_lossy: u32,
 }
 
 // SAFETY: `repr(C)`, `struct_size` first, integers and a pointer.
@@ -87,6 +91,10 @@ impl Options {
             let fields: eplb_file_options = optional_config(options, "options")?;
             (fields, array(fields.layer_ids, Some(fields.num_layers), "options->layer_ids")?)
         };
+        let flags = [(fields.sum_iterations, "sum_iterations"), (fields.allow_lossy, "allow_lossy")];
+        if let Some((value, name)) = flags.into_iter().find(|&(value, _)| value > 1) {
+            return Err(Error::InvalidArgument(format!("options->{name} is {value}; 0 or 1 expected")));
+        }
         Ok(Options { format: format(fields.format)?, layers: layer_numbers(layer_ids)?, fields })
     }
 
@@ -98,6 +106,7 @@ impl Options {
             num_ranks: or_default(self.fields.num_ranks),
             num_slots: or_default(self.fields.num_slots),
             experts_per_token: or_default(self.fields.experts_per_token),
+            allow_lossy: self.fields.allow_lossy == 1,
         }
     }
 
@@ -173,7 +182,7 @@ pub unsafe extern "C" fn eplb_placement_load_file(
         let (path, options, placement) =
             unsafe { (self::path(path, "path")?, Options::read(options)?, out(placement, "placement")?) };
         let format = options.format_of(path)?.of_placement()?;
-        placement.give(eplb_placement(read_placement(path, format, &options.model())?));
+        placement.give(eplb_placement(read_placement(path, format, &options.model())?.placement));
         Ok(())
     })
 }
@@ -195,7 +204,11 @@ pub unsafe extern "C" fn eplb_stats_save_file(
         // SAFETY: the caller's promises for each pointer.
         let (stats, path, options) =
             unsafe { (borrowed(stats, "stats")?, self::path(path, "path")?, Options::read(options)?) };
-        stats.save(path, options.format_to_write()?.of_counts()?, &options.model())
+        let (format, model) = (options.format_to_write()?.of_counts()?, options.model());
+        match options.fields.sum_iterations {
+            1 => stats.0.sum_iterations()?.write(path, format, &model),
+            _ => stats.0.write(path, format, &model),
+        }
     })
 }
 
@@ -205,7 +218,7 @@ pub unsafe extern "C" fn eplb_stats_save_file(
 /// \param placement  the placement
 /// \param path       the file
 /// \param options    with a format of placements
-/// \return EPLB_STATUS_WRITE_FAILED
+/// \return EPLB_STATUS_WRITE_FAILED; EPLB_STATUS_INVALID_PLACEMENT for what the format cannot hold
 #[unsafe(no_mangle)]
 pub unsafe extern "C" fn eplb_placement_save_file(
     placement: *const eplb_placement,

@@ -1,7 +1,6 @@
 //! Statistics: the counts of a dump or of arrays.
 
 use std::ffi::{c_char, c_void};
-use std::path::Path;
 
 use super::boundary::{
     Growing, array, borrowed, boundary, config, copy_out, destroy, growing_out, layer_numbers, number,
@@ -12,21 +11,13 @@ use super::recorder_config::{EPLB_ID_KIND_EXPERT, EPLB_ID_KIND_SLOT, eplb_id_kin
 use super::status::eplb_status;
 use crate::device::IdType;
 use crate::error::{Error, Result};
-use crate::exchange::{CountsFormat, Load, Model, write_counts, write_loads};
+use crate::exchange::Load;
 use crate::stats::{ArraysConfig, CountArray, Dump, IdKind, IterationRange, LoadOptions, Stats};
 
 /// The counts of a dump or of arrays, summed over ranks. Immutable.
 pub struct eplb_stats(pub(super) Load);
 
 impl eplb_stats {
-    /// Writes counts or loads.
-    pub(super) fn save(&self, path: &Path, format: CountsFormat, model: &Model) -> Result<()> {
-        match &self.0 {
-            Load::Counts(stats) => write_counts(stats, path, format, model),
-            Load::Fractions(loads) => write_loads(loads, path, format, model),
-        }
-    }
-
     fn layer_samples(&self, layer: u32, num_samples: usize, num_experts: usize) -> Result<Vec<f64>> {
         match &self.0 {
             Load::Counts(stats) => stats.layer_samples(layer, num_samples, num_experts),

@@ -159,6 +159,21 @@ impl Placement {
         self.planned
     }
 
+    /// Returns the placement of these of its layers. Fails with [`Error::InvalidArgument`] for another layer.
+    pub(crate) fn with_layers(&self, layers: &[u32]) -> Result<Self> {
+        let mut layers = layers.to_vec();
+        layers.sort_unstable();
+        layers.dedup();
+        let rows = layers.iter().map(|&layer| self.layer_experts(layer)).collect::<Result<Vec<_>>>()?;
+        if rows.is_empty() {
+            return Err(Error::InvalidArgument("no layer is given".into()));
+        }
+        let slot_experts = rows.concat();
+        let planned = self.planned && layers == self.layers;
+        let rank_num_slots = self.rank_num_slots.clone();
+        Ok(Placement { rank_num_slots, layers, slot_experts, planned, ..*self })
+    }
+
     /// Experts, slots and ranks.
     pub fn shape(&self) -> Shape {
         self.shape

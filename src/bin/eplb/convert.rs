@@ -5,10 +5,9 @@ use std::path::PathBuf;
 
 use clap::builder::{PossibleValue, PossibleValuesParser, TypedValueParser};
 use eplb::exchange::{
-    CountsFormat, Format, Load, Model, PlacementFormat, detect, read_counts, read_placement, write_counts,
-    write_loads, write_placement,
+    CountsFormat, Format, Load, Model, PlacementFormat, PlacementRead, detect, read_counts, read_placement,
+    write_placement,
 };
-use eplb::placement::Placement;
 use eplb::{Error, Result};
 
 use crate::output::{is_stdout, layer_list, output_path};
@@ -48,9 +47,9 @@ pub struct Args {
     #[arg(long, value_name = "FORMAT", value_parser = formats())]
     to: Format,
 
-    /// Layers with experts, by the model's numbers, such as 3-60 or 1-26,28, both ends included. They are the rows of the
-    /// input; if it has more rows, those of these numbers [default: row i is layer i, and a row of counts that are all zero is a
-    /// dense layer]
+    /// Layers to convert, by the model's numbers, such as 3-60 or 1-26,28, both ends included. Others are left out, such as one
+    /// for multi-token prediction. For an input without layer numbers: its rows in this order, or if it has more, the rows of
+    /// these numbers [default: all; row i is layer i, and a row of counts that are all zero is a dense layer]
     #[arg(long, value_name = "LAYERS", value_parser = layers)]
     layers: Option<Layers>,
 
@@ -70,6 +69,14 @@ pub struct Args {
     /// Experts that the router chooses for each token. Required to convert other counts to a dump
     #[arg(long = "experts_per_token", alias = "experts-per-token", value_name = "EXPERTS")]
     experts_per_token: Option<usize>,
+
+    /// Write counts summed over all iterations
+    #[arg(long)]
+    sum: bool,
+
+    /// Write an expert map with an expert twice on the first device, which MindIE serves and vllm-ascend does not
+    #[arg(long)]
+    force: bool,
 }
 
 fn formats() -> impl TypedValueParser<Value = Format> {
@@ -81,7 +88,7 @@ fn formats() -> impl TypedValueParser<Value = Format> {
         }
         Format::Counts(CountsFormat::Lmdeploy) => "counts: LMDeploy's [layers][experts] in JSON",
         Format::Counts(CountsFormat::Npy) => {
-            "counts: a NumPy array, [layers][experts] or [iterations][layers][experts]"
+            "counts: a NumPy array, [layers][experts], or [iterations][layers][experts] of several"
         }
         Format::Placement(PlacementFormat::Config) => {
             "placement: the configuration file, eplb's own and TensorRT-LLM's"
@@ -133,12 +140,14 @@ pub fn run(args: &Args) -> Result<String> {
         num_experts: args.num_experts,
         num_ranks: args.ep_size,
         experts_per_token: args.experts_per_token,
+        allow_lossy: args.force,
         ..Model::default()
     };
     let from = args.from.map_or_else(|| detect(&args.input), Ok).map_err(|error| match error {
         Error::InvalidArgument(message) => Error::InvalidArgument(format!("{message}; pass --from FORMAT")),
         other => other,
     })?;
+    check_flags(args, from)?;
     let text = match (from, args.to) {
         (Format::Counts(from), Format::Counts(to)) => counts(args, from, to, &model),
         (Format::Placement(from), Format::Placement(to)) => placement(args, from, to, &model),
@@ -156,16 +165,56 @@ pub fn run(args: &Args) -> Result<String> {
     Ok(if is_stdout(&args.output) { String::new() } else { text })
 }
 
-fn counts(args: &Args, from: CountsFormat, to: CountsFormat, model: &Model) -> Result<String> {
-    let read = read_counts(&args.input, from, model)?;
-    let output = output_path(&args.output);
-    match &read.load {
-        Load::Counts(stats) => write_counts(stats, output, to, model)?,
-        Load::Fractions(loads) => {
-            write_loads(loads, output, to, model).map_err(|error| error.in_file(&args.input))?;
+/// Refuses flags that would do nothing.
+fn check_flags(args: &Args, from: Format) -> Result<()> {
+    let has_all_rows = |format| {
+        matches!(
+            format,
+            Format::Counts(CountsFormat::SglangCount | CountsFormat::Lmdeploy)
+                | Format::Placement(PlacementFormat::SglangMap)
+        )
+    };
+    let is_counts = matches!(from, Format::Counts(_));
+    for (is_idle, flag, what) in [
+        (
+            args.num_layers.is_some() && !has_all_rows(args.to),
+            "--num_layers",
+            "writes SGLang's and LMDeploy's formats",
+        ),
+        (args.ep_size.is_some() && is_counts, "--ep_size", "converts placements"),
+        (args.experts_per_token.is_some() && !is_counts, "--experts_per_token", "converts counts"),
+        (args.sum && !is_counts, "--sum", "converts counts"),
+        (
+            args.force && args.to != Format::Placement(PlacementFormat::ExpertMap),
+            "--force",
+            "writes expert maps (vllm-ascend)",
+        ),
+    ] {
+        if is_idle {
+            let message =
+                format!("{flag} has no effect from {from} to {}: it is for a command that {what}", args.to);
+            return Err(Error::InvalidArgument(message));
         }
     }
-    let summary = read.load.summary();
+    Ok(())
+}
+
+/// The line that names the layers of the input that are not in the output.
+fn left_out(layers: &[u32]) -> String {
+    match layers {
+        [] => String::new(),
+        _ => format!("left out, not in --layers: {}\n", layer_list(layers)),
+    }
+}
+
+fn counts(args: &Args, from: CountsFormat, to: CountsFormat, model: &Model) -> Result<String> {
+    let read = read_counts(&args.input, from, model)?;
+    let load = if args.sum { read.load.sum_iterations()? } else { read.load };
+    load.write(output_path(&args.output), to, model).map_err(|error| match error {
+        Error::InvalidDump(_) => error.in_file(&args.input),
+        other => other,
+    })?;
+    let summary = load.summary();
     let mut text = String::new();
     let _ = writeln!(
         text,
@@ -180,10 +229,11 @@ fn counts(args: &Args, from: CountsFormat, to: CountsFormat, model: &Model) -> R
     if !read.dense_layers.is_empty() {
         let _ = writeln!(text, "dense layers, without counts: {}", layer_list(&read.dense_layers));
     }
+    text.push_str(&left_out(&read.left_out));
     if let Some(step) = read.first_step {
         let _ = writeln!(text, "put in order: the recording begins at step {step} of the file");
     }
-    if let Load::Fractions(_) = read.load {
+    if let Load::Fractions(_) = load {
         let _ = writeln!(text, "loads: some are fractions, which a dump of counts cannot hold");
     }
     if read.empty_steps > 0 {
@@ -194,19 +244,21 @@ fn counts(args: &Args, from: CountsFormat, to: CountsFormat, model: &Model) -> R
 }
 
 fn placement(args: &Args, from: PlacementFormat, to: PlacementFormat, model: &Model) -> Result<String> {
-    let placement = read_placement(&args.input, from, model)?;
-    write_placement(&placement, output_path(&args.output), to, model)?;
-    Ok(describe(args, from, to, &placement))
+    let read = read_placement(&args.input, from, model)?;
+    write_placement(&read.placement, output_path(&args.output), to, model)?;
+    Ok(describe(args, from, to, &read))
 }
 
-fn describe(args: &Args, from: PlacementFormat, to: PlacementFormat, placement: &Placement) -> String {
+fn describe(args: &Args, from: PlacementFormat, to: PlacementFormat, read: &PlacementRead) -> String {
+    let PlacementRead { placement, left_out: others } = read;
+    let left_out = left_out(others);
     let shape = placement.shape();
     let empty = match placement.num_empty_slots() {
         0 => String::new(),
         num_empty => format!("empty slots: {num_empty} over all layers, -1 in the file\n"),
     };
     format!(
-        "{} ({}): layers {}, {} experts in {} slots on {} ranks, placement hash {:016x}\n{empty}wrote {} ({})\n",
+        "{} ({}): layers {}, {} experts in {} slots on {} ranks, placement hash {:016x}\n{left_out}{empty}wrote {} ({})\n",
         args.input.display(),
         from.name(),
         layer_list(placement.layers()),
