@@ -1,10 +1,14 @@
-"""What the scripts of this folder share: they run the program eplb and print one line for each check."""
+"""What the scripts of this folder share: the program eplb, one line for each check, and modules in place of missing ones."""
 
+import os
 import subprocess
 import sys
+import types
+from unittest.mock import MagicMock
 
 PROGRAM = sys.argv[1]
-DUMP = "data/dumps/dsv2lite-translation"  # 26 layers, 64 experts, 4 ranks
+DUMP = "data/dumps/dsv2lite-translation"  # layers 1 to 26, 64 experts, 6 per token
+PACKAGES = os.environ["PYTHONPATH"]  # the Python files of the systems
 
 
 def eplb(*args):
@@ -28,3 +32,17 @@ def check(what, good):
     if not good:
         sys.exit(f"  FAILED  {what}")
     print(f"  ok  {what}")
+
+
+def packages(*names):
+    """Makes packages importable without their __init__.py, which would import a whole engine."""
+    for name in names:
+        module = types.ModuleType(name)
+        module.__path__ = [f"{PACKAGES}/{name.replace('.', '/')}"]
+        sys.modules[name] = module
+
+
+def stand_in(*names):
+    """Puts modules in place that have any attribute. The code under test only imports them."""
+    for name in names:
+        sys.modules[name] = MagicMock(name=name)
