@@ -134,11 +134,6 @@ TEST(Exchange, PlacementKeepsItsHashInEachFormat) {
     for (int32_t layer = 1; layer <= 26; layer++) {
         options.layer_ids.push_back(layer);
     }
-    options.format = EPLB_FILE_FORMAT_EXPERT_MAP;
-    const auto refusal = refused([&] { eplb::save_placement_file(placement, dir / "refused", options); });
-    EXPECT_EQ(refusal.first, EPLB_STATUS_INVALID_PLACEMENT);
-    EXPECT_NE(refusal.second.find("in C allow_lossy"), std::string::npos) << refusal.second;
-    options.allow_lossy = true;
     for (const auto written :
          {EPLB_FILE_FORMAT_CONFIG, EPLB_FILE_FORMAT_SGLANG_MAP, EPLB_FILE_FORMAT_EXPERT_MAP,
           EPLB_FILE_FORMAT_PHY2LOG_NPY, EPLB_FILE_FORMAT_PHY2LOG_JSON}) {
@@ -149,6 +144,28 @@ TEST(Exchange, PlacementKeepsItsHashInEachFormat) {
                   std::uint64_t(placement.hash()));
     }
     EXPECT_EQ(read_file(dir / std::to_string(EPLB_FILE_FORMAT_CONFIG)), read_file(config));
+}
+
+TEST(Exchange, ExpertMapsThatVllmAscendServesWronglyAreRefused) {
+    const temporary_directory dir;
+    const std::string path = dir / "map.json";
+    eplb::placement_config shape;
+    shape.num_experts = 4;
+    shape.num_ranks = 2;
+    shape.num_slots = 6;
+    const std::vector<int32_t> layers = {3}, slots = {0, 1, 0, 2, 3, 1};
+    const auto placement = eplb::placement::create(shape, layers, slots);
+    eplb::file_options options = format(EPLB_FILE_FORMAT_EXPERT_MAP);
+    const auto refusal = refused([&] { eplb::save_placement_file(placement, path, options); });
+    EXPECT_EQ(refusal.first, EPLB_STATUS_INVALID_PLACEMENT);
+    EXPECT_NE(refusal.second.find("layer 3, device 0: slot 2 repeats expert 0 of slot 0"), std::string::npos)
+        << refusal.second;
+    EXPECT_FALSE(std::filesystem::exists(path));
+    options.allow_lossy = true;
+    eplb::save_placement_file(placement, path, options);
+    options.layer_ids = layers;
+    EXPECT_EQ(std::uint64_t(eplb::load_placement_file(path, options).hash()),
+              std::uint64_t(placement.hash()));
 }
 
 TEST(Exchange, LayersAreSelectedAndIterationsSummed) {
