@@ -36,8 +36,99 @@ TEST_F(FakeCuda, DriverOlderThanTheFatbinLoadsThePtx) {
     EXPECT_NE(message.find("CUDA error 209, CUDA_ERROR_NO_BINARY_FOR_GPU"), std::string::npos) << message;
     EXPECT_NE(message.find("CUDA error 222, CUDA_ERROR_UNSUPPORTED_PTX_VERSION"), std::string::npos)
         << message;
+    EXPECT_NE(message.find("; the driver is too old: install NVIDIA's driver 525 or newer"),
+              std::string::npos)
+        << message;
     fake().fake_cuda_refuse_fatbins(0);
     fake().fake_cuda_set_newest_ptx(9, 0);
+}
+
+TEST_F(FakeCuda, DriverThatIsTooOldIsRefusedWithItsVersion) {
+    temporary_directory dir;
+    fake().fake_cuda_set_version(11080);
+    EXPECT_EQ(eplb_cuda_available(), 0);
+    EXPECT_EQ(message_of([&] { eplb::recorder::create(a_config(dir / "dump")); }, EPLB_STATUS_NO_DRIVER),
+              "no CUDA driver can be used: it supports CUDA 11.8, and 12.0 (driver 525) is required; install "
+              "NVIDIA's driver 525 or newer, or use EPLB_DEVICE_HOST");
+    fake().fake_cuda_set_version(12000);
+    EXPECT_EQ(eplb_cuda_available(), 1);
+}
+
+namespace {
+
+/// An error of the driver, and a part of its way out that no other error has.
+struct trouble {
+    CUresult error;
+    const char *name, *way_out;
+};
+
+const trouble troubles[] = {
+    {CUDA_ERROR_NOT_INITIALIZED, "CUDA_ERROR_NOT_INITIALIZED", "a fork of one that had initialised CUDA"},
+    {CUDA_ERROR_DEINITIALIZED, "CUDA_ERROR_DEINITIALIZED", "destroy the handles before"},
+    {CUDA_ERROR_STUB_LIBRARY, "CUDA_ERROR_STUB_LIBRARY", "is the CUDA toolkit's stub: remove its folder"},
+    {CUDA_ERROR_DEVICE_UNAVAILABLE, "CUDA_ERROR_DEVICE_UNAVAILABLE", "nvidia-smi -q -d COMPUTE,PIDS"},
+    {CUDA_ERROR_NO_DEVICE, "CUDA_ERROR_NO_DEVICE", "compare nvidia-smi -L with CUDA_VISIBLE_DEVICES"},
+    {CUDA_ERROR_SYSTEM_NOT_READY, "CUDA_ERROR_SYSTEM_NOT_READY", "start nvidia-fabricmanager"},
+    {CUDA_ERROR_SYSTEM_DRIVER_MISMATCH, "CUDA_ERROR_SYSTEM_DRIVER_MISMATCH", "reboot or reload the module"},
+    {CUDA_ERROR_COMPAT_NOT_SUPPORTED_ON_DEVICE, "CUDA_ERROR_COMPAT_NOT_SUPPORTED_ON_DEVICE", "cuda-compat"},
+    {CUDA_ERROR_MPS_CONNECTION_FAILED, "CUDA_ERROR_MPS_CONNECTION_FAILED",
+     "start nvidia-cuda-mps-control -d"},
+    {CUDA_ERROR_MPS_RPC_FAILURE, "CUDA_ERROR_MPS_RPC_FAILURE",
+     "restart nvidia-cuda-mps-control and this process"},
+    {CUDA_ERROR_MPS_SERVER_NOT_READY, "CUDA_ERROR_MPS_SERVER_NOT_READY", "try again"},
+    {CUDA_ERROR_MPS_MAX_CLIENTS_REACHED, "CUDA_ERROR_MPS_MAX_CLIENTS_REACHED", "or end idle ones"},
+    {CUDA_ERROR_MPS_MAX_CONNECTIONS_REACHED, "CUDA_ERROR_MPS_MAX_CONNECTIONS_REACHED",
+     "CUDA_DEVICE_MAX_CONNECTIONS"},
+    {CUDA_ERROR_MPS_CLIENT_TERMINATED, "CUDA_ERROR_MPS_CLIENT_TERMINATED", "has ended this client"},
+};
+
+/// The ways out that a message has.
+size_t ways_out(const std::string &message) {
+    size_t found = 0;
+    for (const trouble &trouble : troubles) {
+        found += message.find(trouble.way_out) != std::string::npos;
+    }
+    return found;
+}
+
+} // namespace
+
+TEST_F(FakeCuda, EachTroubleOfADriverHasItsOwnWayOut) {
+    temporary_directory dir;
+    for (const auto &[error, name, way_out] : troubles) {
+        // The driver cannot be initialised.
+        fake().fake_cuda_fail_call(1, error);
+        EXPECT_EQ(eplb_cuda_available(), 0) << name;
+        const std::string unusable = eplb_last_error_message();
+        fake().fake_cuda_fail_call(0, 0);
+        const std::string start = "no CUDA driver can be used: cuInit failed: CUDA error " +
+                                  std::to_string(error) + ", " + name + ": ";
+        EXPECT_EQ(unusable.find(start), 0u) << unusable;
+        EXPECT_NE(unusable.find(way_out), std::string::npos) << unusable;
+        EXPECT_EQ(ways_out(unusable), 1u) << unusable;
+        EXPECT_NE(unusable.find("; or use EPLB_DEVICE_HOST"), std::string::npos) << unusable;
+        EXPECT_EQ(unusable.find("install NVIDIA's driver"), std::string::npos) << unusable;
+
+        // It fails later: in creation, and while counting.
+        const engine_stream stream;
+        const chosen_ids ids(stream);
+        auto recorder = eplb::recorder::create(a_config(dir / "dump"));
+        const auto message = [&, error = error](const std::function<void()> &call) {
+            fake().fake_cuda_fail_call(3, error);
+            const std::string message = message_of(call, EPLB_STATUS_CUDA);
+            fake().fake_cuda_fail_call(0, 0);
+            return message;
+        };
+        for (const std::string &failed : {message([&] { eplb::recorder::create(a_config(dir / "second")); }),
+                                          message([&] { recorder.begin_iteration(0, stream); })}) {
+            EXPECT_NE(failed.find(" failed: CUDA error " + std::to_string(error) + ", " + name),
+                      std::string::npos)
+                << failed;
+            EXPECT_NE(failed.find(way_out), std::string::npos) << failed;
+            EXPECT_EQ(ways_out(failed), 1u) << failed;
+        }
+        stream.synchronize();
+    }
 }
 
 TEST_F(FakeCuda, FailedAllocationsReturnOutOfMemory) {
@@ -337,6 +428,37 @@ TEST_F(FakeCuda, ForkedProcessMakesNoDriverCall) {
     size_t calls = 1;
     EXPECT_EQ(read(answer[0], &calls, sizeof(calls)), ssize_t(sizeof(calls)));
     EXPECT_EQ(calls, 0u);
+    kill(child, SIGKILL);
+    waitpid(child, nullptr, 0);
+    close(answer[0]);
+    close(answer[1]);
+}
+
+TEST_F(FakeCuda, ForkedProcessCannotUseCudaAndReadsWhy) {
+    temporary_directory dir;
+    const auto config = a_config(dir / "dump");
+    const eplb_recorder_config c = config.c();
+    int answer[2];
+    ASSERT_EQ(pipe(answer), 0);
+    const pid_t child = fork();
+    if (child == 0) {
+        eplb_recorder *recorder = nullptr;
+        const eplb_status status = eplb_recorder_create(&c, &recorder);
+        const std::string message = status == EPLB_STATUS_NO_DRIVER ? eplb_last_error_message() : "";
+        (void)!write(answer[1], message.c_str(), message.size() + 1);
+        pause();
+    }
+    char message[1000] = {};
+    EXPECT_GT(read(answer[0], message, sizeof(message) - 1), 0);
+    EXPECT_NE(std::string(message).find("cuInit failed: CUDA error 3, CUDA_ERROR_NOT_INITIALIZED: "),
+              std::string::npos)
+        << message;
+    EXPECT_NE(std::string(message).find(
+                  "; this process is a fork of one that had initialised CUDA, and cannot use it: "
+                  "create it by exec, in Python by the multiprocessing method spawn; or use "
+                  "EPLB_DEVICE_HOST"),
+              std::string::npos)
+        << message;
     kill(child, SIGKILL);
     waitpid(child, nullptr, 0);
     close(answer[0]);

@@ -2,6 +2,8 @@
 #include <algorithm>
 #include <cstdio>
 
+#include <unistd.h>
+
 #include "state.h"
 
 using namespace fake_cuda;
@@ -30,12 +32,16 @@ context &current_context() {
 
 } // namespace fake_cuda
 
+void fake_cuda::check_initialized() {
+    if (driver_state().initialized_by != getpid()) {
+        fail(CUDA_ERROR_NOT_INITIALIZED);
+    }
+}
+
 namespace {
 
 device &device_of(CUdevice ordinal) {
-    if (!driver_state().initialized) {
-        fail(CUDA_ERROR_NOT_INITIALIZED);
-    }
+    check_initialized();
     if (ordinal < 0 || size_t(ordinal) >= driver_state().devices.size()) {
         fail(CUDA_ERROR_INVALID_DEVICE);
     }
@@ -117,12 +123,15 @@ CUresult cuInit(unsigned int flags) {
         if (flags != 0) {
             fail(CUDA_ERROR_INVALID_VALUE);
         }
-        driver_state().initialized = true;
+        if (driver_state().initialized_by == 0) {
+            driver_state().initialized_by = getpid();
+        }
+        check_initialized();
     });
 }
 
 CUresult cuDriverGetVersion(int *version) {
-    return call(__func__, [&] { store(version, 12000); });
+    return call(__func__, [&] { store(version, driver_state().version); });
 }
 
 CUresult cuGetErrorName(CUresult error, const char **name) {

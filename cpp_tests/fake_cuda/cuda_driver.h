@@ -13,6 +13,8 @@
     X(CUDA_ERROR_OUT_OF_MEMORY, 2)                                                                           \
     X(CUDA_ERROR_NOT_INITIALIZED, 3)                                                                         \
     X(CUDA_ERROR_DEINITIALIZED, 4)                                                                           \
+    X(CUDA_ERROR_STUB_LIBRARY, 34)                                                                           \
+    X(CUDA_ERROR_DEVICE_UNAVAILABLE, 46)                                                                     \
     X(CUDA_ERROR_NO_DEVICE, 100)                                                                             \
     X(CUDA_ERROR_INVALID_DEVICE, 101)                                                                        \
     X(CUDA_ERROR_INVALID_IMAGE, 200)                                                                         \
@@ -29,6 +31,15 @@
     X(CUDA_ERROR_CONTEXT_IS_DESTROYED, 709)                                                                  \
     X(CUDA_ERROR_LAUNCH_FAILED, 719)                                                                         \
     X(CUDA_ERROR_NOT_SUPPORTED, 801)                                                                         \
+    X(CUDA_ERROR_SYSTEM_NOT_READY, 802)                                                                      \
+    X(CUDA_ERROR_SYSTEM_DRIVER_MISMATCH, 803)                                                                \
+    X(CUDA_ERROR_COMPAT_NOT_SUPPORTED_ON_DEVICE, 804)                                                        \
+    X(CUDA_ERROR_MPS_CONNECTION_FAILED, 805)                                                                 \
+    X(CUDA_ERROR_MPS_RPC_FAILURE, 806)                                                                       \
+    X(CUDA_ERROR_MPS_SERVER_NOT_READY, 807)                                                                  \
+    X(CUDA_ERROR_MPS_MAX_CLIENTS_REACHED, 808)                                                               \
+    X(CUDA_ERROR_MPS_MAX_CONNECTIONS_REACHED, 809)                                                           \
+    X(CUDA_ERROR_MPS_CLIENT_TERMINATED, 810)                                                                 \
     X(CUDA_ERROR_STREAM_CAPTURE_UNSUPPORTED, 900)                                                            \
     X(CUDA_ERROR_STREAM_CAPTURE_INVALIDATED, 901)                                                            \
     X(CUDA_ERROR_STREAM_CAPTURE_MERGE, 902)                                                                  \

@@ -36,6 +36,9 @@ void fake_cuda_log_clear();
 /// environment has EPLB_FAKE_CUDA_LEAKS=allow.
 size_t fake_cuda_live_objects();
 
+/// Sets the version of CUDA that the driver supports: 11080 for 11.8.
+void fake_cuda_set_version(int version);
+
 /// Sets the newest version of PTX that the driver accepts.
 void fake_cuda_set_newest_ptx(int major, int minor);
 
@@ -54,6 +57,7 @@ void fake_cuda_refuse_fatbins(int error);
     X(fake_cuda_log)                                                                                         \
     X(fake_cuda_log_clear)                                                                                   \
     X(fake_cuda_live_objects)                                                                                \
+    X(fake_cuda_set_version)                                                                                 \
     X(fake_cuda_set_newest_ptx)                                                                              \
     X(fake_cuda_refuse_fatbins)
 

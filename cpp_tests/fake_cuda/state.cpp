@@ -160,6 +160,11 @@ size_t fake_cuda_live_objects() {
     return live;
 }
 
+void fake_cuda_set_version(int version) {
+    const auto guard = lock();
+    driver_state().version = version;
+}
+
 void fake_cuda_set_newest_ptx(int major, int minor) {
     const auto guard = lock();
     driver_state().newest_ptx = {major, minor};

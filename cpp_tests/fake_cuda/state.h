@@ -14,6 +14,8 @@
 #include <utility>
 #include <vector>
 
+#include <sys/types.h>
+
 #include "cuda_driver.h"
 #include "emulation.h"
 
@@ -159,7 +161,9 @@ struct device {
 
 struct state {
     std::mutex mutex;
-    bool initialized = false;
+    /// The process that called cuInit. A fork of it can neither use the driver nor initialise it again.
+    pid_t initialized_by = 0;
+    int version = 12000;
     bool deferred = false;
     std::map<uint64_t, fake_cuda::thread> threads;
     std::array<device, 2> devices;
@@ -219,6 +223,9 @@ template <class Work> CUresult call_that_releases(const char *name, Work work) {
         return fault != CUDA_SUCCESS ? fault : failure.error;
     }
 }
+
+/// Fails if this process has not initialised the driver.
+void check_initialized();
 
 /// Writes a result through the caller's pointer, which must not be NULL.
 template <class T> void store(T *out, T value) {

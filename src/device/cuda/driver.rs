@@ -10,13 +10,11 @@ use std::sync::OnceLock;
 use cudarc::driver::sys::{self, CUcontext, CUdevice, CUdeviceptr, CUevent, CUfunction, CUmodule, CUstream};
 use libloading::Library;
 
+use super::way_out::way_out;
 use crate::error::{Error, Result};
 
 /// 12.0, of driver 525: the oldest supported version.
 const OLDEST_VERSION: c_int = 12_000;
-
-/// What cuInit of a toolkit's stub library returns.
-const CUDA_ERROR_STUB_LIBRARY: c_int = 34;
 
 /// A stream's or a thread's capture mode: 0 global, 1 of this thread, 2 relaxed.
 pub type CaptureMode = c_uint;
@@ -144,14 +142,14 @@ impl Driver {
         let driver = found.as_ref().map_err(|why| no_driver(why))?;
         // SAFETY: takes flags, which are 0. May be called any number of times.
         let code = unsafe { (driver.cuInit)(0) };
-        match code {
-            0 => {}
-            CUDA_ERROR_STUB_LIBRARY => {
-                return Err(no_driver(
-                    "the library is the CUDA toolkit's stub; remove its folder from LD_LIBRARY_PATH",
-                ));
-            }
-            _ => return Err(no_driver(&driver.error(code, "cuInit".into()).to_string())),
+        if code != 0 {
+            let error = driver.error(code, "cuInit".into());
+            return Err(match way_out(code) {
+                Some(_) => {
+                    Error::NoDriver(format!("no CUDA driver can be used: {error}; or use EPLB_DEVICE_HOST"))
+                }
+                None => no_driver(&error.to_string()),
+            });
         }
         let mut version = 0;
         // SAFETY: writes to a local.
@@ -180,11 +178,15 @@ impl Driver {
             // SAFETY: as above.
             known.then(|| unsafe { CStr::from_ptr(text) }.to_string_lossy().into_owned())
         };
-        let name = match (text(self.cuGetErrorName), text(self.cuGetErrorString)) {
+        let mut name = match (text(self.cuGetErrorName), text(self.cuGetErrorString)) {
             (Some(name), Some(description)) => format!("{name}: {description}"),
             (Some(name), None) => name,
             _ => "which this driver does not name".to_owned(),
         };
+        if let Some(way_out) = way_out(code) {
+            name += "; ";
+            name += way_out;
+        }
         Error::Cuda { call, code, name }
     }
 }

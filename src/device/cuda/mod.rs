@@ -8,6 +8,7 @@ mod driver;
 mod entered;
 mod kernel;
 mod memory;
+mod way_out;
 
 pub use kernel::Kernel;
 pub use memory::{Block, Event, Pinned};
