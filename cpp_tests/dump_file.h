@@ -10,6 +10,17 @@
 
 #include "files.h"
 
+/// The bytes of a file without the time when it was written.
+inline std::string undated_file(const std::filesystem::path &path) {
+    std::string bytes = read_file(path);
+    const std::string start = "\"written_at\":\"";
+    const size_t at = bytes.find(start);
+    if (at == std::string::npos) {
+        throw std::runtime_error(path.string() + " does not say when it was written");
+    }
+    return bytes.erase(at, start.size() + std::string("1970-01-01T00:00:00Z\"").size());
+}
+
 class dump_file {
   public:
     explicit dump_file(const std::filesystem::path &path) : bytes_(read_file(path)) {

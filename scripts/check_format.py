@@ -4,6 +4,7 @@ Uses the packages of TensorRT-LLM's scripts. Checks names of files and tensors, 
 meta_info.json.
 """
 
+import datetime
 import json
 import pathlib
 import struct
@@ -23,6 +24,10 @@ def counts(rank, iteration, layer):
     return numpy.bincount(ids, minlength=EXPERTS)
 
 
+def time_of(text):
+    return datetime.datetime.strptime(text, "%Y-%m-%dT%H:%M:%S%z")
+
+
 dump, start, stop = pathlib.Path(sys.argv[1]), int(sys.argv[2]), int(sys.argv[3])
 names = {entry.name for entry in dump.iterdir()}
 assert names == {"meta_info.json"} | {f"rank{rank}.safetensors" for rank in range(RANKS)}, names
@@ -32,14 +37,20 @@ assert meta["num_experts"] == EXPERTS and meta["num_experts_per_token"] == CHOIC
 assert {key: meta["eplb"][key] for key in ("num_ranks", "iter_start", "iter_stop", "layers", "counts")} == {
     "num_ranks": RANKS, "iter_start": start, "iter_stop": stop, "layers": LAYERS, "counts": "experts"}, meta
 assert isinstance(meta["eplb"]["version"], str)
+now = datetime.datetime.now(datetime.timezone.utc)
+started = now - datetime.timedelta(minutes=10)
+assert started <= time_of(meta["eplb"]["written_at"]) <= now, meta
 
 total = 0
 for rank in range(RANKS):
     path = dump / f"rank{rank}.safetensors"
     with safe_open(path, framework="numpy") as file:
-        assert file.metadata() == {
+        metadata = file.metadata()
+        written_at = metadata.pop("written_at")
+        assert started <= time_of(written_at) <= now, written_at
+        assert metadata == {
             "rank": str(rank), "num_ranks": str(RANKS), "layers": ",".join(map(str, LAYERS)), "iter_start": str(start),
-            "iter_stop": str(stop), "counts": "experts", "run_id": "collect_c"}, file.metadata()
+            "iter_stop": str(stop), "counts": "experts", "run_id": "collect_c"}, metadata
         wanted = {f"{iteration}_{layer}" for iteration in range(start, stop) for layer in LAYERS}
         assert set(file.keys()) == wanted
         for key in wanted:

@@ -82,7 +82,7 @@ fn own_dump(edit: impl Fn(&mut RankDump)) -> TempDir {
             held: IterationRange { start: 0, stop: 0 },
             layers: &layers[..2],
             counts: Counts::U64(&[]),
-            run_id: Some("run \"7\""),
+            run_id: Some("run \"7\"".into()),
         };
         edit(&mut dump);
         if dump.held.is_empty() {
@@ -437,6 +437,8 @@ fn written_dump_is_read_back_and_by_the_safetensors_crate() {
     let bytes = fs::read(rank_path(&dir, 1)).unwrap();
     let (_, header) = safetensors::SafeTensors::read_metadata(&bytes).unwrap();
     let metadata: &HashMap<String, String> = header.metadata().as_ref().unwrap();
+    let written_at = &metadata["written_at"];
+    assert_eq!(written_at.len(), "2026-11-29T01:35:58Z".len());
     let entries = [
         ("rank", "1"),
         ("num_ranks", "2"),
@@ -445,6 +447,7 @@ fn written_dump_is_read_back_and_by_the_safetensors_crate() {
         ("iter_stop", "7"),
         ("counts", "experts"),
         ("run_id", "run \"7\""),
+        ("written_at", written_at),
     ];
     assert_eq!(*metadata, entries.into_iter().map(|(k, v)| (k.to_owned(), v.to_owned())).collect());
     let tensors = safetensors::SafeTensors::deserialize(&bytes).unwrap();
@@ -452,8 +455,10 @@ fn written_dump_is_read_back_and_by_the_safetensors_crate() {
     let counts: Vec<u8> = [12u64, 13, 14, 15].iter().flat_map(|count| count.to_le_bytes()).collect();
     assert_eq!((tensor.dtype(), tensor.shape(), tensor.data()), (Dtype::I64, &[4][..], &counts[..]));
 
-    let meta: serde_json::Value =
+    let mut meta: serde_json::Value =
         serde_json::from_slice(&fs::read(dir.path().join("meta_info.json")).unwrap()).unwrap();
+    let written_at = meta["eplb"].as_object_mut().unwrap().remove("written_at").unwrap();
+    assert_eq!(written_at.as_str().unwrap().len(), "2026-11-29T01:35:58Z".len());
     assert_eq!(
         meta,
         serde_json::json!({
@@ -513,7 +518,7 @@ fn reader_rejects_files_of_different_runs() {
         message(&dir, load(&dir))
     };
     assert_eq!(
-        mixed(|dump| dump.run_id = Some("8")),
+        mixed(|dump| dump.run_id = Some("8".into())),
         "rank1.safetensors: its run_id is \"8\", that of rank0.safetensors is \"run \"7\"\": the files are of different runs"
     );
     assert!(mixed(|dump| dump.run_id = None).contains("its run_id is none"));

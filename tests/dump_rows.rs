@@ -234,7 +234,7 @@ fn written_rows_and_stages_are_read() {
             rows: Rows::new(2, 3).unwrap(),
             layers,
             counts: Counts::U64(&counts),
-            run_id: Some("run"),
+            run_id: Some("run".into()),
         };
         dump.write(dir.path()).unwrap();
     }

@@ -63,7 +63,7 @@ impl Recorded {
             rows,
             layers: &[3, 4],
             counts: Counts::U64(&counts),
-            run_id: Some("a run"),
+            run_id: Some("a run".into()),
         };
         dump.write(directory).unwrap();
     }

@@ -60,7 +60,8 @@ pub struct eplb_recorder_config {
     /// this times experts_per_token times iter_bucket exceeds 2^32 - 1, otherwise 32, also for 0. An overflow
     /// is detected, and the dump refused.
     pub max_tokens_per_iteration: u64,
-    /// Identifies the run, equal on all ranks; a reader refuses a mix of runs. May be NULL.
+    /// Identifies the run, equal on all ranks; a reader refuses a mix of runs. NULL: EXPERT_STATISTIC_RUN_ID,
+    /// or what SLURM or PMIx set, in which case a mix is only a warning.
     pub run_id: *const c_char,
     /// Device memory to use instead of the library's own: 16-byte aligned, at least
     /// eplb_recorder_memory_required() bytes, valid until the recorder is destroyed. Creation clears it

@@ -7,9 +7,13 @@ use std::ops::Range;
 use std::path::{Path, PathBuf};
 
 use super::choose_rows::{all_rows, choose_rows};
+use super::run_id;
 use super::stages::{self, file_name};
-use super::{DumpInfo, IdKind, MetaInfo, RankFile, RowRange, Stats, Summary, dumps_below, list_dumps, sum};
-use crate::error::{Error, Result, shortened};
+use super::{
+    DumpInfo, IdKind, MetaInfo, RankFile, RowRange, RunId, RunInfo, Stats, Summary, dumps_below, list_dumps,
+    sum,
+};
+use crate::error::{Error, Result};
 use crate::threads;
 
 /// Options of [`Dump::open`].
@@ -79,7 +83,7 @@ impl Dump {
         let num_experts = meta.as_ref().map(|meta| meta.num_experts);
         let files = RankFile::open_all(&paths, num_experts, threads)?;
         let whole = declared.map(|info| info.rows()).transpose()?;
-        check_runs(&files, &ranks, declared.zip(whole))?;
+        check_runs(directory, &files, &ranks, declared.zip(whole))?;
         let num_experts = match num_experts {
             Some(num_experts) => num_experts,
             None => experts_of_tensors(&files).map_err(|e| e.in_file(directory))?,
@@ -114,6 +118,11 @@ impl Dump {
         &self.summary
     }
 
+    /// Its files, by rank.
+    pub fn files(&self) -> &[RankFile] {
+        &self.files
+    }
+
     /// Reads the counts and sums them over ranks.
     ///
     /// `progress` is called on this thread with the bytes read so far and in all. An error from it stops the reading and is
@@ -132,11 +141,6 @@ impl Dump {
     /// The chosen rows.
     pub(super) fn rows(&self) -> RowRange {
         self.summary.rows.first()
-    }
-
-    /// The files, by number.
-    pub(super) fn files(&self) -> &[RankFile] {
-        &self.files
     }
 
     /// The counts of some files in some rows, `[layers][rows][experts]`.
@@ -287,7 +291,12 @@ fn missing(directory: &Path, ranks: &[u32], num_files: usize, allowed: bool) -> 
 }
 
 /// Checks that the files are of one run, and that eplb wrote either all of them and the meta file, or none.
-fn check_runs(files: &[RankFile], ranks: &[u32], declared: Option<(&DumpInfo, RowRange)>) -> Result<()> {
+fn check_runs(
+    directory: &Path,
+    files: &[RankFile],
+    ranks: &[u32],
+    declared: Option<(&DumpInfo, RowRange)>,
+) -> Result<()> {
     let Some(declared) = declared else {
         return match files.iter().find(|file| file.run.is_some()) {
             None => Ok(()),
@@ -296,34 +305,24 @@ fn check_runs(files: &[RankFile], ranks: &[u32], declared: Option<(&DumpInfo, Ro
         };
     };
     for (file, &rank) in files.iter().zip(ranks) {
-        check_run(file, rank, declared, &files[0]).map_err(|e| e.in_file(&file.path))?;
+        check_run(file, rank, declared).map_err(|e| e.in_file(&file.path))?;
     }
-    Ok(())
+    let ids: Vec<(&Path, Option<RunId>)> =
+        files.iter().map(|file| (&*file.path, file.run.as_ref().and_then(RunInfo::run_id))).collect();
+    run_id::check(directory, &ids)
 }
 
 fn mixed(what: String) -> Result<()> {
     Err(Error::InvalidDump(format!("{what}: the files are of different runs")))
 }
 
-/// Checks that a file is of the same run as the meta file and the first rank file, and has what its metadata lists.
-fn check_run(
-    file: &RankFile,
-    rank: u32,
-    (info, rows): (&DumpInfo, RowRange),
-    first: &RankFile,
-) -> Result<()> {
+/// Checks that a file is of the same run as the meta file, and has what its metadata lists.
+fn check_run(file: &RankFile, rank: u32, (info, rows): (&DumpInfo, RowRange)) -> Result<()> {
     let Some(run) = &file.run else {
         return mixed(format!("not written by eplb and {} is", MetaInfo::FILE_NAME));
     };
     if run.rank != rank {
         return Err(Error::InvalidDump(format!("the rank in its __metadata__ is {}", run.rank)));
-    }
-    if let Some(first_run) = first.run.as_ref().filter(|first_run| first_run.run_id != run.run_id) {
-        let name = |id: &Option<String>| {
-            id.as_ref().map_or("none".to_owned(), |id| format!("\"{}\"", shortened(id)))
-        };
-        let (run_id, first_run_id) = (name(&run.run_id), name(&first_run.run_id));
-        return mixed(format!("its run_id is {run_id}, that of {} is {first_run_id}", file_name(first)));
     }
     // Pipeline stages may have different numbers of ranks. Then the number of files is another one, and the same for all.
     let has_stages = info.files() != info.num_ranks || run.num_files != run.num_ranks;

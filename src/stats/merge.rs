@@ -10,7 +10,7 @@ use super::merge_rows::{Conflict, Overlap, Piece, Segment, segments};
 use super::stages::{file_name, numbers_in_stages};
 use super::{
     Counts, Dump, FileNumber, IdKind, IterationRange, LoadOptions, MetaInfo, RankDump, RankFile, RowRange,
-    Summary,
+    RunId, Summary,
 };
 use crate::error::{Error, Result, try_zeroed};
 
@@ -392,9 +392,7 @@ impl<'a> Inputs<'a> {
     fn write(&self, directory: &Path, part: usize, rows: RowRange, counts: &[u64]) -> Result<()> {
         let first = &self.dumps[0];
         let Summary { num_experts, num_files, .. } = *first.summary();
-        let run_id = |dump: &Dump| dump.files()[0].run.as_ref().and_then(|run| run.run_id.clone());
-        let run_id =
-            run_id(first).filter(|id| self.dumps.iter().all(|dump| run_id(dump).as_ref() == Some(id)));
+        let run_id = run_of(first).filter(|&id| self.dumps.iter().all(|dump| run_of(dump) == Some(id)));
         let (rank, num_ranks) = match self.summed {
             true => (0, 1),
             false => match &first.files()[part].run {
@@ -415,10 +413,15 @@ impl<'a> Inputs<'a> {
             rows: rows.rows,
             layers: self.layers(part),
             counts: Counts::U64(counts),
-            run_id: run_id.as_deref(),
+            run_id,
         };
         dump.write(directory)
     }
+}
+
+/// The name of the run that a dump is of.
+fn run_of(dump: &Dump) -> Option<RunId<'_>> {
+    dump.files()[0].run.as_ref()?.run_id()
 }
 
 /// Whether two dumps have the same files: the same layers, and the same ranks where both say them.

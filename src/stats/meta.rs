@@ -50,6 +50,9 @@ pub struct DumpInfo {
     /// What the counted ids name.
     #[serde(rename = "counts")]
     pub id_kind: IdKind,
+    /// When it was written, in UTC as RFC 3339 has it. `None`: an earlier version of eplb wrote it.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub written_at: Option<String>,
 }
 
 impl DumpInfo {

@@ -2,6 +2,7 @@
 
 mod arrays;
 mod choose_rows;
+mod clock;
 mod dump;
 mod dump_set;
 mod merge;
@@ -13,6 +14,7 @@ mod recorder;
 mod row_range;
 mod row_ranges;
 mod rows;
+mod run_id;
 mod stages;
 mod subfolders;
 mod sum;
@@ -24,7 +26,7 @@ pub use dump_set::{DumpSet, dump_names};
 pub use merge::{Gaps, MergeConfig, Merged, merge};
 pub use merge_rows::Overlap;
 pub use meta::{DumpInfo, MetaInfo};
-pub use rank_file::RankFile;
+pub use rank_file::{RankFile, RunInfo};
 pub use recorder::{
     AddedCounts, CountsAt, Dumps, Info, MemoryRequired, Recorder, RecorderConfig, State, Totals,
 };
@@ -32,6 +34,7 @@ pub(crate) use recorder::{BatchCount, CellType, IdKinds, OTHER_BINS, Source, his
 pub use row_range::RowRange;
 pub use row_ranges::RowRanges;
 pub use rows::Rows;
+pub use run_id::RunId;
 pub use subfolders::{dumps_below, list_dumps};
 pub use write::{Counts, FileNumber, RankDump};
 

@@ -14,7 +14,7 @@ use std::sync::Arc;
 use serde::Deserialize;
 use serde::de::{self, Deserializer, MapAccess, SeqAccess, Visitor};
 
-use super::{IdKind, IterationRange, RowRange};
+use super::{IdKind, IterationRange, RowRange, RunId};
 use crate::error::{Error, Result, shortened};
 use crate::placement::MAX_COUNT;
 
@@ -58,8 +58,12 @@ pub struct RunInfo {
     pub rows: RowRange,
     /// The iterations of the range that were counted, if the file says it. Its first and last row may be partial.
     pub counted: Option<IterationRange>,
-    /// The run's name, if it has one.
-    pub run_id: Option<String>,
+    /// The run's name, if it has one: see [`RunInfo::run_id`].
+    run_id: Option<String>,
+    /// The launcher whose numbers the name has. `None`: the name was chosen.
+    run_id_source: Option<String>,
+    /// When the file was written, in UTC as RFC 3339 has it. `None`: an earlier version of eplb wrote it.
+    pub written_at: Option<String>,
     /// What the counted ids name.
     pub id_kind: IdKind,
 }
@@ -222,6 +226,12 @@ fn check_keys(tensors: &[Tensor], grid: RowRange) -> Result<()> {
 }
 
 impl RunInfo {
+    /// The run's name, if it has one.
+    pub fn run_id(&self) -> Option<RunId<'_>> {
+        let name = self.run_id.as_deref()?;
+        Some(RunId { name, launcher: self.run_id_source.as_deref() })
+    }
+
     /// Parses `__metadata__`. Returns `None` for that of another program.
     pub(super) fn parse(metadata: &BTreeMap<String, String>) -> Result<Option<Self>> {
         if !metadata.contains_key("num_ranks") {
@@ -280,6 +290,8 @@ impl RunInfo {
                 .map_err(|e| Error::InvalidDump(format!("its __metadata__ is invalid: {e}")))?,
             counted,
             run_id: metadata.get("run_id").cloned(),
+            run_id_source: metadata.get("run_id_source").cloned(),
+            written_at: metadata.get("written_at").cloned(),
             id_kind,
         }))
     }

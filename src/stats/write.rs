@@ -4,8 +4,9 @@ use std::fs;
 use std::io::{self, Write};
 use std::path::{Path, PathBuf};
 
+use super::clock::{ANY_TIME, Clock};
 use super::rank_file::MAX_HEADER_BYTES;
-use super::{DumpInfo, IdKind, IterationRange, MetaInfo, Rows};
+use super::{DumpInfo, IdKind, IterationRange, MetaInfo, Rows, RunId};
 use crate::atomic_file::{AtomicFile, HeldFile};
 use crate::error::{Error, Result};
 use crate::placement::MAX_COUNT;
@@ -54,15 +55,15 @@ pub struct RankDump<'a> {
     /// `[rows][layers][experts]`, of the rows that `held` is in.
     pub counts: Counts<'a>,
     /// The run's name. Readers refuse files of different runs.
-    pub run_id: Option<&'a str>,
+    pub run_id: Option<RunId<'a>>,
 }
 
 impl RankDump<'_> {
     /// Writes `rank<R>.safetensors` into `directory`, which is created if missing. File 0 comes with `meta_info.json`. Each file is
-    /// replaced in one step.
+    /// replaced in one step. They say when they were written; `SOURCE_DATE_EPOCH` in the environment replaces that time.
     pub fn write(&self, directory: &Path) -> Result<()> {
         self.check()?;
-        self.write_claimed(self.claim(directory, None)?, directory).map(drop)
+        self.write_claimed(self.claim(directory, None)?, directory, Clock::from_env()).map(drop)
     }
 
     /// Begins to write the rank's file in `directory`, which is created if missing. Until it is written, other writers are
@@ -81,18 +82,20 @@ impl RankDump<'_> {
     }
 
     /// Writes a dump that passed [`RankDump::check`]. The rank's file stays refused to others while the result lives.
-    pub(super) fn write_claimed(&self, file: AtomicFile, directory: &Path) -> Result<HeldFile> {
+    pub(super) fn write_claimed(&self, file: AtomicFile, directory: &Path, clock: Clock) -> Result<HeldFile> {
+        let written_at = &clock.now();
         let held = file.replace_and_hold(|file| {
             // The safetensors package aligns the data by spaces after the JSON, which belong to the header.
-            let json_len = self.json_len();
+            let json_len = self.json_len(written_at);
             let header_len = json_len.next_multiple_of(8);
             file.write_all(&header_len.to_le_bytes())?;
-            self.write_json(file)?;
+            self.write_json(file, written_at)?;
             file.write_all(&b"       "[..(header_len - json_len) as usize])?;
             self.write_counts(file)
         })?;
         if self.file().rank == 0 {
-            let meta = serde_json::to_string(&self.meta()).map_err(|e| Error::Internal(e.to_string()))?;
+            let meta =
+                serde_json::to_string(&self.meta(written_at)).map_err(|e| Error::Internal(e.to_string()))?;
             AtomicFile::claim(&directory.join(MetaInfo::FILE_NAME), None)?
                 .replace(|file| file.write_all(meta.as_bytes()))?;
         }
@@ -191,7 +194,7 @@ impl RankDump<'_> {
         // Checked before the header is made: each of its entries has more than 64 bytes.
         let (_, rows) = self.rows();
         let tensors = rows.saturating_mul(self.layers.len() as u64);
-        if tensors > MAX_HEADER_BYTES / 64 || self.json_len() > MAX_HEADER_BYTES {
+        if tensors > MAX_HEADER_BYTES / 64 || self.json_len(ANY_TIME) > MAX_HEADER_BYTES {
             return refuse(format!(
                 "iterations {} of {} layers are {tensors} tensors, more than a safetensors file may have; count fewer \
                  iterations, or raise iter_bucket or iter_stride",
@@ -202,7 +205,7 @@ impl RankDump<'_> {
         Ok(())
     }
 
-    fn meta(&self) -> MetaInfo {
+    fn meta(&self, written_at: &str) -> MetaInfo {
         MetaInfo {
             num_experts: self.num_experts,
             num_experts_per_token: self.experts_per_token,
@@ -216,20 +219,21 @@ impl RankDump<'_> {
                 iter_stop: self.iterations.stop,
                 layers: self.layers.to_vec(),
                 id_kind: self.id_kind,
+                written_at: Some(written_at.to_owned()),
             }),
         }
     }
 
     /// The bytes of the header's JSON.
-    fn json_len(&self) -> u64 {
+    fn json_len(&self, written_at: &str) -> u64 {
         let mut length = ByteCount(0);
         // Counting bytes cannot fail.
-        let _ = self.write_json(&mut length);
+        let _ = self.write_json(&mut length, written_at);
         length.0
     }
 
     /// Writes the header in pieces, since the whole may be larger than the counts.
-    fn write_json(&self, out: &mut dyn Write) -> io::Result<()> {
+    fn write_json(&self, out: &mut dyn Write, written_at: &str) -> io::Result<()> {
         let counts = self.id_kind.name();
         let IterationRange { start, stop } = self.iterations;
         let FileNumber { rank, num_files } = self.file();
@@ -249,10 +253,13 @@ impl RankDump<'_> {
             let IterationRange { start, stop } = self.held;
             write!(out, ",\"counted_start\":\"{start}\",\"counted_stop\":\"{stop}\"")?;
         }
-        if let Some(run_id) = self.run_id {
-            write!(out, ",\"run_id\":{}", serde_json::Value::from(run_id))?;
+        if let Some(RunId { name, launcher }) = self.run_id {
+            write!(out, ",\"run_id\":{}", serde_json::Value::from(name))?;
+            if let Some(launcher) = launcher {
+                write!(out, ",\"run_id_source\":{}", serde_json::Value::from(launcher))?;
+            }
         }
-        write!(out, "}}")?;
+        write!(out, ",\"written_at\":\"{written_at}\"}}")?;
         let (size, mut offset) = (self.num_experts * size_of::<i64>(), 0);
         let (first, rows) = self.rows();
         // Without layers the rows may be very many, and none has a tensor.

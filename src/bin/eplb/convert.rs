@@ -26,9 +26,8 @@ Examples (with files of eplb's repository):
   eplb convert expert_map.json --layers 1-26 --to phy2log-npy phy2log.npy
   eplb convert phy2log.npy --from phy2log-npy --layers 1-26 --ep_size 8 --to sglang-map map.json
 
-SGLang's recorder writes one file a rank in its modes per_pass and per_token. Put them in a directory of
-their own:
-  eplb convert recording --to sglang-count logical_count.json
+SGLang's recorder writes one file a rank in its modes per_pass and per_token. INPUT is then a directory
+with these files only.
 
 docs/exchange.md describes each format and its source.
 Flags also work with hyphens: --ep-size.")]

@@ -98,7 +98,11 @@ pub fn reading_bar() -> ProgressBar {
 
 /// Reads a dump, and shows a progress bar.
 pub fn read(directory: &Path, options: &LoadOptions) -> Result<Stats> {
-    let dump = Dump::open(directory, options)?;
+    read_counts(Dump::open(directory, options)?)
+}
+
+/// Reads the counts of a dump, and shows a progress bar.
+pub fn read_counts(dump: Dump) -> Result<Stats> {
     with_bar(|progress| dump.read(progress))
 }
 

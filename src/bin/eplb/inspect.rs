@@ -1,10 +1,11 @@
 //! `eplb inspect`: checks and describes a dump, a rank's file or a configuration file.
 
+use std::collections::BTreeSet;
 use std::fmt::{Display, Write};
 use std::path::{Path, PathBuf};
 
 use eplb::placement::{ConfigFile, Expected, replica_counts};
-use eplb::stats::{LoadOptions, RankFile, RowRange, dumps_below, list_dumps};
+use eplb::stats::{Dump, LoadOptions, RankFile, RowRange, RunInfo, dumps_below, list_dumps};
 use eplb::{Error, Result};
 
 use crate::output::layer_list;
@@ -53,7 +54,9 @@ fn line(text: &mut String, name: &str, value: impl Display) {
 }
 
 fn dump(path: &Path, text: &mut String) -> Result<()> {
-    let stats = dump_args::read(path, &LoadOptions { allow_missing_ranks: true, ..Default::default() })?;
+    let dump = Dump::open(path, &LoadOptions { allow_missing_ranks: true, ..Default::default() })?;
+    let runs: Vec<RunInfo> = dump.files().iter().filter_map(|file| file.run.clone()).collect();
+    let stats = dump_args::read_counts(dump)?;
     let summary = stats.summary();
     let _ = writeln!(text, "{}: statistic dump", path.display());
     match &summary.stage_ranks[..] {
@@ -90,6 +93,11 @@ fn dump(path: &Path, text: &mut String) -> Result<()> {
         0 => {}
         empty => line(text, "layers not counted", empty),
     }
+    written_at(&runs, text);
+    let ids: BTreeSet<String> = runs.iter().filter_map(|run| Some(run.run_id()?.to_string())).collect();
+    if !ids.is_empty() {
+        line(text, "run", Vec::from_iter(ids).join(", "));
+    }
     let others = dumps_below(path);
     if !others.is_empty() {
         line(text, "other dumps", list_dumps(&others));
@@ -102,6 +110,16 @@ fn iterations(rows: &RowRange, text: &mut String) {
     line(text, "iterations", format!("{} ({})", rows.num_counted(), rows.iterations));
     if !rows.are_iterations() {
         line(text, "rows", format!("{} {}", rows.len(), rows.unit()));
+    }
+}
+
+/// When the files were written: the first one, and the last one if that differs.
+fn written_at(runs: &[RunInfo], text: &mut String) {
+    let times = || runs.iter().filter_map(|run| run.written_at.as_deref());
+    match (times().min(), times().max()) {
+        (Some(first), Some(last)) if first != last => line(text, "written at", format!("{first} to {last}")),
+        (Some(time), _) => line(text, "written at", time),
+        (None, _) => {}
     }
 }
 
@@ -126,7 +144,8 @@ fn rank_file(path: &Path, text: &mut String) -> Result<()> {
             if let Some(counted) = run.counted.filter(|counted| *counted != run.rows.iterations) {
                 line(text, "counted", format!("{counted} of {}", run.rows.iterations));
             }
-            line(text, "run", run.run_id.as_deref().unwrap_or("-"));
+            written_at(std::slice::from_ref(run), text);
+            line(text, "run", run.run_id().map_or("-".to_owned(), |id| id.to_string()));
         }
     }
     Ok(())

@@ -7,6 +7,8 @@ use super::added::AddedCounts;
 use crate::atomic_file::{AtomicFile, HeldFile};
 use crate::device::Place;
 use crate::error::{Error, Result, shortened};
+use crate::stats::clock::Clock;
+use crate::stats::run_id::OwnedRunId;
 use crate::stats::write::check_directory;
 use crate::stats::{Counts, FileNumber, IdKind, IterationRange, MetaInfo, RankDump, Rows};
 
@@ -42,7 +44,7 @@ pub struct RecorderConfig<'a> {
     pub place: Place,
     /// The most tokens of a layer in an iteration. 0: 32 bits hold any count.
     pub max_tokens_per_iteration: u64,
-    /// A name of the run, if given.
+    /// A name of the run. `None`: that of the environment, if it has one.
     pub run_id: Option<&'a str>,
     /// Fused shared experts, whose ids follow those of the experts. They are not counted.
     pub num_shared: usize,
@@ -72,7 +74,8 @@ pub(super) struct Run {
     pub num_shared: usize,
     pub layers: Vec<u32>,
     pub id_kind: IdKind,
-    pub run_id: Option<String>,
+    pub run_id: Option<OwnedRunId>,
+    pub clock: Clock,
 }
 
 impl Run {
@@ -120,7 +123,7 @@ impl Run {
             rows: self.rows,
             layers: &self.layers,
             counts: Counts::U32(&[]),
-            run_id: self.run_id.as_deref(),
+            run_id: self.run_id.as_ref().map(OwnedRunId::borrow),
         }
     }
 }
@@ -159,7 +162,8 @@ impl RecorderConfig<'_> {
             num_shared: self.num_shared,
             layers: self.layers.to_vec(),
             id_kind: self.id_kind,
-            run_id: self.run_id.map(str::to_owned),
+            run_id: OwnedRunId::choose(self.run_id)?,
+            clock: Clock::from_env(),
         };
         run.dump(iterations, iterations).check_run()?;
         self.added_counts.check(self.id_kind, self.num_experts, self.num_ranks)?;

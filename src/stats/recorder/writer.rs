@@ -274,7 +274,7 @@ impl Work {
         let (first, count) = rows.rows_of(*iterations, held);
         let counts = self.window.copy_back(&self.fence, (first as usize, count as usize), layers, staging)?;
         let dump = RankDump { counts, ..self.run.dump(*iterations, held) };
-        let file = dump.write_claimed(claim, directory)?;
+        let file = dump.write_claimed(claim, directory, self.run.clock)?;
         let complete = rows.iterations_in(*iterations, held) == rows.iterations_in(*iterations, *iterations);
         let level = if complete { log::Level::Info } else { log::Level::Warn };
         log::log!(level, "{}: rank {rank} dumped iterations {held} of {iterations}", directory.display());
