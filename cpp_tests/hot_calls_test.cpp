@@ -2,7 +2,6 @@
 // fake_cuda, whose own allocations are not counted.
 #include <gtest/gtest.h>
 
-#include <atomic>
 #include <cerrno>
 #include <eplb.hpp>
 
@@ -14,7 +13,8 @@
 namespace {
 
 uintptr_t library_start, library_end;
-std::atomic<size_t> allocations;
+// Those of this thread: a recorder's own thread sets the files of the run before aside meanwhile.
+thread_local size_t allocations;
 
 void note(const void *caller) {
     const auto address = reinterpret_cast<uintptr_t>(caller);

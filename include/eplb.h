@@ -257,8 +257,8 @@ typedef struct eplb_recorder_config {
   const int32_t *layer_ids; /**< Layers that this rank counts, by the model's numbers: [num_layers]. */
   size_t num_layers; /**< Length of layer_ids. 0: none, as in a pipeline stage without experts. */
   /** Directory of the dump, shared by all ranks; created if missing. Each rank writes rank<R>.safetensors,
-   * rank 0 also meta_info.json, in TensorRT-LLM's format; an older file is replaced when the new one is
-   * complete. Required unless off. */
+   * rank 0 also meta_info.json, in TensorRT-LLM's format. When iteration iter_start begins, an older file
+   * is renamed to NAME.previous: a rank that dies leaves no other run's. Required unless off. */
   const char *path;
   int64_t iter_start; /**< First iteration to count. */
   int64_t iter_stop; /**< One past the last iteration to count; 0: the recorder is off. */

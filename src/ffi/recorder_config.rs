@@ -45,8 +45,8 @@ pub struct eplb_recorder_config {
     /// Length of layer_ids. 0: none, as in a pipeline stage without experts.
     pub num_layers: usize,
     /// Directory of the dump, shared by all ranks; created if missing. Each rank writes rank<R>.safetensors,
-    /// rank 0 also meta_info.json, in TensorRT-LLM's format; an older file is replaced when the new one is
-    /// complete. Required unless off.
+    /// rank 0 also meta_info.json, in TensorRT-LLM's format. When iteration iter_start begins, an older file
+    /// is renamed to NAME.previous: a rank that dies leaves no other run's. Required unless off.
     pub path: *const c_char,
     /// First iteration to count.
     pub iter_start: i64,

@@ -11,7 +11,7 @@ use super::run_id;
 use super::stages::{self, file_name};
 use super::{
     DumpInfo, IdKind, MetaInfo, RankFile, RowRange, RunId, RunInfo, Stats, Summary, dumps_below, list_dumps,
-    sum,
+    previous, sum,
 };
 use crate::error::{Error, Result};
 use crate::threads;
@@ -93,9 +93,10 @@ impl Dump {
         let rows = choose(&files, whole).map_err(|e| e.in_file(directory))?;
         if !missing_ranks.is_empty() {
             log::warn!(
-                "{}: {} of {num_files} ranks have no file and are left out: {missing_ranks:?}",
+                "{}: {} of {num_files} ranks have no file and are left out: {missing_ranks:?}{}",
                 directory.display(),
-                missing_ranks.len()
+                missing_ranks.len(),
+                previous::of_missing_ranks(directory, &ranks, num_files)
             );
         }
         let stage_ranks = stages::stage_ranks(&files, num_files, missing_ranks.len());
@@ -216,8 +217,9 @@ fn rank_paths(directory: &Path) -> Result<BTreeMap<u32, PathBuf>> {
                 list_dumps(&below)
             ),
             _ => format!(
-                "{}: no rank<R>.safetensors in this directory; give the directory to which EXPERT_STATISTIC_PATH was set",
-                directory.display()
+                "{}: no rank<R>.safetensors in this directory; give the directory to which EXPERT_STATISTIC_PATH was set{}",
+                directory.display(),
+                previous::of_missing_ranks(directory, &[], usize::MAX)
             ),
         }));
     }
@@ -234,8 +236,9 @@ fn read_meta(directory: &Path) -> Result<Option<MetaInfo>> {
                 below => format!("; other dumps are in {}", list_dumps(below)),
             };
             Err(Error::IncompleteDump(format!(
-                "{}: missing beside the rank files; rank 0 writes it, copy it here{below}",
-                path.display()
+                "{}: missing beside the rank files; rank 0 writes it, copy it here{below}{}",
+                path.display(),
+                previous::of_missing_file(&path)
             )))
         }
         Ok(None) => {
@@ -281,10 +284,11 @@ fn missing(directory: &Path, ranks: &[u32], num_files: usize, allowed: bool) -> 
     if num_missing > 0 && (!allowed || num_missing > ranks.len().max(1 << 16)) {
         let first: Vec<u32> = absent.take(8).collect();
         return Err(Error::IncompleteDump(format!(
-            "{}: {num_missing} of {num_files} ranks have no file (rank {}{}); copy them here, or allow missing ranks",
+            "{}: {num_missing} of {num_files} ranks have no file (rank {}{}); copy them here, or allow missing ranks{}",
             directory.display(),
             first.iter().map(u32::to_string).collect::<Vec<_>>().join(", "),
-            if num_missing > first.len() { ", ..." } else { "" }
+            if num_missing > first.len() { ", ..." } else { "" },
+            previous::of_missing_ranks(directory, ranks, num_files)
         )));
     }
     Ok(if num_missing > 0 { absent.collect() } else { Vec::new() })

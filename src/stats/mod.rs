@@ -9,6 +9,7 @@ mod merge;
 mod merge_rows;
 mod meta;
 mod open;
+mod previous;
 mod rank_file;
 mod recorder;
 mod row_range;
@@ -26,6 +27,7 @@ pub use dump_set::{DumpSet, dump_names};
 pub use merge::{Gaps, MergeConfig, Merged, merge};
 pub use merge_rows::Overlap;
 pub use meta::{DumpInfo, MetaInfo};
+pub use previous::is_previous_rank_file;
 pub use rank_file::{RankFile, RunInfo};
 pub use recorder::{
     AddedCounts, CountsAt, Dumps, Info, MemoryRequired, Recorder, RecorderConfig, State, Totals,

@@ -106,6 +106,12 @@ impl RankDump<'_> {
         directory.join(format!("rank{}.safetensors", self.file().rank))
     }
 
+    /// All files that the rank writes into `directory`.
+    pub(super) fn paths_in(&self, directory: &Path) -> impl Iterator<Item = PathBuf> {
+        let meta = (self.file().rank == 0).then(|| directory.join(MetaInfo::FILE_NAME));
+        [self.path_in(directory)].into_iter().chain(meta)
+    }
+
     /// The first of the rows of `held`, and their number.
     fn rows(&self) -> (u64, u64) {
         self.rows.rows_of(self.iterations, self.held)

@@ -5,7 +5,9 @@ use std::fmt::{Display, Write};
 use std::path::{Path, PathBuf};
 
 use eplb::placement::{ConfigFile, Expected, replica_counts};
-use eplb::stats::{Dump, LoadOptions, RankFile, RowRange, RunInfo, dumps_below, list_dumps};
+use eplb::stats::{
+    Dump, LoadOptions, RankFile, RowRange, RunInfo, dumps_below, is_previous_rank_file, list_dumps,
+};
 use eplb::{Error, Result};
 
 use crate::output::layer_list;
@@ -41,7 +43,9 @@ pub fn run(args: &Args) -> Result<String> {
                 crate::print(incomplete::describe(&args.path));
             }
         })?;
-    } else if args.path.extension().is_some_and(|extension| extension == "safetensors") {
+    } else if is_previous_rank_file(&args.path)
+        || args.path.extension().is_some_and(|extension| extension == "safetensors")
+    {
         rank_file(&args.path, &mut text)?;
     } else {
         config_file(args, &mut text)?;

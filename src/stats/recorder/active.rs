@@ -143,6 +143,9 @@ impl Active {
             );
         }
         self.set_row(calls, row, stream)?;
+        if calls.held.is_none() {
+            self.writer.range_begins();
+        }
         let start = calls.held.map_or(iteration, |held| held.start);
         calls.held = Some(IterationRange { start, stop: iteration + 1 });
         calls.skipped += skipped;

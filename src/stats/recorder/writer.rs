@@ -11,7 +11,7 @@ use super::window::Window;
 use crate::atomic_file::{AtomicFile, HeldFile};
 use crate::device::{Fence, Staging, Stream};
 use crate::error::{Error, Result};
-use crate::stats::{IterationRange, RankDump};
+use crate::stats::{IterationRange, RankDump, previous};
 use crate::threads;
 
 /// The state of the dump.
@@ -49,6 +49,8 @@ struct Order {
     dumps: Dumps,
     /// The range, and where its dump goes.
     target: Target,
+    /// Whether the range has begun, and its files of the run before are to be set aside.
+    begun: bool,
     /// Iterations to write.
     held: IterationRange,
     /// Whether the thread should end.
@@ -79,6 +81,7 @@ impl Writer {
             progress: Progress::None,
             dumps: Dumps::default(),
             target,
+            begun: false,
             held: iterations,
             ended: false,
             claim: Some(claim),
@@ -109,6 +112,12 @@ impl Writer {
     pub fn progress_and_dumps(&self) -> (Progress, Dumps) {
         let order = self.work.lock();
         (order.progress.clone(), order.dumps)
+    }
+
+    /// Lets the thread set the files of the run before aside, since the range begins. Neither waits nor allocates.
+    pub fn range_begins(&self) {
+        self.work.lock().begun = true;
+        self.work.changed.notify_all();
     }
 
     /// Starts the dump of `held`, after the work that `stream` has been given so far.
@@ -185,6 +194,8 @@ impl Writer {
             order.written = None;
         }
         order.target = target;
+        // Only a range that was reset at once may still be marked. No dump of it will follow.
+        order.begun = false;
         order.progress = Progress::None;
         Ok(())
     }
@@ -229,11 +240,21 @@ impl Work {
     fn serve(&self, mut staging: Staging) {
         loop {
             let mut order = self.lock();
-            while !matches!(order.progress, Progress::Started) {
+            // Before the dump, whose files these would be.
+            if std::mem::take(&mut order.begun) {
+                let target = order.target.clone();
+                drop(order);
+                if let Err(panic) = catch_unwind(AssertUnwindSafe(|| self.set_previous_aside(&target))) {
+                    log::warn!("{}", Error::of_panic(&*panic));
+                }
+                continue;
+            }
+            if !matches!(order.progress, Progress::Started) {
                 if order.ended {
                     return;
                 }
-                order = self.changed.wait(order).unwrap_or_else(PoisonError::into_inner);
+                drop(self.changed.wait(order));
+                continue;
             }
             let (target, held, claim) = (order.target.clone(), order.held, order.claim.take());
             drop(order);
@@ -253,6 +274,25 @@ impl Work {
             }
             drop(order);
             self.changed.notify_all();
+        }
+    }
+
+    /// Renames the rank's files of the run before. The dump replaces what could not be renamed.
+    fn set_previous_aside(&self, target: &Target) {
+        let Target { iterations, directory } = target;
+        for path in self.run.dump(*iterations, *iterations).paths_in(directory) {
+            match previous::set_aside(&path) {
+                Ok(None) => {}
+                Ok(Some(previous)) => {
+                    log::info!("{}: of the run before, renamed to {}", path.display(), previous.display());
+                }
+                Err(e) => log::warn!(
+                    "{}: could not be renamed to {}: {e}; remove it, or its counts are taken for those of this run if this \
+                     process ends before its dump",
+                    path.display(),
+                    previous::previous_of(&path).display()
+                ),
+            }
         }
     }
 
