@@ -1,8 +1,7 @@
-// The recorder apart from devices: configs, the environment, files, and its info.
+// The recorder apart from devices: configs, files, and its info.
 #include <gtest/gtest.h>
 
 #include <csignal>
-#include <cstdlib>
 #include <eplb_tools.hpp>
 #include <functional>
 #include <random>
@@ -67,74 +66,7 @@ eplb_status in_a_child(const std::function<eplb_status()> &work) {
     return status;
 }
 
-/// The environment variables of an operator, unset at the end.
-class environment {
-  public:
-    environment(const char *range, const char *path) {
-        set("EXPERT_STATISTIC_ITER_RANGE", range);
-        set("EXPERT_STATISTIC_PATH", path);
-    }
-    ~environment() {
-        unsetenv("EXPERT_STATISTIC_ITER_RANGE");
-        unsetenv("EXPERT_STATISTIC_PATH");
-    }
-
-  private:
-    static void set(const char *name, const char *value) {
-        if (value != nullptr) {
-            setenv(name, value, 1);
-        } else {
-            unsetenv(name);
-        }
-    }
-};
-
 } // namespace
-
-TEST(Recorder, FromEnvSetsRangeAndPath) {
-    const environment environment("100-200", "/data/statistic");
-    eplb::recorder_config config;
-    config.num_experts = 7;
-    config.from_env();
-    EXPECT_EQ(config.iter_start, 100);
-    EXPECT_EQ(config.iter_stop, 200);
-    EXPECT_EQ(config.path, "/data/statistic");
-    EXPECT_EQ(config.num_experts, 7u) << "other fields are unchanged";
-    EXPECT_EQ(config.device, EPLB_DEVICE_HOST);
-}
-
-TEST(Recorder, FromEnvWithoutARangeTurnsTheRecorderOff) {
-    for (const char *range : {static_cast<const char *>(nullptr), ""}) {
-        const environment environment(range, nullptr);
-        eplb::recorder_config config;
-        config.path = "unchanged";
-        config.iter_start = 1;
-        config.iter_stop = 2;
-        config.from_env();
-        EXPECT_EQ(config.iter_start, 0);
-        EXPECT_EQ(config.iter_stop, 0);
-        EXPECT_EQ(config.path, "unchanged");
-    }
-}
-
-TEST(Recorder, FromEnvRejectsABadRangeByName) {
-    for (const char *range : {"100-50", "abc", "-5", "7", "1-2-3", "7-7"}) {
-        const environment environment(range, "/data");
-        eplb_recorder_config config = EPLB_RECORDER_CONFIG_INIT;
-        EXPECT_EQ(eplb_recorder_config_from_env(&config), EPLB_STATUS_INVALID_ARGUMENT) << range;
-        const std::string message = eplb_last_error_message();
-        EXPECT_EQ(message.find("EXPERT_STATISTIC_ITER_RANGE: \"" + std::string(range) + "\""), 0u) << message;
-        EXPECT_EQ(config.iter_stop, 0);
-        EXPECT_EQ(config.path, nullptr);
-    }
-}
-
-TEST(Recorder, CreateRejectsARangeWithoutAPath) {
-    const environment environment("100-200", nullptr);
-    auto config = a_config("");
-    config.from_env();
-    EXPECT_NE(refused(config).find("EXPERT_STATISTIC_PATH"), std::string::npos);
-}
 
 TEST(Recorder, CreateRejectsADirectoryThatIsNotWritable) {
     temporary_directory dir;

@@ -256,9 +256,9 @@ typedef struct eplb_recorder_config {
   uint32_t experts_per_token; /**< Ids per token (the router's top-k), those of shared experts included. */
   const int32_t *layer_ids; /**< Layers that this rank counts, by the model's numbers: [num_layers]. */
   size_t num_layers; /**< Length of layer_ids. 0: none, as in a pipeline stage without experts. */
-  /** Directory of the dump, shared by all ranks; created if missing. Each rank writes rank<R>.safetensors,
-   * rank 0 also meta_info.json, in TensorRT-LLM's format. When iteration iter_start begins, an older file
-   * is renamed to NAME.previous: a rank that dies leaves no other run's. Required unless off. */
+  /** Directory of the dump, shared by all ranks; created if missing. NULL: ./expert_statistic. Each rank
+   * writes rank<R>.safetensors, rank 0 also meta_info.json, in TensorRT-LLM's format. When iteration
+   * iter_start begins, an older file is renamed to NAME.previous: a rank that dies leaves no other run's. */
   const char *path;
   int64_t iter_start; /**< First iteration to count. */
   int64_t iter_stop; /**< One past the last iteration to count; 0: the recorder is off. */
@@ -353,13 +353,13 @@ typedef struct eplb_recorder_info {
   { sizeof(eplb_recorder_info), 0, 0, 0, 0, 0, 0, 0, 0, 0, 0, 0, 0, { 0 }, 0, 0, 0, 0, 0, 0, 0 }
 
 /** Sets iterations and path from the environment, as TensorRT-LLM does. EXPERT_STATISTIC_ITER_RANGE=100-200
- * counts iterations 100 to 199; if unset or empty, iter_start and iter_stop become 0, whatever they were:
- * the recorder is off. EXPERT_STATISTIC_PATH is the path; if unset or empty, the path is unchanged. Several
+ * counts iterations 100 to 199; if unset, iter_start and iter_stop become 0, whatever they were: the
+ * recorder is off. EXPERT_STATISTIC_PATH is the path; if unset or empty, the path is unchanged. Several
  * recorders share them if each has a name.
  *
  * \param config  receives the fields. Its path then points into the environment, which must not change
  *                before eplb_recorder_create()
- * \return EPLB_STATUS_INVALID_ARGUMENT also for a range such as 100-50 or abc */
+ * \return EPLB_STATUS_INVALID_ARGUMENT also for a range such as 100-50 or abc, or an empty one */
 EPLB_API eplb_status eplb_recorder_config_from_env(eplb_recorder_config *config);
 
 /** Returns the memory that a recorder takes at creation. It takes no more later.

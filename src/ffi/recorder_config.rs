@@ -1,6 +1,6 @@
 //! The configuration of a recorder.
 
-use std::ffi::{c_char, c_void};
+use std::ffi::{CStr, c_char, c_void};
 use std::path::Path;
 
 use super::boundary::{
@@ -44,9 +44,9 @@ pub struct eplb_recorder_config {
     pub layer_ids: *const i32,
     /// Length of layer_ids. 0: none, as in a pipeline stage without experts.
     pub num_layers: usize,
-    /// Directory of the dump, shared by all ranks; created if missing. Each rank writes rank<R>.safetensors,
-    /// rank 0 also meta_info.json, in TensorRT-LLM's format. When iteration iter_start begins, an older file
-    /// is renamed to NAME.previous: a rank that dies leaves no other run's. Required unless off.
+    /// Directory of the dump, shared by all ranks; created if missing. NULL: ./expert_statistic. Each rank
+    /// writes rank<R>.safetensors, rank 0 also meta_info.json, in TensorRT-LLM's format. When iteration
+    /// iter_start begins, an older file is renamed to NAME.previous: a rank that dies leaves no other run's.
     pub path: *const c_char,
     /// First iteration to count.
     pub iter_start: i64,
@@ -95,25 +95,23 @@ pub struct eplb_recorder_config {
 unsafe impl Growing for eplb_recorder_config {}
 
 /// Sets iterations and path from the environment, as TensorRT-LLM does. EXPERT_STATISTIC_ITER_RANGE=100-200
-/// counts iterations 100 to 199; if unset or empty, iter_start and iter_stop become 0, whatever they were:
-/// the recorder is off. EXPERT_STATISTIC_PATH is the path; if unset or empty, the path is unchanged. Several
+/// counts iterations 100 to 199; if unset, iter_start and iter_stop become 0, whatever they were: the
+/// recorder is off. EXPERT_STATISTIC_PATH is the path; if unset or empty, the path is unchanged. Several
 /// recorders share them if each has a name.
 ///
 /// \param config  receives the fields. Its path then points into the environment, which must not change
 ///                before eplb_recorder_create()
-/// \return EPLB_STATUS_INVALID_ARGUMENT also for a range such as 100-50 or abc
+/// \return EPLB_STATUS_INVALID_ARGUMENT also for a range such as 100-50 or abc, or an empty one
 #[unsafe(no_mangle)]
 pub unsafe extern "C" fn eplb_recorder_config_from_env(config: *mut eplb_recorder_config) -> eplb_status {
     boundary(|| {
         // SAFETY: the caller's promises for the config.
         let (given, result) = unsafe { (self::config(config, "config")?, growing_out(config, "config")?) };
         // SAFETY: the caller's promise that the environment does not change meanwhile.
-        let (range, path) =
-            unsafe { (variable(c"EXPERT_STATISTIC_ITER_RANGE"), variable(c"EXPERT_STATISTIC_PATH")) };
-        // SAFETY: as above.
-        let range = unsafe {
+        let (path, range) = unsafe {
+            let path = variable(c"EXPERT_STATISTIC_PATH").filter(|path| **path != 0);
             path.map(|path| text(path, "EXPERT_STATISTIC_PATH")).transpose()?;
-            iteration_range(range)?
+            (path, iteration_range()?)
         };
         result.set(eplb_recorder_config {
             iter_start: number(range.start, "iter_start")?,
@@ -125,25 +123,35 @@ pub unsafe extern "C" fn eplb_recorder_config_from_env(config: *mut eplb_recorde
     })
 }
 
-/// The value of an environment variable; `None` if it is unset or empty.
+/// The value of an environment variable; `None` if it is unset.
 ///
 /// # Safety
 /// The environment does not change while the string is used.
-unsafe fn variable(name: &std::ffi::CStr) -> Option<*const c_char> {
+unsafe fn variable(name: &CStr) -> Option<*const c_char> {
     // SAFETY: the caller's promise.
     let value = unsafe { libc::getenv(name.as_ptr()) }.cast_const();
-    // SAFETY: a string, which has at least its NUL.
-    (!value.is_null() && unsafe { *value } != 0).then_some(value)
+    (!value.is_null()).then_some(value)
 }
 
+/// The range in the environment, or an empty one.
+///
 /// # Safety
-/// As for [`variable`], whose result it takes.
-unsafe fn iteration_range(value: Option<*const c_char>) -> Result<IterationRange> {
-    let Some(value) = value else { return Ok(IterationRange { start: 0, stop: 0 }) };
+/// As for [`variable`].
+unsafe fn iteration_range() -> Result<IterationRange> {
+    const NAME: &str = "EXPERT_STATISTIC_ITER_RANGE";
     // SAFETY: the caller's promise.
-    unsafe { text(value, "EXPERT_STATISTIC_ITER_RANGE") }?
-        .parse()
-        .map_err(|e| Error::InvalidArgument(format!("EXPERT_STATISTIC_ITER_RANGE: {e}")))
+    let Some(value) = (unsafe { variable(c"EXPERT_STATISTIC_ITER_RANGE") }) else {
+        return Ok(IterationRange { start: 0, stop: 0 });
+    };
+    // SAFETY: the value is a string, by the caller's promise.
+    let bytes = unsafe { CStr::from_ptr(value) }.to_bytes();
+    if bytes.trim_ascii().is_empty() {
+        return Err(Error::InvalidArgument(format!(
+            "{NAME} is set and empty: unset it to count nothing, or give START-STOP, such as 100-200 for iterations 100 to 199"
+        )));
+    }
+    // SAFETY: as above.
+    unsafe { text(value, NAME) }?.parse().map_err(|e| Error::InvalidArgument(format!("{NAME}: {e}")))
 }
 
 /// Calls `use_it` with the config.

@@ -98,27 +98,41 @@ impl IterationRange {
 impl FromStr for IterationRange {
     type Err = Error;
 
-    /// `100-200` means 100 to 199, as in TensorRT-LLM's `EXPERT_STATISTIC_ITER_RANGE`.
+    /// `100-200` means 100 to 199, as in TensorRT-LLM's `EXPERT_STATISTIC_ITER_RANGE`. Each number is one that Python's `int()`
+    /// reads, in ASCII digits: also `100 - 200`, `+100-200`, `0100-200` and `1_00-2_00`.
     fn from_str(text: &str) -> Result<Self> {
         let refuse = |why: &str| {
             let text = shortened(text);
             Err(Error::InvalidArgument(format!("\"{text}\" is not a range of iterations: {why}")))
         };
-        // Digits only: Rust's numbers may begin with a plus.
-        let number = |digits: &str| {
-            digits.bytes().all(|b| b.is_ascii_digit()).then(|| digits.parse::<u64>().ok()).flatten()
-        };
         let Some((Some(start), Some(stop))) =
-            text.trim().split_once('-').map(|(start, stop)| (number(start), number(stop)))
+            text.split_once('-').map(|(start, stop)| (python_int(start), python_int(stop)))
         else {
             return refuse("START-STOP expected, such as 100-200 for iterations 100 to 199");
         };
-        match (start < stop, stop <= i64::MAX as u64) {
-            (false, _) => refuse("it ends before it begins; START must be less than STOP"),
-            (true, false) => refuse("it goes beyond 64 bits"),
+        match (start.max(stop) <= i64::MAX as u64, start < stop) {
+            (false, _) => refuse("it goes beyond 64 bits"),
+            (true, false) => refuse("it has no iterations; START must be less than STOP"),
             (true, true) => Ok(IterationRange { start, stop }),
         }
     }
+}
+
+/// Reads a number as Python's `int()` does, but without a minus and in ASCII digits: white space around it, a plus, leading zeros,
+/// and single underscores between digits. A number of more than 64 bits is `u64::MAX`.
+fn python_int(text: &str) -> Option<u64> {
+    let text = text.trim();
+    let groups = text.strip_prefix('+').unwrap_or(text).split('_');
+    let mut value = 0u64;
+    for group in groups {
+        if group.is_empty() {
+            return None;
+        }
+        for digit in group.chars() {
+            value = value.saturating_mul(10).saturating_add(digit.to_digit(10)?.into());
+        }
+    }
+    Some(value)
 }
 
 impl fmt::Display for IterationRange {
@@ -404,18 +418,64 @@ mod tests {
     }
 
     #[test]
-    fn iteration_range_requires_start_less_than_stop() {
-        assert_eq!("100-200".parse::<IterationRange>().unwrap(), IterationRange { start: 100, stop: 200 });
-        assert_eq!(" 0-1\n".parse::<IterationRange>().unwrap(), IterationRange { start: 0, stop: 1 });
+    fn iteration_range_is_read_as_python_does() {
+        let (start, stop) = (100, 200);
+        // What `start, stop = text.strip().split("-"); int(start), int(stop)` reads.
+        for text in [
+            "100-200",
+            " 100-200\n",
+            "100 - 200",
+            "\t100\u{a0}-\u{2003}200\r\n",
+            "+100-200",
+            "100-+200",
+            "+100 - +200",
+            "1_00-2_0_0",
+            "0100-00200",
+            "+0_1_0_0-200",
+        ] {
+            assert_eq!(text.parse::<IterationRange>().unwrap(), IterationRange { start, stop }, "{text}");
+        }
+        assert_eq!("0-1".parse::<IterationRange>().unwrap(), IterationRange { start: 0, stop: 1 });
+        let largest = IterationRange { start: 0, stop: i64::MAX as u64 };
+        assert_eq!("0-9_223_372_036_854_775_807".parse::<IterationRange>().unwrap(), largest);
+    }
+
+    #[test]
+    fn iteration_range_requires_two_numbers_in_order() {
+        let (form, order) = (
+            "START-STOP expected, such as 100-200 for iterations 100 to 199",
+            "it has no iterations; START must be less than STOP",
+        );
         for (text, why) in [
-            ("100-50", "it ends before it begins; START must be less than STOP"),
-            ("7-7", "it ends before it begins; START must be less than STOP"),
-            ("abc", "START-STOP expected, such as 100-200 for iterations 100 to 199"),
-            ("-5", "START-STOP expected, such as 100-200 for iterations 100 to 199"),
-            ("5-", "START-STOP expected, such as 100-200 for iterations 100 to 199"),
-            ("1-2-3", "START-STOP expected, such as 100-200 for iterations 100 to 199"),
-            ("+1-2", "START-STOP expected, such as 100-200 for iterations 100 to 199"),
+            ("100-50", order),
+            ("200 - 1_00", order),
+            ("7-7", order),
+            ("", form),
+            (" ", form),
+            ("-", form),
+            ("7", form),
+            ("abc", form),
+            ("-5", form),
+            ("5-", form),
+            ("1-2-3", form),
+            ("100--200", form),
+            ("_100-200", form),
+            ("100_-200", form),
+            ("1__00-200", form),
+            ("+_100-200", form),
+            ("++100-200", form),
+            ("+ 100-200", form),
+            ("1 00-200", form),
+            ("+-200", form),
+            ("1.0-2.0", form),
+            ("1e2-2e2", form),
+            ("0x10-0x20", form),
+            ("100\u{2013}200", form),
+            // Python reads these digits.
+            ("\u{ff11}00-200", form),
             ("0-9223372036854775808", "it goes beyond 64 bits"),
+            ("99999999999999999999-1", "it goes beyond 64 bits"),
+            ("0-18446744073709551616", "it goes beyond 64 bits"),
         ] {
             let error = text.parse::<IterationRange>().unwrap_err().to_string();
             assert_eq!(error, format!("\"{text}\" is not a range of iterations: {why}"));

@@ -12,13 +12,16 @@ use crate::stats::run_id::OwnedRunId;
 use crate::stats::write::check_directory;
 use crate::stats::{Counts, FileNumber, IdKind, IterationRange, MetaInfo, RankDump, Rows};
 
+/// The dump's directory without a path, as in TensorRT-LLM.
+const DEFAULT_PATH: &str = "expert_statistic";
+
 /// The longest name, in bytes. File systems take 255.
 const MAX_NAME: usize = 200;
 
 /// What a recorder counts, and where.
 #[derive(Debug, Clone, Copy)]
 pub struct RecorderConfig<'a> {
-    /// The dump's directory; created if missing.
+    /// The dump's directory; created if missing. `None`: TensorRT-LLM's default, `expert_statistic` in the working directory.
     pub path: Option<&'a Path>,
     /// Names the model or shape: the dump goes to this directory in `path`.
     pub name: Option<&'a str>,
@@ -86,7 +89,7 @@ impl Run {
 
     /// A later range, with a directory of its own.
     pub fn later(&self, iterations: IterationRange) -> Target {
-        let directory = self.directory.join(format!("{}-{}", iterations.start, iterations.stop));
+        let directory = self.directory.join(range_name(iterations));
         Target { iterations, directory }
     }
 
@@ -130,12 +133,7 @@ impl Run {
 
 impl RecorderConfig<'_> {
     pub(super) fn run(&self, iterations: IterationRange) -> Result<Run> {
-        let Some(path) = self.path else {
-            return Err(Error::InvalidArgument(format!(
-                "iterations {iterations} will be counted, but path is not set: set the directory of the dump \
-                 (EXPERT_STATISTIC_PATH in the environment)"
-            )));
-        };
+        let path = self.path.unwrap_or(Path::new(DEFAULT_PATH));
         check_directory(path)?;
         // The process may change its working directory before the dump.
         let mut directory = std::path::absolute(path).unwrap_or_else(|_| path.to_owned());
@@ -150,6 +148,12 @@ impl RecorderConfig<'_> {
                 self.num_shared,
                 self.num_shared + 1
             )));
+        }
+        if self.path.is_none() {
+            log::info!(
+                "path and EXPERT_STATISTIC_PATH are not set: the dump goes to {}",
+                directory.display()
+            );
         }
         let run = Run {
             directory,
@@ -171,6 +175,11 @@ impl RecorderConfig<'_> {
     }
 }
 
+/// The directory of a later range, in that of the first.
+fn range_name(iterations: IterationRange) -> String {
+    format!("{}-{}", iterations.start, iterations.stop)
+}
+
 /// Checks that a name is one visible directory, and not one that a later range of another recorder takes.
 fn check_name(name: &str) -> Result<()> {
     let why = if name.is_empty() {
@@ -185,7 +194,7 @@ fn check_name(name: &str) -> Result<()> {
         "is a file's name in a dump".to_owned()
     } else if name.contains(char::is_control) {
         "has a control character".to_owned()
-    } else if name.parse::<IterationRange>().is_ok() {
+    } else if name.parse::<IterationRange>().is_ok_and(|range| name == range_name(range)) {
         "is a range of iterations, which eplb_recorder_rearm() uses as a directory".to_owned()
     } else {
         return Ok(());
@@ -199,7 +208,7 @@ mod tests {
 
     #[test]
     fn check_name_takes_directories_and_refuses_paths() {
-        for name in ["draft", "E256-K8", "1-2-3", "5-", "a.b", "模型", &"x".repeat(MAX_NAME)] {
+        for name in ["draft", "E256-K8", "1-2-3", "5-", "1_0-2_0", "a.b", "模型", &"x".repeat(MAX_NAME)] {
             check_name(name).unwrap();
         }
         for (name, why) in [
