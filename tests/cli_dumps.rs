@@ -306,3 +306,55 @@ fn inspect_describes_an_incomplete_dump() {
     let output = String::from_utf8(eplb(&dir, "inspect dump").stdout).unwrap();
     assert!(output.contains("  meta_info.json         cannot read dump/meta_info.json"), "{output}");
 }
+
+#[test]
+fn inspect_describes_the_run() {
+    let dir = tempfile::tempdir().unwrap();
+    let path = dir.path().join("dump");
+    let mut dump = WrittenDump::new(3, &[3], &[5], 5, 6);
+    let lines = |text: &str| -> Vec<String> {
+        let all = text.lines().filter(|line| line.starts_with("  written at ") || line.starts_with("  run "));
+        all.map(|line| line.split_whitespace().collect::<Vec<_>>().join(" ")).collect()
+    };
+    // A file of an earlier version has neither.
+    dump.write(&path);
+    assert!(lines(&success(&dir, "inspect dump")).is_empty());
+    assert_eq!(lines(&success(&dir, "inspect dump/rank1.safetensors")), ["run -"]);
+
+    for (file, second) in [(0, 58), (1, 59), (2, 58)] {
+        dump.files[file].set("written_at", &format!("2026-11-29T01:35:{second}Z"));
+        dump.files[file].set("run_id", "7.0");
+        dump.files[file].set("run_id_source", "slurm");
+    }
+    dump.write(&path);
+    let times = "written at 2026-11-29T01:35:58Z to 2026-11-29T01:35:59Z";
+    assert_eq!(lines(&success(&dir, "inspect dump")), [times, "run 7.0 (from slurm)"]);
+    let one = ["written at 2026-11-29T01:35:59Z", "run 7.0 (from slurm)"];
+    assert_eq!(lines(&success(&dir, "inspect dump/rank1.safetensors")), one);
+
+    // The launcher's numbers differ: a warning.
+    dump.files[2].set("run_id", "7.1");
+    dump.write(&path);
+    let output = eplb(&dir, "inspect dump");
+    let told = String::from_utf8(output.stderr).unwrap();
+    assert!(
+        told.contains("dump: the run_id of rank2.safetensors is \"7.1\" (from slurm), that of"),
+        "{told}"
+    );
+    let both = [times, "run 7.0 (from slurm), 7.1 (from slurm)"];
+    assert_eq!(lines(&String::from_utf8(output.stdout).unwrap()), both);
+
+    // The file of the run before, of a rank that did not finish.
+    fs::rename(path.join("rank2.safetensors"), path.join("rank2.safetensors.previous")).unwrap();
+    let output = eplb(&dir, "inspect dump");
+    let told = String::from_utf8(output.stderr).unwrap();
+    assert!(
+        told.contains("[2]; rank 2 has begun to count and has not dumped, rank2.safetensors.previous is of"),
+        "{told}"
+    );
+    assert!(output.status.success());
+    let previous = success(&dir, "inspect dump/rank2.safetensors.previous");
+    assert_eq!(lines(&previous), ["written at 2026-11-29T01:35:58Z", "run 7.1 (from slurm)"]);
+    let (refused, _) = failure(&dir, "report --expert_statistic_path dump");
+    assert!(refused.contains("rank2.safetensors.previous is of the run before"), "{refused}");
+}

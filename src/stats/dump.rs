@@ -209,17 +209,17 @@ fn rank_paths(directory: &Path) -> Result<BTreeMap<u32, PathBuf>> {
     if paths.is_empty() {
         let below = dumps_below(directory);
         let has_meta = directory.join(MetaInfo::FILE_NAME).exists();
+        let previous = previous::of_missing_ranks(directory, &[], usize::MAX);
         return Err(Error::IncompleteDump(match (&below[..], has_meta) {
             ([_, ..], false) => format!(
-                "{} has no {}; dumps are in {}: pass one of them",
+                "{} has no {}; dumps are in {}: pass one of them{previous}",
                 directory.display(),
                 MetaInfo::FILE_NAME,
                 list_dumps(&below)
             ),
             _ => format!(
-                "{}: no rank<R>.safetensors in this directory; give the directory to which EXPERT_STATISTIC_PATH was set{}",
-                directory.display(),
-                previous::of_missing_ranks(directory, &[], usize::MAX)
+                "{}: no rank<R>.safetensors in this directory; give the directory to which EXPERT_STATISTIC_PATH was set{previous}",
+                directory.display()
             ),
         }));
     }
