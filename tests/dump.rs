@@ -169,9 +169,12 @@ fn reader_sums_many_files_in_several_pieces_and_orders() {
 #[test]
 fn reader_skips_raw_ids_and_other_files() {
     let dir = foreign();
-    for name in
-        ["rank0_raw.safetensors", "cooccurrence_rank0.safetensors", ".rank1.safetensors.partial", "notes"]
-    {
+    for name in [
+        "rank0_raw.safetensors",
+        "cooccurrence_rank0.safetensors",
+        ".rank1.safetensors.node7.4242-81.0.partial",
+        "notes",
+    ] {
         fs::write(dir.path().join(name), "not a tensor").unwrap();
     }
     assert_eq!(load(&dir).unwrap().summary().num_ranks, 3);

@@ -167,7 +167,7 @@ fn a_failure_writes_nothing_more_to_a_stream() {
 }
 
 #[test]
-fn another_process_lends_its_pipe_and_not_its_file() {
+fn a_pipe_of_another_process_is_written_and_its_file_refused() {
     let dir = tempfile::tempdir().unwrap();
     let log = dir.path().join("log");
     fs::write(&log, "theirs").unwrap();

@@ -1,4 +1,4 @@
-//! Several processes that write one file, also where locks lie or fail and where a rename is misreported.
+//! Several processes that write one file, also where locks exclude nobody or fail, and where a rename is misreported.
 
 use std::env;
 use std::fs;
@@ -17,7 +17,7 @@ fn content(letter: u8) -> Vec<u8> {
     vec![letter; 100_000 + 30_000 * usize::from(letter - b'a')]
 }
 
-/// A process that writes `path` as its role says: see [`writer`].
+/// A process that writes `path` by its role: see [`writer`].
 struct Writer {
     child: Child,
     stdin: ChildStdin,
@@ -49,12 +49,12 @@ impl Writer {
     }
 
     /// The next line that begins with "> ", without that.
-    fn says(&mut self) -> String {
+    fn line(&mut self) -> String {
         let mut line = String::new();
         while self.stdout.read_line(&mut line).unwrap() > 0 {
             // The harness writes the name of the test before it.
-            if let Some((_, said)) = line.split_once("> ") {
-                return said.trim_end().to_owned();
+            if let Some((_, printed)) = line.split_once("> ") {
+                return printed.trim_end().to_owned();
             }
             line.clear();
         }
@@ -79,14 +79,14 @@ fn writer() {
     let of = |name| env::var(name).unwrap();
     let (role, letter, path) =
         (of("EPLB_ROLE"), of("EPLB_LETTER").as_bytes()[0], PathBuf::from(of("EPLB_TARGET")));
-    let say = |what: &str| println!("> {what}");
+    let print = |what: &str| println!("> {what}");
     let wait = || std::io::stdin().lock().read_line(&mut String::new()).unwrap();
     let bytes = content(letter);
     match &role[..] {
         // Writes the file over and over until its standard input is closed. Some attempts fail.
         "loop" => {
             let ended = std::thread::spawn(wait);
-            say("ready");
+            print("ready");
             for round in 0.. {
                 let written = AtomicFile::create(&path).unwrap().replace(|out| {
                     bytes.chunks(4096).try_for_each(|chunk| out.write_all(chunk))?;
@@ -103,17 +103,21 @@ fn writer() {
         "hold" => {
             let claim = match AtomicFile::claim(&path, None) {
                 Ok(claim) => claim,
-                Err(e) => return say(&e.to_string()),
+                Err(e) => return print(&e.to_string()),
             };
-            say("claimed");
+            // Within a process no lock is needed.
+            assert!(AtomicFile::claim(&path, None).is_err());
+            print("claimed");
             wait();
             let held = claim.replace_and_hold(|out| out.write_all(&bytes)).unwrap();
-            say("held");
+            assert!(AtomicFile::claim(&path, None).is_err());
+            assert!(AtomicFile::claim(&path, Some(&held)).is_ok());
+            print("held");
             wait();
             drop(held);
         }
         // Writes the file once.
-        _ => say(&match AtomicFile::create(&path).unwrap().replace(|out| out.write_all(&bytes)) {
+        _ => print(&match AtomicFile::create(&path).unwrap().replace(|out| out.write_all(&bytes)) {
             Ok(()) => "written".to_owned(),
             Err(e) => e.to_string(),
         }),
@@ -138,7 +142,7 @@ fn files_in(directory: &TempDir) -> Vec<String> {
 }
 
 #[test]
-fn readers_see_whole_files_of_four_writers_whatever_locks_say() {
+fn readers_see_whole_files_of_four_writers_whatever_flock_returns() {
     let libraries = tempfile::tempdir().unwrap();
     let library = unreliable(&libraries);
     for flock in FLOCKS {
@@ -149,7 +153,7 @@ fn readers_see_whole_files_of_four_writers_whatever_locks_say() {
             .map(|letter| Writer::start(&library, "loop", letter, &path, &[("EPLB_FLOCK", flock)]))
             .into();
         for writer in &mut writers {
-            assert_eq!(writer.says(), "ready");
+            assert_eq!(writer.line(), "ready");
         }
         let mut seen = [0; 5];
         for read in 0.. {
@@ -170,7 +174,7 @@ fn readers_see_whole_files_of_four_writers_whatever_locks_say() {
 }
 
 #[test]
-fn a_claimed_file_is_refused_to_another_process_whatever_locks_say() {
+fn a_claimed_file_is_refused_to_another_process_whatever_flock_returns() {
     let libraries = tempfile::tempdir().unwrap();
     let library = unreliable(&libraries);
     for flock in FLOCKS {
@@ -178,9 +182,9 @@ fn a_claimed_file_is_refused_to_another_process_whatever_locks_say() {
         let path = dir.path().join("rank0.safetensors");
         let start = |letter| Writer::start(&library, "hold", letter, &path, &[("EPLB_FLOCK", flock)]);
         let mut first = start(b'a');
-        assert_eq!(first.says(), "claimed");
+        assert_eq!(first.line(), "claimed");
         let mut second = start(b'b');
-        let refused = second.says();
+        let refused = second.line();
         second.end();
         assert!(
             refused.ends_with(
@@ -190,13 +194,13 @@ fn a_claimed_file_is_refused_to_another_process_whatever_locks_say() {
         );
         assert!(!path.exists());
         first.go_on();
-        assert_eq!(first.says(), "held");
+        assert_eq!(first.line(), "held");
         assert_eq!(files_in(&dir), ["rank0.safetensors"]);
         // Only a lock can show that a process holds a whole file.
         let mut second = start(b'b');
         match flock {
-            None => assert_eq!(second.says(), refused),
-            Some(_) => assert_eq!(second.says(), "claimed"),
+            None => assert_eq!(second.line(), refused),
+            Some(_) => assert_eq!(second.line(), "claimed"),
         }
         assert!(fs::read(&path).unwrap() == content(b'a'));
         second.end();
@@ -213,33 +217,33 @@ fn a_killed_writer_refuses_nobody_and_its_partial_file_is_removed() {
         let path = dir.path().join("rank0.safetensors");
         let start = |letter| Writer::start(&library, "hold", letter, &path, &[("EPLB_FLOCK", flock)]);
         let mut killed = start(b'a');
-        assert_eq!(killed.says(), "claimed");
+        assert_eq!(killed.line(), "claimed");
         killed.child.kill().unwrap();
         killed.child.wait().unwrap();
         let left = files_in(&dir);
         let mut next = start(b'b');
-        assert_eq!(next.says(), "claimed", "flock {flock:?}");
+        assert_eq!(next.line(), "claimed", "flock {flock:?}");
         assert_eq!((left.len(), files_in(&dir).len()), (1, 1));
         assert_ne!(left, files_in(&dir));
         next.go_on();
-        assert_eq!(next.says(), "held");
+        assert_eq!(next.line(), "held");
         next.end();
         assert_eq!(files_in(&dir), ["rank0.safetensors"]);
     }
 }
 
 #[test]
-fn a_rename_that_was_carried_out_is_no_error_whatever_it_reported() {
+fn a_rename_that_was_carried_out_is_no_error_whatever_it_returned() {
     let libraries = tempfile::tempdir().unwrap();
     let library = unreliable(&libraries);
     let dir = tempfile::tempdir().unwrap();
     let path = dir.path().join("config.yaml");
     let write = |letter, errno| {
         let mut writer = Writer::start(&library, "once", letter, &path, &[("EPLB_RENAME", Some(errno))]);
-        let said = writer.says();
+        let printed = writer.line();
         writer.end();
         assert_eq!(files_in(&dir), ["config.yaml"], "{errno}");
-        said
+        printed
     };
     // ENOENT, EIO and ESTALE.
     for (letter, errno) in [(b'a', "2"), (b'b', "5"), (b'c', "116")] {

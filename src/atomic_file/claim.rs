@@ -3,61 +3,78 @@
 //! Within a process a list decides. Other processes are seen by their partial files, and by locks where those work: some cluster
 //! file systems have none, or have them on each node alone.
 
-use std::ffi::OsString;
-use std::fs::{self, File, OpenOptions, TryLockError};
+use std::ffi::{OsStr, OsString};
+use std::fs::{self, File, Metadata, OpenOptions, TryLockError};
 use std::io::{self, ErrorKind};
 use std::os::unix::fs::{MetadataExt, OpenOptionsExt};
 use std::path::Path;
-use std::sync::{Arc, Mutex, PoisonError, Weak};
+use std::sync::{Arc, Mutex, MutexGuard, PoisonError, Weak};
 
 use super::partial::{Owner, Partial};
-use super::target::{directory_of, same_file};
+use super::target::{directory_of, is_same};
 
 /// Why a file is refused to a second writer.
 pub(super) const BUSY: &str = "it is being written by another process, or by another handle of this one";
 
-/// The right to a file. It ends when the last clone is dropped.
-#[derive(Debug, Clone)]
-pub(super) struct Claim(Arc<Claimed>);
+/// What this process writes or holds. It ends when this is dropped.
+#[derive(Debug)]
+pub(super) struct Claim(#[expect(dead_code, reason = "it is in the list while it lives")] Arc<Claimed>);
 
-/// A file, by its directory and its name there: the file itself changes with each replacement.
 #[derive(Debug, PartialEq, Eq)]
 struct Claimed {
     /// A process made by fork() has the claims of its parent in its list, which it must not go by.
     process: u32,
     device: u64,
-    directory: u64,
-    name: OsString,
+    /// Of the directory in which a name is being written, or of a file that is held.
+    inode: u64,
+    name: Option<OsString>,
 }
 
 /// The claims of this process.
 static CLAIMS: Mutex<Vec<Weak<Claimed>>> = Mutex::new(Vec::new());
 
-impl Claim {
-    /// Claims `target` in this process. Fails where another holder than `own` has it.
-    pub fn new(target: &Path, own: Option<&Claim>) -> io::Result<Self> {
-        let directory = fs::metadata(directory_of(target))?;
-        let claimed = Arc::new(Claimed {
-            process: std::process::id(),
-            device: directory.dev(),
-            directory: directory.ino(),
-            name: target.file_name().unwrap_or_default().to_owned(),
-        });
-        let mut claims = CLAIMS.lock().unwrap_or_else(PoisonError::into_inner);
-        claims.retain(|claim| claim.strong_count() > 0);
-        match claims.iter().filter_map(Weak::upgrade).find(|other| *other == claimed) {
-            None => {
-                claims.push(Arc::downgrade(&claimed));
-                Ok(Claim(claimed))
-            }
-            Some(other) if own.is_some_and(|own| Arc::ptr_eq(&own.0, &other)) => Ok(Claim(other)),
-            Some(_) => Err(busy()),
-        }
+fn claims() -> MutexGuard<'static, Vec<Weak<Claimed>>> {
+    CLAIMS.lock().unwrap_or_else(PoisonError::into_inner)
+}
+
+impl Claimed {
+    fn new(at: &Metadata, name: Option<&OsStr>) -> Self {
+        let (process, name) = (std::process::id(), name.map(OsStr::to_owned));
+        Claimed { process, device: at.dev(), inode: at.ino(), name }
+    }
+
+    fn is_in(&self, claims: &[Weak<Claimed>]) -> bool {
+        claims.iter().filter_map(Weak::upgrade).any(|other| *other == *self)
     }
 }
 
-/// Locks the partial file. Fails where another process writes `target`, or holds it and that is not `own`.
-pub(super) fn check_other_processes(partial: &Partial, target: &Path, own: Option<&File>) -> io::Result<()> {
+impl Claim {
+    /// Claims the name of `target`. Fails where this process writes it already.
+    pub fn of_name(target: &Path) -> io::Result<Self> {
+        let directory = fs::metadata(directory_of(target))?;
+        let mut claims = claims();
+        match Claimed::new(&directory, target.file_name()) {
+            claimed if claimed.is_in(&claims) => Err(busy()),
+            claimed => Ok(Self::add(claimed, &mut claims)),
+        }
+    }
+
+    /// Claims a file of this writer alone, for as long as it is at its path.
+    pub fn of_file(file: &File) -> io::Result<Self> {
+        let claimed = Claimed::new(&file.metadata()?, None);
+        Ok(Self::add(claimed, &mut claims()))
+    }
+
+    fn add(claimed: Claimed, claims: &mut Vec<Weak<Claimed>>) -> Self {
+        claims.retain(|claim| claim.strong_count() > 0);
+        let claimed = Arc::new(claimed);
+        claims.push(Arc::downgrade(&claimed));
+        Claim(claimed)
+    }
+}
+
+/// Locks the partial file. Fails where another process writes `target`, or where somebody holds it and that is not `own`.
+pub(super) fn check_unclaimed(partial: &Partial, target: &Path, own: Option<&File>) -> io::Result<()> {
     let locks_work = lock(partial);
     let is_busy = |path: &Path, owner| match owner {
         // The list knows the claims of this process, but not those of another copy of the library in it.
@@ -65,15 +82,12 @@ pub(super) fn check_other_processes(partial: &Partial, target: &Path, own: Optio
         Owner::ThisHost => !locks_work || is_locked(path),
         Owner::AnotherHost => is_locked(path),
     };
-    let held = || {
-        let file = open(target).ok()?;
-        let is_own = own.is_some_and(|own| same_file(own.metadata(), file.metadata()));
-        (!is_own && is_held(&file)).then_some(())
-    };
-    match partial.others(target).iter().any(|other| is_busy(&other.path, other.owner)) || held().is_some() {
-        true => Err(busy()),
-        false => Ok(()),
-    }
+    let is_written = partial.others(target).iter().any(|other| is_busy(&other.path, other.owner));
+    let is_held = fs::metadata(target).is_ok_and(|at_target| {
+        let is_own = own.is_some_and(|own| own.metadata().is_ok_and(|own| is_same(&own, &at_target)));
+        !is_own && (Claimed::new(&at_target, None).is_in(&claims()) || is_locked(target))
+    });
+    if is_written || is_held { Err(busy()) } else { Ok(()) }
 }
 
 /// Locks the file, and returns whether another one sees the lock.
@@ -100,15 +114,8 @@ fn busy() -> io::Error {
     io::Error::new(ErrorKind::ResourceBusy, BUSY)
 }
 
-fn open(path: &Path) -> io::Result<File> {
-    OpenOptions::new().read(true).custom_flags(libc::O_NONBLOCK | libc::O_NOFOLLOW).open(path)
-}
-
-fn is_locked(path: &Path) -> bool {
-    open(path).is_ok_and(|file| is_held(&file))
-}
-
 /// Whether a holder has the file locked. Readers may open it too, and a shared lock conflicts only with that of a holder.
-fn is_held(file: &File) -> bool {
-    matches!(file.try_lock_shared(), Err(TryLockError::WouldBlock))
+fn is_locked(path: &Path) -> bool {
+    let file = OpenOptions::new().read(true).custom_flags(libc::O_NONBLOCK | libc::O_NOFOLLOW).open(path);
+    file.is_ok_and(|file| matches!(file.try_lock_shared(), Err(TryLockError::WouldBlock)))
 }

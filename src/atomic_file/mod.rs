@@ -19,18 +19,20 @@ use std::io::{self, BufWriter, ErrorKind, Write};
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
 
-use claim::{Claim, check_other_processes};
+use claim::{Claim, check_unclaimed};
 use partial::Partial;
 use stream::Stream;
 use target::{Target, directory_of};
 
 use crate::error::{Error, Result};
 
-/// A file that was replaced and is still locked. Until it is dropped, [`AtomicFile::claim`] refuses the file to others.
+/// A file that was replaced and is still locked. Until it is dropped, or the file is removed or replaced, [`AtomicFile::claim`]
+/// refuses the file to others.
 #[derive(Debug)]
 pub struct HeldFile {
     /// None for a stream.
     file: Option<Arc<File>>,
+    #[expect(dead_code, reason = "it ends when this is dropped")]
     claim: Option<Claim>,
     process: u32,
 }
@@ -91,9 +93,9 @@ impl AtomicFile {
             let Target::File(target) = Target::of(path)? else {
                 return Err(io::Error::new(ErrorKind::InvalidInput, "it exists and is not a regular file"));
             };
-            let claim = Claim::new(&target, own.and_then(|own| own.claim.as_ref()))?;
+            let claim = Claim::of_name(&target)?;
             let partial = Partial::create(&target)?;
-            check_other_processes(&partial, &target, own.and_then(|own| own.file.as_deref()))?;
+            check_unclaimed(&partial, &target, own.and_then(|own| own.file.as_deref()))?;
             Ok(Place::File { target, partial, claim: Some(claim) })
         };
         let place = attempt().map_err(|e| Error::write(path, e))?;
@@ -125,6 +127,8 @@ impl AtomicFile {
                     Err(_) => Ok(()),
                 };
                 partial.file().sync_all()?;
+                // The claim of the name ends with this call, and that of the file begins before.
+                let held = claim.as_ref().map(|_| Claim::of_file(partial.file())).transpose()?;
                 let file = partial.rename(&target)?;
                 // The new file is in place, so other failures are only logged.
                 let synced = File::open(directory_of(&target)).and_then(|directory| directory.sync_all());
@@ -133,7 +137,7 @@ impl AtomicFile {
                         log::warn!("{}: written, but could not {what}: {e}", path.display());
                     }
                 }
-                Ok((Some(file), claim))
+                Ok((Some(file), held))
             }
         };
         let (file, claim) = attempt().map_err(|e| Error::write(&path, e))?;
@@ -214,6 +218,10 @@ mod tests {
         let held_again = written(AtomicFile::claim(&path, Some(&held)).unwrap());
         drop(held);
         assert!(AtomicFile::claim(&path, None).is_err());
+        fs::remove_file(&path).unwrap();
+        AtomicFile::claim(&path, None).unwrap();
+        fs::write(&path, "bytes").unwrap();
+        AtomicFile::claim(&path, None).unwrap();
         drop(held_again);
         AtomicFile::claim(&path, None).unwrap();
         assert_eq!(read(&path), "bytes");

@@ -10,7 +10,7 @@ use std::sync::Arc;
 use std::sync::atomic::{AtomicU64, Ordering};
 
 use super::process::{is_gone, this_host, this_process};
-use super::target::{directory_of, same_file};
+use super::target::{directory_of, is_same};
 
 /// The most bytes of the target's name in that of a partial file. File systems take names of 255 bytes, some of 143.
 const LONGEST_NAME: usize = 64;
@@ -156,12 +156,10 @@ fn shortened(name: &[u8], longest: usize) -> Vec<u8> {
 
 /// Whether `path` is the open `file`.
 fn is_at(file: &File, path: &Path) -> bool {
-    // A network file system asks the server when a file is opened, and may not do so before.
+    // A network file system queries the server when a file is opened. Before, it may answer from its cache.
     let open = || OpenOptions::new().read(true).custom_flags(libc::O_NONBLOCK | libc::O_NOFOLLOW).open(path);
-    match open() {
-        Ok(opened) => same_file(file.metadata(), opened.metadata()),
-        Err(_) => same_file(file.metadata(), fs::symlink_metadata(path)),
-    }
+    let found = open().and_then(|opened| opened.metadata()).or_else(|_| fs::symlink_metadata(path));
+    found.is_ok_and(|found| file.metadata().is_ok_and(|file| is_same(&file, &found)))
 }
 
 #[cfg(test)]

@@ -125,7 +125,6 @@ pub(super) fn directory_of(target: &Path) -> &Path {
 }
 
 /// Whether two files are one.
-pub(super) fn same_file(one: io::Result<Metadata>, another: io::Result<Metadata>) -> bool {
-    let inode = |data: Metadata| (data.dev(), data.ino());
-    one.ok().map(inode).is_some_and(|one| another.ok().map(inode) == Some(one))
+pub(super) fn is_same(one: &Metadata, another: &Metadata) -> bool {
+    (one.dev(), one.ino()) == (another.dev(), another.ino())
 }
