@@ -380,6 +380,8 @@ fn prediction_sentence(prediction: &PredictionReport) -> String {
             ];
             let largest = parts.into_iter().filter_map(|(name, part)| Some((name, part?)));
             let largest = largest.max_by(|a, b| a.1.abs().total_cmp(&b.1.abs()));
+            // Smaller parts are printed as 0.
+            let largest = largest.filter(|(_, part)| part.abs() >= 0.00005);
             let largest = largest
                 .map_or(String::new(), |(name, part)| format!(", mainly {name} ({})", signed(Some(part))));
             let second = match prediction.counts_slots {
@@ -399,8 +401,8 @@ fn prediction_sentence(prediction: &PredictionReport) -> String {
     let dispatch = match prediction.counts_slots {
         true => "dispatch    routing did not split evenly over replicas",
         false => {
-            "dispatch    unknown: the second dump counts experts, so whether the placement was in use is unknown\n\
-             \x20           too; \"after\" assumes it, with the even split. Count slots to measure it"
+            "dispatch    unknown: the second dump counts experts, so it does not show this placement in\n\
+             \x20           use. \"after\" assumes it and the even split; count slots to measure"
         }
     };
     format!(
