@@ -178,6 +178,9 @@ fn several_dumps_are_named_with_their_weights() {
     let numbers: Vec<u64> = iterations.iter().map(|i| i["iteration"].as_u64().unwrap()).collect();
     assert_eq!(numbers, [5, 6, 100, 101, 102]);
     assert_eq!(report["dump"]["path"], "a (weight 2) and b (weight 1)");
+    let starts: Vec<_> =
+        report["dump"]["dumps"].as_array().unwrap().iter().map(|dump| &dump["iter_start"]).collect();
+    assert_eq!((&report["dump"]["iter_start"], starts), (&5.into(), vec![&5.into(), &100.into()]));
 
     let (message, code) = failure(&dir, &format!("sweep {both} --dump_weights 1"));
     assert_eq!((message.as_str(), code), ("error: 1 dump weights for 2 dumps; one for each expected", 2));

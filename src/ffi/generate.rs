@@ -232,6 +232,7 @@ unsafe fn dump_paths<'a>(config: &eplb_generate_config) -> Result<(Vec<PathBuf>,
             optional_array(config.path_weights, config.num_paths, "config->path_weights")?,
         )
     };
+    // SAFETY: as above.
     let path = |&directory: &*const c_char| unsafe { path(directory, "config->paths") }.map(Path::to_owned);
     Ok((paths.iter().map(path).collect::<Result<_>>()?, weights))
 }

@@ -10,7 +10,7 @@ use super::{
 };
 use crate::error::{Error, Result};
 use crate::placement::Placement;
-use crate::stats::{IdKind, Summary};
+use crate::stats::{IdKind, RowRange, Summary};
 
 /// Number of experts in the list of the hottest.
 const NUM_HOTTEST: usize = 20;
@@ -170,15 +170,36 @@ struct Dump {
     num_files: usize,
     missing_ranks: Vec<u32>,
     counts: IdKind,
+    /// Of the first dump, if there are several.
+    #[serde(flatten)]
+    rows: DumpRows,
+    /// Of each dump, if there are several.
+    #[serde(skip_serializing_if = "Vec::is_empty")]
+    dumps: Vec<DumpRows>,
+}
+
+#[derive(Serialize)]
+struct DumpRows {
     iter_start: u64,
     iter_stop: u64,
     iter_bucket: u64,
     iter_stride: u64,
 }
 
+impl DumpRows {
+    fn new(rows: &RowRange) -> DumpRows {
+        DumpRows {
+            iter_start: rows.iterations.start,
+            iter_stop: rows.iterations.stop,
+            iter_bucket: rows.rows.bucket(),
+            iter_stride: rows.rows.stride(),
+        }
+    }
+}
+
 impl Dump {
     fn new(path: &Path, summary: &Summary, counts_slots: bool) -> Dump {
-        let rows = summary.rows.first();
+        let dumps = summary.rows.dumps();
         Dump {
             path: path.display().to_string(),
             num_experts: summary.num_experts,
@@ -187,10 +208,8 @@ impl Dump {
             num_files: summary.num_files,
             missing_ranks: summary.missing_ranks.clone(),
             counts: if counts_slots { IdKind::Slot } else { IdKind::Expert },
-            iter_start: rows.iterations.start,
-            iter_stop: rows.iterations.stop,
-            iter_bucket: rows.rows.bucket(),
-            iter_stride: rows.rows.stride(),
+            rows: DumpRows::new(&dumps[0]),
+            dumps: dumps.iter().filter(|_| dumps.len() > 1).map(DumpRows::new).collect(),
         }
     }
 }

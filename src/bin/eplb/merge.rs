@@ -20,20 +20,20 @@ use crate::output::layer_list;
 /// than once.
 #[derive(clap::Args)]
 #[command(after_help = "\
-Examples:
-An engine was restarted at iteration 250 of 0-1000, and recorded on into another folder:
-  eplb merge before after --output_path whole
+Examples (with files of eplb's repository):
+  eplb merge data/dumps/dsv2lite-translation data/dumps/dsv2lite-law --counts experts \\
+      --overlap append --output_path one_after_the_other
+  eplb merge data/dumps/dsv2lite-translation data/dumps/dsv2lite-law --counts experts \\
+      --overlap add --output_path side_by_side
 
-It went back to a checkpoint, so both have iterations 200 to 249; those of the second run count:
-  eplb merge before after --overlap last --output_path whole
+What to pass when:
+  no flag           the engine was restarted at iteration 250 of 0-1000 and recorded on into another folder
+  --overlap last    it went back to a checkpoint, so both runs have iterations 200 to 249; the second one's count
+  --overlap append  each run counts its iterations from 0
+  --overlap add     two engines ran side by side
+  --gaps close      some ranks stopped before others, and what not all have is to be left out
 
-Each run counts its iterations from 0:
-  eplb merge monday tuesday --overlap append --output_path both
-
-Some ranks stopped before others, and what not all have shall be left out:
-  eplb merge before after --gaps close --output_path whole
-
-A recorder that starts again in the same folder keeps its rank's last file as rank<R>.safetensors.previous: move
+A recorder that starts again in the same folder keeps its rank's last file as rank<R>.safetensors.previous. Move
 those, and meta_info.json.previous, into a folder of their own under the names without .previous.
 
 Flags also work with hyphens: --output-path.")]
