@@ -194,6 +194,11 @@ fn fractions_are_loads_that_every_format_but_a_dump_holds_exactly() {
         write_loads(original, &path, format, &model).unwrap();
         assert_eq!(loads(&read_counts(&path, format, &model).unwrap()), original, "{}", format.name());
     }
+    // One step is two axes.
+    let array = fs::read(dir.path().join("npy")).unwrap();
+    assert!(
+        array.starts_with(b"\x93NUMPY\x01\0v\0{'descr': '<f8', 'fortran_order': False, 'shape': (2, 3), }")
+    );
     let message = write_loads(original, dir.path(), CountsFormat::Dump, &Model::default()).unwrap_err();
     assert_eq!(
         message.to_string(),

@@ -149,6 +149,7 @@ pub fn write_loads(loads: &Loads, path: &Path, format: CountsFormat, model: &Mod
             })
         }
         CountsFormat::Npy => {
+            // The planners of vLLM and SGLang take [layers][experts] alone.
             let shape = [steps, summary.layers.len(), num_experts];
             let shape = if steps == 1 { &shape[1..] } else { &shape };
             AtomicFile::create(path)?
