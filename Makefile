@@ -101,7 +101,7 @@ gates: build doc ## checks of the C interface: languages, symbols, ABI, layouts,
 	scripts/check_header.sh
 	scripts/check_symbols.sh
 	scripts/check_abi.sh
-	$(CARGO) run --locked --quiet --manifest-path abi_tests/Cargo.toml --target-dir target/abi_tests
+	$(CARGO) run --locked --quiet --manifest-path abi_tests/Cargo.toml --target-dir target
 	scripts/check_install.sh
 	scripts/check_static.sh
 	cmake -S cpp_tests -B build/sanitize -DEPLB_SANITIZE=ON -Wno-dev >/dev/null

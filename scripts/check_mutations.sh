@@ -10,7 +10,8 @@ rm -rf "$tree"
 mkdir -p "$tree"
 git ls-files -z | grep -zv '^data/' | xargs -0 cp --parents -t "$tree"
 cd "$tree"
-export CARGO_TARGET_DIR="$root/target/mutations"
+# Shares the dependencies that other checks and tests compile.
+export CARGO_TARGET_DIR="$root/target"
 export CARGO_PROFILE_TEST_OPT_LEVEL=0
 export EPLB_LIBRARY="$CARGO_TARGET_DIR/debug/libeplb.so"
 
