@@ -13,6 +13,7 @@ cd "$tree"
 # Shares the dependencies that other checks and tests compile.
 export CARGO_TARGET_DIR="$root/target"
 export CARGO_PROFILE_TEST_OPT_LEVEL=0
+export CARGO_INCREMENTAL=1
 export EPLB_LIBRARY="$CARGO_TARGET_DIR/debug/libeplb.so"
 
 header() { cargo test --quiet --locked --test header; }
