@@ -192,11 +192,13 @@ TEST(Generate, SeveralDumpsArePlannedForTogether) {
     EXPECT_EQ(message(), "config->paths is NULL");
     c.num_paths = 1;
     c.expert_statistic_path = translation.c_str();
-    EXPECT_EQ(message(), "config->expert_statistic_path and config->paths exclude each other; add it to paths");
+    EXPECT_EQ(message(),
+              "config->expert_statistic_path and config->paths exclude each other; add it to paths");
     c.expert_statistic_path = nullptr;
     c.path_weights = weights + 1;
-    EXPECT_EQ(message(), "the weight of dump 0 is 0; a finite number above 0 expected (leave out a dump that should "
-                         "not count)");
+    EXPECT_EQ(message(),
+              "the weight of dump 0 is 0; a finite number above 0 expected (leave out a dump that should "
+              "not count)");
 }
 
 TEST(Generate, ArraysWithoutTheirLengthAreRefusedByName) {

@@ -98,8 +98,8 @@ pub struct eplb_generate_report {
     pub num_missing_ranks: u32,
     /// Slots that repeat an expert of their own rank.
     pub num_duplicates: u32,
-    /// Imbalance ratio (max - mean) / mean without a load balancer, averaged over iterations, then over
-    /// layers, those with tokens. NaN if no layer has any.
+    /// Imbalance ratio (max - mean) / mean without a load balancer, averaged over iterations with
+    /// tokens, then over layers with tokens. NaN if there are none.
     pub imbalance_before: f64,
     /// The same with the placement, under an even split.
     pub imbalance_after: f64,
