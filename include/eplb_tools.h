@@ -328,8 +328,8 @@ typedef struct eplb_generate_report {
   int64_t iter_stop; /**< One past the last iteration used, of the first dump. */
   uint32_t num_missing_ranks; /**< Ranks whose file is missing from the dump. */
   uint32_t num_duplicates; /**< Slots that repeat an expert of their own rank. */
-  /** Imbalance ratio (max - mean) / mean without a load balancer, averaged over iterations, then over
-   * layers, those with tokens. NaN if no layer has any. */
+  /** Imbalance ratio (max - mean) / mean without a load balancer, averaged over iterations with
+   * tokens, then over layers with tokens. NaN if there are none. */
   double imbalance_before;
   double imbalance_after; /**< The same with the placement, under an even split. */
   uint64_t hash; /**< eplb_placement_hash() of the placement. */

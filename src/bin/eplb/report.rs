@@ -231,7 +231,8 @@ fn describe(args: &Args, document: &Document<'_>) -> String {
 fn definitions(report: &LoadReport, num_layers: usize, columns: &[Column]) -> String {
     let balancedness = report.balancedness(num_layers);
     let others = num_layers - report.summary.layers.iter().filter(|&&l| (l as usize) < num_layers).count();
-    let rows: [(&str, &str, fn(&Balancedness) -> Option<f64>); 4] = [
+    type Figure = fn(&Balancedness) -> Option<f64>;
+    let rows: [(&str, &str, Figure); 4] = [
         ("eplb", "mean/max, averaged over layers", |b| b.eplb),
         ("SGLang", "the same, over all of the model", |b| b.sglang),
         ("vLLM", "sum of means / sum of maxima", |b| b.vllm),
