@@ -8,8 +8,11 @@
 //! Far above the target it restarts with the same effort. Effort counts evaluated exchanges, not time, so
 //! that results repeat.
 
+mod descent;
 mod drift;
 mod home_node;
+mod lanes;
+mod listing;
 mod measure;
 mod moves;
 mod node_relief;
@@ -21,7 +24,9 @@ mod state;
 
 use std::sync::Arc;
 
+use self::descent::Descent;
 pub(crate) use self::home_node::Nodes;
+use self::listing::Listing;
 pub(super) use self::measure::Measure;
 use self::moves::{
     DuplicateRemoval, duplicate_removal, exchange, exchange_of_samples, exchange_two, replica_count_changes,
@@ -88,15 +93,46 @@ impl Search<'_> {
     /// Returns the expert of each slot. The result is not above any of `others`, which are further placements
     /// to start from.
     pub fn place(&self, others: &[Vec<u32>]) -> Vec<u32> {
-        let Descent { mut best, target, to_beat } = self.descend(others);
-        if best.cost() > target * (1.0 + FAR) {
+        if let Some(cheapest) = self.cheapest_of_all(others) {
+            return cheapest;
+        }
+        let Descended { mut best, target, to_beat } = self.descend(others);
+        if best.cost() > target * (1.0 + FAR) && self.samples.len() == 1 {
             self.restart(&mut best, target, to_beat);
         }
         best.slots().to_vec()
     }
 
+    /// Returns the cheapest of all placements where listing them takes no more steps than a search.
+    fn cheapest_of_all(&self, others: &[Vec<u32>]) -> Option<Vec<u32>> {
+        let loads = &self.scaled(&self.scales());
+        let (shape, rank_num_slots, measure) = (self.shape, self.rank_num_slots, &**self.measure);
+        let listing = Listing { shape, rank_num_slots, pins: self.pins.map(|pins| &**pins), measure, loads };
+        let to_beat = others.iter().map(|slots| self.cost(loads, slots)).fold(f64::INFINITY, f64::min);
+        if to_beat == 0.0 || !listing.is_short(self.num_steps()) {
+            return None;
+        }
+        let without = listing.cheapest(to_beat, false);
+        if without.is_some() && !self.keeps_duplicates() {
+            return without;
+        }
+        let to_beat = without.as_ref().map_or(to_beat, |slots| self.cost(loads, slots));
+        listing.cheapest(to_beat, true).or(without)
+    }
+
+    /// Returns whether the result may have duplicates that lower the cost. With unequal ranks or pins, no greedy
+    /// bounds the cost.
+    fn keeps_duplicates(&self) -> bool {
+        self.rank_num_slots.is_some() || self.pins.is_some()
+    }
+
+    /// The number of steps to evaluate.
+    fn num_steps(&self) -> usize {
+        self.effort.saturating_mul(self.shape.num_slots().max(LEAST_SLOTS))
+    }
+
     /// Returns the best placement reached from the search's own start and from the `others`.
-    fn descend(&self, others: &[Vec<u32>]) -> Descent {
+    fn descend(&self, others: &[Vec<u32>]) -> Descended {
         let scales = self.scales();
         let loads = self.scaled(&scales);
         let target = self.bound(&scales) * (1.0 + TOLERANCE);
@@ -113,7 +149,7 @@ impl Search<'_> {
                 }
             }
         }
-        Descent { best, target, to_beat }
+        Descended { best, target, to_beat }
     }
 
     /// Restarts with as much effort again, since the result is mostly a local optimum. Tries other replica
@@ -131,9 +167,8 @@ impl Search<'_> {
                 *best = other;
             }
         }
-        // Duplicates allow more exchanges, and most can be removed at the end. With unequal ranks or pins keep
-        // those that help: no greedy bounds the cost there.
-        let keep_duplicates = self.rank_num_slots.is_some() || self.pins.is_some();
+        // Duplicates allow more exchanges, and most can be removed at the end.
+        let keep_duplicates = self.keeps_duplicates();
         let mut with = best.clone();
         with.allow_duplicates(true);
         effort.improve(&mut with);
@@ -329,12 +364,17 @@ impl Search<'_> {
 
     /// Improves a placement until its cost reaches `target` or no step helps.
     fn improve(&self, state: &mut State, target: f64) {
+        if state.num_samples() > 1 && !state.has_home_nodes() && state.cost() > target {
+            let slots = Descent::new(state, self.num_steps()).run(target);
+            *state = self.state(state.all_loads().to_vec(), &slots);
+            return;
+        }
         self.effort(target).improve(state);
         self.effort(target).remove_duplicates(state, state.cost() * (1.0 + ROUNDING));
     }
 
     fn effort(&self, target: f64) -> Effort {
-        Effort { target, left: self.effort.saturating_mul(self.shape.num_slots().max(LEAST_SLOTS)) }
+        Effort { target, left: self.num_steps() }
     }
 }
 
@@ -378,7 +418,7 @@ impl SampleScale {
 }
 
 /// The result of [`Search::descend`].
-struct Descent {
+struct Descended {
     best: State,
     /// The cost at which the search stops.
     target: f64,

@@ -103,6 +103,7 @@ impl Search<'_> {
         home_nodes: &Arc<HomeNodes>,
     ) -> (f64, Vec<u32>) {
         let mut state = self.state_at(loads, &start, home_nodes.clone());
+        let to_beat = state.cost();
         let least = self.least_costs(scales, priced, home_nodes);
         let bound = match **self.measure {
             Measure::Mean => least.iter().map(|least| least.cost).sum(),
@@ -110,7 +111,6 @@ impl Search<'_> {
             Measure::Quantile { .. } => self.bound(scales),
         };
         let max_loads: Vec<f64> = least.iter().map(|least| least.max_load).collect();
-        let to_beat = state.cost();
         node_relief::relieve_nodes(&mut state, home_nodes, &max_loads, self.scaled_effort(RELIEF_EFFORT));
         self.improve(&mut state, bound * (1.0 + TOLERANCE));
         if state.cost() < to_beat { (state.cost(), state.slots().to_vec()) } else { (to_beat, start) }

@@ -158,6 +158,11 @@ impl State {
         self.counts[expert as usize]
     }
 
+    /// `[experts][samples]`
+    pub fn all_loads(&self) -> &[f64] {
+        &self.loads
+    }
+
     /// The load of an expert, `[samples]`.
     pub fn load(&self, expert: u32) -> &[f64] {
         &self.loads[self.samples(expert as usize)]
@@ -342,6 +347,35 @@ impl State {
             }
         }
         self.sort_ranks();
+    }
+
+    /// Returns the rank loads of other slots for the same loads, `[ranks][samples]`.
+    pub fn rank_loads_of(&self, slots: &[u32], counts: &[u32]) -> Vec<f64> {
+        let mut rank_loads = vec![0.0; self.num_ranks * self.num_samples];
+        for (rank, loads) in rank_loads.chunks_exact_mut(self.num_samples).enumerate() {
+            for &expert in &slots[self.slots_of(rank)] {
+                let part = 1.0 / f64::from(counts[expert as usize]);
+                loads.iter_mut().zip(self.load(expert)).for_each(|(sum, load)| *sum += load * part);
+            }
+        }
+        rank_loads
+    }
+
+    /// Returns the cost of off-node load: see [`HomeNodes::price`].
+    pub fn off_node_price(&self) -> f64 {
+        self.home_nodes.as_ref().map_or(0.0, |home_nodes| home_nodes.price)
+    }
+
+    /// Returns the cost of other slots for the same loads.
+    pub fn cost_of(&self, slots: &[u32], counts: &[u32]) -> f64 {
+        let rank_loads = self.rank_loads_of(slots, counts);
+        let max = |sample| rank_loads[sample..].iter().step_by(self.num_samples).copied().fold(0.0, f64::max);
+        self.measure.of((0..self.num_samples).map(max))
+    }
+
+    /// Returns whether a rank that has `slots` may give up one of an expert.
+    pub fn may_give_of(&self, rank: usize, slots: &[u32], expert: u32) -> bool {
+        self.pins.as_ref().is_none_or(|pins| pins.may_give(rank, slots, expert, 1))
     }
 
     /// Returns what the search minimises: the measure of the maximum rank loads, plus the off-node cost.
