@@ -24,12 +24,12 @@ const ROUNDING: f64 = 1e-12;
 pub fn best_split(loads: &[f64], slot_experts: &[u32], shape: Shape) -> f64 {
     let mut split = Split::new(shape.num_ranks());
     split.place(&expert_ranks(shape, slot_experts));
-    split.max_load(loads, f64::INFINITY)
+    split.max_load(loads)
 }
 
-/// Finds best splits. One object serves many placements and loads.
+/// Finds best splits of a placement.
 #[derive(Debug, Clone)]
-pub(super) struct Split {
+struct Split {
     rank_loads: Vec<f64>,
     /// Experts that are on one rank: expert and rank.
     fixed: Vec<(u32, u32)>,
@@ -42,7 +42,6 @@ pub(super) struct Split {
     steps: Vec<Option<Step>>,
     /// The ranks that the last path find_path reached, in order.
     reached: Vec<u32>,
-    confined: Vec<u32>,
 }
 
 /// An expert that is on several ranks.
@@ -82,7 +81,7 @@ enum PathSearch {
 }
 
 impl Split {
-    pub fn new(num_ranks: usize) -> Split {
+    fn new(num_ranks: usize) -> Split {
         Split {
             rank_loads: vec![0.0; num_ranks],
             fixed: Vec::new(),
@@ -91,12 +90,11 @@ impl Split {
             rank_portions: vec![Vec::new(); num_ranks],
             steps: vec![None; num_ranks],
             reached: Vec::with_capacity(num_ranks),
-            confined: Vec::with_capacity(num_ranks),
         }
     }
 
     /// Sets the placement: the ranks of each expert, each rank once.
-    pub fn place(&mut self, ranks_of: &[Vec<u32>]) {
+    fn place(&mut self, ranks_of: &[Vec<u32>]) {
         self.fixed.clear();
         self.experts.clear();
         self.portions.clear();
@@ -115,10 +113,8 @@ impl Split {
         }
     }
 
-    /// Returns the load of the most loaded rank in the best split of `loads`. Stops early at a lower bound of
-    /// it that is at least `stop_at`.
-    pub fn max_load(&mut self, loads: &[f64], stop_at: f64) -> f64 {
-        self.confined.clear();
+    /// Returns the load of the most loaded rank in the best split of `loads`.
+    fn max_load(&mut self, loads: &[f64]) -> f64 {
         self.rank_loads.fill(0.0);
         for &(expert, rank) in &self.fixed {
             self.rank_loads[rank as usize] += loads[expert as usize];
@@ -134,21 +130,9 @@ impl Split {
                 PathSearch::Even => return limit,
                 PathSearch::Path { to } => self.shift(to, limit),
                 PathSearch::Confined { mean } if mean <= limit * (1.0 + ROUNDING) => return limit,
-                PathSearch::Confined { mean } => {
-                    limit = mean;
-                    self.confined.clone_from(&self.reached);
-                    if limit >= stop_at {
-                        return limit;
-                    }
-                }
+                PathSearch::Confined { mean } => limit = mean,
             }
         }
-    }
-
-    /// Returns the ranks whose mean is the result: their load has no replica elsewhere. Empty if it is the
-    /// mean of all ranks.
-    pub fn confined(&self) -> &[u32] {
-        &self.confined
     }
 
     /// Splits an expert's load anew by water-filling: raises the lowest of its ranks to one height.

@@ -15,8 +15,8 @@ use super::random::Random;
 use super::state::State;
 use crate::placement::NO_EXPERT;
 
-/// The squarings of each exponent: 8, 16, 32, 64.
-const SQUARINGS: [u32; 4] = [3, 4, 5, 6];
+/// The squarings of each exponent: 8, then 16. Higher ones fit the samples better, but not later loads.
+const SQUARINGS: [u32; 2] = [3, 4];
 
 /// A smaller gain, relative to the cost, is rounding.
 const LEAST_GAIN: f32 = 1e-6;
@@ -26,6 +26,9 @@ const CHANGES_PER_SCAN: usize = 8;
 
 /// Random changes of each perturbation.
 const CHANGES_PER_PERTURBATION: usize = 4;
+
+/// Perturbations in a row that may fail.
+const FAILURES: usize = 64;
 
 /// Sweeps that follow a perturbation.
 const SWEEPS_PER_PERTURBATION: usize = 5;
@@ -118,7 +121,8 @@ impl<'a> Descent<'a> {
         }
         let mut random = Random::new(0);
         self.rescale(SQUARINGS[1]);
-        while self.evaluated < self.effort && best.0 > target {
+        let mut failures = 0;
+        while self.evaluated < self.effort && best.0 > target && failures < FAILURES {
             // A shape may have no steps at all.
             self.evaluated += self.slots.len();
             let (kept, before) = (self.keep(), self.cost());
@@ -131,6 +135,7 @@ impl<'a> Descent<'a> {
                     break;
                 }
             }
+            failures = if self.cost() < before { 0 } else { failures + 1 };
             if self.cost() > before {
                 self.restore(kept);
             } else {
@@ -467,6 +472,7 @@ impl Kernel for BestExchange<'_, '_> {
         while first < other_slots.end && descent.evaluated + found.evaluated < descent.effort {
             let chunk = first..other_slots.end.min(first + CHUNK);
             let mut lost = [0.0; CHUNK];
+            found.evaluated += (slots.len() + chunk.len()) / 4;
             for (lost, slot) in lost.iter_mut().zip(chunk.clone()) {
                 let expert = descent.slots[slot];
                 *lost = gain_by_gradient::<V>(gradients, descent.replica_loads_of(expert))

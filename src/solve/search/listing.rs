@@ -7,6 +7,10 @@ use crate::solve::pinned::Pins;
 /// A placement must cost this part less to replace another.
 const LEAST_GAIN: f64 = 1e-13;
 
+/// The listing takes too many steps.
+#[derive(Debug)]
+pub(super) struct TooLong;
+
 /// What to list: all ways to fill the ranks' slots.
 pub(super) struct Listing<'a> {
     pub shape: Shape,
@@ -29,9 +33,12 @@ struct Lister<'a> {
     replica_loads: Vec<f64>,
     /// Replicas of each expert that are neither pinned nor placed yet.
     left: Vec<u32>,
-    /// The loads of the present rank and the maximum of the full ranks, `[ranks + 1][samples]`.
+    /// The loads of the present rank after each slot, `[slots + ranks + 1][samples]`, and the maximum of the
+    /// ranks before each, `[ranks + 1][samples]`.
     carried: Vec<f64>,
     max: Vec<f64>,
+    /// The slots that may still be filled.
+    steps: usize,
     slots: Vec<u32>,
     best: (f64, Option<Vec<u32>>),
 }
@@ -59,9 +66,14 @@ impl Listing<'_> {
         placements <= most
     }
 
-    /// Returns the cheapest placement that costs less than `to_beat`, or no more if it is without duplicates
-    /// and those are not allowed.
-    pub fn cheapest(&self, to_beat: f64, allow_duplicates: bool) -> Option<Vec<u32>> {
+    /// Returns the cheapest placement that costs less than `to_beat`, or no more where duplicates are not
+    /// allowed. Fails if that fills slots more than `steps` times.
+    pub fn cheapest(
+        &self,
+        to_beat: f64,
+        allow_duplicates: bool,
+        steps: usize,
+    ) -> Result<Option<Vec<u32>>, TooLong> {
         let (num_experts, num_ranks) = (self.shape.num_experts(), self.shape.num_ranks());
         let num_samples = self.loads.len() / num_experts;
         let mut lister = Lister {
@@ -71,15 +83,16 @@ impl Listing<'_> {
             are_alike: self.are_alike(),
             replica_loads: self.loads.to_vec(),
             left: vec![0; num_experts],
-            carried: vec![0.0; num_samples],
-            max: vec![0.0; num_samples],
+            carried: vec![0.0; (self.shape.num_slots() + num_ranks + 1) * num_samples],
+            max: vec![0.0; (num_ranks + 1) * num_samples],
+            steps,
             slots: vec![NO_EXPERT; self.shape.num_slots()],
             best: (to_beat * (1.0 + if allow_duplicates { -LEAST_GAIN } else { LEAST_GAIN }), None),
         };
         let least: u32 = (0..num_experts).map(|expert| self.least_count(expert)).sum();
         let num_slots: usize = (0..num_ranks).map(|rank| self.width(rank)).sum();
-        lister.count(0, num_slots as u32 - least);
-        lister.best.1
+        lister.count(0, num_slots as u32 - least)?;
+        Ok(lister.best.1)
     }
 
     fn width(&self, rank: usize) -> usize {
@@ -97,15 +110,15 @@ impl Listing<'_> {
 
 impl Lister<'_> {
     /// Tries every way to give `spares` to the experts from `expert` on.
-    fn count(&mut self, expert: usize, spares: u32) {
+    fn count(&mut self, expert: usize, spares: u32) -> Result<(), TooLong> {
         if expert == self.left.len() {
-            return self.start_rank(0);
+            return self.start_rank(0, 0);
         }
         let (last, least) = (expert + 1 == self.left.len(), self.listing.least_count(expert));
         for more in if last { spares } else { 0 }..=spares {
             let count = least + more;
             if !self.allow_duplicates && count as usize > self.listing.shape.num_ranks() {
-                return;
+                break;
             }
             let range = expert * self.num_samples..(expert + 1) * self.num_samples;
             for (replica_load, load) in
@@ -114,61 +127,71 @@ impl Lister<'_> {
                 *replica_load = load / f64::from(count);
             }
             self.left[expert] = count - self.listing.pins.map_or(0, |pins| pins.counts()[expert]);
-            self.count(expert + 1, spares - more);
+            self.count(expert + 1, spares - more)?;
         }
+        Ok(())
     }
 
-    /// Starts a rank with its pinned experts.
-    fn start_rank(&mut self, rank: usize) {
+    /// Starts a rank with its pinned experts. Its loads are at `level` of `carried`.
+    fn start_rank(&mut self, rank: usize, mut level: usize) -> Result<(), TooLong> {
+        let samples = self.num_samples;
         if rank == self.listing.shape.num_ranks() {
-            let cost = self.listing.measure.of(self.max.iter().copied());
+            let cost = self.listing.measure.of(self.max[rank * samples..][..samples].iter().copied());
             if cost < self.best.0 {
                 self.best = (cost * (1.0 - LEAST_GAIN), Some(self.slots.clone()));
             }
-            return;
+            return Ok(());
         }
-        let pinned: Vec<u32> = self.listing.pins.map(|pins| pins.of_rank(rank).collect()).unwrap_or_default();
-        let carried = std::mem::replace(&mut self.carried, vec![0.0; self.num_samples]);
-        for (held, &expert) in pinned.iter().enumerate() {
-            self.put(rank, held, expert);
+        self.carried[level * samples..][..samples].fill(0.0);
+        let mut held = 0;
+        if let Some(pins) = self.listing.pins {
+            for expert in pins.of_rank(rank) {
+                level = self.put(rank, held, expert, level)?;
+                held += 1;
+            }
         }
-        self.fill(rank, &pinned, pinned.len(), 0);
-        self.carried = carried;
+        self.fill(rank, held, 0, level)
     }
 
-    /// Puts an expert into a slot of the present rank.
-    fn put(&mut self, rank: usize, held: usize, expert: u32) {
+    /// Puts an expert into a slot of a rank. Returns the level of its loads then.
+    fn put(&mut self, rank: usize, held: usize, expert: u32, level: usize) -> Result<usize, TooLong> {
+        self.steps = self.steps.checked_sub(1).ok_or(TooLong)?;
         self.slots[rank * self.listing.shape.slots_per_rank() + held] = expert;
+        let (before, after) = self.carried.split_at_mut((level + 1) * self.num_samples);
         let replica_loads = &self.replica_loads[expert as usize * self.num_samples..];
-        self.carried.iter_mut().zip(replica_loads).for_each(|(sum, load)| *sum += load);
+        let loads = before[level * self.num_samples..].iter().zip(replica_loads);
+        after.iter_mut().zip(loads).for_each(|(after, (before, load))| *after = before + load);
+        Ok(level + 1)
     }
 
     /// Fills the slots of a rank after the first `held`, with experts from `from` on.
-    fn fill(&mut self, rank: usize, pinned: &[u32], held: usize, from: u32) {
-        let lower = self.max.iter().zip(&self.carried).map(|(max, carried)| max.max(*carried));
-        if self.listing.measure.of(lower) >= self.best.0 {
-            return;
+    fn fill(&mut self, rank: usize, held: usize, from: u32, level: usize) -> Result<(), TooLong> {
+        let samples = self.num_samples;
+        let carried = &self.carried[level * samples..][..samples];
+        let (max, next) = self.max.split_at_mut((rank + 1) * samples);
+        for (next, (max, carried)) in next.iter_mut().zip(max[rank * samples..].iter().zip(carried)) {
+            *next = max.max(*carried);
+        }
+        if self.listing.measure.of(next[..samples].iter().copied()) >= self.best.0 {
+            return Ok(());
         }
         if held == self.listing.width(rank) {
-            let max = self.max.clone();
-            self.max.iter_mut().zip(&self.carried).for_each(|(max, carried)| *max = max.max(*carried));
-            self.start_rank(rank + 1);
-            self.max = max;
-            return;
+            return self.start_rank(rank + 1, level + 1);
         }
         for expert in from..self.left.len() as u32 {
-            if self.left[expert as usize] == 0 || !self.allow_duplicates && pinned.contains(&expert) {
+            let is_pinned =
+                || self.listing.pins.is_some_and(|pins| pins.of_rank(rank).any(|pinned| pinned == expert));
+            if self.left[expert as usize] == 0 || !self.allow_duplicates && is_pinned() {
                 continue;
             }
-            let carried = self.carried.clone();
-            self.put(rank, held, expert);
+            let level = self.put(rank, held, expert, level)?;
             self.left[expert as usize] -= 1;
-            self.fill(rank, pinned, held + 1, expert + u32::from(!self.allow_duplicates));
+            self.fill(rank, held + 1, expert + u32::from(!self.allow_duplicates), level)?;
             self.left[expert as usize] += 1;
-            self.carried = carried;
             if held == 0 && self.are_alike {
-                return;
+                break;
             }
         }
+        Ok(())
     }
 }

@@ -31,15 +31,6 @@ impl Measure {
         reached.or(ratios.last()).map_or(0.0, |&(ratio, _)| ratio)
     }
 
-    /// Returns the value of one sample, now `max_load`, at which the measure reaches `limit`. The measure is
-    /// now `measured`. Infinite for a quantile, which has no such simple value.
-    pub fn sample_limit(&self, max_load: f64, measured: f64, limit: f64) -> f64 {
-        match self {
-            Measure::Mean => max_load + (limit - measured),
-            Measure::Quantile { .. } => f64::INFINITY,
-        }
-    }
-
     /// Returns the measure for `copies` scenarios of each sample.
     pub fn repeated(&self, copies: usize) -> Measure {
         match self {

@@ -112,12 +112,12 @@ impl Search<'_> {
         if to_beat == 0.0 || !listing.is_short(self.num_steps()) {
             return None;
         }
-        let without = listing.cheapest(to_beat, false);
+        let without = listing.cheapest(to_beat, false, self.num_steps()).ok()?;
         if without.is_some() && !self.keeps_duplicates() {
             return without;
         }
         let to_beat = without.as_ref().map_or(to_beat, |slots| self.cost(loads, slots));
-        listing.cheapest(to_beat, true).or(without)
+        listing.cheapest(to_beat, true, self.num_steps()).ok()?.or(without)
     }
 
     /// Returns whether the result may have duplicates that lower the cost. With unequal ranks or pins, no greedy
@@ -364,9 +364,9 @@ impl Search<'_> {
 
     /// Improves a placement until its cost reaches `target` or no step helps.
     fn improve(&self, state: &mut State, target: f64) {
-        if state.num_samples() > 1 && !state.has_home_nodes() && state.cost() > target {
+        if state.num_samples() > 1 && state.cost() > target {
             let slots = Descent::new(state, self.num_steps()).run(target);
-            *state = self.state(state.all_loads().to_vec(), &slots);
+            state.replace(&slots);
             return;
         }
         self.effort(target).improve(state);
@@ -450,17 +450,16 @@ impl Effort {
         while self.change_replica_counts(state, REPLICA_COUNT_CHANGE_DEPTH) {}
     }
 
-    /// Exchanges slots while that helps.
+    /// Exchanges slots of one sample while that helps.
     fn exchange_slots(&mut self, state: &mut State) {
         while !self.is_over(state) {
             let found = self.spend(|evaluated| {
                 let of_one = |evaluated: &mut usize| {
                     exchange(state, evaluated).or_else(|| exchange_two(state, evaluated))
                 };
-                match (state.num_samples(), state.has_home_nodes() || state.has_pins()) {
-                    (1, false) => of_one(evaluated),
-                    (1, true) => of_one(evaluated).or_else(|| exchange_of_samples(state, evaluated)),
-                    _ => exchange_of_samples(state, evaluated),
+                match state.has_home_nodes() || state.has_pins() {
+                    false => of_one(evaluated),
+                    true => of_one(evaluated).or_else(|| exchange_of_samples(state, evaluated)),
                 }
             });
             let Some(found) = found else { return };

@@ -158,11 +158,6 @@ impl State {
         self.counts[expert as usize]
     }
 
-    /// `[experts][samples]`
-    pub fn all_loads(&self) -> &[f64] {
-        &self.loads
-    }
-
     /// The load of an expert, `[samples]`.
     pub fn load(&self, expert: u32) -> &[f64] {
         &self.loads[self.samples(expert as usize)]
@@ -265,6 +260,15 @@ impl State {
             self.sum_rank(rank);
         }
         self.sort_ranks();
+    }
+
+    /// Replaces all slots.
+    pub fn replace(&mut self, slots: &[u32]) {
+        self.counts.fill(0);
+        held_slots(slots).for_each(|(_, expert)| self.counts[expert as usize] += 1);
+        self.slots.copy_from_slice(slots);
+        (0..self.counts.len() as u32).for_each(|expert| self.update_replica_loads(expert));
+        self.update_all();
     }
 
     fn sort_ranks(&mut self) {
