@@ -124,6 +124,42 @@ fn heavy_tails() {
     }
 }
 
+/// 16 samples of each layer, each with its own popularity: a load times Gamma(8, 1/8) for each expert.
+fn differing_samples(loads: &[f64]) -> Vec<f64> {
+    let mut state = 5u64;
+    let mut unit = || {
+        state = state.wrapping_mul(6_364_136_223_846_793_005).wrapping_add(1_442_695_040_888_963_407);
+        ((state >> 33) as f64 + 0.5) / f64::from(1u32 << 31)
+    };
+    let mut gamma = || (0..8).map(|_| -unit().ln()).sum::<f64>() / 8.0;
+    let mut sample =
+        |layer: &[f64]| -> Vec<f64> { layer.iter().map(|load| (load * gamma()).round()).collect() };
+    loads.chunks_exact(256).flat_map(|layer| [layer; 16]).flat_map(&mut sample).collect()
+}
+
+/// Many ranks of many samples are hot.
+fn samples(name: &str, loads: &[f64]) {
+    println!("\n| 16 samples, {name}, slots/ranks | effort | search | time, one thread |\n|---|---|---|---|");
+    let loads = differing_samples(loads);
+    let layers: Vec<u32> = (0..58).collect();
+    let checked = Loads::new(&loads, &layers, 16, 256).unwrap();
+    for num_ranks in [32, 72] {
+        let case = Case { name, num_experts: 256, num_slots: 288, num_ranks };
+        for effort in [200, 800] {
+            let config = SolveConfig { effort, ..SolveConfig::default() };
+            let shape = Shape::new(256, 288, num_ranks).unwrap();
+            let start = Instant::now();
+            let placement = solve(&config, shape, &checked, 1).unwrap();
+            let time = start.elapsed();
+            println!(
+                "| 288/{num_ranks} | {effort} | {:.4} | {:.0} ms |",
+                case.balancedness(&placement, &loads, 16),
+                time.as_secs_f64() * 1e3
+            );
+        }
+    }
+}
+
 /// Many small groups on 4 nodes, with all load on home nodes.
 fn groups() {
     println!("\n| groups, zipf 1.0, 288/32 | deepseek-hierarchical | search, price inf |\n|---|---|---|");
@@ -208,6 +244,14 @@ fn main() {
             let loads = dump_loads(&dumps.join(name), 0, 1, 1);
             Case { name, num_experts: 256, num_slots, num_ranks }.row(&loads);
         }
+    }
+    for exponent in [0.6, 1.0] {
+        let loads = zipf(LAYERS, 8, exponent);
+        Case { name: "zipf, 8 experts", num_experts: 8, num_slots: 10, num_ranks: 2 }.row(&loads);
+    }
+    match &extra {
+        Some(dumps) => samples("dsv3-decode", &dump_loads(&dumps.join("dsv3-decode"), 0, 1, 1)),
+        None => samples("zipf 0.6", &zipf(LAYERS, 256, 0.6)),
     }
     heavy_tails();
     groups();

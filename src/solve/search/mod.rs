@@ -1,12 +1,15 @@
 //! The policy `search`: chooses replica counts and ranks together.
 //!
-//! It starts from a placement without duplicates. It exchanges one or two slots of the most loaded rank with
-//! those of a less loaded one. If no exchange helps, a slot takes another expert, and exchanges follow. The
-//! change is kept if the most loaded rank carries less in the end.
+//! Tiny shapes: it lists all placements.
+//!
+//! Several samples: it starts from a placement without duplicates and descends on a smooth cost.
+//!
+//! One sample: it exchanges one or two slots of the most loaded rank with those of a less loaded one. If no
+//! exchange helps, a slot takes another expert, and exchanges follow. The change is kept if the most loaded rank
+//! carries less in the end. Far above the target it restarts with the same effort.
 //!
 //! It stops at the target, slightly above the lower bound, when no step helps, or when the effort is spent.
-//! Far above the target it restarts with the same effort. Effort counts evaluated exchanges, not time, so
-//! that results repeat.
+//! Effort counts evaluated exchanges, not time, so that results repeat.
 
 mod descent;
 mod drift;

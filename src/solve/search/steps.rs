@@ -1,6 +1,6 @@
 //! The steps of the smooth: the best exchange of two ranks, and the best replica count changes.
 
-use super::lanes::{Kernel, LANES, Lanes, Vector, dot};
+use super::lanes::{Kernel, Lanes, Vector, dot};
 use super::smooth::Smooth;
 use crate::placement::NO_EXPERT;
 
