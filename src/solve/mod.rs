@@ -178,7 +178,7 @@ pub struct SolveConfig<'a> {
     /// For [`Policy::Search`]: what to minimise.
     pub objective: Objective,
     /// For [`Objective::BestSplit`]: the standard deviation of the natural logarithm of an expert's load
-    /// around the planned one, 0 to 2. At 0 only the planned loads count.
+    /// around the planned one, 0 to 2. Below 0.02 counts as 0.02.
     pub drift: f64,
     /// The number of slots of each rank, `[num_ranks]`. See [`Placement::with_rank_num_slots`]. `None`: equal
     /// numbers. Only [`Policy::Search`] takes numbers that differ.

@@ -61,6 +61,10 @@ const STARTS_WITH_OTHER_COUNTS: usize = 2;
 /// no single step helps.
 const PERTURBATIONS: usize = 64;
 
+/// A smaller drift counts as this. Without any, all placements of the search have even best splits, and nothing
+/// links the ranks for later loads.
+const LEAST_DRIFT: f64 = 0.02;
+
 /// A smaller placement gets the effort of one with this number of slots.
 const LEAST_SLOTS: usize = 256;
 
@@ -226,7 +230,7 @@ impl Search<'_> {
         let loads = self.scaled(&self.scales());
         let num_samples = self.samples.len();
         let mut random = Random::new(0);
-        let scenarios = drift::scenarios(&loads, num_samples, drift, &mut random);
+        let scenarios = drift::scenarios(&loads, num_samples, drift.max(LEAST_DRIFT), &mut random);
         let measure = self.measure.repeated(drift::scenarios_per_sample(num_samples));
         let samples: Vec<Vec<f64>> = (0..num_samples)
             .map(|sample| loads[sample..].iter().step_by(num_samples).copied().collect())

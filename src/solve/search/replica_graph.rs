@@ -61,8 +61,10 @@ pub(super) struct ReplicaGraph<'a> {
     vectors: Vectors,
     /// Lanes of one load: the scenarios over 16, rounded up.
     blocks: usize,
-    /// A mean rank load is 1 in each scenario. `[experts][blocks]`
+    /// `[experts][blocks]`
     loads: Vec<Lanes>,
+    /// The factor of the loads of each scenario.
+    scales: Vec<f64>,
     slots: Vec<u32>,
     /// The slots of each expert, ascending.
     slots_of: Vec<Vec<u32>>,
@@ -120,10 +122,10 @@ impl<'a> ReplicaGraph<'a> {
     ) -> Self {
         let blocks = scenarios.loads.len().div_ceil(LANES);
         let mut loads = vec![Lanes::ZERO; shape.num_experts() * blocks];
-        for (scenario, of_experts) in scenarios.loads.iter().enumerate() {
-            let mean = of_experts.iter().sum::<f64>() / shape.num_ranks() as f64;
-            for (expert, load) in of_experts.iter().enumerate().filter(|_| mean > 0.0) {
-                loads[expert * blocks + scenario / LANES].0[scenario % LANES] = (load / mean) as f32;
+        let scales = scales(scenarios.loads, shape.num_ranks());
+        for (scenario, (of_experts, scale)) in scenarios.loads.iter().zip(&scales).enumerate() {
+            for (expert, load) in of_experts.iter().enumerate() {
+                loads[expert * blocks + scenario / LANES].0[scenario % LANES] = (load * scale) as f32;
             }
         }
         let mut slots_of = vec![Vec::new(); shape.num_experts()];
@@ -143,6 +145,7 @@ impl<'a> ReplicaGraph<'a> {
             vectors,
             blocks,
             loads,
+            scales,
             slots,
             slots_of,
             split,
@@ -216,8 +219,7 @@ impl<'a> ReplicaGraph<'a> {
         self.scenarios.measure.of((0..self.scenarios.loads.len()).map(|scenario| {
             let of_rank = |loads: &[Lanes]| loads[scenario / LANES].0[scenario % LANES];
             let max = self.split.rank_loads.chunks_exact(self.blocks).map(of_rank).fold(0.0, f32::max);
-            let mean = self.scenarios.loads[scenario].iter().sum::<f64>() / self.shape.num_ranks() as f64;
-            f64::from(max) * mean
+            f64::from(max) / self.scales[scenario]
         }))
     }
 
@@ -367,6 +369,16 @@ impl<'a> ReplicaGraph<'a> {
         let max = |of_ranks: &[f64]| of_ranks.iter().copied().fold(0.0, f64::max);
         self.samples.measure.of(loads.chunks_exact(self.shape.num_ranks()).map(max))
     }
+}
+
+/// Returns factors that make the cost of an even scenario its weight, relative to the largest weight.
+fn scales(scenarios: &[Vec<f64>], num_ranks: usize) -> Vec<f64> {
+    let means: Vec<f64> =
+        scenarios.iter().map(|loads| loads.iter().sum::<f64>() / num_ranks as f64).collect();
+    let most = means.iter().copied().fold(0.0, f64::max);
+    let root = |x: f64| (0..SQUARINGS).fold(x, |root, _| root.sqrt());
+    // A mean is the scenario's weight. Without load there is nothing to scale.
+    means.iter().map(|&mean| if mean > 0.0 { root(mean / most) / mean } else { 1.0 }).collect()
 }
 
 /// Slot `other` holds `given` in place of `taken`, and `slot` the opposite if it is an exchange.
