@@ -89,7 +89,7 @@ impl Kernel for BestExchange<'_, '_> {
                     let gain = base - cost.sum() - off_node_cost - off_node(other_expert, other, one);
                     if gain > best
                         && !smooth.holds(one, other_expert)
-                        && !(has_pins && !smooth.may_give(other_slot))
+                        && (!has_pins || smooth.may_give(other_slot))
                     {
                         (best, found.slots) = (gain, Some((slot, other_slot)));
                     }
