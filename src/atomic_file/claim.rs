@@ -18,7 +18,7 @@ pub(super) const BUSY: &str = "it is being written by another process, or by ano
 
 /// What this process writes or holds. It ends when this is dropped.
 #[derive(Debug)]
-pub(super) struct Claim(#[expect(dead_code, reason = "it is in the list while it lives")] Arc<Claimed>);
+pub(super) struct Claim(Arc<Claimed>);
 
 #[derive(Debug, PartialEq, Eq)]
 struct Claimed {
@@ -45,6 +45,19 @@ impl Claimed {
 
     fn is_in(&self, claims: &[Weak<Claimed>]) -> bool {
         claims.iter().filter_map(Weak::upgrade).any(|other| *other == *self)
+    }
+}
+
+impl Drop for Claim {
+    fn drop(&mut self) {
+        // Without claims the list holds no memory. A process made by fork() may find it locked for good, so this never waits; a
+        // claim that stays in the list has ended nevertheless.
+        if let Ok(mut claims) = CLAIMS.try_lock() {
+            claims.retain(|claim| claim.as_ptr() != Arc::as_ptr(&self.0));
+            if claims.is_empty() {
+                *claims = Vec::new();
+            }
+        }
     }
 }
 
