@@ -16,6 +16,7 @@ mod target;
 
 use std::fs::{self, File};
 use std::io::{self, BufWriter, ErrorKind, Write};
+use std::os::unix::fs::FileTypeExt;
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
 
@@ -90,6 +91,10 @@ impl AtomicFile {
     /// A writer of another process is seen on this host, and where locks work across hosts. Elsewhere the last to finish wins.
     pub fn claim(path: &Path, own: Option<&HeldFile>) -> Result<Self> {
         let attempt = || {
+            // To open a pipe would wait for its reader.
+            if fs::metadata(path).is_ok_and(|data| data.file_type().is_fifo()) {
+                return Err(io::Error::new(ErrorKind::InvalidInput, "it exists and is not a regular file"));
+            }
             let Target::File(target) = Target::of(path)? else {
                 return Err(io::Error::new(ErrorKind::InvalidInput, "it exists and is not a regular file"));
             };
