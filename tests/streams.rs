@@ -220,7 +220,12 @@ fn a_dump_is_a_directory() {
         let dir = tempfile::tempdir().unwrap();
         symlink("/dev/null", dir.path().join(file)).unwrap();
         let message = failure(dir.path().to_str().unwrap());
-        assert!(message.ends_with(&format!("{file}: it exists and is not a regular file")), "{message}");
+        assert!(
+            message.ends_with(&format!(
+                "{file}: it exists and is not a regular file; remove it, or choose another directory"
+            )),
+            "{message}"
+        );
         assert_eq!(fs::read_dir(dir.path()).unwrap().count(), num_files);
     }
 }

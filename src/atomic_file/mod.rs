@@ -16,7 +16,6 @@ mod target;
 
 use std::fs::{self, File};
 use std::io::{self, BufWriter, ErrorKind, Write};
-use std::os::unix::fs::FileTypeExt;
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
 
@@ -73,7 +72,8 @@ impl AtomicFile {
     /// cannot be written. Does not refuse a second writer.
     pub fn create(path: &Path) -> Result<Self> {
         let attempt = || match Target::of(path)? {
-            Target::Stream(stream) => Ok(Place::Stream(stream)),
+            Target::Descriptor(number) => Stream::of_descriptor(number).map(Place::Stream),
+            Target::Stream(path) => Stream::open(&path).map(Place::Stream),
             Target::File(target) => {
                 let partial = Partial::create(&target)?;
                 // Those of processes that have ended are removed; the others do no harm.
@@ -91,12 +91,9 @@ impl AtomicFile {
     /// A writer of another process is seen on this host, and where locks work across hosts. Elsewhere the last to finish wins.
     pub fn claim(path: &Path, own: Option<&HeldFile>) -> Result<Self> {
         let attempt = || {
-            // To open a pipe would wait for its reader.
-            if fs::metadata(path).is_ok_and(|data| data.file_type().is_fifo()) {
-                return Err(io::Error::new(ErrorKind::InvalidInput, "it exists and is not a regular file"));
-            }
             let Target::File(target) = Target::of(path)? else {
-                return Err(io::Error::new(ErrorKind::InvalidInput, "it exists and is not a regular file"));
+                let why = "it exists and is not a regular file; remove it, or choose another directory";
+                return Err(io::Error::new(ErrorKind::InvalidInput, why));
             };
             let claim = Claim::of_name(&target)?;
             let partial = Partial::create(&target)?;
@@ -189,6 +186,24 @@ mod tests {
     }
 
     #[test]
+    fn claim_refuses_pipes_and_devices_without_opening_them() {
+        let dir = tempfile::tempdir().unwrap();
+        let path = dir.path().join("rank0.safetensors");
+        let name = std::ffi::CString::new(path.as_os_str().as_encoded_bytes()).unwrap();
+        // SAFETY: a string that ends in 0. To open this pipe would wait for a reader, which never comes.
+        assert_eq!(unsafe { libc::mkfifo(name.as_ptr(), 0o600) }, 0);
+        for path in [&*path, Path::new("/dev/null"), Path::new("/dev/fd/2")] {
+            let message = AtomicFile::claim(path, None).unwrap_err().to_string();
+            assert!(
+                message.ends_with(
+                    ": it exists and is not a regular file; remove it, or choose another directory"
+                ),
+                "{message}"
+            );
+        }
+    }
+
+    #[test]
     fn each_writer_has_a_file_of_its_own_and_the_last_to_finish_wins() {
         let dir = tempfile::tempdir().unwrap();
         let path = dir.path().join("config.yaml");
@@ -264,8 +279,6 @@ mod tests {
             let message = AtomicFile::create(&path).unwrap_err().to_string();
             assert_eq!(message, format!("cannot write {}: {why}", path.display()));
         }
-        let message = AtomicFile::claim(Path::new("/dev/null"), None).unwrap_err().to_string();
-        assert_eq!(message, "cannot write /dev/null: it exists and is not a regular file");
     }
 
     #[test]

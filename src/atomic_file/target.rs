@@ -6,15 +6,15 @@ use std::os::fd::RawFd;
 use std::os::unix::fs::{FileTypeExt, MetadataExt};
 use std::path::{Path, PathBuf};
 
-use super::stream::Stream;
-
 /// What a path names.
 #[derive(Debug)]
 pub(super) enum Target {
     /// A regular file, or a name that is free. Symbolic links are resolved.
     File(PathBuf),
-    /// Anything else, which is never replaced.
-    Stream(Stream),
+    /// A descriptor of this process, which is never replaced.
+    Descriptor(RawFd),
+    /// A pipe or a device, which is never replaced. To open a pipe waits for its reader.
+    Stream(PathBuf),
 }
 
 fn refuse<T>(why: impl Into<String>) -> io::Result<T> {
@@ -22,11 +22,11 @@ fn refuse<T>(why: impl Into<String>) -> io::Result<T> {
 }
 
 impl Target {
-    /// Resolves the symbolic links of `path`, and opens what is not a regular file.
+    /// Resolves the symbolic links of `path`. Opens nothing.
     pub fn of(path: &Path) -> io::Result<Self> {
         match descriptor_of(path) {
-            Some(Descriptor::Own(number)) => return Stream::of_descriptor(number).map(Target::Stream),
-            Some(Descriptor::OfAnotherProcess) => return foreign(path).map(Target::Stream),
+            Some(Descriptor::Own(number)) => return Ok(Target::Descriptor(number)),
+            Some(Descriptor::OfAnotherProcess) => return foreign(path),
             None => {}
         }
         let target = match fs::canonicalize(path) {
@@ -42,7 +42,7 @@ impl Target {
         }
         match fs::metadata(&target) {
             Ok(found) if found.is_dir() => return refuse("it is a directory; name a file in it"),
-            Ok(found) if !found.is_file() => return open(&target, &found).map(Target::Stream),
+            Ok(found) if !found.is_file() => return stream(target, &found),
             _ => {}
         }
         let directory = directory_of(&target);
@@ -53,21 +53,21 @@ impl Target {
     }
 }
 
-fn open(path: &Path, found: &Metadata) -> io::Result<Stream> {
+fn stream(path: PathBuf, found: &Metadata) -> io::Result<Target> {
     match found.file_type().is_socket() {
         true => refuse("it is a socket, which cannot be opened; name a file or a pipe"),
-        false => Stream::open(path),
+        false => Ok(Target::Stream(path)),
     }
 }
 
-/// Opens a descriptor of another process.
-fn foreign(path: &Path) -> io::Result<Stream> {
+/// What a descriptor of another process is.
+fn foreign(path: &Path) -> io::Result<Target> {
     let found = fs::metadata(path)?;
     if found.is_file() || found.is_dir() {
         // To write at its end or its beginning would mix with what that process writes at a place that only it knows.
         return refuse("it is a file that another process has open; name the file itself");
     }
-    open(path, &found)
+    stream(path.to_owned(), &found)
 }
 
 enum Descriptor {
