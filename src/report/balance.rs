@@ -11,7 +11,7 @@ pub struct Balance {
     /// Mean load of a rank.
     pub mean: f64,
     /// Sample standard deviation of the ranks' loads (divisor ranks - 1); 0 for a single rank.
-    pub std: f64,
+    pub std: Option<f64>,
     /// Load of the hottest rank.
     pub max: f64,
     /// The rank with the largest load over all samples.
@@ -88,7 +88,7 @@ impl Balance {
             mean += peak.mean;
             max += peak.max;
             let squares: f64 = ranks.iter().map(|load| (load - peak.mean).powi(2)).sum();
-            std += (squares / (ranks.len().max(2) - 1) as f64).sqrt();
+            std += (squares / (ranks.len() as f64 - 1.0)).sqrt();
             imbalance.add(peak.imbalance_ratio());
             balancedness.add(peak.balancedness());
             num_samples += 1.0;
@@ -99,7 +99,7 @@ impl Balance {
         let hotter = |worst: usize, rank: usize| if totals[rank] > totals[worst] { rank } else { worst };
         Balance {
             mean: mean / num_samples,
-            std: std / num_samples,
+            std: (totals.len() > 1).then(|| std / num_samples),
             max: max / num_samples,
             worst_rank: (1..totals.len()).fold(0, hotter),
             imbalance_ratio: imbalance.get(),
@@ -147,7 +147,7 @@ mod tests {
         assert_eq!(balances[0].imbalance_ratio, Some(50.0 / 150.0));
         assert_eq!((balances[0].mean, balances[0].max, balances[0].worst_rank), (150.0, 200.0, 1));
         // Two ranks, each 50 from the mean: the square root of 5000 / 1.
-        assert_eq!(balances[0].std, 5000f64.sqrt());
+        assert_eq!(balances[0].std, Some(5000f64.sqrt()));
     }
 
     #[test]
@@ -162,7 +162,7 @@ mod tests {
         let samples: [&[f64]; 2] = [&[0.0, 0.0], &[1.0, 3.0]];
         let balance = Balance::unbalanced(2, samples.into_iter());
         assert_eq!((balance.mean, balance.max, balance.idle_samples), (1.0, 1.5, 1));
-        assert_eq!(balance.std, 2f64.sqrt() / 2.0);
+        assert_eq!(balance.std, Some(2f64.sqrt() / 2.0));
         assert_eq!((balance.imbalance_ratio, balance.balancedness), (Some(0.5), Some(2.0 / 3.0)));
         let idle = Balance::unbalanced(2, samples[..1].iter().copied());
         assert_eq!((idle.imbalance_ratio, idle.balancedness, idle.idle_samples), (None, None, 1));

@@ -80,7 +80,7 @@ pub struct AverageBalance {
     /// Mean of [`Balance::mean`].
     pub mean: f64,
     /// Mean of [`Balance::std`].
-    pub std: f64,
+    pub std: Option<f64>,
     /// Mean of [`Balance::max`].
     pub max: f64,
     /// Mean of [`Balance::imbalance_ratio`].
@@ -95,7 +95,7 @@ impl AverageBalance {
             |field: fn(&Balance) -> f64| layers.iter().map(|&b| field(b)).sum::<f64>() / layers.len() as f64;
         AverageBalance {
             mean: mean(|balance| balance.mean),
-            std: mean(|balance| balance.std),
+            std: average(layers.iter().map(|balance| balance.std)),
             max: mean(|balance| balance.max),
             imbalance_ratio: average(layers.iter().map(|balance| balance.imbalance_ratio)),
             balancedness: average(layers.iter().map(|balance| balance.balancedness)),

@@ -308,8 +308,9 @@ fn layers_table(
         header.extend(deviations.then(|| titled("std", name)));
         header.push(titled("imbalance", name));
     }
-    let figures = |std: f64, ratio: Option<f64>| {
-        deviations.then(|| right(tokens(std))).into_iter().chain([imbalance(ratio)])
+    let figures = |std: Option<f64>, ratio: Option<f64>| {
+        let std = || right(std.map_or("-".to_owned(), tokens));
+        deviations.then(std).into_iter().chain([imbalance(ratio)])
     };
     let last = columns.last().map_or("", |(name, _)| name);
     let worst = if args.per_expert { "hottest" } else { "worst" };
@@ -354,14 +355,14 @@ fn csv(args: &Args, report: &LoadReport) -> String {
     for layer in &report.layers {
         for (name, b) in named(report, &of(layer)) {
             let ratios = [b.imbalance_ratio, b.balancedness].map(csv_number);
-            let figures = [b.mean, b.std, b.max].map(|figure| figure.to_string());
+            let figures = [Some(b.mean), b.std, Some(b.max)].map(csv_number);
             let row = [layer.layer.to_string(), name.to_owned()].into_iter().chain(figures).chain(ratios);
             text += &csv_line(row.chain([b.worst_rank.to_string()]));
         }
     }
     for (name, b) in named(report, &report.averages(of)) {
         let ratios = [b.imbalance_ratio, b.balancedness].map(csv_number);
-        let figures = [b.mean, b.std, b.max].map(|figure| figure.to_string());
+        let figures = [Some(b.mean), b.std, Some(b.max)].map(csv_number);
         let row = ["average".to_owned(), name.to_owned()].into_iter().chain(figures).chain(ratios);
         text += &csv_line(row.chain([String::new()]));
     }
