@@ -867,6 +867,21 @@ fn an_array_of_one_iteration_has_two_axes() {
 }
 
 #[test]
+fn a_byte_order_mark_before_json_is_skipped() {
+    let dir = tempfile::tempdir().unwrap();
+    let path = dir.path().join("marked.json");
+    fs::write(&path, "\u{feff}{\"logical_count\": [[1, 2], [3, 4]]}").unwrap();
+    assert_eq!(detect(&path).unwrap().name(), "sglang-count");
+    let read = read_counts(&path, CountsFormat::SglangCount, &Model::default()).unwrap();
+    assert_eq!(stats(&read).layer_counts(1).unwrap(), [3, 4]);
+    fs::write(&path, "\u{feff}{\"physical_to_logical_map\": [[0, 1], [1, 0]]}").unwrap();
+    assert_eq!(detect(&path).unwrap().name(), "sglang-map");
+    let two_ranks = Model { num_ranks: Some(2), ..Model::default() };
+    let read = read_placement(&path, PlacementFormat::SglangMap, &two_ranks).unwrap();
+    assert_eq!(read.placement.layer_experts(1).unwrap(), [1, 0]);
+}
+
+#[test]
 fn fractions_are_selected_and_summed_as_counts_are() {
     let dir = tempfile::tempdir().unwrap();
     let path = dir.path().join("loads.npy");

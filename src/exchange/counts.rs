@@ -7,7 +7,9 @@ use super::array::{Array, Values, place};
 use super::loads::{Loads, write_loads};
 use super::recording::{self, Recording, Records, Ring};
 use super::torch::TorchFile;
-use super::{CountsFormat, Model, bytes_of, counts_of_layers, json, npy, sglang, sum_iterations};
+use super::{
+    CountsFormat, Model, bytes_of, counts_of_layers, json, npy, sglang, sum_iterations, without_mark,
+};
 use crate::atomic_file::AtomicFile;
 use crate::error::{Error, Result, try_zeroed};
 use crate::stats::{Counts, Dump, IdKind, IterationRange, LoadOptions, MetaInfo, RankDump, Stats, Summary};
@@ -95,6 +97,7 @@ pub fn read_counts(path: &Path, format: CountsFormat, model: &Model) -> Result<C
 
 /// Reads counts from the bytes of a file. Fails for [`CountsFormat::Dump`], which is a directory.
 pub fn counts_from_bytes(bytes: &[u8], format: CountsFormat, model: &Model) -> Result<CountsRead> {
+    let bytes = without_mark(bytes);
     let all = |array| (array, Steps::All);
     let read = match format {
         CountsFormat::Dump => return Err(Error::InvalidArgument("a dump is a directory, not a file".into())),

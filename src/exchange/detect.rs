@@ -5,7 +5,9 @@ use std::path::Path;
 
 use serde::de::{Deserializer, IgnoredAny, MapAccess, Visitor};
 
-use super::{CountsFormat, Format, PlacementFormat, bytes_of, json, npy, recording, sglang, torch};
+use super::{
+    CountsFormat, Format, PlacementFormat, bytes_of, json, npy, recording, sglang, torch, without_mark,
+};
 use crate::error::{Error, Result, shortened};
 use crate::stats::MetaInfo;
 
@@ -21,8 +23,9 @@ pub fn detect(path: &Path) -> Result<Format> {
             false => CountsFormat::SglangPt,
         }));
     }
-    let bytes = bytes_of(path)?;
-    of_bytes(&bytes).map_err(|message| match is_array(&bytes) {
+    let file = bytes_of(path)?;
+    let bytes = without_mark(&file);
+    of_bytes(bytes).map_err(|message| match is_array(bytes) {
         true => Error::InvalidArgument(message).in_file(path),
         false => Error::InvalidDump(message).in_file(path),
     })

@@ -251,6 +251,11 @@ fn bytes_of(path: &Path) -> Result<PageBuffer> {
     Ok(bytes)
 }
 
+/// The bytes of a file without a byte order mark, which some editors write before text.
+fn without_mark(bytes: &[u8]) -> &[u8] {
+    bytes.strip_prefix("\u{feff}".as_bytes()).unwrap_or(bytes)
+}
+
 #[cfg(test)]
 mod tests {
     use super::*;

@@ -3,7 +3,9 @@
 use std::path::Path;
 
 use super::array::{Array, MINUS_ONE, place};
-use super::{Model, PlacementFormat, bytes_of, expert_map, json, npy, recording, sglang, torch};
+use super::{
+    Model, PlacementFormat, bytes_of, expert_map, json, npy, recording, sglang, torch, without_mark,
+};
 use crate::atomic_file::AtomicFile;
 use crate::error::{Error, Result};
 use crate::placement::{ConfigFile, Expected, MAX_COUNT, NO_EXPERT, Placement, Shape, held_slots};
@@ -31,6 +33,7 @@ pub fn read_placement(path: &Path, format: PlacementFormat, model: &Model) -> Re
 
 /// Reads a placement from the bytes of a file.
 pub fn placement_from_bytes(bytes: &[u8], format: PlacementFormat, model: &Model) -> Result<PlacementRead> {
+    let bytes = without_mark(bytes);
     let array = match format {
         PlacementFormat::Config => {
             let text = str::from_utf8(bytes).map_err(|_| {
