@@ -189,7 +189,13 @@ impl ConfigFile {
         let num_experts = expected.num_experts.or_else(|| self.num_experts()).ok_or_else(|| {
             Error::InvalidArgument(format!("the file has no {ASSIGNMENTS}: give the number of experts"))
         })?;
-        let shape = Shape::new(num_experts, self.num_slots.unwrap_or(num_experts), num_ranks)?;
+        let shape =
+            Shape::new(num_experts, self.num_slots.unwrap_or(num_experts), num_ranks).map_err(|error| {
+                match expected.num_ranks {
+                    Some(_) => error,
+                    None => Error::InvalidPlacement(format!("{EP_SIZE} is {num_ranks}: {error}")),
+                }
+            })?;
         if let Some(wanted) = expected.num_slots.filter(|&wanted| wanted != shape.num_slots()) {
             let has = if self.own.is_some() { "a layer has" } else { "num_slots is" };
             let unit = if self.own.is_some() { " slots" } else { "" };
@@ -373,6 +379,12 @@ mod tests {
     fn ep_size_is_read_and_never_written() {
         let with_ep_size = format!("ep_size: 2\n{FILE}");
         assert_eq!(placement(&with_ep_size, Expected::default()).unwrap().to_yaml().unwrap(), FILE);
+        for ranks in ["0", "3", "99999999999"] {
+            let wrong = format!("ep_size: {ranks}\n{FILE}");
+            let error = placement(&wrong, Expected::default()).unwrap_err();
+            assert!(matches!(error, Error::InvalidPlacement(_)), "{error}");
+            assert!(error.to_string().starts_with(&format!("ep_size is {ranks}: ")), "{error}");
+        }
         let four = Expected { num_ranks: Some(4), ..Default::default() };
         assert_eq!(placement(&with_ep_size, four).unwrap_err().to_string(), "ep_size is 2, 4 ranks expected");
         assert_eq!(
