@@ -184,6 +184,14 @@ fn overlaps_are_refused_until_it_is_said_what_becomes_of_them() {
         "a and b both have iterations 4..6 in rank0.safetensors: say which dump counts (overlap first or last), add them up \
          (add), or number the second on from the end of the first (append)"
     );
+    // A part of a row cannot be taken out of it, and neither dump has the row of 4..8 as a whole.
+    let part = |run, held| Recorded { bucket: 4, ..Recorded::new(run, (0, 12), held) };
+    let case = Case::new(&[part(0, (0, 6)), part(1, (5, 12))]).with(Overlap::Last, Gaps::Refuse);
+    assert_eq!(
+        case.error(),
+        "a and b both have iterations 5..6 in rank0.safetensors: they are a part of a row of several iterations, which cannot \
+         be taken out of it; add them up (overlap add), or number the second on from the end of the first (append)"
+    );
     let rows = |of: fn(u64) -> Vec<(u64, u64)>| (0..9).map(of).collect::<Vec<_>>();
     let first = rows(|i| vec![(u64::from(i >= 6), i)]);
     let last = rows(|i| vec![(u64::from(i >= 4), i)]);

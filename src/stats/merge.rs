@@ -253,7 +253,7 @@ impl<'a> Inputs<'a> {
         let parts: Vec<usize> = (0..self.num_parts).filter(|&part| !self.layers(part).is_empty()).collect();
         let pieces: Vec<Vec<Piece>> = parts.iter().map(|&part| pieces_of(part)).collect();
         let found = segments(&pieces, bucket, config.overlap)
-            .map_err(|conflict| self.overlapping(&parts, &conflict))?;
+            .map_err(|conflict| self.overlapping(config.overlap, &parts, &conflict))?;
         let gap = found.iter().find(|segment| !segment.is_complete() && config.gaps == Gaps::Refuse);
         match gap {
             Some(gap) => Err(self.missing(&parts, gap)),
@@ -276,11 +276,20 @@ impl<'a> Inputs<'a> {
     }
 
     #[cold]
-    fn overlapping(&self, parts: &[usize], conflict: &Conflict) -> Error {
+    fn overlapping(&self, overlap: Overlap, parts: &[usize], conflict: &Conflict) -> Error {
         let Conflict { rank, dumps: [one, other], positions } = conflict;
+        let way_out = match overlap {
+            Overlap::First | Overlap::Last => {
+                "they are a part of a row of several iterations, which cannot be taken out of it; add them up (overlap add), or \
+                 number the second on from the end of the first (append)"
+            }
+            _ => {
+                "say which dump counts (overlap first or last), add them up (add), or number the second on from the end of \
+                 the first (append)"
+            }
+        };
         Error::IncompleteDump(format!(
-            "{} and {} both have iterations {}..{}{}: say which dump counts (overlap first or last), add them up (add), or \
-             number the second on from the end of the first (append)",
+            "{} and {} both have iterations {}..{}{}: {way_out}",
             self.paths[*one].display(),
             self.paths[*other].display(),
             self.iteration(positions.start),
