@@ -185,6 +185,7 @@ pub(crate) fn generate_from(
         gap: true,
         nodes: solve.priced_nodes(shape),
     };
+    note_unnamed_counts(config, &stats);
     warn_of_layers_without_load(config, &stats);
     let (placement, score) = planner.place_and_score(&stats, shape, &options)?;
     let placement = placement.with_layer_updates_per_iter(config.layer_updates_per_iter);
@@ -218,6 +219,17 @@ fn warn_of_layers_without_load(config: &GenerateConfig<'_>, stats: &Stats) {
         "{}: {which}; any placement is as good there. If these layers did run, record again",
         dump_names(config.paths, None)
     );
+}
+
+/// Says that the counts may be of slots, where nothing in a dump tells. No placement can be computed from those.
+fn note_unnamed_counts(config: &GenerateConfig<'_>, stats: &Stats) {
+    if stats.summary().id_kind.is_none() {
+        log::info!(
+            "{}: read as counts of experts, since nothing says what is counted. With a placement in force TensorRT-LLM counts \
+             slots, and no placement can be computed from those",
+            dump_names(config.paths, None)
+        );
+    }
 }
 
 /// Formats the first of some layers as a list.
