@@ -74,7 +74,8 @@ TEST(RecorderPrevious, FilesAreSetAsideWhenTheRangeBeginsAndNotBefore) {
         count(recorder, 6, 9, 2);
         recorder.flush();
     }
-    EXPECT_EQ(log.with(".previous"), file + ": of the run before, renamed to " + file + ".previous");
+    EXPECT_EQ(log.with(".previous"),
+              file + ": of the run before, renamed to " + file + ".previous, which keeps one run only");
     EXPECT_EQ(load_of_expert_1(dir / "dump"), 6);
     EXPECT_EQ(read_file(file + ".previous"), first) << "the dump sets nothing aside";
 

@@ -284,7 +284,11 @@ impl Work {
             match previous::set_aside(&path) {
                 Ok(None) => {}
                 Ok(Some(previous)) => {
-                    log::info!("{}: of the run before, renamed to {}", path.display(), previous.display());
+                    log::info!(
+                        "{}: of the run before, renamed to {}, which keeps one run only",
+                        path.display(),
+                        previous.display()
+                    );
                 }
                 Err(e) => log::warn!(
                     "{}: could not be renamed to {}: {e}; remove it, or its counts are taken for those of this run if this \
