@@ -29,6 +29,8 @@ template <class T> newer<T> from_newer(const T &value, uint64_t unknown) {
 }
 
 const std::vector<double> loads = {4, 3, 2, 1};
+/// On two ranks the greedy loads them with 7 and 5, the search with 6 each.
+const std::vector<double> hard_loads = {3, 3, 2, 2, 2, 0};
 const int32_t layer = 0;
 
 eplb_placement_config shape() {
@@ -38,9 +40,10 @@ eplb_placement_config shape() {
     return config;
 }
 
-eplb_status solve(const eplb_placement_config *config, const eplb_solve_options *options, uint64_t &hash) {
+eplb_status solve(const eplb_placement_config *config, const eplb_solve_options *options, uint64_t &hash,
+                  const std::vector<double> &values = loads) {
     eplb_placement *placement = nullptr;
-    const eplb_status status = eplb_solve(config, options, &layer, 1, loads.data(), 1, &placement);
+    const eplb_status status = eplb_solve(config, options, &layer, 1, values.data(), 1, &placement);
     if (status == EPLB_STATUS_OK) {
         EXPECT_EQ(eplb_placement_hash(placement, &hash), EPLB_STATUS_OK);
     }
@@ -163,7 +166,8 @@ TEST(Growth, OlderRecorderConfigAddsDeltasByExpert) {
 }
 
 TEST(Growth, OlderSolveOptionsGetDefaultsForMissingFields) {
-    const eplb_placement_config config = shape();
+    eplb_placement_config config = shape();
+    config.num_experts = static_cast<uint32_t>(hard_loads.size());
     const eplb_solve_options options = EPLB_SOLVE_OPTIONS_INIT;
     const std::vector<size_t> sizes = {
         offsetof(eplb_solve_options, policy),         offsetof(eplb_solve_options, objective),
@@ -174,23 +178,24 @@ TEST(Growth, OlderSolveOptionsGetDefaultsForMissingFields) {
         offsetof(eplb_solve_options, drift),          offsetof(eplb_solve_options, effort),
         offsetof(eplb_solve_options, pinned_experts)};
     uint64_t whole = 0, part = 0;
-    ASSERT_EQ(solve(&config, nullptr, whole), EPLB_STATUS_OK);
+    ASSERT_EQ(solve(&config, nullptr, whole, hard_loads), EPLB_STATUS_OK);
     for (const size_t size : sizes) {
         const eplb_solve_options older_options = older(options, size);
-        ASSERT_EQ(solve(&config, &older_options, part), EPLB_STATUS_OK) << eplb_last_error_message();
+        ASSERT_EQ(solve(&config, &older_options, part, hard_loads), EPLB_STATUS_OK)
+            << eplb_last_error_message();
         EXPECT_EQ(part, whole);
     }
 
     // The fields that an older caller has are used: the greedy's slots differ from the default's.
     eplb_solve_options greedy = options;
     greedy.policy = EPLB_POLICY_TRTLLM;
-    ASSERT_EQ(solve(&config, &greedy, whole), EPLB_STATUS_OK);
+    ASSERT_EQ(solve(&config, &greedy, whole, hard_loads), EPLB_STATUS_OK);
     EXPECT_NE(whole, part);
     greedy = older(greedy, offsetof(eplb_solve_options, objective));
-    ASSERT_EQ(solve(&config, &greedy, part), EPLB_STATUS_OK);
+    ASSERT_EQ(solve(&config, &greedy, part, hard_loads), EPLB_STATUS_OK);
     EXPECT_EQ(part, whole);
     greedy.policy = 9;
-    EXPECT_EQ(solve(&config, &greedy, part), EPLB_STATUS_INVALID_ARGUMENT);
+    EXPECT_EQ(solve(&config, &greedy, part, hard_loads), EPLB_STATUS_INVALID_ARGUMENT);
 
     temporary_directory dir;
     const std::string dump = data("dumps/dsr1-all-zero"), output = dir / "config.yaml";
