@@ -36,6 +36,8 @@ struct engine_run {
         engine_run run = *this;
         run.environment.push_back("EXPERT_STATISTIC_PATH=" + dump);
         run.environment.push_back("EXPERT_STATISTIC_ITER_RANGE=" + range);
+        // Dumps of two runs are compared, and mpirun names each run.
+        run.environment.push_back("EXPERT_STATISTIC_RUN_ID=harness");
         return run;
     }
     outcome try_out() const {

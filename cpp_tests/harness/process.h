@@ -17,7 +17,8 @@ struct outcome {
 /// Runs a program with NAME=VALUE pairs added to its environment, and waits for it. The caller's
 /// EXPERT_STATISTIC_* variables are removed.
 inline outcome run(const std::vector<std::string> &environment, const std::vector<std::string> &command) {
-    std::string line = "env -u EXPERT_STATISTIC_PATH -u EXPERT_STATISTIC_ITER_RANGE";
+    std::string line =
+        "env -u EXPERT_STATISTIC_PATH -u EXPERT_STATISTIC_ITER_RANGE -u EXPERT_STATISTIC_RUN_ID";
     for (const std::vector<std::string> *words : {&environment, &command}) {
         for (const std::string &word : *words) {
             line += " '" + word + "'";
