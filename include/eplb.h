@@ -257,8 +257,8 @@ typedef struct eplb_recorder_config {
   const int32_t *layer_ids; /**< Layers that this rank counts, by the model's numbers: [num_layers]. */
   size_t num_layers; /**< Length of layer_ids. 0: none, as in a pipeline stage without experts. */
   /** Directory of the dump, shared by all ranks; created if missing. NULL: ./expert_statistic. Each rank
-   * writes rank<R>.safetensors, rank 0 also meta_info.json, in TensorRT-LLM's format. When iteration
-   * iter_start begins, an older file is renamed to NAME.previous: a rank that dies leaves no other run's. */
+   * writes rank<R>.safetensors, rank 0 also meta_info.json, in TensorRT-LLM's format. The first counted
+   * iteration renames those of the last run to NAME.previous: a rank that dies then lends no old counts. */
   const char *path;
   int64_t iter_start; /**< First iteration to count. */
   int64_t iter_stop; /**< One past the last iteration to count; 0: the recorder is off. */
@@ -269,7 +269,7 @@ typedef struct eplb_recorder_config {
    * is detected, and the dump refused. */
   uint64_t max_tokens_per_iteration;
   /** Identifies the run, equal on all ranks; a reader refuses a mix of runs. NULL: EXPERT_STATISTIC_RUN_ID,
-   * or what SLURM or PMIx set, in which case a mix is only a warning. */
+   * or else the numbers of SLURM or PMIx; a mix of those is a warning. */
   const char *run_id;
   /** Device memory to use instead of the library's own: 16-byte aligned, at least
    * eplb_recorder_memory_required() bytes, valid until the recorder is destroyed. Creation clears it

@@ -482,7 +482,7 @@ typedef struct eplb_file_options {
   { sizeof(eplb_file_options), 0, 0, NULL, 0, 0, 0, 0, 0, 0, 0 }
 
 /** Loads counts from a file of another system, or from a dump. Steps become iterations from 0 on, of one
- * rank. Where some are fractions, as of averages, the handle has exact loads, of which no dump is written.
+ * rank. Fractions, as of averages, are kept exactly, and a dump cannot hold them.
  *
  * \param path     the file, or the directory of a dump or of a recording with a file a rank
  * \param options  NULL to detect format and layers

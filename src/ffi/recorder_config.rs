@@ -45,8 +45,8 @@ pub struct eplb_recorder_config {
     /// Length of layer_ids. 0: none, as in a pipeline stage without experts.
     pub num_layers: usize,
     /// Directory of the dump, shared by all ranks; created if missing. NULL: ./expert_statistic. Each rank
-    /// writes rank<R>.safetensors, rank 0 also meta_info.json, in TensorRT-LLM's format. When iteration
-    /// iter_start begins, an older file is renamed to NAME.previous: a rank that dies leaves no other run's.
+    /// writes rank<R>.safetensors, rank 0 also meta_info.json, in TensorRT-LLM's format. The first counted
+    /// iteration renames those of the last run to NAME.previous: a rank that dies then lends no old counts.
     pub path: *const c_char,
     /// First iteration to count.
     pub iter_start: i64,
@@ -61,7 +61,7 @@ pub struct eplb_recorder_config {
     /// is detected, and the dump refused.
     pub max_tokens_per_iteration: u64,
     /// Identifies the run, equal on all ranks; a reader refuses a mix of runs. NULL: EXPERT_STATISTIC_RUN_ID,
-    /// or what SLURM or PMIx set, in which case a mix is only a warning.
+    /// or else the numbers of SLURM or PMIx; a mix of those is a warning.
     pub run_id: *const c_char,
     /// Device memory to use instead of the library's own: 16-byte aligned, at least
     /// eplb_recorder_memory_required() bytes, valid until the recorder is destroyed. Creation clears it
