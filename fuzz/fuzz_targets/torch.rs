@@ -7,7 +7,8 @@ use libfuzzer_sys::fuzz_target;
 
 fuzz_target!(|bytes: &[u8]| {
     let model = Model { num_ranks: Some(1), ..Model::default() };
-    if let Ok(placement) = placement_from_bytes(bytes, PlacementFormat::SglangMap, &model) {
+    if let Ok(read) = placement_from_bytes(bytes, PlacementFormat::SglangMap, &model) {
+        let placement = read.placement;
         for &layer in placement.layers() {
             let experts = placement.layer_experts(layer).unwrap();
             assert!((0..placement.shape().num_experts() as u32).all(|expert| experts.contains(&expert)));

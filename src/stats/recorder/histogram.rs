@@ -36,6 +36,7 @@ pub(crate) fn histogram<I: Id, C: Cell>(ids: &[I], cells: &mut [C]) -> u64 {
     }
 }
 
+#[inline(never)]
 fn add_one_by_one<I: Id, C: Cell>(ids: &[I], cells: &mut [C]) -> u64 {
     let (num_experts, mut out_of_range) = (cells.len(), 0);
     for id in ids {
@@ -48,6 +49,8 @@ fn add_one_by_one<I: Id, C: Cell>(ids: &[I], cells: &mut [C]) -> u64 {
 }
 
 /// Counts in bins on the stack, `BINS` of them a lane. There are fewer cells, and `BINS` is a power of two.
+// Apart, so that a small batch does not reserve the bins' stack.
+#[inline(never)]
 fn add_in_bins<I: Id, C: Cell, const BINS: usize>(ids: &[I], cells: &mut [C]) -> u64 {
     let (num_experts, mut out_of_range) = (cells.len(), 0);
     // Bins have 32 bits.
