@@ -71,6 +71,13 @@ pub enum Error {
 }
 
 impl Error {
+    /// An invalid argument of a hot call. The code of the message stays out of the call's own.
+    #[cold]
+    #[inline(never)]
+    pub(crate) fn invalid_argument(message: impl FnOnce() -> String) -> Self {
+        Error::InvalidArgument(message())
+    }
+
     pub(crate) fn out_of_memory(bytes: usize, what: impl Into<Cow<'static, str>>) -> Self {
         Error::OutOfMemory { what: what.into(), bytes }
     }

@@ -56,14 +56,17 @@ impl Ids {
     }
 
     /// Checks that a row of `columns` fits the stride. `name` is for errors.
+    #[inline]
     pub(crate) fn check_stride(&self, columns: u32, name: &str) -> Result<()> {
-        if self.row_stride == 0 || self.row_stride >= columns {
+        let row_stride = self.row_stride;
+        if row_stride == 0 || row_stride >= columns {
             return Ok(());
         }
-        Err(Error::InvalidArgument(format!(
-            "{name}->row_stride is {}; at least experts_per_token, {columns}, or 0 expected",
-            self.row_stride
-        )))
+        Err(Error::invalid_argument(|| {
+            format!(
+                "{name}->row_stride is {row_stride}; at least experts_per_token, {columns}, or 0 expected"
+            )
+        }))
     }
 
     /// Whether the ids of `rows` rows of `columns` are one behind the other.

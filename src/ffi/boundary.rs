@@ -40,6 +40,7 @@ pub(super) fn last_error_message() -> *const c_char {
 ///
 /// # Safety
 /// `pointer` is NULL or points to a live `T` that does not change while the reference is used.
+#[inline]
 pub(super) unsafe fn borrowed<'a, T>(pointer: *const T, name: &str) -> Result<&'a T> {
     check_pointer(pointer, name)?;
     // SAFETY: not NULL and aligned as just checked, live by the caller's promise.
@@ -292,22 +293,22 @@ macro_rules! choice {
     ($value:expr, $name:expr, { $($constant:path => $meaning:expr),* $(,)? }) => {
         match $value {
             $($constant => Ok($meaning),)*
-            unknown => Err(crate::error::Error::InvalidArgument(format!(
-                "{} is {unknown}; expected {}",
-                $name,
-                [$(format!("{} ({})", stringify!($constant), $constant)),*].join(", ")
-            ))),
+            unknown => Err(crate::error::Error::invalid_argument(|| {
+                let choices = [$(format!("{} ({})", stringify!($constant), $constant)),*].join(", ");
+                format!("{} is {unknown}; expected {choices}", $name)
+            })),
         }
     };
 }
 pub(super) use choice;
 
+#[inline]
 fn check_pointer<T>(pointer: *const T, name: &str) -> Result<()> {
     if pointer.is_null() {
-        return Err(Error::InvalidArgument(format!("{name} is NULL")));
+        return Err(Error::invalid_argument(|| format!("{name} is NULL")));
     }
     if !pointer.is_aligned() {
-        return Err(Error::InvalidArgument(format!("{name} is not aligned")));
+        return Err(Error::invalid_argument(|| format!("{name} is not aligned")));
     }
     Ok(())
 }
