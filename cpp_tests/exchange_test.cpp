@@ -105,10 +105,9 @@ TEST(Exchange, DumpOfCountsWithoutExpertsPerTokenTakesThoseOfTheOptions) {
     for (const auto *stats : {&loaded, &created}) {
         const std::string dump = dir / (stats == &loaded ? "loaded" : "created");
         options.experts_per_token = 0;
-        EXPECT_EQ(
-            refused([&] { stats->save_file(dump, options); }),
-            invalid("a dump needs experts_per_token, and the counts have none: set it in the options, or in "
-                    "eplb_stats_config"));
+        EXPECT_EQ(refused([&] { stats->save_file(dump, options); }),
+                  invalid("a dump needs experts_per_token, and the counts have none: set it in the options "
+                          "(--experts_per_token), or in eplb_stats_config"));
         options.experts_per_token = 3;
         EXPECT_NE(refused([&] { stats->save_file(dump, options); }).second.find("1 to 2 expected"),
                   std::string::npos);

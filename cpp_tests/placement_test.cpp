@@ -174,7 +174,7 @@ TEST(Placement, LoadRefusesAFileForAnotherModel) {
     const int32_t needed[] = {1, 26, 27};
     eplb_placement_load_options options = EPLB_PLACEMENT_LOAD_OPTIONS_INIT;
     EXPECT_EQ(load(options), EPLB_STATUS_INVALID_ARGUMENT);
-    EXPECT_EQ(eplb_last_error_message(), path + ": the file has no ep_size; set num_ranks");
+    EXPECT_EQ(eplb_last_error_message(), path + ": the file has no ep_size; set num_ranks (--ep_size)");
     options.num_ranks = 8;
     options.num_experts = 64;
     options.layer_ids = needed;

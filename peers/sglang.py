@@ -144,7 +144,9 @@ with tempfile.TemporaryDirectory() as name:
     torch.save({"physical_to_logical_map": metadata.physical_to_logical_map}, as_pt)
     again = folder / "again.yaml"
     eplb("convert", as_pt, again, "--ep_size", RANKS, "--layers", "1-26", "--to", "config")
-    check("eplb reads the loader's map from a .pt as the same file", again.read_bytes() == config.read_bytes())
+    planned_for = b"# eplb:"  # what a plan was made for, which a map does not say
+    check("eplb reads the loader's map from a .pt as the same file",
+          again.read_bytes() == config.read_bytes()[:config.read_bytes().index(planned_for)])
 
     ranks = recorders("stat", metadata)
     expected = run(ranks, metadata, range(1, 7), random)

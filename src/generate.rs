@@ -186,6 +186,7 @@ pub(crate) fn generate_from(
         nodes: solve.priced_nodes(shape),
     };
     note_unnamed_counts(config, &stats);
+    warn_of_one_rank(config, num_ranks);
     warn_of_layers_without_load(config, &stats);
     let (placement, score) = planner.place_and_score(&stats, shape, &options)?;
     let placement = placement.with_layer_updates_per_iter(config.layer_updates_per_iter);
@@ -227,6 +228,17 @@ fn note_unnamed_counts(config: &GenerateConfig<'_>, stats: &Stats) {
         log::info!(
             "{}: read as counts of experts, since nothing says what is counted. With a placement in force TensorRT-LLM counts \
              slots, and no placement can be computed from those",
+            dump_names(config.paths, None)
+        );
+    }
+}
+
+/// Warns of a placement on one rank that nobody asked for: there is nothing to balance.
+fn warn_of_one_rank(config: &GenerateConfig<'_>, num_ranks: usize) {
+    if config.num_ranks.is_none() && num_ranks == 1 {
+        log::warn!(
+            "{}: it has the counts of one rank, so the placement is for one, with nothing to balance; to place the experts \
+             on more, pass the number of ranks (--ep_size, num_ranks)",
             dump_names(config.paths, None)
         );
     }

@@ -22,6 +22,12 @@ fn success(dir: &TempDir, args: &str) -> String {
     String::from_utf8(output.stdout).unwrap()
 }
 
+fn warnings(dir: &TempDir, args: &str) -> String {
+    let output = eplb(dir, args);
+    assert!(output.status.success(), "{args}: {output:?}");
+    String::from_utf8(output.stderr).unwrap()
+}
+
 fn failure(dir: &TempDir, args: &str) -> (String, i32) {
     let output = eplb(dir, args);
     let stderr = String::from_utf8(output.stderr).unwrap();
@@ -218,6 +224,20 @@ fn what_a_foreign_dump_counts_can_be_said() {
     let (message, code) = failure(&own, &format!("{generate} --counts slots"));
     assert!(message.contains("dump: it counts experts, as its meta_info.json says, not slots"), "{message}");
     assert_eq!(code, 2);
+}
+
+#[test]
+fn generate_warns_of_a_placement_on_one_rank() {
+    let dir = tempfile::tempdir().unwrap();
+    fs::write(dir.path().join("meta_info.json"), r#"{"num_experts": 4, "num_experts_per_token": 2}"#)
+        .unwrap();
+    foreign(0, &[3], &[0, 1]).write(dir.path());
+    let generate = "generate --expert_statistic_path . --counts experts --output_path out.yaml";
+    let warning = "warning: .: it has the counts of one rank, so the placement is for one";
+    assert!(warnings(&dir, generate).starts_with(warning));
+    for num_ranks in [1, 2] {
+        assert_eq!(warnings(&dir, &format!("{generate} --ep_size {num_ranks}")), "");
+    }
 }
 
 #[test]

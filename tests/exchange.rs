@@ -440,7 +440,7 @@ fn reader_names_the_place_of_an_invalid_entry() {
     assert_eq!(rows("[[[0, 1]]]"), "it has 3 dimensions, [layers][slots] expected");
     assert_eq!(
         refused("[[0, 1]]", PlacementFormat::Phy2logJson, &Model::default()),
-        "the file has no ep_size; set num_ranks"
+        "the file has no ep_size; set num_ranks (--ep_size)"
     );
     assert_eq!(
         refused("[[0, 1, 2, 0]]", PlacementFormat::Phy2logJson, &Model { num_experts: Some(2), ..two_ranks }),

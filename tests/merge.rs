@@ -164,6 +164,25 @@ fn dumps_of_one_range_cut_by_a_restart_become_complete() {
 }
 
 #[test]
+fn missing_ends_of_the_declared_range_are_told() {
+    // Rows of 3, one in 2 counted: 0, 2, 4 | 6, 8, 10 | 12, 14, 16 | 18.
+    let of = |range, held| Recorded { bucket: 3, stride: 2, ..Recorded::new(0, range, held) };
+    let declared = |runs: &[Recorded]| {
+        let declared = Case::new(runs).merge().unwrap().declared;
+        declared.map(|range| (range.start, range.stop))
+    };
+    assert_eq!(
+        declared(&[Recorded::new(0, (0, 10), (0, 4)), Recorded::new(0, (0, 10), (4, 9))]),
+        Some((0, 10))
+    );
+    assert_eq!(declared(&[Recorded::new(0, (2, 6), (3, 6)), Recorded::new(0, (6, 9), (6, 9))]), Some((2, 9)));
+    assert_eq!(declared(&[Recorded::new(0, (0, 5), (0, 5)), Recorded::new(0, (5, 9), (5, 9))]), None);
+    assert_eq!(declared(&[of((0, 20), (0, 6)), of((0, 20), (6, 18))]), Some((0, 20)));
+    // 19 is not counted.
+    assert_eq!(declared(&[of((0, 20), (0, 6)), of((0, 20), (6, 19))]), None);
+}
+
+#[test]
 fn rows_that_a_restart_split_add_up() {
     // Counted: 100, 110, ..., 190 in rows of 3. The first run stopped after 120 and 130, within the row of 130.
     let recorded = |held| Recorded { bucket: 3, stride: 10, ..Recorded::new(0, (100, 195), held) };

@@ -323,6 +323,14 @@ mod program {
     }
 
     #[test]
+    fn a_file_on_standard_output_is_all_that_is_printed() {
+        for path in ["-", "/dev/stdout", "/dev/fd/1", "/proc/self/fd/1"] {
+            let output = generate(path).output().unwrap();
+            assert!(output.status.success() && output.stdout == in_repository(YAML), "{path}: {output:?}");
+        }
+    }
+
+    #[test]
     fn a_reader_that_leaves_early_is_an_error() {
         let (reading, writing) = pipe();
         drop(reading);

@@ -342,8 +342,8 @@ fn write_dump(stats: &Stats, directory: &Path, experts_per_token: Option<usize>)
     let experts_per_token = match (summary.experts_per_token, experts_per_token) {
         (0, None) => {
             return refuse(
-                "a dump needs experts_per_token, and the counts have none: set it in the options, or in \
-                 eplb_stats_config"
+                "a dump needs experts_per_token, and the counts have none: set it in the options \
+                 (--experts_per_token), or in eplb_stats_config"
                     .into(),
             );
         }

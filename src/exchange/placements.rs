@@ -72,7 +72,7 @@ fn of_rows(array: &Array, format: PlacementFormat, model: &Model) -> Result<Plac
     let rows = model.layers_of_rows(num_rows).map_err(Error::InvalidPlacement)?;
     let num_ranks = model
         .num_ranks
-        .ok_or_else(|| Error::InvalidArgument("the file has no ep_size; set num_ranks".into()))?;
+        .ok_or_else(|| Error::InvalidArgument("the file has no ep_size; set num_ranks (--ep_size)".into()))?;
     let mut experts = Vec::with_capacity(rows.len() * num_slots);
     for &(_, row) in &rows {
         for (slot, &expert) in values[row * num_slots..][..num_slots].iter().enumerate() {

@@ -174,7 +174,9 @@ impl ConfigFile {
             }
             (Some(n), _) | (None, Some(n)) => n,
             (None, None) => {
-                return Err(Error::InvalidArgument("the file has no ep_size; set num_ranks".into()));
+                return Err(Error::InvalidArgument(
+                    "the file has no ep_size; set num_ranks (--ep_size)".into(),
+                ));
             }
         };
         if self.assignments.as_ref().is_some_and(BTreeMap::is_empty) {
@@ -389,7 +391,7 @@ mod tests {
         assert_eq!(placement(&with_ep_size, four).unwrap_err().to_string(), "ep_size is 2, 4 ranks expected");
         assert_eq!(
             placement(FILE, Expected::default()).unwrap_err().to_string(),
-            "the file has no ep_size; set num_ranks"
+            "the file has no ep_size; set num_ranks (--ep_size)"
         );
     }
 

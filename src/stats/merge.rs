@@ -58,6 +58,9 @@ pub struct Merged {
     pub layers: Vec<u32>,
     /// The rows.
     pub rows: RowRange,
+    /// The iterations that the dumps were to have, if the first or last of them are in no dump. `None` where they are numbered
+    /// anew, by [`Overlap::Append`] or [`Gaps::Close`].
+    pub declared: Option<IterationRange>,
     /// The number of rows left out, by [`Gaps::Close`].
     pub left_out: u64,
 }
@@ -107,8 +110,18 @@ pub fn merge(config: &MergeConfig<'_>, progress: &mut dyn FnMut(u64, u64) -> Res
         id_kind: inputs.id_kind,
         layers: summary.layers.clone(),
         rows,
+        declared: inputs
+            .declared(config.overlap)
+            .filter(|&declared| all == num_rows && lacks(rows, declared)),
         left_out: all - num_rows,
     })
+}
+
+/// Returns whether iterations that are counted in a `declared` range are not among the `rows`.
+fn lacks(rows: RowRange, declared: IterationRange) -> bool {
+    let whole = RowRange { iterations: declared, rows: rows.rows };
+    // Between counted iterations, ranges may end anywhere.
+    whole.len() != rows.len() || rows.rows.stride() == 1 && declared != rows.iterations
 }
 
 /// The dumps to merge. A part is what one file of the output is made from: a file of each dump, or all of them.
@@ -176,6 +189,14 @@ impl<'a> Inputs<'a> {
             Inputs { paths, offsets: Vec::new(), id_kind, experts_per_token, num_parts, summed, dumps };
         inputs.offsets = inputs.offsets(config.overlap)?;
         Ok(inputs)
+    }
+
+    /// The iterations that the dumps were to have.
+    fn declared(&self, overlap: Overlap) -> Option<IterationRange> {
+        let ranges = self.dumps.iter().map(|dump| dump.rows().iterations);
+        let whole =
+            ranges.reduce(|a, b| IterationRange { start: a.start.min(b.start), stop: a.stop.max(b.stop) });
+        whole.filter(|_| overlap != Overlap::Append)
     }
 
     /// The files of a part.

@@ -123,6 +123,12 @@ fn describe(args: &Args, merged: &Merged) -> String {
     if *left_out > 0 {
         let _ = writeln!(text, "left out: {left_out} {}, which not all ranks have", rows.unit());
     }
+    if let Some(declared) = merged.declared {
+        let _ = writeln!(
+            text,
+            "The dumps were to have iterations {declared}: some at the ends are in none of them"
+        );
+    }
     if let Some(ranks) = &merged.differing_ranks {
         let _ = writeln!(
             text,

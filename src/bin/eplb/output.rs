@@ -175,9 +175,9 @@ pub fn csv_number(number: Option<f64>) -> String {
     number.map_or(String::new(), |number| number.to_string())
 }
 
-/// Whether an output file is standard output, `-`. Nothing else is printed then.
+/// Whether an output file is standard output: `-`, or one of its names. Nothing else is printed then.
 pub fn is_stdout(path: &Path) -> bool {
-    path == Path::new("-")
+    ["-", "/dev/stdout", "/dev/fd/1", "/proc/self/fd/1"].iter().any(|name| path == Path::new(name))
 }
 
 /// The path of an output file for the library, to which `-` is the name of a file.
