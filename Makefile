@@ -21,7 +21,7 @@ STATIC := build/lib/libeplb.a
 UP = $(shell realpath -ms --relative-to=/x/$(LIBDIR)/pkgconfig /x)
 FILL = sed -e 's|@VERSION@|$(VERSION)|g' -e 's|@SONAME@|$(SONAME)|g' -e 's|@LIBDIR@|$(LIBDIR)|g' -e 's|@UP@|$(UP)|g'
 
-.PHONY: build demo test bench peers gpu-bundle install install-built dist gates doc header recipes format check clean help
+.PHONY: build demo test bench bench-peers peers gpu-bundle install install-built dist gates doc header recipes format check clean help
 
 build: ## the library (target/release/libeplb.so, build/lib/libeplb.a) and the program eplb
 	@scripts/need.sh gcc:cc
@@ -54,6 +54,9 @@ bench: ## the figures of docs/benchmarks.md
 
 peers: build ## loaders, planners and recorders of other systems against eplb's files, both ways; installs 7 GB in build/peers
 	scripts/peers.sh $(PROGRAM)
+
+bench-peers: ## the planners of vLLM, SGLang and TokenSpeed beside eplb's, in one run; installs 7 GB in build/peers
+	scripts/bench_peers.sh
 
 gpu-bundle: ## build/gpu-bundle: device tests and a benchmark for a machine with only a GPU and its driver; run its run.sh
 	scripts/gpu_bundle.sh
