@@ -47,23 +47,25 @@ impl Listing<'_> {
     /// Returns whether there are at most about `most` placements.
     pub fn is_short(&self, most: usize) -> bool {
         let (num_experts, num_ranks) = (self.shape.num_experts(), self.shape.num_ranks());
-        let widths = || (0..num_ranks).map(|rank| self.width(rank));
-        let num_slots: usize = widths().sum();
-        let (mut placements, mut most) = (1.0, most as f64);
+        let num_slots: usize = (0..num_ranks).map(|rank| self.width(rank)).sum();
+        // Both count ways as `start + 1` to `start + more` over 1 to `more`.
+        let ways =
+            |start: usize, more: usize| (1..=more).map(|n| (start + n) as f64 / n as f64).product::<f64>();
         // The ways to give the spare slots to experts, and to split all slots over the ranks.
-        let mut times = |numerator: usize, denominator: usize| {
-            placements *= numerator as f64 / denominator as f64;
-        };
-        (1..=num_slots - num_experts).for_each(|n| times(num_experts - 1 + n, n));
-        let mut placed = 0;
-        for width in widths() {
-            (1..=width).for_each(|n| times(placed + n, n));
+        let (mut placements, mut placed) = (ways(num_experts - 1, num_slots - num_experts), 0);
+        for rank in 0..num_ranks {
+            let width = self.width(rank);
+            placements *= ways(placed, width);
+            if self.are_alike() {
+                placements /= (rank + 1) as f64;
+            }
             placed += width;
+            // It only grows. Left to grow, it would be infinite, and so not comparable, for a large shape.
+            if placements > most as f64 {
+                return false;
+            }
         }
-        if self.are_alike() {
-            most *= (1..=num_ranks).map(|n| n as f64).product::<f64>();
-        }
-        placements <= most
+        true
     }
 
     /// Returns the cheapest placement that costs less than `to_beat`, or no more where duplicates are not
@@ -193,5 +195,29 @@ impl Lister<'_> {
             }
         }
         Ok(())
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn is_short(num_experts: usize, num_slots: usize, num_ranks: usize) -> bool {
+        let shape = Shape::new(num_experts, num_slots, num_ranks).unwrap();
+        let measure = Measure::Mean;
+        let (loads, pins) = (&vec![1.0; num_experts][..], None);
+        Listing { shape, rank_num_slots: None, pins, measure: &measure, loads }.is_short(100_000)
+    }
+
+    #[test]
+    fn only_tiny_shapes_are_listed() {
+        // 5 ways to give 1 spare slot to 5 experts, and 6! / (3! 3!) / 2 = 10 to split 6 slots.
+        assert!(is_short(5, 6, 2) && is_short(8, 10, 2) && is_short(2048, 2048, 1));
+        // Numbers of placements far beyond any double.
+        for (num_experts, num_slots, num_ranks) in
+            [(256, 288, 32), (256, 320, 320), (342, 342, 171), (2048, 8192, 1024), (2048, 65_536, 1)]
+        {
+            assert!(!is_short(num_experts, num_slots, num_ranks), "{num_experts} {num_slots} {num_ranks}");
+        }
     }
 }
