@@ -99,15 +99,23 @@ fn search_of_recorded_loads_has_no_duplicates_and_ignores_the_number_of_threads(
 }
 
 #[test]
-fn search_ends_on_extreme_loads_and_wide_ranks() {
+fn search_ends_on_extreme_loads_and_large_shapes() {
     let tiny = f64::from_bits(1);
     for loads in [vec![tiny, 0.0], vec![tiny, tiny], vec![-0.0, 0.0], vec![3e38, 1.0]] {
         let instance = Instance::new(2, 4, 2, loads);
         instance.place(Policy::Search);
         assert!(lower_bound(&instance.samples, instance.shape).is_finite());
     }
-    // Pairs of the slots of a rank would be 2^29, and slots that repeat an expert 19,000.
-    for (num_experts, num_slots, num_ranks) in [(32768, 32768, 2), (1000, 20000, 1), (16, 4096, 4)] {
+    // Pairs of the slots of a rank would be 2^29, and slots that repeat an expert 19,000. The numbers of placements on many ranks
+    // are beyond any double.
+    for (num_experts, num_slots, num_ranks) in [
+        (32768, 32768, 2),
+        (1000, 20000, 1),
+        (16, 4096, 4),
+        (256, 320, 320),
+        (256, 342, 171),
+        (2048, 8192, 1024),
+    ] {
         let loads = (0..num_experts).map(|expert| (expert % 5) as f64).collect();
         Instance::new(num_experts, num_slots, num_ranks, loads).place(Policy::Search);
     }
