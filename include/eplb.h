@@ -98,6 +98,9 @@ enum {
   EPLB_STATUS_CUDA = 51, /**< A call of the CUDA driver failed; the message has its code and name. */
   /** A CUDA graph is capturing the stream, and this call must not be captured. */
   EPLB_STATUS_CAPTURING = 52,
+  /** A plan was made against another generation of the layer, or other slots: plan again. */
+  EPLB_STATUS_STALE = 60,
+  EPLB_STATUS_NO_REPLICA = 61, /**< Experts would lose their last replica; the message names them. */
 };
 
 /** The severity of a log message. */
