@@ -31,7 +31,7 @@ impl Image {
         tables: &LayerTables,
         rule: &RuleTables,
     ) -> TableParts {
-        let LayerParts { tables: space, dense, max_replicas } = parts;
+        let LayerParts { tables: space, dense, max_replicas, live } = parts;
         if let Some(dense) = dense {
             tables.fill_dense(self.part(*dense), *max_replicas);
         }
@@ -40,7 +40,10 @@ impl Image {
             _ => None,
         };
         let split = match (space.split, rule) {
-            (Some(parts), RuleTables::LeastLoaded(plan)) => Some(parts.write(plan, num_ranks, self)),
+            (Some(parts), RuleTables::LeastLoaded(plan)) => {
+                let written = parts.write(plan, num_ranks, self);
+                Some(if *live { parts.fill_up(&written, self) } else { written })
+            }
             _ => None,
         };
         TableParts {

@@ -1,6 +1,6 @@
 //! Least loaded on a CUDA device: its tables and workspace, its arguments and its launches.
 
-use super::plan::{LANES, SWEEPS, SplitPlan};
+use super::plan::{LANES, NO_HOLDER, SWEEPS, SplitPlan};
 use crate::device::{Kernel, Memory, Part};
 use crate::dispatch::image::Image;
 use crate::dispatch::kernel::{Call, Kernels, words_between};
@@ -84,6 +84,23 @@ impl SplitParts {
             rank_holders: image.write(self.rank_holders, lanes.rank_holders.into_iter()),
             ..self
         }
+    }
+
+    /// Fills the parts up behind the tables of a plan, so that the kernel takes as many experts and steps for any placement:
+    /// those behind the plan's have no holder.
+    pub fn fill_up(self, written: &Self, image: &mut Image) -> Self {
+        let num_holders = (written.holder_rank.bytes / 4) as u32;
+        // Without a replicated expert, the first has one holder, which keeps 0 tokens.
+        let behind = if written.experts.bytes == 0 { 1 } else { num_holders };
+        for (part, written, value) in [
+            (self.holder_start, written.holder_start, behind),
+            (self.step_start, written.step_start, num_holders),
+            (self.rank_holders, written.rank_holders, NO_HOLDER),
+        ] {
+            let rest = Part { start: part.start + written.bytes, bytes: part.bytes - written.bytes };
+            image.write(rest, (0..rest.bytes / 4).map(|_| value));
+        }
+        self
     }
 }
 

@@ -11,7 +11,7 @@ pub const SWEEPS: usize = 4;
 pub const LANES: usize = 32;
 
 /// In place of a holder where there is none: `EPLB_NO_HOLDER` of the kernels.
-const NO_HOLDER: u32 = u32::MAX;
+pub const NO_HOLDER: u32 = u32::MAX;
 
 /// The experts with several slots, in the order of splitting: by ascending number of holders, then by id. Experts that share no
 /// rank do not affect each other. They are reordered so that one step splits them.
