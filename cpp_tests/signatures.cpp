@@ -1,6 +1,6 @@
 // The signature of every function, written by hand. A change here is a change of the interface: see
 // CONTRIBUTING.md.
-#include <eplb_tools.h>
+#include <eplb_live.h>
 
 #include <type_traits>
 
@@ -122,6 +122,13 @@ SIGNATURE(eplb_metrics_add_dispatch,
           eplb_status (*)(eplb_metrics *, const eplb_dispatch *, const eplb_metrics_label *, size_t));
 SIGNATURE(eplb_metrics_text, eplb_status (*)(eplb_metrics *, const char **, size_t *));
 SIGNATURE(eplb_metrics_destroy, void (*)(eplb_metrics *));
+
+// Live rebalancing
+SIGNATURE(eplb_recorder_snapshot, eplb_status (*)(eplb_recorder *, int64_t *, uint32_t, CUstream_st *));
+SIGNATURE(eplb_dispatch_commit_layer, eplb_status (*)(const eplb_dispatch *, int32_t, CUstream_st *));
+SIGNATURE(eplb_dispatch_get_generation, eplb_status (*)(const eplb_dispatch *, int32_t, uint64_t *));
+SIGNATURE(eplb_dispatch_set_active_ranks,
+          eplb_status (*)(const eplb_dispatch *, const uint8_t *, uint32_t, CUstream_st *));
 
 // The enumerations, which are of 32 bits in C and C++.
 #define ENUMERATION(name) static_assert(std::is_same_v<name, int32_t>, #name)

@@ -19,6 +19,8 @@ mod evaluation;
 mod exchange;
 mod generate;
 mod library;
+mod live_dispatch;
+mod live_recorder;
 mod metrics;
 mod placement;
 mod recorder;
@@ -40,6 +42,8 @@ mod signatures {
     use super::exchange::*;
     use super::generate::*;
     use super::library::*;
+    use super::live_dispatch::*;
+    use super::live_recorder::*;
     use super::metrics::*;
     use super::placement::*;
     use super::recorder::*;
@@ -187,6 +191,15 @@ mod signatures {
         *mut CUstream_st,
     ) -> eplb_status = eplb_dispatch_route_and_count;
     const _: unsafe extern "C" fn(*mut eplb_dispatch) = eplb_dispatch_destroy;
+
+    const _: unsafe extern "C" fn(*mut eplb_recorder, *mut i64, u32, *mut CUstream_st) -> eplb_status =
+        eplb_recorder_snapshot;
+    const _: unsafe extern "C" fn(*const eplb_dispatch, i32, *mut CUstream_st) -> eplb_status =
+        eplb_dispatch_commit_layer;
+    const _: unsafe extern "C" fn(*const eplb_dispatch, i32, *mut u64) -> eplb_status =
+        eplb_dispatch_get_generation;
+    const _: unsafe extern "C" fn(*const eplb_dispatch, *const u8, u32, *mut CUstream_st) -> eplb_status =
+        eplb_dispatch_set_active_ranks;
 
     const _: unsafe extern "C" fn(
         *const c_char,

@@ -279,7 +279,7 @@ impl Recorder {
         self.check_process()?;
         let Some(active) = &self.active else {
             return Err(Error::InvalidArgument(
-                "the recorder has no memory for a range: create it with one".into(),
+                "the recorder is off and has no memory to count into: create it with a range".into(),
             ));
         };
         active.rearm(&mut active.lock(), iterations, stream)

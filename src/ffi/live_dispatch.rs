@@ -1,0 +1,82 @@
+//! Dispatch tables that change under a running engine.
+
+use super::boundary::{borrowed, boundary, number, optional_of_ranks, out};
+use super::device::{CUstream_st, stream};
+use super::dispatch::eplb_dispatch;
+use super::status::eplb_status;
+use crate::error::Error;
+
+/// Puts the staged tables of a layer in force: one kernel in stream order, at the same addresses, without an
+/// allocation, a wait or a copy call. CUDA graphs that were captured before route by the tables that are in
+/// force when they are replayed. On EPLB_DEVICE_HOST it takes turns with routing of the layer.
+///
+/// \param dispatch  the dispatch. May run beside routing, and beside calls of other layers
+/// \param layer     the layer's number
+/// \param stream    ordered after the stream of eplb_dispatch_stage_layer() and after the routing before, and
+///                  before the routing to come, by a stream or an event; not being captured
+/// \return EPLB_STATUS_INVALID_ARGUMENT also if nothing is staged; EPLB_STATUS_STALE if the layer has changed
+///         since; EPLB_STATUS_CAPTURING; EPLB_STATUS_CUDA. All leave the tables as they are
+#[unsafe(no_mangle)]
+pub unsafe extern "C" fn eplb_dispatch_commit_layer(
+    dispatch: *const eplb_dispatch,
+    layer: i32,
+    stream: *mut CUstream_st,
+) -> eplb_status {
+    boundary(|| {
+        // SAFETY: the caller's promises for each pointer.
+        let (dispatch, stream) = unsafe { (&borrowed(dispatch, "dispatch")?.0, self::stream(stream)) };
+        dispatch.commit_layer(number(layer, "layer")?, stream)
+    })
+}
+
+/// Returns the generation of a layer: 1 after creation, and one more with each commit or update.
+///
+/// \param dispatch    the dispatch
+/// \param layer       the layer's number
+/// \param generation  receives the generation
+/// \return a status
+#[unsafe(no_mangle)]
+pub unsafe extern "C" fn eplb_dispatch_get_generation(
+    dispatch: *const eplb_dispatch,
+    layer: i32,
+    generation: *mut u64,
+) -> eplb_status {
+    boundary(|| {
+        // SAFETY: the caller's promises for each pointer.
+        let (dispatch, generation) =
+            unsafe { (&borrowed(dispatch, "dispatch")?.0, out(generation, "generation")?) };
+        generation.set(dispatch.generation(number(layer, "layer")?)?);
+        Ok(())
+    })
+}
+
+/// Routes around dead ranks at once, in all layers: slots of ranks that are not active become empty, by one
+/// kernel a layer in stream order. Generations stay. Plans and staged tables that use these slots become
+/// stale. A rank becomes active again by a committed plan that fills its slots; a mask that adds ranks is
+/// refused.
+///
+/// \param dispatch   the dispatch; not concurrent with commits and updates
+/// \param active     [num_ranks], 0 for a dead rank
+/// \param num_ranks  the ranks of the dispatch
+/// \param stream     as for eplb_dispatch_commit_layer()
+/// \return EPLB_STATUS_NO_REPLICA if an expert would have no slot, EPLB_STATUS_INVALID_ARGUMENT,
+///         EPLB_STATUS_NOT_READY as eplb_dispatch_stage_layer(), EPLB_STATUS_CAPTURING: nothing changes.
+///         EPLB_STATUS_CUDA: some layers may have changed; call it again
+#[unsafe(no_mangle)]
+pub unsafe extern "C" fn eplb_dispatch_set_active_ranks(
+    dispatch: *const eplb_dispatch,
+    active: *const u8,
+    num_ranks: u32,
+    stream: *mut CUstream_st,
+) -> eplb_status {
+    boundary(|| {
+        // SAFETY: the caller's promises for each pointer.
+        let (dispatch, active, stream) = unsafe {
+            let active = optional_of_ranks(active, num_ranks, "active")?;
+            (&borrowed(dispatch, "dispatch")?.0, active, self::stream(stream))
+        };
+        let active = active.ok_or_else(|| Error::InvalidArgument("active is NULL".to_owned()))?;
+        let active: Vec<bool> = active.iter().map(|&rank| rank != 0).collect();
+        dispatch.set_active_ranks(&active, stream)
+    })
+}
