@@ -18,7 +18,7 @@ check() { # LANGUAGE STANDARD COMPILER HEADER
     "$3" -std="$2" $warnings -Iinclude "$work/one.$1" "$work/two.$1" -o "$work/program" "$library"
 }
 
-for header in eplb.h eplb_tools.h; do
+for header in eplb.h eplb_tools.h eplb_live.h; do
     for standard in c99 c11 c17; do
         check c $standard gcc $header
         check c $standard clang $header

@@ -77,6 +77,11 @@ const HEADERS: [Header; 3] = [
                 sample: None,
             },
             Section {
+                title: "Plans: which experts move between which slots",
+                files: &["plan"],
+                sample: None,
+            },
+            Section {
                 title: "Tables: change at the same addresses, in stream order",
                 files: &["live_dispatch"],
                 sample: None,

@@ -3,8 +3,60 @@
 use super::boundary::{borrowed, boundary, number, optional_of_ranks, out};
 use super::device::{CUstream_st, stream};
 use super::dispatch::eplb_dispatch;
+use super::plan::eplb_plan;
 use super::status::eplb_status;
 use crate::error::Error;
+
+/// Computes the tables of a layer after a plan's next commit, and copies them to its shadow in stream order,
+/// beside routing. eplb_dispatch_commit_layer() puts them in force.
+///
+/// \param dispatch  a dispatch with `live` set. May run beside routing, and beside calls of other layers
+/// \param plan      the plan. Not needed any more on return
+/// \param layer     one of layer_ids of eplb_plan_info
+/// \param stream    any stream; not being captured
+/// \return EPLB_STATUS_STALE if the dispatch has other slots than the plan was made against;
+///         EPLB_STATUS_NO_REPLICA; EPLB_STATUS_NOT_READY if the device has not read what was staged before;
+///         EPLB_STATUS_CAPTURING; EPLB_STATUS_CUDA. All leave the tables as they are
+#[unsafe(no_mangle)]
+pub unsafe extern "C" fn eplb_dispatch_stage_layer(
+    dispatch: *const eplb_dispatch,
+    plan: *const eplb_plan,
+    layer: i32,
+    stream: *mut CUstream_st,
+) -> eplb_status {
+    boundary(|| {
+        // SAFETY: the caller's promises for each pointer.
+        let (dispatch, plan, stream) = unsafe {
+            let dispatch = &borrowed(dispatch, "dispatch")?.0;
+            (dispatch, &borrowed(plan, "plan")?.0, self::stream(stream))
+        };
+        plan.apply(number(layer, "layer")?, |update| dispatch.stage_layer(update, stream))
+    })
+}
+
+/// Stages and commits a layer in one call.
+///
+/// \param dispatch  as for eplb_dispatch_stage_layer()
+/// \param plan      as for eplb_dispatch_stage_layer()
+/// \param layer     as for eplb_dispatch_stage_layer()
+/// \param stream    as for eplb_dispatch_commit_layer()
+/// \return as eplb_dispatch_stage_layer()
+#[unsafe(no_mangle)]
+pub unsafe extern "C" fn eplb_dispatch_update_layer(
+    dispatch: *const eplb_dispatch,
+    plan: *const eplb_plan,
+    layer: i32,
+    stream: *mut CUstream_st,
+) -> eplb_status {
+    boundary(|| {
+        // SAFETY: the caller's promises for each pointer.
+        let (dispatch, plan, stream) = unsafe {
+            let dispatch = &borrowed(dispatch, "dispatch")?.0;
+            (dispatch, &borrowed(plan, "plan")?.0, self::stream(stream))
+        };
+        plan.apply(number(layer, "layer")?, |update| dispatch.update_layer(update, stream))
+    })
+}
 
 /// Puts the staged tables of a layer in force: one kernel in stream order, at the same addresses, without an
 /// allocation, a wait or a copy call. CUDA graphs that were captured before route by the tables that are in

@@ -23,6 +23,7 @@ mod live_dispatch;
 mod live_recorder;
 mod metrics;
 mod placement;
+mod plan;
 mod recorder;
 mod recorder_config;
 mod recorder_info;
@@ -46,6 +47,7 @@ mod signatures {
     use super::live_recorder::*;
     use super::metrics::*;
     use super::placement::*;
+    use super::plan::*;
     use super::recorder::*;
     use super::recorder_config::*;
     use super::recorder_info::*;
@@ -194,12 +196,47 @@ mod signatures {
 
     const _: unsafe extern "C" fn(*mut eplb_recorder, *mut i64, u32, *mut CUstream_st) -> eplb_status =
         eplb_recorder_snapshot;
+    const _: unsafe extern "C" fn(
+        *const eplb_dispatch,
+        *const eplb_plan,
+        i32,
+        *mut CUstream_st,
+    ) -> eplb_status = eplb_dispatch_stage_layer;
+    const _: unsafe extern "C" fn(
+        *const eplb_dispatch,
+        *const eplb_plan,
+        i32,
+        *mut CUstream_st,
+    ) -> eplb_status = eplb_dispatch_update_layer;
     const _: unsafe extern "C" fn(*const eplb_dispatch, i32, *mut CUstream_st) -> eplb_status =
         eplb_dispatch_commit_layer;
     const _: unsafe extern "C" fn(*const eplb_dispatch, i32, *mut u64) -> eplb_status =
         eplb_dispatch_get_generation;
     const _: unsafe extern "C" fn(*const eplb_dispatch, *const u8, u32, *mut CUstream_st) -> eplb_status =
         eplb_dispatch_set_active_ranks;
+
+    const _: unsafe extern "C" fn(
+        *const eplb_placement,
+        *const eplb_placement,
+        *const eplb_plan_options,
+        *mut *mut eplb_plan,
+    ) -> eplb_status = eplb_plan_create;
+    const _: unsafe extern "C" fn(*const eplb_plan, *mut eplb_plan_info) -> eplb_status = eplb_plan_get_info;
+    const _: unsafe extern "C" fn(*const eplb_plan, i32, *mut eplb_planned_layer) -> eplb_status =
+        eplb_plan_layer_info;
+    const _: unsafe extern "C" fn(*const eplb_plan, i32, u32, *mut *const i32, *mut usize) -> eplb_status =
+        eplb_plan_layer_experts;
+    const _: unsafe extern "C" fn(
+        *const eplb_plan,
+        i32,
+        i32,
+        *mut eplb_transfer,
+        usize,
+        *mut usize,
+    ) -> eplb_status = eplb_plan_transfers;
+    const _: unsafe extern "C" fn(*const eplb_plan, i32, u32, *mut u32) -> eplb_status =
+        eplb_plan_num_readers;
+    const _: unsafe extern "C" fn(*mut eplb_plan) = eplb_plan_destroy;
 
     const _: unsafe extern "C" fn(
         *const c_char,
