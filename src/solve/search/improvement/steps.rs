@@ -25,6 +25,12 @@ impl Rules<'_> {
         self.is_pinned.get(slot).is_some_and(|&is_pinned| is_pinned)
     }
 
+    /// Returns whether a rank may change at all. Where the limit of the layer is reached, only ranks with
+    /// changed slots may.
+    fn may_change(&self, rank: usize) -> bool {
+        self.since_start.total() < self.limits.of_layer || self.since_start.of_rank(rank) > 0
+    }
+
     /// Returns whether replacements of different ranks keep the limits.
     fn allow(&self, replacements: &[Replacement]) -> bool {
         let mut added = 0;
@@ -115,6 +121,9 @@ fn find_replacement<V: Vector, const SQUARINGS: usize>(
     let mut slots: Vec<(usize, usize, f32)> = Vec::with_capacity(costs.slots().len());
     let mut most_of_slots = f32::NEG_INFINITY;
     for (rank, range) in costs.ranges.iter().enumerate() {
+        if !rules.may_change(rank) {
+            continue;
+        }
         for slot in range.clone() {
             let out = costs.slots()[slot];
             let mut most = 0.0;
@@ -168,14 +177,13 @@ fn try_slots<V: Vector, const SQUARINGS: usize>(
 ) {
     for &(rank, slot, most) in slots {
         let out = costs.slots()[slot];
+        let is_refunded = !rules.prices.are_zero() && rules.changes.is_received(rank, out);
+        let refunded = if is_refunded { exponent * rules.prices.of(rank, out) as f32 } else { 0.0 };
         for &(gained, taken) in wanted {
             if gained + most <= best.score {
                 break;
             }
             let replacement = Replacement { rank, out, taken };
-            if costs.experts(rank).contains(&taken) || !rules.allow(&[replacement]) {
-                continue;
-            }
             let part = V::splat(1.0 / (costs.counts[taken as usize] + 1) as f32);
             let mut cost = V::zero();
             let mut others_lose = 0.0;
@@ -196,6 +204,12 @@ fn try_slots<V: Vector, const SQUARINGS: usize>(
                 }
             }
             let gain = gained - others_lose + costs.costs[rank] - cost.sum();
+            if gain + refunded <= best.score
+                || costs.experts(rank).contains(&taken)
+                || !rules.allow(&[replacement])
+            {
+                continue;
+            }
             let (_, price) = rules.cost_of(&[replacement]);
             let score = gain - exponent * price;
             if score > best.score {
@@ -219,7 +233,8 @@ fn find_exchange<V: Vector, const SQUARINGS: usize>(
     let num_ranks = costs.ranges.len();
     let most_removed =
         |rank: usize| costs.removed[costs.ranges[rank].clone()].iter().copied().fold(0.0, f32::max);
-    let mut order: Vec<(f32, usize)> = (0..num_ranks).map(|rank| (most_removed(rank), rank)).collect();
+    let ranks = (0..num_ranks).filter(|&rank| rules.may_change(rank));
+    let mut order: Vec<(f32, usize)> = ranks.map(|rank| (most_removed(rank), rank)).collect();
     order.sort_unstable_by(|a, b| b.0.total_cmp(&a.0).then(a.1.cmp(&b.1)));
     // Where ranks received nothing yet, an exchange changes two slots, and nothing is refunded.
     let mut lost: Vec<f32> = Vec::new();
@@ -282,9 +297,6 @@ fn find_exchange<V: Vector, const SQUARINGS: usize>(
                         Replacement { rank: one, out, taken },
                         Replacement { rank: other, out: taken, taken: out },
                     ];
-                    if costs.experts(one).contains(&taken) || !rules.allow(&replacements) {
-                        continue;
-                    }
                     let taken_part = V::splat(1.0 / costs.counts[taken as usize] as f32);
                     let mut cost = V::zero();
                     for block in 0..one_loads.len() {
@@ -296,8 +308,15 @@ fn find_exchange<V: Vector, const SQUARINGS: usize>(
                         let other = V::load(&other_loads[block]).add(moved).power::<SQUARINGS>();
                         cost = cost.add(one.add(other));
                     }
+                    let gain = base - cost.sum();
+                    if gain <= best.score * least_added - refund
+                        || costs.experts(one).contains(&taken)
+                        || !rules.allow(&replacements)
+                    {
+                        continue;
+                    }
                     let (added, price) = rules.cost_of(&replacements);
-                    let score = (base - cost.sum() - exponent * price) / added;
+                    let score = (gain - exponent * price) / added;
                     if score > best.score {
                         *best = Best { score, step: Some(FoundStep::Exchange(replacements)) };
                     }
