@@ -143,6 +143,18 @@ SIGNATURE(eplb_plan_transfers,
           eplb_status (*)(const eplb_plan *, int32_t, int32_t, eplb_transfer *, size_t, size_t *));
 SIGNATURE(eplb_plan_num_readers, eplb_status (*)(const eplb_plan *, int32_t, uint32_t, uint32_t *));
 SIGNATURE(eplb_plan_destroy, void (*)(eplb_plan *));
+SIGNATURE(eplb_rebalancer_create, eplb_status (*)(const eplb_rebalancer_config *, const eplb_placement *,
+                                                  eplb_rebalancer **));
+SIGNATURE(eplb_rebalancer_observe,
+          eplb_status (*)(eplb_rebalancer *, const int64_t *, uint32_t, uint64_t, int32_t));
+SIGNATURE(eplb_rebalancer_plan, eplb_status (*)(eplb_rebalancer *, const eplb_plan_limits *, eplb_plan **));
+SIGNATURE(eplb_rebalancer_commit_layer, eplb_status (*)(eplb_rebalancer *, const eplb_plan *, int32_t));
+SIGNATURE(eplb_rebalancer_abort, eplb_status (*)(eplb_rebalancer *, const eplb_plan *));
+SIGNATURE(eplb_rebalancer_placement, eplb_status (*)(const eplb_rebalancer *, eplb_placement **));
+SIGNATURE(eplb_rebalancer_set_active_ranks, eplb_status (*)(eplb_rebalancer *, const uint8_t *, uint32_t));
+SIGNATURE(eplb_rebalancer_get_info, eplb_status (*)(const eplb_rebalancer *, eplb_rebalancer_info *));
+SIGNATURE(eplb_rebalancer_reset, eplb_status (*)(eplb_rebalancer *, const eplb_placement *));
+SIGNATURE(eplb_rebalancer_destroy, void (*)(eplb_rebalancer *));
 
 // The enumerations, which are of 32 bits in C and C++.
 #define ENUMERATION(name) static_assert(std::is_same_v<name, int32_t>, #name)

@@ -24,6 +24,7 @@ mod live_recorder;
 mod metrics;
 mod placement;
 mod plan;
+mod rebalancer;
 mod recorder;
 mod recorder_config;
 mod recorder_info;
@@ -48,6 +49,7 @@ mod signatures {
     use super::metrics::*;
     use super::placement::*;
     use super::plan::*;
+    use super::rebalancer::*;
     use super::recorder::*;
     use super::recorder_config::*;
     use super::recorder_info::*;
@@ -237,6 +239,32 @@ mod signatures {
     const _: unsafe extern "C" fn(*const eplb_plan, i32, u32, *mut u32) -> eplb_status =
         eplb_plan_num_readers;
     const _: unsafe extern "C" fn(*mut eplb_plan) = eplb_plan_destroy;
+
+    const _: unsafe extern "C" fn(
+        *const eplb_rebalancer_config,
+        *const eplb_placement,
+        *mut *mut eplb_rebalancer,
+    ) -> eplb_status = eplb_rebalancer_create;
+    const _: unsafe extern "C" fn(*mut eplb_rebalancer, *const i64, u32, u64, i32) -> eplb_status =
+        eplb_rebalancer_observe;
+    const _: unsafe extern "C" fn(
+        *mut eplb_rebalancer,
+        *const eplb_plan_limits,
+        *mut *mut eplb_plan,
+    ) -> eplb_status = eplb_rebalancer_plan;
+    const _: unsafe extern "C" fn(*mut eplb_rebalancer, *const eplb_plan, i32) -> eplb_status =
+        eplb_rebalancer_commit_layer;
+    const _: unsafe extern "C" fn(*mut eplb_rebalancer, *const eplb_plan) -> eplb_status =
+        eplb_rebalancer_abort;
+    const _: unsafe extern "C" fn(*const eplb_rebalancer, *mut *mut eplb_placement) -> eplb_status =
+        eplb_rebalancer_placement;
+    const _: unsafe extern "C" fn(*mut eplb_rebalancer, *const u8, u32) -> eplb_status =
+        eplb_rebalancer_set_active_ranks;
+    const _: unsafe extern "C" fn(*const eplb_rebalancer, *mut eplb_rebalancer_info) -> eplb_status =
+        eplb_rebalancer_get_info;
+    const _: unsafe extern "C" fn(*mut eplb_rebalancer, *const eplb_placement) -> eplb_status =
+        eplb_rebalancer_reset;
+    const _: unsafe extern "C" fn(*mut eplb_rebalancer) = eplb_rebalancer_destroy;
 
     const _: unsafe extern "C" fn(
         *const c_char,

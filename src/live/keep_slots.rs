@@ -2,8 +2,8 @@
 
 use crate::placement::{NO_EXPERT, Shape};
 
-/// Rearranges `to`, the experts that each rank is to hold, so that what a rank holds in `from` and in `to` keeps its slot.
-/// Slots of `fixed` hold what `to` has there. What a rank has to receive goes into the other slots in the order of `to`.
+/// Rearranges `to`, the experts that each rank is to hold, so that what a rank holds in `from` and in `to` keeps its slot. Slots
+/// of `fixed` come first. What a rank has to receive goes into the other slots in the order of `to`.
 pub(super) fn keep_slots(shape: Shape, from: &[u32], to: &[u32], fixed: impl Fn(usize) -> bool) -> Vec<u32> {
     let width = shape.slots_per_rank();
     let mut kept = vec![NO_EXPERT; shape.num_slots()];
@@ -12,31 +12,25 @@ pub(super) fn keep_slots(shape: Shape, from: &[u32], to: &[u32], fixed: impl Fn(
     let index = |expert: u32| (expert as usize).min(shape.num_experts());
     for rank in 0..shape.num_ranks() {
         let slots = rank * width..(rank + 1) * width;
-        let mut free: Vec<usize> = Vec::with_capacity(width);
-        for slot in slots.clone() {
-            match fixed(slot) || from[slot] == to[slot] {
-                true => kept[slot] = to[slot],
-                false => {
-                    left[index(to[slot])] += 1;
-                    free.push(slot);
-                }
-            }
-        }
+        slots.clone().for_each(|slot| left[index(to[slot])] += 1);
         let mut take = |expert: u32| {
             let left = &mut left[index(expert)];
             let taken = *left > 0;
             *left -= u32::from(taken);
             taken
         };
-        let wanted: Vec<u32> = free.iter().map(|&slot| to[slot]).collect();
-        free.retain(|&slot| {
-            let stays = take(from[slot]);
-            if stays {
-                kept[slot] = from[slot];
-            }
-            !stays
-        });
-        let received = wanted.into_iter().filter(|&expert| take(expert));
+        let mut free: Vec<usize> = slots.clone().collect();
+        let order: [&dyn Fn(usize) -> bool; 3] = [&fixed, &|slot| from[slot] == to[slot], &|_| true];
+        for is_next in order {
+            free.retain(|&slot| {
+                let stays = is_next(slot) && take(from[slot]);
+                if stays {
+                    kept[slot] = from[slot];
+                }
+                !stays
+            });
+        }
+        let received = slots.map(|slot| to[slot]).filter(|&expert| take(expert));
         free.iter().zip(received).for_each(|(&slot, expert)| kept[slot] = expert);
     }
     kept
@@ -58,10 +52,10 @@ mod tests {
     }
 
     #[test]
-    fn fixed_slots_hold_what_is_planned_there() {
+    fn fixed_slots_stay_before_others() {
         let shape = Shape::new(3, 4, 1).unwrap();
         // Two slots of expert 0, of which the second is to stay.
-        let kept = keep_slots(shape, &[0, 0, 1, 2], &[1, 0, 2, 2], |slot| slot == 1);
+        let kept = keep_slots(shape, &[0, 0, 1, 2], &[0, 1, 2, 2], |slot| slot == 1);
         assert_eq!(kept, [2, 0, 1, 2]);
     }
 

@@ -1,19 +1,32 @@
 //! Live rebalancing: which experts to move while an engine runs, and how. Host only: no device, no file.
 
 mod agreement;
+mod candidates;
 #[cfg(test)]
 mod cluster_tests;
+mod config;
+mod history;
 mod in_place;
 mod keep_slots;
+mod layer_loads;
 mod layer_plan;
+mod limits;
 mod plan;
+mod planning;
+mod rebalancer;
+#[cfg(test)]
+mod rebalancer_tests;
 mod rounds;
+mod select;
 mod sources;
 mod transfer;
 
 pub use agreement::DISAGREE;
+pub use config::RebalancerConfig;
 pub use layer_plan::{LayerPlan, PlannedBalance};
+pub use limits::{Gates, Limits};
 pub use plan::{KeepReason, Plan, PlanOptions};
+pub use rebalancer::{Rebalancer, RebalancerInfo};
 pub use transfer::{Transfer, TransferKind};
 
 use crate::error::{Error, Result};
@@ -41,6 +54,11 @@ pub(crate) struct Fabric<'a> {
 }
 
 impl Fabric<'_> {
+    fn num_active(&self) -> usize {
+        let all = self.shape.num_ranks();
+        self.active.map_or(all, |active| active.iter().filter(|&&active| active).count())
+    }
+
     fn is_active(&self, rank: usize) -> bool {
         self.active.is_none_or(|active| active[rank])
     }

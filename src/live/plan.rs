@@ -1,6 +1,7 @@
 //! A plan: the layers to change, in order of gain a move, and the words that all ranks compare.
 
 use std::ffi::{CStr, CString};
+use std::sync::Arc;
 
 use super::agreement::Hash;
 use super::keep_slots::keep_slots;
@@ -86,6 +87,8 @@ pub struct Plan {
     /// The layers' numbers, in the same order.
     layer_ids: Vec<u32>,
     message: CString,
+    /// Of a rebalancer's plan: the rebalancer, and the plan.
+    tickets: Option<(Arc<()>, Arc<()>)>,
 }
 
 impl Plan {
@@ -128,7 +131,20 @@ impl Plan {
             None => (None, format!("{moves} slots of {} layers receive an expert", layers.len())),
         };
         let message = CString::new(message).unwrap_or_default();
-        Plan { shape, keep, layers, balance, hash: 0, layer_ids, message }.with_hash(hash)
+        Plan { shape, keep, layers, balance, hash: 0, layer_ids, message, tickets: None }.with_hash(hash)
+    }
+
+    /// The plan as one of a rebalancer.
+    pub(super) fn of(self, rebalancer: Arc<()>, ticket: Arc<()>) -> Self {
+        Plan { tickets: Some((rebalancer, ticket)), ..self }
+    }
+
+    pub(super) fn is_owned_by(&self, rebalancer: &Arc<()>) -> bool {
+        self.tickets.as_ref().is_some_and(|(owner, _)| Arc::ptr_eq(owner, rebalancer))
+    }
+
+    pub(super) fn has_ticket(&self, ticket: &Arc<()>) -> bool {
+        self.tickets.as_ref().is_some_and(|(_, own)| Arc::ptr_eq(own, ticket))
     }
 
     /// Adds the decision, the tables and the transfers to the hash of what the plan was made from.

@@ -87,11 +87,19 @@ pub(super) struct Arrangement {
     width: usize,
     start: Vec<u32>,
     slots: Vec<u32>,
+    /// `[slots]`, or empty. These slots never change, also if another slot of the rank holds the same.
+    is_pinned: Vec<bool>,
 }
 
 impl Arrangement {
-    pub fn new(width: usize, start: Vec<u32>) -> Self {
-        Arrangement { width, slots: start.clone(), start }
+    pub fn new(width: usize, start: Vec<u32>, is_pinned: Vec<bool>) -> Self {
+        Arrangement { width, slots: start.clone(), start, is_pinned }
+    }
+
+    /// Starts again from other slots.
+    pub fn restart(&mut self, start: &[u32]) {
+        self.start.copy_from_slice(start);
+        self.slots.copy_from_slice(start);
     }
 
     pub fn slots(&self) -> &[u32] {
@@ -101,7 +109,9 @@ impl Arrangement {
     /// Gives `taken` to a rank in place of `out`, or in an empty slot.
     pub fn replace(&mut self, rank: usize, out: u32, taken: u32) -> impl Iterator<Item = SlotChange> {
         let slots = rank * self.width..(rank + 1) * self.width;
-        let slot = slots.clone().find(|&slot| self.slots[slot] == out).expect("the rank gives what it holds");
+        let is_pinned = |slot: usize| self.is_pinned.get(slot).is_some_and(|&is_pinned| is_pinned);
+        let gives = |&slot: &usize| self.slots[slot] == out && !is_pinned(slot);
+        let slot = slots.clone().find(gives).expect("the rank gives what it holds");
         let is_home = |&slot: &usize| self.start[slot] == taken && self.slots[slot] != taken;
         let home = slots.clone().find(is_home).unwrap_or(slot);
         let moved = self.slots[home];

@@ -104,7 +104,7 @@ impl<'a> LayerCosts<'a> {
             blocks,
             width: shape.slots_per_rank(),
             ranges: (0..num_ranks).map(|rank| improvement.slots_of(rank)).collect(),
-            arrangement: Arrangement::new(shape.slots_per_rank(), slots.to_vec()),
+            arrangement: Arrangement::new(shape.slots_per_rank(), slots.to_vec(), improvement.is_pinned()),
             counts: vec![0; num_experts],
             slots_of: vec![Vec::new(); num_experts],
             exact_rank_loads: vec![0.0; num_ranks * exact.num_samples],
@@ -123,7 +123,7 @@ impl<'a> LayerCosts<'a> {
 
     /// Sets the slots. [`LayerCosts::rescale`] must follow.
     pub fn restart(&mut self, slots: &[u32]) {
-        self.arrangement = Arrangement::new(self.width, slots.to_vec());
+        self.arrangement.restart(slots);
         self.counts.fill(0);
         self.slots_of.iter_mut().for_each(Vec::clear);
         for (slot, expert) in held_slots(slots) {

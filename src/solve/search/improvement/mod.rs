@@ -60,6 +60,7 @@ pub(crate) struct ChangeLimits {
     pub max_replicas: usize,
 }
 
+#[cfg(test)]
 impl ChangeLimits {
     /// No limits.
     pub const NONE: ChangeLimits =
@@ -113,14 +114,13 @@ impl Improvement<'_> {
         if is_even(cost, &exact) && counts.iter().all(|&count| count > 0) {
             return Improved { cost, steps: Vec::new() };
         }
-        let is_pinned = |&expert: &u32| expert != NO_EXPERT;
         let mut run = Run {
             improvement: self,
             keeps_limits,
             exact: &exact,
             costs: LayerCosts::new(self, &exact, &start),
-            is_pinned: self.pinned_experts.unwrap_or_default().iter().map(is_pinned).collect(),
-            arrangement: Arrangement::new(self.shape.slots_per_rank(), start),
+            is_pinned: self.is_pinned(),
+            arrangement: Arrangement::new(self.shape.slots_per_rank(), start, self.is_pinned()),
             since_start: Changes::new(self.shape.num_ranks()),
             refused: Vec::new(),
             steps: Vec::new(),
@@ -148,6 +148,11 @@ impl Improvement<'_> {
         let mut counts = vec![0; self.shape.num_experts()];
         held_slots(slots).for_each(|(_, expert)| counts[expert as usize] += 1);
         counts
+    }
+
+    /// Whether each slot is pinned, or nothing.
+    fn is_pinned(&self) -> Vec<bool> {
+        self.pinned_experts.unwrap_or_default().iter().map(|&expert| expert != NO_EXPERT).collect()
     }
 
     /// The slots that a rank may use.
