@@ -27,11 +27,10 @@ impl Image {
     pub fn write_layer(
         &mut self,
         parts: &LayerParts,
-        num_ranks: usize,
         tables: &LayerTables,
         rule: &RuleTables,
     ) -> TableParts {
-        let LayerParts { tables: space, dense, max_replicas, live } = parts;
+        let LayerParts { tables: space, dense, max_replicas } = parts;
         if let Some(dense) = dense {
             tables.fill_dense(self.part(*dense), *max_replicas);
         }
@@ -39,19 +38,15 @@ impl Image {
             (Some(part), RuleTables::Nearest(shares)) => Some(self.write(part, shares.iter().copied())),
             _ => None,
         };
-        let split = match (space.split, rule) {
-            (Some(parts), RuleTables::LeastLoaded(plan)) => {
-                let written = parts.write(plan, num_ranks, self);
-                Some(if *live { parts.fill_up(&written, self) } else { written })
-            }
-            _ => None,
-        };
+        if let (Some(parts), RuleTables::LeastLoaded(plan)) = (&space.split, rule) {
+            parts.write(plan, self);
+        }
         TableParts {
             replica_count: self.write(space.replica_count, tables.replica_count.iter().copied()),
             replica_start: self.write(space.replica_start, tables.replica_start.iter().copied()),
             replica_slots: self.write(space.replica_slots, tables.replica_slots.iter().copied()),
             shares,
-            split,
+            split: space.split,
         }
     }
 

@@ -119,7 +119,7 @@ impl Dispatch {
             let tables = LayerTables::new(shape, slots[index]);
             let rule = RuleTables::new(shape, &tables, config);
             let space = layout.layer(index)?;
-            let parts = image.write_layer(&space, shape.num_ranks(), &tables, &rule);
+            let parts = image.write_layer(&space, &tables, &rule);
             let layer = Layer {
                 tables: TableAddresses {
                     replica_count: memory.at(parts.replica_count),
