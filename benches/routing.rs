@@ -49,7 +49,6 @@ fn main() {
                     place: Place::Host,
                     invalid_slot: 0,
                     shared_slots: &[],
-                    live: false,
                 };
                 Dispatch::create(&placement, &config, None).unwrap()
             })

@@ -266,7 +266,7 @@ TEST(DispatchRules, LeastLoadedEvensOutAllRanksWithTheirCounts) {
     narrow_counts.upload(narrow, stream);
     stream.synchronize();
     std::vector<uint64_t> rank_loads(4), expected_loads(4);
-    const auto quotas = least_loaded_quotas(layer, totals, false);
+    const auto quotas = least_loaded_quotas(layer, totals);
     for (const auto &expert : quotas) {
         for (const auto &[rank, quota] : expert) {
             expected_loads[rank] += quota;

@@ -111,230 +111,37 @@ inline std::vector<uint64_t> fill(uint64_t amount, const std::vector<uint64_t> &
     return got;
 }
 
-/// Of each sweep of least loaded.
-constexpr int64_t step_factors[] = {30504029, 45850777, 40756421, 39289238, 38886078, 38776741};
-constexpr uint32_t step_momenta[] = {0, 8440711, 5638815, 4831865, 4610127, 4549992};
-
-/// The number of binary digits.
-inline int bits_of(uint64_t n) {
-    int bits = 0;
-    for (; n != 0; n >>= 1) {
-        bits++;
-    }
-    return bits;
-}
-
-__extension__ using int128 = __int128;
-
-/// Division that rounds down, also negative numbers.
-inline int64_t floor_div(int128 a, int128 b) {
-    return static_cast<int64_t>(a >= 0 ? a / b : -((-a + b - 1) / b));
-}
-
-/// Of least loaded, the largest eigenvalue times 2^16, and a bit more. `ranks` are those of each expert.
-inline int64_t step_bound(const std::map<uint32_t, std::vector<uint32_t>> &ranks, uint32_t num_ranks) {
-    std::vector<int64_t> v(num_ranks), w;
-    for (uint32_t r = 0; r < num_ranks; r++) {
-        v[r] = int64_t(((uint64_t(r) + 1) * 2654435769u % (uint64_t(1) << 32)) / 256) - 8388608;
-    }
-    for (int time = 1;; time++) {
-        w.assign(num_ranks, 0);
-        for (const auto &[expert, held_by] : ranks) {
-            int64_t sum = 0;
-            for (const uint32_t r : held_by) {
-                sum += v[r];
-            }
-            for (const uint32_t r : held_by) {
-                w[r] += v[r] - floor_div(sum, static_cast<int64_t>(held_by.size()));
-            }
-        }
-        if (time == 16) {
-            break;
-        }
-        int64_t largest = 0;
-        for (const int64_t value : w) {
-            largest = std::max(largest, std::abs(value));
-        }
-        for (uint32_t r = 0; r < num_ranks; r++) {
-            v[r] = floor_div(int128(w[r]) * (1 << 24), int64_t(1) << bits_of(static_cast<uint64_t>(largest)));
-        }
-    }
-    int128 along = 0, length = 0;
-    for (uint32_t r = 0; r < num_ranks; r++) {
-        along += int128(v[r]) * w[r];
-        length += int128(v[r]) * v[r];
-    }
-    const int64_t a = length == 0 ? 0 : floor_div(along * 65536, length);
-    return std::max<int64_t>(a, 65536) + std::max<int64_t>(a, 65536) / 32;
-}
-
-/// The quotas of least loaded: how many tokens of each expert each of its ranks serves. `is_own` tells that
-/// the totals are of one rank.
+/// The quotas of least loaded: how many tokens of each expert each of its ranks serves.
 inline std::vector<std::map<uint32_t, uint64_t>> least_loaded_quotas(const layer_placement &layer,
-                                                                     const std::vector<uint64_t> &totals,
-                                                                     bool is_own) {
+                                                                     const std::vector<uint64_t> &totals) {
     std::vector<std::map<uint32_t, uint64_t>> quotas(layer.num_experts);
-    uint64_t all = 0;
+    std::vector<uint64_t> load(layer.num_ranks);
+    std::vector<std::pair<size_t, uint32_t>> order;
+    const auto slots = layer.all_slots();
     for (uint32_t expert = 0; expert < layer.num_experts; expert++) {
-        all += totals[expert];
-        for (const int64_t slot : layer.slots_of(expert)) {
-            quotas[expert][layer.rank_of(slot)] = totals[expert];
+        for (const int64_t slot : slots[expert]) {
+            quotas[expert][layer.rank_of(slot)] = 0;
+        }
+        if (slots[expert].size() == 1) {
+            load[layer.rank_of(slots[expert][0])] += totals[expert];
+        } else {
+            order.emplace_back(quotas[expert].size(), expert);
         }
     }
-    const int up = std::max(0, 28 - bits_of(all)), down = std::max(0, bits_of(all) - 28);
-    const auto fixed = [&](uint64_t tokens) { return static_cast<int64_t>((tokens << up) >> down); };
-    const int64_t token = int64_t(1) << up;
-
-    // The experts on several ranks: their ranks, and p, c and u of each.
-    std::map<uint32_t, std::vector<uint32_t>> ranks;
-    std::map<uint32_t, std::vector<int64_t>> p, c, u;
-    std::vector<int64_t> base(layer.num_ranks);
-    for (uint32_t expert = 0; expert < layer.num_experts; expert++) {
-        if (quotas[expert].size() == 1) {
-            base[quotas[expert].begin()->first] += fixed(totals[expert]);
-            continue;
-        }
-        for (const auto &[rank, quota] : quotas[expert]) {
-            ranks[expert].push_back(rank);
-        }
-    }
-    const int64_t a = step_bound(ranks, layer.num_ranks);
-    const auto total_of = [&](const std::vector<int64_t> &values) {
-        int64_t sum = 0;
-        for (const int64_t value : values) {
-            sum += value;
-        }
-        return sum;
-    };
-    const auto loads_of = [&](const std::map<uint32_t, std::vector<int64_t>> &tokens, int64_t unit) {
-        std::vector<int64_t> loads;
-        for (const int64_t tokens_of_base : base) {
-            loads.push_back(floor_div(tokens_of_base, unit));
-        }
-        for (const auto &[expert, values] : tokens) {
-            for (size_t x = 0; x < values.size(); x++) {
-                loads[ranks[expert][x]] += values[x];
+    std::sort(order.begin(), order.end());
+    for (int sweep = 0; sweep < 4; sweep++) {
+        for (const auto &[num_ranks, expert] : order) {
+            std::vector<uint64_t> levels;
+            for (const auto &[rank, quota] : quotas[expert]) {
+                load[rank] -= quota;
+                levels.push_back(load[rank]);
             }
-        }
-        return loads;
-    };
-    for (const auto &[expert, held_by] : ranks) {
-        if (totals[expert] != 0) {
-            const auto g = static_cast<int64_t>(held_by.size());
-            p[expert].assign(held_by.size(), fixed(totals[expert]) / g);
-            p[expert].back() = fixed(totals[expert]) - (g - 1) * (fixed(totals[expert]) / g);
-            c[expert].assign(held_by.size(), 0);
-        }
-    }
-    const int sweeps = !is_own ? 6 : all >= 1024 ? 3 : 2, rounds = is_own && all < 1024 ? 4 : 8;
-    for (int s = 0; s < sweeps; s++) {
-        const auto loads = loads_of(p, 1);
-        const int64_t step = step_factors[s] * 65536 / a;
-        for (auto &[expert, tokens] : p) {
-            const int64_t t = fixed(totals[expert]), g = static_cast<int64_t>(tokens.size());
-            int64_t mean = 0;
-            for (const uint32_t rank : ranks[expert]) {
-                mean += loads[rank] * ((int64_t(1) << 32) / g) / (int64_t(1) << 32);
+            const auto got = fill(totals[expert], levels, totals[expert] % num_ranks);
+            auto next = got.begin();
+            for (auto &[rank, quota] : quotas[expert]) {
+                quota = *next++;
+                load[rank] += quota;
             }
-            std::vector<int64_t> n;
-            for (size_t x = 0; x < tokens.size(); x++) {
-                const int64_t moved = floor_div(step * (mean - loads[ranks[expert][x]]), 1 << 24);
-                n.push_back(std::max<int64_t>(
-                    0, tokens[x] + moved + floor_div(step_momenta[s] * c[expert][x], 1 << 24)));
-            }
-            if (g == 2) {
-                n = {std::min(n[0], t), t - std::min(n[0], t)};
-            } else {
-                const int64_t excess = total_of(n) - t;
-                if (excess > 0) {
-                    const int64_t positive =
-                        std::count_if(n.begin(), n.end(), [](int64_t value) { return value > 0; });
-                    for (int64_t &value : n) {
-                        value = std::max<int64_t>(0, value - excess / positive);
-                    }
-                }
-                int64_t left = total_of(n) - t;
-                for (auto value = n.rbegin(); value != n.rend(); ++value) {
-                    const int64_t less = std::min(left, *value);
-                    *value -= less;
-                    left -= less;
-                }
-            }
-            for (size_t x = 0; x < n.size(); x++) {
-                c[expert][x] = n[x] - tokens[x];
-            }
-            tokens = n;
-        }
-    }
-    for (const auto &[expert, tokens] : p) {
-        const auto g = tokens.size();
-        u[expert].resize(g);
-        int64_t sum = 0, before = 0;
-        for (size_t i = 0; i < g; i++) {
-            const size_t x = (static_cast<size_t>(fixed(totals[expert]) / token) + i) % g;
-            sum += tokens[x];
-            const int64_t up_to = (sum + token / 2) / token;
-            u[expert][x] = up_to - before;
-            before = up_to;
-        }
-    }
-    auto loads = loads_of(u, token);
-    const auto num_ranks = static_cast<int64_t>(layer.num_ranks);
-    const int64_t most = (static_cast<int64_t>(all >> down) + num_ranks - 1) / num_ranks;
-    for (int round = 1; round <= rounds; round++) {
-        struct proposal {
-            uint32_t expert;
-            size_t from, to;
-            int64_t apart;
-            uint64_t key;
-        };
-        std::vector<proposal> proposals;
-        for (const auto &[expert, tokens] : u) {
-            const auto load = [&, expert = expert](size_t x) { return loads[ranks[expert][x]]; };
-            size_t from = tokens.size(), to = 0;
-            for (size_t x = 0; x < tokens.size(); x++) {
-                if (tokens[x] > 0 && (from == tokens.size() || load(x) > load(from))) {
-                    from = x;
-                }
-                to = load(x) < load(to) ? x : to;
-            }
-            if (from == tokens.size()) {
-                continue;
-            }
-            const int64_t apart = load(from) - load(to);
-            if (apart >= 2 || (apart == 1 && load(from) > most)) {
-                const uint64_t place = (uint64_t(expert) * 2654435769u * (2 * uint64_t(round) - 1)) % (1 << 20);
-                proposals.push_back({expert, from, to, apart,
-                                     static_cast<uint64_t>(std::min<int64_t>(apart, 255)) * (1 << 20) + place});
-            }
-        }
-        if (proposals.empty()) {
-            break;
-        }
-        std::map<uint32_t, uint64_t> largest;
-        for (const auto &one : proposals) {
-            for (const size_t x : {one.from, one.to}) {
-                largest[ranks[one.expert][x]] = std::max(largest[ranks[one.expert][x]], one.key);
-            }
-        }
-        for (const auto &one : proposals) {
-            const uint32_t giver = ranks[one.expert][one.from], taker = ranks[one.expert][one.to];
-            if (largest[giver] == one.key && largest[taker] == one.key) {
-                const int64_t amount =
-                    std::min(std::max<int64_t>(one.apart / 2, 1), u[one.expert][one.from]);
-                u[one.expert][one.from] -= amount;
-                u[one.expert][one.to] += amount;
-                loads[giver] -= amount;
-                loads[taker] += amount;
-            }
-        }
-    }
-    for (const auto &[expert, held_by] : ranks) {
-        uint64_t left = totals[expert];
-        for (size_t x = 0; x < held_by.size(); x++) {
-            const uint64_t tokens = u[expert].empty() ? 0 : static_cast<uint64_t>(u[expert][x]) << down;
-            quotas[expert][held_by[x]] = x + 1 < held_by.size() ? tokens : left;
-            left -= tokens;
         }
     }
     return quotas;
@@ -380,7 +187,7 @@ std::vector<Id> least_loaded(const layer_placement &layer, const std::vector<Id>
         }
         own = rank_counts[rank];
     }
-    const auto quotas = least_loaded_quotas(layer, totals, rank_counts.empty());
+    const auto quotas = least_loaded_quotas(layer, totals);
     const auto slots = layer.all_slots();
     std::vector<std::vector<int64_t>> slot_of_token;
     for (uint32_t expert = 0; expert < layer.num_experts; expert++) {

@@ -7,6 +7,4 @@
 #include "nearest.cuh"
 #include "least_loaded.cuh"
 #include "add_counts.cuh"
-#include "copy_tables.cuh"
-#include "snapshot.cuh"
 // clang-format on

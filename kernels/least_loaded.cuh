@@ -19,6 +19,18 @@ __device__ inline uint64_t rank_count(const eplb_split_arguments &split, uint32_
     return count < 0 ? 0 : count > 0x7fffffff ? 0x7fffffff : static_cast<uint64_t>(count);
 }
 
+/// The sum of the counts of the ranks in [first, end) for an expert. A thread waits for several loads at
+/// once.
+__device__ inline uint64_t sum_of_ranks(const eplb_split_arguments &split, uint32_t first, uint32_t end,
+                                        uint32_t expert, uint32_t num_experts) {
+    uint64_t sum = 0;
+#pragma unroll 4
+    for (uint32_t rank = first; rank < end; rank++) {
+        sum += rank_count(split, rank, expert, num_experts);
+    }
+    return sum;
+}
+
 /// Replaces each block's count of an expert by the sum of those before, and returns the sum of all. Other
 /// blocks wrote them while this one ran. A thread waits for several loads at once.
 __device__ inline uint32_t add_up_blocks(const eplb_route_arguments &args, uint32_t expert) {
@@ -44,143 +56,89 @@ __device__ inline uint32_t add_up_blocks(const eplb_route_arguments &args, uint3
     return before;
 }
 
-/// Divides by at most 2^20, the largest size of a placement. Beyond 32 bits it takes 12 bits at a time, since
-/// a division of 64 bits would be a call, and spill.
-__device__ inline uint64_t divide(uint64_t value, uint32_t by) {
-    if (value >> 32 == 0) {
-        return static_cast<uint32_t>(value) / by;
-    }
-    uint64_t whole = 0;
-    uint32_t rest = 0;
-#pragma unroll 1
-    for (int shift = 60; shift >= 0; shift -= 12) {
-        const uint32_t part = rest << 12 | (static_cast<uint32_t>(value >> shift) & 0xfff);
-        whole = whole << 12 | part / by;
-        rest = part % by;
-    }
-    return whole;
-}
-
-/// Finds the tokens of all experts. `counts` are this block's where it is the only one, otherwise NULL. A
-/// thread waits for several loads at once.
-__device__ inline void find_totals(const eplb_route_arguments &args, const split_memory &memory,
-                                   const uint32_t *counts) {
-    const eplb_split_arguments &split = args.split;
-#pragma unroll 1
-    for (uint32_t first = 0; first < args.num_experts; first += blockDim.x) {
-        const uint32_t expert = first + threadIdx.x;
-        uint64_t total = 0;
-        if (expert < args.num_experts) {
-            total = counts != nullptr ? counts[expert] : add_up_blocks(args, expert);
-            if (split.rank_counts != nullptr) {
-                total = 0;
-#pragma unroll 4
-                for (uint32_t rank = 0; rank < split.num_ranks; rank++) {
-                    const uint64_t count = rank_count(split, rank, expert, args.num_experts);
-                    if (rank == split.rank) {
-                        memory.before[expert] = total;
-                        memory.own[expert] = static_cast<uint32_t>(count);
-                    }
-                    total += count;
-                }
-            }
-            memory.totals[expert] = total;
-        }
-        // 64-bit atomics in shared memory are a loop, so a warp makes one.
-        uint64_t sum = total;
-        if (split.rank_counts == nullptr) {
-            sum = __reduce_add_sync(all_lanes, static_cast<uint32_t>(total));
-        } else {
-#pragma unroll
-            for (int distance = 16; distance > 0; distance /= 2) {
-                sum += __shfl_xor_sync(all_lanes, sum, distance);
-            }
-        }
-        if (threadIdx.x % 32 == 0 && sum != 0) {
-            atomicAdd(reinterpret_cast<unsigned long long *>(memory.sum), static_cast<unsigned long long>(sum));
-        }
-    }
-}
-
-/// Writes the end of each replica of a holder among this rank's tokens. The holders before serve `served`.
-__device__ inline void write_ends(const split_memory &memory, uint32_t holder, uint64_t served, uint64_t quota,
-                                  uint64_t before, uint64_t own, uint32_t *ends) {
-    const uint32_t size = memory.holder_size[holder];
-#pragma unroll 1
-    for (uint32_t replica = 0; replica < size; replica++) {
-        const uint64_t end = served + (size == 1 ? quota : divide(quota * (replica + 1) + size - 1, size));
-        const uint64_t mine = end <= before ? 0 : end - before;
-        ends[memory.holder_first[holder] + replica] = static_cast<uint32_t>(mine < own ? mine : own);
-    }
-}
-
-/// Writes the ends of all replicas of experts with several slots.
-__device__ inline void write_all_ends(const eplb_route_arguments &args, const split_memory &memory,
-                                      uint32_t *ends) {
-    const auto write = [&](uint32_t place, uint32_t holder, uint64_t served, uint64_t quota) {
-        const uint32_t expert = memory.experts[place];
-        const bool is_own = args.split.rank_counts == nullptr;
-        write_ends(memory, holder, served, quota, is_own ? 0 : memory.before[expert],
-                   is_own ? memory.totals[expert] : memory.own[expert], ends);
-    };
-    const auto tokens_of = [&](int32_t units) {
-        return static_cast<uint64_t>(static_cast<uint32_t>(units)) << memory.down;
-    };
-    memory.each(
-        [&](uint32_t place, uint32_t first) {
-            const uint64_t quota = tokens_of(memory.tokens[first]);
-            write(place, first, 0, quota);
-            write(place, first + 1, quota, memory.totals[memory.experts[place]] - quota);
-        },
-        [&](uint32_t place, uint32_t first, uint32_t count) {
-            const uint64_t total = memory.totals[memory.experts[place]];
-            int32_t sum = 0;
-#pragma unroll 1
-            for (uint32_t begin = 0; begin < count; begin += 32) {
-                const uint32_t x = begin + threadIdx.x % 32;
-                const int32_t units = x < count ? memory.tokens[first + x] : 0;
-                const int32_t through = sum + sum_through_lane(units);
-                if (x < count) {
-                    const uint64_t served = tokens_of(through - units);
-                    write(place, first + x, served, x + 1 < count ? tokens_of(units) : total - served);
-                }
-                sum = __shfl_sync(all_lanes, through, 31);
-            }
-        });
-#pragma unroll 1
-    for (uint32_t place = memory.num_split + threadIdx.x; place < memory.num_replicated; place += blockDim.x) {
-        write(place, memory.holder_start[place], 0, memory.totals[memory.experts[place]]);
-    }
-}
-
 /// Computes quotas, and from them the end of each replica's tokens among this rank's. `counts` are this
 /// block's where it is the only one, otherwise NULL. One block of threads calls.
 __device__ inline void compute_ends(const eplb_route_arguments &args, const route_tables &tables,
                                     const uint32_t *counts, uint32_t *ends) {
     const eplb_split_arguments &split = args.split;
     const bool are_staged = args.table_words > split.holder_rank_at;
-    // The tables in shared memory are complete after this barrier.
+    const split_memory memory(args, are_staged ? tables.count : args.tables);
+    if (threadIdx.x <= EPLB_SPLIT_SWEEPS) {
+        memory.changed[threadIdx.x] = 0; // And is_large.
+    }
     __syncthreads();
-    split_memory memory(args, are_staged ? tables.count : args.tables);
-    memory.clear();
+#pragma unroll 1
+    for (uint32_t expert = threadIdx.x; expert < args.num_experts; expert += blockDim.x) {
+        const uint32_t own = counts != nullptr ? counts[expert] : add_up_blocks(args, expert);
+        const uint64_t total = split.rank_counts == nullptr
+                                   ? own
+                                   : sum_of_ranks(split, 0, split.num_ranks, expert, args.num_experts);
+        memory.totals[expert] = total;
+        if (total > 0xffffffff / args.num_experts) {
+            *memory.is_large = 1;
+        }
+    }
+#pragma unroll 1
+    for (uint32_t rank = threadIdx.x; rank < split.num_ranks; rank += blockDim.x) {
+        memory.rank_loads[rank] = 0;
+    }
+#pragma unroll 1
+    for (uint32_t g = threadIdx.x; g < split.num_holders; g += blockDim.x) {
+        memory.quotas[g] = 0;
+    }
     __syncthreads();
-    find_totals(args, memory, counts);
-    __syncthreads();
-    memory.find_scale();
+    const bool is_large = *memory.is_large != 0;
 #pragma unroll 1
     for (uint32_t expert = threadIdx.x; expert < args.num_experts; expert += blockDim.x) {
         if (tables.count[expert] == 1 && memory.totals[expert] != 0) {
             const uint32_t slot = tables.slots[tables.start[expert]];
-            memory.add_to_rank(slot / split.slots_per_rank, memory.totals[expert]);
+            uint64_t *load = &memory.rank_loads[slot / split.slots_per_rank];
+            if (is_large) {
+                atomicAdd(reinterpret_cast<unsigned long long *>(load),
+                          static_cast<unsigned long long>(memory.totals[expert]));
+            } else {
+                // Adds to the low half, since 64-bit atomics in shared memory are a loop.
+                atomicAdd(reinterpret_cast<unsigned *>(load), static_cast<unsigned>(memory.totals[expert]));
+            }
         }
     }
 #pragma unroll 1
-    for (uint32_t i = memory.num_split + threadIdx.x; i < memory.num_replicated; i += blockDim.x) {
-        memory.add_to_rank(memory.holder_rank[memory.holder_start[i]], memory.totals[memory.experts[i]]);
+    for (uint32_t g = threadIdx.x; g < split.num_holders; g += blockDim.x) {
+        const uint32_t place = memory.holder_place[g];
+        const uint64_t tokens = memory.totals[memory.experts[place]];
+        memory.tokens[g] = tokens;
+        memory.turns[g] = divide(tokens, memory.holder_start[place + 1] - memory.holder_start[place]).rest;
     }
-    split_evenly(memory);
-    split_tokens(memory, split.rank_counts == nullptr);
-    write_all_ends(args, memory, ends);
+    __syncthreads();
+    if (is_large) {
+        split_tokens<uint64_t>(memory, split);
+    } else {
+        split_tokens<uint32_t>(memory, split);
+    }
+    __syncthreads();
+#pragma unroll 1
+    for (uint32_t place = threadIdx.x; place < split.num_replicated; place += blockDim.x) {
+        const uint32_t expert = memory.experts[place];
+        uint64_t before = 0, own = memory.totals[expert];
+        if (split.rank_counts != nullptr) {
+            before = sum_of_ranks(split, 0, split.rank, expert, args.num_experts);
+            own = rank_count(split, split.rank, expert, args.num_experts);
+        }
+        uint64_t served = 0;
+#pragma unroll 1
+        for (uint32_t g = memory.holder_start[place]; g < memory.holder_start[place + 1]; g++) {
+            const uint64_t quota = memory.quotas[g];
+            const uint32_t size = memory.holder_size[g];
+#pragma unroll 1
+            for (uint32_t replica = 0; replica < size; replica++) {
+                const uint64_t end =
+                    served + (size == 1 ? quota : divide(quota * (replica + 1) + size - 1, size).whole);
+                const uint64_t mine = end <= before ? 0 : end - before;
+                ends[memory.holder_first[g] + replica] = static_cast<uint32_t>(mine < own ? mine : own);
+            }
+            served += quota;
+        }
+    }
     __syncthreads();
 }
 

@@ -20,7 +20,7 @@ header() { cargo test --quiet --locked --test header; }
 layouts() { cargo run --quiet --locked --manifest-path abi_tests/Cargo.toml; }
 rust_signatures() { cargo check --quiet --locked --lib --profile test; }
 cpp_signatures() { g++ -std=c++17 -fsyntax-only -Iinclude cpp_tests/signatures.cpp; }
-padding() { gcc -std=c99 -fsyntax-only -Wpadded -Werror -x c include/eplb_live.h; }
+padding() { gcc -std=c99 -fsyntax-only -Wpadded -Werror -x c include/eplb_tools.h; }
 symbols() { cargo build --quiet --locked --lib && scripts/check_symbols.sh; }
 abi() { scripts/check_abi.sh; }
 languages() { scripts/check_header.sh; }

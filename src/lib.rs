@@ -7,7 +7,6 @@
 //! - [`mod@generate`]: step 2, from a dump directory to a configuration file
 //! - [`exchange`]: reads and writes counts and placements of other systems
 //! - [`report`]: scores, reports and comparisons of placements, and metrics
-//! - [`live`]: plans that move few experts while an engine runs
 //! - [`dispatch`]: step 3, routes expert ids to slot ids on a device
 //! - [`stats`]: step 1, the recorder, and dumps with their counts
 //! - [`solve`]: computes placements from loads, by policy
@@ -25,7 +24,6 @@ pub mod error;
 pub mod exchange;
 mod ffi;
 pub mod generate;
-pub mod live;
 mod page_buffer;
 pub mod placement;
 pub mod report;

@@ -82,16 +82,6 @@ template <class T> T from_lane(const lane_values &all, unsigned source) {
     return value;
 }
 
-/// The values of the lanes that arrived, put together one by one.
-template <class Reduce> unsigned reduce(const lane_values &all, unsigned result, Reduce reduce) {
-    for (unsigned lane = 0; lane < 32; lane++) {
-        if (all.arrived >> lane & 1) {
-            result = reduce(result, static_cast<unsigned>(all.values[lane]));
-        }
-    }
-    return result;
-}
-
 template <class T, class Change> T atomically(T *cell, Change change) {
     preempt();
     const T old = *cell;
@@ -109,7 +99,6 @@ inline void __syncthreads(EMULATION_CALLER) { emulation::barrier(EMULATION_SITE(
 
 /// Does nothing: fibers run one at a time, so each sees all earlier writes.
 inline void __threadfence() {}
-inline void __threadfence_system() {}
 
 inline void __syncwarp(unsigned mask = 0xffffffff, EMULATION_CALLER) {
     emulation::exchange(EMULATION_SITE("__syncwarp"), mask, 0);
@@ -128,12 +117,6 @@ T __shfl_down_sync(unsigned mask, T value, unsigned delta, int width = 32, EMULA
     const unsigned lane = emulation::lane();
     const bool inside = (lane & unsigned(width - 1)) + delta < unsigned(width);
     return inside ? emulation::from_lane<T>(all, lane + delta) : value;
-}
-
-template <class T> T __shfl_up_sync(unsigned mask, T value, unsigned delta, int width = 32, EMULATION_CALLER) {
-    const auto &all = emulation::exchange(EMULATION_SITE("__shfl_up_sync"), mask, emulation::to_bits(value));
-    const unsigned lane = emulation::lane();
-    return (lane & unsigned(width - 1)) >= delta ? emulation::from_lane<T>(all, lane - delta) : value;
 }
 
 template <class T> T __shfl_xor_sync(unsigned mask, T value, int lanes, int width = 32, EMULATION_CALLER) {
@@ -164,19 +147,6 @@ template <class T> unsigned __match_any_sync(unsigned mask, T value, EMULATION_C
     return equal;
 }
 
-inline unsigned __reduce_add_sync(unsigned mask, unsigned value, EMULATION_CALLER) {
-    const auto &all = emulation::exchange(EMULATION_SITE("__reduce_add_sync"), mask, value);
-    return emulation::reduce(all, 0, [](unsigned a, unsigned b) { return a + b; });
-}
-inline unsigned __reduce_max_sync(unsigned mask, unsigned value, EMULATION_CALLER) {
-    const auto &all = emulation::exchange(EMULATION_SITE("__reduce_max_sync"), mask, value);
-    return emulation::reduce(all, 0, [](unsigned a, unsigned b) { return a > b ? a : b; });
-}
-inline unsigned __reduce_min_sync(unsigned mask, unsigned value, EMULATION_CALLER) {
-    const auto &all = emulation::exchange(EMULATION_SITE("__reduce_min_sync"), mask, value);
-    return emulation::reduce(all, ~0u, [](unsigned a, unsigned b) { return a < b ? a : b; });
-}
-
 #undef EMULATION_SITE
 #undef EMULATION_CALLER
 
@@ -189,8 +159,6 @@ inline unsigned __dp4a(unsigned a, unsigned b, unsigned sum) {
     return sum;
 }
 inline int __ffs(int bits) { return __builtin_ffs(bits); }
-inline int __clz(int bits) { return bits == 0 ? 32 : __builtin_clz(static_cast<unsigned>(bits)); }
-inline unsigned __umulhi(unsigned a, unsigned b) { return static_cast<unsigned>(uint64_t(a) * b >> 32); }
 
 inline unsigned atomicAdd(unsigned *cell, unsigned value) {
     return emulation::atomically(cell, [=](unsigned old) { return old + value; });

@@ -1,7 +1,6 @@
 // Compares the routing kernels with a second implementation of the rules, in many orders of their threads.
 #include <gtest/gtest.h>
 
-#include <map>
 #include <memory>
 #include <numeric>
 #include <random>
@@ -37,7 +36,8 @@ struct table_words {
 /// Tables and workspaces of one layer.
 struct layer_memory {
     std::vector<uint32_t> count, start, slots;
-    std::vector<uint32_t> experts, holder_start = {0}, holder_rank, holder_first, holder_size, reciprocals, sizes;
+    std::vector<uint32_t> experts, holder_start = {0}, holder_rank, holder_place, holder_first, holder_size,
+                                   step_start, rank_holders, holder_ranks;
     std::vector<uint64_t> memory;
     std::vector<uint32_t> ends, block_counts, blocks_done = {0};
     /// The tables of nearest for one rank.
@@ -51,7 +51,7 @@ struct layer_memory {
             uint32_t rank, first, size;
         };
         struct replicated {
-            uint32_t expert;
+            uint32_t expert, step;
             std::vector<holder> holders;
         };
         std::vector<replicated> all;
@@ -69,41 +69,57 @@ struct layer_memory {
                 slots.push_back(static_cast<uint32_t>(slot));
             }
             if (mine.size() > 1) {
-                all.push_back({expert, holders});
+                all.push_back({expert, 0, holders});
             }
         }
-        // Experts on three ranks or more, on two, and on one.
         std::stable_sort(all.begin(), all.end(), [](const replicated &a, const replicated &b) {
-            return std::min(a.holders.size(), size_t(3)) > std::min(b.holders.size(), size_t(3));
+            return a.holders.size() < b.holders.size();
         });
-        std::map<uint32_t, std::vector<uint32_t>> ranks;
-        sizes = {0, 0, static_cast<uint32_t>(all.size())};
-        for (const replicated &one : all) {
-            const size_t num_ranks = one.holders.size();
-            sizes[0] += num_ranks > 2 ? 1 : 0;
-            sizes[1] += num_ranks > 1 ? 1 : 0;
-            experts.push_back(one.expert);
-            reciprocals.push_back(static_cast<uint32_t>((uint64_t(1) << 32) / num_ranks));
-            for (const holder &mine : one.holders) {
-                holder_rank.push_back(mine.rank);
-                holder_first.push_back(mine.first);
-                holder_size.push_back(mine.size);
-                if (num_ranks > 1) {
-                    ranks[one.expert].push_back(mine.rank);
+        // The step after the last step of an earlier expert on one of the same ranks.
+        for (size_t i = 0; i < all.size(); i++) {
+            for (size_t before = 0; before < i; before++) {
+                for (const holder &mine : all[i].holders) {
+                    for (const holder &other : all[before].holders) {
+                        if (mine.rank == other.rank) {
+                            all[i].step = std::max(all[i].step, all[before].step + 1);
+                        }
+                    }
                 }
             }
+        }
+        std::stable_sort(all.begin(), all.end(),
+                         [](const replicated &a, const replicated &b) { return a.step < b.step; });
+        for (const auto &[expert, step, holders] : all) {
+            if (step == step_start.size()) {
+                step_start.push_back(static_cast<uint32_t>(holder_rank.size()));
+            }
+            for (const holder &holder : holders) {
+                holder_rank.push_back(holder.rank);
+                holder_place.push_back(static_cast<uint32_t>(experts.size()));
+                holder_first.push_back(holder.first);
+                holder_size.push_back(holder.size);
+            }
+            experts.push_back(expert);
             holder_start.push_back(static_cast<uint32_t>(holder_rank.size()));
         }
-        for (const int64_t factor : step_factors) {
-            sizes.push_back(static_cast<uint32_t>(factor * 65536 / step_bound(ranks, layer.num_ranks)));
+        step_start.push_back(static_cast<uint32_t>(holder_rank.size()));
+        if (layer.num_ranks <= EPLB_SPLIT_LANES) {
+            rank_holders.assign((step_start.size() - 1) * layer.num_ranks, EPLB_NO_HOLDER);
+            for (uint32_t holder = 0; holder < holder_rank.size(); holder++) {
+                const auto &[expert, step, holders] = all[holder_place[holder]];
+                rank_holders[step * layer.num_ranks + holder_rank[holder]] = holder;
+                holder_ranks.push_back(0);
+                for (const auto &other : holders) {
+                    holder_ranks.back() |= 1u << other.rank;
+                }
+            }
         }
-        sizes.insert(sizes.end(), std::begin(step_momenta), std::end(step_momenta));
-        memory.assign(memory_words(layer) / 2 + 1, 77);
+        memory.assign(memory_words(layer) / 2, 77);
     }
 
     uint32_t memory_words(const layer_placement &layer) const {
-        const size_t words =
-            5 * layer.num_experts + 2 + 5 * layer.num_ranks + EPLB_SPLIT_ROUNDS + 2 * holder_rank.size();
+        const size_t words = 2 * (layer.num_ranks + 3 * holder_rank.size() + layer.num_experts) +
+                             holder_rank.size() + EPLB_SPLIT_SWEEPS + 1;
         return static_cast<uint32_t>((words + 3) / 4 * 4);
     }
 
@@ -132,19 +148,23 @@ struct layer_memory {
         args.invalid_slot = static_cast<int32_t>(args.num_slots);
         eplb_split_arguments &split = args.split;
         split.holder_rank_at = tables.add(holder_rank);
+        split.holder_place_at = tables.add(holder_place);
         split.holder_first_at = tables.add(holder_first);
         split.holder_size_at = tables.add(holder_size);
         split.experts_at = tables.add(experts);
         split.holder_start_at = tables.add(holder_start);
-        split.reciprocals_at = tables.add(reciprocals);
-        split.sizes_at = tables.add(sizes);
+        split.step_start_at = tables.add(step_start);
+        split.holder_ranks_at = tables.add(holder_ranks);
+        split.rank_holders_at = tables.add(rank_holders);
         tables.size();
         args.tables = tables.words.data();
         split.memory = memory.data();
         split.ends = ends.data();
         split.block_counts = block_counts.data();
         split.blocks_done = blocks_done.data();
+        split.num_replicated = static_cast<uint32_t>(experts.size());
         split.num_holders = static_cast<uint32_t>(holder_rank.size());
+        split.num_steps = static_cast<uint32_t>(step_start.size() - 1);
         split.num_ranks = layer.num_ranks;
         split.slots_per_rank = args.num_slots / layer.num_ranks;
         split.ids_per_block = EPLB_ROUTE_BLOCK;

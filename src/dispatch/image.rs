@@ -27,6 +27,7 @@ impl Image {
     pub fn write_layer(
         &mut self,
         parts: &LayerParts,
+        num_ranks: usize,
         tables: &LayerTables,
         rule: &RuleTables,
     ) -> TableParts {
@@ -38,15 +39,16 @@ impl Image {
             (Some(part), RuleTables::Nearest(shares)) => Some(self.write(part, shares.iter().copied())),
             _ => None,
         };
-        if let (Some(parts), RuleTables::LeastLoaded(plan)) = (&space.split, rule) {
-            parts.write(plan, self);
-        }
+        let split = match (space.split, rule) {
+            (Some(parts), RuleTables::LeastLoaded(plan)) => Some(parts.write(plan, num_ranks, self)),
+            _ => None,
+        };
         TableParts {
             replica_count: self.write(space.replica_count, tables.replica_count.iter().copied()),
             replica_start: self.write(space.replica_start, tables.replica_start.iter().copied()),
             replica_slots: self.write(space.replica_slots, tables.replica_slots.iter().copied()),
             shares,
-            split: space.split,
+            split,
         }
     }
 

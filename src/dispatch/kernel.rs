@@ -65,7 +65,7 @@ struct LayoutArguments {
 }
 
 const _: () = assert!(
-    size_of::<SplitArguments>() == 104 && size_of::<Arguments>() == 264,
+    size_of::<SplitArguments>() == 120 && size_of::<Arguments>() == 280,
     "see kernels/route_arguments.cuh"
 );
 
@@ -136,7 +136,7 @@ impl KernelRouter {
                 ..LayoutArguments::default()
             },
         };
-        let all_table_words = words_through(first, split.map_or(last, |split| split.sizes));
+        let all_table_words = words_through(first, split.map_or(last, |split| split.rank_holders));
         KernelRouter { cuda: cuda.clone(), rule: config.rule, arguments, all_table_words }
     }
 

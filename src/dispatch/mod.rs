@@ -9,7 +9,6 @@ mod image;
 mod kernel;
 mod layout;
 pub(crate) mod least_loaded;
-mod live;
 pub(crate) mod nearest;
 mod round_robin;
 mod routing;
@@ -31,19 +30,17 @@ use self::host::HostRouter;
 use self::image::Image;
 use self::kernel::KernelRouter;
 use self::layout::Layout;
-use self::live::Live;
 use self::rule_tables::RuleTables;
 use self::tables::LayerTables;
-use crate::device::{Access, Device, Memory, Stream};
+use crate::device::{Access, Device, Memory, Part, Stream};
 use crate::error::{Error, Result};
 use crate::placement::{Placement, Shape};
-use crate::stats::{BatchCount, Flips, Recorder, Source};
+use crate::stats::{BatchCount, Recorder, Source};
 
 /// The purpose of the memory, in errors.
 const TABLES: &str = "the dispatch tables";
 
-/// The tables of a rank's layers on a device, and the rule that routes by them. Tables never move, and change
-/// by commits only.
+/// The tables of a rank's layers on a device, and the rule that routes by them. Tables never move.
 #[derive(Debug)]
 pub struct Dispatch {
     device: Device,
@@ -59,8 +56,6 @@ pub struct Dispatch {
     num_shared: usize,
     /// The layers by number, ascending.
     layers: Vec<(u32, Layer)>,
-    /// `None` where tables do not change.
-    live: Option<Live>,
     /// The process that created the dispatch. After fork(), the device is the parent's.
     process: u32,
 }
@@ -112,14 +107,13 @@ impl Dispatch {
         let layout = Layout::of(shape, config, numbers.len())?;
         let device = Device::open(config.place)?;
         let memory = device.provided_or_allocated(workspace, layout.bytes(), TABLES)?;
-        let mut image = Image::new(layout.written().bytes)?;
-        let (mut layers, mut slots) = (Vec::new(), Vec::new());
+        let mut image = Image::new(layout.bytes())?;
+        let mut layers = Vec::new();
         for (index, number) in numbers.into_iter().enumerate() {
-            slots.push(placement.layer_experts(number)?);
-            let tables = LayerTables::new(shape, slots[index]);
+            let tables = LayerTables::new(shape, placement.layer_experts(number)?);
             let rule = RuleTables::new(shape, &tables, config);
             let space = layout.layer(index)?;
-            let parts = image.write_layer(&space, &tables, &rule);
+            let parts = image.write_layer(&space, shape.num_ranks(), &tables, &rule);
             let layer = Layer {
                 tables: TableAddresses {
                     replica_count: memory.at(parts.replica_count),
@@ -139,8 +133,7 @@ impl Dispatch {
             layers.push((number, layer));
         }
         image.write(layout.shared(), config.shared_slots.iter().map(|&slot| slot as u32));
-        device.write(&memory, layout.written(), image.words())?;
-        let live = config.live.then(|| Live::create(&device, &memory, shape, config, (&layout, &slots)));
+        device.write(&memory, Part { start: 0, bytes: layout.bytes() }, image.words())?;
         Ok(Dispatch {
             device,
             memory,
@@ -154,7 +147,6 @@ impl Dispatch {
             invalid_slot: config.invalid_slot(shape),
             num_shared: config.shared_slots.len(),
             layers,
-            live: live.transpose()?,
             process: std::process::id(),
         })
     }
@@ -194,7 +186,7 @@ impl Dispatch {
         self.rank
     }
 
-    /// [`Placement::hash`] of the placement at create.
+    /// [`Placement::hash`] of the placement whose tables these are.
     pub fn placement_hash(&self) -> u64 {
         self.placement_hash
     }
@@ -257,7 +249,6 @@ impl Dispatch {
             num_experts: cells,
             experts_per_token: self.experts_per_token,
             num_shared: self.num_shared,
-            flips: self.live.as_ref().map(Live::flips),
         };
         recorder.count_fused(number, (counted_ids, routing.num_tokens()), &source, stream, |count| {
             self.route_layer(layer, routing, count.map(|count| (count, counts_slots)), stream)
@@ -291,12 +282,8 @@ impl Dispatch {
     }
 
     fn layer(&self, layer: u32) -> Result<&Layer> {
-        Ok(&self.layers[self.index_of(layer)?].1)
-    }
-
-    fn index_of(&self, layer: u32) -> Result<usize> {
         match self.layers.binary_search_by_key(&layer, |&(number, _)| number) {
-            Ok(place) => Ok(place),
+            Ok(place) => Ok(&self.layers[place].1),
             Err(_) => Err(Error::InvalidArgument(match &self.layers[..] {
                 [] => format!("layer {layer}: the dispatch was created without layers"),
                 layers @ [(first, _), ..] => format!(

@@ -94,9 +94,6 @@ pub struct eplb_dispatch_config {
     /// rule, and is not counted: [num_shared_experts]. Slots that hold no expert in any layer of this rank,
     /// or from num_slots on, and not invalid_slot. Several may be equal.
     pub shared_slot_ids: *const i32,
-    /// Nonzero: the tables may change, by the calls of eplb_live.h. Takes a shadow of all tables on the device,
-    /// and page-locked host memory as large.
-    pub live: u64,
 }
 
 // SAFETY: `repr(C)`, `struct_size` first, integers and pointers only.
@@ -473,7 +470,6 @@ pub(super) unsafe fn with_config<T>(
         place: place(config.device)?,
         invalid_slot: config.invalid_slot,
         shared_slots,
-        live: config.live != 0,
     })
 }
 

@@ -19,12 +19,8 @@ mod evaluation;
 mod exchange;
 mod generate;
 mod library;
-mod live_dispatch;
-mod live_recorder;
 mod metrics;
 mod placement;
-mod plan;
-mod rebalancer;
 mod recorder;
 mod recorder_config;
 mod recorder_info;
@@ -44,12 +40,8 @@ mod signatures {
     use super::exchange::*;
     use super::generate::*;
     use super::library::*;
-    use super::live_dispatch::*;
-    use super::live_recorder::*;
     use super::metrics::*;
     use super::placement::*;
-    use super::plan::*;
-    use super::rebalancer::*;
     use super::recorder::*;
     use super::recorder_config::*;
     use super::recorder_info::*;
@@ -195,76 +187,6 @@ mod signatures {
         *mut CUstream_st,
     ) -> eplb_status = eplb_dispatch_route_and_count;
     const _: unsafe extern "C" fn(*mut eplb_dispatch) = eplb_dispatch_destroy;
-
-    const _: unsafe extern "C" fn(*mut eplb_recorder, *mut i64, u32, *mut CUstream_st) -> eplb_status =
-        eplb_recorder_snapshot;
-    const _: unsafe extern "C" fn(
-        *const eplb_dispatch,
-        *const eplb_plan,
-        i32,
-        *mut CUstream_st,
-    ) -> eplb_status = eplb_dispatch_stage_layer;
-    const _: unsafe extern "C" fn(
-        *const eplb_dispatch,
-        *const eplb_plan,
-        i32,
-        *mut CUstream_st,
-    ) -> eplb_status = eplb_dispatch_update_layer;
-    const _: unsafe extern "C" fn(*const eplb_dispatch, i32, *mut CUstream_st) -> eplb_status =
-        eplb_dispatch_commit_layer;
-    const _: unsafe extern "C" fn(*const eplb_dispatch, i32, *mut u64) -> eplb_status =
-        eplb_dispatch_get_generation;
-    const _: unsafe extern "C" fn(*const eplb_dispatch, *const u8, u32, *mut CUstream_st) -> eplb_status =
-        eplb_dispatch_set_active_ranks;
-
-    const _: unsafe extern "C" fn(
-        *const eplb_placement,
-        *const eplb_placement,
-        *const eplb_plan_options,
-        *mut *mut eplb_plan,
-    ) -> eplb_status = eplb_plan_create;
-    const _: unsafe extern "C" fn(*const eplb_plan, *mut eplb_plan_info) -> eplb_status = eplb_plan_get_info;
-    const _: unsafe extern "C" fn(*const eplb_plan, i32, *mut eplb_planned_layer) -> eplb_status =
-        eplb_plan_layer_info;
-    const _: unsafe extern "C" fn(*const eplb_plan, i32, u32, *mut *const i32, *mut usize) -> eplb_status =
-        eplb_plan_layer_experts;
-    const _: unsafe extern "C" fn(
-        *const eplb_plan,
-        i32,
-        i32,
-        *mut eplb_transfer,
-        usize,
-        *mut usize,
-    ) -> eplb_status = eplb_plan_transfers;
-    const _: unsafe extern "C" fn(*const eplb_plan, i32, u32, *mut u32) -> eplb_status =
-        eplb_plan_num_readers;
-    const _: unsafe extern "C" fn(*mut eplb_plan) = eplb_plan_destroy;
-
-    const _: unsafe extern "C" fn(
-        *const eplb_rebalancer_config,
-        *const eplb_placement,
-        *mut *mut eplb_rebalancer,
-    ) -> eplb_status = eplb_rebalancer_create;
-    const _: unsafe extern "C" fn(*mut eplb_rebalancer, *const i64, u32, u64, i32) -> eplb_status =
-        eplb_rebalancer_observe;
-    const _: unsafe extern "C" fn(
-        *mut eplb_rebalancer,
-        *const eplb_plan_limits,
-        *mut *mut eplb_plan,
-    ) -> eplb_status = eplb_rebalancer_plan;
-    const _: unsafe extern "C" fn(*mut eplb_rebalancer, *const eplb_plan, i32) -> eplb_status =
-        eplb_rebalancer_commit_layer;
-    const _: unsafe extern "C" fn(*mut eplb_rebalancer, *const eplb_plan) -> eplb_status =
-        eplb_rebalancer_abort;
-    const _: unsafe extern "C" fn(*const eplb_rebalancer, *mut *mut eplb_placement) -> eplb_status =
-        eplb_rebalancer_placement;
-    const _: unsafe extern "C" fn(*mut eplb_rebalancer, *const u8, u32) -> eplb_status =
-        eplb_rebalancer_set_active_ranks;
-    const _: unsafe extern "C" fn(*const eplb_rebalancer, *mut eplb_rebalancer_info) -> eplb_status =
-        eplb_rebalancer_get_info;
-    const _: unsafe extern "C" fn(*mut eplb_rebalancer, *const eplb_placement) -> eplb_status =
-        eplb_rebalancer_reset;
-    const _: unsafe extern "C" fn(*mut eplb_rebalancer) = eplb_rebalancer_destroy;
 
     const _: unsafe extern "C" fn(
         *const c_char,

@@ -1,7 +1,7 @@
 //! The load of each rank by a routing rule, to compare with measurements.
 
 use crate::device::Id;
-use crate::dispatch::least_loaded::{SplitPlan, Splitter};
+use crate::dispatch::least_loaded::SplitPlan;
 use crate::dispatch::nearest;
 use crate::dispatch::tables::LayerTables;
 use crate::dispatch::{DispatchConfig, Rule, route_batches};
@@ -70,16 +70,10 @@ pub fn expected_load(
                 add_nearest(shape, &tables, (rank, nodes), counts, &mut loads);
             }
         }
-        (Rule::LeastLoaded, with_rank_counts) => {
-            let plan = SplitPlan::new(shape, &tables);
-            let mut splitter = Splitter::new(&plan, num_ranks);
-            let mut add = |totals: &[u64]| {
-                splitter.split_totals(&plan, totals, !with_rank_counts);
-                splitter.for_each_load(&plan, totals, |rank, tokens| loads[rank] += tokens as f64);
-            };
-            match with_rank_counts {
-                true => add(&totals()),
-                false => rank_counts.chunks_exact(num_experts).for_each(add),
+        (Rule::LeastLoaded, true) => add_least_loaded(shape, &tables, &totals(), &mut loads),
+        (Rule::LeastLoaded, false) => {
+            for counts in rank_counts.chunks_exact(num_experts) {
+                add_least_loaded(shape, &tables, counts, &mut loads);
             }
         }
     }
@@ -160,6 +154,13 @@ fn add_nearest(
     }
 }
 
+fn add_least_loaded(shape: Shape, tables: &LayerTables, totals: &[u64], loads: &mut [f64]) {
+    let plan = SplitPlan::new(shape, tables);
+    let (mut quotas, mut rank_loads) = (vec![0; plan.holders.len()], vec![0; loads.len()]);
+    plan.split(shape, tables, totals, &mut quotas, &mut rank_loads);
+    loads.iter_mut().zip(&rank_loads).for_each(|(load, &tokens)| *load += tokens as f64);
+}
+
 #[cfg(test)]
 mod tests {
     use super::*;
@@ -204,7 +205,6 @@ mod tests {
                 place: Place::Host,
                 invalid_slot: 0,
                 shared_slots: &[],
-                live: false,
             };
             let rank_tokens = batches.map(|ids| ids.len() as u32);
             routed_load(&placement(), 3, &config, with_rank_counts, (&batches.concat(), &rank_tokens))

@@ -25,7 +25,6 @@ pub use split::best_split;
 use self::deepseek::Hierarchy;
 use self::pinned::Pins;
 pub(crate) use self::search::Nodes;
-pub(crate) use self::search::{ChangeLimits, ChangePrice, Improvement};
 use self::search::{Measure, PricedNodes, Search};
 use crate::error::{Error, Result, try_zeroed};
 use crate::placement::{NO_EXPERT, Placement, Shape, check_rank_num_slots};

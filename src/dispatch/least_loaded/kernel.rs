@@ -1,7 +1,6 @@
 //! Least loaded on a CUDA device: its tables and workspace, its arguments and its launches.
 
-use super::plan::SplitPlan;
-use super::step_size::{MOMENTUM, SWEEPS};
+use super::plan::{LANES, SWEEPS, SplitPlan};
 use crate::device::{Kernel, Memory, Part};
 use crate::dispatch::image::Image;
 use crate::dispatch::kernel::{Call, Kernels, words_between};
@@ -20,23 +19,20 @@ const KERNELS: Kernels = Kernels {
 /// The most blocks that count a batch: `EPLB_SPLIT_BLOCKS` of the kernels.
 const MAX_BLOCKS: usize = 64;
 
-/// The most rounds of a split: `EPLB_SPLIT_ROUNDS` of the kernels.
-const MAX_ROUNDS: usize = 8;
-
-/// Words of the table of sizes: the numbers of experts of each kind, and what each sweep multiplies by.
-const SIZES: usize = 3 + 2 * SWEEPS;
-
-/// Where the rule's tables of a layer are, one behind the other, and its workspace. They depend on the shape alone.
+/// Where the rule's tables of a layer are, one behind the other, and its workspace.
 #[derive(Debug, Clone, Copy)]
 pub struct SplitParts {
     holder_rank: Part,
+    holder_place: Part,
     holder_first: Part,
     holder_size: Part,
     experts: Part,
     holder_start: Part,
-    reciprocals: Part,
+    step_start: Part,
+    /// Empty where there are more than [`LANES`] ranks, as the next part.
+    holder_ranks: Part,
     /// The last of the tables.
-    pub sizes: Part,
+    pub rank_holders: Part,
     memory: Part,
     ends: Part,
     block_counts: Part,
@@ -50,14 +46,17 @@ impl SplitParts {
         // All slots of a replicated expert but one are spare.
         let spare = num_slots - num_experts;
         let (experts, holders) = (spare.min(num_experts), num_slots.min(spare * 2));
+        let lanes = if shape.num_ranks() <= LANES { shape.num_ranks() } else { 0 };
         Ok(SplitParts {
             holder_rank: space.words(holders, 1)?,
+            holder_place: space.words(holders, 1)?,
             holder_first: space.words(holders, 1)?,
             holder_size: space.words(holders, 1)?,
             experts: space.words(experts, 1)?,
             holder_start: space.words(experts + 1, 1)?,
-            reciprocals: space.words(experts, 1)?,
-            sizes: space.words(SIZES, 1)?,
+            step_start: space.words(experts + 1, 1)?,
+            holder_ranks: space.words(holders, lanes.min(1))?,
+            rank_holders: space.words(experts, lanes)?,
             memory: space.words(memory_words(num_experts, shape.num_ranks(), holders), 1)?,
             ends: space.words(num_slots, 1)?,
             block_counts: space.words(num_experts, MAX_BLOCKS)?,
@@ -65,25 +64,32 @@ impl SplitParts {
         })
     }
 
-    /// Writes the tables of a plan.
-    pub fn write(&self, plan: &SplitPlan, image: &mut Image) {
-        let reciprocals = plan.holder_start.windows(2).map(|ends| ((1 << 32) / u64::from(ends[1] - ends[0])) as u32);
-        let numbers = [plan.num_wide, plan.num_split(), plan.experts.len()].map(|number| number as u32);
-        let multipliers = plan.step_sizes.iter().chain(&MOMENTUM).map(|&multiplier| multiplier as u32);
-        let sizes: Vec<u32> = numbers.into_iter().chain(multipliers).collect();
-        image.write(self.holder_rank, plan.holders.iter().map(|holder| holder.rank));
-        image.write(self.holder_first, plan.holders.iter().map(|holder| holder.first));
-        image.write(self.holder_size, plan.holders.iter().map(|holder| holder.size));
-        image.write(self.experts, plan.experts.iter().copied());
-        image.write(self.holder_start, plan.holder_start.iter().copied());
-        image.write(self.reciprocals, reciprocals);
-        image.write(self.sizes, sizes.into_iter());
+    /// Writes the tables of a plan. Returns the parts that they take.
+    pub fn write(self, plan: &SplitPlan, num_ranks: usize, image: &mut Image) -> Self {
+        let SplitPlan { experts, holder_start, holders, step_start } = plan;
+        let places: Vec<u32> = (0..)
+            .zip(holder_start.windows(2))
+            .flat_map(|(place, ends)| (ends[0]..ends[1]).map(move |_| place))
+            .collect();
+        let lanes = plan.lanes(num_ranks);
+        SplitParts {
+            holder_rank: image.write(self.holder_rank, holders.iter().map(|holder| holder.rank)),
+            holder_place: image.write(self.holder_place, places.into_iter()),
+            holder_first: image.write(self.holder_first, holders.iter().map(|holder| holder.first)),
+            holder_size: image.write(self.holder_size, holders.iter().map(|holder| holder.size)),
+            experts: image.write(self.experts, experts.iter().copied()),
+            holder_start: image.write(self.holder_start, holder_start.iter().copied()),
+            step_start: image.write(self.step_start, step_start.iter().copied()),
+            holder_ranks: image.write(self.holder_ranks, lanes.holder_ranks.into_iter()),
+            rank_holders: image.write(self.rank_holders, lanes.rank_holders.into_iter()),
+            ..self
+        }
     }
 }
 
 /// Words of `split_memory` in kernels/split.cuh, without the tables.
 fn memory_words(experts: usize, ranks: usize, holders: usize) -> usize {
-    5 * experts + 2 + 5 * ranks + MAX_ROUNDS + 2 * holders
+    2 * (ranks + 3 * holders + experts) + holders + SWEEPS + 1
 }
 
 /// `eplb_split_arguments` of kernels/route_arguments.cuh.
@@ -98,19 +104,23 @@ pub struct SplitArguments {
     pub rank_counts: u64,
     /// 1 for int64, 0 for int32.
     pub rank_counts_are_64_bits: u32,
+    num_replicated: u32,
     num_holders: u32,
+    num_steps: u32,
     num_ranks: u32,
     slots_per_rank: u32,
     rank: u32,
     ids_per_block: u32,
     phase: u32,
     holder_rank_at: u32,
+    holder_place_at: u32,
     holder_first_at: u32,
     holder_size_at: u32,
     experts_at: u32,
     holder_start_at: u32,
-    reciprocals_at: u32,
-    sizes_at: u32,
+    step_start_at: u32,
+    holder_ranks_at: u32,
+    rank_holders_at: u32,
     shared_memory_at: u32,
     shared_counts_at: u32,
 }
@@ -119,22 +129,27 @@ impl SplitArguments {
     /// The arguments that are the same in each call. `first` is the first part of all tables.
     pub fn new(parts: &SplitParts, first: Part, shape: Shape, rank: usize, memory: &Memory) -> Self {
         let at = |part| words_between(first, part);
+        let words = |part: Part| (part.bytes / 4) as u32;
         SplitArguments {
             memory: memory.at(parts.memory),
             ends: memory.at(parts.ends),
             block_counts: memory.at(parts.block_counts),
             blocks_done: memory.at(parts.blocks_done),
-            num_holders: (parts.holder_rank.bytes / 4) as u32,
+            num_replicated: words(parts.experts),
+            num_holders: words(parts.holder_rank),
+            num_steps: words(parts.step_start) - 1,
             num_ranks: shape.num_ranks() as u32,
             slots_per_rank: (shape.num_slots() / shape.num_ranks()) as u32,
             rank: rank as u32,
             holder_rank_at: at(parts.holder_rank),
+            holder_place_at: at(parts.holder_place),
             holder_first_at: at(parts.holder_first),
             holder_size_at: at(parts.holder_size),
             experts_at: at(parts.experts),
             holder_start_at: at(parts.holder_start),
-            reciprocals_at: at(parts.reciprocals),
-            sizes_at: at(parts.sizes),
+            step_start_at: at(parts.step_start),
+            holder_ranks_at: at(parts.holder_ranks),
+            rank_holders_at: at(parts.rank_holders),
             ..SplitArguments::default()
         }
     }

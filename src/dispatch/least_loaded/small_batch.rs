@@ -31,18 +31,13 @@ impl SmallBatch {
         SmallBatch { slots, next: (0..=shape.num_experts() as u32).collect(), steps }
     }
 
-    /// Lays out the tokens of the batch's experts with several slots, by the quotas of their holders.
-    pub fn lay_out(
-        &mut self,
-        plan: &SplitPlan,
-        tables: &LayerTables,
-        places: &[(u32, RankTokens)],
-        quotas: &[u64],
-    ) {
+    /// Lays out the tokens of the experts with several slots, by the quotas of their holders.
+    pub fn lay_out(&mut self, plan: &SplitPlan, tables: &LayerTables, totals: &[u64], quotas: &[u64]) {
         let mut end = self.next.len();
-        for &(place, tokens) in places {
-            self.next[plan.experts[place as usize] as usize] = end as u32;
-            plan.runs(place as usize, quotas, tokens, |replica, tokens| {
+        for (place, &expert) in plan.experts.iter().enumerate() {
+            self.next[expert as usize] = end as u32;
+            let tokens = RankTokens { before: 0, own: totals[expert as usize] };
+            plan.runs(place, quotas, tokens, |replica, tokens| {
                 let (slot, start) = (tables.replica_slots[replica as usize], end);
                 end += tokens as usize;
                 for chunk in self.slots[start..end + WRITTEN_AT_ONCE].chunks_exact_mut(WRITTEN_AT_ONCE) {

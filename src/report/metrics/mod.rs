@@ -286,7 +286,6 @@ mod tests {
         place: Place::Host,
         invalid_slot: 0,
         shared_slots: &[],
-        live: false,
     };
 
     fn info() -> Info {
@@ -297,7 +296,6 @@ mod tests {
             range: IterationRange { start: 100, stop: 200 },
             rows: Rows::new(5, 2).unwrap(),
             iteration: Some(119),
-            merged: 0,
             held: IterationRange { start: 110, stop: 120 },
             skipped: 4,
             paused: false,
