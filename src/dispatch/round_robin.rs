@@ -74,6 +74,8 @@ impl RoundRobin {
             next[expert as usize] = *first;
             *first = after[*first as usize];
         }
+        // As slices, they stay in registers. A vector would be read anew after each id, whose store might have changed it.
+        let (next, after) = (&mut next[..], &after[..]);
         let num_experts = next.len() - 1;
         for id in ids {
             let next = &mut next[id.bin(num_experts)];
