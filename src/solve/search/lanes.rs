@@ -36,6 +36,30 @@ pub(super) trait Vector: Copy {
         Self::splat(0.0)
     }
 
+    /// Loads 16 numbers.
+    #[inline(always)]
+    fn of(numbers: &[f32]) -> Self {
+        let mut lanes = Lanes::ZERO;
+        lanes.0.copy_from_slice(numbers);
+        Self::load(&lanes)
+    }
+
+    /// Returns the largest number.
+    #[inline(always)]
+    fn most(self) -> f32 {
+        let mut lanes = Lanes::ZERO;
+        self.store(&mut lanes);
+        let mut most = lanes.0;
+        let mut half = LANES / 2;
+        while half > 0 {
+            for lane in 0..half {
+                most[lane] = if most[lane + half] > most[lane] { most[lane + half] } else { most[lane] };
+            }
+            half /= 2;
+        }
+        most[0]
+    }
+
     /// Returns the power 2^SQUARINGS of each lane.
     #[inline(always)]
     fn power<const SQUARINGS: usize>(self) -> Self {
@@ -263,18 +287,26 @@ pub(super) enum Vectors {
 }
 
 impl Vectors {
-    /// Returns the kind of this processor.
+    /// Returns the widest kind of this processor.
     pub fn detect() -> Vectors {
         #[cfg(target_arch = "x86_64")]
-        {
-            if is_x86_feature_detected!("avx512f") {
-                return Vectors::Avx512;
-            }
-            if is_x86_feature_detected!("avx2") {
-                return Vectors::Avx2;
+        for vectors in [Vectors::Avx512, Vectors::Avx2] {
+            if vectors.is_present() {
+                return vectors;
             }
         }
         Vectors::Baseline
+    }
+
+    /// Returns whether this processor has the kind.
+    pub fn is_present(self) -> bool {
+        match self {
+            Vectors::Baseline => true,
+            #[cfg(target_arch = "x86_64")]
+            Vectors::Avx2 => is_x86_feature_detected!("avx2"),
+            #[cfg(target_arch = "x86_64")]
+            Vectors::Avx512 => is_x86_feature_detected!("avx512f"),
+        }
     }
 
     /// Runs a kernel with the exponent 2^squarings: 8, 16 or 64.
@@ -359,11 +391,8 @@ mod tests {
             assert!(expected.iter().any(|&bits| f32::from_bits(bits).is_normal()));
             assert_eq!(Vectors::Baseline.run(squarings, Chain(&lanes)), expected);
             #[cfg(target_arch = "x86_64")]
-            for (kind, is_present) in [
-                (Vectors::Avx2, is_x86_feature_detected!("avx2")),
-                (Vectors::Avx512, is_x86_feature_detected!("avx512f")),
-            ] {
-                if is_present {
+            for kind in [Vectors::Avx2, Vectors::Avx512] {
+                if kind.is_present() {
                     assert_eq!(kind.run(squarings, Chain(&lanes)), expected, "{kind:?}");
                 }
             }

@@ -1,0 +1,249 @@
+//! The best exchange of each two ranks, kept until one of them changes.
+
+use super::changes::Replacement;
+use super::costs::LayerCosts;
+use super::rules::{Best, FoundStep, Rules};
+use crate::placement::NO_EXPERT;
+use crate::solve::search::lanes::{LANES, Lanes, Vector};
+
+/// The best exchanges of pairs of ranks.
+pub(super) struct Exchanges {
+    /// The ranks, rounded up to whole vectors.
+    lanes: usize,
+    /// The score of the best exchange, its gain per changed slot, and when it was computed: `[ranks][lanes]`,
+    /// symmetric.
+    scores: Vec<f32>,
+    computed: Vec<u32>,
+    /// Older scores do not keep all rules.
+    rules_since: u32,
+    rules: (usize, usize),
+    /// The scores of one rank's exchanges, `[lanes]`. At first a bound.
+    of_rank: Vec<f32>,
+    /// What a rank adds at most to the gains of its exchanges, as it has to pay for slots or is paid back, and
+    /// one over the number of slots that change at least: `[lanes]`.
+    credits: Vec<f32>,
+    shares: Vec<f32>,
+    /// The scores of all exchanges of two ranks, `[slots][cells]`.
+    of_slots: Vec<f32>,
+    /// For the slots of the two ranks, `[2][cells]`: what an exchange pays for them, infinite if they may not move,
+    /// and how many changes it undoes.
+    prices: [Vec<f32>; 2],
+    undone: [Vec<f32>; 2],
+}
+
+impl Exchanges {
+    pub fn new(costs: &LayerCosts<'_>) -> Self {
+        let (lanes, num_ranks, row) = (costs.rank_lanes, costs.num_ranks, costs.row);
+        let widest = costs.num_slots.iter().copied().max().unwrap_or(0);
+        Exchanges {
+            lanes,
+            scores: vec![0.0; num_ranks * lanes],
+            computed: vec![0; num_ranks * lanes],
+            rules_since: 0,
+            rules: (0, 2),
+            of_rank: vec![0.0; lanes],
+            credits: vec![0.0; lanes],
+            shares: vec![0.0; lanes],
+            of_slots: vec![0.0; widest * row],
+            prices: [vec![0.0; row], vec![0.0; row]],
+            undone: [vec![0.0; row], vec![0.0; row]],
+        }
+    }
+
+    /// Finds the best exchange of one of the `hot` ranks.
+    #[inline(always)]
+    pub fn find<V: Vector, const SQUARINGS: usize>(
+        &mut self,
+        costs: &LayerCosts<'_>,
+        rules: &Rules<'_>,
+        hot: &[usize],
+        best: &mut Best,
+    ) {
+        let rules_now = (rules.refused.len(), rules.left().min(2));
+        if self.rules != rules_now {
+            (self.rules, self.rules_since) = (rules_now, costs.clock + 1);
+        }
+        let exponent = (1 << SQUARINGS) as f32;
+        let unchanged = -exponent * rules.prices.least() as f32;
+        for rank in 0..costs.num_ranks {
+            (self.shares[rank], self.credits[rank]) = match rules.is_changed(rank) {
+                true => (1.0, exponent * rules.refund_of_rank(rank)),
+                false => (0.5, unchanged),
+            };
+        }
+        let mut found = None;
+        for &one in hot {
+            self.bound_rank::<V, SQUARINGS>(costs, one);
+            loop {
+                let (other, score) = largest::<V>(&self.of_rank);
+                if score <= best.score {
+                    break;
+                }
+                let (pair, reverse) = (one * self.lanes + other, other * self.lanes + one);
+                if self.is_computed(costs, one, other) {
+                    (best.score, found) = (score, Some([one, other]));
+                    break;
+                }
+                let score = self.best_of_pair::<V, SQUARINGS>(costs, rules, [one, other], false).0;
+                (self.scores[pair], self.scores[reverse]) = (score, score);
+                let clock = costs.clock.max(self.rules_since);
+                (self.computed[pair], self.computed[reverse]) = (clock, clock);
+                self.of_rank[other] = score;
+            }
+        }
+        if let Some(ranks) = found {
+            best.step = self.best_of_pair::<V, SQUARINGS>(costs, rules, ranks, true).1;
+        }
+    }
+
+    #[inline(always)]
+    fn is_computed(&self, costs: &LayerCosts<'_>, one: usize, other: usize) -> bool {
+        let computed = self.computed[one * self.lanes + other];
+        computed >= costs.versions[one] && computed >= costs.versions[other] && computed >= self.rules_since
+    }
+
+    /// Bounds the scores of the exchanges of a rank, where they are not computed.
+    ///
+    /// The cost is convex. So two ranks gain at most what even loads would gain.
+    #[inline(always)]
+    fn bound_rank<V: Vector, const SQUARINGS: usize>(&mut self, costs: &LayerCosts<'_>, rank: usize) {
+        let lanes = self.lanes;
+        let credit = V::splat(self.credits[rank] + costs.costs[rank]);
+        let share = V::splat(self.shares[rank]);
+        for block in 0..lanes / LANES {
+            let at = block * LANES..(block + 1) * LANES;
+            let mut even = V::zero();
+            for loads in costs.rank_loads.chunks_exact(lanes) {
+                let sum = V::of(&loads[at.clone()]).add(V::splat(loads[rank]));
+                even = even.add(sum.mul(V::splat(0.5)).power::<SQUARINGS>());
+            }
+            let of_others = V::of(&costs.costs[at.clone()]).add(V::of(&self.credits[at.clone()]));
+            let gain = credit.add(of_others).sub(even.add(even)).max(V::zero());
+            let mut scores = Lanes::ZERO;
+            gain.mul(share.max(V::of(&self.shares[at.clone()]))).store(&mut scores);
+            self.of_rank[at].copy_from_slice(&scores.0);
+        }
+        self.of_rank[costs.num_ranks..].fill(0.0);
+        self.of_rank[rank] = 0.0;
+        for other in (0..costs.num_ranks).filter(|&other| other != rank) {
+            if self.is_computed(costs, rank, other) {
+                self.of_rank[other] = self.scores[rank * lanes + other];
+            }
+        }
+    }
+
+    /// Prepares the slots of one of two ranks, to move to the other. Returns whether a change would be undone.
+    #[inline(always)]
+    fn prepare<const SQUARINGS: usize>(
+        &mut self,
+        costs: &LayerCosts<'_>,
+        rules: &Rules<'_>,
+        [from, to]: [usize; 2],
+        side: usize,
+    ) {
+        let exponent = (1 << SQUARINGS) as f32;
+        let (prices, undone) = (&mut self.prices[side], &mut self.undone[side]);
+        prices.fill(f32::INFINITY);
+        undone.fill(0.0);
+        let has_changes = rules.changes.of_rank(from) + rules.changes.of_rank(to) > 0;
+        let has_rules = !rules.is_pinned.is_empty() || !rules.refused.is_empty();
+        for (place, cell) in costs.cells_of(from).enumerate() {
+            let expert = costs.experts[cell];
+            if expert == NO_EXPERT
+                || costs.holds(to, expert)
+                || has_rules && (rules.is_pinned(costs.slot_of(cell)) || rules.refuses(to, expert))
+            {
+                continue;
+            }
+            prices[place] = 0.0;
+            if has_changes {
+                let undoes = [rules.changes.is_received(from, expert), rules.changes.is_lost(to, expert)];
+                undone[place] = undoes.map(|undoes| if undoes { 1.0 } else { 0.0 }).iter().sum();
+            }
+            if !rules.prices.are_zero() {
+                let moved = Replacement { rank: to, out: NO_EXPERT, taken: expert };
+                let paid = rules.prices.added(rules.changes, moved) as f32;
+                prices[place] = exponent * (paid - rules.refund(from, expert));
+            }
+        }
+    }
+
+    /// Returns the score of the best exchange of two ranks, 0 if none gains, and the exchange if it is `wanted`.
+    #[inline(always)]
+    fn best_of_pair<V: Vector, const SQUARINGS: usize>(
+        &mut self,
+        costs: &LayerCosts<'_>,
+        rules: &Rules<'_>,
+        [one, other]: [usize; 2],
+        wanted: bool,
+    ) -> (f32, Option<FoundStep>) {
+        self.prepare::<SQUARINGS>(costs, rules, [one, other], 0);
+        self.prepare::<SQUARINGS>(costs, rules, [other, one], 1);
+        let (row, num_cells, base) = (costs.row, costs.experts.len(), costs.costs[one] + costs.costs[other]);
+        let mut most = V::zero();
+        for (place, cell) in costs.cells_of(one).enumerate() {
+            let scores = &mut self.of_slots[place * row..][..row];
+            let price = self.prices[0][place];
+            if price == f32::INFINITY {
+                scores.fill(0.0);
+                continue;
+            }
+            // One over the number of changed slots, at least 1.
+            let rest = V::splat(2.0 - self.undone[0][place]);
+            for (block, scores) in scores.as_chunks_mut::<LANES>().0.iter_mut().enumerate() {
+                let at = block * LANES..(block + 1) * LANES;
+                let mut cost = V::of(&self.prices[1][at.clone()]).sub(V::splat(base - price));
+                for (replica_loads, rank_loads) in
+                    costs.replica_loads.chunks_exact(num_cells).zip(costs.rank_loads.chunks_exact(self.lanes))
+                {
+                    let load = replica_loads[cell];
+                    let moved = V::of(&replica_loads[other * row..][at.clone()]);
+                    let of_one = V::splat(rank_loads[one] - load).add(moved);
+                    let of_other = V::splat(rank_loads[other] + load).sub(moved);
+                    cost = cost.add(of_one.power::<SQUARINGS>().add(of_other.power::<SQUARINGS>()));
+                }
+                let changed = rest.sub(V::of(&self.undone[1][at])).max(V::splat(1.0));
+                // 1 or 2 slots change: 1.5 less half of them is one over them.
+                let share = V::splat(1.5).sub(changed.mul(V::splat(0.5)));
+                let score = V::zero().sub(cost).mul(share).max(V::zero());
+                most = most.max(score);
+                let mut lanes = Lanes::ZERO;
+                score.store(&mut lanes);
+                *scores = lanes.0;
+            }
+        }
+        let most = most.most();
+        let has_limit = rules.left() < 2 || !rules.may_receive(one) || !rules.may_receive(other);
+        if most == 0.0 || !has_limit && !wanted {
+            return (most, None);
+        }
+        // Without a limit, the first exchange with the best score is allowed.
+        let mut best = Best { score: if has_limit { 0.0 } else { most.next_down() }, step: None };
+        for (out, scores) in costs.cells_of(one).zip(self.of_slots.chunks_exact(row)) {
+            for (taken, &score) in costs.cells_of(other).zip(scores) {
+                if score > best.score {
+                    let (out, taken) = (costs.experts[out], costs.experts[taken]);
+                    let replacements = [
+                        Replacement { rank: one, out, taken },
+                        Replacement { rank: other, out: taken, taken: out },
+                    ];
+                    if rules.allow(&replacements) {
+                        best = Best { score, step: Some(FoundStep::Exchange(replacements)) };
+                    }
+                }
+            }
+        }
+        (best.score, best.step)
+    }
+}
+
+/// Returns the first place with the largest number.
+#[inline(always)]
+fn largest<V: Vector>(numbers: &[f32]) -> (usize, f32) {
+    let mut most = V::of(&numbers[..LANES]);
+    for block in numbers.chunks_exact(LANES).skip(1) {
+        most = most.max(V::of(block));
+    }
+    let most = most.most();
+    (numbers.iter().position(|&number| number == most).unwrap_or(0), most)
+}

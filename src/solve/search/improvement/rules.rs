@@ -1,0 +1,119 @@
+//! Which steps are allowed, and what they cost.
+
+use super::ChangeLimits;
+use super::changes::{Changes, Prices, Replacement};
+
+/// Which steps are allowed and what they cost.
+pub(super) struct Rules<'r> {
+    pub limits: ChangeLimits,
+    /// `[slots]`, or empty.
+    pub is_pinned: &'r [bool],
+    /// Since the start, for the limits.
+    pub since_start: &'r Changes,
+    /// Since the start of the round.
+    pub changes: &'r Changes,
+    pub prices: &'r Prices,
+    /// Ranks and experts that they may not receive.
+    pub refused: &'r [(usize, u32)],
+}
+
+impl Rules<'_> {
+    pub fn is_pinned(&self, slot: usize) -> bool {
+        self.is_pinned.get(slot).is_some_and(|&is_pinned| is_pinned)
+    }
+
+    /// Returns whether a rank may change at all. Where the limit of the layer is reached, only ranks with
+    /// changed slots may.
+    #[inline(always)]
+    pub fn may_change(&self, rank: usize) -> bool {
+        self.since_start.total() < self.limits.of_layer || self.since_start.of_rank(rank) > 0
+    }
+
+    /// Returns whether a rank has changed.
+    pub fn is_changed(&self, rank: usize) -> bool {
+        self.changes.of_rank(rank) > 0 || self.since_start.of_rank(rank) > 0
+    }
+
+    /// Returns whether the limits let one more slot of a rank change.
+    pub fn may_receive(&self, rank: usize) -> bool {
+        self.since_start.of_rank(rank) < self.limits.of_rank
+    }
+
+    /// Returns whether a rank may not receive an expert.
+    pub fn refuses(&self, rank: usize, expert: u32) -> bool {
+        self.refused.contains(&(rank, expert))
+    }
+
+    /// Returns how many more slots of the layer may change.
+    pub fn left(&self) -> usize {
+        self.limits.of_layer.saturating_sub(self.since_start.total())
+    }
+
+    /// Returns whether steps may add a replica to an expert with `count`.
+    pub fn may_grow(&self, count: u32) -> bool {
+        count > 0 && (count as usize) < self.limits.max_replicas
+    }
+
+    /// Returns whether replacements of different ranks keep the limits.
+    pub fn allow(&self, replacements: &[Replacement]) -> bool {
+        let mut added = 0;
+        for &replacement in replacements {
+            let of_rank = self.since_start.added(replacement);
+            added += of_rank;
+            if of_rank > 0 && self.since_start.of_rank(replacement.rank) >= self.limits.of_rank
+                || self.refuses(replacement.rank, replacement.taken)
+            {
+                return false;
+            }
+        }
+        added <= 0 || self.since_start.total().saturating_add(added as usize) <= self.limits.of_layer
+    }
+
+    /// Returns the price that a rank gets back for an expert.
+    pub fn refund(&self, rank: usize, expert: u32) -> f32 {
+        match !self.prices.are_zero() && self.changes.is_received(rank, expert) {
+            true => self.prices.of(rank, expert) as f32,
+            false => 0.0,
+        }
+    }
+
+    /// Returns the price that a rank gets back for all its experts.
+    #[inline(always)]
+    pub fn refund_of_rank(&self, rank: usize) -> f32 {
+        match self.prices.are_zero() {
+            true => 0.0,
+            false => self.changes.price_of_rank(self.prices, rank) as f32,
+        }
+    }
+
+    /// Returns the number of changed slots that replacements add, at least 1, and their price.
+    pub fn cost_of(&self, replacements: &[Replacement]) -> (f32, f32) {
+        let added: isize = replacements.iter().map(|&replacement| self.changes.added(replacement)).sum();
+        let price: f64 =
+            replacements.iter().map(|&replacement| self.prices.added(self.changes, replacement)).sum();
+        (added.max(1) as f32, price as f32)
+    }
+}
+
+/// A step.
+#[derive(Debug, Clone, Copy)]
+pub(super) enum FoundStep {
+    Replace(Replacement),
+    Exchange([Replacement; 2]),
+}
+
+impl FoundStep {
+    pub fn replacements(&self) -> &[Replacement] {
+        match self {
+            FoundStep::Replace(replacement) => std::slice::from_ref(replacement),
+            FoundStep::Exchange(replacements) => replacements,
+        }
+    }
+}
+
+/// The best step so far.
+pub(super) struct Best {
+    /// The gain per changed slot.
+    pub score: f32,
+    pub step: Option<FoundStep>,
+}
