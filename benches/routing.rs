@@ -1,5 +1,12 @@
 //! The balancedness of each routing rule on recorded routing: DeepSeek-V2-Lite, batches of 256 tokens, 72 slots on 8 ranks.
 //! The placement is that of `trtllm` for the dump of the same tokens. `cargo bench --bench routing`
+//!
+//! EPLB_EXTRA_DATA, a folder with `dumps/dsv3-decode`, adds batches that are drawn from loads of DeepSeek-V3.
+
+#[path = "routing/drawn.rs"]
+mod drawn;
+#[path = "routing/water_filling.rs"]
+mod water_filling;
 
 use std::fs;
 use std::path::Path;
@@ -65,9 +72,17 @@ fn main() {
         });
         println!("| {name} | {balance:.4} |");
     }
+    let [filled, filled_all] = [false, true].map(|all_counts| {
+        mean(&ids, |layer, batch| water_filling_balancedness(&placement, layer, batch, all_counts))
+    });
+    println!("| water-filling | {filled:.4} |\n| water-filling, all ranks' counts | {filled_all:.4} |");
     let best =
         mean(&ids, |layer, batch| best_split_balancedness(placement.layer_experts(layer).unwrap(), batch));
     println!("| best split of all ranks' tokens | {best:.4} |");
+    match std::env::var_os("EPLB_EXTRA_DATA") {
+        Some(folder) => drawn::print(&Path::new(&folder).join("dumps/dsv3-decode")),
+        None => println!("\nEPLB_EXTRA_DATA is not set: no batches drawn from loads of DeepSeek-V3."),
+    }
 }
 
 /// The mean of a figure over layers and iterations. `figure` is called with the layer's number and the ids of all ranks.
@@ -99,6 +114,25 @@ fn route(dispatch: &Dispatch, layer: u32, ids: &[i32], rank_counts: Option<&[i32
         dispatch.route(layer, &routing, Stream::DEFAULT).unwrap();
     }
     slots
+}
+
+/// The balancedness of a batch by [`water_filling`].
+fn water_filling_balancedness(placement: &Placement, layer: u32, batch: &[i32], all_counts: bool) -> f64 {
+    let shape = placement.shape();
+    let mut ranks = vec![vec![]; EXPERTS];
+    for (slot, &expert) in placement.layer_experts(layer).unwrap().iter().enumerate() {
+        ranks[expert as usize].push(shape.rank_of(slot));
+    }
+    ranks.iter_mut().for_each(Vec::dedup);
+    let mut loads = [0; RANKS];
+    let of_each = if all_counts { RANKS * RANK_IDS } else { RANK_IDS };
+    for ids in batch.chunks_exact(of_each) {
+        let mut totals = [0; EXPERTS];
+        ids.iter().for_each(|&id| totals[id as usize] += 1);
+        let split = water_filling::rank_loads(shape, &ranks, &totals);
+        loads.iter_mut().zip(split).for_each(|(load, tokens)| *load += tokens);
+    }
+    batch.len() as f64 / RANKS as f64 / loads.into_iter().max().unwrap() as f64
 }
 
 /// The balancedness of the best split of a batch, by the duality of the linear program.

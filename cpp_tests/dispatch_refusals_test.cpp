@@ -1,6 +1,8 @@
 // What a dispatch refuses, and the messages: on the host, over fake_cuda in both of its modes, and on a GPU.
 #include <eplb_tools.hpp>
 
+#include <numeric>
+
 #include "dispatch_fixture.h"
 
 namespace {
@@ -150,6 +152,18 @@ TEST_F(DispatchRefusals, RouteNamesTheArgumentThatDoesNotFit) {
     EXPECT_EQ(message([&] { dispatch.register_rank_counts(3, ids.data(), EPLB_DTYPE_INT32); }),
               "only EPLB_RULE_LEAST_LOADED uses the counts of all ranks");
     expect_nothing_was_routed();
+}
+
+TEST_F(DispatchRefusals, RegisterRankCountsRefusesMoreCountsThanFit) {
+    layer_placement layer = {1 << 16, 1 << 16, std::vector<int32_t>(1 << 16)};
+    std::iota(layer.experts.begin(), layer.experts.end(), 0);
+    auto config = a_config(layer, EPLB_RULE_LEAST_LOADED, 2);
+    config.device = EPLB_DEVICE_HOST;
+    auto dispatch = eplb::dispatch::create(placement_of(layer), config);
+    // Nothing is read.
+    const int32_t count = 0;
+    EXPECT_EQ(message([&] { dispatch.register_rank_counts(3, &count, EPLB_DTYPE_INT32); }),
+              "layer 3: 65536 ranks of 65536 experts have 2^32 counts or more; register none");
 }
 
 TEST_F(DispatchRefusals, RoutesRefuseRowStridesBelowTheRow) {

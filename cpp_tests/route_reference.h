@@ -6,6 +6,7 @@
 #include <algorithm>
 #include <cstdint>
 #include <map>
+#include <set>
 #include <vector>
 
 /// One layer of a placement.
@@ -111,37 +112,102 @@ inline std::vector<uint64_t> fill(uint64_t amount, const std::vector<uint64_t> &
     return got;
 }
 
-/// The quotas of least loaded: how many tokens of each expert each of its ranks serves.
-inline std::vector<std::map<uint32_t, uint64_t>> least_loaded_quotas(const layer_placement &layer,
-                                                                     const std::vector<uint64_t> &totals) {
-    std::vector<std::map<uint32_t, uint64_t>> quotas(layer.num_experts);
-    std::vector<uint64_t> load(layer.num_ranks);
-    std::vector<std::pair<size_t, uint32_t>> order;
-    const auto slots = layer.all_slots();
-    for (uint32_t expert = 0; expert < layer.num_experts; expert++) {
-        for (const int64_t slot : slots[expert]) {
-            quotas[expert][layer.rank_of(slot)] = 0;
-        }
-        if (slots[expert].size() == 1) {
-            load[layer.rank_of(slots[expert][0])] += totals[expert];
-        } else {
-            order.emplace_back(quotas[expert].size(), expert);
+/// An edge of least loaded: numbers x and y of the ranks that hold an expert.
+struct rank_edge {
+    uint32_t expert;
+    size_t x, y;
+};
+
+/// The edges of least loaded in steps. `ranks` are those of each expert on several.
+inline std::vector<std::vector<rank_edge>>
+edge_steps(const std::map<uint32_t, std::vector<uint32_t>> &ranks) {
+    std::vector<uint32_t> order;
+    for (const auto &one : ranks) {
+        order.push_back(one.first);
+    }
+    std::stable_sort(order.begin(), order.end(),
+                     [&](uint32_t a, uint32_t b) { return ranks.at(a).size() > ranks.at(b).size(); });
+    std::vector<std::vector<rank_edge>> steps;
+    std::vector<std::set<uint32_t>> busy;
+    for (const uint32_t expert : order) {
+        const auto &held_by = ranks.at(expert);
+        for (size_t x = 0; x < (held_by.size() == 2 ? 1 : held_by.size()); x++) {
+            const size_t y = (x + 1) % held_by.size();
+            size_t step = 0;
+            while (step < steps.size() && (busy[step].count(held_by[x]) || busy[step].count(held_by[y]))) {
+                step++;
+            }
+            if (step == steps.size()) {
+                steps.emplace_back();
+                busy.emplace_back();
+            }
+            steps[step].push_back({expert, x, y});
+            busy[step].insert({held_by[x], held_by[y]});
         }
     }
-    std::sort(order.begin(), order.end());
-    for (int sweep = 0; sweep < 4; sweep++) {
-        for (const auto &[num_ranks, expert] : order) {
-            std::vector<uint64_t> levels;
-            for (const auto &[rank, quota] : quotas[expert]) {
-                load[rank] -= quota;
-                levels.push_back(load[rank]);
+    return steps;
+}
+
+/// The quotas of least loaded: how many tokens of each expert each of its ranks serves. `is_own` tells that
+/// the totals are of one rank.
+inline std::vector<std::map<uint32_t, uint64_t>>
+least_loaded_quotas(const layer_placement &layer, const std::vector<uint64_t> &totals, bool is_own) {
+    std::vector<std::map<uint32_t, uint64_t>> quotas(layer.num_experts);
+    uint64_t all = 0, products = 0;
+    for (uint32_t expert = 0; expert < layer.num_experts; expert++) {
+        all += totals[expert];
+        products += expert * totals[expert];
+        for (const int64_t slot : layer.slots_of(expert)) {
+            quotas[expert][layer.rank_of(slot)] = totals[expert];
+        }
+    }
+    const auto mix = static_cast<int64_t>(((products * 2654435769u) & 0xffffffffu) / 65536);
+    int down = 0;
+    while (all >> down >= uint64_t(1) << 31) {
+        down++;
+    }
+    std::map<uint32_t, std::vector<uint32_t>> ranks;
+    std::map<uint32_t, std::vector<int64_t>> units;
+    std::vector<int64_t> loads(layer.num_ranks);
+    for (uint32_t expert = 0; expert < layer.num_experts; expert++) {
+        const auto t = static_cast<int64_t>(totals[expert] >> down),
+                   g = static_cast<int64_t>(quotas[expert].size());
+        for (const auto &one : quotas[expert]) {
+            const auto x = static_cast<int64_t>(units[expert].size());
+            units[expert].push_back(t / g + ((x + g - mix % g) % g < t % g ? 1 : 0));
+            loads[one.first] += units[expert].back();
+            if (g > 1) {
+                ranks[expert].push_back(one.first);
             }
-            const auto got = fill(totals[expert], levels, totals[expert] % num_ranks);
-            auto next = got.begin();
-            for (auto &[rank, quota] : quotas[expert]) {
-                quota = *next++;
-                load[rank] += quota;
+        }
+    }
+    const auto steps = edge_steps(ranks);
+    size_t edges = 0;
+    for (const auto &step : steps) {
+        edges += step.size();
+    }
+    const int sweeps = (edges < 64 ? 4 : 2) * (is_own ? 1 : 2);
+    for (int sweep = 0; sweep < sweeps; sweep++) {
+        for (const auto &step : steps) {
+            for (const auto &[expert, x, y] : step) {
+                int64_t &one = units[expert][x], &other = units[expert][y];
+                int64_t &load = loads[ranks[expert][x]], &other_load = loads[ranks[expert][y]];
+                const int64_t twice = load - other_load + (one + other + sweep + mix) % 2;
+                const int64_t half = twice >= 0 ? twice / 2 : -((1 - twice) / 2);
+                const int64_t moved = std::max(-other, std::min(one, half));
+                one -= moved;
+                other += moved;
+                load -= moved;
+                other_load += moved;
             }
+        }
+    }
+    for (const auto &[expert, held_by] : ranks) {
+        uint64_t left = totals[expert];
+        for (size_t x = 0; x < held_by.size(); x++) {
+            const uint64_t tokens = static_cast<uint64_t>(units[expert][x]) << down;
+            quotas[expert][held_by[x]] = x + 1 < held_by.size() ? tokens : left;
+            left -= tokens;
         }
     }
     return quotas;
@@ -187,7 +253,7 @@ std::vector<Id> least_loaded(const layer_placement &layer, const std::vector<Id>
         }
         own = rank_counts[rank];
     }
-    const auto quotas = least_loaded_quotas(layer, totals);
+    const auto quotas = least_loaded_quotas(layer, totals, rank_counts.empty());
     const auto slots = layer.all_slots();
     std::vector<std::vector<int64_t>> slot_of_token;
     for (uint32_t expert = 0; expert < layer.num_experts; expert++) {

@@ -931,8 +931,8 @@ EPLB_API eplb_status eplb_dispatch_get_info(const eplb_dispatch *dispatch, eplb_
  * \param rank_counts  device memory: how many ids of each rank's valid tokens name each expert,
  *                     [num_ranks][num_experts]; must live while it is used. NULL: none
  * \param dtype        the type of a count
- * \return EPLB_STATUS_INVALID_ARGUMENT also for another rule and for memory that the device cannot read;
- *         EPLB_STATUS_CUDA */
+ * \return EPLB_STATUS_INVALID_ARGUMENT also for another rule, for 2^32 counts or more, and for memory that
+ *         the device cannot read; EPLB_STATUS_CUDA */
 EPLB_API eplb_status eplb_dispatch_register_rank_counts(eplb_dispatch *dispatch, int32_t layer,
     const void *rank_counts, eplb_dtype dtype);
 

@@ -19,18 +19,6 @@ __device__ inline uint64_t rank_count(const eplb_split_arguments &split, uint32_
     return count < 0 ? 0 : count > 0x7fffffff ? 0x7fffffff : static_cast<uint64_t>(count);
 }
 
-/// The sum of the counts of the ranks in [first, end) for an expert. A thread waits for several loads at
-/// once.
-__device__ inline uint64_t sum_of_ranks(const eplb_split_arguments &split, uint32_t first, uint32_t end,
-                                        uint32_t expert, uint32_t num_experts) {
-    uint64_t sum = 0;
-#pragma unroll 4
-    for (uint32_t rank = first; rank < end; rank++) {
-        sum += rank_count(split, rank, expert, num_experts);
-    }
-    return sum;
-}
-
 /// Replaces each block's count of an expert by the sum of those before, and returns the sum of all. Other
 /// blocks wrote them while this one ran. A thread waits for several loads at once.
 __device__ inline uint32_t add_up_blocks(const eplb_route_arguments &args, uint32_t expert) {
@@ -56,88 +44,122 @@ __device__ inline uint32_t add_up_blocks(const eplb_route_arguments &args, uint3
     return before;
 }
 
+/// Divides by at most 2^20, the largest size of a placement. Beyond 32 bits it takes 12 bits at a time, since
+/// a division of 64 bits would be a call, and spill.
+__device__ inline uint64_t divide(uint64_t value, uint32_t by) {
+    if (value >> 32 == 0) {
+        return static_cast<uint32_t>(value) / by;
+    }
+    uint64_t whole = 0;
+    uint32_t rest = 0;
+#pragma unroll 1
+    for (int shift = 60; shift >= 0; shift -= 12) {
+        const uint32_t part = rest << 12 | (static_cast<uint32_t>(value >> shift) & 0xfff);
+        whole = whole << 12 | part / by;
+        rest = part % by;
+    }
+    return whole;
+}
+
+/// Finds the tokens of all experts. `counts` are this block's where it is the only one, otherwise NULL. A
+/// thread waits for several loads at once.
+__device__ inline void find_totals(const eplb_route_arguments &args, const split_memory &memory,
+                                   const uint32_t *counts) {
+    const eplb_split_arguments &split = args.split;
+#pragma unroll 1
+    for (uint32_t first = 0; first < args.num_experts; first += blockDim.x) {
+        const uint32_t expert = first + threadIdx.x;
+        uint64_t total = 0;
+        if (expert < args.num_experts) {
+            total = counts != nullptr ? counts[expert] : add_up_blocks(args, expert);
+            if (split.rank_counts != nullptr) {
+                total = 0;
+#pragma unroll 4
+                for (uint32_t rank = 0; rank < split.num_ranks; rank++) {
+                    const uint64_t count = rank_count(split, rank, expert, args.num_experts);
+                    if (rank == split.rank) {
+                        memory.before[expert] = total;
+                        memory.own[expert] = static_cast<uint32_t>(count);
+                    }
+                    total += count;
+                }
+            }
+            memory.totals[expert] = total;
+        }
+        // 64-bit atomics in shared memory are a loop, so a warp makes one.
+        uint64_t sum = total;
+        if (split.rank_counts == nullptr) {
+            sum = __reduce_add_sync(all_lanes, static_cast<uint32_t>(total));
+        } else {
+#pragma unroll
+            for (int distance = 16; distance > 0; distance /= 2) {
+                sum += __shfl_xor_sync(all_lanes, sum, distance);
+            }
+        }
+        const uint32_t products = __reduce_add_sync(all_lanes, expert * static_cast<uint32_t>(total));
+        if (threadIdx.x % 32 == 0 && sum != 0) {
+            atomicAdd(memory.products, products);
+            atomicAdd(reinterpret_cast<unsigned long long *>(memory.sum),
+                      static_cast<unsigned long long>(sum));
+        }
+    }
+}
+
+/// Writes the end of each replica of a holder among this rank's tokens.
+__device__ inline void write_ends(const eplb_route_arguments &args, const split_memory &memory,
+                                  uint32_t holder, uint32_t *ends) {
+    const uint32_t place = memory.holder_place[holder], expert = memory.experts[place];
+    uint32_t units = 0;
+#pragma unroll 4
+    for (uint32_t earlier = memory.holder_start[place]; earlier < holder; earlier++) {
+        units += static_cast<uint32_t>(memory.units[earlier]);
+    }
+    const bool is_own = args.split.rank_counts == nullptr;
+    const bool is_last = holder + 1 == memory.holder_start[place + 1];
+    const uint64_t total = memory.totals[expert], served = uint64_t(units) << memory.down;
+    // The last one has the rest, which is less than a unit, as well.
+    const uint64_t quota =
+        is_last ? total - served : uint64_t(static_cast<uint32_t>(memory.units[holder])) << memory.down;
+    const uint64_t before = is_own ? 0 : memory.before[expert], own = is_own ? total : memory.own[expert];
+    const uint32_t size = memory.holder_size[holder];
+#pragma unroll 1
+    for (uint32_t replica = 0; replica < size; replica++) {
+        const uint64_t end = served + (size == 1 ? quota : divide(quota * (replica + 1) + size - 1, size));
+        const uint64_t mine = end <= before ? 0 : end - before;
+        ends[memory.holder_first[holder] + replica] = static_cast<uint32_t>(mine < own ? mine : own);
+    }
+}
+
 /// Computes quotas, and from them the end of each replica's tokens among this rank's. `counts` are this
 /// block's where it is the only one, otherwise NULL. One block of threads calls.
 __device__ inline void compute_ends(const eplb_route_arguments &args, const route_tables &tables,
                                     const uint32_t *counts, uint32_t *ends) {
     const eplb_split_arguments &split = args.split;
-    const bool are_staged = args.table_words > split.holder_rank_at;
-    const split_memory memory(args, are_staged ? tables.count : args.tables);
-    if (threadIdx.x <= EPLB_SPLIT_SWEEPS) {
-        memory.changed[threadIdx.x] = 0; // And is_large.
-    }
+    const bool are_staged = args.table_words > split.edges_at && args.shared_tables_at != EPLB_NO_ROOM;
+    // The tables in shared memory are complete after this barrier.
     __syncthreads();
-#pragma unroll 1
-    for (uint32_t expert = threadIdx.x; expert < args.num_experts; expert += blockDim.x) {
-        const uint32_t own = counts != nullptr ? counts[expert] : add_up_blocks(args, expert);
-        const uint64_t total = split.rank_counts == nullptr
-                                   ? own
-                                   : sum_of_ranks(split, 0, split.num_ranks, expert, args.num_experts);
-        memory.totals[expert] = total;
-        if (total > 0xffffffff / args.num_experts) {
-            *memory.is_large = 1;
-        }
-    }
-#pragma unroll 1
-    for (uint32_t rank = threadIdx.x; rank < split.num_ranks; rank += blockDim.x) {
-        memory.rank_loads[rank] = 0;
-    }
-#pragma unroll 1
-    for (uint32_t g = threadIdx.x; g < split.num_holders; g += blockDim.x) {
-        memory.quotas[g] = 0;
-    }
+    split_memory memory(args, are_staged ? tables.count : args.tables);
+    memory.clear();
     __syncthreads();
-    const bool is_large = *memory.is_large != 0;
+    find_totals(args, memory, counts);
+    __syncthreads();
+    memory.find_units();
 #pragma unroll 1
     for (uint32_t expert = threadIdx.x; expert < args.num_experts; expert += blockDim.x) {
         if (tables.count[expert] == 1 && memory.totals[expert] != 0) {
             const uint32_t slot = tables.slots[tables.start[expert]];
-            uint64_t *load = &memory.rank_loads[slot / split.slots_per_rank];
-            if (is_large) {
-                atomicAdd(reinterpret_cast<unsigned long long *>(load),
-                          static_cast<unsigned long long>(memory.totals[expert]));
-            } else {
-                // Adds to the low half, since 64-bit atomics in shared memory are a loop.
-                atomicAdd(reinterpret_cast<unsigned *>(load), static_cast<unsigned>(memory.totals[expert]));
-            }
+            memory.add_to_rank(slot / split.slots_per_rank, memory.units_of(memory.totals[expert]));
         }
     }
-#pragma unroll 1
-    for (uint32_t g = threadIdx.x; g < split.num_holders; g += blockDim.x) {
-        const uint32_t place = memory.holder_place[g];
-        const uint64_t tokens = memory.totals[memory.experts[place]];
-        memory.tokens[g] = tokens;
-        memory.turns[g] = divide(tokens, memory.holder_start[place + 1] - memory.holder_start[place]).rest;
-    }
+    split_evenly(memory);
     __syncthreads();
-    if (is_large) {
-        split_tokens<uint64_t>(memory, split);
-    } else {
-        split_tokens<uint32_t>(memory, split);
+    if (threadIdx.x < 32) {
+        sweep_edges(args, memory, are_staged);
     }
     __syncthreads();
 #pragma unroll 1
-    for (uint32_t place = threadIdx.x; place < split.num_replicated; place += blockDim.x) {
-        const uint32_t expert = memory.experts[place];
-        uint64_t before = 0, own = memory.totals[expert];
-        if (split.rank_counts != nullptr) {
-            before = sum_of_ranks(split, 0, split.rank, expert, args.num_experts);
-            own = rank_count(split, split.rank, expert, args.num_experts);
-        }
-        uint64_t served = 0;
-#pragma unroll 1
-        for (uint32_t g = memory.holder_start[place]; g < memory.holder_start[place + 1]; g++) {
-            const uint64_t quota = memory.quotas[g];
-            const uint32_t size = memory.holder_size[g];
-#pragma unroll 1
-            for (uint32_t replica = 0; replica < size; replica++) {
-                const uint64_t end =
-                    served + (size == 1 ? quota : divide(quota * (replica + 1) + size - 1, size).whole);
-                const uint64_t mine = end <= before ? 0 : end - before;
-                ends[memory.holder_first[g] + replica] = static_cast<uint32_t>(mine < own ? mine : own);
-            }
-            served += quota;
-        }
+    for (uint32_t holder = threadIdx.x; holder < memory.num_holders; holder += blockDim.x) {
+        write_ends(args, memory, holder, ends);
     }
     __syncthreads();
 }

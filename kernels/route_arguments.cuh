@@ -19,14 +19,8 @@ constexpr uint32_t EPLB_NO_ROOM = 0xffffffff;
 /// The most blocks that count a batch by EPLB_ROUTE_LEAST_LOADED.
 constexpr uint32_t EPLB_SPLIT_BLOCKS = 64;
 
-/// The most sweeps over all replicated experts.
-constexpr uint32_t EPLB_SPLIT_SWEEPS = 4;
-
-/// The most ranks that are the lanes of a warp.
-constexpr uint32_t EPLB_SPLIT_LANES = 32;
-
-/// In place of a holder where there is none.
-constexpr uint32_t EPLB_NO_HOLDER = 0xffffffff;
+/// The most bits of all units of a split.
+constexpr uint32_t EPLB_SPLIT_BITS = 31;
 
 /// Further arguments of EPLB_ROUTE_LEAST_LOADED, with its tables and workspace: split_memory.
 struct eplb_split_arguments {
@@ -43,9 +37,8 @@ struct eplb_split_arguments {
     /// tokens.
     const void *rank_counts;
     uint32_t rank_counts_are_64_bits;
-    uint32_t num_replicated;
+    /// The most holders that a placement of this shape has.
     uint32_t num_holders;
-    uint32_t num_steps;
     uint32_t num_ranks;
     uint32_t slots_per_rank;
     /// This rank.
@@ -56,8 +49,9 @@ struct eplb_split_arguments {
     /// only counts and only assigns. In between, a block of another one computes quotas: 2.
     uint32_t phase;
     /// Where the rule's tables begin, in words, one behind the other, after the tables of every rule.
-    uint32_t holder_rank_at, holder_place_at, holder_first_at, holder_size_at, experts_at, holder_start_at,
-        step_start_at, holder_ranks_at, rank_holders_at;
+    /// `edges_at` is a multiple of 4.
+    uint32_t edges_at, row_start_at, holder_rank_at, holder_first_at, holder_size_at, holder_place_at,
+        experts_at, holder_start_at, sizes_at;
     /// Where in shared memory split_memory and a block's counts [num_experts] begin, in words. A copy of
     /// `ends` follows the counts, at a multiple of 4.
     uint32_t shared_memory_at, shared_counts_at;
@@ -120,5 +114,5 @@ struct eplb_route_arguments {
     eplb_layout_arguments layout;
 };
 
-static_assert(sizeof(eplb_split_arguments) == 120 && sizeof(eplb_route_arguments) == 280,
+static_assert(sizeof(eplb_split_arguments) == 112 && sizeof(eplb_route_arguments) == 272,
               "see src/dispatch/kernel.rs");

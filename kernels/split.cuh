@@ -1,244 +1,181 @@
-// Splits the tokens of experts with several slots over the ranks that hold them, for EPLB_ROUTE_LEAST_LOADED.
-//
-// By its definition, the rule splits the tokens of one expert after another, which took one warp 90 µs.
-// Experts that share no rank do not see each other's tokens. So the host sorts experts into steps, and all of
-// a step are split at once. Up to 32 ranks are the lanes of a warp, which keep the loads in registers. With
-// more ranks, each holder of a step is a thread's, and the loads are in shared memory.
+// Splits the tokens of experts on several ranks over these ranks, for EPLB_ROUTE_LEAST_LOADED: evenly, then
+// by sweeps over the edges. docs/routing.md defines each step.
 #pragma once
 
 #include <cstdint>
 
 #include "route_arguments.cuh"
-#include "water_filling.cuh"
 
 namespace eplb {
 
+constexpr uint32_t all_lanes = 0xffffffff;
+
 /// The tables and the working memory of a split, in shared memory where it fits. A holder is a rank that
-/// holds an expert, with its replicas there. Holders are ordered by step, then by expert, then by rank.
+/// holds an expert with several slots, with its replicas there.
 struct split_memory {
-    /// Tokens of each rank, of each holder, of each holder's rank without the holder's, of each holder's
-    /// expert, and of each expert.
-    uint64_t *rank_loads, *quotas, *loads, *tokens, *totals;
-    /// Of each holder, which of its expert's holders gets the first token left: tokens mod their number.
-    uint32_t *turns;
-    /// Of each sweep, whether it changed a quota. Whether the tokens may be 2^32 or more.
-    uint32_t *changed, *is_large;
-    const uint32_t *holder_rank, *holder_place, *holder_first, *holder_size, *experts, *holder_start,
-        *step_start;
-    /// For up to EPLB_SPLIT_LANES ranks: of each holder the ranks of its expert's holders, a bit each, and
-    /// the holder on each rank in each step, [num_steps][num_ranks].
-    const uint32_t *holder_ranks, *rank_holders;
+    /// Tokens of each expert, those of the ranks before this one, and of all experts.
+    uint64_t *totals, *before, *sum;
+    /// The sum of each expert times its tokens.
+    uint32_t *products;
+    /// This rank's tokens of each expert.
+    uint32_t *own;
+    /// Units of each rank and of each holder. A unit is 2^down tokens.
+    int32_t *loads, *units;
+    uint32_t num_ranks, num_holders, num_rows, sweeps;
+    /// Of each edge its expert's units on both ranks and the loads of these, in bytes from `loads` on, which
+    /// `units` follow. The edges of a row, at most 32, share no rank.
+    const uint4 *edges;
+    const uint32_t *row_start;
+    /// Of each holder its rank, its first replica, its number of replicas and its expert's place.
+    const uint32_t *holder_rank, *holder_first, *holder_size, *holder_place;
+    /// Of each place its expert and its first holder.
+    const uint32_t *experts, *holder_start;
+    uint32_t down = 0;
+
+    __device__ static uint32_t words_before_loads(uint32_t num_experts) { return 5 * num_experts + 4; }
 
     /// `words` has all tables: those of the rule after those of every rule.
     __device__ split_memory(const eplb_route_arguments &args, const uint32_t *words) {
         const eplb_split_arguments &split = args.split;
         const bool is_shared = split.shared_memory_at != EPLB_NO_ROOM;
-        rank_loads =
-            is_shared ? reinterpret_cast<uint64_t *>(eplb_bins + split.shared_memory_at) : split.memory;
-        quotas = rank_loads + split.num_ranks;
-        loads = quotas + split.num_holders;
-        tokens = loads + split.num_holders;
-        totals = tokens + split.num_holders;
-        turns = reinterpret_cast<uint32_t *>(totals + args.num_experts);
-        changed = turns + split.num_holders;
-        is_large = changed + EPLB_SPLIT_SWEEPS;
+        totals = is_shared ? reinterpret_cast<uint64_t *>(eplb_bins + split.shared_memory_at) : split.memory;
+        before = totals + args.num_experts;
+        sum = before + args.num_experts;
+        products = reinterpret_cast<uint32_t *>(sum + 1);
+        own = products + 2;
+        loads = reinterpret_cast<int32_t *>(own + args.num_experts);
+        num_ranks = split.num_ranks;
+        units = loads + num_ranks;
+        edges = reinterpret_cast<const uint4 *>(words + split.edges_at);
+        row_start = words + split.row_start_at;
         holder_rank = words + split.holder_rank_at;
-        holder_place = words + split.holder_place_at;
         holder_first = words + split.holder_first_at;
         holder_size = words + split.holder_size_at;
+        holder_place = words + split.holder_place_at;
         experts = words + split.experts_at;
         holder_start = words + split.holder_start_at;
-        step_start = words + split.step_start_at;
-        holder_ranks = words + split.holder_ranks_at;
-        rank_holders = words + split.rank_holders_at;
+        const uint32_t *sizes = words + split.sizes_at;
+        num_holders = sizes[0];
+        num_rows = sizes[1];
+        sweeps = sizes[2];
     }
+
+    /// Clears what tokens are added to.
+    __device__ void clear() const {
+        if (threadIdx.x == 0) {
+            *sum = 0;
+            *products = 0;
+        }
+#pragma unroll 1
+        for (uint32_t rank = threadIdx.x; rank < num_ranks; rank += blockDim.x) {
+            loads[rank] = 0;
+        }
+    }
+
+    /// Finds units that leave all tokens EPLB_SPLIT_BITS.
+    __device__ void find_units() {
+        const uint32_t above = static_cast<uint32_t>(*sum >> EPLB_SPLIT_BITS);
+        down = 32 - static_cast<uint32_t>(__clz(static_cast<int>(above)));
+    }
+
+    /// Adds units to a rank.
+    __device__ void add_to_rank(uint32_t rank, uint32_t more) const {
+        atomicAdd(reinterpret_cast<unsigned *>(&loads[rank]), more);
+    }
+
+    /// Which holders get the odd units. It differs from batch to batch.
+    __device__ uint32_t mix() const { return *products * 2654435769u >> 16; }
+
+    __device__ uint32_t units_of(uint64_t tokens) const { return static_cast<uint32_t>(tokens >> down); }
 };
 
-/// The holder whose quota a thread computes in a step, if any.
-struct thread_split {
-    uint32_t thread, holder, end, rank, first, count, place;
-    uint64_t tokens, quota;
-    bool has_holder;
-
-    __device__ thread_split(const split_memory &memory, uint32_t step, uint32_t thread) : thread(thread) {
-        holder = memory.step_start[step] + thread;
-        end = memory.step_start[step + 1];
-        has_holder = holder < end;
-        if (has_holder) {
-            rank = memory.holder_rank[holder];
-            place = memory.holder_place[holder];
-            first = memory.holder_start[place];
-            count = memory.holder_start[place + 1] - first;
-            tokens = memory.tokens[holder];
-            quota = memory.quotas[holder];
-        }
-    }
-
-    /// Computes the quota, after the previous quotas of the expert were subtracted from the loads. Returns
-    /// whether it changed. T can represent all tokens.
-    template <class T> __device__ bool compute_quota(const split_memory &memory) const {
-        const uint64_t *loads = memory.loads + first;
-        const uint32_t at = holder - first;
-        const T all = static_cast<T>(tokens);
-        const uint64_t filled =
-            count == 1   ? all
-            : count == 2 ? fill_two(all, static_cast<T>(loads[at]), static_cast<T>(loads[1 - at]), at)
-                         : fill(all, loads, count, at, memory.turns[holder]);
-        memory.quotas[holder] = filled;
-        memory.rank_loads[rank] = loads[at] + filled;
-        return filled != quota;
-    }
-};
-
-/// Splits all experts' tokens until no quota changes, by all threads of the block. T can represent all
-/// tokens.
-template <class T>
-__device__ void split_by_block(const split_memory &memory, const eplb_split_arguments &split) {
-    const uint32_t width = blockDim.x;
+/// Gives all holders of an expert as many units, or some one more.
+__device__ inline void split_evenly(const split_memory &memory) {
+    const uint32_t mix = memory.mix();
 #pragma unroll 1
-    for (uint32_t sweep = 0; sweep < EPLB_SPLIT_SWEEPS && split.num_steps > 0; sweep++) {
-        bool changed = false;
-        // All but the loads of the next step is looked up before this step is done.
-        thread_split next(memory, 0, threadIdx.x);
-#pragma unroll 1
-        for (uint32_t step = 0; step < split.num_steps; step++) {
-            thread_split mine = next;
-#pragma unroll 1
-            for (thread_split taking = mine; taking.has_holder;
-                 taking = thread_split(memory, step, taking.thread + width)) {
-                memory.loads[taking.holder] = memory.rank_loads[taking.rank] - taking.quota;
-                if (taking.holder + width >= taking.end) {
-                    break;
-                }
-            }
-            next = thread_split(memory, step + 1 < split.num_steps ? step + 1 : step, threadIdx.x);
-            __syncthreads();
-#pragma unroll 1
-            while (mine.has_holder) {
-                changed |= mine.compute_quota<T>(memory);
-                if (mine.holder + width >= mine.end) {
-                    break;
-                }
-                mine = thread_split(memory, step, mine.thread + width);
-            }
-            __syncthreads();
-        }
-        if (changed) {
-            memory.changed[sweep] = 1;
-        }
-        __syncthreads();
-        if (memory.changed[sweep] == 0) {
-            return;
-        }
+    for (uint32_t holder = threadIdx.x; holder < memory.num_holders; holder += blockDim.x) {
+        const uint32_t place = memory.holder_place[holder];
+        const uint32_t first = memory.holder_start[place], count = memory.holder_start[place + 1] - first;
+        const uint32_t units = memory.units_of(memory.totals[memory.experts[place]]);
+        const uint32_t each = units / count, x = holder - first, from = mix % count;
+        // Counted from the holder that gets the first odd unit.
+        const uint32_t number = x < from ? x + count - from : x - from;
+        const uint32_t mine = each + (number < units - each * count ? 1 : 0);
+        memory.units[holder] = static_cast<int32_t>(mine);
+        memory.add_to_rank(memory.holder_rank[holder], mine);
     }
 }
 
-/// The holder whose quota a lane computes in a step: its rank's, if any. The warp constructs it together,
-/// ahead of the step, since nothing in it depends on the loads.
-template <class T> struct lane_split {
-    uint32_t holder;
-    /// The ranks that hold the expert, a bit each.
-    uint32_t ranks = 0;
-    T tokens = 0, quota = 0;
-    /// How many holders the expert has on lower ranks, and which holder gets the first token left.
-    uint32_t place, turn = 0;
-    /// The ranks whose holders are before that one among their expert's.
-    uint32_t before_turn;
-    /// Whether all experts of the step have two holders.
-    bool are_pairs;
-
-    __device__ lane_split(const split_memory &memory, uint32_t holder, uint32_t lane) : holder(holder) {
-        if (holder != EPLB_NO_HOLDER) {
-            ranks = memory.holder_ranks[holder];
-            tokens = static_cast<T>(memory.tokens[holder]);
-            quota = static_cast<T>(memory.quotas[holder]);
-            turn = memory.turns[holder];
-        }
-        place = static_cast<uint32_t>(__popc(ranks & ((1u << lane) - 1)));
-        before_turn = __ballot_sync(0xffffffff, ranks != 0 && place < turn);
-        are_pairs = __ballot_sync(0xffffffff, ranks != 0 && __popc(ranks) != 2) == 0;
-    }
-
-    /// The quota. `load` is that of the lane's rank without it. All lanes of the warp call.
-    __device__ T compute_quota(T load, uint32_t lane) const {
-        const uint32_t others = ranks & ~(1u << lane);
-        if (are_pairs) {
-            const T other =
-                __shfl_sync(0xffffffff, load, others != 0 ? __ffs(static_cast<int>(others)) - 1 : 0);
-            return ranks != 0 ? fill_two(tokens, load, other, place) : 0;
-        }
-        // A load above the height of all takes no part. Without it the height falls, and more loads may be
-        // above it.
-        uint32_t out = 0, before, reached;
-        quotient<T> height;
-        do {
-            before = out;
-            reached = ranks & ~out;
-            T sum = tokens + ((reached >> lane & 1) != 0 ? load : 0);
-            uint32_t left = others & reached;
-#pragma unroll 1
-            while (__ballot_sync(0xffffffff, left != 0) != 0) {
-                const T other =
-                    __shfl_sync(0xffffffff, load, left != 0 ? __ffs(static_cast<int>(left)) - 1 : 0);
-                sum += left != 0 ? other : 0;
-                left &= left - 1;
-            }
-            height = divide(sum, reached != 0 ? static_cast<uint32_t>(__popc(reached)) : 1);
-            out = __ballot_sync(0xffffffff, ranks != 0 && load > height.whole);
-        } while (out != before);
-        if ((reached >> lane & 1) == 0) {
-            return 0;
-        }
-        // The holders before this one in turn: from the one whose turn it is up, and then from the first.
-        const uint32_t below = (1u << lane) - 1;
-        const uint32_t first = reached & ~before_turn, last = reached & before_turn & below;
-        const uint32_t earlier = place >= turn ? first & below : first | last;
-        return height.whole - load + (static_cast<uint32_t>(__popc(earlier)) < height.rest ? 1 : 0);
-    }
-};
-
-/// Splits by one warp, whose lanes are the ranks.
-template <class T>
-__device__ void split_by_lanes(const split_memory &memory, const eplb_split_arguments &split) {
-    const uint32_t lane = threadIdx.x;
-    T load = lane < split.num_ranks ? static_cast<T>(memory.rank_loads[lane]) : 0;
-    const auto holder_in = [&](uint32_t step) {
-        return lane < split.num_ranks && step < split.num_steps
-                   ? memory.rank_holders[step * split.num_ranks + lane]
-                   : EPLB_NO_HOLDER;
+/// Evens out the loads of an edge's ranks, as far as its expert has tokens there. `cells` are the loads of
+/// all ranks and the units of all holders.
+__device__ inline void even_out(int32_t *cells, const uint4 &edge, uint32_t turn) {
+    const auto cell = [=](uint32_t at) -> int32_t & {
+        return *reinterpret_cast<int32_t *>(reinterpret_cast<char *>(cells) + at);
     };
-#pragma unroll 1
-    for (uint32_t sweep = 0; sweep < EPLB_SPLIT_SWEEPS; sweep++) {
-        bool changed = false;
-        // Looked up ahead: the next step's holder, and the index of the one after it.
-        lane_split<T> next(memory, holder_in(0), lane);
-        uint32_t after = holder_in(1);
-#pragma unroll 1
-        for (uint32_t step = 0; step < split.num_steps; step++) {
-            const lane_split<T> mine = next;
-            next = lane_split<T>(memory, after, lane);
-            after = holder_in(step + 2);
-            load -= mine.quota;
-            const T filled = mine.compute_quota(load, lane);
-            load += filled;
-            changed |= filled != mine.quota;
-            if (mine.holder != EPLB_NO_HOLDER) {
-                memory.quotas[mine.holder] = filled;
-            }
+    int32_t &cell_of_one = cell(edge.x), &cell_of_other = cell(edge.y);
+    int32_t &cell_of_load = cell(edge.z), &cell_of_other_load = cell(edge.w);
+    const int32_t one = cell_of_one, other = cell_of_other, load = cell_of_load,
+                  other_load = cell_of_other_load;
+    const int32_t apart = load - other_load;
+    // Half of an odd difference is rounded up or down, from edge to edge and from sweep to sweep.
+    const int32_t half = (apart >> 1) + (apart & (one ^ other ^ static_cast<int32_t>(turn)) & 1);
+    const int32_t most = half < one ? half : one;
+    const int32_t moved = most > -other ? most : -other;
+    cell_of_one = one - moved;
+    cell_of_other = other + moved;
+    cell_of_load = load - moved;
+    cell_of_other_load = other_load + moved;
+}
+
+/// Sweeps over the edges, row by row. A lane has an edge of a row, or none. One warp calls. Where a row ends
+/// is requested two rows ahead, and a lane's edge one row ahead.
+__device__ inline void sweep_rows(const uint4 *edges, const uint32_t *row_start, uint32_t num_rows,
+                                  int32_t *cells, uint32_t turn, uint32_t sweeps) {
+    uint32_t at = threadIdx.x, end = row_start[1];
+    uint32_t ahead = num_rows > 1 ? 1 : 0, ahead_end = row_start[ahead + 1];
+    uint4 edge = {};
+    if (at < end) {
+        edge = edges[at];
+    }
+    const uint32_t last = turn + sweeps;
+#pragma unroll 2
+    while (turn != last) {
+        const uint4 now = edge;
+        const bool has_edge = at < end;
+        const uint32_t of_now = turn;
+        at = threadIdx.x + (ahead == 0 ? 0 : end);
+        turn += ahead == 0 ? 1 : 0;
+        end = ahead_end;
+        ahead = ahead + 1 < num_rows ? ahead + 1 : 0;
+        ahead_end = row_start[ahead + 1];
+        if (at < end) {
+            edge = edges[at];
         }
-        if (__ballot_sync(0xffffffff, changed) == 0) {
-            return;
+        if (has_edge) {
+            even_out(cells, now, of_now);
         }
+        __syncwarp();
     }
 }
 
-/// Splits by one warp or by the block. All threads of the block call.
-template <class T>
-__device__ void split_tokens(const split_memory &memory, const eplb_split_arguments &split) {
-    if (split.num_ranks > EPLB_SPLIT_LANES) {
-        split_by_block<T>(memory, split);
-    } else if (threadIdx.x < 32) {
-        split_by_lanes<T>(memory, split);
+/// Sweeps over the edges. One warp calls. `are_staged` tells that all tables are in shared memory.
+__device__ inline void sweep_edges(const eplb_route_arguments &args, const split_memory &memory,
+                                   bool are_staged) {
+    const eplb_split_arguments &split = args.split;
+    const uint32_t sweeps = split.rank_counts == nullptr ? memory.sweeps : 2 * memory.sweeps;
+    if (memory.num_rows == 0) {
+        return;
+    }
+    if (are_staged && split.shared_memory_at != EPLB_NO_ROOM) {
+        // Pointers that are known to be to shared memory take less time.
+        const uint32_t *words = eplb_bins + args.shared_tables_at;
+        sweep_rows(reinterpret_cast<const uint4 *>(words + split.edges_at), words + split.row_start_at,
+                   memory.num_rows,
+                   reinterpret_cast<int32_t *>(eplb_bins + split.shared_memory_at) +
+                       split_memory::words_before_loads(args.num_experts),
+                   memory.mix(), sweeps);
+    } else {
+        sweep_rows(memory.edges, memory.row_start, memory.num_rows, memory.loads, memory.mix(), sweeps);
     }
 }
 

@@ -1,6 +1,6 @@
 // Times of counting and routing on the host, compared with plain C loops. 256 experts, 8 choices a token, ids
 // with a 1/n distribution. Writes each batch to the given folder, for scripts/bench_numpy.py. Routing is to
-// 320 slots on 8 ranks, and the plain loops are of round robin and token hash.
+// 320 slots on 8 ranks and to 640 on 320, and the plain loops are of round robin and token hash.
 #include <eplb_tools.hpp>
 
 #include <algorithm>
@@ -107,9 +107,8 @@ class batches {
     size_t num_ids_, at_ = 0;
 };
 
-void compare_routing(size_t num_ids) {
+void compare_routing(uint32_t num_slots, uint32_t ranks, size_t num_ids) {
     batches batches(num_ids);
-    constexpr uint32_t num_slots = 320, ranks = 8;
     std::vector<double> loads(experts);
     for (const int32_t id : batch<int32_t>(1 << 20)) {
         loads[static_cast<size_t>(id)]++;
@@ -132,7 +131,7 @@ void compare_routing(size_t num_ids) {
         const auto dispatch = eplb::dispatch::create(placement, config);
         const eplb_dispatch_tables layer = dispatch.tables(0);
         const plain_tables tables = {layer.replica_count, layer.replica_start, layer.slot_ids,
-                                     int32_t(experts), int32_t(num_slots)};
+                                     int32_t(experts), static_cast<int32_t>(num_slots)};
         const auto num_tokens = static_cast<uint32_t>(num_ids / choices);
         const std::function<void()> route = [&] {
             dispatch.route(0, batches.next(), num_tokens, nullptr, slots.data());
@@ -158,8 +157,8 @@ void compare_routing(size_t num_ids) {
         const double loop = plain[rule == EPLB_RULE_TOKEN_HASH ? 1 : 0];
         const char *names[] = {"", "round robin", "token hash", "nearest", "least loaded"};
         const auto rate = [&](double seconds) { return static_cast<double>(num_ids) / seconds / 1e6; };
-        std::printf("| %s | %zu | %.0f | %.0f | %.2f |\n", names[rule], num_ids, rate(seconds), rate(loop),
-                    loop / seconds);
+        std::printf("| %u / %u | %s | %zu | %.0f | %.0f | %.2f |\n", num_slots, ranks, names[rule], num_ids,
+                    rate(seconds), rate(loop), loop / seconds);
     }
 }
 
@@ -176,10 +175,11 @@ int main(int argc, char **argv) {
         compare<int32_t>("int32", num_ids, folder);
         compare<int64_t>("int64", num_ids, folder);
     }
-    std::printf(
-        "\n| rule | ids | eplb, million ids/s | plain C loop (round robin's but for token hash) | ratio |\n"
-        "|---|---|---|---|---|\n");
-    for (const size_t num_ids : {512, 2048, 65536, 1 << 20}) {
-        compare_routing(num_ids);
+    std::printf("\n| slots / ranks | rule | ids | eplb, million ids/s | plain C loop (round robin's but for "
+                "token hash) "
+                "| ratio |\n|---|---|---|---|---|---|\n");
+    for (const size_t num_ids : {64, 512, 2048, 65536, 1 << 20}) {
+        compare_routing(320, 8, num_ids);
     }
+    compare_routing(640, 320, 512);
 }

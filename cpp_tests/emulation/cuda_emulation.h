@@ -82,6 +82,16 @@ template <class T> T from_lane(const lane_values &all, unsigned source) {
     return value;
 }
 
+/// The values of the lanes that arrived, put together one by one.
+template <class Reduce> unsigned reduce(const lane_values &all, unsigned result, Reduce reduce) {
+    for (unsigned lane = 0; lane < 32; lane++) {
+        if (all.arrived >> lane & 1) {
+            result = reduce(result, static_cast<unsigned>(all.values[lane]));
+        }
+    }
+    return result;
+}
+
 template <class T, class Change> T atomically(T *cell, Change change) {
     preempt();
     const T old = *cell;
@@ -147,6 +157,11 @@ template <class T> unsigned __match_any_sync(unsigned mask, T value, EMULATION_C
     return equal;
 }
 
+inline unsigned __reduce_add_sync(unsigned mask, unsigned value, EMULATION_CALLER) {
+    const auto &all = emulation::exchange(EMULATION_SITE("__reduce_add_sync"), mask, value);
+    return emulation::reduce(all, 0, [](unsigned a, unsigned b) { return a + b; });
+}
+
 #undef EMULATION_SITE
 #undef EMULATION_CALLER
 
@@ -159,6 +174,7 @@ inline unsigned __dp4a(unsigned a, unsigned b, unsigned sum) {
     return sum;
 }
 inline int __ffs(int bits) { return __builtin_ffs(bits); }
+inline int __clz(int bits) { return bits == 0 ? 32 : __builtin_clz(static_cast<unsigned>(bits)); }
 
 inline unsigned atomicAdd(unsigned *cell, unsigned value) {
     return emulation::atomically(cell, [=](unsigned old) { return old + value; });

@@ -1,6 +1,7 @@
 // Compares the routing kernels with a second implementation of the rules, in many orders of their threads.
 #include <gtest/gtest.h>
 
+#include <map>
 #include <memory>
 #include <numeric>
 #include <random>
@@ -36,8 +37,8 @@ struct table_words {
 /// Tables and workspaces of one layer.
 struct layer_memory {
     std::vector<uint32_t> count, start, slots;
-    std::vector<uint32_t> experts, holder_start = {0}, holder_rank, holder_place, holder_first, holder_size,
-                                   step_start, rank_holders, holder_ranks;
+    std::vector<uint32_t> edges, row_start, experts, holder_start = {0}, holder_rank, holder_first,
+                                                     holder_size, holder_place, sizes;
     std::vector<uint64_t> memory;
     std::vector<uint32_t> ends, block_counts, blocks_done = {0};
     /// The tables of nearest for one rank.
@@ -51,7 +52,7 @@ struct layer_memory {
             uint32_t rank, first, size;
         };
         struct replicated {
-            uint32_t expert, step;
+            uint32_t expert;
             std::vector<holder> holders;
         };
         std::vector<replicated> all;
@@ -69,57 +70,51 @@ struct layer_memory {
                 slots.push_back(static_cast<uint32_t>(slot));
             }
             if (mine.size() > 1) {
-                all.push_back({expert, 0, holders});
+                all.push_back({expert, holders});
             }
         }
         std::stable_sort(all.begin(), all.end(), [](const replicated &a, const replicated &b) {
-            return a.holders.size() < b.holders.size();
+            return a.holders.size() > b.holders.size();
         });
-        // The step after the last step of an earlier expert on one of the same ranks.
-        for (size_t i = 0; i < all.size(); i++) {
-            for (size_t before = 0; before < i; before++) {
-                for (const holder &mine : all[i].holders) {
-                    for (const holder &other : all[before].holders) {
-                        if (mine.rank == other.rank) {
-                            all[i].step = std::max(all[i].step, all[before].step + 1);
-                        }
-                    }
+        std::map<uint32_t, std::vector<uint32_t>> ranks;
+        std::map<uint32_t, uint32_t> first_holders;
+        for (const replicated &one : all) {
+            first_holders[one.expert] = static_cast<uint32_t>(holder_rank.size());
+            for (const holder &mine : one.holders) {
+                holder_rank.push_back(mine.rank);
+                holder_first.push_back(mine.first);
+                holder_size.push_back(mine.size);
+                holder_place.push_back(static_cast<uint32_t>(experts.size()));
+                if (one.holders.size() > 1) {
+                    ranks[one.expert].push_back(mine.rank);
                 }
             }
-        }
-        std::stable_sort(all.begin(), all.end(),
-                         [](const replicated &a, const replicated &b) { return a.step < b.step; });
-        for (const auto &[expert, step, holders] : all) {
-            if (step == step_start.size()) {
-                step_start.push_back(static_cast<uint32_t>(holder_rank.size()));
-            }
-            for (const holder &holder : holders) {
-                holder_rank.push_back(holder.rank);
-                holder_place.push_back(static_cast<uint32_t>(experts.size()));
-                holder_first.push_back(holder.first);
-                holder_size.push_back(holder.size);
-            }
-            experts.push_back(expert);
+            experts.push_back(one.expert);
             holder_start.push_back(static_cast<uint32_t>(holder_rank.size()));
         }
-        step_start.push_back(static_cast<uint32_t>(holder_rank.size()));
-        if (layer.num_ranks <= EPLB_SPLIT_LANES) {
-            rank_holders.assign((step_start.size() - 1) * layer.num_ranks, EPLB_NO_HOLDER);
-            for (uint32_t holder = 0; holder < holder_rank.size(); holder++) {
-                const auto &[expert, step, holders] = all[holder_place[holder]];
-                rank_holders[step * layer.num_ranks + holder_rank[holder]] = holder;
-                holder_ranks.push_back(0);
-                for (const auto &other : holders) {
-                    holder_ranks.back() |= 1u << other.rank;
+        const auto steps = edge_steps(ranks);
+        for (const auto &step : steps) {
+            for (size_t i = 0; i < step.size(); i++) {
+                if (i % 32 == 0) {
+                    row_start.push_back(static_cast<uint32_t>(edges.size() / 4));
+                }
+                const rank_edge &edge = step[i];
+                const uint32_t first = layer.num_ranks + first_holders[edge.expert];
+                const auto &held_by = ranks[edge.expert];
+                for (const size_t index :
+                     {first + edge.x, first + edge.y, size_t(held_by[edge.x]), size_t(held_by[edge.y])}) {
+                    edges.push_back(static_cast<uint32_t>(index * 4));
                 }
             }
         }
-        memory.assign(memory_words(layer) / 2, 77);
+        row_start.push_back(static_cast<uint32_t>(edges.size() / 4));
+        sizes = {static_cast<uint32_t>(holder_rank.size()), static_cast<uint32_t>(row_start.size() - 1),
+                 edges.size() / 4 < 64 ? 4u : 2u};
+        memory.assign(memory_words(layer) / 2 + 1, 77);
     }
 
     uint32_t memory_words(const layer_placement &layer) const {
-        const size_t words = 2 * (layer.num_ranks + 3 * holder_rank.size() + layer.num_experts) +
-                             holder_rank.size() + EPLB_SPLIT_SWEEPS + 1;
+        const size_t words = 5 * layer.num_experts + 4 + layer.num_ranks + holder_rank.size();
         return static_cast<uint32_t>((words + 3) / 4 * 4);
     }
 
@@ -147,24 +142,22 @@ struct layer_memory {
         args.num_slots = static_cast<uint32_t>(layer.experts.size());
         args.invalid_slot = static_cast<int32_t>(args.num_slots);
         eplb_split_arguments &split = args.split;
+        split.edges_at = tables.add(edges);
+        split.row_start_at = tables.add(row_start);
         split.holder_rank_at = tables.add(holder_rank);
-        split.holder_place_at = tables.add(holder_place);
         split.holder_first_at = tables.add(holder_first);
         split.holder_size_at = tables.add(holder_size);
+        split.holder_place_at = tables.add(holder_place);
         split.experts_at = tables.add(experts);
         split.holder_start_at = tables.add(holder_start);
-        split.step_start_at = tables.add(step_start);
-        split.holder_ranks_at = tables.add(holder_ranks);
-        split.rank_holders_at = tables.add(rank_holders);
+        split.sizes_at = tables.add(sizes);
         tables.size();
         args.tables = tables.words.data();
         split.memory = memory.data();
         split.ends = ends.data();
         split.block_counts = block_counts.data();
         split.blocks_done = blocks_done.data();
-        split.num_replicated = static_cast<uint32_t>(experts.size());
         split.num_holders = static_cast<uint32_t>(holder_rank.size());
-        split.num_steps = static_cast<uint32_t>(step_start.size() - 1);
         split.num_ranks = layer.num_ranks;
         split.slots_per_rank = args.num_slots / layer.num_ranks;
         split.ids_per_block = EPLB_ROUTE_BLOCK;

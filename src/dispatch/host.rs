@@ -46,7 +46,7 @@ impl HostRouter {
                 HostRule::Nearest(Nearest::new(shape, &tables, shares, config.block_offset()))
             }
             RuleTables::LeastLoaded(plan) => {
-                HostRule::LeastLoaded(Box::new(LeastLoaded::new(shape, &tables, plan, config.rank)))
+                HostRule::LeastLoaded(Box::new(LeastLoaded::new(shape, &tables, *plan, config.rank)))
             }
         };
         HostRouter {

@@ -24,13 +24,7 @@ impl Image {
     }
 
     /// Writes the tables of a layer. Returns the parts that they take.
-    pub fn write_layer(
-        &mut self,
-        parts: &LayerParts,
-        num_ranks: usize,
-        tables: &LayerTables,
-        rule: &RuleTables,
-    ) -> TableParts {
+    pub fn write_layer(&mut self, parts: &LayerParts, tables: &LayerTables, rule: &RuleTables) -> TableParts {
         let LayerParts { tables: space, dense, max_replicas } = parts;
         if let Some(dense) = dense {
             tables.fill_dense(self.part(*dense), *max_replicas);
@@ -39,16 +33,15 @@ impl Image {
             (Some(part), RuleTables::Nearest(shares)) => Some(self.write(part, shares.iter().copied())),
             _ => None,
         };
-        let split = match (space.split, rule) {
-            (Some(parts), RuleTables::LeastLoaded(plan)) => Some(parts.write(plan, num_ranks, self)),
-            _ => None,
-        };
+        if let (Some(parts), RuleTables::LeastLoaded(plan)) = (&space.split, rule) {
+            parts.write(plan, self);
+        }
         TableParts {
             replica_count: self.write(space.replica_count, tables.replica_count.iter().copied()),
             replica_start: self.write(space.replica_start, tables.replica_start.iter().copied()),
             replica_slots: self.write(space.replica_slots, tables.replica_slots.iter().copied()),
             shares,
-            split,
+            split: space.split,
         }
     }
 

@@ -65,7 +65,7 @@ struct LayoutArguments {
 }
 
 const _: () = assert!(
-    size_of::<SplitArguments>() == 120 && size_of::<Arguments>() == 280,
+    size_of::<SplitArguments>() == 112 && size_of::<Arguments>() == 272,
     "see kernels/route_arguments.cuh"
 );
 
@@ -136,7 +136,7 @@ impl KernelRouter {
                 ..LayoutArguments::default()
             },
         };
-        let all_table_words = words_through(first, split.map_or(last, |split| split.rank_holders));
+        let all_table_words = words_through(first, split.map_or(last, |split| split.sizes));
         KernelRouter { cuda: cuda.clone(), rule: config.rule, arguments, all_table_words }
     }
 

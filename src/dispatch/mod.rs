@@ -113,7 +113,7 @@ impl Dispatch {
             let tables = LayerTables::new(shape, placement.layer_experts(number)?);
             let rule = RuleTables::new(shape, &tables, config);
             let space = layout.layer(index)?;
-            let parts = image.write_layer(&space, shape.num_ranks(), &tables, &rule);
+            let parts = image.write_layer(&space, &tables, &rule);
             let layer = Layer {
                 tables: TableAddresses {
                     replica_count: memory.at(parts.replica_count),
@@ -218,6 +218,12 @@ impl Dispatch {
             return Err(Error::InvalidArgument(
                 "only EPLB_RULE_LEAST_LOADED uses the counts of all ranks".into(),
             ));
+        }
+        let (num_ranks, num_experts) = (self.shape.num_ranks(), self.shape.num_experts());
+        if counts.is_some() && u32::try_from(num_ranks as u64 * num_experts as u64).is_err() {
+            return Err(Error::InvalidArgument(format!(
+                "layer {layer}: {num_ranks} ranks of {num_experts} experts have 2^32 counts or more; register none"
+            )));
         }
         if let Some(counts) = &counts {
             self.device.check_address(counts.address(), "rank_counts", Access::Read)?;

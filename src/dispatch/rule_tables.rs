@@ -17,7 +17,7 @@ pub(super) enum RuleTables {
     /// The shares of the nearest rule.
     Nearest(Vec<u32>),
     /// How the tokens of experts with several slots are split.
-    LeastLoaded(SplitPlan),
+    LeastLoaded(Box<SplitPlan>),
 }
 
 impl RuleTables {
@@ -31,7 +31,7 @@ impl RuleTables {
                 let nodes = config.rank_to_node.unwrap_or(&one_node);
                 RuleTables::Nearest(nearest::shares(shape, tables, config.rank, nodes))
             }
-            Rule::LeastLoaded => RuleTables::LeastLoaded(SplitPlan::new(shape, tables)),
+            Rule::LeastLoaded => RuleTables::LeastLoaded(Box::new(SplitPlan::new(shape, tables))),
         }
     }
 }

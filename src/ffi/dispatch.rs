@@ -312,8 +312,8 @@ pub unsafe extern "C" fn eplb_dispatch_get_info(
 /// \param rank_counts  device memory: how many ids of each rank's valid tokens name each expert,
 ///                     [num_ranks][num_experts]; must live while it is used. NULL: none
 /// \param dtype        the type of a count
-/// \return EPLB_STATUS_INVALID_ARGUMENT also for another rule and for memory that the device cannot read;
-///         EPLB_STATUS_CUDA
+/// \return EPLB_STATUS_INVALID_ARGUMENT also for another rule, for 2^32 counts or more, and for memory that
+///         the device cannot read; EPLB_STATUS_CUDA
 #[unsafe(no_mangle)]
 pub unsafe extern "C" fn eplb_dispatch_register_rank_counts(
     dispatch: *mut eplb_dispatch,

@@ -1,7 +1,7 @@
 //! The load of each rank by a routing rule, to compare with measurements.
 
 use crate::device::Id;
-use crate::dispatch::least_loaded::SplitPlan;
+use crate::dispatch::least_loaded::{SplitPlan, Splitter};
 use crate::dispatch::nearest;
 use crate::dispatch::tables::LayerTables;
 use crate::dispatch::{DispatchConfig, Rule, route_batches};
@@ -70,10 +70,16 @@ pub fn expected_load(
                 add_nearest(shape, &tables, (rank, nodes), counts, &mut loads);
             }
         }
-        (Rule::LeastLoaded, true) => add_least_loaded(shape, &tables, &totals(), &mut loads),
-        (Rule::LeastLoaded, false) => {
-            for counts in rank_counts.chunks_exact(num_experts) {
-                add_least_loaded(shape, &tables, counts, &mut loads);
+        (Rule::LeastLoaded, with_rank_counts) => {
+            let plan = SplitPlan::new(shape, &tables);
+            let mut splitter = Splitter::new(&plan, num_ranks);
+            let mut add = |totals: &[u64]| {
+                splitter.split_totals(&plan, totals, !with_rank_counts);
+                splitter.for_each_load(&plan, totals, |rank, tokens| loads[rank] += tokens as f64);
+            };
+            match with_rank_counts {
+                true => add(&totals()),
+                false => rank_counts.chunks_exact(num_experts).for_each(add),
             }
         }
     }
@@ -154,13 +160,6 @@ fn add_nearest(
     }
 }
 
-fn add_least_loaded(shape: Shape, tables: &LayerTables, totals: &[u64], loads: &mut [f64]) {
-    let plan = SplitPlan::new(shape, tables);
-    let (mut quotas, mut rank_loads) = (vec![0; plan.holders.len()], vec![0; loads.len()]);
-    plan.split(shape, tables, totals, &mut quotas, &mut rank_loads);
-    loads.iter_mut().zip(&rank_loads).for_each(|(load, &tokens)| *load += tokens as f64);
-}
-
 #[cfg(test)]
 mod tests {
     use super::*;
@@ -215,8 +214,9 @@ mod tests {
         // Tokens 0, 1, 2 of each rank: even, odd, even.
         assert_eq!(routed(Rule::TokenHash, false, [&[0, 0, 0], &[0, 0, 0]]), [4.0, 2.0]);
         assert_eq!(routed(Rule::Nearest, false, [&[0, 0], &[0, 2, 1]]), [3.0, 2.0]);
-        // Rank 0 splits 3 tokens of expert 0: 2 go to the replica at index 3 mod 2, on rank 1. So does rank 1.
-        assert_eq!(routed(Rule::LeastLoaded, false, [&[0, 0, 0], &[0, 0, 0]]), [2.0, 4.0]);
+        // Rank 0 splits 3 tokens of expert 0 into 2 and 1, and an even number of sweeps moves the odd token forth and back. So
+        // does rank 1.
+        assert_eq!(routed(Rule::LeastLoaded, false, [&[0, 0, 0], &[0, 0, 0]]), [4.0, 2.0]);
         // With the counts of all ranks, 6 tokens are split evenly.
         assert_eq!(routed(Rule::LeastLoaded, true, [&[0, 0, 0], &[0, 0, 0]]), [3.0, 3.0]);
     }

@@ -1,6 +1,7 @@
 //! Least loaded on a CUDA device: its tables and workspace, its arguments and its launches.
 
-use super::plan::{LANES, SWEEPS, SplitPlan};
+use super::edges::Edge;
+use super::plan::SplitPlan;
 use crate::device::{Kernel, Memory, Part};
 use crate::dispatch::image::Image;
 use crate::dispatch::kernel::{Call, Kernels, words_between};
@@ -19,20 +20,29 @@ const KERNELS: Kernels = Kernels {
 /// The most blocks that count a batch: `EPLB_SPLIT_BLOCKS` of the kernels.
 const MAX_BLOCKS: usize = 64;
 
-/// Where the rule's tables of a layer are, one behind the other, and its workspace.
+/// Words of an edge.
+const EDGE: usize = 4;
+
+/// Edges that a warp takes at once: the most of a row.
+const ROW: usize = 32;
+
+/// Words of the table of sizes: the numbers of holders, rows and sweeps.
+const SIZES: usize = 3;
+
+/// Where the rule's tables of a layer are, one behind the other, and its workspace. They depend on the shape alone.
 #[derive(Debug, Clone, Copy)]
 pub struct SplitParts {
+    /// The first of the tables.
+    edges: Part,
+    row_start: Part,
     holder_rank: Part,
-    holder_place: Part,
     holder_first: Part,
     holder_size: Part,
+    holder_place: Part,
     experts: Part,
     holder_start: Part,
-    step_start: Part,
-    /// Empty where there are more than [`LANES`] ranks, as the next part.
-    holder_ranks: Part,
     /// The last of the tables.
-    pub rank_holders: Part,
+    pub sizes: Part,
     memory: Part,
     ends: Part,
     block_counts: Part,
@@ -46,17 +56,18 @@ impl SplitParts {
         // All slots of a replicated expert but one are spare.
         let spare = num_slots - num_experts;
         let (experts, holders) = (spare.min(num_experts), num_slots.min(spare * 2));
-        let lanes = if shape.num_ranks() <= LANES { shape.num_ranks() } else { 0 };
+        // An expert on two ranks has one edge, and one on more has as many as ranks.
+        let edges = spare + spare / 2;
         Ok(SplitParts {
+            edges: space.words(edges, EDGE)?,
+            row_start: space.words(edges + 1, 1)?,
             holder_rank: space.words(holders, 1)?,
-            holder_place: space.words(holders, 1)?,
             holder_first: space.words(holders, 1)?,
             holder_size: space.words(holders, 1)?,
+            holder_place: space.words(holders, 1)?,
             experts: space.words(experts, 1)?,
             holder_start: space.words(experts + 1, 1)?,
-            step_start: space.words(experts + 1, 1)?,
-            holder_ranks: space.words(holders, lanes.min(1))?,
-            rank_holders: space.words(experts, lanes)?,
+            sizes: space.words(SIZES, 1)?,
             memory: space.words(memory_words(num_experts, shape.num_ranks(), holders), 1)?,
             ends: space.words(num_slots, 1)?,
             block_counts: space.words(num_experts, MAX_BLOCKS)?,
@@ -64,32 +75,36 @@ impl SplitParts {
         })
     }
 
-    /// Writes the tables of a plan. Returns the parts that they take.
-    pub fn write(self, plan: &SplitPlan, num_ranks: usize, image: &mut Image) -> Self {
-        let SplitPlan { experts, holder_start, holders, step_start } = plan;
-        let places: Vec<u32> = (0..)
-            .zip(holder_start.windows(2))
-            .flat_map(|(place, ends)| (ends[0]..ends[1]).map(move |_| place))
-            .collect();
-        let lanes = plan.lanes(num_ranks);
-        SplitParts {
-            holder_rank: image.write(self.holder_rank, holders.iter().map(|holder| holder.rank)),
-            holder_place: image.write(self.holder_place, places.into_iter()),
-            holder_first: image.write(self.holder_first, holders.iter().map(|holder| holder.first)),
-            holder_size: image.write(self.holder_size, holders.iter().map(|holder| holder.size)),
-            experts: image.write(self.experts, experts.iter().copied()),
-            holder_start: image.write(self.holder_start, holder_start.iter().copied()),
-            step_start: image.write(self.step_start, step_start.iter().copied()),
-            holder_ranks: image.write(self.holder_ranks, lanes.holder_ranks.into_iter()),
-            rank_holders: image.write(self.rank_holders, lanes.rank_holders.into_iter()),
-            ..self
-        }
+    /// Writes the tables of a plan.
+    pub fn write(&self, plan: &SplitPlan, image: &mut Image) {
+        // The kernel adds bytes.
+        let words = |edge: &Edge| [edge.units, edge.loads].concat().into_iter().map(|index| index * 4);
+        let edges: Vec<u32> = plan.steps.edges.iter().flat_map(words).collect();
+        let places = |ends: (u32, &[u32])| std::iter::repeat_n(ends.0, (ends.1[1] - ends.1[0]) as usize);
+        let holder_place: Vec<u32> = (0..).zip(plan.holder_start.windows(2)).flat_map(places).collect();
+        let row_start = row_starts(plan);
+        let sizes = [plan.holders.len() as u32, row_start.len() as u32 - 1, plan.sweeps];
+        image.write(self.edges, edges.into_iter());
+        image.write(self.row_start, row_start.into_iter());
+        image.write(self.holder_rank, plan.holders.iter().map(|holder| holder.rank));
+        image.write(self.holder_first, plan.holders.iter().map(|holder| holder.first));
+        image.write(self.holder_size, plan.holders.iter().map(|holder| holder.size));
+        image.write(self.holder_place, holder_place.into_iter());
+        image.write(self.experts, plan.experts.iter().copied());
+        image.write(self.holder_start, plan.holder_start.iter().copied());
+        image.write(self.sizes, sizes.into_iter());
     }
+}
+
+/// Where the rows begin, and at last the number of edges. A step of more edges than a row's has several.
+fn row_starts(plan: &SplitPlan) -> Vec<u32> {
+    let steps = plan.steps.starts.windows(2);
+    steps.flat_map(|ends| (ends[0]..ends[1]).step_by(ROW)).chain([plan.steps.edges.len() as u32]).collect()
 }
 
 /// Words of `split_memory` in kernels/split.cuh, without the tables.
 fn memory_words(experts: usize, ranks: usize, holders: usize) -> usize {
-    2 * (ranks + 3 * holders + experts) + holders + SWEEPS + 1
+    5 * experts + 4 + ranks + holders
 }
 
 /// `eplb_split_arguments` of kernels/route_arguments.cuh.
@@ -104,23 +119,21 @@ pub struct SplitArguments {
     pub rank_counts: u64,
     /// 1 for int64, 0 for int32.
     pub rank_counts_are_64_bits: u32,
-    num_replicated: u32,
     num_holders: u32,
-    num_steps: u32,
     num_ranks: u32,
     slots_per_rank: u32,
     rank: u32,
     ids_per_block: u32,
     phase: u32,
+    edges_at: u32,
+    row_start_at: u32,
     holder_rank_at: u32,
-    holder_place_at: u32,
     holder_first_at: u32,
     holder_size_at: u32,
+    holder_place_at: u32,
     experts_at: u32,
     holder_start_at: u32,
-    step_start_at: u32,
-    holder_ranks_at: u32,
-    rank_holders_at: u32,
+    sizes_at: u32,
     shared_memory_at: u32,
     shared_counts_at: u32,
 }
@@ -129,27 +142,24 @@ impl SplitArguments {
     /// The arguments that are the same in each call. `first` is the first part of all tables.
     pub fn new(parts: &SplitParts, first: Part, shape: Shape, rank: usize, memory: &Memory) -> Self {
         let at = |part| words_between(first, part);
-        let words = |part: Part| (part.bytes / 4) as u32;
         SplitArguments {
             memory: memory.at(parts.memory),
             ends: memory.at(parts.ends),
             block_counts: memory.at(parts.block_counts),
             blocks_done: memory.at(parts.blocks_done),
-            num_replicated: words(parts.experts),
-            num_holders: words(parts.holder_rank),
-            num_steps: words(parts.step_start) - 1,
+            num_holders: (parts.holder_rank.bytes / 4) as u32,
             num_ranks: shape.num_ranks() as u32,
             slots_per_rank: (shape.num_slots() / shape.num_ranks()) as u32,
             rank: rank as u32,
+            edges_at: at(parts.edges),
+            row_start_at: at(parts.row_start),
             holder_rank_at: at(parts.holder_rank),
-            holder_place_at: at(parts.holder_place),
             holder_first_at: at(parts.holder_first),
             holder_size_at: at(parts.holder_size),
+            holder_place_at: at(parts.holder_place),
             experts_at: at(parts.experts),
             holder_start_at: at(parts.holder_start),
-            step_start_at: at(parts.step_start),
-            holder_ranks_at: at(parts.holder_ranks),
-            rank_holders_at: at(parts.rank_holders),
+            sizes_at: at(parts.sizes),
             ..SplitArguments::default()
         }
     }

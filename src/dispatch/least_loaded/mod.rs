@@ -1,20 +1,24 @@
 //! Least loaded: counts the batch, splits each expert's tokens so that the ranks' loads become even, and assigns slots.
 
+mod batch_counts;
+mod edges;
 mod kernel;
 mod plan;
 mod small_batch;
+mod splitter;
 
 pub(super) use kernel::{SplitArguments, SplitParts, launch};
 pub(crate) use plan::SplitPlan;
+pub(crate) use splitter::Splitter;
 
 use std::ops::Range;
 
+use self::batch_counts::BatchCounts;
 use self::plan::RankTokens;
 use self::small_batch::SmallBatch;
 use super::tables::LayerTables;
 use crate::device::Id;
 use crate::placement::Shape;
-use crate::stats::histogram;
 
 /// The rule on the host.
 #[derive(Debug)]
@@ -22,13 +26,16 @@ pub(super) struct LeastLoaded {
     shape: Shape,
     rank: usize,
     plan: SplitPlan,
-    /// The experts with one slot, by rank.
-    single: Vec<Vec<u32>>,
-    /// The tokens of each expert. Of those with several slots, later the number of the next token without a run.
-    counts: Vec<u32>,
+    splitter: Splitter,
+    counts: BatchCounts,
+    /// The tokens of each expert on all ranks.
     totals: Vec<u64>,
-    quotas: Vec<u64>,
-    rank_loads: Vec<u64>,
+    /// The places of the batch's experts with several slots.
+    places: Vec<u32>,
+    /// How many tokens of this rank these have.
+    tokens: Vec<RankTokens>,
+    /// Of each expert the number of the next token without a run.
+    beyond: Vec<u32>,
     /// The runs of each expert with several slots, from its start in the table of slots on.
     runs: Vec<Run>,
     /// The runs of each expert that have not begun.
@@ -52,22 +59,17 @@ impl LeastLoaded {
     /// Routes by the plan of a layer, as `rank` does.
     pub fn new(shape: Shape, tables: &LayerTables, plan: SplitPlan, rank: usize) -> Self {
         let (num_experts, num_slots) = (shape.num_experts(), shape.num_slots());
-        let mut single = vec![Vec::new(); shape.num_ranks()];
-        for expert in 0..num_experts {
-            if let &[slot] = tables.slots_of(expert) {
-                single[shape.rank_of(slot as usize)].push(expert as u32);
-            }
-        }
         let endless = |slot| Run { slot, left: u32::MAX };
         LeastLoaded {
             shape,
             rank,
-            quotas: vec![0; plan.holders.len()],
-            plan,
-            single,
-            counts: vec![0; num_experts],
+            splitter: Splitter::new(&plan, shape.num_ranks()),
+            counts: BatchCounts::new(num_experts),
             totals: vec![0; num_experts],
-            rank_loads: vec![0; shape.num_ranks()],
+            places: Vec::with_capacity(plan.experts.len()),
+            tokens: Vec::with_capacity(plan.experts.len()),
+            plan,
+            beyond: vec![0; num_experts],
             runs: vec![Run::default(); num_slots],
             next: vec![0..0; num_experts],
             current: tables.first_slots(shape).into_iter().map(endless).collect(),
@@ -83,8 +85,10 @@ impl LeastLoaded {
         tables: &LayerTables,
         rank_counts: Option<&impl Fn(usize) -> u64>,
     ) {
-        self.begin_count();
-        self.count(ids);
+        if rank_counts.is_none() {
+            self.begin_count();
+            self.count(ids);
+        }
         self.plan(ids.len(), tables, rank_counts);
         self.assign(ids, tables);
     }
@@ -92,28 +96,31 @@ impl LeastLoaded {
     /// Begins a batch. Its parts are [counted](LeastLoaded::count), it is [planned](LeastLoaded::plan), and its parts are
     /// [assigned](LeastLoaded::assign) in the same order.
     pub fn begin_count(&mut self) {
-        self.counts.fill(0);
+        self.counts.clear();
     }
 
     /// Counts a part of a batch.
     pub fn count<I: Id>(&mut self, ids: &[I]) {
-        histogram(ids, &mut self.counts);
+        self.counts.add(ids);
     }
 
-    /// Plans the slots of a batch of `num_ids` valid ids, which were counted.
+    /// Plans the slots of a batch of `num_ids` valid ids. They were counted, or there are counts of all ranks.
     pub fn plan(
         &mut self,
         num_ids: usize,
         tables: &LayerTables,
         rank_counts: Option<&impl Fn(usize) -> u64>,
     ) {
-        self.compute_quotas(rank_counts);
+        match rank_counts {
+            None => self.split_own(num_ids),
+            Some(count) => self.split_all(count),
+        }
         self.is_small = rank_counts.is_none() && num_ids <= small_batch::MAX_IDS;
         if self.is_small {
-            let Self { plan, totals, quotas, small, .. } = self;
-            small.lay_out(plan, tables, totals, quotas);
+            let Self { plan, splitter, places, small, .. } = self;
+            small.lay_out(plan, tables, places, splitter.units());
         } else {
-            self.plan_runs(tables, rank_counts);
+            self.plan_runs(tables, rank_counts.is_none());
         }
     }
 
@@ -126,36 +133,49 @@ impl LeastLoaded {
         }
     }
 
-    /// Computes quotas of the batch's tokens, or of those of all ranks.
-    fn compute_quotas(&mut self, rank_counts: Option<&impl Fn(usize) -> u64>) {
-        let Self { shape, plan, single, counts, totals, quotas, rank_loads, .. } = self;
-        match rank_counts {
-            None => totals.iter_mut().zip(&*counts).for_each(|(total, &count)| *total = u64::from(count)),
-            Some(count) => {
-                for (expert, total) in totals.iter_mut().enumerate() {
-                    *total = sum_of_ranks(count, *shape, 0..shape.num_ranks(), expert);
-                }
+    /// Splits the batch's tokens, of `num_ids` ids.
+    fn split_own(&mut self, num_ids: usize) {
+        let Self { plan, splitter, counts, places, tokens: all, .. } = self;
+        places.clear();
+        all.clear();
+        let mut push = |place: usize, own| {
+            places.push(place as u32);
+            all.push(RankTokens { before: 0, own });
+        };
+        if let Some(counts) = counts.dense() {
+            splitter.split_counts(plan, counts);
+            for (place, &expert) in plan.experts.iter().enumerate() {
+                push(place, u64::from(counts[expert as usize]));
             }
+        } else {
+            splitter.begin(num_ids as u64);
+            counts.for_each_seen(|expert, tokens| splitter.add(plan, expert, u64::from(tokens)));
+            splitter.split(plan, true, |expert| u64::from(counts.of(expert)), push);
         }
-        for (load, experts) in rank_loads.iter_mut().zip(&*single) {
-            *load = experts.iter().map(|&expert| totals[expert as usize]).sum();
-        }
-        quotas.fill(0);
-        plan.split_replicated(totals, quotas, rank_loads);
     }
 
-    fn plan_runs(&mut self, tables: &LayerTables, rank_counts: Option<&impl Fn(usize) -> u64>) {
+    /// Splits the tokens of all ranks.
+    fn split_all(&mut self, count: &impl Fn(usize) -> u64) {
+        let Self { shape, rank, plan, splitter, totals, places, tokens, .. } = self;
+        let sum = |ranks, expert| sum_of_ranks(count, *shape, ranks, expert);
+        for (expert, total) in totals.iter_mut().enumerate() {
+            *total = sum(0..shape.num_ranks(), expert);
+        }
+        splitter.split_totals(plan, totals, false);
+        places.clear();
+        tokens.clear();
+        for (place, &expert) in (0..).zip(&plan.experts) {
+            let (before, own) = (sum(0..*rank, expert as usize), sum(*rank..*rank + 1, expert as usize));
+            places.push(place);
+            tokens.push(RankTokens { before, own });
+        }
+    }
+
+    fn plan_runs(&mut self, tables: &LayerTables, cover_all: bool) {
         self.current.iter_mut().for_each(|run| run.left = u32::MAX);
-        for place in 0..self.plan.experts.len() {
-            let expert = self.plan.experts[place] as usize;
-            let tokens = match rank_counts {
-                None => RankTokens { before: 0, own: self.totals[expert] },
-                Some(count) => RankTokens {
-                    before: sum_of_ranks(count, self.shape, 0..self.rank, expert),
-                    own: sum_of_ranks(count, self.shape, self.rank..self.rank + 1, expert),
-                },
-            };
-            self.write_runs(place, tables, tokens, rank_counts.is_none());
+        for index in 0..self.places.len() {
+            let (place, tokens) = (self.places[index], self.tokens[index]);
+            self.write_runs(place as usize, tables, tokens, cover_all);
         }
     }
 
@@ -163,7 +183,7 @@ impl LeastLoaded {
     #[inline(never)]
     fn route_by_runs<I: Id>(&mut self, ids: &mut [I], tables: &LayerTables) {
         // Borrowed one by one, they stay in registers in the loop.
-        let Self { counts, runs, next, current, .. } = self;
+        let Self { beyond, runs, next, current, .. } = self;
         let num_experts = current.len() - 1;
         for id in ids {
             let expert = id.bin(num_experts);
@@ -172,30 +192,34 @@ impl LeastLoaded {
             // The run of an expert with one slot is longer than a batch.
             run.left -= 1;
             if run.left == 0 {
-                *run = next_run(expert, next, runs, counts, tables);
+                *run = next_run(expert, next, runs, beyond, tables);
             }
         }
     }
 
-    /// Writes the runs of the expert at `place` of the plan. Where they cover all tokens, none comes after them.
+    /// Writes the runs of the expert at a place. Where they cover all tokens, none comes after them.
     fn write_runs(&mut self, place: usize, tables: &LayerTables, tokens: RankTokens, cover_all: bool) {
-        let Self { plan, counts, quotas, runs, next, current, .. } = self;
+        let Self { plan, splitter, totals, beyond, runs, next, current, .. } = self;
         let expert = plan.experts[place] as usize;
         let start = tables.replica_start[expert];
         let mut end = start;
-        plan.runs(place, quotas, tokens, |replica, left| {
-            // The next run replaces an empty one.
-            runs[end as usize] = Run { slot: tables.replica_slots[replica as usize], left };
-            end += u32::from(left > 0);
-        });
+        // Quotas of experts without tokens are stale.
+        if tokens.own > 0 {
+            let total = if cover_all { tokens.own } else { totals[expert] };
+            plan.runs(place, splitter.quotas(plan, place, total), tokens, |replica, left| {
+                // The next run replaces an empty one.
+                runs[end as usize] = Run { slot: tables.replica_slots[replica as usize], left };
+                end += u32::from(left > 0);
+            });
+        }
         if cover_all {
             // An endless last run saves a mispredicted branch.
             end = end.max(start + 1);
             runs[end as usize - 1].left = u32::MAX;
         }
         next[expert] = start..end;
-        counts[expert] = tokens.own as u32;
-        current[expert] = next_run(expert, next, runs, counts, tables);
+        beyond[expert] = tokens.own as u32;
+        current[expert] = next_run(expert, next, runs, beyond, tables);
     }
 }
 
@@ -205,7 +229,7 @@ fn next_run(
     expert: usize,
     next: &mut [Range<u32>],
     runs: &[Run],
-    counts: &mut [u32],
+    beyond: &mut [u32],
     tables: &LayerTables,
 ) -> Run {
     match next[expert].next() {
@@ -213,8 +237,8 @@ fn next_run(
         // A token beyond those that the counts of all ranks name.
         None => {
             let slots = tables.slots_of(expert);
-            let number = counts[expert];
-            counts[expert] = number.wrapping_add(1);
+            let number = beyond[expert];
+            beyond[expert] = number.wrapping_add(1);
             Run { slot: slots[number as usize % slots.len()], left: 1 }
         }
     }

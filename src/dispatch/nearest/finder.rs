@@ -1,5 +1,6 @@
 //! Finds an expert's slot at a point of its shares.
 
+use crate::device::Id;
 use crate::dispatch::tables::LayerTables;
 use crate::placement::Shape;
 
@@ -7,17 +8,18 @@ use crate::placement::Shape;
 #[derive(Debug)]
 pub struct Finder {
     shares: Vec<u32>,
-    /// Of each expert, and at last of the invalid slot.
+    /// Of each expert.
     ranges: Vec<BucketRange>,
     buckets: Vec<Bucket>,
+    invalid_slot: u32,
 }
 
 /// The buckets of an expert, which divide the points evenly.
 #[derive(Debug, Clone, Copy)]
 struct BucketRange {
     start: u32,
-    /// A bucket has 2^shift points.
-    shift: u32,
+    /// The number of buckets, a power of two.
+    count: u32,
 }
 
 /// Consecutive points, in most buckets of one slot or two.
@@ -46,27 +48,40 @@ impl Finder {
                 replicas => (BUCKETS * replicas).next_power_of_two(),
             };
             let shift = 32 - count.ilog2();
-            ranges.push(BucketRange { start: buckets.len() as u32, shift });
+            ranges.push(BucketRange { start: buckets.len() as u32, count: count as u32 });
             let points = (0..count as u64).map(|bucket| (bucket << shift, ((bucket + 1) << shift) - 1));
             buckets.extend(
                 points.map(|(first, last)| bucket(tables, &shares, expert, first as u32, last as u32)),
             );
         }
-        let invalid = shape.num_slots() as u32;
-        ranges.push(BucketRange { start: buckets.len() as u32, shift: 32 });
-        buckets.push(Bucket { slot: invalid, last: u32::MAX, after: invalid });
-        Finder { shares, ranges, buckets }
+        Finder { shares, ranges, buckets, invalid_slot: shape.num_slots() as u32 }
     }
 
-    /// The slot of an expert at a point. The invalid slot for the expert after the last.
-    #[inline(always)]
-    pub fn slot(&self, tables: &LayerTables, expert: usize, point: u32) -> u32 {
-        let BucketRange { start, shift } = self.ranges[expert];
-        let bucket = u64::from(start) + (u64::from(point) >> shift);
-        let Bucket { slot, last, after } = self.buckets[bucket as usize];
-        match if point > last { after } else { slot } {
-            SEVERAL => tables.replica_slots[replica_at(tables, &self.shares, expert, point)],
-            slot => slot,
+    /// Replaces ids by the slots of their experts at `points`, one of each expert. An expert's point advances by `step` with each
+    /// id.
+    // On its own, its loop keeps everything in registers.
+    #[inline(never)]
+    pub fn route<I: Id>(&self, ids: &mut [I], points: &mut [u32], step: u32, tables: &LayerTables) {
+        // As slices of one length, they are checked once.
+        let ranges = &self.ranges[..points.len()];
+        let buckets = &self.buckets[..];
+        for id in ids {
+            let expert = id.bin(usize::MAX);
+            if expert >= points.len() {
+                *id = I::of_slot(self.invalid_slot);
+                continue;
+            }
+            let point = points[expert];
+            points[expert] = point.wrapping_add(step);
+            let BucketRange { start, count } = ranges[expert];
+            // A multiplication takes less than a shift by a variable.
+            let bucket = start + ((u64::from(point) * u64::from(count)) >> 32) as u32;
+            let Bucket { slot, last, after } = buckets[bucket as usize];
+            let slot = match if point > last { after } else { slot } {
+                SEVERAL => tables.replica_slots[replica_at(tables, &self.shares, expert, point)],
+                slot => slot,
+            };
+            *id = I::of_slot(slot);
         }
     }
 }
@@ -84,6 +99,7 @@ fn bucket(tables: &LayerTables, shares: &[u32], expert: usize, first: u32, last:
 }
 
 /// The replica of an expert at a point, as an index in the table of slots.
+#[cold]
 fn replica_at(tables: &LayerTables, shares: &[u32], expert: usize, point: u32) -> usize {
     let (start, count) = (tables.replica_start[expert] as usize, tables.replica_count[expert] as usize);
     start + shares[start..][..count - 1].partition_point(|&end| end <= point)
@@ -92,6 +108,15 @@ fn replica_at(tables: &LayerTables, shares: &[u32], expert: usize, point: u32) -
 #[cfg(test)]
 mod tests {
     use super::*;
+
+    /// The slot of an id at a point, which is that of all experts.
+    fn slot(finder: &Finder, tables: &LayerTables, id: i32, point: u32) -> i32 {
+        let (mut ids, mut points) = ([id], [point; 3]);
+        finder.route(&mut ids, &mut points, 5, tables);
+        let advanced = |expert: usize| points[expert] == point.wrapping_add(5);
+        assert!((0..3).all(|expert| advanced(expert) == (expert as i32 == id)));
+        ids[0]
+    }
 
     #[test]
     fn finder_returns_the_slots_of_a_walk_over_the_shares() {
@@ -108,9 +133,14 @@ mod tests {
             for (expert, slots) in [(0, 0..8), (1, 8..11), (2, 11..12)] {
                 let last = slots.end - 1;
                 let walked = slots.into_iter().find(|&slot| point < shares[slot]).unwrap_or(last);
-                assert_eq!(finder.slot(&tables, expert, point), walked as u32, "expert {expert}, {point:#x}");
+                assert_eq!(
+                    slot(&finder, &tables, expert, point),
+                    walked as i32,
+                    "expert {expert}, {point:#x}"
+                );
             }
-            assert_eq!(finder.slot(&tables, 3, point), 12);
+            assert_eq!(slot(&finder, &tables, 3, point), 12);
+            assert_eq!(slot(&finder, &tables, -1, point), 12);
         }
     }
 }

@@ -29,14 +29,14 @@ pub(super) struct Nearest {
     /// Added to a block's index.
     offset: u32,
     finder: Finder,
-    /// The point of each expert's next token, and at last of the invalid slot.
+    /// The point of each expert's next token.
     points: Vec<u32>,
 }
 
 impl Nearest {
     /// Routes by the [`shares()`] of a layer.
     pub fn new(shape: Shape, tables: &LayerTables, shares: Vec<u32>, offset: u32) -> Self {
-        let points = vec![0; shape.num_experts() + 1];
+        let points = vec![0; shape.num_experts()];
         Nearest { offset, finder: Finder::new(shape, tables, shares), points }
     }
 
@@ -51,13 +51,7 @@ impl Nearest {
     #[inline(always)]
     pub fn route_block<I: Id>(&mut self, ids: &mut [I], block: u32, tables: &LayerTables) {
         let Self { offset, finder, points } = self;
-        let num_experts = points.len() - 1;
         points.fill((*offset + block).wrapping_mul(GOLDEN_RATIO));
-        for id in ids {
-            let expert = id.bin(num_experts);
-            let point = points[expert];
-            points[expert] = point.wrapping_add(GOLDEN_RATIO);
-            *id = I::of_slot(finder.slot(tables, expert, point));
-        }
+        finder.route(ids, points, GOLDEN_RATIO, tables);
     }
 }
