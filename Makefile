@@ -44,7 +44,7 @@ test: ## all tests: Rust, then C and C++ also under valgrind, and the example en
 
 bench: ## the figures of docs/benchmarks.md
 	@scripts/need.sh $(CPP_TESTS_NEED)
-	$(CARGO) bench --locked --features cli --bench solve --bench generate --bench balance
+	$(CARGO) bench --locked --features cli --bench solve --bench generate --bench balance --bench live
 	cmake -S cpp_tests -B build/cpp_tests -Wno-dev >/dev/null
 	cmake --build build/cpp_tests --target host_bench
 	@mkdir -p build/bench
@@ -86,10 +86,10 @@ doc: ## the documentation of the C interface, in build/doc/html; undocumented it
 	@mkdir -p build
 	doxygen Doxyfile
 
-header: ## include/eplb.h and include/eplb_tools.h, generated from src/ffi
+header: ## include/eplb.h, eplb_tools.h and eplb_live.h, generated from src/ffi
 	EPLB_WRITE_HEADER=1 $(CARGO) test --locked --quiet --test header
 
-recipes: ## the code of docs/recipes.md, from cpp_tests/recipes
+recipes: ## the code of docs/recipes.md and docs/live.md, from cpp_tests/recipes
 	EPLB_WRITE_RECIPES=1 $(CARGO) test --locked --quiet --test recipes
 
 format: ## formats Rust, C and C++ sources

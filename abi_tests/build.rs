@@ -1,5 +1,5 @@
 //! Writes the self-contained file that ctest reads: the types, constants and declarations of src/ffi. ctest generates a test
-//! in Rust and in C from it and include/eplb_tools.h, which includes include/eplb.h.
+//! in Rust and in C from it and include/eplb_live.h, which includes the other headers.
 
 use std::env;
 use std::fmt::Write;
@@ -26,7 +26,7 @@ fn main() {
     fs::write(&path, interface.text()).unwrap();
 
     let mut generator = ctest::TestGenerator::new();
-    generator.header("eplb_tools.h").include(root.join("include")).edition(2024);
+    generator.header("eplb_live.h").include(root.join("include")).edition(2024);
     let opaque = interface.opaque.clone();
     // Incomplete types in C have no layout.
     generator.skip_struct(move |item| opaque.iter().any(|name| name == item.ident()));

@@ -56,6 +56,7 @@ fn main() {
                     place: Place::Host,
                     invalid_slot: 0,
                     shared_slots: &[],
+                    live: false,
                 };
                 Dispatch::create(&placement, &config, None).unwrap()
             })

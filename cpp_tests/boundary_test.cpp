@@ -9,7 +9,7 @@
 
 #include <cmath>
 #include <cstring>
-#include <eplb_tools.hpp>
+#include <eplb_live.hpp>
 #include <limits>
 #include <regex>
 #include <tuple>
@@ -65,17 +65,100 @@ eplb_recorder *a_recorder() {
     return recorder.get();
 }
 
-/// A dispatch on the host for 4 ids a token; any call may change it.
-eplb_dispatch *a_dispatch() {
-    static auto dispatch = [] {
-        eplb_dispatch_config config = EPLB_DISPATCH_CONFIG_INIT;
-        config.num_ranks = 8;
+/// A recorder with a ring. It counts any number of ids at any time, so only calls that change a recorder get
+/// it.
+eplb_recorder *a_rolling_recorder() {
+    static auto recorder = [] {
+        eplb::recorder_config config;
+        config.num_ranks = 1;
+        config.num_experts = some;
         config.experts_per_token = 4;
-        eplb_dispatch *handle = nullptr;
-        eplb_dispatch_create(a_placement(), &config, &handle);
-        return eplb::dispatch(handle);
+        config.layer_ids = {0, 1};
+        config.rolling_iterations = 4;
+        return eplb::recorder::create(config);
     }();
+    return recorder.get();
+}
+
+/// The slots of all layers of a_placement().
+std::vector<int32_t> all_slots() {
+    eplb_placement_info info = EPLB_PLACEMENT_INFO_INIT;
+    eplb_placement_get_info(a_placement(), &info);
+    std::vector<int32_t> all;
+    for (size_t i = 0; i < info.num_layers; i++) {
+        const int32_t *experts = nullptr;
+        size_t size = 0;
+        eplb_placement_layer_experts(a_placement(), info.layer_ids[i], &experts, &size);
+        all.insert(all.end(), experts, experts + size);
+    }
+    return all;
+}
+
+/// A plan of two moves in layer 1: two experts change ranks.
+const eplb_plan *a_plan() {
+    static const auto plan = [] {
+        eplb_placement_info info = EPLB_PLACEMENT_INFO_INIT;
+        eplb_placement_get_info(a_placement(), &info);
+        std::vector<int32_t> slots = all_slots();
+        std::swap(slots[0], slots[9]);
+        eplb_placement_config sizes = EPLB_PLACEMENT_CONFIG_INIT;
+        sizes.num_experts = some;
+        sizes.num_ranks = 8;
+        sizes.num_slots = 72;
+        eplb_placement *wanted = nullptr;
+        eplb_placement_create(&sizes, info.layer_ids, info.num_layers, slots.data(), &wanted);
+        const eplb::placement owner(wanted);
+        eplb_plan *plan = nullptr;
+        eplb_plan_create(a_placement(), wanted, nullptr, &plan);
+        return eplb::plan(plan);
+    }();
+    return plan.get();
+}
+
+/// A live dispatch on the host for 4 ids a token, with staged tables of layer 1; any call may change it.
+eplb_dispatch *a_dispatch() {
+    static eplb::dispatch dispatch(nullptr);
+    eplb_dispatch_config config = EPLB_DISPATCH_CONFIG_INIT;
+    config.num_ranks = 8;
+    config.experts_per_token = 4;
+    config.live = 1;
+    eplb_dispatch *handle = nullptr;
+    eplb_dispatch_create(a_placement(), &config, &handle);
+    eplb_dispatch_stage_layer(handle, a_plan(), 1, nullptr);
+    dispatch = eplb::dispatch(handle);
     return dispatch.get();
+}
+
+/// A rebalancer without gates; any call may change it.
+eplb_rebalancer *a_rebalancer() {
+    static auto rebalancer = [] {
+        eplb_rebalancer_config config = EPLB_REBALANCER_CONFIG_INIT;
+        config.experts_per_token = 4;
+        config.num_threads = 1;
+        config.min_tokens = config.cooldown = -1;
+        config.trigger = config.release = config.min_gain = config.min_relative_gain = config.noise = -1;
+        eplb_rebalancer *handle = nullptr;
+        eplb_rebalancer_create(&config, a_placement(), &handle);
+        return eplb::rebalancer(handle);
+    }();
+    return rebalancer.get();
+}
+
+/// Its plan in flight, made anew.
+const eplb_plan *a_plan_in_flight() {
+    static eplb::plan plan(nullptr);
+    eplb_rebalancer_reset(a_rebalancer(), a_placement());
+    std::vector<int64_t> counts(26 * some);
+    for (size_t i = 0; i < counts.size(); i++) {
+        counts[i] = 100 + static_cast<int64_t>(i * i % 997);
+    }
+    eplb_rebalancer_observe(a_rebalancer(), counts.data(), 1, 1 << 20, 0);
+    eplb_plan_limits limits = EPLB_PLAN_LIMITS_INIT;
+    limits.max_layer_moves = 2;
+    eplb_plan *handle = nullptr;
+    eplb_rebalancer_plan(a_rebalancer(), &limits, &handle);
+    plan = eplb::plan(handle);
+    return plan.get();
 }
 
 /// Values of a parameter of type T. Made anew for each function, since some calls write through them.
@@ -148,8 +231,21 @@ template <> std::vector<int32_t *> values() {
     return arrays<int32_t, some * some * some>([](size_t) { return 0; });
 }
 template <> std::vector<const int64_t *> values() {
-    const auto same = arrays<int64_t, some * some>([](size_t i) { return static_cast<int64_t>(i % some); });
+    const auto same =
+        arrays<int64_t, some * some * some>([](size_t i) { return static_cast<int64_t>(i % some); });
     return {same.begin(), same.end()};
+}
+// Eight samples of the recorder's layers.
+template <> std::vector<int64_t *> values() {
+    return arrays<int64_t, 8 * 2 * some>([](size_t) { return int64_t(0); });
+}
+template <> std::vector<const uint8_t *> values() {
+    static const uint8_t none[8] = {};
+    const auto all = arrays<uint8_t, 8>([](size_t) { return uint8_t(1); });
+    return {all[0], all[1], none};
+}
+template <> std::vector<eplb_transfer *> values() {
+    return arrays<eplb_transfer, 4096>([](size_t) { return eplb_transfer(); });
 }
 template <> std::vector<const double *> values() {
     static std::vector<double> nan(some * some * some, NAN);
@@ -179,7 +275,7 @@ template <> std::vector<eplb_placement_issue *> values() {
 }
 
 template <> std::vector<const eplb_recorder *> values() { return {nullptr, a_recorder()}; }
-template <> std::vector<eplb_recorder *> values() { return {nullptr, a_recorder()}; }
+template <> std::vector<eplb_recorder *> values() { return {nullptr, a_recorder(), a_rolling_recorder()}; }
 template <> std::vector<eplb_recorder **> values() {
     return arrays<eplb_recorder *, 1>([](size_t) { return static_cast<eplb_recorder *>(nullptr); });
 }
@@ -187,6 +283,15 @@ template <> std::vector<const eplb_dispatch *> values() { return {nullptr, a_dis
 template <> std::vector<eplb_dispatch *> values() { return {nullptr, a_dispatch()}; }
 template <> std::vector<eplb_dispatch **> values() {
     return arrays<eplb_dispatch *, 1>([](size_t) { return static_cast<eplb_dispatch *>(nullptr); });
+}
+template <> std::vector<const eplb_plan *> values() { return {nullptr, a_plan(), a_plan_in_flight()}; }
+template <> std::vector<eplb_plan **> values() {
+    return arrays<eplb_plan *, 1>([](size_t) { return static_cast<eplb_plan *>(nullptr); });
+}
+template <> std::vector<const eplb_rebalancer *> values() { return {nullptr, a_rebalancer()}; }
+template <> std::vector<eplb_rebalancer *> values() { return {nullptr, a_rebalancer()}; }
+template <> std::vector<eplb_rebalancer **> values() {
+    return arrays<eplb_rebalancer *, 1>([](size_t) { return static_cast<eplb_rebalancer *>(nullptr); });
 }
 template <> std::vector<eplb_metrics *> values() {
     static const auto metrics = eplb::metrics::create();
@@ -356,7 +461,10 @@ template <> std::vector<const eplb_recorder_config *> values() {
     slots.added_counts = EPLB_ADDED_COUNTS_CUMULATIVE | EPLB_ADDED_COUNTS_BY_LOCAL_SLOT;
     unknown.added_counts = UINT32_MAX;
     // The options of pipeline stages, names, rows and ranks without layers.
-    eplb_recorder_config stage = good, named = good, rows = good, empty = good;
+    eplb_recorder_config stage = good, named = good, rows = good, empty = good, rolling = good,
+                         endless = good;
+    rolling.rolling_iterations = 4;
+    endless.rolling_iterations = UINT64_MAX;
     stage.file_rank = 9;
     stage.num_files = UINT32_MAX;
     named.name = "../model";
@@ -364,7 +472,8 @@ template <> std::vector<const eplb_recorder_config *> values() {
     rows.iter_stop = INT64_MAX;
     empty.layer_ids = nullptr;
     empty.num_layers = 0;
-    return const_structs(init, {good, huge, unaligned, slots, unknown, stage, named, rows, empty});
+    return const_structs(
+        init, {good, huge, unaligned, slots, unknown, stage, named, rows, empty, rolling, endless});
 }
 template <> std::vector<const eplb_dispatch_config *> values() {
     eplb_dispatch_config init = EPLB_DISPATCH_CONFIG_INIT, good = init, huge = init, unaligned = init;
@@ -381,13 +490,47 @@ template <> std::vector<const eplb_dispatch_config *> values() {
     static const int32_t no_layer = 0;
     none.layer_ids = &no_layer;
     static const int32_t shared_slots[] = {1 << 30, INT32_MAX};
-    eplb_dispatch_config shared = good, many_shared = good;
+    eplb_dispatch_config shared = good, many_shared = good, live = good;
+    live.live = 1;
     shared.invalid_slot = -1;
     shared.num_shared_experts = 2;
     shared.shared_slot_ids = shared_slots;
     many_shared.num_shared_experts = UINT32_MAX;
     many_shared.shared_slot_ids = shared_slots;
-    return const_structs(init, {good, huge, unaligned, nodes, none, shared, many_shared});
+    return const_structs(init, {good, huge, unaligned, nodes, none, shared, many_shared, live});
+}
+template <> std::vector<const eplb_plan_options *> values() {
+    static const uint8_t active[8] = {1, 1, 1, 0, 1, 1, 1, 1};
+    eplb_plan_options init = EPLB_PLAN_OPTIONS_INIT, nodes = init, one_dead = init, ranks = init,
+                      buffering = init;
+    nodes.rank_to_node = of_ranks;
+    nodes.num_ranks = one_dead.num_ranks = 8;
+    one_dead.active = active;
+    ranks.rank_to_node = of_ranks;
+    ranks.num_ranks = UINT32_MAX;
+    buffering.buffering = INT32_MAX;
+    return const_structs(init, {nodes, one_dead, ranks, buffering});
+}
+template <> std::vector<const eplb_plan_limits *> values() {
+    eplb_plan_limits init = EPLB_PLAN_LIMITS_INIT, few = init, bad = init;
+    few.max_moves = 1;
+    bad.horizon = NAN;
+    return const_structs(init, {wild(init), few, bad});
+}
+template <> std::vector<const eplb_rebalancer_config *> values() {
+    eplb_rebalancer_config init = EPLB_REBALANCER_CONFIG_INIT, good = init, huge = init, bad = init;
+    good.experts_per_token = huge.experts_per_token = bad.experts_per_token = 4;
+    huge.num_windows = huge.half_life = huge.num_phases = huge.num_threads = UINT32_MAX;
+    bad.trigger = NAN;
+    bad.rank_to_node = of_ranks;
+    return const_structs(init, {good, huge, bad});
+}
+template <> std::vector<eplb_plan_info *> values() { return structs<eplb_plan_info>(EPLB_PLAN_INFO_INIT); }
+template <> std::vector<eplb_planned_layer *> values() {
+    return structs<eplb_planned_layer>(EPLB_PLANNED_LAYER_INIT);
+}
+template <> std::vector<eplb_rebalancer_info *> values() {
+    return structs<eplb_rebalancer_info>(EPLB_REBALANCER_INFO_INIT);
 }
 template <> std::vector<eplb_dispatch_tables *> values() {
     return structs<eplb_dispatch_tables>(EPLB_DISPATCH_TABLES_INIT);
@@ -432,6 +575,16 @@ void destroy_result(eplb_recorder **handle) {
 void destroy_result(eplb_dispatch **handle) {
     if (handle != nullptr) {
         eplb_dispatch_destroy(std::exchange(*handle, nullptr));
+    }
+}
+void destroy_result(eplb_plan **handle) {
+    if (handle != nullptr) {
+        eplb_plan_destroy(std::exchange(*handle, nullptr));
+    }
+}
+void destroy_result(eplb_rebalancer **handle) {
+    if (handle != nullptr) {
+        eplb_rebalancer_destroy(std::exchange(*handle, nullptr));
     }
 }
 void destroy_result(eplb_metrics **handle) {
@@ -490,7 +643,7 @@ TEST(Boundary, EveryCombinationOfValuesReturnsAStatus) {
     }
 #include "functions.inc"
 #undef SWEEP
-    EXPECT_GE(functions, 59u);
+    EXPECT_GE(functions, 86u);
     // The library still works.
     EXPECT_EQ(eplb::suggest_num_slots(256, 36, 290).second, 324u);
 }

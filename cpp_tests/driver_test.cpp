@@ -1,28 +1,11 @@
 // Old drivers, a fault in every driver call, and the calls that hot paths make. It controls fake_cuda, and is
 // skipped on a genuine driver.
 #include <csignal>
-#include <set>
 
 #include <sys/wait.h>
 #include <unistd.h>
 
-#include "cuda_fixture.h"
-
-namespace {
-
-inline const fake_cuda_controls &fake() { return *engine::get().fake(); }
-
-class FakeCuda : public Cuda {
-  protected:
-    void SetUp() override {
-        Cuda::SetUp();
-        if (!IsSkipped() && engine::get().fake() == nullptr) {
-            GTEST_SKIP() << "the driver is a genuine one";
-        }
-    }
-};
-
-} // namespace
+#include "fake_fixture.h"
 
 TEST_F(FakeCuda, DriverOlderThanTheFatbinLoadsThePtx) {
     temporary_directory dir;
@@ -178,19 +161,6 @@ TEST_F(FakeCuda, MemoryOfAnotherDeviceIsRefused) {
     engine::get().attach_thread();
 }
 
-namespace {
-
-/// The driver's functions that this thread calls in `work`.
-std::set<std::string> calls_of(const std::function<void()> &work) {
-    fake().fake_cuda_log_clear();
-    work();
-    std::vector<const char *> names(1000);
-    names.resize(fake().fake_cuda_log(names.data(), names.size()));
-    return {names.begin(), names.end()};
-}
-
-} // namespace
-
 TEST_F(FakeCuda, HotCallsNeitherSynchroniseNorAllocateOnTheDevice) {
     temporary_directory dir;
     engine_stream stream;
@@ -213,40 +183,6 @@ TEST_F(FakeCuda, HotCallsNeitherSynchroniseNorAllocateOnTheDevice) {
 }
 
 namespace {
-
-/// Makes the n-th driver call of eplb fail, without regard to calls of the test itself.
-class fault {
-  public:
-    explicit fault(size_t n) : left_(n) {}
-
-    eplb_status call(const std::function<eplb_status()> &call) {
-        const size_t before = fake().fake_cuda_calls();
-        fake().fake_cuda_fail_call(left_, CUDA_ERROR_UNKNOWN);
-        const eplb_status status = call();
-        if (left_ != 0) {
-            fired_ = fired_ || fake().fake_cuda_fault_fired() != 0;
-            const size_t made = fake().fake_cuda_calls() - before;
-            left_ = fired_ || made >= left_ ? 0 : left_ - made;
-        }
-        fake().fake_cuda_fail_call(0, 0);
-        EXPECT_STRNE(eplb_status_string(status), "unknown status");
-        EXPECT_NE(status, EPLB_STATUS_INTERNAL) << eplb_last_error_message();
-        if (status == EPLB_STATUS_CUDA) {
-            EXPECT_NE(std::string(eplb_last_error_message()).find("CUDA error 999, CUDA_ERROR_UNKNOWN"),
-                      std::string::npos)
-                << eplb_last_error_message();
-        }
-        failed_ = failed_ || status != EPLB_STATUS_OK;
-        return status;
-    }
-
-    bool fired() const { return fired_; }
-    bool failed() const { return failed_; }
-
-  private:
-    size_t left_;
-    bool fired_ = false, failed_ = false;
-};
 
 /// A whole run: a graph counts layer 0, direct calls count layer 1. Checks the dump, or that there is none if
 /// the counts were lost.

@@ -2,7 +2,7 @@
 #include <gtest/gtest.h>
 
 #include <cstring>
-#include <eplb_tools.hpp>
+#include <eplb_live.hpp>
 
 #include "dump_file.h"
 #include "files.h"
@@ -260,6 +260,109 @@ TEST(Growth, OlderDispatchAndRecorderConfigsHaveNoSharedExperts) {
     EXPECT_EQ(eplb_recorder_memory_required(&recording, &workspace, &host), EPLB_STATUS_OK);
 }
 
+TEST(Growth, OlderConfigsAreNotLive) {
+    eplb::placement_config sizes;
+    sizes.num_experts = 4;
+    sizes.num_ranks = 2;
+    const auto placement =
+        eplb::placement::create(sizes, std::vector<int32_t>{layer}, std::vector<int32_t>{0, 1, 2, 3});
+    const auto wanted =
+        eplb::placement::create(sizes, std::vector<int32_t>{layer}, std::vector<int32_t>{0, 2, 1, 3});
+    const auto plan = eplb::plan::create(placement, wanted);
+    eplb_dispatch_config config = EPLB_DISPATCH_CONFIG_INIT;
+    config.num_ranks = 2;
+    config.experts_per_token = 2;
+    config.live = 1;
+    const auto updated = [&](size_t size) {
+        const eplb_dispatch_config older_config = older(config, size);
+        eplb_dispatch *handle = nullptr;
+        EXPECT_EQ(eplb_dispatch_create(placement.get(), &older_config, &handle), EPLB_STATUS_OK)
+            << eplb_last_error_message();
+        return eplb_dispatch_update_layer(eplb::dispatch(handle).get(), plan.get(), layer, nullptr);
+    };
+    EXPECT_EQ(updated(sizeof(config)), EPLB_STATUS_OK) << eplb_last_error_message();
+    EXPECT_EQ(updated(offsetof(eplb_dispatch_config, live)), EPLB_STATUS_INVALID_ARGUMENT);
+
+    eplb_recorder_config recording = EPLB_RECORDER_CONFIG_INIT;
+    recording.num_ranks = 1;
+    recording.num_experts = 4;
+    recording.experts_per_token = 2;
+    recording.layer_ids = &layer;
+    recording.num_layers = 1;
+    recording.rolling_iterations = 3;
+    const auto host_bytes = [&](size_t size) {
+        const eplb_recorder_config older_config = older(recording, size);
+        size_t workspace = 0, host = 0;
+        EXPECT_EQ(eplb_recorder_memory_required(&older_config, &workspace, &host), EPLB_STATUS_OK);
+        return host;
+    };
+    EXPECT_GT(host_bytes(sizeof(recording)), 0u);
+    EXPECT_EQ(host_bytes(offsetof(eplb_recorder_config, rolling_iterations)), 0u) << "it is off";
+}
+
+TEST(Growth, OlderPlanStructsGetDefaultsAndFillOnlyTheirFields) {
+    eplb::placement_config sizes;
+    sizes.num_experts = 4;
+    sizes.num_ranks = 2;
+    const auto from =
+        eplb::placement::create(sizes, std::vector<int32_t>{layer}, std::vector<int32_t>{0, 1, 2, 3});
+    const auto to =
+        eplb::placement::create(sizes, std::vector<int32_t>{layer}, std::vector<int32_t>{0, 2, 1, 3});
+    const eplb_plan_options options = EPLB_PLAN_OPTIONS_INIT;
+    const auto hash_with = [&](const eplb_plan_options &options) {
+        eplb_plan *handle = nullptr;
+        EXPECT_EQ(eplb_plan_create(from.get(), to.get(), &options, &handle), EPLB_STATUS_OK)
+            << eplb_last_error_message();
+        return eplb::plan(handle).info().agreement[0];
+    };
+    const uint64_t whole = hash_with(options);
+    for (const size_t size : {offsetof(eplb_plan_options, active), offsetof(eplb_plan_options, num_ranks),
+                              offsetof(eplb_plan_options, buffering)}) {
+        EXPECT_EQ(hash_with(older(options, size)), whole);
+    }
+    EXPECT_EQ(hash_with(from_newer(options, 0).known), whole);
+    const auto grown = from_newer(options, 1);
+    eplb_plan *refused = nullptr;
+    EXPECT_EQ(eplb_plan_create(from.get(), to.get(), &grown.known, &refused), EPLB_STATUS_INVALID_ARGUMENT);
+
+    const auto plan = eplb::plan::create(from, to);
+    fills_only<eplb_plan_info>(EPLB_PLAN_INFO_INIT, offsetof(eplb_plan_info, num_moves),
+                               [&](eplb_plan_info *info) { return eplb_plan_get_info(plan.get(), info); });
+    fills_only<eplb_planned_layer>(
+        EPLB_PLANNED_LAYER_INIT, offsetof(eplb_planned_layer, num_rounds),
+        [&](eplb_planned_layer *info) { return eplb_plan_layer_info(plan.get(), layer, info); });
+
+    eplb_rebalancer_config config = EPLB_REBALANCER_CONFIG_INIT;
+    config.experts_per_token = 2;
+    const auto create = [&](const eplb_rebalancer_config &config) {
+        eplb_rebalancer *handle = nullptr;
+        const eplb_status status = eplb_rebalancer_create(&config, from.get(), &handle);
+        eplb_rebalancer_destroy(handle);
+        return status;
+    };
+    for (const size_t size :
+         {offsetof(eplb_rebalancer_config, half_life), offsetof(eplb_rebalancer_config, rank_to_node),
+          offsetof(eplb_rebalancer_config, min_tokens), offsetof(eplb_rebalancer_config, noise)}) {
+        EXPECT_EQ(create(older(config, size)), EPLB_STATUS_OK) << eplb_last_error_message();
+    }
+    EXPECT_EQ(create(from_newer(config, 0).known), EPLB_STATUS_OK);
+    EXPECT_EQ(create(from_newer(config, 1).known), EPLB_STATUS_INVALID_ARGUMENT);
+    eplb_rebalancer *handle = nullptr;
+    ASSERT_EQ(eplb_rebalancer_create(&config, from.get(), &handle), EPLB_STATUS_OK);
+    eplb::rebalancer rebalancer(handle);
+    fills_only<eplb_rebalancer_info>(
+        EPLB_REBALANCER_INFO_INIT, offsetof(eplb_rebalancer_info, num_windows),
+        [&](eplb_rebalancer_info *info) { return eplb_rebalancer_get_info(rebalancer.get(), info); });
+    for (const size_t size : {offsetof(eplb_plan_limits, max_moves), offsetof(eplb_plan_limits, buffering),
+                              offsetof(eplb_plan_limits, horizon)}) {
+        const eplb_plan_limits limits = older<eplb_plan_limits>(EPLB_PLAN_LIMITS_INIT, size);
+        eplb_plan *kept = nullptr;
+        EXPECT_EQ(eplb_rebalancer_plan(rebalancer.get(), &limits, &kept), EPLB_STATUS_OK)
+            << eplb_last_error_message();
+        EXPECT_EQ(eplb::plan(kept).info().reason, EPLB_KEEP_REASON_NO_COUNTS);
+    }
+}
+
 TEST(Growth, NewerStructIsAcceptedUnlessItSetsUnknownFields) {
     const eplb_placement_config config = shape();
     const eplb_solve_options options = EPLB_SOLVE_OPTIONS_INIT;
@@ -339,9 +442,15 @@ TEST(Growth, ResultsFillOnlyTheCallersStruct) {
     fills_only<eplb_dispatch_info>(
         EPLB_DISPATCH_INFO_INIT, offsetof(eplb_dispatch_info, invalid_slot),
         [&](eplb_dispatch_info *info) { return eplb_dispatch_get_info(dispatch.get(), info); });
+    fills_only<eplb_dispatch_info>(
+        EPLB_DISPATCH_INFO_INIT, offsetof(eplb_dispatch_info, host_bytes),
+        [&](eplb_dispatch_info *info) { return eplb_dispatch_get_info(dispatch.get(), info); });
     const auto recorder = eplb::recorder::create(eplb::recorder_config());
     fills_only<eplb_recorder_info>(
         EPLB_RECORDER_INFO_INIT, offsetof(eplb_recorder_info, paused),
+        [&](eplb_recorder_info *info) { return eplb_recorder_get_info(recorder.get(), info, nullptr, 0); });
+    fills_only<eplb_recorder_info>(
+        EPLB_RECORDER_INFO_INIT, offsetof(eplb_recorder_info, iterations_merged),
         [&](eplb_recorder_info *info) { return eplb_recorder_get_info(recorder.get(), info, nullptr, 0); });
     fills_only<eplb_recorder_info>(
         EPLB_RECORDER_INFO_INIT, offsetof(eplb_recorder_info, iter_start),

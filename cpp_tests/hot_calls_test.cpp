@@ -3,7 +3,7 @@
 #include <gtest/gtest.h>
 
 #include <cerrno>
-#include <eplb.hpp>
+#include <eplb_live.hpp>
 
 #include <link.h>
 
@@ -154,7 +154,41 @@ TEST(HotCalls, AllocateNothing) {
         EXPECT_EQ(allocations_of(route), 0u);
         const engine_graph captured(stream, [&] { EXPECT_EQ(allocations_of(route), 0u); });
         stream.synchronize();
+        // A flip, and the route after it.
+        routing.live = true;
+        const auto live = eplb::dispatch::create(placement, routing);
+        std::swap(experts[0], experts[130]);
+        const auto plan = eplb::plan::create(placement, eplb::placement::create(sizes, layers, experts));
+        std::swap(experts[0], experts[130]);
+        eplb::stage_layer(live, plan, 0, stream);
+        stream.synchronize();
+        EXPECT_EQ(allocations_of([&] {
+                      EXPECT_EQ(eplb_dispatch_commit_layer(live.get(), 0, stream), EPLB_STATUS_OK);
+                      EXPECT_EQ(
+                          eplb_dispatch_route(live.get(), 0, &expert_ids, 64, nullptr, &slot_ids, stream),
+                          EPLB_STATUS_OK);
+                  }),
+                  0u);
+        stream.synchronize();
     }
+    // Counts of a rolling window.
+    config.iter_start = config.iter_stop = 0;
+    config.added_counts = 0;
+    config.rolling_iterations = 2;
+    auto rolling = eplb::recorder::create(config);
+    engine_array<int64_t> counts(3 * 2 * 256);
+    const auto roll = [&] {
+        for (int64_t iteration = 0; iteration < 5; iteration++) {
+            EXPECT_EQ(eplb_recorder_begin_iteration(rolling.get(), iteration, stream), EPLB_STATUS_OK);
+            EXPECT_EQ(eplb_recorder_count_ids(rolling.get(), 0, &expert_ids, 64, nullptr, stream),
+                      EPLB_STATUS_OK);
+            if (iteration % 3 == 2) {
+                EXPECT_EQ(eplb_recorder_snapshot(rolling.get(), counts.data(), 3, stream), EPLB_STATUS_OK);
+            }
+        }
+    };
+    EXPECT_EQ(allocations_of(roll), 0u);
+    stream.synchronize();
     const engine_graph graph(
         stream, [&] { EXPECT_EQ(allocations_of([&] { eplb_recorder_count(handle, 0, 64, stream); }), 0u); });
     graph.replay(stream);

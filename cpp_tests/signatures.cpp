@@ -1,6 +1,6 @@
 // The signature of every function, written by hand. A change here is a change of the interface: see
 // CONTRIBUTING.md.
-#include <eplb_tools.h>
+#include <eplb_live.h>
 
 #include <type_traits>
 
@@ -120,12 +120,55 @@ SIGNATURE(eplb_metrics_add_placement,
           eplb_status (*)(eplb_metrics *, const eplb_placement *, const eplb_metrics_label *, size_t));
 SIGNATURE(eplb_metrics_add_dispatch,
           eplb_status (*)(eplb_metrics *, const eplb_dispatch *, const eplb_metrics_label *, size_t));
+SIGNATURE(eplb_metrics_set_layer_series, eplb_status (*)(eplb_metrics *, uint32_t));
 SIGNATURE(eplb_metrics_text, eplb_status (*)(eplb_metrics *, const char **, size_t *));
 SIGNATURE(eplb_metrics_destroy, void (*)(eplb_metrics *));
+
+// Live rebalancing
+SIGNATURE(eplb_recorder_snapshot, eplb_status (*)(eplb_recorder *, int64_t *, uint32_t, CUstream_st *));
+SIGNATURE(eplb_dispatch_stage_layer,
+          eplb_status (*)(const eplb_dispatch *, const eplb_plan *, int32_t, CUstream_st *));
+SIGNATURE(eplb_dispatch_update_layer,
+          eplb_status (*)(const eplb_dispatch *, const eplb_plan *, int32_t, CUstream_st *));
+SIGNATURE(eplb_dispatch_commit_layer, eplb_status (*)(const eplb_dispatch *, int32_t, CUstream_st *));
+SIGNATURE(eplb_dispatch_host_memory_required,
+          eplb_status (*)(const eplb_placement *, const eplb_dispatch_config *, size_t *));
+SIGNATURE(eplb_dispatch_get_generation, eplb_status (*)(const eplb_dispatch *, int32_t, uint64_t *));
+SIGNATURE(eplb_dispatch_set_active_ranks,
+          eplb_status (*)(const eplb_dispatch *, const uint8_t *, uint32_t, CUstream_st *));
+SIGNATURE(eplb_plan_create, eplb_status (*)(const eplb_placement *, const eplb_placement *,
+                                            const eplb_plan_options *, eplb_plan **));
+SIGNATURE(eplb_plan_get_info, eplb_status (*)(const eplb_plan *, eplb_plan_info *));
+SIGNATURE(eplb_plan_layer_info, eplb_status (*)(const eplb_plan *, int32_t, eplb_planned_layer *));
+SIGNATURE(eplb_plan_layer_experts,
+          eplb_status (*)(const eplb_plan *, int32_t, uint32_t, const int32_t **, size_t *));
+SIGNATURE(eplb_plan_transfers,
+          eplb_status (*)(const eplb_plan *, int32_t, int32_t, eplb_transfer *, size_t, size_t *));
+SIGNATURE(eplb_plan_num_readers, eplb_status (*)(const eplb_plan *, int32_t, uint32_t, uint32_t *));
+SIGNATURE(eplb_keep_reason_string, const char *(*)(int32_t));
+SIGNATURE(eplb_plan_destroy, void (*)(eplb_plan *));
+SIGNATURE(eplb_rebalancer_create,
+          eplb_status (*)(const eplb_rebalancer_config *, const eplb_placement *, eplb_rebalancer **));
+SIGNATURE(eplb_rebalancer_observe,
+          eplb_status (*)(eplb_rebalancer *, const int64_t *, uint32_t, uint64_t, int32_t));
+SIGNATURE(eplb_rebalancer_plan, eplb_status (*)(eplb_rebalancer *, const eplb_plan_limits *, eplb_plan **));
+SIGNATURE(eplb_rebalancer_commit_layer, eplb_status (*)(eplb_rebalancer *, const eplb_plan *, int32_t));
+SIGNATURE(eplb_rebalancer_abort, eplb_status (*)(eplb_rebalancer *, const eplb_plan *));
+SIGNATURE(eplb_rebalancer_placement, eplb_status (*)(const eplb_rebalancer *, eplb_placement **));
+SIGNATURE(eplb_rebalancer_set_active_ranks, eplb_status (*)(eplb_rebalancer *, const uint8_t *, uint32_t));
+SIGNATURE(eplb_rebalancer_get_info, eplb_status (*)(const eplb_rebalancer *, eplb_rebalancer_info *));
+SIGNATURE(eplb_rebalancer_reset, eplb_status (*)(eplb_rebalancer *, const eplb_placement *));
+SIGNATURE(eplb_metrics_add_rebalancer,
+          eplb_status (*)(eplb_metrics *, const eplb_rebalancer *, const eplb_metrics_label *, size_t));
+SIGNATURE(eplb_rebalancer_destroy, void (*)(eplb_rebalancer *));
 
 // The enumerations, which are of 32 bits in C and C++.
 #define ENUMERATION(name) static_assert(std::is_same_v<name, int32_t>, #name)
 ENUMERATION(eplb_status);
+ENUMERATION(eplb_buffering);
+ENUMERATION(eplb_decision);
+ENUMERATION(eplb_keep_reason);
+ENUMERATION(eplb_transfer_kind);
 ENUMERATION(eplb_log_level);
 ENUMERATION(eplb_dtype);
 ENUMERATION(eplb_id_kind);

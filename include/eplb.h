@@ -98,6 +98,9 @@ enum {
   EPLB_STATUS_CUDA = 51, /**< A call of the CUDA driver failed; the message has its code and name. */
   /** A CUDA graph is capturing the stream, and this call must not be captured. */
   EPLB_STATUS_CAPTURING = 52,
+  /** A plan was made against another generation of the layer, or other slots: plan again. */
+  EPLB_STATUS_STALE = 60,
+  EPLB_STATUS_NO_REPLICA = 61, /**< Experts would lose their last replica; the message names them. */
 };
 
 /** The severity of a log message. */
@@ -294,11 +297,14 @@ typedef struct eplb_recorder_config {
    * eplb_dispatch_route_and_count() only. */
   uint32_t num_shared_experts;
   uint32_t added_counts; /**< Flags EPLB_ADDED_COUNTS_..., for eplb_recorder_add_counts(). */
+  /** Iterations, of any number, that are kept apart for eplb_recorder_snapshot() of eplb_live.h: with a range
+   * or, iter_stop being 0, without. EPLB_ID_KIND_EXPERT only. 0: no snapshots. */
+  uint64_t rolling_iterations;
 } eplb_recorder_config;
 /** An eplb_recorder_config with every default. */
 #define EPLB_RECORDER_CONFIG_INIT \
   { sizeof(eplb_recorder_config), 0, 0, 0, 0, NULL, 0, NULL, 0, 0, EPLB_DEVICE_HOST, 0, 0, NULL, NULL, \
-    0, NULL, 0, 0, 0, 0, 0, 0 }
+    0, NULL, 0, 0, 0, 0, 0, 0, 0 }
 
 /** The state of a recorder. */
 typedef int32_t eplb_recorder_state;
@@ -347,10 +353,12 @@ typedef struct eplb_recorder_info {
   uint32_t paused; /**< 1 while paused by eplb_recorder_set_paused(), otherwise 0. */
   /** Rows of counts in memory, the most that a range of eplb_recorder_rearm() may have; 0 if off. */
   uint32_t max_rows;
+  /** Iterations beyond rolling_iterations of a snapshot, added into its first sample, since creation. */
+  uint64_t iterations_merged;
 } eplb_recorder_info;
 /** An eplb_recorder_info with every default. */
 #define EPLB_RECORDER_INFO_INIT \
-  { sizeof(eplb_recorder_info), 0, 0, 0, 0, 0, 0, 0, 0, 0, 0, 0, 0, { 0 }, 0, 0, 0, 0, 0, 0, 0 }
+  { sizeof(eplb_recorder_info), 0, 0, 0, 0, 0, 0, 0, 0, 0, 0, 0, 0, { 0 }, 0, 0, 0, 0, 0, 0, 0, 0 }
 
 /** Sets iterations and path from the environment, as TensorRT-LLM does. EXPERT_STATISTIC_ITER_RANGE=100-200
  * counts iterations 100 to 199; if unset, iter_start and iter_stop become 0, whatever they were: the
@@ -835,14 +843,17 @@ typedef struct eplb_dispatch_config {
    * rule, and is not counted: [num_shared_experts]. Slots that hold no expert in any layer of this rank,
    * or from num_slots on, and not invalid_slot. Several may be equal. */
   const int32_t *shared_slot_ids;
+  /** Nonzero: the tables may change, by the calls of eplb_live.h. Takes a shadow of all tables on the device,
+   * and the page-locked memory of eplb_dispatch_host_memory_required(). */
+  uint64_t live;
 } eplb_dispatch_config;
 /** An eplb_dispatch_config with every default. */
 #define EPLB_DISPATCH_CONFIG_INIT \
   { sizeof(eplb_dispatch_config), 0, 0, 0, 0, NULL, 0, EPLB_DEVICE_HOST, 0, 0, 0, NULL, NULL, 0, 0, 0, \
-    NULL }
+    NULL, 0 }
 
 /** A layer's tables, for the engine's own kernels: device memory that never moves and lives as long as the
- * handle. */
+ * handle. A commit changes the contents. */
 typedef struct eplb_dispatch_tables {
   size_t struct_size; /**< Set by EPLB_DISPATCH_TABLES_INIT. */
   const int32_t *replica_count; /**< Slots of each expert: [num_experts]. */
@@ -864,8 +875,8 @@ typedef struct eplb_dispatch_tables {
 /** What a dispatch serves. */
 typedef struct eplb_dispatch_info {
   size_t struct_size; /**< Set by EPLB_DISPATCH_INFO_INIT. */
-  /** eplb_placement_hash() of the placement. It must be equal on all ranks: otherwise they send tokens to
-   * slots that hold other experts. */
+  /** eplb_placement_hash() of the placement at creation, whatever was committed since. It must be equal on
+   * all ranks: otherwise they send tokens to slots that hold other experts. */
   uint64_t placement_hash;
   size_t workspace_bytes; /**< Device memory held. */
   eplb_rule rule; /**< The routing rule, never EPLB_RULE_DEFAULT. */
@@ -880,10 +891,11 @@ typedef struct eplb_dispatch_info {
   uint32_t num_layers_with_rank_counts; /**< Layers with counts from eplb_dispatch_register_rank_counts(). */
   int32_t invalid_slot; /**< The slot that padding and ids out of range get, never 0. */
   uint32_t num_shared_experts; /**< Fused shared experts. */
+  size_t host_bytes; /**< Page-locked host memory held, for changes of the tables. */
 } eplb_dispatch_info;
 /** An eplb_dispatch_info with every default. */
 #define EPLB_DISPATCH_INFO_INIT \
-  { sizeof(eplb_dispatch_info), 0, 0, 0, 0, 0, 0, 0, 0, 0, 0, 0, 0, 0, 0 }
+  { sizeof(eplb_dispatch_info), 0, 0, 0, 0, 0, 0, 0, 0, 0, 0, 0, 0, 0, 0, 0 }
 
 /** Returns the device memory that a dispatch takes: equal for all placements with the same numbers of
  * experts, slots, ranks and layers. On EPLB_DEVICE_HOST the library takes 2 to 12 times as much beside it.

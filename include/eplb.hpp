@@ -193,6 +193,7 @@ struct recorder_config {
     std::uint32_t iter_bucket = 0;
     std::uint32_t iter_stride = 0;
     std::uint32_t added_counts = 0;
+    std::uint64_t rolling_iterations = 0;
     std::uint32_t num_shared_experts = 0;
 
     /// Sets iterations and path from the environment: eplb_recorder_config_from_env().
@@ -235,6 +236,7 @@ struct recorder_config {
         c.iter_bucket = iter_bucket;
         c.iter_stride = iter_stride;
         c.added_counts = added_counts;
+        c.rolling_iterations = rolling_iterations;
         c.num_shared_experts = num_shared_experts;
         return c;
     }
@@ -531,6 +533,7 @@ struct dispatch_config {
     bool no_layers = false;
     std::int32_t invalid_slot = 0;
     std::vector<std::int32_t> shared_slot_ids = {};
+    bool live = false;
 
     eplb_dispatch_config c() const {
         static const std::int32_t none = 0;
@@ -551,6 +554,7 @@ struct dispatch_config {
         c.invalid_slot = invalid_slot;
         c.num_shared_experts = static_cast<std::uint32_t>(shared_slot_ids.size());
         c.shared_slot_ids = shared_slot_ids.data();
+        c.live = live ? 1 : 0;
         return c;
     }
 

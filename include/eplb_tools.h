@@ -534,8 +534,8 @@ typedef struct eplb_metrics eplb_metrics;
 
 /** A label of the engine. */
 typedef struct eplb_metrics_label {
-  /** Letters, digits and underscores, starting with a letter or one underscore. Not hash, layer, result,
-   * rule or state, which the metrics use. */
+  /** Letters, digits and underscores, starting with a letter or one underscore. Not hash, layer, reason,
+   * result, rule or state, which the metrics use. */
   const char *name;
   const char *value; /**< Not empty. It is escaped as the format requires. */
 } eplb_metrics_label;
@@ -545,6 +545,14 @@ typedef struct eplb_metrics_label {
  * \param metrics  receives the handle
  * \return a status */
 EPLB_API eplb_status eplb_metrics_create(eplb_metrics **metrics);
+
+/** Sets whether objects that are added from here on have series by layer, as by default. Without them, each
+ * such metric has one series: the sum over layers, or the largest value of replica counts and generations.
+ *
+ * \param metrics       the metrics
+ * \param layer_series  0: without
+ * \return a status */
+EPLB_API eplb_status eplb_metrics_set_layer_series(eplb_metrics *metrics, uint32_t layer_series);
 
 /** Adds the metrics of a recorder, as eplb_recorder_get_info() reads it.
  *

@@ -491,6 +491,12 @@ class metrics {
             [](eplb_metrics **handle) { return eplb_metrics_create(handle); });
     }
 
+    /// Whether objects that are added from here on have series by layer.
+    returns<done> set_layer_series(bool layer_series) {
+        return detail::run([&](done &) { return eplb_metrics_set_layer_series(get(), layer_series ? 1 : 0); },
+                           done());
+    }
+
     returns<done> add(const recorder &recorder, const metrics_labels &labels = {}) {
         return add_by(eplb_metrics_add_recorder, recorder.get(), labels);
     }

@@ -7,4 +7,6 @@
 #include "nearest.cuh"
 #include "least_loaded.cuh"
 #include "add_counts.cuh"
+#include "copy_tables.cuh"
+#include "snapshot.cuh"
 // clang-format on

@@ -17,17 +17,23 @@ ORDER = [
     ["atomic_file"],
     ["placement", "device"],
     ["solve", "stats"],
+    ["live"],
     ["dispatch"],
     ["report"],
     ["exchange", "generate"],
     ["ffi", "bin"],
 ]
-# solve never sees a file or a device, placement never a device or a thread, and dispatch never plans.
+# solve never sees a file or a device, placement never a device or a thread, and dispatch never plans. live never sees a device,
+# a file or a dump.
 NEVER = {
     ("solve", "atomic_file"),
     ("solve", "device"),
     ("placement", "threads"),
     ("dispatch", "solve"),
+    ("dispatch", "live"),
+    ("live", "atomic_file"),
+    ("live", "device"),
+    ("live", "stats"),
     ("dispatch", "atomic_file"),
 }
 # A module that may name only some items of another: stats never sees a slot, only the limit of all counts.

@@ -20,7 +20,7 @@ header() { cargo test --quiet --locked --test header; }
 layouts() { cargo run --quiet --locked --manifest-path abi_tests/Cargo.toml; }
 rust_signatures() { cargo check --quiet --locked --lib --profile test; }
 cpp_signatures() { g++ -std=c++17 -fsyntax-only -Iinclude cpp_tests/signatures.cpp; }
-padding() { gcc -std=c99 -fsyntax-only -Wpadded -Werror -x c include/eplb_tools.h; }
+padding() { gcc -std=c99 -fsyntax-only -Wpadded -Werror -x c include/eplb_live.h; }
 symbols() { cargo build --quiet --locked --lib && scripts/check_symbols.sh; }
 abi() { scripts/check_abi.sh; }
 languages() { scripts/check_header.sh; }
@@ -52,11 +52,14 @@ breaks() {
 
 engine=include/eplb.h
 tools=include/eplb_tools.h
+live=include/eplb_live.h
 config='/^typedef struct eplb_placement_config/,/^}/ s/uint32_t num_slots/uint64_t num_slots/'
 options='/^typedef struct eplb_solve_options/,/^}/ s/uint32_t num_groups/uint64_t num_groups/'
 breaks header "a field's type changed in the code" src/ffi/solve.rs 's/pub num_groups: u32/pub num_groups: u64/'
 breaks layouts "a field's type changed in eplb.h" $engine "$config"
 breaks layouts "a field's type changed in eplb_tools.h" $tools "$options"
+breaks layouts "a field's type changed in eplb_live.h" $live \
+    '/^typedef struct eplb_plan_limits/,/^}/ s/uint32_t max_moves/uint64_t max_moves/'
 breaks abi "a field's type changed in eplb.h" $engine "$config"
 breaks abi "a field's type changed in eplb_tools.h" $tools "$options"
 breaks layouts "a field removed from the header" $tools '/^  const int32_t \*missing_ranks;/d'
@@ -78,6 +81,7 @@ breaks cpp_signatures "an enumeration of another width" $tools \
 breaks rust_signatures "a parameter's type changed in the code" src/ffi/placement.rs 's/^    rank: u32,/    rank: u64,/'
 breaks cpp_signatures "a parameter's type changed in eplb.h" $engine 's/uint32_t rank,/uint64_t rank,/'
 breaks cpp_signatures "a parameter's type changed in eplb_tools.h" $tools 's/size_t num_samples,/uint32_t num_samples,/'
+breaks cpp_signatures "a parameter's type changed in eplb_live.h" $live 's/uint32_t num_samples,/uint64_t num_samples,/'
 breaks cpp_signatures "const removed from a handle" $engine 's/const eplb_placement \*placement,/eplb_placement *placement,/'
 breaks cpp_signatures "const removed from a handle that may be shared" $engine \
     's/const eplb_recorder \*recorder,/eplb_recorder *recorder,/'
@@ -86,6 +90,7 @@ breaks abi "a parameter's type changed in eplb_tools.h" $tools 's/size_t num_sam
 breaks symbols "a function no longer exported" src/ffi/solve.rs '/no_mangle/d'
 breaks symbols "a function removed from eplb.h" $engine 's/^(EPLB_API .*)eplb_version_string/\1removed/'
 breaks symbols "a function removed from eplb_tools.h" $tools 's/^(EPLB_API .*)eplb_suggest_num_slots/\1removed/'
+breaks symbols "a function removed from eplb_live.h" $live 's/^(EPLB_API .*)eplb_recorder_snapshot/\1removed/'
 breaks symbols "an ABI version that is not the SONAME's" $engine 's/^(#define EPLB_ABI_VERSION) .*/\1 99/'
 breaks abi "a function removed" $engine '/^EPLB_API .*eplb_version_string/d'
 breaks padding "a field appended where older callers have padding" $tools \

@@ -1,5 +1,5 @@
 #!/bin/sh
-# Fuzzes the readers of files, and routing: fuzz.sh [SECONDS]. Configuration files and routing take SECONDS each, all other
+# Fuzzes the readers of files, routing and plans: fuzz.sh [SECONDS]. Configuration files and routing take SECONDS each, all other
 # targets a third of it. Two targets run at a time. Starts from the corpus in fuzz/corpus, which stays unchanged. An input that
 # fails is left in build/fuzz.
 #
@@ -39,4 +39,5 @@ both() {
 both config_file routing "$seconds"
 both meta_info rank_file $((seconds / 3))
 both exchange torch $((seconds / 3))
+fuzz plans $((seconds / 3))
 rm -rf /dev/shm/eplb-fuzz-*

@@ -46,6 +46,10 @@ def row(arch, kernel, usage):
     assert stack == local == number_of("LDL") == number_of("STL") == 0, f"{kernel} on {arch} uses local memory"
     if kernel == "eplb_add_counts":
         return f"| `{kernel}` | {arch} | {registers} | {stack} | {shared} | {adding(arch, kernel, code, number_of)} |  |  |  |"
+    if kernel in ("eplb_copy_tables", "eplb_snapshot"):
+        is_vector = any("LDG.E.128" in text for _, text in code) and any("STG.E.128" in text for _, text in code)
+        assert is_vector or kernel == "eplb_snapshot", f"{kernel} on {arch}: no vector loads and stores"
+        return f"| `{kernel}` | {arch} | {registers} | {stack} | {shared} | {len(code)} |  |  |  |"
     width = 8 if "_i64" in kernel else 4
     bins, cells = counting(arch, kernel, code, width, number_of) if "_count_" in kernel else routing(arch, kernel, code)
     width = "4 or 8" if "_general" in kernel else width

@@ -68,6 +68,10 @@ pub enum Error {
     },
     /// A stream is being captured by a CUDA graph, and the call would become part of the graph.
     Capturing(String),
+    /// A change of a layer that was planned against another state of it.
+    Stale(String),
+    /// Experts would lose their last replica.
+    NoReplica(String),
 }
 
 impl Error {
@@ -123,7 +127,9 @@ impl fmt::Display for Error {
             | Error::InvalidPlacement(message)
             | Error::NotReady(message)
             | Error::NoDriver(message)
-            | Error::Capturing(message) => f.write_str(message),
+            | Error::Capturing(message)
+            | Error::Stale(message)
+            | Error::NoReplica(message) => f.write_str(message),
             Error::Cuda { call, code, name } => write!(f, "{call} failed: CUDA error {code}, {name}"),
             Error::Cancelled => f.write_str("cancelled by the progress callback"),
             Error::OutOfMemory { what, bytes } => write!(f, "out of memory: {bytes} bytes for {what}"),

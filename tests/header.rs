@@ -19,7 +19,7 @@ struct Section {
     sample: Option<&'static str>,
 }
 
-const HEADERS: [Header; 2] = [
+const HEADERS: [Header; 3] = [
     Header {
         name: "eplb.h",
         start: include_str!("header/eplb.h.in"),
@@ -65,6 +65,33 @@ const HEADERS: [Header; 2] = [
             },
             Section { title: "Exchange: files of other systems", files: &["exchange"], sample: None },
             Section { title: "Metrics, for Prometheus", files: &["metrics"], sample: None },
+        ],
+    },
+    Header {
+        name: "eplb_live.h",
+        start: include_str!("header/eplb_live.h.in"),
+        sections: &[
+            Section {
+                title: "Counts: what was counted since the last snapshot",
+                files: &["live_recorder"],
+                sample: None,
+            },
+            Section {
+                title: "Plans: which experts move between which slots",
+                files: &["plan"],
+                sample: None,
+            },
+            Section {
+                title: "Rebalancer: observed loads to plans",
+                files: &["rebalancer"],
+                sample: Some(include_str!("header/live.c")),
+            },
+            Section {
+                title: "Tables: change at the same addresses, in stream order",
+                files: &["live_dispatch"],
+                sample: None,
+            },
+            Section { title: "Metrics, for Prometheus", files: &["live_metrics"], sample: None },
         ],
     },
 ];

@@ -129,6 +129,7 @@ fn dispatch(
         place: Place::Host,
         invalid_slot,
         shared_slots: shared,
+        live: false,
     };
     let dispatch = Dispatch::create(placement, &config, None).unwrap();
     if case.with_rank_counts && case.rule == Rule::LeastLoaded {

@@ -1,5 +1,5 @@
-//! The code in docs/recipes.md is that of cpp_tests/recipes, which is compiled and run. `EPLB_WRITE_RECIPES=1 cargo test
-//! --test recipes` writes it.
+//! The code in docs/recipes.md and docs/live.md is that of cpp_tests/recipes, which is compiled and run. `EPLB_WRITE_RECIPES=1
+//! cargo test --test recipes` writes it.
 
 use std::path::Path;
 use std::{env, fs};
@@ -27,21 +27,26 @@ fn with_code(page: &str, read: impl Fn(&str) -> String) -> String {
 }
 
 #[test]
-fn page_shows_the_code_that_is_compiled() {
+fn pages_show_the_code_that_is_compiled() {
     let root = Path::new(env!("CARGO_MANIFEST_DIR"));
-    let (page, sources) = (root.join("docs/recipes.md"), root.join("cpp_tests/recipes"));
-    let text = fs::read_to_string(&page).unwrap();
-    let filled = with_code(&text, |name| fs::read_to_string(sources.join(name)).unwrap());
-    if env::var_os("EPLB_WRITE_RECIPES").is_some() {
-        fs::write(&page, &filled).unwrap();
-    } else {
-        assert!(text == filled, "docs/recipes.md differs from cpp_tests/recipes: make recipes writes it");
+    let sources = root.join("cpp_tests/recipes");
+    let mut all = String::new();
+    for name in ["docs/recipes.md", "docs/live.md"] {
+        let page = root.join(name);
+        let text = fs::read_to_string(&page).unwrap();
+        let filled = with_code(&text, |name| fs::read_to_string(sources.join(name)).unwrap());
+        if env::var_os("EPLB_WRITE_RECIPES").is_some() {
+            fs::write(&page, &filled).unwrap();
+        } else {
+            assert!(text == filled, "{name} differs from cpp_tests/recipes: make recipes writes it");
+        }
+        all += &filled;
     }
     for source in fs::read_dir(&sources).unwrap() {
         let name = source.unwrap().file_name().into_string().unwrap();
         assert!(
-            !name.ends_with(".cpp") || filled.contains(&format!("<!-- {name} -->")),
-            "{name} is not in docs/recipes.md"
+            !name.ends_with(".cpp") || all.contains(&format!("<!-- {name} -->")),
+            "{name} is neither in docs/recipes.md nor in docs/live.md"
         );
     }
 }

@@ -109,6 +109,7 @@ inline void __syncthreads(EMULATION_CALLER) { emulation::barrier(EMULATION_SITE(
 
 /// Does nothing: fibers run one at a time, so each sees all earlier writes.
 inline void __threadfence() {}
+inline void __threadfence_system() {}
 
 inline void __syncwarp(unsigned mask = 0xffffffff, EMULATION_CALLER) {
     emulation::exchange(EMULATION_SITE("__syncwarp"), mask, 0);

@@ -22,3 +22,5 @@ EMULATION_KERNEL(eplb_route_least_loaded_i32);
 EMULATION_KERNEL(eplb_route_least_loaded_i64);
 EMULATION_KERNEL(eplb_route_least_loaded_general);
 EMULATION_KERNEL(eplb_add_counts);
+EMULATION_KERNEL(eplb_copy_tables);
+EMULATION_KERNEL(eplb_snapshot);

@@ -33,6 +33,7 @@ fuzz_target!(|input: (u8, u8, u8, u8, bool, i8, Vec<u8>, Vec<i64>)| {
         place: Place::Host,
         invalid_slot,
         shared_slots: &shared,
+        live: false,
     };
     let dispatch = Dispatch::create(&placement, &config, None).unwrap();
     let tokens = ids.len() / choices as usize;

@@ -1,6 +1,12 @@
 //! Memory of a device, and host memory that copies from a device can reach.
 
+use std::sync::atomic::{AtomicU32, Ordering};
+
 use super::{cuda, host};
+use crate::error::{Error, Result};
+
+/// The alignment of a caller-provided workspace: that of malloc, and enough for any number.
+const WORKSPACE_ALIGNMENT: u64 = 16;
 
 /// Bytes of a [`Memory`]. Start and length are multiples of 4.
 #[derive(Debug, Clone, Copy)]
@@ -42,6 +48,24 @@ impl Memory {
         Memory { address, bytes, owner: None }
     }
 
+    /// Checks that a workspace has `bytes` bytes and is aligned.
+    pub(crate) fn check_size(&self, bytes: usize) -> Result<()> {
+        let Memory { address, bytes: len, .. } = *self;
+        if len >= bytes && address.is_multiple_of(WORKSPACE_ALIGNMENT) {
+            return Ok(());
+        }
+        Err(Error::InvalidArgument(format!(
+            "the workspace has {len} bytes at {address:#x}; {bytes} are required, aligned to {WORKSPACE_ALIGNMENT}"
+        )))
+    }
+
+    /// Splits caller-provided memory into its first `at` bytes and the rest.
+    pub(crate) fn split_at(self, at: usize) -> (Self, Self) {
+        assert!(self.owner.is_none() && at <= self.bytes, "{at} of {} bytes", self.bytes);
+        let part = |address, bytes| Memory { address, bytes, owner: None };
+        (part(self.address, at), part(self.address + at as u64, self.bytes - at))
+    }
+
     /// Forgets the memory without freeing it. After fork() the memory is the parent's.
     pub(crate) fn forget(&mut self) {
         std::mem::forget(self.owner.take());
@@ -49,10 +73,6 @@ impl Memory {
 
     pub(super) fn address(&self) -> u64 {
         self.address
-    }
-
-    pub(super) fn len(&self) -> usize {
-        self.bytes
     }
 
     /// The device address of a part.
@@ -99,6 +119,31 @@ impl Staging {
             Staging::Host(block) => (block.address() as *mut u8, block.len()),
             Staging::Cuda(pinned) => (pinned.start(), pinned.len()),
         }
+    }
+
+    /// The address, which kernels can read and write too.
+    pub fn address(&self) -> u64 {
+        self.start().0 as u64
+    }
+
+    /// Writes words, from byte `start` on.
+    ///
+    /// # Safety
+    /// Neither a kernel nor another thread uses these bytes meanwhile.
+    pub unsafe fn write(&self, start: usize, words: &[u32]) {
+        let (base, len) = self.start();
+        let end = start.checked_add(size_of_val(words));
+        assert!(start.is_multiple_of(4) && end.is_some_and(|end| end <= len), "byte {start} on, of {len}");
+        // SAFETY: within memory of this value, aligned, and nobody else's, by the caller's promise.
+        unsafe { std::ptr::copy_nonoverlapping(words.as_ptr(), base.add(start).cast(), words.len()) }
+    }
+
+    /// The word at byte `start`, which a kernel may write meanwhile. What the kernel did before is done.
+    pub fn word(&self, start: usize) -> u32 {
+        let (base, len) = self.start();
+        assert!(start.is_multiple_of(4) && start + 4 <= len, "a word at byte {start} of {len}");
+        // SAFETY: an aligned word of this value, which is written by kernels only.
+        unsafe { AtomicU32::from_ptr(base.add(start).cast()) }.load(Ordering::Acquire)
     }
 
     pub(super) fn bytes_mut(&mut self) -> &mut [u8] {

@@ -19,9 +19,6 @@ pub(crate) use memory::{Number, Part, Staging};
 
 use crate::error::{Error, Result};
 
-/// The alignment of a caller-provided workspace: that of malloc, and enough for any number.
-const WORKSPACE_ALIGNMENT: u64 = 16;
-
 /// Checks that a CUDA driver is installed, is new enough and has a device.
 pub(crate) fn cuda_available() -> Result<()> {
     cuda::available()
@@ -125,13 +122,8 @@ impl Device {
         what: &'static str,
     ) -> Result<Memory> {
         let Some(provided) = provided else { return self.allocate(bytes, what) };
-        let (address, len) = (provided.address(), provided.len());
-        if len < bytes || !address.is_multiple_of(WORKSPACE_ALIGNMENT) {
-            return Err(Error::InvalidArgument(format!(
-                "the workspace has {len} bytes at {address:#x}; {bytes} are required, aligned to {WORKSPACE_ALIGNMENT}"
-            )));
-        }
-        self.check_address(address, "workspace", Access::ReadWrite)?;
+        provided.check_size(bytes)?;
+        self.check_address(provided.address(), "workspace", Access::ReadWrite)?;
         Ok(provided)
     }
 
@@ -190,6 +182,20 @@ impl Device {
             Device::Host => Ok(Capture::None),
             Device::Cuda(Cuda(context)) => context.capture(stream),
         }
+    }
+
+    /// Hot: fails while a CUDA graph is being captured that `call` would become part of.
+    pub fn check_not_capturing(&self, stream: Stream, call: &str) -> Result<()> {
+        let why = match self.capture(stream)? {
+            Capture::None => return Ok(()),
+            Capture::Active => {
+                "the stream is being captured by a CUDA graph, which would do the same at each replay"
+            }
+            Capture::Elsewhere => {
+                "a CUDA graph is being captured, and meanwhile the default stream must not be used"
+            }
+        };
+        Err(Error::Capturing(format!("{why}: call {call}() before or after")))
     }
 
     /// Creates a fence for [`Device::copy_back`].
@@ -260,8 +266,10 @@ pub(crate) enum Capture {
 pub(crate) enum Access {
     /// Kernels read it, on whichever device it is.
     Read,
-    /// Kernels write to it.
+    /// Kernels write to it, on the device.
     ReadWrite,
+    /// Kernels write to it, on the device or in page-locked host memory.
+    Write,
 }
 
 /// A place in a stream.

@@ -29,6 +29,49 @@ pub struct DispatchConfig<'a> {
     pub invalid_slot: i32,
     /// The slots of the fused shared experts, whose ids follow those of the placement's experts.
     pub shared_slots: &'a [i32],
+    /// Whether tables may change: takes the buffers for it.
+    pub live: bool,
+}
+
+/// A config that lives as long as its dispatch.
+#[derive(Debug)]
+pub(super) struct OwnedConfig {
+    /// Without the arrays.
+    sizes: DispatchConfig<'static>,
+    rank_to_node: Option<Vec<i32>>,
+    shared_slots: Vec<i32>,
+}
+
+impl OwnedConfig {
+    /// Copies a config, except its layers.
+    pub fn of(config: &DispatchConfig) -> Self {
+        OwnedConfig {
+            sizes: DispatchConfig {
+                rule: config.rule,
+                rank: config.rank,
+                experts_per_token: config.experts_per_token,
+                layers: None,
+                rank_to_node: None,
+                offset_by_rank: config.offset_by_rank,
+                max_replicas: config.max_replicas,
+                place: config.place,
+                invalid_slot: config.invalid_slot,
+                shared_slots: &[],
+                live: config.live,
+            },
+            rank_to_node: config.rank_to_node.map(<[i32]>::to_vec),
+            shared_slots: config.shared_slots.to_vec(),
+        }
+    }
+
+    /// The config, of all layers.
+    pub fn borrow(&self) -> DispatchConfig<'_> {
+        DispatchConfig {
+            rank_to_node: self.rank_to_node.as_deref(),
+            shared_slots: &self.shared_slots,
+            ..self.sizes
+        }
+    }
 }
 
 impl DispatchConfig<'_> {
@@ -101,24 +144,30 @@ pub(super) fn check(placement: &Placement, config: &DispatchConfig) -> Result<()
         return refuse(format!("layer_ids names layer {} twice", pair[0]));
     }
     for &layer in layers {
-        let experts = placement.layer_experts(layer)?;
-        for (place, &slot) in config.shared_slots.iter().enumerate() {
-            let held = experts.get(slot as usize).filter(|&&expert| expert != NO_EXPERT);
-            if let Some(expert) = held {
-                return refuse(format!(
-                    "shared_slot_ids[{place}] is {slot}, and slot {slot} of layer {layer} holds expert {expert}: an empty slot, or \
-                     one that the placement does not have, expected"
-                ));
-            }
+        check_layer(shape, layer, placement.layer_experts(layer)?, config)?;
+    }
+    Ok(())
+}
+
+/// Checks that the config fits a layer whose slots hold `experts`.
+pub(super) fn check_layer(shape: Shape, layer: u32, experts: &[u32], config: &DispatchConfig) -> Result<()> {
+    let refuse = |what: String| Err(Error::InvalidArgument(what));
+    for (place, &slot) in config.shared_slots.iter().enumerate() {
+        let held = experts.get(slot as usize).filter(|&&expert| expert != NO_EXPERT);
+        if let Some(expert) = held {
+            return refuse(format!(
+                "shared_slot_ids[{place}] is {slot}, and slot {slot} of layer {layer} holds expert {expert}: an empty slot, or \
+                 one that the placement does not have, expected"
+            ));
         }
-        if config.max_replicas != 0 {
-            let counts = LayerTables::new(shape, experts).replica_count;
-            if let Some(expert) = counts.iter().position(|&count| count as usize > config.max_replicas) {
-                return refuse(format!(
-                    "max_replicas is {}, and expert {expert} of layer {layer} has {} slots",
-                    config.max_replicas, counts[expert]
-                ));
-            }
+    }
+    if config.max_replicas != 0 {
+        let counts = LayerTables::new(shape, experts).replica_count;
+        if let Some(expert) = counts.iter().position(|&count| count as usize > config.max_replicas) {
+            return refuse(format!(
+                "max_replicas is {}, and expert {expert} of layer {layer} has {} slots",
+                config.max_replicas, counts[expert]
+            ));
         }
     }
     Ok(())

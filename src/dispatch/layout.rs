@@ -1,5 +1,5 @@
 //! Where the tables of a dispatch are in its memory. All placements of a shape have the same layout, so a later placement in the
-//! same workspace keeps the addresses.
+//! same workspace keeps the addresses. A layer's tables are one behind the other, so one copy replaces them.
 
 use super::least_loaded::SplitParts;
 use super::{DispatchConfig, Rule};
@@ -36,6 +36,8 @@ pub(super) struct Layout {
     stride: usize,
     /// The slots of the shared experts, after the layers.
     shared: Part,
+    /// The shadows of all layers' tables, one behind the other. Empty where tables do not change.
+    shadows: Part,
     bytes: usize,
 }
 
@@ -50,6 +52,16 @@ pub(super) struct LayerParts {
     pub max_replicas: usize,
 }
 
+impl LayerParts {
+    /// All tables, which depend on the placement. The rule's working memory follows.
+    pub fn all_tables(&self) -> Part {
+        let TableParts { replica_count, replica_slots, shares, split, .. } = &self.tables;
+        let last = split.map(|split| split.sizes).or(*shares).unwrap_or(*replica_slots);
+        let start = self.dense.unwrap_or(*replica_count).start;
+        Part { start, bytes: (last.start + last.bytes).next_multiple_of(ALIGNMENT) - start }
+    }
+}
+
 impl Layout {
     /// The layout for `num_layers` layers of a shape.
     pub fn of(shape: Shape, config: &DispatchConfig, num_layers: usize) -> Result<Self> {
@@ -60,13 +72,17 @@ impl Layout {
             max_replicas: config.max_replicas,
             stride: 0,
             shared: Part { start: 0, bytes: 0 },
+            shadows: Part { start: 0, bytes: 0 },
             bytes: 0,
         };
         let mut space = Space { end: 0 };
-        layout.layer_from(&mut space)?;
+        let first = layout.layer_from(&mut space)?;
         layout.stride = space.end;
         space.end = space.end.checked_mul(num_layers).ok_or_else(too_large)?;
         layout.shared = space.words(config.shared_slots.len(), 1)?;
+        if config.live && config.place != Place::Host {
+            layout.shadows = space.words(first.all_tables().bytes / 4, num_layers)?;
+        }
         layout.bytes = space.end;
         if layout.bytes > isize::MAX as usize {
             return Err(too_large());
@@ -77,6 +93,23 @@ impl Layout {
     /// The slots of the shared experts.
     pub fn shared(&self) -> Part {
         self.shared
+    }
+
+    /// The bytes that are written at create: all but the shadows.
+    pub fn written(&self) -> Part {
+        let bytes = if self.shadows.bytes == 0 { self.bytes } else { self.shadows.start };
+        Part { start: 0, bytes }
+    }
+
+    /// The shadow of the tables of the layer with this index.
+    pub fn shadow(&self, index: usize) -> Result<Part> {
+        let bytes = self.layer(0)?.all_tables().bytes;
+        Ok(Part { start: self.shadows.start + index * bytes, bytes })
+    }
+
+    /// Bytes from a layer to the next.
+    pub fn stride(&self) -> usize {
+        self.stride
     }
 
     /// Bytes of the workspace.
@@ -91,16 +124,16 @@ impl Layout {
 
     fn layer_from(&self, space: &mut Space) -> Result<LayerParts> {
         let (num_experts, num_slots) = (self.shape.num_experts(), self.shape.num_slots());
+        let dense = match self.max_replicas {
+            0 => None,
+            width => Some(space.words(num_experts, width)?),
+        };
         let tables = TableParts {
             replica_count: space.words(num_experts, 1)?,
             replica_start: space.words(num_experts, 1)?,
             replica_slots: space.words(num_slots, 1)?,
             shares: self.has_shares.then(|| space.words(num_slots, 1)).transpose()?,
             split: self.has_split.then(|| SplitParts::of(self.shape, space)).transpose()?,
-        };
-        let dense = match self.max_replicas {
-            0 => None,
-            width => Some(space.words(num_experts, width)?),
         };
         Ok(LayerParts { tables, dense, max_replicas: self.max_replicas })
     }

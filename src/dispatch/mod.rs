@@ -9,6 +9,7 @@ mod image;
 mod kernel;
 mod layout;
 pub(crate) mod least_loaded;
+mod live;
 pub(crate) mod nearest;
 mod round_robin;
 mod routing;
@@ -30,17 +31,19 @@ use self::host::HostRouter;
 use self::image::Image;
 use self::kernel::KernelRouter;
 use self::layout::Layout;
+use self::live::Live;
 use self::rule_tables::RuleTables;
 use self::tables::LayerTables;
-use crate::device::{Access, Device, Memory, Part, Stream};
+use crate::device::{Access, Device, Memory, Stream};
 use crate::error::{Error, Result};
 use crate::placement::{Placement, Shape};
-use crate::stats::{BatchCount, Recorder, Source};
+use crate::stats::{BatchCount, Flips, Recorder, Source};
 
 /// The purpose of the memory, in errors.
 const TABLES: &str = "the dispatch tables";
 
-/// The tables of a rank's layers on a device, and the rule that routes by them. Tables never move.
+/// The tables of a rank's layers on a device, and the rule that routes by them. Tables never move, and change
+/// by commits only.
 #[derive(Debug)]
 pub struct Dispatch {
     device: Device,
@@ -56,6 +59,8 @@ pub struct Dispatch {
     num_shared: usize,
     /// The layers by number, ascending.
     layers: Vec<(u32, Layer)>,
+    /// `None` where tables do not change.
+    live: Option<Live>,
     /// The process that created the dispatch. After fork(), the device is the parent's.
     process: u32,
 }
@@ -107,10 +112,11 @@ impl Dispatch {
         let layout = Layout::of(shape, config, numbers.len())?;
         let device = Device::open(config.place)?;
         let memory = device.provided_or_allocated(workspace, layout.bytes(), TABLES)?;
-        let mut image = Image::new(layout.bytes())?;
-        let mut layers = Vec::new();
+        let mut image = Image::new(layout.written().bytes)?;
+        let (mut layers, mut slots) = (Vec::new(), Vec::new());
         for (index, number) in numbers.into_iter().enumerate() {
-            let tables = LayerTables::new(shape, placement.layer_experts(number)?);
+            slots.push(placement.layer_experts(number)?);
+            let tables = LayerTables::new(shape, slots[index]);
             let rule = RuleTables::new(shape, &tables, config);
             let space = layout.layer(index)?;
             let parts = image.write_layer(&space, &tables, &rule);
@@ -133,7 +139,8 @@ impl Dispatch {
             layers.push((number, layer));
         }
         image.write(layout.shared(), config.shared_slots.iter().map(|&slot| slot as u32));
-        device.write(&memory, Part { start: 0, bytes: layout.bytes() }, image.words())?;
+        device.write(&memory, layout.written(), image.words())?;
+        let live = config.live.then(|| Live::create(&device, &memory, shape, config, (&layout, &slots)));
         Ok(Dispatch {
             device,
             memory,
@@ -147,6 +154,7 @@ impl Dispatch {
             invalid_slot: config.invalid_slot(shape),
             num_shared: config.shared_slots.len(),
             layers,
+            live: live.transpose()?,
             process: std::process::id(),
         })
     }
@@ -186,7 +194,7 @@ impl Dispatch {
         self.rank
     }
 
-    /// [`Placement::hash`] of the placement whose tables these are.
+    /// [`Placement::hash`] of the placement at create.
     pub fn placement_hash(&self) -> u64 {
         self.placement_hash
     }
@@ -204,6 +212,11 @@ impl Dispatch {
     /// Bytes held on the device.
     pub fn workspace_bytes(&self) -> usize {
         self.workspace_bytes
+    }
+
+    /// Bytes of page-locked host memory held.
+    pub fn host_bytes(&self) -> usize {
+        self.live.as_ref().map_or(0, Live::host_bytes)
     }
 
     /// The addresses of a layer's tables.
@@ -255,6 +268,7 @@ impl Dispatch {
             num_experts: cells,
             experts_per_token: self.experts_per_token,
             num_shared: self.num_shared,
+            flips: self.live.as_ref().map(Live::flips),
         };
         recorder.count_fused(number, (counted_ids, routing.num_tokens()), &source, stream, |count| {
             self.route_layer(layer, routing, count.map(|count| (count, counts_slots)), stream)
@@ -288,8 +302,12 @@ impl Dispatch {
     }
 
     fn layer(&self, layer: u32) -> Result<&Layer> {
+        Ok(&self.layers[self.index_of(layer)?].1)
+    }
+
+    fn index_of(&self, layer: u32) -> Result<usize> {
         match self.layers.binary_search_by_key(&layer, |&(number, _)| number) {
-            Ok(place) => Ok(&self.layers[place].1),
+            Ok(place) => Ok(place),
             Err(_) => Err(Error::InvalidArgument(match &self.layers[..] {
                 [] => format!("layer {layer}: the dispatch was created without layers"),
                 layers @ [(first, _), ..] => format!(
@@ -306,6 +324,7 @@ impl Drop for Dispatch {
     fn drop(&mut self) {
         if self.process != std::process::id() {
             self.memory.forget();
+            std::mem::forget(self.live.take());
             std::mem::forget(self.device.clone());
         }
     }

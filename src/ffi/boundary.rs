@@ -84,6 +84,16 @@ pub(super) unsafe fn optional_array<'a, T>(
     (!pointer.is_null()).then(|| unsafe { array(pointer, Some(len), name) }).transpose()
 }
 
+/// A number of samples of counts. Nobody keeps more than [`MAX_COUNT`] apart: a larger one is uninitialised memory.
+pub(super) fn num_samples(num_samples: u32) -> Result<u32> {
+    match num_samples as usize {
+        0..=MAX_COUNT => Ok(num_samples),
+        _ => {
+            Err(Error::InvalidArgument(format!("num_samples is {num_samples}, at most {MAX_COUNT} expected")))
+        }
+    }
+}
+
 /// A number of shared experts. No model has more than [`MAX_COUNT`]: a larger one is uninitialised memory.
 pub(super) fn num_shared(num_shared_experts: u32) -> Result<usize> {
     match num_shared_experts as usize {

@@ -94,13 +94,16 @@ pub struct eplb_dispatch_config {
     /// rule, and is not counted: [num_shared_experts]. Slots that hold no expert in any layer of this rank,
     /// or from num_slots on, and not invalid_slot. Several may be equal.
     pub shared_slot_ids: *const i32,
+    /// Nonzero: the tables may change, by the calls of eplb_live.h. Takes a shadow of all tables on the device,
+    /// and the page-locked memory of eplb_dispatch_host_memory_required().
+    pub live: u64,
 }
 
 // SAFETY: `repr(C)`, `struct_size` first, integers and pointers only.
 unsafe impl Growing for eplb_dispatch_config {}
 
 /// A layer's tables, for the engine's own kernels: device memory that never moves and lives as long as the
-/// handle.
+/// handle. A commit changes the contents.
 #[repr(C)]
 #[derive(Clone, Copy)]
 pub struct eplb_dispatch_tables {
@@ -134,8 +137,8 @@ unsafe impl Growing for eplb_dispatch_tables {}
 pub struct eplb_dispatch_info {
     /// Set by EPLB_DISPATCH_INFO_INIT.
     pub struct_size: usize,
-    /// eplb_placement_hash() of the placement. It must be equal on all ranks: otherwise they send tokens to
-    /// slots that hold other experts.
+    /// eplb_placement_hash() of the placement at creation, whatever was committed since. It must be equal on
+    /// all ranks: otherwise they send tokens to slots that hold other experts.
     pub placement_hash: u64,
     /// Device memory held.
     pub workspace_bytes: usize,
@@ -163,6 +166,8 @@ pub struct eplb_dispatch_info {
     pub invalid_slot: i32,
     /// Fused shared experts.
     pub num_shared_experts: u32,
+    /// Page-locked host memory held, for changes of the tables.
+    pub host_bytes: usize,
 }
 
 // SAFETY: `repr(C)`, `struct_size` first, integers only.
@@ -298,6 +303,7 @@ pub unsafe extern "C" fn eplb_dispatch_get_info(
             num_layers_with_rank_counts: number(dispatch.num_layers_with_rank_counts(), "num_layers")?,
             invalid_slot: dispatch.invalid_slot(),
             num_shared_experts: number(dispatch.num_shared(), "num_shared_experts")?,
+            host_bytes: dispatch.host_bytes(),
         });
         Ok(())
     })
@@ -470,6 +476,7 @@ pub(super) unsafe fn with_config<T>(
         place: place(config.device)?,
         invalid_slot: config.invalid_slot,
         shared_slots,
+        live: config.live != 0,
     })
 }
 

@@ -13,14 +13,14 @@ use crate::report::Metrics;
 /// Metrics of the objects of a process, as one text that Prometheus scrapes; docs/metrics.md lists them.
 /// Create a handle for each scrape. Each object is read when it is added, while other threads may count and
 /// route, and is not needed afterwards. Labels tell objects apart.
-pub struct eplb_metrics(Metrics, CString);
+pub struct eplb_metrics(pub(super) Metrics, CString);
 
 /// A label of the engine.
 #[repr(C)]
 #[derive(Clone, Copy)]
 pub struct eplb_metrics_label {
-    /// Letters, digits and underscores, starting with a letter or one underscore. Not hash, layer, result,
-    /// rule or state, which the metrics use.
+    /// Letters, digits and underscores, starting with a letter or one underscore. Not hash, layer, reason,
+    /// result, rule or state, which the metrics use.
     pub name: *const c_char,
     /// Not empty. It is escaped as the format requires.
     pub value: *const c_char,
@@ -36,6 +36,25 @@ pub unsafe extern "C" fn eplb_metrics_create(metrics: *mut *mut eplb_metrics) ->
         // SAFETY: the caller's promise for the pointer.
         let metrics = unsafe { out(metrics, "metrics") }?;
         metrics.give(eplb_metrics(Metrics::default(), CString::default()));
+        Ok(())
+    })
+}
+
+/// Sets whether objects that are added from here on have series by layer, as by default. Without them, each
+/// such metric has one series: the sum over layers, or the largest value of replica counts and generations.
+///
+/// \param metrics       the metrics
+/// \param layer_series  0: without
+/// \return a status
+#[unsafe(no_mangle)]
+pub unsafe extern "C" fn eplb_metrics_set_layer_series(
+    metrics: *mut eplb_metrics,
+    layer_series: u32,
+) -> eplb_status {
+    boundary(|| {
+        // SAFETY: the caller's promise for the handle.
+        let metrics = unsafe { &mut borrowed_mut(metrics, "metrics")?.0 };
+        metrics.set_layer_series(layer_series != 0);
         Ok(())
     })
 }
@@ -162,7 +181,7 @@ pub unsafe extern "C" fn eplb_metrics_destroy(metrics: *mut eplb_metrics) {
 /// # Safety
 /// `labels` is NULL or of `num_labels` labels, whose strings are NULL or end in NUL, and which
 /// nobody changes meanwhile.
-unsafe fn labels<'a>(
+pub(super) unsafe fn labels<'a>(
     labels: *const eplb_metrics_label,
     num_labels: usize,
 ) -> Result<Vec<(&'a str, &'a str)>> {

@@ -1,7 +1,7 @@
 //! The C boundary: one file per C object. Each function converts its arguments and makes one call.
 //!
-//! Types carry their C names, and their documentation is the headers': `include/eplb.h` and `include/eplb_tools.h` are
-//! generated from these files. Functions rely on what the header requires of callers: a pointer that is not NULL points to
+//! Types carry their C names, and their documentation is the headers': `include/eplb.h`, `include/eplb_tools.h` and
+//! `include/eplb_live.h` are generated from these files. Functions rely on what the header requires of callers: a pointer that is not NULL points to
 //! what its type says, for as long as the call runs.
 //!
 //! The library's other `unsafe` is in `device`, where recorder and dispatch use the caller's device addresses, and around a
@@ -19,8 +19,13 @@ mod evaluation;
 mod exchange;
 mod generate;
 mod library;
+mod live_dispatch;
+mod live_metrics;
+mod live_recorder;
 mod metrics;
 mod placement;
+mod plan;
+mod rebalancer;
 mod recorder;
 mod recorder_config;
 mod recorder_info;
@@ -40,8 +45,13 @@ mod signatures {
     use super::exchange::*;
     use super::generate::*;
     use super::library::*;
+    use super::live_dispatch::*;
+    use super::live_metrics::*;
+    use super::live_recorder::*;
     use super::metrics::*;
     use super::placement::*;
+    use super::plan::*;
+    use super::rebalancer::*;
     use super::recorder::*;
     use super::recorder_config::*;
     use super::recorder_info::*;
@@ -188,6 +198,81 @@ mod signatures {
     ) -> eplb_status = eplb_dispatch_route_and_count;
     const _: unsafe extern "C" fn(*mut eplb_dispatch) = eplb_dispatch_destroy;
 
+    const _: unsafe extern "C" fn(*mut eplb_recorder, *mut i64, u32, *mut CUstream_st) -> eplb_status =
+        eplb_recorder_snapshot;
+    const _: unsafe extern "C" fn(
+        *const eplb_dispatch,
+        *const eplb_plan,
+        i32,
+        *mut CUstream_st,
+    ) -> eplb_status = eplb_dispatch_stage_layer;
+    const _: unsafe extern "C" fn(
+        *const eplb_dispatch,
+        *const eplb_plan,
+        i32,
+        *mut CUstream_st,
+    ) -> eplb_status = eplb_dispatch_update_layer;
+    const _: unsafe extern "C" fn(*const eplb_dispatch, i32, *mut CUstream_st) -> eplb_status =
+        eplb_dispatch_commit_layer;
+    const _: unsafe extern "C" fn(
+        *const eplb_placement,
+        *const eplb_dispatch_config,
+        *mut usize,
+    ) -> eplb_status = eplb_dispatch_host_memory_required;
+    const _: unsafe extern "C" fn(*const eplb_dispatch, i32, *mut u64) -> eplb_status =
+        eplb_dispatch_get_generation;
+    const _: unsafe extern "C" fn(*const eplb_dispatch, *const u8, u32, *mut CUstream_st) -> eplb_status =
+        eplb_dispatch_set_active_ranks;
+
+    const _: unsafe extern "C" fn(
+        *const eplb_placement,
+        *const eplb_placement,
+        *const eplb_plan_options,
+        *mut *mut eplb_plan,
+    ) -> eplb_status = eplb_plan_create;
+    const _: unsafe extern "C" fn(*const eplb_plan, *mut eplb_plan_info) -> eplb_status = eplb_plan_get_info;
+    const _: unsafe extern "C" fn(*const eplb_plan, i32, *mut eplb_planned_layer) -> eplb_status =
+        eplb_plan_layer_info;
+    const _: unsafe extern "C" fn(*const eplb_plan, i32, u32, *mut *const i32, *mut usize) -> eplb_status =
+        eplb_plan_layer_experts;
+    const _: unsafe extern "C" fn(
+        *const eplb_plan,
+        i32,
+        i32,
+        *mut eplb_transfer,
+        usize,
+        *mut usize,
+    ) -> eplb_status = eplb_plan_transfers;
+    const _: unsafe extern "C" fn(*const eplb_plan, i32, u32, *mut u32) -> eplb_status =
+        eplb_plan_num_readers;
+    const _: unsafe extern "C" fn(*mut eplb_plan) = eplb_plan_destroy;
+
+    const _: unsafe extern "C" fn(
+        *const eplb_rebalancer_config,
+        *const eplb_placement,
+        *mut *mut eplb_rebalancer,
+    ) -> eplb_status = eplb_rebalancer_create;
+    const _: unsafe extern "C" fn(*mut eplb_rebalancer, *const i64, u32, u64, i32) -> eplb_status =
+        eplb_rebalancer_observe;
+    const _: unsafe extern "C" fn(
+        *mut eplb_rebalancer,
+        *const eplb_plan_limits,
+        *mut *mut eplb_plan,
+    ) -> eplb_status = eplb_rebalancer_plan;
+    const _: unsafe extern "C" fn(*mut eplb_rebalancer, *const eplb_plan, i32) -> eplb_status =
+        eplb_rebalancer_commit_layer;
+    const _: unsafe extern "C" fn(*mut eplb_rebalancer, *const eplb_plan) -> eplb_status =
+        eplb_rebalancer_abort;
+    const _: unsafe extern "C" fn(*const eplb_rebalancer, *mut *mut eplb_placement) -> eplb_status =
+        eplb_rebalancer_placement;
+    const _: unsafe extern "C" fn(*mut eplb_rebalancer, *const u8, u32) -> eplb_status =
+        eplb_rebalancer_set_active_ranks;
+    const _: unsafe extern "C" fn(*const eplb_rebalancer, *mut eplb_rebalancer_info) -> eplb_status =
+        eplb_rebalancer_get_info;
+    const _: unsafe extern "C" fn(*mut eplb_rebalancer, *const eplb_placement) -> eplb_status =
+        eplb_rebalancer_reset;
+    const _: unsafe extern "C" fn(*mut eplb_rebalancer) = eplb_rebalancer_destroy;
+
     const _: unsafe extern "C" fn(
         *const c_char,
         *const eplb_stats_options,
@@ -296,6 +381,13 @@ mod signatures {
         *const eplb_metrics_label,
         usize,
     ) -> eplb_status = eplb_metrics_add_dispatch;
+    const _: unsafe extern "C" fn(*mut eplb_metrics, u32) -> eplb_status = eplb_metrics_set_layer_series;
+    const _: unsafe extern "C" fn(
+        *mut eplb_metrics,
+        *const eplb_rebalancer,
+        *const eplb_metrics_label,
+        usize,
+    ) -> eplb_status = eplb_metrics_add_rebalancer;
     const _: unsafe extern "C" fn(*mut eplb_metrics, *mut *const c_char, *mut usize) -> eplb_status =
         eplb_metrics_text;
     const _: unsafe extern "C" fn(*mut eplb_metrics) = eplb_metrics_destroy;

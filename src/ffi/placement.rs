@@ -453,7 +453,7 @@ pub unsafe extern "C" fn eplb_placement_destroy(placement: *mut eplb_placement) 
 
 /// # Safety
 /// `to` and `len` are NULL or may be written.
-unsafe fn set_array(experts: &[u32], to: *mut *const i32, len: *mut usize) -> Result<()> {
+pub(super) unsafe fn set_array(experts: &[u32], to: *mut *const i32, len: *mut usize) -> Result<()> {
     // SAFETY: the caller's promises.
     let (to, len) = unsafe {
         let len = (!len.is_null()).then(|| out(len, "num_slots")).transpose()?;

@@ -74,7 +74,8 @@ pub unsafe extern "C" fn eplb_recorder_create(
         // SAFETY: the caller's promise for what the config points to.
         let created = unsafe { with_config(&config, |config| Recorder::create(config, workspace)) }?;
         // A recorder that is off may have been given no sizes.
-        let experts_per_token = (config.iter_stop != 0).then_some(config.experts_per_token as usize);
+        let experts_per_token = (config.iter_stop != 0 || config.rolling_iterations != 0)
+            .then_some(config.experts_per_token as usize);
         recorder.give(eplb_recorder(created, experts_per_token));
         Ok(())
     })

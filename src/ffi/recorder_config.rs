@@ -89,6 +89,9 @@ pub struct eplb_recorder_config {
     pub num_shared_experts: u32,
     /// Flags EPLB_ADDED_COUNTS_..., for eplb_recorder_add_counts().
     pub added_counts: u32,
+    /// Iterations, of any number, that are kept apart for eplb_recorder_snapshot() of eplb_live.h: with a range
+    /// or, iter_stop being 0, without. EPLB_ID_KIND_EXPERT only. 0: no snapshots.
+    pub rolling_iterations: u64,
 }
 
 // SAFETY: `repr(C)`, `struct_size` first, integers and pointers only.
@@ -196,6 +199,7 @@ pub(super) unsafe fn with_config<T>(
         run_id,
         added_counts: added_counts(config)?,
         num_shared: num_shared(config.num_shared_experts)?,
+        rolling: config.rolling_iterations,
     })
 }
 

@@ -77,6 +77,8 @@ pub struct eplb_recorder_info {
     pub paused: u32,
     /// Rows of counts in memory, the most that a range of eplb_recorder_rearm() may have; 0 if off.
     pub max_rows: u32,
+    /// Iterations beyond rolling_iterations of a snapshot, added into its first sample, since creation.
+    pub iterations_merged: u64,
 }
 
 // SAFETY: `repr(C)`, `struct_size` first, integers only.
@@ -147,6 +149,7 @@ fn info_of(found: &Info) -> Result<eplb_recorder_info> {
         num_registered_layers: number(found.registered_layers, "num_registered_layers")?,
         paused: found.paused.into(),
         max_rows: number(found.max_rows, "max_rows")?,
+        iterations_merged: found.merged,
     })
 }
 

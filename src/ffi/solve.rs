@@ -90,6 +90,14 @@ pub struct eplb_solve_options {
 // SAFETY: `repr(C)`, `struct_size` first, numbers and pointers.
 unsafe impl Growing for eplb_solve_options {}
 
+/// An objective by its number.
+pub(super) fn objective(number: eplb_objective, name: &str) -> Result<Objective> {
+    choice!(number, name, {
+        EPLB_OBJECTIVE_EVEN_SPLIT => Objective::EvenSplit,
+        EPLB_OBJECTIVE_BEST_SPLIT => Objective::BestSplit,
+    })
+}
+
 impl eplb_solve_options {
     /// The options as the library takes them, without the pinned slots: see [`Self::pinned_experts`].
     ///
@@ -121,10 +129,7 @@ impl eplb_solve_options {
                 EPLB_POLICY_DEEPSEEK_HIERARCHICAL => Policy::DeepseekHierarchical,
                 EPLB_POLICY_SEARCH => Policy::Search,
             })?,
-            objective: choice!(self.objective, "options->objective", {
-                EPLB_OBJECTIVE_EVEN_SPLIT => Objective::EvenSplit,
-                EPLB_OBJECTIVE_BEST_SPLIT => Objective::BestSplit,
-            })?,
+            objective: objective(self.objective, "options->objective")?,
             num_groups: self.num_groups(),
             num_nodes: or_default(self.num_nodes).unwrap_or(1),
             rank_to_node,

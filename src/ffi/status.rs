@@ -41,6 +41,10 @@ pub const EPLB_STATUS_NO_DRIVER: eplb_status = 50;
 pub const EPLB_STATUS_CUDA: eplb_status = 51;
 /// A CUDA graph is capturing the stream, and this call must not be captured.
 pub const EPLB_STATUS_CAPTURING: eplb_status = 52;
+/// A plan was made against another generation of the layer, or other slots: plan again.
+pub const EPLB_STATUS_STALE: eplb_status = 60;
+/// Experts would lose their last replica; the message names them.
+pub const EPLB_STATUS_NO_REPLICA: eplb_status = 61;
 
 /// The status of an error.
 pub(super) fn status_of(error: &Error) -> eplb_status {
@@ -61,6 +65,8 @@ pub(super) fn status_of(error: &Error) -> eplb_status {
         Error::NoDriver(_) => EPLB_STATUS_NO_DRIVER,
         Error::Cuda { .. } => EPLB_STATUS_CUDA,
         Error::Capturing(_) => EPLB_STATUS_CAPTURING,
+        Error::Stale(_) => EPLB_STATUS_STALE,
+        Error::NoReplica(_) => EPLB_STATUS_NO_REPLICA,
     }
 }
 
@@ -71,7 +77,7 @@ macro_rules! named {
     };
 }
 
-const NAMES: [(eplb_status, &str); 17] = named![
+const NAMES: [(eplb_status, &str); 19] = named![
     EPLB_STATUS_OK,
     EPLB_STATUS_INVALID_ARGUMENT,
     EPLB_STATUS_CANCELLED,
@@ -89,6 +95,8 @@ const NAMES: [(eplb_status, &str); 17] = named![
     EPLB_STATUS_NO_DRIVER,
     EPLB_STATUS_CUDA,
     EPLB_STATUS_CAPTURING,
+    EPLB_STATUS_STALE,
+    EPLB_STATUS_NO_REPLICA,
 ];
 
 /// Returns the name of a status, such as "EPLB_STATUS_INVALID_DUMP".

@@ -2,6 +2,7 @@
 
 mod config_file;
 mod keys;
+mod layer_update;
 mod own_file;
 mod planned_for;
 mod shape;
@@ -10,6 +11,7 @@ mod yaml;
 
 pub(crate) use config_file::experts_in_order;
 pub use config_file::{ConfigFile, Expected, MissingLayers, OwnFields};
+pub use layer_update::LayerUpdate;
 pub(crate) use own_file::is_own_name;
 pub use planned_for::PlannedFor;
 pub use shape::{MAX_COUNT, Shape, suggest_num_slots};

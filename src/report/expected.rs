@@ -204,6 +204,7 @@ mod tests {
                 place: Place::Host,
                 invalid_slot: 0,
                 shared_slots: &[],
+                live: false,
             };
             let rank_tokens = batches.map(|ids| ids.len() as u32);
             routed_load(&placement(), 3, &config, with_rank_counts, (&batches.concat(), &rank_tokens))

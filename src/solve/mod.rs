@@ -25,8 +25,7 @@ pub use split::best_split;
 use self::deepseek::Hierarchy;
 use self::pinned::Pins;
 pub(crate) use self::search::Nodes;
-#[expect(unused_imports, reason = "the planner of live changes is to call them")]
-pub(crate) use self::search::{ChangeLimits, ChangePrice, Improved, Improvement, Step};
+pub(crate) use self::search::{ChangeLimits, ChangePrice, Improvement};
 use self::search::{Measure, PricedNodes, Search};
 use crate::error::{Error, Result, try_zeroed};
 use crate::placement::{NO_EXPERT, Placement, Shape, check_rank_num_slots};

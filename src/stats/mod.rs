@@ -30,9 +30,9 @@ pub use meta::{DumpInfo, MetaInfo};
 pub use previous::is_previous_rank_file;
 pub use rank_file::{RankFile, RunInfo};
 pub use recorder::{
-    AddedCounts, CountsAt, Dumps, Info, MemoryRequired, Recorder, RecorderConfig, State, Totals,
+    AddedCounts, CountsAt, Dumps, Info, MemoryRequired, Recorder, RecorderConfig, SnapshotAt, State, Totals,
 };
-pub(crate) use recorder::{BatchCount, CellType, IdKinds, OTHER_BINS, Source, histogram};
+pub(crate) use recorder::{BatchCount, CellType, Flips, IdKinds, OTHER_BINS, Source, histogram};
 pub use row_range::RowRange;
 pub use row_ranges::RowRanges;
 pub use rows::Rows;

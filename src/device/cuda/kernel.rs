@@ -43,4 +43,6 @@ kernels! {
     LeastLoadedI64 = c"eplb_route_least_loaded_i64",
     LeastLoadedGeneral = c"eplb_route_least_loaded_general",
     AddCounts = c"eplb_add_counts",
+    CopyTables = c"eplb_copy_tables",
+    Snapshot = c"eplb_snapshot",
 }

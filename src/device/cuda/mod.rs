@@ -273,7 +273,7 @@ impl Context {
         }
         if kind == CU_MEMORYTYPE_HOST {
             return match access {
-                Access::Read => Ok(()),
+                Access::Read | Access::Write => Ok(()),
                 Access::ReadWrite => {
                     refuse(format!("host memory; memory of CUDA device {} expected", self.device))
                 }

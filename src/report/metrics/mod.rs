@@ -1,4 +1,4 @@
-//! The state of recorders, placements and dispatches as text for Prometheus.
+//! The state of recorders, placements, dispatches and rebalancers as text for Prometheus.
 
 mod exposition;
 
@@ -7,11 +7,12 @@ use std::fmt::Display;
 use self::exposition::{Exposition, Kind, caller_labels, label};
 use crate::dispatch::{Dispatch, Rule};
 use crate::error::{Error, Result, shortened};
+use crate::live::{KeepReason, Rebalancer};
 use crate::placement::{Placement, duplicates_in, replica_counts};
 use crate::stats::{Info, State};
 
 /// Labels that eplb sets itself, and the caller must not.
-const RESERVED_LABELS: [&str; 5] = ["hash", "layer", "result", "rule", "state"];
+const RESERVED_LABELS: [&str; 6] = ["hash", "layer", "reason", "result", "rule", "state"];
 
 /// Metrics of any number of objects. Each is a snapshot of the moment when the object was added.
 ///
@@ -22,9 +23,17 @@ pub struct Metrics {
     exposition: Exposition,
     /// The kind and the formatted labels of each object.
     objects: Vec<(&'static str, String)>,
+    without_layers: bool,
 }
 
 impl Metrics {
+    /// Sets whether objects that are added from here on have series by layer, as by default. Without them, each such metric has
+    /// one series: the sum over layers, and the largest value of `eplb_placement_max_replicas` and of
+    /// `eplb_rebalancer_generation`. `eplb_rebalancer_layer_balance` is left out.
+    pub fn set_layer_series(&mut self, layer_series: bool) {
+        self.without_layers = !layer_series;
+    }
+
     /// Adds the metrics of a recorder.
     ///
     /// `labels` are the caller's, such as `("rank", "3")`. A name has letters, digits and underscores, and a value is not empty.
@@ -76,17 +85,19 @@ impl Metrics {
         object.counter(
             "eplb_recorder_tokens_total",
             "Valid tokens that were counted.",
-            labelled("layer", info.layers.iter().zip(info.tokens())),
+            object.by_layer(info.layers.iter().zip(info.tokens()), u64::saturating_add),
         );
         object.counter(
             "eplb_recorder_out_of_range_ids_total",
             "Ids of valid tokens that name no expert, except -1, and were not counted.",
-            labelled("layer", layers().map(|(layer, totals)| (layer, totals.out_of_range))),
+            object
+                .by_layer(layers().map(|(layer, totals)| (layer, totals.out_of_range)), u64::saturating_add),
         );
         object.counter(
             "eplb_recorder_padding_ids_total",
             "Ids of the tokens after the valid ones, and ids of -1, which are ignored.",
-            labelled("layer", layers().map(|(layer, totals)| (layer, totals.all_padding()))),
+            object
+                .by_layer(layers().map(|(layer, totals)| (layer, totals.all_padding())), u64::saturating_add),
         );
         object.counter(
             "eplb_recorder_dumps_total",
@@ -139,13 +150,19 @@ impl Metrics {
         object.gauge(
             "eplb_placement_max_replicas",
             "The largest replica count of an expert.",
-            labelled("layer", placement.iter().map(|(layer, experts)| (layer, max_replicas(experts)))),
+            object.by_layer(
+                placement.iter().map(|(layer, experts)| (layer, max_replicas(experts))),
+                std::cmp::max,
+            ),
         );
         let duplicates = |layer, experts| duplicates_in(shape, layer, experts).len();
         object.gauge(
             "eplb_placement_duplicates",
             "Slots that repeat an expert of their rank.",
-            labelled("layer", placement.iter().map(|(layer, experts)| (layer, duplicates(layer, experts)))),
+            object.by_layer(
+                placement.iter().map(|(layer, experts)| (layer, duplicates(layer, experts))),
+                usize::saturating_add,
+            ),
         );
         Ok(())
     }
@@ -194,6 +211,70 @@ impl Metrics {
         Ok(())
     }
 
+    /// Adds the metrics of a rebalancer. `labels` as for [`Metrics::add_recorder`].
+    pub fn add_rebalancer(&mut self, rebalancer: &Rebalancer, labels: &[(&str, &str)]) -> Result<()> {
+        let mut object = self.object("rebalancer", labels)?;
+        let info = rebalancer.info();
+        object.gauge(
+            "eplb_rebalancer_balance",
+            "Mean / max of rank loads: the observed windows in the placement in force. 0 without counts.",
+            single(info.balance),
+        );
+        object.gauge(
+            "eplb_rebalancer_balance_promised",
+            "What the last plan promised. 0 before the first.",
+            single(info.balance_promised),
+        );
+        object.gauge(
+            "eplb_rebalancer_balance_measured",
+            "The last window in the placement in force. 0 before the first.",
+            single(info.balance_measured),
+        );
+        let balance = |index: usize| rebalancer.layer_balance(index);
+        let layers = || rebalancer.layers().iter().enumerate();
+        let layer_balances = layers().map(|(index, layer)| (layer, balance(index)));
+        if object.layer_series {
+            object.gauge(
+                "eplb_rebalancer_layer_balance",
+                "As eplb_rebalancer_balance, of a layer.",
+                labelled("layer", layer_balances),
+            );
+        }
+        object.gauge(
+            "eplb_rebalancer_generation",
+            "1, and one more with each commit of the layer.",
+            object
+                .by_layer(rebalancer.layers().iter().zip(rebalancer.generations().iter().copied()), u64::max),
+        );
+        let kept = KeepReason::ALL.map(|reason| (reason.name(), info.num_kept[reason as usize]));
+        object.counter(
+            "eplb_rebalancer_plans_total",
+            "Plans by the reason why they keep the placement; none for those that change layers.",
+            labelled("reason", [("none", info.num_plans)].into_iter().chain(kept)),
+        );
+        object.counter("eplb_rebalancer_commits_total", "Commits of layers.", single(info.num_commits));
+        object.counter(
+            "eplb_rebalancer_moves_total",
+            "Slots that received an expert by commits.",
+            single(info.num_moves),
+        );
+        object.counter("eplb_rebalancer_observations_total", "Observations.", single(info.observations));
+        object.gauge("eplb_rebalancer_windows", "Windows with counts.", single(info.num_windows));
+        object.gauge("eplb_rebalancer_window_tokens", "Tokens of these windows.", single(info.num_tokens));
+        object.gauge(
+            "eplb_rebalancer_layers_in_flight",
+            "Layers that the plan in flight has yet to commit.",
+            single(info.layers_in_flight),
+        );
+        object.gauge("eplb_rebalancer_active_ranks", "Active ranks.", single(info.num_active_ranks));
+        object.gauge(
+            "eplb_rebalancer_lost_experts",
+            "Experts of all layers that no active rank holds.",
+            single(info.num_lost_experts),
+        );
+        Ok(())
+    }
+
     /// Formats the metrics. Each line ends with a line feed. The media type is `text/plain; version=0.0.4`.
     pub fn text(&self) -> String {
         self.exposition.text()
@@ -208,7 +289,7 @@ impl Metrics {
             )));
         }
         self.objects.push((kind, labels.clone()));
-        Ok(Object { exposition: &mut self.exposition, labels })
+        Ok(Object { exposition: &mut self.exposition, labels, layer_series: !self.without_layers })
     }
 }
 
@@ -216,9 +297,25 @@ impl Metrics {
 struct Object<'a> {
     exposition: &'a mut Exposition,
     labels: String,
+    layer_series: bool,
 }
 
 impl Object<'_> {
+    /// A sample for each layer, or one of all layers together.
+    fn by_layer<L: Display, V>(
+        &self,
+        samples: impl Iterator<Item = (L, V)>,
+        together: impl Fn(V, V) -> V,
+    ) -> Vec<(String, V)> {
+        match self.layer_series {
+            true => labelled("layer", samples).collect(),
+            false => {
+                let all = samples.map(|(_, sample)| sample).reduce(together);
+                all.map(|all| (String::new(), all)).into_iter().collect()
+            }
+        }
+    }
+
     fn gauge<V: Display>(
         &mut self,
         name: &'static str,
@@ -272,6 +369,7 @@ mod tests {
     use super::*;
     use crate::device::Place;
     use crate::dispatch::DispatchConfig;
+    use crate::live::RebalancerConfig;
     use crate::placement::Shape;
     use crate::stats::{Dumps, IterationRange, MemoryRequired, Rows, Totals};
 
@@ -286,6 +384,7 @@ mod tests {
         place: Place::Host,
         invalid_slot: 0,
         shared_slots: &[],
+        live: false,
     };
 
     fn info() -> Info {
@@ -296,6 +395,7 @@ mod tests {
             range: IterationRange { start: 100, stop: 200 },
             rows: Rows::new(5, 2).unwrap(),
             iteration: Some(119),
+            merged: 0,
             held: IterationRange { start: 110, stop: 120 },
             skipped: 4,
             paused: false,
@@ -437,6 +537,8 @@ mod tests {
         metrics.add_recorder(&info(), &[]).unwrap();
         metrics.add_placement(&placement, &[]).unwrap();
         metrics.add_dispatch(&Dispatch::create(&placement, &CONFIG, None).unwrap(), &[]).unwrap();
+        let rebalancer = Rebalancer::new(RebalancerConfig::new(1, 1), placement).unwrap();
+        metrics.add_rebalancer(&rebalancer, &[]).unwrap();
         let text = metrics.text();
         let exported = text.lines().filter_map(|line| line.strip_prefix("# TYPE ")?.split_once(' '));
         let page = std::fs::read_to_string(concat!(env!("CARGO_MANIFEST_DIR"), "/docs/metrics.md")).unwrap();

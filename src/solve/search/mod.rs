@@ -15,7 +15,6 @@ mod descent;
 mod drift;
 mod effort;
 mod home_node;
-#[cfg_attr(not(test), expect(dead_code, reason = "the planner of live changes is to call it"))]
 mod improvement;
 mod lanes;
 mod listing;
@@ -35,7 +34,7 @@ use std::sync::Arc;
 use self::descent::Descent;
 use self::effort::{Effort, perturb};
 pub(crate) use self::home_node::Nodes;
-pub(crate) use self::improvement::{ChangeLimits, ChangePrice, Improved, Improvement, Step};
+pub(crate) use self::improvement::{ChangeLimits, ChangePrice, Improvement};
 use self::listing::Listing;
 pub(super) use self::measure::Measure;
 pub(super) use self::nodes::PricedNodes;

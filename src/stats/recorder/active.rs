@@ -2,13 +2,15 @@
 
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 
-use super::Source;
+use super::RecorderConfig;
 use super::added::CountsAt;
 use super::count::{OFF, Totals};
+use super::flips::Watched;
+use super::layers::Layers;
 use super::window::MemoryRequired;
 use super::window::{Layout, Window};
 use super::writer::{Progress, Writer};
-use crate::device::{Capture, Ids, Staging, Stream};
+use crate::device::{Capture, Device, Ids, Memory, Staging, Stream};
 use crate::error::{Error, Result};
 use crate::stats::IterationRange;
 
@@ -32,10 +34,7 @@ pub(super) struct LastTotals {
 /// What the caller's calls have changed so far.
 #[derive(Debug)]
 pub(super) struct CallState {
-    /// Each layer's number and its index in the window, by number.
-    pub layers: Vec<(u32, usize)>,
-    /// The registered buffer of each layer of the window.
-    pub buffers: Vec<Option<Buffer>>,
+    pub layers: Layers,
     /// The range to count.
     pub range: IterationRange,
     /// The iteration begun last.
@@ -54,16 +53,49 @@ pub(super) struct CallState {
     pub lost: Option<Error>,
     /// Why the dump could not be started.
     pub not_started: Option<Error>,
-}
-
-/// The registered buffer of a layer's ids.
-#[derive(Debug, Clone, Copy)]
-pub(super) struct Buffer {
-    pub ids: Ids,
-    pub max_tokens: u32,
+    /// The dispatches whose slots are counted.
+    pub watched: Watched,
 }
 
 impl Active {
+    /// Acquires the window, the rank's file and a thread.
+    pub fn create(
+        config: &RecorderConfig,
+        iterations: IterationRange,
+        device: &Device,
+        workspace: Option<Memory>,
+    ) -> Result<Self> {
+        let run = config.run(iterations)?;
+        let layout = Layout::of(config, iterations)?;
+        let window = Arc::new(Window::create(device, layout, workspace)?);
+        let last = vec![Totals::default(); config.layers.len()];
+        let totals = Mutex::new(LastTotals { last, staging: window.totals_staging()? });
+        if !run.rows.are_iterations() {
+            log::warn!(
+                "{}: each row of the dump adds up iter_bucket {} iterations, iter_stride {} apart: eplb reads it, and \
+                 TensorRT-LLM's reader refuses it",
+                run.directory.display(),
+                run.rows.bucket(),
+                run.rows.stride()
+            );
+        }
+        let writer = Writer::start(run, iterations, window.clone())?;
+        let calls = CallState {
+            layers: Layers::new(config.layers),
+            range: iterations,
+            iteration: None,
+            held: None,
+            skipped: 0,
+            row: OFF,
+            paused: false,
+            word: OFF,
+            lost: None,
+            not_started: None,
+            watched: Watched::none(),
+        };
+        Ok(Active { layout, window, calls: Mutex::new(calls), totals, writer })
+    }
+
     pub fn lock(&self) -> MutexGuard<'_, CallState> {
         self.calls.lock().unwrap_or_else(PoisonError::into_inner)
     }
@@ -76,16 +108,7 @@ impl Active {
     }
 
     pub fn check_not_capturing(&self, stream: Stream, call: &str) -> Result<()> {
-        let why = match self.window.device().capture(stream)? {
-            Capture::None => return Ok(()),
-            Capture::Active => {
-                "the stream is being captured by a CUDA graph, which would do the same at each replay"
-            }
-            Capture::Elsewhere => {
-                "a CUDA graph is being captured, and meanwhile the default stream must not be used"
-            }
-        };
-        Err(Error::Capturing(format!("{why}: call {call}() before or after")))
+        self.window.device().check_not_capturing(stream, call)
     }
 
     pub fn begin(&self, calls: &mut CallState, iteration: u64, stream: Stream) -> Result<()> {
@@ -96,6 +119,7 @@ impl Active {
                 "iteration {iteration} after iteration {last}: iterations go up; eplb_recorder_reset() restarts"
             )));
         }
+        self.drop_flipped(calls, stream)?;
         let run = self.writer.run();
         // After a dump, nothing is counted, even in the middle of the range.
         let over = !matches!(self.writer.progress(), Progress::None) || calls.not_started.is_some();
@@ -116,6 +140,33 @@ impl Active {
         }
         calls.iteration = Some(iteration);
         Ok(())
+    }
+
+    /// Where tables have changed since a range of slots began, starts the dump of the rows before: a slot's counts are of one
+    /// expert only. The row of the change is dropped. Where it is the first one, the range begins again.
+    pub fn drop_flipped(&self, calls: &mut CallState, stream: Stream) -> Result<()> {
+        let (Some(held), Progress::None, None) = (calls.held, self.writer.progress(), &calls.not_started)
+        else {
+            return Ok(());
+        };
+        if !calls.watched.have_changed() {
+            return Ok(());
+        }
+        let run = self.writer.run();
+        let row = run.rows.row_of(calls.range, held.stop - 1);
+        let stop = row.map_or(held.start, |row| run.rows.key(calls.range, row));
+        log::warn!(
+            "rank {}: the tables that route changed before iteration {} ended: slots of iterations {stop} to {} are not dumped, \
+             since their counts are of two tables",
+            run.file_rank(),
+            held.stop,
+            calls.range.stop - 1
+        );
+        if stop <= held.start {
+            return self.clear(calls, stream);
+        }
+        calls.held = Some(IterationRange { stop, ..held });
+        self.stop(calls, stream)
     }
 
     /// That no iteration of a range began which would be counted.
@@ -145,6 +196,7 @@ impl Active {
         self.set_row(calls, row, stream)?;
         if calls.held.is_none() {
             self.writer.range_begins();
+            calls.watched.begin();
         }
         let start = calls.held.map_or(iteration, |held| held.start);
         calls.held = Some(IterationRange { start, stop: iteration + 1 });
@@ -292,31 +344,6 @@ impl Active {
     pub fn counts(&self, calls: &CallState, iteration: u64) -> bool {
         self.writer.run().rows.row_of(calls.range, iteration).is_some()
     }
-
-    pub fn check_source(&self, source: &Source<'_>) -> Result<()> {
-        let Source { device, num_experts, experts_per_token, num_shared } = *source;
-        let run = self.writer.run();
-        let refuse = |what: String| Err(Error::InvalidArgument(what));
-        if !self.window.device().is(device) {
-            return refuse("the recorder is on another device or CUDA context than the dispatch".into());
-        }
-        if run.num_shared != num_shared {
-            return refuse(format!(
-                "the recorder has num_shared_experts {}, the dispatch {num_shared}: they must be equal",
-                run.num_shared
-            ));
-        }
-        let columns = run.experts_per_token + run.num_shared;
-        if (run.num_experts, columns) != (num_experts, experts_per_token) {
-            return refuse(format!(
-                "the recorder counts {} {} and {columns} ids a token, the dispatch has {num_experts} and \
-                 {experts_per_token}; its num_experts, id_kind and experts_per_token must match",
-                run.num_experts,
-                run.id_kind.name()
-            ));
-        }
-        Ok(())
-    }
 }
 
 impl Drop for Active {
@@ -332,20 +359,6 @@ impl Drop for Active {
 }
 
 impl CallState {
-    pub fn index_of(&self, layer: u32) -> Result<usize> {
-        match self.layers.binary_search_by_key(&layer, |&(number, _)| number) {
-            Ok(place) => Ok(self.layers[place].1),
-            Err(_) => Err(Error::InvalidArgument(match &self.layers[..] {
-                [] => format!("layer {layer}: the recorder was created without layers"),
-                layers @ [(first, _), ..] => format!(
-                    "layer {layer} is not one of the {} that the recorder was created with, from {first} to {}",
-                    layers.len(),
-                    layers[layers.len() - 1].0
-                ),
-            })),
-        }
-    }
-
     /// Fails where a failed call has left the counts wrong.
     pub fn check(&self) -> Result<()> {
         self.lost.as_ref().map_or(Ok(()), |error| Err(error.clone()))

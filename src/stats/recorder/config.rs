@@ -3,9 +3,10 @@
 use std::io::{self, ErrorKind};
 use std::path::{Path, PathBuf};
 
+use super::Source;
 use super::added::AddedCounts;
 use crate::atomic_file::{AtomicFile, HeldFile};
-use crate::device::Place;
+use crate::device::{Device, Place};
 use crate::error::{Error, Result, shortened};
 use crate::stats::clock::Clock;
 use crate::stats::run_id::OwnedRunId;
@@ -53,6 +54,8 @@ pub struct RecorderConfig<'a> {
     pub num_shared: usize,
     /// What the counts of [`Recorder::add_counts`](super::Recorder::add_counts) are.
     pub added_counts: AddedCounts,
+    /// Iterations that are kept for [`Recorder::snapshot`](super::Recorder::snapshot), whatever the range. 0: none.
+    pub rolling: u64,
 }
 
 /// A range to count, and where its dump goes.
@@ -131,7 +134,40 @@ impl Run {
     }
 }
 
+impl Run {
+    /// Checks that the ids of a dispatch can be counted on `device`.
+    pub fn check_source(&self, device: &Device, source: &Source<'_>) -> Result<()> {
+        let Source { device: of_dispatch, num_experts, experts_per_token, num_shared, .. } = *source;
+        let refuse = |what: String| Err(Error::InvalidArgument(what));
+        if !device.is(of_dispatch) {
+            return refuse("the recorder is on another device or CUDA context than the dispatch".into());
+        }
+        if self.num_shared != num_shared {
+            return refuse(format!(
+                "the recorder has num_shared_experts {}, the dispatch {num_shared}: they must be equal",
+                self.num_shared
+            ));
+        }
+        let columns = self.experts_per_token + self.num_shared;
+        if (self.num_experts, columns) != (num_experts, experts_per_token) {
+            return refuse(format!(
+                "the recorder counts {} {} and {columns} ids a token, the dispatch has {num_experts} and \
+                 {experts_per_token}; its num_experts, id_kind and experts_per_token must match",
+                self.num_experts,
+                self.id_kind.name()
+            ));
+        }
+        Ok(())
+    }
+}
+
 impl RecorderConfig<'_> {
+    /// Checks all but the path and the range.
+    pub(super) fn checked_run(&self) -> Result<Run> {
+        let any = IterationRange { start: 0, stop: 1 };
+        RecorderConfig { path: Some(Path::new("")), ..*self }.run(self.iterations.unwrap_or(any))
+    }
+
     pub(super) fn run(&self, iterations: IterationRange) -> Result<Run> {
         let path = self.path.unwrap_or(Path::new(DEFAULT_PATH));
         check_directory(path)?;
@@ -171,6 +207,12 @@ impl RecorderConfig<'_> {
         };
         run.dump(iterations, iterations).check_run()?;
         self.added_counts.check(self.id_kind, self.num_experts, self.num_ranks)?;
+        if self.rolling != 0 && self.id_kind == IdKind::Slot {
+            return Err(Error::InvalidArgument(
+                "rolling_iterations needs id_kind EPLB_ID_KIND_EXPERT: slots change their experts while a model is balanced live"
+                    .to_owned(),
+            ));
+        }
         Ok(run)
     }
 }

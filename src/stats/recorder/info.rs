@@ -46,6 +46,8 @@ pub struct Info {
     pub rows: Rows,
     /// The iteration begun last.
     pub iteration: Option<u64>,
+    /// Iterations since creation that a rolling recorder had no row for: they were added into the first sample.
+    pub merged: u64,
     /// Iterations counted so far, from the first to the last.
     pub held: IterationRange,
     /// Iterations of `held` that never began, and count as empty.
@@ -118,6 +120,7 @@ impl Info {
             range: IterationRange { start: 0, stop: 0 },
             rows: Rows::default(),
             iteration: None,
+            merged: 0,
             held: IterationRange { start: 0, stop: 0 },
             skipped: 0,
             paused: false,
@@ -127,7 +130,7 @@ impl Info {
             layers: Vec::new(),
             totals: Vec::new(),
             registered_layers: 0,
-            memory: MemoryRequired { workspace_bytes: 0, host_bytes: 0 },
+            memory: MemoryRequired::default(),
             error: None,
         }
     }

@@ -1,13 +1,12 @@
 //! The recorder's memory on the device: the window of counts, the row to count into, and each layer's totals.
 
-use std::path::Path;
-
 use super::RecorderConfig;
 use super::added::{AddedCounts, Addition, CountsAt};
 use super::count::{BatchCount, CellType, LayerCells, OFF, Totals};
+use super::ring::{self, SnapshotAt};
 use crate::device::{Device, Fence, Ids, Memory, Part, Staging, Stream};
 use crate::error::{Error, Result};
-use crate::stats::{Counts, IdKind, IterationRange};
+use crate::stats::{Counts, IdKind, IterationRange, Rows};
 
 /// Enough for vector loads.
 const ALIGNMENT: usize = 64;
@@ -74,6 +73,25 @@ impl Layout {
         })
     }
 
+    /// The layout of a ring, with another row for the iterations that it holds no more. Counts have 64 bits, since nothing
+    /// limits how many iterations are before a snapshot.
+    pub fn of_ring(config: &RecorderConfig) -> Result<Self> {
+        if config.rolling >= u64::from(OFF) - 1 {
+            return Err(Error::InvalidArgument(format!(
+                "rolling_iterations is {}, at most {} expected",
+                config.rolling,
+                OFF - 2
+            )));
+        }
+        let wide = RecorderConfig { rows: Rows::ITERATIONS, max_tokens_per_iteration: u64::MAX, ..*config };
+        Layout::of(&wide, IterationRange { start: 0, stop: config.rolling + 1 })
+    }
+
+    /// The memory of a ring, which is never copied back.
+    pub fn ring_memory(&self) -> MemoryRequired {
+        MemoryRequired { workspace_bytes: self.workspace_bytes(), host_bytes: self.totals().bytes }
+    }
+
     /// Whether the workspace has the last values of counters.
     pub fn keeps_last_counts(&self) -> bool {
         self.last_counts.bytes != 0
@@ -109,7 +127,7 @@ impl Layout {
 }
 
 /// The memory that a recorder takes.
-#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+#[derive(Debug, Clone, Copy, Default, PartialEq, Eq)]
 pub struct MemoryRequired {
     /// Bytes on the device.
     pub workspace_bytes: usize,
@@ -120,13 +138,34 @@ pub struct MemoryRequired {
 impl RecorderConfig<'_> {
     /// The memory that [`Recorder::create`](super::Recorder::create) would take.
     pub fn memory_required(&self) -> Result<MemoryRequired> {
-        let Some(iterations) = self.iterations else {
-            return Ok(MemoryRequired { workspace_bytes: 0, host_bytes: 0 });
-        };
-        // The path makes no difference.
-        RecorderConfig { path: Some(Path::new("")), ..*self }.run(iterations)?;
-        let layout = Layout::of(self, iterations)?;
-        Ok(MemoryRequired { workspace_bytes: layout.workspace_bytes(), host_bytes: layout.host_bytes() })
+        let mut required = MemoryRequired::default();
+        if self.iterations.is_some() || self.rolling != 0 {
+            self.checked_run()?;
+        }
+        if let Some(iterations) = self.iterations {
+            let layout = Layout::of(self, iterations)?;
+            required =
+                MemoryRequired { workspace_bytes: layout.workspace_bytes(), host_bytes: layout.host_bytes() };
+        }
+        if self.rolling != 0 {
+            required = required.followed_by(Layout::of_ring(self)?.ring_memory());
+        }
+        Ok(required)
+    }
+}
+
+impl MemoryRequired {
+    /// The memory of a window with another one behind.
+    pub(super) fn followed_by(self, other: MemoryRequired) -> Self {
+        MemoryRequired {
+            workspace_bytes: self.ring_start().saturating_add(other.workspace_bytes),
+            host_bytes: self.host_bytes.saturating_add(other.host_bytes),
+        }
+    }
+
+    /// Where a window behind begins.
+    pub(super) fn ring_start(&self) -> usize {
+        self.workspace_bytes.next_multiple_of(ALIGNMENT)
     }
 }
 
@@ -198,6 +237,44 @@ impl Window {
         let last =
             self.layout.keeps_last_counts().then(|| Part { start: last_counts.start + layer * bytes, bytes });
         Addition::new(counts, &self.memory, &self.layer_cells(layer), added, last)
+    }
+
+    /// Adds the oldest row of a ring to the row behind the ring, and clears it, in the order of `stream`.
+    pub fn merge_oldest(&self, oldest: u32, stream: Stream) -> Result<()> {
+        // SAFETY: this window's cells.
+        unsafe { self.ring_arguments(0, (oldest, 1), 0).run(&self.device, stream) }
+    }
+
+    /// Writes the counts of `num_rows` rows of a ring from `first` on to `counts`, `[num_samples][layers][experts]`, and clears
+    /// them, in the order of `stream`. The rows go into the samples in even consecutive groups, the row behind the ring into
+    /// the first one.
+    pub fn read_ring(
+        &self,
+        counts: &SnapshotAt,
+        rows: (u32, u32),
+        num_samples: u32,
+        stream: Stream,
+    ) -> Result<()> {
+        // SAFETY: this window's cells, and the promise of the counts' maker.
+        unsafe { self.ring_arguments(counts.address(), rows, num_samples).run(&self.device, stream) }
+    }
+
+    fn ring_arguments(
+        &self,
+        counts: u64,
+        (first, num_rows): (u32, u32),
+        num_samples: u32,
+    ) -> ring::Arguments {
+        let Layout { rows, layers, num_experts, cells, .. } = self.layout;
+        ring::Arguments {
+            cells: self.memory.at(cells),
+            counts,
+            num_cells: (layers * num_experts) as u64,
+            ring_rows: rows as u32 - 1,
+            first,
+            num_rows,
+            num_samples,
+        }
     }
 
     /// Host memory for [`Window::copy_back`].
@@ -296,6 +373,7 @@ mod tests {
         run_id: None,
         added_counts: AddedCounts { cumulative: false, by_local_slot: false },
         num_shared: 0,
+        rolling: 0,
     };
 
     /// Two rows of two layers, counting into row 1.

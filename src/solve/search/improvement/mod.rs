@@ -73,6 +73,7 @@ pub(crate) struct ChangeLimits {
     pub max_replicas: usize,
 }
 
+#[cfg(test)]
 impl ChangeLimits {
     /// No limits.
     pub const NONE: ChangeLimits =

@@ -1,0 +1,110 @@
+//! Sources: which slot each changed slot is copied from.
+
+use super::transfer::TransferKind;
+use super::{Buffering, Fabric};
+use crate::placement::{NO_EXPERT, held_slots};
+
+/// A slot that changes, and the slot that its new expert comes from.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(super) struct Copy {
+    pub expert: u32,
+    pub src: Option<usize>,
+    pub dst: usize,
+    pub kind: TransferKind,
+    /// The source is a slot that receives the expert in the same layer.
+    pub of_received: bool,
+}
+
+/// The transfers that the layer may have from a rank to another one.
+pub(super) type PairsLeft<'a> = Option<&'a dyn Fn(usize, usize) -> usize>;
+
+/// Returns a copy for each slot of `to` that receives an expert, by slot. `None` if `pairs_left` leaves no source.
+///
+/// Sources are on the same rank, else on the same node, else anywhere. Among these the rank that sends least is taken, then the
+/// slot that is read least. While a layer drains, its overwritten slots cannot be read.
+pub(super) fn copies(
+    fabric: &Fabric,
+    buffering: Buffering,
+    from: &[u32],
+    to: &[u32],
+    pairs_left: PairsLeft,
+) -> Option<Vec<Copy>> {
+    let shape = fabric.shape;
+    let changed: Vec<(usize, u32)> = held_slots(to).filter(|&(slot, expert)| from[slot] != expert).collect();
+    if changed.is_empty() {
+        return Some(Vec::new());
+    }
+    let holders = Holders::new(fabric, buffering, from, to, &changed);
+    let mut sent = vec![0u32; shape.num_ranks()];
+    let mut read = vec![0u32; shape.num_slots()];
+    let mut copies: Vec<Copy> = Vec::with_capacity(changed.len());
+    for &(dst, expert) in &changed {
+        let rank = shape.rank_of(dst);
+        let received = copies.iter().rev().take_while(|copy| shape.rank_of(copy.dst) == rank);
+        let held_here = holders.of(expert).iter().any(|&slot| shape.rank_of(slot) == rank);
+        if let Some(first) = received.filter(|copy| copy.expert == expert && !held_here).last() {
+            let src = Some(first.dst);
+            copies.push(Copy { expert, src, dst, kind: TransferKind::Local, of_received: true });
+            continue;
+        }
+        if holders.of(expert).is_empty() {
+            copies.push(Copy { expert, src: None, dst, kind: TransferKind::Host, of_received: false });
+            continue;
+        }
+        let pair = |copy: &Copy| (copy.src.map(|src| shape.rank_of(src)), shape.rank_of(copy.dst));
+        let allowed = |&&slot: &&usize| {
+            let source = shape.rank_of(slot);
+            let used = || copies.iter().filter(|copy| pair(copy) == (Some(source), rank)).count();
+            source == rank || pairs_left.is_none_or(|left| used() < left(source, rank))
+        };
+        let is_overwritten = |slot: usize| buffering == Buffering::InPlace && to[slot] != from[slot];
+        let &src = holders.of(expert).iter().filter(allowed).min_by_key(|&&slot| {
+            let source = shape.rank_of(slot);
+            (fabric.kind(source, rank), is_overwritten(slot), sent[source], read[slot], slot)
+        })?;
+        let (source, kind) = (shape.rank_of(src), fabric.kind(shape.rank_of(src), rank));
+        read[src] += 1;
+        if kind != TransferKind::Local {
+            sent[source] += 1;
+        }
+        copies.push(Copy { expert, src: Some(src), dst, kind, of_received: false });
+    }
+    Some(copies)
+}
+
+/// The slots that may be read of each expert that a slot receives.
+struct Holders {
+    /// `[experts]`: an index of `slots`, or `usize::MAX`.
+    index: Vec<usize>,
+    slots: Vec<Vec<usize>>,
+}
+
+impl Holders {
+    fn new(
+        fabric: &Fabric,
+        buffering: Buffering,
+        from: &[u32],
+        to: &[u32],
+        changed: &[(usize, u32)],
+    ) -> Self {
+        let mut holders = Holders { index: vec![usize::MAX; fabric.shape.num_experts()], slots: Vec::new() };
+        for &(_, expert) in changed {
+            if holders.index[expert as usize] == usize::MAX {
+                holders.index[expert as usize] = holders.slots.len();
+                holders.slots.push(Vec::new());
+            }
+        }
+        for (slot, expert) in held_slots(from) {
+            let is_readable = buffering != Buffering::Drain || to[slot] == expert || to[slot] == NO_EXPERT;
+            let index = holders.index[expert as usize];
+            if index != usize::MAX && is_readable && fabric.is_active(fabric.shape.rank_of(slot)) {
+                holders.slots[index].push(slot);
+            }
+        }
+        holders
+    }
+
+    fn of(&self, expert: u32) -> &[usize] {
+        &self.slots[self.index[expert as usize]]
+    }
+}
