@@ -1,4 +1,5 @@
-"""Tests the page of `eplb report --html` in headless chromium, as check_report.sh describes: check_report.py PROGRAM FOLDER."""
+"""Tests the pages of `eplb report --html` and `eplb replay --html` in headless chromium, as check_report.sh describes:
+check_report.py PROGRAM FOLDER."""
 
 import html.parser
 import json
@@ -153,7 +154,47 @@ def check_figures(page, report):
         assert row[6] == ", ".join(map(str, of["ranks"]))
 
 
+def check_replay():
+    """The page of a replay: its figures are the JSON's, and it shows where the second recording begins."""
+    page_file = FOLDER / "replay.html"
+    arguments = ["replay", "--expert_statistic_path", "data/dumps/dsv2lite-translation", "--expert_statistic_path",
+                 "data/dumps/dsv2lite-law", "--ep_size", 8, "--num_slots", 72, "--max_moves", 2, "--bytes_per_slot", "1MiB"]
+    replay = json.loads(eplb(*arguments, "--json", "--html", page_file))
+    names = ["never", "trtllm", "search", "live", "oracle"]
+    keys = """<script>for (const key of ["Home", "ArrowRight"])
+        document.querySelector("#balance .plot").dispatchEvent(new KeyboardEvent("keydown", { key }));</script>"""
+    driven = FOLDER / "driven-replay.html"
+    driven.write_text(page_file.read_text().replace("</body>", keys + "</body>"))
+    document, logged, requested = browse(driven, "#numbers", ["--dump-dom"])
+    assert not logged and not requested, f"{logged} {requested}"
+    page = Page(document)
+    assert len(page.ids) == len(set(page.ids)), "an id appears twice"
+    assert set(page.tables) == {"balance", "moves", "strategies"}, list(page.tables)
+    rows = page.tables["balance"]
+    assert rows[0] == ["iteration", *names] and rows[-1] == ["mean", *(ratio(replay[name]["balancedness"]) for name in names)]
+    for place, (iteration, row) in enumerate(zip(replay["iterations"], rows[1:-1], strict=True)):
+        assert row[0] == str(iteration)
+        for name, cell in zip(names, row[1:], strict=True):
+            assert_rounded(cell, ratio(replay[name]["iterations"][place]), f"{name}, iteration {iteration}")
+    for plan, row in zip(replay["live"]["plans"], page.tables["moves"][1:], strict=True):
+        assert row[:4] == [str(plan["iteration"]), count(plan["num_moves"]), str(plan["max_layer_moves"]), str(plan["num_layers"])]
+        assert row[6] == plan["message"]
+    for name, row in zip(names, page.tables["strategies"][1:], strict=True):
+        of = replay[name]
+        assert row[:3] == [name, ratio(of["balancedness"]), ratio(of["best_split_balancedness"])], row
+        assert_rounded(row[3], f"{of['moves_per_layer']:.1f}", name)
+    second = f"iteration {replay['iterations'][1]}: never {ratio(replay['never']['iterations'][1])}, "
+    assert page.readouts["balance"][0].startswith(second), page.readouts["balance"]
+    assert document.count(">dsv2lite-law</text>") == 1 and ">dsv2lite-translation</text>" not in document
+    for theme, scheme in [("light", 1), ("dark", 0)]:
+        shot = FOLDER / f"replay-{theme}.png"
+        _, logged, requested = browse(page_file, "", [f"--blink-settings=preferredColorScheme={scheme}", "--window-size=1280,1700", f"--screenshot={shot}"])
+        assert not logged and not requested and shot.stat().st_size > 50_000, f"{logged} {requested}"
+    print(f"the page of a replay has {page_file.stat().st_size:,} bytes; its figures are the JSON's")
+
+
 def main():
+    check_replay()
     dump, config, page_file = full_size_dump(), FOLDER / "config.yaml", FOLDER / "report.html"
     eplb("generate", "--quiet", "--policy", "deepseek-global", "--expert_statistic_path", dump, "--output_path", config,
          "--ep_size", 72, "--num_slots", 288)

@@ -1,6 +1,6 @@
 #!/bin/sh
-# Tests the page of `eplb report --html` in a real browser. Its figures must equal the JSON's. It must log nothing and request
-# nothing. Leaves screenshots in build/check_report.
+# Tests the pages of `eplb report --html` and `eplb replay --html` in a real browser. Their figures must equal the JSON's. They
+# must log nothing and request nothing. Leaves screenshots in build/check_report.
 set -eu
 cd "$(dirname "$0")/.."
 scripts/need.sh chromium:chromium

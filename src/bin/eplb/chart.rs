@@ -4,9 +4,9 @@ use eplb::report::{AverageBalance, Balance, LoadReport, SweepPoint, Views};
 use eplb::{Error, Result};
 use plotters::prelude::*;
 
-const SIZE: (u32, u32) = (1280, 720);
-const BEFORE: RGBColor = RGBColor(0xd9, 0x77, 0x57);
-const AFTER: RGBColor = RGBColor(0x1f, 0x6f, 0xb2);
+pub(crate) const SIZE: (u32, u32) = (1280, 720);
+pub(crate) const BEFORE: RGBColor = RGBColor(0xd9, 0x77, 0x57);
+pub(crate) const AFTER: RGBColor = RGBColor(0x1f, 0x6f, 0xb2);
 /// Colours of curves, also distinguishable with red-green blindness.
 const CURVES: [RGBColor; 6] = [
     AFTER,
@@ -16,8 +16,8 @@ const CURVES: [RGBColor; 6] = [
     RGBColor(0xb0, 0x89, 0x1e),
     RGBColor(0x55, 0x5c, 0x66),
 ];
-const INK: RGBColor = RGBColor(0x22, 0x26, 0x2b);
-const FAINT: RGBColor = RGBColor(0xe3, 0xe6, 0xea);
+pub(crate) const INK: RGBColor = RGBColor(0x22, 0x26, 0x2b);
+pub(crate) const FAINT: RGBColor = RGBColor(0xe3, 0xe6, 0xea);
 
 /// Draws the imbalance ratio of each layer's ranks without and, if there is a placement, with it.
 pub fn layers(report: &LoadReport) -> Result<String> {
@@ -29,7 +29,7 @@ pub fn layers(report: &LoadReport) -> Result<String> {
 /// Selects a view.
 type View = fn(&Views) -> Option<Balance>;
 
-type DrawResult = std::result::Result<(), Box<dyn std::error::Error>>;
+pub(crate) type DrawResult = std::result::Result<(), Box<dyn std::error::Error>>;
 
 fn draw_layers(report: &LoadReport, svg: &mut String) -> DrawResult {
     let averages = report.averages(|layer| layer.ranks);

@@ -11,6 +11,10 @@ mod merge;
 mod output;
 mod page;
 mod plan_args;
+mod replay;
+mod replay_args;
+mod replay_chart;
+mod replay_text;
 mod report;
 mod sweep;
 
@@ -56,6 +60,7 @@ enum Command {
     Report(report::Args),
     Compare(compare::Args),
     Sweep(sweep::Args),
+    Replay(replay::Args),
     Convert(convert::Args),
     Merge(merge::Args),
     /// Write the manual pages, for `make install`
@@ -75,6 +80,7 @@ fn main() -> ExitCode {
         Command::Report(args) => report::run(&args),
         Command::Compare(args) => compare::run(&args),
         Command::Sweep(args) => sweep::run(&args),
+        Command::Replay(args) => replay::run(&args),
         Command::Convert(args) => convert::run(&args),
         Command::Merge(args) => merge::run(&args),
         Command::Man { directory } => write_manual(&directory),

@@ -1,16 +1,28 @@
-//! The load report as one self-contained HTML page.
+//! The load report and the replay, each as one self-contained HTML page.
 
 use eplb::Result;
 use eplb::report::Document;
+use serde_json::Value;
 
 const TEMPLATE: &str = include_str!("page/page.html");
 
-/// Formats the page. It embeds the JSON of [`Document::to_json`] with `per_expert`, from which its script draws all figures.
-///
-/// The page loads nothing: its content security policy forbids it.
+/// Formats the page of a report. It embeds the JSON of [`Document::to_json`] with `per_expert`, from which its script draws all
+/// figures.
 pub fn html(document: &Document<'_>) -> Result<String> {
+    let footer = include_str!("page/report_footer.html");
+    Ok(fill("load report", &document.to_json(true)?, include_str!("page/page.js"), footer))
+}
+
+/// Formats the page of a replay, from the JSON of `eplb replay --json`.
+pub fn replay(document: &Value) -> Result<String> {
+    let footer = include_str!("page/replay_footer.html");
+    Ok(fill("replay", &document.to_string(), include_str!("page/replay.js"), footer))
+}
+
+/// Fills in the template. The page loads nothing: its content security policy forbids it.
+fn fill(name: &str, data: &str, script: &str, footer: &str) -> String {
     // Escaped, so that no "</script>" in the data ends its element.
-    let data = document.to_json(true)?.replace('<', "\\u003c");
+    let data = data.replace('<', "\\u003c");
     let mut html = String::with_capacity(TEMPLATE.len() + data.len() + (64 << 10));
     // Split once, so that placeholders in inserted text are not replaced.
     for piece in TEMPLATE.split("@@") {
@@ -18,11 +30,13 @@ pub fn html(document: &Document<'_>) -> Result<String> {
             "style" => include_str!("page/page.css"),
             "data" => &data,
             "marks" => include_str!("page/marks.js"),
-            "script" => include_str!("page/page.js"),
+            "script" => script,
+            "footer" => footer,
+            "name" => name,
             text => text,
         });
     }
-    Ok(html)
+    html
 }
 
 #[cfg(test)]
@@ -32,7 +46,6 @@ mod tests {
     use eplb::placement::{Placement, Shape};
     use eplb::report::{LoadReport, Recording};
     use eplb::stats::{Counts, Dump, IdKind, IterationRange, LoadOptions, RankDump, Rows};
-    use serde_json::Value;
 
     use super::*;
 

@@ -4,6 +4,7 @@ const NS = "http://www.w3.org/2000/svg";
 const count = n => n.toLocaleString("en-US", { maximumFractionDigits: n < 100 ? 1 : 0 });
 const percent = r => r == null ? "–" : fixed(100 * r, Math.abs(r) < .01 ? 2 : Math.abs(r) < 1 ? 1 : 0) + " %";
 const fixed = (n, digits) => n.toLocaleString("en-US", { minimumFractionDigits: digits, maximumFractionDigits: digits });
+const axisPercent = v => (100 * v).toLocaleString("en-US", { maximumSignificantDigits: 3 }) + " %";
 const ratio = r => r == null ? "–" : r.toFixed(4);
 const times = r => r.toFixed(r < 10 ? 2 : 1) + " ×";
 const css = name => getComputedStyle(document.documentElement).getPropertyValue(name).trim();
@@ -89,23 +90,29 @@ function steps(top, wanted) {
   return Array.from({ length: Math.floor(top / step + 1e-9) + 1 }, (_, i) => i * step);
 }
 
-/// Draws `series` over `names`: `kind` is "dots", with a line between the series' values, or "lines".
-/// A series is { name, color, values, faint }.
-function chart({ label, names, series, kind, height = 270, axis, noun }) {
+/// Draws `series` over `names`: `kind` is "dots", with a line between the series' values, "lines" or "bars".
+/// A series is { name, color, values, faint }. The axis begins at `low`, and `format` writes its values. `marks` are vertical lines
+/// with a name before the values at an index.
+function chart({ label, names, series, kind, height = 270, axis, noun, low = 0, marks = [], format = percent, tick = axisPercent }) {
   const plot = make("div", { class: "plot", tabindex: 0, role: "group", "aria-label": label + " Arrow keys move over the values." });
   const left = 60, right = 10, top = 12, bottom = 40;
   const known = series.flatMap(s => s.values).filter(v => v != null);
-  const most = (known.length ? Math.max(1e-5, ...known) : 1) * 1.04;
+  const most = low + (known.length ? Math.max(1e-5, Math.max(...known) - low) : 1) * 1.04;
   let x, cursor;
   const draw = () => {
     const w = Math.max(320, plot.clientWidth || 1000);
     const step = (w - left - right) / names.length;
     x = i => left + (i + .5) * step;
-    const y = v => top + (height - top - bottom) * (1 - v / most);
+    const y = v => top + (height - top - bottom) * (1 - (v - low) / (most - low));
     const svg = make("svg:svg", { viewBox: `0 0 ${w} ${height}`, width: w, height, "aria-hidden": "true" });
-    for (const v of steps(most, 5)) {
+    for (const v of steps(most - low, 5).map(v => low + v)) {
       svg.append(make("svg:line", { x1: left, x2: w - right, y1: y(v), y2: y(v), stroke: "var(--grid)" }),
-        make("svg:text", { x: left - 9, y: y(v) + 4, "text-anchor": "end" }, (100 * v).toLocaleString("en-US", { maximumSignificantDigits: 3 }) + " %"));
+        make("svg:text", { x: left - 9, y: y(v) + 4, "text-anchor": "end" }, tick(v)));
+    }
+    for (const { at, name } of marks) {
+      const px = x(at) - step / 2;
+      svg.append(make("svg:line", { x1: px, x2: px, y1: top, y2: height - bottom, stroke: "var(--soft)", "stroke-dasharray": "5 4" }),
+        make("svg:text", { x: px + 5, y: top + 11 }, name));
     }
     const every = Math.ceil(names.length / (w / 34));
     names.forEach((name, i) => {
@@ -124,6 +131,11 @@ function chart({ label, names, series, kind, height = 270, axis, noun }) {
       series.forEach((s, k) => s.values.forEach((v, i) => {
         if (v != null) svg.append(make("svg:circle", { cx: x(i), cy: y(v), r: k < 2 ? radius : radius * .6, fill: s.color }));
       }));
+    } else if (kind === "bars") {
+      const width = Math.max(1, step * .7 / series.length);
+      series.forEach((s, k) => s.values.forEach((v, i) => {
+        if (v) svg.append(make("svg:rect", { x: x(i) - step * .35 + k * width, y: y(v), width, height: y(low) - y(v), fill: s.color }));
+      }));
     } else {
       for (const s of series) {
         const path = s.values.map((v, i) => v == null ? "" : (i && s.values[i - 1] != null ? "L" : "M") + x(i).toFixed(1) + " " + y(v).toFixed(1)).join("");
@@ -138,7 +150,7 @@ function chart({ label, names, series, kind, height = 270, axis, noun }) {
     const step = x(1) - x(0), i = Math.floor((px - left) / step);
     return i >= 0 && i < names.length ? [i, 0] : null;
   };
-  const describe = i => `${noun} ${names[i]}: ` + series.map(s => `${s.name} ${percent(s.values[i])}`).join(", ");
+  const describe = i => `${noun} ${names[i]}: ` + series.map(s => `${s.name} ${format(s.values[i])}`).join(", ");
   const mark = at => {
     if (!at) return cursor.setAttribute("visibility", "hidden");
     cursor.setAttribute("x1", x(at[0])); cursor.setAttribute("x2", x(at[0])); cursor.setAttribute("visibility", "visible");
@@ -202,4 +214,27 @@ function heatmap({ label, names, values, colors, describe, axis, rowHeight }) {
     return c >= 0 && c < columns && r >= 0 && r < names.length ? [c, r] : null;
   };
   return [plot, explore(plot, columns, names.length, locate, describe, to => { at = to; draw(); })];
+}
+
+/// Adds a tile with a figure and a note.
+function tile(name, value, note) {
+  document.getElementById("tiles").append(make("div", {}, make("dt", {}, name), make("dd", {}, value, note ? make("small", {}, note) : null)));
+}
+
+/// Sets up the button that switches between the light and the dark theme, and draws.
+function themes() {
+  const root = document.documentElement, button = document.getElementById("theme"), system = matchMedia("(prefers-color-scheme: dark)");
+  let chosen = null;
+  const apply = theme => {
+    root.dataset.theme = theme;
+    button.textContent = theme === "dark" ? "Light" : "Dark";
+    button.setAttribute("aria-label", `Switch to the ${theme === "dark" ? "light" : "dark"} theme`);
+    redraw();
+  };
+  const current = () => chosen || (system.matches ? "dark" : "light");
+  button.addEventListener("click", () => { chosen = current() === "dark" ? "light" : "dark"; apply(chosen); });
+  system.addEventListener("change", () => apply(current()));
+  addEventListener("beforeprint", () => apply("light"));
+  addEventListener("afterprint", () => apply(current()));
+  apply(current());
 }

@@ -47,10 +47,6 @@ function about() {
   return text;
 }
 
-function tile(name, value, note) {
-  document.getElementById("tiles").append(make("div", {}, make("dt", {}, name), make("dd", {}, value, note ? make("small", {}, note) : null)));
-}
-
 function tiles() {
   const change = (from, to) => [from, make("span", { class: "to", "aria-label": " to " }, "→"), to];
   const each = of => views.length > 1 ? change(of(views[0]), of(views[1])) : [of(views[0])];
@@ -179,23 +175,6 @@ function againstFigure() {
       series: series.map(s => ({ ...s, values: numbers.map(layer => of[layer][s.key]) })) }),
     table([make("th", { scope: "col", class: "text" }, "Part of the difference"), "imbalance", ""], parts.map(([name, value, cause]) => [make("th", { scope: "row", class: "text" }, name), signed(value), make("td", { class: "text" }, cause)]), { wide: true })],
   () => table(head, [...numbers.map(layer => row(layer, of[layer])), row("average", average)], { last: true, caption: "Predicted and measured imbalance" }));
-}
-
-function themes() {
-  const root = document.documentElement, button = document.getElementById("theme"), system = matchMedia("(prefers-color-scheme: dark)");
-  let chosen = null;
-  const apply = theme => {
-    root.dataset.theme = theme;
-    button.textContent = theme === "dark" ? "Light" : "Dark";
-    button.setAttribute("aria-label", `Switch to the ${theme === "dark" ? "light" : "dark"} theme`);
-    redraw();
-  };
-  const current = () => chosen || (system.matches ? "dark" : "light");
-  button.addEventListener("click", () => { chosen = current() === "dark" ? "light" : "dark"; apply(chosen); });
-  system.addEventListener("change", () => apply(current()));
-  addEventListener("beforeprint", () => apply("light"));
-  addEventListener("afterprint", () => apply(current()));
-  apply(current());
 }
 
 document.getElementById("summary").replaceChildren(...summary());
