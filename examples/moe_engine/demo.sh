@@ -1,5 +1,5 @@
 #!/bin/sh
-# The three steps with a real model on 8 ranks, threads of one process: demo.sh ENGINE_FOLDER EPLB MODEL OUTPUT_FOLDER
+# The three steps with a real model on 8 ranks, threads of one process, and then live rebalancing: demo.sh ENGINE_FOLDER EPLB MODEL OUTPUT_FOLDER
 #
 # The configuration is generated from the first half of GSM8K's test questions. The gain is measured on the other half.
 set -eu
@@ -35,3 +35,23 @@ show "$engine" --model "$model" --ep_size 8 --questions 660-1319 --report "$out/
 
 heading "Before and after"
 "$before_after" "$out/before.json" "$out/after.json" "$out/held_out" "$out/moe_load_balancer.yaml"
+
+# Round robin splits evenly, so what is even is the placement's work. The other text is eplb's own.
+here=$(dirname "$0")/../..
+live="--model $model --ep_size 8 --num_slots 320 --route round-robin --questions 660-1319 --batch 1 --iterations 48"
+texts=$here/LICENSE,$here/docs/routing.md,$here/docs/glossary.md,$here/docs/exchange.md@24
+
+heading "Without a configuration file: questions, then other text from iteration 24 on; the experts stay where they are"
+# shellcheck disable=SC2086
+show "$engine" $live --texts "$texts" --report "$out/never.json" --outputs "$out/outputs-never"
+
+heading "Live: the same, and every 4 iterations a plan moves experts while the engine answers"
+# shellcheck disable=SC2086
+show "$engine" $live --texts "$texts" --rebalance 4 --report "$out/live.json" --outputs "$out/outputs-live"
+
+heading "Over time"
+"$1/over_time" "$out/never.json" "$out/live.json" 4 24
+for rank in 0 1 2 3 4 5 6 7; do
+    cmp "$out/outputs-never/rank$rank.safetensors" "$out/outputs-live/rank$rank.safetensors"
+done
+echo "every answer is the same, bit for bit"

@@ -73,6 +73,7 @@ template <class T> class mirrored {
 
     T *host() const { return host_; }
     T *on_device() const { return on_device_; }
+    size_t size() const { return bytes_ / sizeof(T); }
 
     /// In the order of the device's stream.
     void upload() const { device_.copy(on_device_, host_, bytes_, false); }

@@ -1,4 +1,4 @@
-// All calls of eplb that the engine makes are in this file.
+// All calls of eplb that the engine makes are in this file, but for those of live rebalancing: rebalance.cpp.
 #include "engine.h"
 
 #include <eplb_tools.hpp>
@@ -41,7 +41,7 @@ size_t num_ids_of(const engine_options &options, size_t num_slots, const model_c
 
 engine::engine(const model &model, transport &transport, const engine_options &options)
     : model_(model), transport_(transport), moe_layers_(moe_layers_of(model.config())),
-      placement_(load_placement(options.moe_load_balancer)), num_slots_(placement_.info().num_slots),
+      placement_(load_placement(options)), num_slots_(placement_.info().num_slots),
       device_(options.device, transport.rank()), recorder_(create_recorder(options)),
       dispatch_(create_dispatch(options)), max_tokens_(static_cast<uint32_t>(options.max_tokens)),
       expert_ids_(device_, max_tokens_ * model.config().num_experts_per_tok), num_valid_(device_, 1),
@@ -56,21 +56,39 @@ engine::engine(const model &model, transport &transport, const engine_options &o
         const auto experts = placement_.rank_experts(layer, static_cast<uint32_t>(transport.rank()));
         experts_.emplace_back(model, static_cast<size_t>(layer), experts.data(), experts.size());
     }
+    if (options.rebalance.every > 0) {
+        const rebalance::engine_parts parts = {model_,
+                                               transport_,
+                                               device_,
+                                               recorder_,
+                                               dispatch_,
+                                               placement_,
+                                               moe_layers_,
+                                               experts_,
+                                               [this](size_t layer) {
+                                                   if (device_.other() != nullptr) {
+                                                       copy_tables(layer);
+                                                   }
+                                               }};
+        rebalance_ = std::make_unique<rebalance>(options.rebalance, parts, options.ranks_per_node);
+    }
 }
 
 /// Step 3: the expert of each slot.
-eplb::placement engine::load_placement(const std::string &path) const {
+eplb::placement engine::load_placement(const engine_options &options) const {
     const auto num_experts = static_cast<uint32_t>(model_.config().n_routed_experts);
     const auto num_ranks = static_cast<uint32_t>(transport_.num_ranks());
-    if (path.empty()) {
+    if (options.moe_load_balancer.empty()) { // The experts in order, and again from the first in spare slots.
+        const uint32_t num_slots = options.num_slots == 0 ? num_experts : options.num_slots;
         std::vector<int32_t> slot_experts;
         for (size_t layer = 0; layer < moe_layers_.size(); layer++) {
-            for (uint32_t expert = 0; expert < num_experts; expert++) {
-                slot_experts.push_back(static_cast<int32_t>(expert));
+            for (uint32_t slot = 0; slot < num_slots; slot++) {
+                slot_experts.push_back(static_cast<int32_t>(slot % num_experts));
             }
         }
         eplb::placement_config config;
         config.num_experts = num_experts;
+        config.num_slots = num_slots;
         config.num_ranks = num_ranks;
         return eplb::placement::create(config, moe_layers_, slot_experts);
     }
@@ -78,7 +96,7 @@ eplb::placement engine::load_placement(const std::string &path) const {
     expected.num_experts = num_experts;
     expected.num_ranks = num_ranks;
     expected.layer_ids = moe_layers_;
-    return eplb::placement::load(path, expected);
+    return eplb::placement::load(options.moe_load_balancer, expected);
 }
 
 /// Ranks with different placements would send tokens to ranks without their experts.
@@ -101,6 +119,7 @@ eplb::recorder engine::create_recorder(const engine_options &options) const {
     config.experts_per_token = static_cast<uint32_t>(model_.config().num_experts_per_tok);
     config.layer_ids = moe_layers_;
     config.device = device_.ordinal();
+    config.rolling_iterations = static_cast<uint64_t>(options.rebalance.every); // 0: no snapshots
     config.from_env();
     return eplb::recorder::create(config);
 }
@@ -115,6 +134,7 @@ eplb::dispatch engine::create_dispatch(const engine_options &options) const {
     config.device = device_.ordinal();
     config.rule = options.rule;
     config.offset_by_rank = true;
+    config.live = options.rebalance.every > 0;
     for (int rank = 0; options.ranks_per_node > 0 && rank < transport_.num_ranks(); rank++) {
         config.rank_to_node.push_back(rank / options.ranks_per_node);
     }
@@ -129,12 +149,32 @@ step_result engine::step(int64_t iteration, const batch &sequences) {
         throw std::invalid_argument("a batch of " + std::to_string(num_tokens) + " tokens, " +
                                     std::to_string(max_tokens_) + " at most expected");
     }
+    step_result result;
+    const auto start = std::chrono::steady_clock::now();
+    if (rebalance_) {
+        const rebalance_totals before = rebalance_->totals();
+        rebalance_->before_step(iteration);
+        result.has_commit = rebalance_->totals().commits > before.commits;
+        result.moves = rebalance_->totals().moves - before.moves;
+    }
     {
         const timer timer(eplb_seconds_);
         recorder_.begin_iteration(iteration, device_.stream());
     }
+    forward(sequences, result);
+    if (device_.other() != nullptr) {
+        add_counters();
+    }
+    if (rebalance_) {
+        rebalance_->after_step(iteration, num_tokens);
+    }
+    result.seconds = std::chrono::duration<double>(std::chrono::steady_clock::now() - start).count();
+    return result;
+}
+
+void engine::forward(const batch &sequences, step_result &result) {
+    const size_t num_tokens = sequences.num_tokens();
     const model_config &config = model_.config();
-    step_result result;
     std::vector<float> x(num_tokens * config.hidden_size), h(x.size());
     std::vector<float> weights(num_tokens * config.num_experts_per_tok);
     model_.embed(sequences, x.data());
@@ -157,10 +197,6 @@ step_result engine::step(int64_t iteration, const batch &sequences) {
     }
     result.logits.resize(num_tokens * config.vocab_size);
     model_.logits(x.data(), num_tokens, result.logits.data());
-    if (device_.other() != nullptr) {
-        add_counters();
-    }
-    return result;
 }
 
 /// Returns the slots for a layer's expert ids. The recorder counts in the same pass. On a GPU this is one
@@ -188,21 +224,17 @@ const int32_t *engine::route(int32_t layer, const std::vector<int32_t> &expert_i
 //
 // Recorder and dispatch are on the host. The device counts with its own kernels.
 
-/// Copies the tables for the device's own kernel of round robin: they never change. Clears the counters:
-/// eplb's last values of cumulative counters are 0 at first.
+/// Copies the tables for the device's own kernel of round robin. Clears the counters: eplb's last values of
+/// cumulative counters are 0 at first.
 void engine::prepare_other_device() {
-    const auto copy = [this](const int32_t *from, size_t size) -> const int32_t * {
+    for (size_t layer = 0; layer < moe_layers_.size(); layer++) {
+        const eplb_dispatch_tables tables = dispatch_.tables(moe_layers_[layer]);
+        const size_t size = 2 * size_t(tables.num_experts) + tables.num_slots;
         tables_memory_.push_back(std::make_unique<mirrored<int32_t>>(device_, size));
-        const mirrored<int32_t> &memory = *tables_memory_.back();
-        std::copy(from, from + size, memory.host());
-        memory.upload();
-        return memory.on_device();
-    };
-    for (const int32_t layer : moe_layers_) {
-        const eplb_dispatch_tables tables = dispatch_.tables(layer);
-        tables_.push_back({copy(tables.replica_count, tables.num_experts),
-                           copy(tables.replica_start, tables.num_experts),
-                           copy(tables.slot_ids, tables.num_slots), tables.num_experts, tables.num_slots});
+        const int32_t *memory = tables_memory_.back()->on_device();
+        tables_.push_back({memory, memory + tables.num_experts, memory + 2 * tables.num_experts,
+                           tables.num_experts, tables.num_slots});
+        copy_tables(layer);
     }
     num_counters_ = num_ids_of(options_, num_slots_, model_.config());
     if ((options_.added_counts & EPLB_ADDED_COUNTS_BY_LOCAL_SLOT) != 0) {
@@ -211,6 +243,17 @@ void engine::prepare_other_device() {
     counters_ = std::make_unique<mirrored<int32_t>>(device_, moe_layers_.size() * num_counters_);
     std::fill_n(counters_->host(), moe_layers_.size() * num_counters_, 0);
     counters_->upload();
+    device_.synchronize();
+}
+
+/// When a layer's table is new or has changed.
+void engine::copy_tables(size_t layer) {
+    const eplb_dispatch_tables tables = dispatch_.tables(moe_layers_[layer]);
+    const mirrored<int32_t> &memory = *tables_memory_[layer];
+    int32_t *to = std::copy_n(tables.replica_count, tables.num_experts, memory.host());
+    to = std::copy_n(tables.replica_start, tables.num_experts, to);
+    std::copy_n(tables.slot_ids, tables.num_slots, to);
+    memory.upload();
     device_.synchronize();
 }
 
@@ -276,6 +319,9 @@ std::string engine::metrics() const {
     metrics.add(recorder_, rank);
     metrics.add(placement_, rank);
     metrics.add(dispatch_, rank);
+    if (rebalance_) {
+        eplb::add(metrics, rebalance_->rebalancer(), rank);
+    }
     return metrics.text();
 }
 

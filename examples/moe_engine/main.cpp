@@ -56,7 +56,8 @@ class requests {
         : sequences_(read_questions(options.model + "/gsm8k-test.jsonl", max_tokens)),
           first_(options.first_question),
           last_(options.last_question == 0 ? sequences_.size() : options.last_question),
-          batch_(options.batch), num_ranks_(static_cast<size_t>(num_ranks)) {
+          batch_(options.batch), num_ranks_(static_cast<size_t>(num_ranks)),
+          num_questions_(sequences_.size()), shift_(options.shift) {
         if (last_ > sequences_.size() || first_ >= last_) {
             throw std::invalid_argument("--questions " + std::to_string(first_) + "-" +
                                         std::to_string(last_) + ": there are " +
@@ -65,13 +66,28 @@ class requests {
         const size_t of_iteration = batch_ * num_ranks_, count = last_ - first_;
         iterations_ = options.iterations.value_or(int64_t((count + of_iteration - 1) / of_iteration));
         repeats_ = options.iterations.has_value();
+        for (const std::string &text : options.texts) {
+            for (std::vector<int32_t> &sequence : read_text(text, max_tokens)) {
+                sequences_.push_back(std::move(sequence));
+            }
+        }
+        if (!options.texts.empty() && sequences_.size() == num_questions_) {
+            throw std::invalid_argument("--texts: the files are empty");
+        }
     }
 
     int64_t iterations() const { return iterations_; }
 
-    /// The numbers of a rank's questions in an iteration.
+    /// The numbers of a rank's questions in an iteration. Pieces of other texts follow all questions.
     std::vector<size_t> of(int64_t iteration, int rank) const {
         std::vector<size_t> numbers;
+        if (sequences_.size() > num_questions_ && iteration >= shift_) {
+            for (size_t i = 0; i < batch_; i++) {
+                const size_t place = (size_t(iteration - shift_) * batch_ + i) * num_ranks_ + size_t(rank);
+                numbers.push_back(num_questions_ + place % (sequences_.size() - num_questions_));
+            }
+            return numbers;
+        }
         for (size_t i = 0; i < batch_; i++) {
             const size_t place = (size_t(iteration) * batch_ + i) * num_ranks_ + size_t(rank);
             if (repeats_ || place < last_ - first_) {
@@ -85,8 +101,8 @@ class requests {
 
   private:
     std::vector<std::vector<int32_t>> sequences_;
-    size_t first_, last_, batch_, num_ranks_;
-    int64_t iterations_;
+    size_t first_, last_, batch_, num_ranks_, num_questions_;
+    int64_t shift_, iterations_;
     bool repeats_;
 };
 
@@ -142,7 +158,10 @@ void run_rank(const options &options, const model &model, transport &transport) 
     progress progress(requests.iterations(), transport.num_ranks());
     const auto start = clock_type::now();
     for (int64_t iteration = 0; iteration < requests.iterations(); iteration++) {
-        const std::vector<size_t> questions = requests.of(iteration, transport.rank());
+        std::vector<size_t> questions = requests.of(iteration, transport.rank());
+        if (engine.is_dead()) {
+            questions.clear();
+        }
         batch sequences;
         for (const size_t question : questions) {
             sequences.add(requests.sequence(question));
@@ -157,6 +176,12 @@ void run_rank(const options &options, const model &model, transport &transport) 
         }
     }
     report.add_times(seconds_since(start), engine.eplb_seconds());
+    if (engine.rebalancing() != nullptr) {
+        report.add_rebalancing(engine.rebalancing()->totals(), engine.rebalancing()->bytes_received());
+        if (!options.save_moe_load_balancer.empty() && transport.rank() == 0) {
+            engine.rebalancing()->placement().save(options.save_moe_load_balancer);
+        }
+    }
     const std::string lost_dump = engine.finish();
     if (!options.metrics.empty()) {
         write_metrics(options.metrics, transport.rank(), engine.metrics());
@@ -168,6 +193,7 @@ void run_rank(const options &options, const model &model, transport &transport) 
     if (transport.rank() == 0) {
         std::printf("%lld tokens, perplexity %.4f\n", static_cast<long long>(report.num_tokens()),
                     report.perplexity());
+        report.print_rebalancing();
         if (!options.report.empty()) {
             report.save(options.report, engine.num_slots());
         }
@@ -216,6 +242,6 @@ int main(int argc, char **argv) {
         return 0;
     } catch (const std::exception &e) {
         std::fprintf(stderr, "error: %s\n", e.what());
-        return 1;
+        return exit_code(e);
     }
 }

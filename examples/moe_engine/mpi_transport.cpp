@@ -4,6 +4,8 @@
 
 #include <mpi.h>
 
+#include "rebalance.h"
+
 namespace {
 
 class mpi_transport : public transport {
@@ -15,6 +17,15 @@ class mpi_transport : public transport {
 
     int rank() const override { return rank_; }
     int num_ranks() const override { return num_ranks_; }
+
+    std::vector<char> send_receive(const std::vector<char> &send, int to, int from,
+                                   size_t receive_bytes) override {
+        std::vector<char> received(from >= 0 ? receive_bytes : 0);
+        MPI_Sendrecv(send.data(), static_cast<int>(send.size()), MPI_BYTE, to >= 0 ? to : MPI_PROC_NULL, 0,
+                     received.data(), static_cast<int>(received.size()), MPI_BYTE,
+                     from >= 0 ? from : MPI_PROC_NULL, 0, MPI_COMM_WORLD, MPI_STATUS_IGNORE);
+        return received;
+    }
 
   private:
     void exchange(const void *send, const std::vector<int> &send_bytes, void *receive,
@@ -45,7 +56,7 @@ void run_on_mpi(const std::function<void(transport &)> &rank_main) {
         rank_main(transport);
     } catch (const std::exception &e) {
         std::fprintf(stderr, "rank %d: error: %s\n", transport.rank(), e.what());
-        MPI_Abort(MPI_COMM_WORLD, 1);
+        MPI_Abort(MPI_COMM_WORLD, exit_code(e));
     }
     MPI_Finalize();
 }

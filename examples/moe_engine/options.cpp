@@ -4,6 +4,7 @@
 #include <cstdlib>
 #include <functional>
 #include <map>
+#include <sstream>
 #include <stdexcept>
 
 namespace {
@@ -21,6 +22,8 @@ The three steps of expert parallelism load balancing:
   --ep_size N               ranks of the expert-parallel group [1; with mpi, the processes]
   --transport NAME          threads of one process, or mpi: mpirun -n 8 moe_engine --transport mpi [threads]
   --moe_load_balancer FILE  the configuration file: the expert of each slot [the experts in order]
+  --num_slots N             slots of all ranks without a configuration file; spare slots repeat the first
+                            experts [one an expert]
   --route RULE              which replica serves a token: round-robin, token-hash, nearest or least-loaded
                             [least-loaded]
   --ranks_per_node N        ranks that share a node, for nearest [all]
@@ -31,7 +34,23 @@ The three steps of expert parallelism load balancing:
   --questions FIRST-LAST    questions to read, FIRST included, LAST excluded [all]
   --batch N                 questions of a rank in an iteration [4]
   --iterations N            iterations; after the last question the first comes again [each question once]
+  --texts FILE,...@ITER     reads these files instead of the questions from an iteration on, again and again
   --count WHAT              ids that EXPERT_STATISTIC_ITER_RANGE counts: experts or slots [experts]
+Live rebalancing, with or without a configuration file:
+
+  --rebalance N             every N iterations: counts, plans, and moves experts while the engine answers [never]
+  --max_moves N             slots of a layer that receive an expert by a plan, at most [any]
+  --window N                snapshots of N iterations that a plan is made from [8]
+  --move_price TOKENS       what a move must take off the hottest rank until the next plan [0]
+  --buffering HOW           where experts arrive: staged, in-place, or drain [staged]
+  --save_moe_load_balancer FILE
+                            writes the placement in force at the end, for --moe_load_balancer
+  --kill_rank R@ITER        rank R dies before an iteration: the others go on, or the program ends with exit code 3
+                            where an expert has no other replica
+  --spoil_transfer N        flips a bit of the expert that each rank sends after N others, to see that it is noticed
+
+Results:
+
   --report FILE             tokens that the ranks served, and the perplexity, as JSON
   --outputs DIR             each rank's logits and chosen experts of each question, as DIR/rank<R>.safetensors
   --metrics DIR             the metrics of each rank at the end, for Prometheus, as DIR/rank<R>.prom; - prints those
@@ -85,10 +104,50 @@ void parse_range(const std::string &flag, const std::string &text, options &opti
     }
 }
 
+/// FILE,...@ITER
+void parse_texts(const std::string &flag, const std::string &text, options &options) {
+    const size_t at = text.rfind('@');
+    if (at == std::string::npos) {
+        throw std::invalid_argument(flag + " " + text + ": FILE,...@ITER expected, such as LICENSE@20");
+    }
+    options.shift = static_cast<int64_t>(number(flag, text.substr(at + 1)));
+    std::istringstream files(text.substr(0, at));
+    for (std::string file; std::getline(files, file, ',');) {
+        options.texts.push_back(file);
+    }
+}
+
+/// R@ITER
+void parse_kill(const std::string &flag, const std::string &text, rebalance_options &options) {
+    const size_t at = text.find('@');
+    if (at == std::string::npos) {
+        throw std::invalid_argument(flag + " " + text + ": R@ITER expected, such as 3@20");
+    }
+    options.kill_rank = static_cast<int>(number(flag, text.substr(0, at)));
+    options.kill_iteration = static_cast<int64_t>(number(flag, text.substr(at + 1)));
+}
+
+/// Flags that do nothing without another one are mistakes.
+void check(const options &options) {
+    const rebalance_options &live = options.engine.rebalance;
+    const bool has_live_flag = live.max_moves != 0 || live.move_price != 0 || live.kill_rank >= 0 ||
+                               live.spoil_transfer >= 0 || !options.save_moe_load_balancer.empty();
+    if (live.every == 0 && has_live_flag) {
+        throw std::invalid_argument("flags of live rebalancing need --rebalance N; see --help");
+    }
+    if (!options.texts.empty() && !options.iterations) {
+        throw std::invalid_argument("--texts needs --iterations: the files are read again and again");
+    }
+    if (options.engine.num_slots != 0 && !options.engine.moe_load_balancer.empty()) {
+        throw std::invalid_argument("--num_slots: the configuration file has the number of slots");
+    }
+}
+
 } // namespace
 
 options parse_options(int argc, char **argv) {
     options options;
+    rebalance_options &rebalance = options.engine.rebalance;
     using setter = std::function<void(const std::string &flag, const std::string &text)>;
     const auto text = [](std::string &to) {
         return [&to](const std::string &, const std::string &text) { to = text; };
@@ -130,6 +189,37 @@ options parse_options(int argc, char **argv) {
              options.engine.id_kind = one_of<eplb_id_kind>(
                  flag, text, {{"experts", EPLB_ID_KIND_EXPERT}, {"slots", EPLB_ID_KIND_SLOT}});
          }},
+        {"--num_slots",
+         [&](const auto &flag, const auto &text) {
+             options.engine.num_slots = static_cast<uint32_t>(positive(flag, text));
+         }},
+        {"--rebalance", [&](const auto &flag, const auto &text) { rebalance.every = positive(flag, text); }},
+        {"--max_moves",
+         [&](const auto &flag, const auto &text) {
+             rebalance.max_moves = static_cast<uint32_t>(positive(flag, text));
+         }},
+        {"--window",
+         [&](const auto &flag, const auto &text) {
+             rebalance.window = static_cast<uint32_t>(positive(flag, text));
+         }},
+        {"--move_price",
+         [&](const auto &flag, const auto &text) {
+             rebalance.move_price = static_cast<double>(number(flag, text));
+         }},
+        {"--buffering",
+         [&](const auto &flag, const auto &text) {
+             rebalance.buffering = one_of<eplb_buffering>(flag, text,
+                                                          {{"staged", EPLB_BUFFERING_STAGED},
+                                                           {"in-place", EPLB_BUFFERING_IN_PLACE},
+                                                           {"drain", EPLB_BUFFERING_DRAIN}});
+         }},
+        {"--save_moe_load_balancer", text(options.save_moe_load_balancer)},
+        {"--kill_rank", [&](const auto &flag, const auto &text) { parse_kill(flag, text, rebalance); }},
+        {"--spoil_transfer",
+         [&](const auto &flag, const auto &text) {
+             rebalance.spoil_transfer = static_cast<int64_t>(number(flag, text));
+         }},
+        {"--texts", [&](const auto &flag, const auto &text) { parse_texts(flag, text, options); }},
         {"--report", text(options.report)},
         {"--outputs", text(options.outputs)},
         {"--metrics", text(options.metrics)},
@@ -149,5 +239,6 @@ options parse_options(int argc, char **argv) {
         }
         found->second(flag, argv[i + 1]);
     }
+    check(options);
     return options;
 }

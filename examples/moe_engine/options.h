@@ -4,6 +4,7 @@
 #include <cstdint>
 #include <optional>
 #include <string>
+#include <vector>
 
 #include "engine.h"
 
@@ -18,7 +19,10 @@ struct options {
     size_t batch = 4;
     /// None: each question once.
     std::optional<int64_t> iterations;
-    std::string report, outputs, metrics;
+    /// Files that are read instead of the questions from an iteration on.
+    std::vector<std::string> texts;
+    int64_t shift = 0;
+    std::string report, outputs, metrics, save_moe_load_balancer;
     engine_options engine;
 };
 

@@ -2,6 +2,7 @@
 #define MOE_ENGINE_REPORT_H
 
 #include <cstdint>
+#include <optional>
 #include <string>
 #include <vector>
 
@@ -17,11 +18,18 @@ class report {
     void add(const batch &sequences, const step_result &result, size_t vocab_size);
     /// After the last iteration: the time of all iterations, and of eplb's calls in them.
     void add_times(double seconds, double eplb_seconds);
+    /// Of rank 0: all ranks make the same plans.
+    void add_rebalancing(const rebalance_totals &totals, int64_t bytes_received) {
+        rebalancing_ = totals;
+        bytes_moved_ = bytes_received;
+    }
     /// To rank 0.
     void gather(transport &transport);
 
     // Of rank 0.
     double perplexity() const;
+    /// One line on what rebalancing did, if it was on.
+    void print_rebalancing() const;
     /// As JSON.
     void save(const std::string &path, size_t num_slots) const;
 
@@ -33,8 +41,12 @@ class report {
     /// Tokens served: [ranks][iterations][layers]
     std::vector<int64_t> served_;
     int64_t num_tokens_ = 0, num_predicted_ = 0;
-    double nats_ = 0;                       // of the tokens predicted
-    double seconds_ = 0, eplb_seconds_ = 0; // of all ranks together
+    double nats_ = 0;                               // of the tokens predicted
+    double seconds_ = 0, eplb_seconds_ = 0;         // of all ranks together
+    std::vector<double> steps_, steps_with_commit_; // seconds of this rank's steps
+    std::vector<int64_t> moves_;                    // of all ranks, before each iteration
+    std::optional<rebalance_totals> rebalancing_;
+    int64_t bytes_moved_ = 0;
 };
 
 #endif

@@ -69,6 +69,21 @@ class thread_transport : public transport {
     int rank() const override { return rank_; }
     int num_ranks() const override { return static_cast<int>(barrier_.messages.size()); }
 
+    std::vector<char> send_receive(const std::vector<char> &send, int to, int from,
+                                   size_t receive_bytes) override {
+        std::vector<int> send_to(barrier_.messages.size());
+        if (to >= 0) {
+            send_to[static_cast<size_t>(to)] = static_cast<int>(send.size());
+        }
+        std::vector<int> receive_from(barrier_.messages.size());
+        std::vector<char> received(from >= 0 ? receive_bytes : 0);
+        if (from >= 0) {
+            receive_from[static_cast<size_t>(from)] = static_cast<int>(receive_bytes);
+        }
+        exchange(send.data(), send_to, received.data(), receive_from);
+        return received;
+    }
+
   private:
     void exchange(const void *send, const std::vector<int> &send_bytes, void *receive,
                   const std::vector<int> &receive_bytes) override {

@@ -1,7 +1,8 @@
-// The one collective call that expert parallelism needs of a communication library.
+// What expert parallelism needs of a communication library: one collective call, and pairs of messages.
 #ifndef MOE_ENGINE_TRANSPORT_H
 #define MOE_ENGINE_TRANSPORT_H
 
+#include <algorithm>
 #include <limits>
 #include <numeric>
 #include <stdexcept>
@@ -41,7 +42,39 @@ class transport {
         return all_to_all(values, send, receive);
     }
 
+    /// The sum of all ranks' values, and their maximum, on every rank: all-reduces. All have equally many.
+    template <class T> std::vector<T> sum(const std::vector<T> &values) {
+        return reduce(values, [](T a, T b) { return a + b; });
+    }
+    template <class T> std::vector<T> max(const std::vector<T> &values) {
+        return reduce(values, [](T a, T b) { return std::max(a, b); });
+    }
+
+    /// Sends `send` to rank `to` and returns `receive_bytes` from rank `from`; -1: nothing. All ranks call it
+    /// together, and each one's `to` has it as its `from`.
+    virtual std::vector<char> send_receive(const std::vector<char> &send, int to, int from,
+                                           size_t receive_bytes) = 0;
+
   private:
+    template <class T, class Operation>
+    std::vector<T> reduce(const std::vector<T> &values, Operation operation) {
+        const auto ranks = static_cast<size_t>(num_ranks());
+        std::vector<T> send;
+        for (size_t rank = 0; rank < ranks; rank++) {
+            send.insert(send.end(), values.begin(), values.end());
+        }
+        const std::vector<size_t> counts(ranks, values.size());
+        const std::vector<T> of_ranks = all_to_all(send, counts, counts);
+        std::vector<T> result = values;
+        for (size_t i = 0; i < values.size(); i++) {
+            result[i] = of_ranks[i];
+            for (size_t rank = 1; rank < ranks; rank++) {
+                result[i] = operation(result[i], of_ranks[rank * values.size() + i]);
+            }
+        }
+        return result;
+    }
+
     virtual void exchange(const void *send, const std::vector<int> &send_bytes, void *receive,
                           const std::vector<int> &receive_bytes) = 0;
 

@@ -32,6 +32,10 @@ class matrix {
     /// y[num_rows][out] = x[num_rows][in] W^T
     void multiply(const float *x, size_t num_rows, float *y) const;
 
+    /// [in][out]
+    std::vector<float> &weights() { return weights_; }
+    const std::vector<float> &weights() const { return weights_; }
+
   private:
     size_t out_, in_;
     std::vector<float> weights_;

@@ -1,6 +1,7 @@
 #ifndef MOE_ENGINE_MLP_H
 #define MOE_ENGINE_MLP_H
 
+#include <array>
 #include <cstddef>
 #include <vector>
 
@@ -15,6 +16,12 @@ class mlp {
 
     /// y = (silu(h gate^T) * (h up^T)) down^T for each row of h[num_tokens][hidden]
     void forward(const float *h, size_t num_tokens, float *y) const;
+
+    /// All its tensors, which move together.
+    std::array<std::vector<float> *, 2> tensors() { return {&gate_up_.weights(), &down_.weights()}; }
+    std::array<const std::vector<float> *, 2> tensors() const {
+        return {&gate_up_.weights(), &down_.weights()};
+    }
 
   private:
     size_t intermediate_;

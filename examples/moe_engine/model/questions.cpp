@@ -27,3 +27,18 @@ std::vector<std::vector<int32_t>> read_questions(const std::string &path, size_t
     }
     return questions;
 }
+
+std::vector<std::vector<int32_t>> read_text(const std::string &path, size_t max_tokens) {
+    std::ifstream file(path, std::ios::binary);
+    if (!file) {
+        throw std::runtime_error(path + ": cannot be opened");
+    }
+    std::vector<std::vector<int32_t>> sequences;
+    for (char byte; file.get(byte);) {
+        if (sequences.empty() || sequences.back().size() == max_tokens) {
+            sequences.emplace_back();
+        }
+        sequences.back().push_back(static_cast<unsigned char>(byte));
+    }
+    return sequences;
+}

@@ -10,4 +10,7 @@
 /// a byte. Throws std::runtime_error with file and line for a bad file.
 std::vector<std::vector<int32_t>> read_questions(const std::string &path, size_t max_tokens);
 
+/// A file of text, cut into sequences of `max_tokens` tokens; the last one may be shorter.
+std::vector<std::vector<int32_t>> read_text(const std::string &path, size_t max_tokens);
+
 #endif
