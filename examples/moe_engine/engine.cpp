@@ -8,6 +8,8 @@
 #include <numeric>
 #include <stdexcept>
 
+#include "timer.h"
+
 namespace {
 
 std::vector<int32_t> moe_layers_of(const model_config &config) {
@@ -15,20 +17,6 @@ std::vector<int32_t> moe_layers_of(const model_config &config) {
     std::iota(layers.begin(), layers.end(), static_cast<int32_t>(config.first_k_dense_replace));
     return layers;
 }
-
-/// Adds its lifetime to a sum. The share of eplb's calls is reported, and must stay below 1 %.
-class timer {
-  public:
-    explicit timer(double &sum) : sum_(sum) {}
-    ~timer() { sum_ += std::chrono::duration<double>(clock::now() - start_).count(); }
-    timer(const timer &) = delete;
-    timer &operator=(const timer &) = delete;
-
-  private:
-    using clock = std::chrono::steady_clock;
-    double &sum_;
-    clock::time_point start_ = clock::now();
-};
 
 /// The experts or slots that ids name.
 size_t num_ids_of(const engine_options &options, size_t num_slots, const model_config &config) {

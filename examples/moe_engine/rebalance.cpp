@@ -5,23 +5,11 @@
 #include "rebalance.h"
 
 #include <algorithm>
-#include <chrono>
 #include <cstdio>
 
+#include "timer.h"
+
 namespace {
-
-class timer {
-  public:
-    explicit timer(double &sum) : sum_(sum) {}
-    ~timer() { sum_ += std::chrono::duration<double>(clock::now() - start_).count(); }
-    timer(const timer &) = delete;
-    timer &operator=(const timer &) = delete;
-
-  private:
-    using clock = std::chrono::steady_clock;
-    double &sum_;
-    clock::time_point start_ = clock::now();
-};
 
 eplb::rebalancer create_rebalancer(const rebalance_options &options, const rebalance::engine_parts &engine,
                                    int ranks_per_node) {
@@ -113,12 +101,13 @@ bool rebalance::agree(uint64_t first, uint64_t second) const {
 /// All ranks start again from rank 0's placement, and forget what they have observed.
 void rebalance::start_again() {
     const eplb::placement mine = rebalancer_.placement();
-    if (engine_.ranks.max(std::vector<uint64_t>{mine.hash(), ~mine.hash()})[0] != mine.hash()) {
+    if (!agree(mine.hash(), ~mine.hash())) {
         throw std::runtime_error("the ranks have different experts in force: restart the engine");
     }
     plan_.reset();
     totals_.aborted++;
     rebalancer_.reset(mine);
+    rebalancer_.set_active_ranks(active_); // The reset made all ranks active.
     if (engine_.ranks.rank() == 0) {
         std::fprintf(
             stderr, "the ranks made different plans from different counts: nothing moved, all start again\n");

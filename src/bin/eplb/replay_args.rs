@@ -19,7 +19,7 @@ use crate::plan_args::policies;
 ///
 /// Runs the planner of eplb_live.h over the iterations of one or more dumps, one dump after the other. The first --window
 /// iterations give the first placement. All later iterations are measured in the placement that is in force then: mean / max of
-/// the ranks' tokens (1 is even), averaged over layers and iterations. Side by side: the first placement for ever (never), a
+/// the ranks' tokens (1 is even), averaged over layers and iterations. Side by side: the first placement throughout (never), a
 /// fresh one every N iterations by trtllm and by search, live plans with few moves (live), and a fresh one by search from the
 /// very iterations that follow (oracle), which nobody can have.
 #[derive(clap::Args)]

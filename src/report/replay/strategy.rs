@@ -15,7 +15,7 @@ use crate::solve::{Loads, Policy, SolveConfig, solve};
 /// Where placements come from.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub enum Strategy {
-    /// The placement of the first window, for ever.
+    /// The placement of the first window, throughout.
     Never,
     /// A fresh placement by a policy each time, from the last window. So is the first one.
     Fresh(Policy),
