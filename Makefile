@@ -21,7 +21,7 @@ STATIC := build/lib/libeplb.a
 UP = $(shell realpath -ms --relative-to=/x/$(LIBDIR)/pkgconfig /x)
 FILL = sed -e 's|@VERSION@|$(VERSION)|g' -e 's|@SONAME@|$(SONAME)|g' -e 's|@LIBDIR@|$(LIBDIR)|g' -e 's|@UP@|$(UP)|g'
 
-.PHONY: build demo test bench bench-peers peers gpu-bundle install install-built dist gates doc header recipes format check clean help
+.PHONY: build demo test build-tests bench bench-peers peers gpu-bundle install install-built dist gates doc header recipes format check clean help
 
 build: ## the library (target/release/libeplb.so, build/lib/libeplb.a) and the program eplb
 	@scripts/need.sh gcc:cc
@@ -35,12 +35,15 @@ demo: ## the three steps with a real model on 8 ranks: the engine of examples/mo
 	@cmake --build build/moe_engine -j 2 >/dev/null
 	@examples/moe_engine/demo.sh build/moe_engine build/install/bin/eplb data/tiny-moe build/demo
 
-test: ## all tests: Rust, then C and C++ also under valgrind, and the example engine on 8 ranks
-	@scripts/need.sh $(CPP_TESTS_NEED)
+test: build-tests ## all tests: Rust, then C and C++ also under valgrind, and the example engine on 8 ranks
 	$(CARGO) test --locked --features cli
+	ctest --test-dir build/cpp_tests -j 4 --output-on-failure
+
+build-tests:
+	@scripts/need.sh $(CPP_TESTS_NEED)
+	$(CARGO) test --locked --features cli --no-run
 	cmake -S cpp_tests -B build/cpp_tests -Wno-dev >/dev/null
 	cmake --build build/cpp_tests -j 2
-	ctest --test-dir build/cpp_tests -j 2 --output-on-failure
 
 bench: ## the figures of docs/benchmarks.md
 	@scripts/need.sh $(CPP_TESTS_NEED)
@@ -109,7 +112,7 @@ gates: build doc ## checks of the C interface: languages, symbols, ABI, layouts,
 	scripts/check_static.sh
 	cmake -S cpp_tests -B build/sanitize -DEPLB_SANITIZE=ON -Wno-dev >/dev/null
 	cmake --build build/sanitize -j 2
-	ctest --test-dir build/sanitize -j 2 --output-on-failure
+	ctest --test-dir build/sanitize -j 4 --output-on-failure
 
 check: ## formatting, lints, documentation and the order of the modules, warnings as errors
 	@scripts/need.sh clang-format:clang-format
