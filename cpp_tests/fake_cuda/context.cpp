@@ -179,6 +179,15 @@ CUresult cuDeviceGetName(char *name, int size, CUdevice device) {
     });
 }
 
+CUresult cuDeviceGetUuid(CUuuid *uuid, CUdevice device) {
+    return call(__func__, [&] {
+        device_of(device);
+        CUuuid of_device = {"a fake GPU, no "};
+        of_device.bytes[15] = char('0' + device);
+        store(uuid, of_device);
+    });
+}
+
 CUresult cuDeviceGetAttribute(int *value, CUdevice_attribute attribute, CUdevice device) {
     return call(__func__, [&] {
         device_of(device);

@@ -144,6 +144,7 @@
     X(cuDeviceGetCount, (int *count))                                                                        \
     X(cuDeviceGet, (CUdevice * device, int ordinal))                                                         \
     X(cuDeviceGetName, (char *name, int size, CUdevice device))                                              \
+    X(cuDeviceGetUuid, (CUuuid * uuid, CUdevice device))                                                     \
     X(cuDeviceGetAttribute, (int *value, CUdevice_attribute attribute, CUdevice device))                     \
     X(cuDevicePrimaryCtxRetain, (CUcontext * context, CUdevice device))                                      \
     X(cuDevicePrimaryCtxRelease_v2, (CUdevice device))                                                       \
@@ -200,6 +201,9 @@
 
 using CUdevice = int;
 using CUdeviceptr = unsigned long long;
+struct CUuuid {
+    char bytes[16];
+};
 
 #define DECLARE(type, pointee) using type = struct pointee *;
 CUDA_HANDLES(DECLARE)

@@ -1,4 +1,6 @@
 // Live rebalancing on several ranks: the engine moves its experts while it answers, and no answer changes.
+#include <numeric>
+
 #include "flow.h"
 
 namespace {
@@ -26,6 +28,20 @@ class Rebalance : public testing::Test {
 
     static flags questions(int ranks, int iterations) {
         return {"--questions", "0-" + std::to_string(ranks * iterations), "--batch", "1"};
+    }
+
+    /// The imbalance ratio that a configuration file has on the loads of a dump: the mean over layers.
+    double projected_ratio(const std::string &file, const std::string &dump) const {
+        const auto stats = eplb::stats::load(path(dump));
+        eplb::placement_load_options expected;
+        expected.num_ranks = 8;
+        const auto placement = eplb::placement::load(path(file), expected);
+        double sum = 0;
+        for (const int32_t layer : layers) {
+            sum += eplb::evaluate(placement, layer, stats.layer_loads(layer)).imbalance_ratio /
+                   double(num_layers);
+        }
+        return sum;
     }
 
     temporary_directory dir_;
@@ -129,6 +145,50 @@ TEST_F(Rebalance, DevicesMatchTheHost) {
     EXPECT_EQ(other.at("moves"), host.at("moves"));
 }
 
+/// A GPU for each of two ranks, and NCCL.
+engine_run over_nccl(const char *driver) {
+    engine_run run = threads(2).with({"--device", "cuda", "--num_slots", "264"});
+    run.environment = {std::string("LD_LIBRARY_PATH=") + FAKE_NCCL_DIR + ":" + FAKE_CUDA_DIR,
+                       std::string("EPLB_FAKE_CUDA=") + driver};
+    return run;
+}
+
+TEST_F(Rebalance, WeightsTravelByNcclBetweenGpus) {
+    const flags asked = {"--questions", "0-64", "--batch", "4"};
+    const std::string expected = plain(threads(2).with({"--num_slots", "264"}), asked);
+    const json by_threads =
+        unchanged(threads(2).with({"--num_slots", "264"}).with(asked).with(every(3)), expected)
+            .at("rebalancing");
+    EXPECT_EQ(by_threads.at("by_nccl"), false);
+    for (const char *driver : {"immediate", "deferred"}) {
+        const json live = unchanged(over_nccl(driver).with(asked).with(every(3)), expected).at("rebalancing");
+        EXPECT_EQ(live.at("by_nccl"), true);
+        EXPECT_GT(live.at("bytes_moved"), 0);
+        for (const char *what : {"plans", "moves", "commits", "bytes_moved", "kept"}) {
+            EXPECT_EQ(live.at(what), by_threads.at(what)) << driver << " " << what;
+        }
+    }
+    // Ranks that share a GPU cannot use NCCL.
+    engine_run shared = over_nccl("immediate");
+    shared.flags = threads(4).flags;
+    const json live =
+        unchanged(
+            shared.with({"--device", "cuda", "--num_slots", "264"}).with(questions(4, 8)).with(every(3)),
+            plain(threads(4).with({"--num_slots", "264"}), questions(4, 8)))
+            .at("rebalancing");
+    EXPECT_EQ(live.at("by_nccl"), false);
+    EXPECT_GT(live.at("moves"), 0);
+}
+
+TEST_F(Rebalance, FailureOfNcclIsReported) {
+    engine_run run = over_nccl("immediate").with({"--questions", "0-32", "--batch", "4"}).with(every(3));
+    run.environment.push_back("EPLB_FAKE_NCCL_FAIL=2");
+    const outcome outcome = run.try_out();
+    EXPECT_EQ(WEXITSTATUS(outcome.status), 1) << outcome.output;
+    EXPECT_NE(outcome.output.find("NCCL: nccl"), std::string::npos) << outcome.output;
+    EXPECT_NE(outcome.output.find("remote process exited"), std::string::npos) << outcome.output;
+}
+
 TEST_F(Rebalance, SpoiltTransferIsNoticed) {
     const flags asked = questions(8, 10);
     const std::string expected = plain(threads(), asked);
@@ -199,6 +259,21 @@ TEST_F(Rebalance, SurvivorsGoOnWhenARankDies) {
     }
 }
 
+TEST_F(Rebalance, DeadRankStaysDeadWhenTheOthersStartAgain) {
+    const flags asked = questions(4, 14), slots = {"--num_slots", "512"};
+    const std::string expected = plain(threads(4).with(slots), asked);
+    // The first plan, after the death, is the one with the wrong count.
+    engine_run wrong = threads(4);
+    wrong.program = {MOE_ENGINE_WRONG_COUNT};
+    const std::string folder = outputs_of_run(wrong.with(slots).with(asked).with(every(6)).with(
+                                                  {"--kill_rank", "1@3", "--report", path("killed.json")}),
+                                              path("killed"));
+    expect_same_answers(folder, expected, 1);
+    const json live = report_of(path("killed.json")).at("rebalancing");
+    EXPECT_EQ(live.at("aborted"), 1);
+    EXPECT_GT(live.at("moves"), 0) << "the survivors are balanced again";
+}
+
 TEST_F(Rebalance, LostExpertsEndTheRunBeforeAWrongAnswer) {
     std::vector<engine_run> transports = {threads()};
 #ifdef HAS_MPI
@@ -228,25 +303,42 @@ TEST_F(Rebalance, ThreePlansReachTheOfflineFileAndThenNothingMoves) {
             .succeed();
         return report_of(path("live.json"));
     }();
-    const auto stats = eplb::stats::load(path("dump"));
-    const auto ratio = [&](const std::string &file) {
-        eplb::placement_load_options expected;
-        expected.num_ranks = 8;
-        const auto placement = eplb::placement::load(file, expected);
-        double sum = 0;
-        for (const int32_t layer : layers) {
-            sum += eplb::evaluate(placement, layer, stats.layer_loads(layer)).imbalance_ratio /
-                   double(num_layers);
-        }
-        return sum;
-    };
-    EXPECT_LE(ratio(path("live.yaml")), 1.25 * ratio(path("offline.yaml")) + 0.01);
+    EXPECT_LE(projected_ratio("live.yaml", "dump"), 1.25 * projected_ratio("offline.yaml", "dump") + 0.01);
     const json &live = report.at("rebalancing");
     EXPECT_LE(live.at("plans"), 3) << live;
     EXPECT_GT(live.at("plans"), 0) << live;
     // The questions repeat, so the load does.
     const auto ratios = report.at("iteration_imbalance_ratios").get<std::vector<double>>();
     EXPECT_LT(ratios.back(), 0.5 * ratios.front());
+}
+
+TEST_F(Rebalance, ThreePlansFollowAShiftAndThenNothingMoves) {
+    // From iteration 16 on, all iterations read the same 8 pieces of another text, one a rank.
+    std::ofstream(path("text"), std::ios::binary) << read_file(data("../LICENSE")).substr(0, 8 * 256);
+    const flags asked = {"--num_slots", "320",     "--route", "round-robin", "--questions",
+                         "0-128",       "--batch", "1",       "--texts",     path("text") + "@16"};
+    const auto live = [&](int iterations) {
+        const std::string name = "live" + std::to_string(iterations);
+        threads()
+            .with(asked)
+            .with(every(4))
+            .with({"--iterations", std::to_string(iterations), "--report", path(name + ".json"),
+                   "--save_moe_load_balancer", path(name + ".yaml")})
+            .succeed();
+        return report_of(path(name + ".json"));
+    };
+    threads().with(asked).with({"--iterations", "28"}).counting(path("dump"), "16-28").succeed();
+    generate(path("dump"), 8, 320, path("offline.yaml"), 16);
+    const double offline = projected_ratio("offline.yaml", "dump");
+
+    live(16);
+    EXPECT_GT(projected_ratio("live16.yaml", "dump"), 1.25 * offline + 0.01) << "the shift is no shift";
+    // The third plan after the shift is made before iteration 28. The last of three layers moves before 30.
+    live(31);
+    EXPECT_LE(projected_ratio("live31.yaml", "dump"), 1.25 * offline + 0.01);
+    const json report = live(60);
+    const auto moves = report.at("rebalancing").at("iteration_moves").get<std::vector<int64_t>>();
+    EXPECT_EQ(std::accumulate(moves.begin() + 31, moves.end(), int64_t(0)), 0) << report.at("rebalancing");
 }
 
 TEST_F(Rebalance, FlagsThatDoNothingAreRefused) {

@@ -11,6 +11,7 @@
 struct cuda_driver {
     int (*cuInit)(unsigned flags);
     int (*cuDeviceGetCount)(int *count);
+    int (*cuDeviceGetUuid)(char *uuid, int device);
     int (*cuDevicePrimaryCtxRetain)(CUctx_st **context, int device);
     int (*cuDevicePrimaryCtxRelease_v2)(int device);
     int (*cuCtxSetCurrent)(CUctx_st *context);
@@ -22,6 +23,7 @@ struct cuda_driver {
     int (*cuMemcpyDtoHAsync_v2)(void *to, uint64_t from, size_t bytes, CUstream_st *stream);
     int (*cuStreamCreate)(CUstream_st **stream, unsigned flags);
     int (*cuStreamSynchronize)(CUstream_st *stream);
+    int (*cuStreamQuery)(CUstream_st *stream);
     int (*cuStreamDestroy_v2)(CUstream_st *stream);
     int (*cuStreamBeginCapture_v2)(CUstream_st *stream, int mode);
     int (*cuStreamEndCapture)(CUstream_st *stream, struct CUgraph_st **graph);
@@ -45,6 +47,7 @@ struct cuda_driver {
 #define FIND(name) find(name, #name)
         FIND(cuInit);
         FIND(cuDeviceGetCount);
+        FIND(cuDeviceGetUuid);
         FIND(cuDevicePrimaryCtxRetain);
         FIND(cuDevicePrimaryCtxRelease_v2);
         FIND(cuCtxSetCurrent);
@@ -56,6 +59,7 @@ struct cuda_driver {
         FIND(cuMemcpyDtoHAsync_v2);
         FIND(cuStreamCreate);
         FIND(cuStreamSynchronize);
+        FIND(cuStreamQuery);
         FIND(cuStreamDestroy_v2);
         FIND(cuStreamBeginCapture_v2);
         FIND(cuStreamEndCapture);
@@ -70,6 +74,7 @@ struct cuda_driver {
 namespace {
 
 constexpr unsigned non_blocking = 1; // CU_STREAM_NON_BLOCKING
+constexpr int not_ready = 600;       // CUDA_ERROR_NOT_READY
 constexpr int thread_local_mode = 1; // CU_STREAM_CAPTURE_MODE_THREAD_LOCAL: other ranks are unaffected.
 
 void check(int result, const char *call) {
@@ -148,6 +153,26 @@ void device::synchronize() const {
     } else if (driver_ != nullptr) {
         check(driver_->cuStreamSynchronize(stream_), "cuStreamSynchronize");
     }
+}
+
+bool device::is_busy() const {
+    if (driver_ == nullptr) {
+        return false;
+    }
+    const int state = driver_->cuStreamQuery(stream_);
+    if (state != not_ready) {
+        check(state, "cuStreamQuery");
+    }
+    return state == not_ready;
+}
+
+std::string device::uuid() const {
+    char uuid[16];
+    if (driver_ == nullptr) {
+        return "";
+    }
+    check(driver_->cuDeviceGetUuid(uuid, ordinal_), "cuDeviceGetUuid");
+    return std::string(uuid, sizeof uuid);
 }
 
 void *device::allocate(size_t bytes, bool on_host) const {

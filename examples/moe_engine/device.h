@@ -38,6 +38,10 @@ class device {
     /// replayed afterwards.
     void replay(size_t key, const std::function<void()> &work);
     void synchronize() const;
+    /// Whether the stream of a GPU has work left.
+    bool is_busy() const;
+    /// The 16 bytes that tell GPUs of all nodes apart; empty except on a GPU.
+    std::string uuid() const;
 
   private:
     template <class T> friend class mirrored;

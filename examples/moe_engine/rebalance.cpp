@@ -1,5 +1,5 @@
-// Live rebalancing: the page that other engines copy. All calls of eplb_live.h are here, in the order of the
-// loop.
+// Live rebalancing: the page that other engines copy, in the order of the loop. When ranks disagree or one
+// dies: rebalance_failures.cpp.
 //
 // eplb counts, plans and changes tables. The engine has the collectives, the weights and the say when.
 #include "rebalance.h"
@@ -29,10 +29,12 @@ rebalance::rebalance(const rebalance_options &options, const engine_parts &engin
     : options_(options), engine_(engine), rebalancer_(create_rebalancer(options, engine, ranks_per_node)),
       counts_(engine.forward, engine.layers.size() * engine.weights.config().n_routed_experts),
       active_(static_cast<size_t>(engine.ranks.num_ranks()), 1),
-      transfers_(engine.weights, engine.ranks, options.spoil_transfer) {
+      transfers_(engine.weights, engine.ranks, engine.forward, engine.experts.front().packed_bytes(),
+                 options.spoil_transfer) {
     limits_.max_layer_moves = options.max_moves;
     limits_.node_price = limits_.remote_price = options.move_price;
     limits_.buffering = options.buffering;
+    totals_.by_nccl = transfers_.by_nccl();
     if (options.kill_rank >= engine.ranks.num_ranks()) {
         throw std::invalid_argument("--kill_rank " + std::to_string(options.kill_rank) + ": there are " +
                                     std::to_string(engine.ranks.num_ranks()) + " ranks");
@@ -98,22 +100,6 @@ bool rebalance::agree(uint64_t first, uint64_t second) const {
     return most[0] == ~most[1];
 }
 
-/// All ranks start again from rank 0's placement, and forget what they have observed.
-void rebalance::start_again() {
-    const eplb::placement mine = rebalancer_.placement();
-    if (!agree(mine.hash(), ~mine.hash())) {
-        throw std::runtime_error("the ranks have different experts in force: restart the engine");
-    }
-    plan_.reset();
-    totals_.aborted++;
-    rebalancer_.reset(mine);
-    rebalancer_.set_active_ranks(active_); // The reset made all ranks active.
-    if (engine_.ranks.rank() == 0) {
-        std::fprintf(
-            stderr, "the ranks made different plans from different counts: nothing moved, all start again\n");
-    }
-}
-
 // ---- Before a step: one layer at a time, at the same step on all ranks ----
 
 void rebalance::before_step(int64_t iteration) {
@@ -138,7 +124,7 @@ void rebalance::move_layer() {
     }
     // 4. Every tensor of each expert travels, and nothing routes to it yet. One word of each rank says
     // whether
-    //    all of the layer has arrived everywhere: the only point where ranks wait for each other.
+    //    the layer has arrived everywhere: the only point where ranks wait for each other.
     std::vector<eplb_transfer> transfers;
     {
         const timer timer(totals_.eplb_seconds);
@@ -172,30 +158,6 @@ void rebalance::commit(int32_t layer) {
     }
     totals_.commits++;
     engine_.on_commit(index_of(layer));
-}
-
-// ---- When a rank dies ----
-
-/// The others route around it at once, and the next plans use the slots that are left. A rank that is killed
-/// here goes on joining collectives, without tokens, as a process that dies would end an MPI job.
-void rebalance::kill(int rank) {
-    active_[static_cast<size_t>(rank)] = 0;
-    plan_.reset(); // It ends with the call of set_active_ranks().
-    try {
-        eplb::set_active_ranks(engine_.dispatch, active_, engine_.forward.stream());
-        rebalancer_.set_active_ranks(active_);
-    } catch (const eplb::error &error) {
-        if (error.status() == EPLB_STATUS_NO_REPLICA) {
-            throw lost_experts("rank " + std::to_string(rank) + " died: " + error.what());
-        }
-        throw;
-    }
-    for (size_t layer = 0; layer < engine_.layers.size(); layer++) {
-        engine_.on_commit(layer);
-        if (is_dead()) {
-            engine_.experts[layer].clear();
-        }
-    }
 }
 
 size_t rebalance::index_of(int32_t layer) const {

@@ -47,6 +47,8 @@ struct rebalance_totals {
     /// Plans that moved experts; layers that changed; slots of all ranks that received one; changes of
     /// tables; plans that ended early.
     int64_t plans = 0, layers = 0, moves = 0, commits = 0, aborted = 0;
+    /// Weights travelled by NCCL.
+    bool by_nccl = false;
     /// Time in eplb's calls.
     double eplb_seconds = 0;
     /// Plans that kept the placement, by reason.

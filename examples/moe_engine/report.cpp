@@ -69,10 +69,11 @@ void report::print_rebalancing() const {
         return;
     }
     const rebalance_totals &totals = *rebalancing_;
-    std::printf("rebalancing: %lld plans moved %lld slots, %.1f MiB of weights; eplb's calls took %.2f %% of "
-                "the time\n",
-                static_cast<long long>(totals.plans), static_cast<long long>(totals.moves),
-                double(bytes_moved_) / (1 << 20), 100 * eplb_seconds_ / seconds_);
+    std::printf(
+        "rebalancing: %lld plans moved %lld slots, %.1f MiB of weights%s; eplb's calls took %.2f %% of "
+        "the time\n",
+        static_cast<long long>(totals.plans), static_cast<long long>(totals.moves),
+        double(bytes_moved_) / (1 << 20), totals.by_nccl ? " by NCCL" : "", 100 * eplb_seconds_ / seconds_);
     for (const auto &[reason, count] : totals.kept) {
         std::printf("             %lld plans kept the placement: %s\n", static_cast<long long>(count),
                     reason.c_str());
@@ -147,6 +148,7 @@ void report::save(const std::string &path, size_t num_slots) const {
                                {"aborted", rebalancing_->aborted},
                                {"kept", rebalancing_->kept},
                                {"bytes_moved", bytes_moved_},
+                               {"by_nccl", rebalancing_->by_nccl},
                                {"iteration_moves", moves_},
                                {"median_step_seconds", median(steps_)},
                                {"median_step_seconds_with_commit", median(steps_with_commit_)}};

@@ -25,7 +25,9 @@ bool weight_transfers::run(const std::vector<eplb_transfer> &transfers, const ep
                 from = next->src_rank;
             }
         }
-        const std::vector<char> arrived = transport_.send_receive(sent, to, from, experts.packed_bytes());
+        const std::vector<char> arrived =
+            nccl_ != nullptr ? nccl_->send_receive(sent, to, from, experts.packed_bytes())
+                             : transport_.send_receive(sent, to, from, experts.packed_bytes());
         bytes_received_ += static_cast<int64_t>(arrived.size());
         for (auto transfer = first; transfer != next; transfer++) {
             if (transfer->dst_rank == rank && !receive(*transfer, arrived, is_staged, experts)) {
