@@ -1,4 +1,4 @@
-// Files of other systems: reading and writing counts and placements. tests/exchange.rs tests each format.
+// Files of other systems: reading and writing counts and placements. tests/exchange tests each format.
 #include <gtest/gtest.h>
 
 #include <eplb_tools.hpp>
