@@ -283,7 +283,11 @@ impl Dispatch {
         count: Option<(&BatchCount, bool)>,
         stream: Stream,
     ) -> Result<()> {
-        let rank_counts = *lock(&layer.rank_counts);
+        // Other rules have none, and a lock takes as long as some ten ids.
+        let rank_counts = match self.rule {
+            Rule::LeastLoaded => *lock(&layer.rank_counts),
+            _ => None,
+        };
         match &layer.router {
             Router::Cuda(router) => router.route(routing, rank_counts.as_ref(), count, stream),
             Router::Host(router) => {

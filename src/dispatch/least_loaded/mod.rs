@@ -59,6 +59,7 @@ impl LeastLoaded {
     /// Routes by the plan of a layer, as `rank` does.
     pub fn new(shape: Shape, tables: &LayerTables, plan: SplitPlan, rank: usize) -> Self {
         let (num_experts, num_slots) = (shape.num_experts(), shape.num_slots());
+        let small = SmallBatch::new(shape, tables, &plan);
         let endless = |slot| Run { slot, left: u32::MAX };
         LeastLoaded {
             shape,
@@ -73,7 +74,7 @@ impl LeastLoaded {
             runs: vec![Run::default(); num_slots],
             next: vec![0..0; num_experts],
             current: tables.first_slots(shape).into_iter().map(endless).collect(),
-            small: SmallBatch::new(shape, tables),
+            small,
             is_small: false,
         }
     }
@@ -111,15 +112,12 @@ impl LeastLoaded {
         tables: &LayerTables,
         rank_counts: Option<&impl Fn(usize) -> u64>,
     ) {
+        self.is_small = rank_counts.is_none() && num_ids <= small_batch::MAX_IDS;
         match rank_counts {
-            None => self.split_own(num_ids),
+            None => self.split_own(num_ids, tables),
             Some(count) => self.split_all(count),
         }
-        self.is_small = rank_counts.is_none() && num_ids <= small_batch::MAX_IDS;
-        if self.is_small {
-            let Self { plan, splitter, places, small, .. } = self;
-            small.lay_out(plan, tables, places, splitter.units());
-        } else {
+        if !self.is_small {
             self.plan_runs(tables, rank_counts.is_none());
         }
     }
@@ -133,24 +131,32 @@ impl LeastLoaded {
         }
     }
 
-    /// Splits the batch's tokens, of `num_ids` ids.
-    fn split_own(&mut self, num_ids: usize) {
-        let Self { plan, splitter, counts, places, tokens: all, .. } = self;
-        places.clear();
-        all.clear();
-        let mut push = |place: usize, own| {
-            places.push(place as u32);
-            all.push(RankTokens { before: 0, own });
-        };
-        if let Some(counts) = counts.dense() {
-            splitter.split_counts(plan, counts);
-            for (place, &expert) in plan.experts.iter().enumerate() {
-                push(place, u64::from(counts[expert as usize]));
+    /// Splits the batch's tokens, of `num_ids` ids, and lays out a small one.
+    fn split_own(&mut self, num_ids: usize, tables: &LayerTables) {
+        let Self { plan, splitter, counts, places, tokens, small, is_small, .. } = self;
+        counts.end();
+        match counts.seen() {
+            // To find the experts with several slots takes as long as to split twice as many.
+            Some(seen) if num_ids < plan.holders.len() / 2 => {
+                splitter.split_seen(plan, counts, seen, places);
+                if *is_small {
+                    small.lay_out(plan, tables, places, splitter.units());
+                }
             }
-        } else {
-            splitter.begin(num_ids as u64);
-            counts.for_each_seen(|expert, tokens| splitter.add(plan, expert, u64::from(tokens)));
-            splitter.split(plan, true, |expert| u64::from(counts.of(expert)), push);
+            _ => {
+                splitter.split_all(plan, counts);
+                if *is_small {
+                    small.lay_out_all(plan, tables, splitter.units(), num_ids);
+                } else {
+                    places.clear();
+                    places.extend(0..plan.experts.len() as u32);
+                }
+            }
+        }
+        if !*is_small {
+            let own = |&place: &u32| u64::from(counts.counts()[plan.experts[place as usize] as usize]);
+            tokens.clear();
+            tokens.extend(places.iter().map(|place| RankTokens { before: 0, own: own(place) }));
         }
     }
 

@@ -7,13 +7,6 @@ use super::edges::{Edge, Steps};
 use crate::dispatch::tables::{Holder, LayerTables};
 use crate::placement::Shape;
 
-/// Sweeps over the edges for one rank's tokens. Those of all ranks have twice as many.
-const SWEEPS: u32 = 4;
-const SWEEPS_OF_MANY_EDGES: u32 = 2;
-
-/// Edges from which on a sweep has many.
-const MANY_EDGES: usize = 64;
-
 /// The experts with several slots: first those on most ranks, at last those on one. On as many ranks, by ascending id.
 #[derive(Debug, Default)]
 pub(crate) struct SplitPlan {
@@ -23,6 +16,10 @@ pub(crate) struct SplitPlan {
     pub holder_start: Vec<u32>,
     /// The holders, of each expert by ascending rank.
     pub holders: Vec<Holder>,
+    /// The rank of each holder.
+    pub holder_ranks: Vec<u32>,
+    /// The experts on three ranks or more, which have the first places.
+    pub rings: Vec<Ring>,
     /// Experts on two ranks or more. They have the first places.
     pub num_split: usize,
     /// Which of their ranks even out their loads, step by step.
@@ -31,12 +28,12 @@ pub(crate) struct SplitPlan {
     pub edges: Vec<u32>,
     /// Sweeps over all steps, for one rank's tokens.
     pub sweeps: u32,
-    /// Where each expert is.
+    /// Where each expert is, and at last nowhere.
     pub locations: Vec<Location>,
     /// The experts on one rank, by rank.
     pub residents: Vec<u32>,
-    /// Where the residents of each rank begin. The last entry is their number.
-    pub resident_start: Vec<u32>,
+    /// The ranks with such experts, ascending, and how many there are.
+    pub resident_ranks: Vec<(u32, u32)>,
 }
 
 /// Where an expert is.
@@ -46,6 +43,28 @@ pub struct Location {
     pub rank: u32,
     /// The place of an expert with several slots, otherwise the number of places.
     pub place: u32,
+}
+
+/// The ranks of an expert, and how to divide by their number.
+#[derive(Debug, Clone, Copy)]
+pub struct Ring {
+    /// The number of ranks.
+    pub count: u32,
+    /// 2^64 / count, rounded up.
+    inverse: u64,
+}
+
+impl Ring {
+    fn of(count: u32) -> Self {
+        Ring { count, inverse: u64::MAX / u64::from(count) + 1 }
+    }
+
+    /// The quotient and the remainder by the number of ranks, at least 2, as Lemire, Kaser and Kurz prove for 32 bits.
+    #[inline(always)]
+    pub fn divide(self, number: u32) -> (u32, u32) {
+        let quotient = ((u128::from(self.inverse) * u128::from(number)) >> 64) as u32;
+        (quotient, number - quotient * self.count)
+    }
 }
 
 impl SplitPlan {
@@ -59,10 +78,11 @@ impl SplitPlan {
             rank: shape.rank_of(tables.slots_of(expert)[0] as usize) as u32,
             place: num_places,
         };
+        let nowhere = Location { rank: shape.num_ranks() as u32, place: num_places };
         let mut plan = SplitPlan {
             holder_start: vec![0],
             num_split: experts.iter().filter(|(_, holders)| holders.len() > 1).count(),
-            locations: (0..shape.num_experts()).map(location).collect(),
+            locations: (0..shape.num_experts()).map(location).chain([nowhere]).collect(),
             ..SplitPlan::default()
         };
         for (place, (expert, holders)) in (0..).zip(experts) {
@@ -71,15 +91,19 @@ impl SplitPlan {
             if holders.len() > 1 {
                 location.rank = shape.num_ranks() as u32;
             }
+            if holders.len() > 2 {
+                plan.rings.push(Ring::of(holders.len() as u32));
+            }
             plan.experts.push(expert);
+            plan.holder_ranks.extend(holders.iter().map(|holder| holder.rank));
             plan.holders.extend(holders);
             plan.holder_start.push(plan.holders.len() as u32);
         }
         let num_ranks = shape.num_ranks();
-        plan.set_residents(num_ranks);
+        plan.set_residents(num_ranks as u32);
         let rings = (0..plan.num_split).flat_map(|place| plan.ring(place, num_ranks));
         plan.steps = Steps::new(rings, num_ranks);
-        plan.sweeps = if plan.steps.edges.len() < MANY_EDGES { SWEEPS } else { SWEEPS_OF_MANY_EDGES };
+        plan.sweeps = sweeps_of(plan.steps.edges.len());
         // An edge is at the first of its holders that is not yet taken by the edge before: x for (x, x + 1).
         plan.edges = vec![0; plan.holders.len()];
         for (index, edge) in (0..).zip(&plan.steps.edges) {
@@ -88,13 +112,13 @@ impl SplitPlan {
         plan
     }
 
-    fn set_residents(&mut self, num_ranks: usize) {
+    fn set_residents(&mut self, num_ranks: u32) {
         let rank_of = |expert: &u32| self.locations[*expert as usize].rank;
-        let mut residents: Vec<u32> = (0..self.locations.len() as u32).collect();
+        let experts = 0..self.locations.len() as u32 - 1;
+        let mut residents: Vec<u32> = experts.filter(|expert| rank_of(expert) < num_ranks).collect();
         residents.sort_by_key(rank_of);
-        let start = |rank| residents.partition_point(|expert| rank_of(expert) < rank) as u32;
-        self.resident_start = (0..=num_ranks as u32).map(start).collect();
-        residents.truncate(self.resident_start[num_ranks] as usize);
+        let of_rank = |experts: &[u32]| (rank_of(&experts[0]), experts.len() as u32);
+        self.resident_ranks = residents.chunk_by(|a, b| rank_of(a) == rank_of(b)).map(of_rank).collect();
         self.residents = residents;
     }
 
@@ -121,6 +145,11 @@ impl SplitPlan {
             len => len,
         };
         &self.edges[range][..len]
+    }
+
+    /// The cells that the edges name: the ranks' and the holders'.
+    pub fn num_cells(&self) -> usize {
+        self.locations.last().map_or(0, |nowhere| nowhere.rank as usize) + self.holders.len()
     }
 
     /// The indexes of the holders of the expert at a place.
@@ -155,6 +184,15 @@ impl SplitPlan {
     }
 }
 
+/// The sweeps for one rank's tokens. Where many edges meet, few sweeps even out as much. Those of all ranks have twice as many.
+fn sweeps_of(num_edges: usize) -> u32 {
+    match num_edges {
+        ..64 => 4,
+        64..256 => 2,
+        _ => 1,
+    }
+}
+
 /// The tokens that one rank has of an expert.
 #[derive(Debug, Clone, Copy, Default)]
 pub struct RankTokens {
@@ -174,9 +212,13 @@ mod tests {
         let shape = Shape::new(5, 9, 3).unwrap();
         let plan = SplitPlan::new(shape, &LayerTables::new(shape, &[0, 0, 3, 1, 2, 3, 1, 3, 4]));
         assert_eq!((&plan.experts[..], plan.num_split), (&[3, 1, 0][..], 2));
-        let locations = [(0, 2), (3, 1), (1, 3), (3, 0), (2, 3)];
+        let locations = [(0, 2), (3, 1), (1, 3), (3, 0), (2, 3), (3, 3)];
         assert_eq!(plan.locations, locations.map(|(rank, place)| Location { rank, place }));
-        assert_eq!((&plan.residents[..], &plan.resident_start[..]), (&[0, 2, 4][..], &[0, 1, 2, 3][..]));
+        assert_eq!(plan.num_cells(), 3 + 6);
+        assert_eq!(
+            (&plan.residents[..], &plan.resident_ranks[..]),
+            (&[0, 2, 4][..], &[(0, 1), (1, 1), (2, 1)][..])
+        );
         // Expert 3 has the holders 0, 1 and 2, expert 1 the holders 3 and 4 on ranks 1 and 2.
         let edges: Vec<[u32; 2]> = plan.steps.edges.iter().map(|edge| edge.units).collect();
         assert_eq!(edges, [[0, 1], [1, 2], [2, 0], [3, 4]].map(|holders| holders.map(|holder| 3 + holder)));

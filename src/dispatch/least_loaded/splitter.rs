@@ -1,7 +1,10 @@
 //! Splits the tokens of experts on several ranks: evenly, then by sweeps over the edges. docs/routing.md defines each step.
 
+use std::hint::select_unpredictable;
+
+use super::batch_counts::{BatchCounts, sum_of_products};
 use super::edges::Edge;
-use super::plan::{Location, SplitPlan};
+use super::plan::{Location, Ring, SplitPlan};
 use crate::dispatch::rule::GOLDEN_RATIO;
 
 /// The most bits of all tokens that are split one by one: `EPLB_SPLIT_BITS` of the kernels.
@@ -12,11 +15,9 @@ const BITS: u32 = 31;
 pub(crate) struct Splitter {
     /// Tokens are split in units of 2^down.
     down: u32,
-    /// The units of each rank, then those of each holder. The latter are stale for experts without tokens.
+    /// The units of each rank, then those of each holder, and one that is not read. Those of experts that were not split are stale.
     cells: Vec<i32>,
     num_ranks: usize,
-    /// A sum that differs from batch to batch: [`mix_of()`].
-    sum: u32,
     /// The places of experts with tokens, and maybe the number of places.
     places: Bits,
     /// The edges of these experts.
@@ -30,75 +31,85 @@ impl Splitter {
         let num_edges = plan.steps.edges.len();
         Splitter {
             down: 0,
-            cells: vec![0; num_ranks + plan.holders.len()],
+            cells: vec![0; num_ranks + plan.holders.len() + 1],
             num_ranks,
-            sum: 0,
             places: Bits::new(plan.experts.len() + 1),
             active: Bits::new(num_edges),
             edges: Vec::with_capacity(num_edges),
         }
     }
 
-    /// Begins a batch of `total` tokens, below 2^63. Those of each expert are [added](Splitter::add), then all are
-    /// [split](Splitter::split).
+    /// Splits the tokens of one rank, fewer than 2^31, of all experts with several slots.
     #[inline(always)]
-    pub fn begin(&mut self, total: u64) {
-        self.down = (u64::BITS - total.leading_zeros()).saturating_sub(BITS);
-        self.cells[..self.num_ranks].fill(0);
-        self.sum = 0;
+    pub fn split_all(&mut self, plan: &SplitPlan, batch: &BatchCounts) {
+        let counts = batch.counts();
+        match batch.seen() {
+            Some(seen) => self.begin_seen(plan, counts, seen),
+            None => self.begin_all(plan, |expert| counts[expert as usize]),
+        }
+        let mix = mix_of(batch.sum());
+        let (loads, units) = self.cells.split_at_mut(self.num_ranks);
+        split_all_evenly(plan, |expert| counts[expert as usize], mix, units, loads);
+        sweep(plan, &plan.steps.edges, &mut self.cells, mix, plan.sweeps);
     }
 
-    /// Adds an expert's tokens, fewer than 2^31 if the batch has fewer.
+    /// The same, but only of the experts in `seen`, those of the batch. Their places are written to `places`, ascending.
     #[inline(always)]
-    pub fn add(&mut self, plan: &SplitPlan, expert: usize, total: u64) {
-        let Location { rank, place } = plan.locations[expert];
-        // For an expert on several ranks, it is the cell of a holder, which is written later.
-        self.cells[rank as usize] += (total >> self.down) as i32;
-        self.sum = self.sum.wrapping_add((expert as u32).wrapping_mul(total as u32));
-        self.places.add(place);
-    }
-
-    /// Splits the tokens that were added. `total` returns those of an expert. `with` is called with each place of an expert with
-    /// tokens, ascending. `is_own` tells that the tokens are those of one rank.
-    #[inline(always)]
-    pub fn split(
-        &mut self,
-        plan: &SplitPlan,
-        is_own: bool,
-        total: impl Fn(usize) -> u64,
-        mut with: impl FnMut(usize, u64),
-    ) {
-        let mix = mix_of(self.sum);
-        let Self { down, cells, num_ranks, places, active, edges, .. } = self;
+    pub fn split_seen(&mut self, plan: &SplitPlan, batch: &BatchCounts, seen: &[u32], places: &mut Vec<u32>) {
+        let (counts, mix) = (batch.counts(), mix_of(batch.sum()));
+        self.begin_seen(plan, counts, seen);
+        seen.iter().for_each(|&expert| self.places.add(plan.locations[expert as usize].place));
+        places.clear();
+        let Self { cells, num_ranks, places: set, active, edges, .. } = self;
         let (loads, units) = cells.split_at_mut(*num_ranks);
-        places.take(|place| {
+        set.take(|place| {
             if let Some(&expert) = plan.experts.get(place) {
-                let total = total(expert as usize);
-                with(place, total);
-                split_evenly(plan, place, (total >> *down) as u32, mix, units, loads);
+                places.push(place as u32);
+                split_evenly(plan, place, counts[expert as usize], mix, units, loads);
                 plan.edges_of(place).iter().for_each(|&edge| active.add(edge));
             }
         });
         edges.clear();
         active.take(|edge| edges.push(plan.steps.edges[edge]));
-        sweep(edges, cells, mix, if is_own { plan.sweeps } else { 2 * plan.sweeps });
+        sweep(plan, edges, cells, mix, plan.sweeps);
     }
 
-    /// Splits the tokens of one rank, fewer than 2^31, without adding them first. `counts` are those of all experts.
-    pub fn split_counts(&mut self, plan: &SplitPlan, counts: &[u32]) {
-        let Self { down, cells, num_ranks, .. } = self;
-        let (loads, units) = cells.split_at_mut(*num_ranks);
-        *down = 0;
-        let products = (0..).zip(counts).map(|(expert, &count): (u32, _)| expert.wrapping_mul(count));
-        let mix = mix_of(products.fold(0, u32::wrapping_add));
-        for (load, ends) in loads.iter_mut().zip(plan.resident_start.windows(2)) {
-            let residents = &plan.residents[ends[0] as usize..ends[1] as usize];
-            *load = residents.iter().map(|&expert| counts[expert as usize] as i32).sum();
+    /// Adds the tokens of the experts on one rank to its load. `count` returns those of an expert.
+    #[inline(always)]
+    fn begin_all(&mut self, plan: &SplitPlan, count: impl Fn(u32) -> u32) {
+        self.down = 0;
+        self.cells[..self.num_ranks].fill(0);
+        let mut residents = &plan.residents[..];
+        for &(rank, num_experts) in &plan.resident_ranks {
+            let of_rank;
+            (of_rank, residents) = residents.split_at(num_experts as usize);
+            self.cells[rank as usize] = of_rank.iter().map(|&expert| count(expert) as i32).sum();
         }
-        for (place, &expert) in plan.experts.iter().enumerate() {
-            split_evenly(plan, place, counts[expert as usize], mix, units, loads);
+    }
+
+    /// The same, but only of the experts in `seen`.
+    #[inline(always)]
+    fn begin_seen(&mut self, plan: &SplitPlan, counts: &[u32], seen: &[u32]) {
+        self.down = 0;
+        // For an expert on several ranks, it is the cell after the ranks', which is written later.
+        let (loads, locations) = (&mut self.cells[..=self.num_ranks], &plan.locations[..counts.len()]);
+        loads.fill(0);
+        for &expert in seen {
+            loads[locations[expert as usize].rank as usize] += counts[expert as usize] as i32;
         }
-        sweep(&plan.steps.edges, cells, mix, plan.sweeps);
+    }
+
+    /// Splits `totals`, the tokens of each expert, fewer than 2^63 in all. `is_own` tells that they are those of one rank.
+    pub fn split_totals(&mut self, plan: &SplitPlan, totals: &[u64], is_own: bool) {
+        let total: u64 = totals.iter().sum();
+        let down = (u64::BITS - total.leading_zeros()).saturating_sub(BITS);
+        self.begin_all(plan, |expert| (totals[expert as usize] >> down) as u32);
+        self.down = down;
+        let mix = mix_of(sum_of_products(totals.iter().map(|&total| total as u32)));
+        let (loads, units) = self.cells.split_at_mut(self.num_ranks);
+        split_all_evenly(plan, |expert| (totals[expert as usize] >> down) as u32, mix, units, loads);
+        let sweeps = if is_own { plan.sweeps } else { 2 * plan.sweeps };
+        sweep(plan, &plan.steps.edges, &mut self.cells, mix, sweeps);
     }
 
     /// The quotas of the expert at a place, which has `total` tokens: those of its holders.
@@ -117,16 +128,7 @@ impl Splitter {
 
     /// The units of each holder, which are tokens where a batch has fewer than 2^31.
     pub fn units(&self) -> &[i32] {
-        &self.cells[self.num_ranks..]
-    }
-
-    /// Splits `totals`, the tokens of each expert. `is_own` tells that they are those of one rank.
-    pub fn split_totals(&mut self, plan: &SplitPlan, totals: &[u64], is_own: bool) {
-        self.begin(totals.iter().sum());
-        for (expert, &total) in totals.iter().enumerate().filter(|(_, total)| **total > 0) {
-            self.add(plan, expert, total);
-        }
-        self.split(plan, is_own, |expert| totals[expert], |_, _| ());
+        &self.cells[self.num_ranks..self.cells.len() - 1]
     }
 
     /// Calls `with` with a rank and its tokens of an expert, for each expert and rank. `totals` were split.
@@ -150,59 +152,98 @@ fn mix_of(sum: u32) -> u32 {
     sum.wrapping_mul(GOLDEN_RATIO) >> 16
 }
 
-/// Gives all holders of the expert at a place as many units, or some one more.
+/// Gives all holders of each expert as many units, or some one more. `count` returns the units of an expert.
 #[inline(always)]
-fn split_evenly(plan: &SplitPlan, place: usize, total: u32, mix: u32, all: &mut [i32], loads: &mut [i32]) {
+fn split_all_evenly(
+    plan: &SplitPlan,
+    count: impl Fn(u32) -> u32,
+    mix: u32,
+    units: &mut [i32],
+    loads: &mut [i32],
+) {
+    let (rings, others) = plan.experts.split_at(plan.rings.len());
+    let (pairs, ones) = others.split_at(plan.num_split - rings.len());
+    let (ring_units, units) = units.split_at_mut(plan.holder_start[rings.len()] as usize);
+    let (ring_ranks, ranks) = plan.holder_ranks.split_at(ring_units.len());
+    let (mut ring_units, mut ring_ranks) = (ring_units, ring_ranks);
+    for (&expert, ring) in rings.iter().zip(&plan.rings) {
+        let (units, ranks);
+        (units, ring_units) = ring_units.split_at_mut(ring.count as usize);
+        (ranks, ring_ranks) = ring_ranks.split_at(ring.count as usize);
+        split_ring(*ring, count(expert), mix, units, ranks, loads);
+    }
+    let (pair_units, one_units) = units.split_at_mut(2 * pairs.len());
+    let (pair_units, pair_ranks) = (pair_units.as_chunks_mut().0, ranks.as_chunks().0);
+    for ((&expert, units), ranks) in pairs.iter().zip(pair_units).zip(pair_ranks) {
+        split_pair(count(expert), mix, units, ranks, loads);
+    }
+    for (&expert, units) in ones.iter().zip(one_units) {
+        *units = count(expert) as i32;
+    }
+}
+
+/// The same of the expert at a place.
+#[inline(always)]
+fn split_evenly(plan: &SplitPlan, place: usize, total: u32, mix: u32, units: &mut [i32], loads: &mut [i32]) {
     let range = plan.range_of(place);
-    match (&mut all[range.clone()], &plan.holders[range]) {
+    match (&mut units[range.clone()], &plan.holder_ranks[range]) {
         // Its rank has its tokens already.
         ([one], _) => *one = total as i32,
-        ([one, other], [first, second]) => {
-            *other = ((total + (mix & 1)) / 2) as i32;
-            *one = total as i32 - *other;
-            loads[first.rank as usize] += *one;
-            loads[second.rank as usize] += *other;
+        ([one, other], [rank, other_rank]) => {
+            let mut units = [*one, *other];
+            split_pair(total, mix, &mut units, &[*rank, *other_rank], loads);
+            [*one, *other] = units;
         }
-        (all, holders) => {
-            let count = holders.len() as u32;
-            let (each, rest, first) = (total / count, total % count, mix % count);
-            for (x, (units, holder)) in (0..).zip(all.iter_mut().zip(holders)) {
-                // Counted from the first on.
-                let number = if x < first { x + count - first } else { x - first };
-                *units = (each + u32::from(number < rest)) as i32;
-                loads[holder.rank as usize] += *units;
+        (units, ranks) => split_ring(plan.rings[place], total, mix, units, ranks, loads),
+    }
+}
+
+#[inline(always)]
+fn split_pair(total: u32, mix: u32, units: &mut [i32; 2], ranks: &[u32; 2], loads: &mut [i32]) {
+    let other = (total + (mix & 1)) / 2;
+    *units = [(total - other) as i32, other as i32];
+    loads[ranks[0] as usize] += units[0];
+    loads[ranks[1] as usize] += units[1];
+}
+
+#[inline(always)]
+fn split_ring(ring: Ring, total: u32, mix: u32, units: &mut [i32], ranks: &[u32], loads: &mut [i32]) {
+    let ((each, rest), (_, first)) = (ring.divide(total), ring.divide(mix));
+    for (x, (units, &rank)) in (0..).zip(units.iter_mut().zip(ranks)) {
+        // Counted from the first on.
+        let number = if x < first { x + ring.count - first } else { x - first };
+        *units = (each + u32::from(number < rest)) as i32;
+        loads[rank as usize] += *units;
+    }
+}
+
+/// Evens out the ranks' loads along edges of the plan.
+// On its own, its loop keeps everything in registers.
+#[inline(never)]
+fn sweep(plan: &SplitPlan, edges: &[Edge], cells: &mut [i32], mix: u32, sweeps: u32) {
+    assert!(plan.num_cells() <= cells.len());
+    let cells = cells.as_mut_ptr();
+    for turn in i64::from(mix)..i64::from(mix + sweeps) {
+        for edge in edges {
+            // SAFETY: a plan's edges are of its ranks and holders, and there are as many cells. Nobody else has a reference.
+            let [one, other, load, other_load] = [edge.units[0], edge.units[1], edge.loads[0], edge.loads[1]]
+                .map(|index| unsafe { cells.add(index as usize) });
+            // SAFETY: as above.
+            unsafe {
+                let (units, other_units) = (i64::from(*one), i64::from(*other));
+                let (from, to) = (i64::from(*load), i64::from(*other_load));
+                // Half of an odd difference is rounded up or down, from edge to edge and from sweep to sweep.
+                let half = (from - to + ((units ^ other_units ^ turn) & 1)) >> 1;
+                // Branches would be mispredicted.
+                let most = select_unpredictable(half < units, half, units);
+                let moved = select_unpredictable(most > -other_units, most, -other_units);
+                *one = (units - moved) as i32;
+                *other = (other_units + moved) as i32;
+                *load = (from - moved) as i32;
+                *other_load = (to + moved) as i32;
             }
         }
     }
-}
-
-/// Evens out the ranks' loads along edges.
-// On its own, its loop keeps everything in registers.
-#[inline(never)]
-fn sweep(edges: &[Edge], cells: &mut [i32], mix: u32, sweeps: u32) {
-    for turn in mix as i32..(mix + sweeps) as i32 {
-        for &Edge { units: [one, other], loads: [rank, other_rank] } in edges {
-            let [one, other, rank, other_rank] = [one, other, rank, other_rank].map(|index| index as usize);
-            let (units, other_units) = (cells[one], cells[other]);
-            let (load, other_load) = (cells[rank], cells[other_rank]);
-            let apart = load - other_load;
-            // Half of an odd difference is rounded up or down, from edge to edge and from sweep to sweep.
-            let up = apart & (units ^ other_units ^ turn) & 1;
-            // At most the units of one, and at least minus those of the other.
-            let moved = units + negative((apart >> 1) + up - units);
-            let moved = moved - negative(moved + other_units);
-            cells[one] = units - moved;
-            cells[other] = other_units + moved;
-            cells[rank] = load - moved;
-            cells[other_rank] = other_load + moved;
-        }
-    }
-}
-
-/// The number if it is negative, otherwise 0. Comparisons would become branches, which are mispredicted.
-#[inline(always)]
-fn negative(number: i32) -> i32 {
-    number & (number >> 31)
 }
 
 /// A set of numbers.
@@ -282,13 +323,21 @@ mod tests {
     }
 
     #[test]
-    fn split_counts_is_split_of_all_experts() {
+    fn split_seen_is_split_all_of_experts_with_tokens() {
         // Expert 0 is on all three ranks, expert 1 on two, expert 2 twice on one, expert 3 once.
         let plan = plan_of(&[0, 1, 2, 0, 1, 3, 0, 4, 4], 5, 3);
         for counts in [[9, 4, 2, 7, 0], [0, 0, 0, 1, 5], [100, 1, 1, 1, 1], [2, 1, 0, 50, 3]] {
             let (mut dense, mut sparse) = (Splitter::new(&plan, 3), Splitter::new(&plan, 3));
-            dense.split_counts(&plan, &counts);
-            sparse.split_totals(&plan, &counts.map(u64::from), true);
+            let ids: Vec<i32> = (0..)
+                .zip(counts)
+                .flat_map(|(expert, count)| std::iter::repeat_n(expert, count as usize))
+                .collect();
+            let (mut batch, mut small) = (BatchCounts::new(5), BatchCounts::new(5));
+            batch.add(&ids);
+            ids.chunks(4).for_each(|ids| small.add(ids));
+            [&mut batch, &mut small].map(BatchCounts::end);
+            dense.split_all(&plan, &batch);
+            sparse.split_seen(&plan, &small, small.seen().unwrap(), &mut Vec::new());
             for (place, &expert) in plan.experts.iter().enumerate() {
                 let total = u64::from(counts[expert as usize]);
                 if total > 0 {
