@@ -146,9 +146,14 @@ TYPED_TEST(DispatchRulesOf, EveryRuleMatchesTheReference) {
     engine_stream stream;
     engine_array<int32_t> num_valid(1);
     uint64_t seed = 0;
-    // 60 ranks exceed a warp's lanes, and the counts of 3000 experts exceed shared memory.
-    for (const auto &[experts, ranks, spare] :
-         {std::array<uint32_t, 3>{8, 2, 3}, {64, 8, 1}, {256, 8, 8}, {60, 60, 24}, {3000, 4, 5}}) {
+    // 60 ranks exceed a warp's lanes, and the counts of 3000 experts exceed shared memory. Of the last
+    // placement, a small batch has few of the replicated experts.
+    for (const auto &[experts, ranks, spare] : {std::array<uint32_t, 3>{8, 2, 3},
+                                                {64, 8, 1},
+                                                {256, 8, 8},
+                                                {60, 60, 24},
+                                                {3000, 4, 5},
+                                                {256, 40, 9}}) {
         const auto layer = a_placement(experts, ranks, spare, ++seed);
         const auto placement = placement_of(layer);
         for (const eplb_rule rule : all_rules) {
@@ -160,7 +165,7 @@ TYPED_TEST(DispatchRulesOf, EveryRuleMatchesTheReference) {
             }
             const auto dispatch = eplb::dispatch::create(placement, config);
             routing source(experts, choices, seed);
-            for (const size_t tokens : {size_t(0), size_t(1), size_t(170), size_t(700)}) {
+            for (const size_t tokens : {size_t(0), size_t(1), size_t(20), size_t(170), size_t(700)}) {
                 const auto ids = source.ids<Id>(tokens);
                 for (const int32_t valid :
                      {static_cast<int32_t>(tokens), static_cast<int32_t>(tokens / 2), -1, 5000}) {

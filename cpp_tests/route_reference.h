@@ -186,7 +186,7 @@ least_loaded_quotas(const layer_placement &layer, const std::vector<uint64_t> &t
     for (const auto &step : steps) {
         edges += step.size();
     }
-    const int sweeps = (edges < 64 ? 4 : 2) * (is_own ? 1 : 2);
+    const int sweeps = (edges < 64 ? 4 : edges < 256 ? 2 : 1) * (is_own ? 1 : 2);
     for (int sweep = 0; sweep < sweeps; sweep++) {
         for (const auto &step : steps) {
             for (const auto &[expert, x, y] : step) {

@@ -61,7 +61,7 @@ impl SmallBatch {
     pub fn lay_out_all(&mut self, plan: &SplitPlan, tables: &LayerTables, quotas: &[i32], num_ids: usize) {
         match num_ids <= 2 * quotas.len() {
             // Most quotas are small.
-            true => self.lay_out_by::<4>(plan, tables, quotas),
+            true => self.lay_out_by::<8>(plan, tables, quotas),
             false => self.lay_out_by::<WRITTEN_AT_ONCE>(plan, tables, quotas),
         }
     }
@@ -90,7 +90,7 @@ impl SmallBatch {
             next[plan.experts[place] as usize].index = end;
             for holder in plan.range_of(place) {
                 let (slot, quota) = (holder_slots[holder], quotas[holder] as u32);
-                end = lay_out_holder::<4>(tokens, end, plan, tables, holder, slot, quota);
+                end = lay_out_holder::<8>(tokens, end, plan, tables, holder, slot, quota);
             }
         }
     }
