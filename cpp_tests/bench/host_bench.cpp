@@ -33,25 +33,45 @@ template <class Id> std::vector<Id> batch(size_t num_ids) {
     return ids;
 }
 
-/// Seconds of one call: the median of 31 runs of at least 2 ms each.
-double time_of(const std::function<void()> &call) {
-    using clock = std::chrono::steady_clock;
-    size_t calls = 1;
-    std::vector<double> runs;
-    while (runs.size() < 31) {
+double median(std::vector<double> values) {
+    const auto middle = values.begin() + static_cast<std::ptrdiff_t>(values.size() / 2);
+    std::nth_element(values.begin(), middle, values.end());
+    return *middle;
+}
+
+/// Seconds of each call in 31 runs of at least 2 ms. The calls run in turns, so that all see the same
+/// machine.
+std::vector<std::vector<double>> times_of(const std::vector<std::function<void()>> &calls) {
+    const auto seconds_of = [](const std::function<void()> &call, size_t times) {
+        using clock = std::chrono::steady_clock;
         const auto start = clock::now();
-        for (size_t i = 0; i < calls; i++) {
+        for (size_t i = 0; i < times; i++) {
             call();
         }
-        const double seconds = std::chrono::duration<double>(clock::now() - start).count();
-        if (seconds < 2e-3 && runs.empty()) {
-            calls *= 2;
-            continue;
+        return std::chrono::duration<double>(clock::now() - start).count();
+    };
+    std::vector<size_t> times(calls.size(), 1);
+    for (size_t i = 0; i < calls.size(); i++) {
+        while (seconds_of(calls[i], times[i]) < 2e-3) {
+            times[i] *= 2;
         }
-        runs.push_back(seconds / static_cast<double>(calls));
     }
-    std::nth_element(runs.begin(), runs.begin() + 15, runs.end());
-    return runs[15];
+    std::vector<std::vector<double>> runs(calls.size());
+    for (size_t run = 0; run < 31; run++) {
+        for (size_t i = 0; i < calls.size(); i++) {
+            runs[i].push_back(seconds_of(calls[i], times[i]) / static_cast<double>(times[i]));
+        }
+    }
+    return runs;
+}
+
+/// The median of the ratios of runs side by side.
+double ratio(const std::vector<double> &runs, const std::vector<double> &others) {
+    std::vector<double> ratios;
+    for (size_t i = 0; i < runs.size(); i++) {
+        ratios.push_back(runs[i] / others[i]);
+    }
+    return median(ratios);
 }
 
 template <class Id> void compare(const char *name, size_t num_ids, const std::string &folder) {
@@ -71,20 +91,19 @@ template <class Id> void compare(const char *name, size_t num_ids, const std::st
     auto recorder = eplb::recorder::create(config);
     recorder.begin_iteration(0);
     const auto num_tokens = static_cast<uint32_t>(num_ids / choices);
-    const double library = time_of([&] { recorder.count_ids(0, ids.data(), num_tokens); });
-
     std::vector<uint32_t> counts(experts);
     size_t ignored = 0;
-    const double plain = time_of([&] {
+    const auto plain = [&] {
         if constexpr (sizeof(Id) == 4) {
             ignored += plain_count_int32(ids.data(), num_ids, counts.data(), experts);
         } else {
             ignored += plain_count_int64(ids.data(), num_ids, counts.data(), experts);
         }
-    });
-    const auto rate = [&](double seconds) { return static_cast<double>(num_ids) / seconds / 1e6; };
-    std::printf("| %s | %zu | %.0f | %.0f | %.2f |\n", name, num_ids, rate(library), rate(plain),
-                plain / library);
+    };
+    const auto runs = times_of({[&] { recorder.count_ids(0, ids.data(), num_tokens); }, plain});
+    const auto rate = [&](size_t call) { return static_cast<double>(num_ids) / median(runs[call]) / 1e6; };
+    std::printf("| %s | %zu | %.0f | %.0f | %.2f |\n", name, num_ids, rate(0), rate(1),
+                ratio(runs[1], runs[0]));
     if (ignored != 0) {
         std::printf("%zu ids were ignored\n", ignored);
     }
@@ -119,46 +138,49 @@ void compare_routing(uint32_t num_slots, uint32_t ranks, size_t num_ids) {
     shape.num_slots = num_slots;
     const std::vector<int32_t> layers = {0};
     const auto placement = eplb::solve(shape, layers, loads);
-    std::vector<int32_t> slots(num_ids), same(num_ids);
-    std::vector<uint32_t> seen(experts);
-    double plain[2] = {};
-    for (const eplb_rule rule :
-         {EPLB_RULE_ROUND_ROBIN, EPLB_RULE_TOKEN_HASH, EPLB_RULE_NEAREST, EPLB_RULE_LEAST_LOADED}) {
+    const eplb_rule rules[] = {EPLB_RULE_ROUND_ROBIN, EPLB_RULE_TOKEN_HASH, EPLB_RULE_NEAREST,
+                               EPLB_RULE_LEAST_LOADED};
+    std::vector<eplb::dispatch> dispatches;
+    for (const eplb_rule rule : rules) {
         eplb::dispatch_config config;
         config.num_ranks = ranks;
         config.experts_per_token = choices;
         config.rule = rule;
-        const auto dispatch = eplb::dispatch::create(placement, config);
-        const eplb_dispatch_tables layer = dispatch.tables(0);
-        const plain_tables tables = {layer.replica_count, layer.replica_start, layer.slot_ids,
-                                     int32_t(experts), static_cast<int32_t>(num_slots)};
-        const auto num_tokens = static_cast<uint32_t>(num_ids / choices);
-        const std::function<void()> route = [&] {
+        dispatches.push_back(eplb::dispatch::create(placement, config));
+    }
+    const eplb_dispatch_tables layer = dispatches[0].tables(0);
+    const plain_tables tables = {layer.replica_count, layer.replica_start, layer.slot_ids, int32_t(experts),
+                                 static_cast<int32_t>(num_slots)};
+    std::vector<int32_t> slots(num_ids), same(num_ids);
+    std::vector<uint32_t> seen(experts);
+    // The rules, then the loops of the first two.
+    std::vector<std::function<void()>> calls;
+    for (const eplb::dispatch &dispatch : dispatches) {
+        calls.push_back([&, num_tokens = static_cast<uint32_t>(num_ids / choices)] {
             dispatch.route(0, batches.next(), num_tokens, nullptr, slots.data());
-        };
-        const double seconds = time_of(route);
-        if (rule <= EPLB_RULE_TOKEN_HASH) {
-            const std::function<void()> loop = [&] {
-                if (rule == EPLB_RULE_ROUND_ROBIN) {
-                    plain_round_robin(&tables, batches.next(), num_ids, same.data(), seen.data());
-                } else {
-                    plain_token_hash(&tables, batches.next(), num_ids, choices, same.data());
-                }
-            };
-            plain[rule == EPLB_RULE_TOKEN_HASH ? 1 : 0] = time_of(loop);
-            for (const auto &call : {route, loop}) {
-                batches.restart();
-                call();
-            }
-            if (same != slots) {
-                std::printf("error: the plain loop returns different slots\n");
-            }
+        });
+    }
+    calls.push_back([&] { plain_round_robin(&tables, batches.next(), num_ids, same.data(), seen.data()); });
+    calls.push_back([&] { plain_token_hash(&tables, batches.next(), num_ids, choices, same.data()); });
+    const auto runs = times_of(calls);
+    for (const size_t rule : {0, 1}) {
+        for (const size_t call : {rule, rule + 4}) {
+            batches.restart();
+            calls[call]();
         }
-        const double loop = plain[rule == EPLB_RULE_TOKEN_HASH ? 1 : 0];
-        const char *names[] = {"", "round robin", "token hash", "nearest", "least loaded"};
-        const auto rate = [&](double seconds) { return static_cast<double>(num_ids) / seconds / 1e6; };
-        std::printf("| %u / %u | %s | %zu | %.0f | %.0f | %.2f |\n", num_slots, ranks, names[rule], num_ids,
-                    rate(seconds), rate(loop), loop / seconds);
+        if (same != slots) {
+            std::printf("error: the plain loop returns different slots\n");
+        }
+    }
+    const char *names[] = {"round robin", "token hash", "nearest", "least loaded"};
+    for (size_t rule = 0; rule < 4; rule++) {
+        const auto &loop = runs[rule == 1 ? 5 : 4];
+        const auto rate = [&](const std::vector<double> &of) {
+            return static_cast<double>(num_ids) / median(of) / 1e6;
+        };
+        std::printf("| %u / %u | %s | %zu | %.0f | %.0f | %.2f | %.2f |\n", num_slots, ranks, names[rule],
+                    num_ids, rate(runs[rule]), rate(loop), ratio(loop, runs[rule]),
+                    ratio(runs[rule], runs[0]));
     }
 }
 
@@ -177,7 +199,7 @@ int main(int argc, char **argv) {
     }
     std::printf("\n| slots / ranks | rule | ids | eplb, million ids/s | plain C loop (round robin's but for "
                 "token hash) "
-                "| ratio |\n|---|---|---|---|---|---|\n");
+                "| ratio | time, round robin's = 1 |\n|---|---|---|---|---|---|---|\n");
     for (const size_t num_ids : {64, 512, 2048, 65536, 1 << 20}) {
         compare_routing(320, 8, num_ids);
     }

@@ -323,33 +323,6 @@ mod tests {
     }
 
     #[test]
-    fn split_seen_is_split_all_of_experts_with_tokens() {
-        // Expert 0 is on all three ranks, expert 1 on two, expert 2 twice on one, expert 3 once.
-        let plan = plan_of(&[0, 1, 2, 0, 1, 3, 0, 4, 4], 5, 3);
-        for counts in [[9, 4, 2, 7, 0], [0, 0, 0, 1, 5], [100, 1, 1, 1, 1], [2, 1, 0, 50, 3]] {
-            let (mut dense, mut sparse) = (Splitter::new(&plan, 3), Splitter::new(&plan, 3));
-            let ids: Vec<i32> = (0..)
-                .zip(counts)
-                .flat_map(|(expert, count)| std::iter::repeat_n(expert, count as usize))
-                .collect();
-            let (mut batch, mut small) = (BatchCounts::new(5), BatchCounts::new(5));
-            batch.add(&ids);
-            ids.chunks(4).for_each(|ids| small.add(ids));
-            [&mut batch, &mut small].map(BatchCounts::end);
-            dense.split_all(&plan, &batch);
-            sparse.split_seen(&plan, &small, small.seen().unwrap(), &mut Vec::new());
-            for (place, &expert) in plan.experts.iter().enumerate() {
-                let total = u64::from(counts[expert as usize]);
-                if total > 0 {
-                    let quotas =
-                        |splitter: &Splitter| -> Vec<u64> { splitter.quotas(&plan, place, total).collect() };
-                    assert_eq!(quotas(&dense), quotas(&sparse), "expert {expert} of {counts:?}");
-                }
-            }
-        }
-    }
-
-    #[test]
     fn the_largest_counts_of_many_ranks_do_not_overflow() {
         // 2^16 ranks with 2^31 - 1 tokens each are 2^47 - 2^16 in all, here of one expert on both ranks and of one on each.
         let plan = plan_of(&[0, 1, 0, 2], 3, 2);
@@ -380,7 +353,43 @@ mod tests {
         })
     }
 
+    /// Counts `totals` of each expert in parts of some ids.
+    fn batch_of(totals: &[u64], part: usize) -> BatchCounts {
+        let ids: Vec<i64> =
+            (0..).zip(totals).flat_map(|(id, &count)| std::iter::repeat_n(id, count as usize)).collect();
+        let mut batch = BatchCounts::new(totals.len());
+        ids.chunks(part).for_each(|ids| batch.add(ids));
+        batch.end();
+        batch
+    }
+
     proptest! {
+        #[test]
+        fn a_batch_is_split_alike_however_it_was_counted((slots, num_experts, num_ranks, totals, _) in a_case()) {
+            let totals: Vec<u64> = totals.iter().map(|total| total % 100).collect();
+            let plan = plan_of(&slots, num_experts, num_ranks);
+            let mut splitters = [(); 4].map(|()| Splitter::new(&plan, num_ranks));
+            splitters[0].split_totals(&plan, &totals, true);
+            // A part of as many ids as experts makes the counts dense.
+            let (seen, dense) = (batch_of(&totals, (num_experts - 1).max(1)), batch_of(&totals, 10_000));
+            splitters[1].split_all(&plan, &seen);
+            splitters[2].split_all(&plan, &dense);
+            let mut places = vec![];
+            if let Some(experts) = seen.seen() {
+                splitters[3].split_seen(&plan, &seen, experts, &mut places);
+            }
+            let used = |place: usize| totals[plan.experts[place] as usize] > 0;
+            for place in (0..plan.experts.len()).filter(|&place| used(place)) {
+                let units = |splitter: &Splitter| splitter.units()[plan.range_of(place)].to_vec();
+                prop_assert_eq!(units(&splitters[1]), units(&splitters[0]));
+                prop_assert_eq!(units(&splitters[2]), units(&splitters[0]));
+                if seen.seen().is_some() {
+                    prop_assert!(places.contains(&(place as u32)));
+                    prop_assert_eq!(units(&splitters[3]), units(&splitters[0]));
+                }
+            }
+        }
+
         #[test]
         fn quotas_are_of_the_experts_ranks_and_add_up((slots, num_experts, num_ranks, totals, is_own) in a_case()) {
             let plan = plan_of(&slots, num_experts, num_ranks);
