@@ -9,6 +9,7 @@
 #include <cstdio>
 #include <fstream>
 #include <functional>
+#include <limits>
 #include <random>
 
 #include "../files.h"
@@ -33,15 +34,9 @@ template <class Id> std::vector<Id> batch(size_t num_ids) {
     return ids;
 }
 
-double median(std::vector<double> values) {
-    const auto middle = values.begin() + static_cast<std::ptrdiff_t>(values.size() / 2);
-    std::nth_element(values.begin(), middle, values.end());
-    return *middle;
-}
-
-/// Seconds of each call in 31 runs of at least 2 ms. The calls run in turns, so that all see the same
-/// machine.
-std::vector<std::vector<double>> times_of(const std::vector<std::function<void()>> &calls) {
+/// Seconds of each call: the fastest of 151 runs of at least 0.5 ms. Others may have been interrupted. The
+/// calls run in turns, so that all see the same machine.
+std::vector<double> times_of(const std::vector<std::function<void()>> &calls) {
     const auto seconds_of = [](const std::function<void()> &call, size_t times) {
         using clock = std::chrono::steady_clock;
         const auto start = clock::now();
@@ -52,26 +47,17 @@ std::vector<std::vector<double>> times_of(const std::vector<std::function<void()
     };
     std::vector<size_t> times(calls.size(), 1);
     for (size_t i = 0; i < calls.size(); i++) {
-        while (seconds_of(calls[i], times[i]) < 2e-3) {
+        while (seconds_of(calls[i], times[i]) < 5e-4) {
             times[i] *= 2;
         }
     }
-    std::vector<std::vector<double>> runs(calls.size());
-    for (size_t run = 0; run < 31; run++) {
+    std::vector<double> fastest(calls.size(), std::numeric_limits<double>::infinity());
+    for (size_t run = 0; run < 151; run++) {
         for (size_t i = 0; i < calls.size(); i++) {
-            runs[i].push_back(seconds_of(calls[i], times[i]) / static_cast<double>(times[i]));
+            fastest[i] = std::min(fastest[i], seconds_of(calls[i], times[i]) / static_cast<double>(times[i]));
         }
     }
-    return runs;
-}
-
-/// The median of the ratios of runs side by side.
-double ratio(const std::vector<double> &runs, const std::vector<double> &others) {
-    std::vector<double> ratios;
-    for (size_t i = 0; i < runs.size(); i++) {
-        ratios.push_back(runs[i] / others[i]);
-    }
-    return median(ratios);
+    return fastest;
 }
 
 template <class Id> void compare(const char *name, size_t num_ids, const std::string &folder) {
@@ -100,10 +86,9 @@ template <class Id> void compare(const char *name, size_t num_ids, const std::st
             ignored += plain_count_int64(ids.data(), num_ids, counts.data(), experts);
         }
     };
-    const auto runs = times_of({[&] { recorder.count_ids(0, ids.data(), num_tokens); }, plain});
-    const auto rate = [&](size_t call) { return static_cast<double>(num_ids) / median(runs[call]) / 1e6; };
-    std::printf("| %s | %zu | %.0f | %.0f | %.2f |\n", name, num_ids, rate(0), rate(1),
-                ratio(runs[1], runs[0]));
+    const auto times = times_of({[&] { recorder.count_ids(0, ids.data(), num_tokens); }, plain});
+    const auto rate = [&](size_t call) { return static_cast<double>(num_ids) / times[call] / 1e6; };
+    std::printf("| %s | %zu | %.0f | %.0f | %.2f |\n", name, num_ids, rate(0), rate(1), times[1] / times[0]);
     if (ignored != 0) {
         std::printf("%zu ids were ignored\n", ignored);
     }
@@ -162,7 +147,7 @@ void compare_routing(uint32_t num_slots, uint32_t ranks, size_t num_ids) {
     }
     calls.push_back([&] { plain_round_robin(&tables, batches.next(), num_ids, same.data(), seen.data()); });
     calls.push_back([&] { plain_token_hash(&tables, batches.next(), num_ids, choices, same.data()); });
-    const auto runs = times_of(calls);
+    const auto times = times_of(calls);
     for (const size_t rule : {0, 1}) {
         for (const size_t call : {rule, rule + 4}) {
             batches.restart();
@@ -174,13 +159,10 @@ void compare_routing(uint32_t num_slots, uint32_t ranks, size_t num_ids) {
     }
     const char *names[] = {"round robin", "token hash", "nearest", "least loaded"};
     for (size_t rule = 0; rule < 4; rule++) {
-        const auto &loop = runs[rule == 1 ? 5 : 4];
-        const auto rate = [&](const std::vector<double> &of) {
-            return static_cast<double>(num_ids) / median(of) / 1e6;
-        };
+        const double loop = times[rule == 1 ? 5 : 4];
+        const auto rate = [&](double seconds) { return static_cast<double>(num_ids) / seconds / 1e6; };
         std::printf("| %u / %u | %s | %zu | %.0f | %.0f | %.2f | %.2f |\n", num_slots, ranks, names[rule],
-                    num_ids, rate(runs[rule]), rate(loop), ratio(loop, runs[rule]),
-                    ratio(runs[rule], runs[0]));
+                    num_ids, rate(times[rule]), rate(loop), loop / times[rule], times[rule] / times[0]);
     }
 }
 

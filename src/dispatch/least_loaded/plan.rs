@@ -149,7 +149,13 @@ impl SplitPlan {
 
     /// The cells that the edges name: the ranks' and the holders'.
     pub fn num_cells(&self) -> usize {
-        self.locations.last().map_or(0, |nowhere| nowhere.rank as usize) + self.holders.len()
+        self.num_ranks() + self.holders.len()
+    }
+
+    /// The ranks of the layer.
+    #[inline(always)]
+    pub fn num_ranks(&self) -> usize {
+        self.locations.last().map_or(0, |nowhere| nowhere.rank as usize)
     }
 
     /// The indexes of the holders of the expert at a place.

@@ -8,7 +8,7 @@ use crate::placement::Shape;
 /// The most ids of a small batch. In a larger one, most ends of runs are predicted.
 pub const MAX_IDS: usize = 4096;
 
-/// Slots that are written at once, possibly beyond the end of a run.
+/// The most slots that are written at once, possibly beyond the end of a run.
 const WRITTEN_AT_ONCE: usize = 16;
 
 /// The slots of a small batch.
@@ -59,10 +59,13 @@ impl SmallBatch {
 
     /// Lays out the tokens of all experts with several slots, by the quotas of all holders. The batch has `num_ids` ids.
     pub fn lay_out_all(&mut self, plan: &SplitPlan, tables: &LayerTables, quotas: &[i32], num_ids: usize) {
-        match num_ids <= 2 * quotas.len() {
-            // Most quotas are small.
-            true => self.lay_out_by::<8>(plan, tables, quotas),
-            false => self.lay_out_by::<WRITTEN_AT_ONCE>(plan, tables, quotas),
+        // A store takes time whether or not its slots are read, and a quota beyond what is written at once is mispredicted.
+        if num_ids <= 4 * plan.num_ranks() {
+            self.lay_out_by::<4>(plan, tables, quotas);
+        } else if num_ids <= 2 * quotas.len() {
+            self.lay_out_by::<8>(plan, tables, quotas);
+        } else {
+            self.lay_out_by::<WRITTEN_AT_ONCE>(plan, tables, quotas);
         }
     }
 
