@@ -18,12 +18,13 @@ const DRAWS: usize = 4;
 const SPREAD: f64 = 2.0;
 
 /// Slots, ranks and ids a rank.
-const CASES: [(usize, usize, usize); 17] = [
+const CASES: [(usize, usize, usize); 18] = [
     (288, 32, 512),
     (288, 32, 2048),
     (288, 72, 1024),
     (320, 8, 1024),
     (320, 64, 1024),
+    (640, 320, 512),
     (288, 32, 8),
     (288, 32, 16),
     (288, 32, 32),
