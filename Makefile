@@ -21,7 +21,7 @@ STATIC := build/lib/libeplb.a
 UP = $(shell realpath -ms --relative-to=/x/$(LIBDIR)/pkgconfig /x)
 FILL = sed -e 's|@VERSION@|$(VERSION)|g' -e 's|@SONAME@|$(SONAME)|g' -e 's|@LIBDIR@|$(LIBDIR)|g' -e 's|@UP@|$(UP)|g'
 
-.PHONY: build demo test build-tests bench bench-peers peers gpu-bundle install install-built dist gates doc header recipes format check clean help
+.PHONY: build demo test build-tests bench bench-peers peers gpu-bundle install install-built dist wheel gates doc header recipes format check clean help
 
 build: ## the library (target/release/libeplb.so, build/lib/libeplb.a) and the program eplb
 	@scripts/need.sh gcc:cc
@@ -83,6 +83,9 @@ install-built:
 
 dist: ## build/dist/eplb-VERSION-linux-MACHINE.tar.gz: the installed tree, for glibc 2.17 and newer
 	scripts/dist.sh
+
+wheel: ## build/wheel/eplb-*.whl and .tar.gz: the Python package, tested with python3, Python 3.9 and the newest that is found
+	scripts/check_wheel.sh --all
 
 doc: ## the documentation of the C interface, in build/doc/html; undocumented items are errors
 	@scripts/need.sh doxygen:doxygen

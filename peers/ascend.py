@@ -8,6 +8,7 @@ import subprocess
 import tempfile
 import types
 
+import eplb as package
 import numpy as np
 import torch
 from program import DUMP, PROGRAM, check, eplb, packages, refused, stand_in
@@ -51,6 +52,18 @@ with tempfile.TemporaryDirectory() as folder:
         check(f"{slots} slots on {ranks} ranks: the loader reads the placement of search",
               all(count == slots and (row.flatten().numpy() == ours).all() for (row, count), ours in zip(rows, placement)))
         check("each rank's table has a slot of each expert", wrong_entries(path, placement, ranks, experts) == 0)
+
+    placement = package.vllm_ascend.save_expert_map(DUMP, path, 8, 72).slot_experts
+    rows = [utils.expert_file_to_tensor(path, layer) for layer in range(len(placement))]
+    check("the package makes the map from a dump in one call, and no entry is wrong",
+          all((row.flatten().numpy() == ours).all() for (row, _), ours in zip(rows, placement))
+          and wrong_entries(path, placement, 8, 64) == 0)
+    try:
+        package.vllm_ascend.save_expert_map("data/dumps/dsr1-extreme", path, 32, 288, policy="trtllm")
+        taken = True
+    except package.EplbError as error:
+        taken = error.status != package.Status.INVALID_PLACEMENT
+    check("the package refuses a placement that would be served wrongly", not taken)
 
     config, placement = planned(folder, "data/dumps/dsr1-extreme", 32, 288, "trtllm")
     message = refused("convert", config, f"{folder}/none.json", "--ep_size", 32, "--to", "vllm-ascend")

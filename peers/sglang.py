@@ -13,6 +13,7 @@ from pathlib import Path
 from types import SimpleNamespace
 from unittest.mock import MagicMock
 
+import eplb as package
 import numpy as np
 import torch
 
@@ -154,6 +155,11 @@ with tempfile.TemporaryDirectory() as name:
     counts, printed = counts_of(files[0], folder)
     check("stat: one file for all ranks, of the same counts", len(files) == 1 and (counts == expected[:, 1:]).all())
     expected = run(ranks, metadata, range(7, 14), random)
+    placement = package.sglang.save_expert_location(files[0], folder / "location.json", RANKS, SLOTS, num_model_layers=ROWS)
+    located = load(folder / "location.json")
+    check("the package makes the file of --init-expert-location from a recording in one call",
+          (located.physical_to_logical_map[1:].numpy() == placement.slot_experts).all()
+          and (located.logical_to_all_physical_map_num_valid[1:].sum(1) == SLOTS).all())
     counts, printed = counts_of(dump(ranks, folder / "second")[0], folder)
     check("stat: the second dump of a process is put in order",
           "put in order: the recording begins at step 6" in printed and (counts == expected[:, 1:]).all())
@@ -172,6 +178,15 @@ with tempfile.TemporaryDirectory() as name:
         check(f"{mode}: as by SGLang's own reader of such files", (counts == theirs[:, 1:].numpy()).all())
         one, _ = counts_of(files[1], folder)
         check(f"{mode}: a file alone has the counts of its rank", (one <= counts).all() and (one < counts).any())
+
+    weight = torch.from_numpy(np.load(folder / "counts.npy").reshape(-1, ROWS - 1, EXPERTS).sum(0))
+    algorithm = importlib.import_module("sglang.srt.eplb.eplb_algorithms.deepseek")
+    for groups, nodes in ((1, 1), (8, 2)):
+        theirs = algorithm.rebalance_experts(weight, SLOTS, groups, nodes, 8, groups > 1)
+        ours = package.rebalance_experts(weight, SLOTS, groups, nodes, 8)
+        check(f"{groups} groups, {nodes} nodes: the package's rebalance_experts has the planner's replicas and types",
+              (ours[2] == theirs[2]).all() and [t.dtype for t in ours] == [t.dtype for t in theirs]
+              and ours[0].shape == theirs[0].shape and ours[2].shape == theirs[2].shape)
 
     logical = folder / "logical_count.json"
     eplb("convert", DUMP, logical, "--to", "sglang-count")

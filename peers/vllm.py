@@ -4,9 +4,11 @@ vLLM reads and writes no files of loads or placements: arrays are the exchange. 
 """
 
 import importlib
+import inspect
 import sys
 import tempfile
 
+import eplb as package
 import numpy as np
 import torch
 
@@ -25,6 +27,7 @@ sys.modules["vllm.distributed.eplb.policy"].EPLB_POLICIES = {"default": Policy}
 sys.modules["vllm.distributed.eplb.policy"].AbstractEplbPolicy = object
 sys.modules["vllm.distributed.eplb.policy"].DefaultEplbPolicy = Policy
 state = importlib.import_module("vllm.distributed.eplb.eplb_state")
+Interface = importlib.import_module("vllm.distributed.eplb.policy.abstract").AbstractEplbPolicy
 
 RANKS, SLOTS, EXPERTS = 8, 72, 64
 
@@ -84,3 +87,27 @@ with tempfile.TemporaryDirectory() as folder:
     by_rank = [set(map(tuple, np.sort(map_.numpy().reshape(26 * RANKS, -1)))) for map_ in (moved, theirs)]
     stays = (moved.numpy() == ours.numpy()).sum() > (theirs.numpy() == ours.numpy()).sum()
     check("from eplb's placement the planner plans the same ranks, and keeps slots", by_rank[0] == by_rank[1] and stays)
+
+    class Deepseek(package.vllm.EplbPolicy):
+        policy = "deepseek"
+
+    check("the package's policy has the interface's arguments",
+          list(inspect.signature(package.vllm.EplbPolicy.rebalance_experts).parameters)
+          == list(inspect.signature(Interface.rebalance_experts).parameters))
+    for groups, nodes in ((1, 1), (8, 2), (8, 3)):
+        theirs = Policy.rebalance_experts(weight, SLOTS, groups, nodes, RANKS)
+        fresh = Deepseek.rebalance_experts(weight, SLOTS, groups, nodes, RANKS)
+        check(f"{groups} groups, {nodes} nodes: the package's policy returns a tensor like the planner's, with its replicas",
+              (fresh.dtype, fresh.device, fresh.shape) == (theirs.dtype, theirs.device, theirs.shape)
+              and (replicas(fresh.numpy()) == replicas(theirs.numpy())).all())
+    fresh = package.vllm.EplbPolicy.rebalance_experts(weight, SLOTS, 1, 1, RANKS)
+    check("its search is at least as balanced in each layer",
+          (hottest(fresh.numpy(), weight.numpy()) <= hottest(theirs.numpy(), weight.numpy()) + 1e-6).all())
+    for old in (ours, theirs, torch.arange(SLOTS).expand(26, -1) % EXPERTS):
+        kept = package.vllm.EplbPolicy.rebalance_experts(weight, SLOTS, 1, 1, RANKS, old)
+        engine = Policy.preserve_intragpu_slots(fresh.numpy(), RANKS, old.numpy())
+        check(f"with an old map it keeps {int((kept == old).sum())} slots, as many as the planner would",
+              (kept.numpy() == old.numpy()).sum() == (engine == old.numpy()).sum()
+              and (np.sort(kept.numpy().reshape(26, RANKS, -1)) == np.sort(engine.reshape(26, RANKS, -1))).all())
+    slots, valid = state.compute_logical_maps(kept, EXPERTS)
+    check("the engine's tables take its result", (valid.numpy() == replicas(kept.numpy())).all())

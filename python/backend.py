@@ -3,12 +3,13 @@
 The wheel is the package and an installed tree of the C library, as of `make install`. Two variables of the environment choose it:
 
     EPLB_TREE      the installed tree to pack; without it, `make install` builds one with cargo
-    EPLB_PLATFORM  the platform tags of that tree, such as manylinux_2_17_x86_64; otherwise linux_<machine>
+    EPLB_PLATFORM  the platform tags of that tree, such as manylinux_2_17_x86_64; without it, linux_<machine>
 
 SOURCE_DATE_EPOCH is the time of all files; without it, 1980. The same source gives the same bytes.
 """
 
 import base64
+import contextlib
 import gzip
 import hashlib
 import io
@@ -125,7 +126,8 @@ def header_module(include):
     ffi.set_source("eplb._header", None)
     with tempfile.TemporaryDirectory() as folder:
         path = pathlib.Path(folder) / "_header.py"
-        ffi.emit_python_code(str(path))
+        with contextlib.redirect_stdout(sys.stderr):
+            ffi.emit_python_code(str(path))
         code = path.read_text(encoding="utf-8")
     defaults = {struct: fields for struct, fields in defaults.items() if fields}
     return f'"""Generated from the headers by backend.py."""\n{code}DEFAULTS = {defaults!r}\n'.encode()

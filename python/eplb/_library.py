@@ -73,13 +73,14 @@ class Struct:
                 self._set(field, value)
 
     def _set(self, field: str, value: Any) -> None:
+        taken = value
         if isinstance(value, (str, os.PathLike)):
-            value = ffi.new("char[]", encoded(value))
+            taken = ffi.new("char[]", encoded(value))
         elif isinstance(value, numpy.ndarray):
-            value = address(value)
-        self._kept.append(value)
+            taken = address(value)
+        self._kept.append(taken)
         try:
-            setattr(self.pointer, field, value)
+            setattr(self.pointer, field, taken)
         except (TypeError, OverflowError) as error:
             raise refuse(f"{field} is {value!r}: {error}") from None
 

@@ -59,7 +59,7 @@ def report(
     with tempfile.TemporaryDirectory(prefix="eplb-") as name:
         folder = pathlib.Path(name)
         command = [PROGRAM, "report", "--json", "--per_expert", "--svg", str(folder / "report.svg")]
-        dumps = [counts] if isinstance(counts, (str, os.PathLike, Stats)) else counts
+        dumps = list(counts) if isinstance(counts, (list, tuple)) else [counts]
         for dump in dumps:
             command += ["--expert_statistic_path", _saved(dump, folder / "dump")]
         if placement is not None:
@@ -79,7 +79,9 @@ def report(
         if run.returncode:
             message = run.stderr.strip().replace("error: ", "", 1) or f"eplb report ended with {run.returncode}"
             raise EplbError(_STATUSES.get(run.returncode, Status.INTERNAL), message)
-        return Report(json.loads(run.stdout), (folder / "report.svg").read_text(encoding="utf-8"))
+        # Objects have no path, but the names of their files here.
+        document = json.loads(run.stdout.replace(f"{name}{os.sep}", ""))
+        return Report(document, (folder / "report.svg").read_text(encoding="utf-8"))
 
 
 def _saved(source: Any, path: pathlib.Path) -> str:
