@@ -11,8 +11,8 @@ import numpy
 
 from . import _arrays
 from ._arrays import Array, HostArray
-from ._constants import Policy, constant
-from ._library import Struct, address, call, lib, refuse
+from ._constants import EplbError, Policy, Status, constant
+from ._library import Struct, address, check, lib, refuse
 from ._placement import placement_config
 from ._solve import solve
 
@@ -23,6 +23,7 @@ _DEEPSEEK = {
 }
 
 _of_thread = threading.local()
+_MOST_KEPT = 1 << 22
 
 
 def rebalance_experts(
@@ -61,7 +62,10 @@ def rebalance_experts(
     chosen: Any = policy if policy == "deepseek" else constant(Policy, policy, "policy")
     if chosen in _DEEPSEEK:
         options = (_DEEPSEEK[chosen], num_threads, num_groups, num_nodes)
-        arrays = _deepseek(loads, num_replicas, num_gpus, *options)
+        try:
+            arrays = _deepseek(loads, num_replicas, num_gpus, *options)
+        except MemoryError:
+            raise EplbError(Status.OUT_OF_MEMORY, f"no memory for {num_replicas} slots a layer") from None
     else:
         # eplb.py's choice between its two rules.
         keeps_groups = num_nodes > 1 and num_groups % num_nodes == 0
@@ -90,31 +94,59 @@ def _deepseek(
     options = Struct(
         "eplb_solve_options", policy=policy, num_threads=num_threads, num_groups=num_groups, num_nodes=num_nodes
     )
-    width = max(1, num_slots - num_experts + 1)
+    widest = max(1, num_slots - num_experts + 1)
+    width = widest
+    if policy == Policy.DEEPSEEK_GLOBAL or num_nodes <= 1 or num_groups % num_nodes:
+        width = min(widest, _most_replicas(loads, num_slots))
     phy2log = numpy.empty((num_layers, num_slots), numpy.int32)
-    log2phy = _scratch(num_layers * num_experts * width).reshape(num_layers, num_experts, width)
     logcnt = numpy.empty((num_layers, num_experts), numpy.int32)
-    call(
-        lib.eplb_deepseek_rebalance,
-        config.pointer,
-        options.pointer,
-        address(loads),
-        num_layers,
-        width,
-        address(phy2log),
-        address(log2phy),
-        address(logcnt),
-    )
+    while True:
+        log2phy = _scratch(num_layers * num_experts * width).reshape(num_layers, num_experts, width)
+        status = lib.eplb_deepseek_rebalance(
+            config.pointer,
+            options.pointer,
+            address(loads),
+            num_layers,
+            width,
+            address(phy2log),
+            address(log2phy),
+            address(logcnt),
+        )
+        if status != Status.INVALID_ARGUMENT or width == widest:
+            break
+        width = widest
+    check(status)
     most = int(logcnt.max())
     return phy2log.astype(numpy.int64), log2phy[:, :, :most].astype(numpy.int64), logcnt.astype(numpy.int64)
+
+
+def _most_replicas(loads: Array, num_slots: int) -> int:
+    """A bound on the replicas of an expert. The narrower log2phy is, the less memory is written.
+
+    An expert of load w with n replicas got the last one for w / (n - 1), the largest load per replica. All other
+    replicas have at most that in the end, so the sum of loads is at most num_slots * w / (n - 1).
+    """
+    sums = loads.sum(axis=1)
+    if not sums.min() > 0:
+        return num_slots
+    # One more for rounding in float32.
+    return int(min((loads.max(axis=1) / sums).max() * num_slots, num_slots)) + 2
 
 
 def _scratch(size: int) -> Array:
     """Returns an int32 array of this thread. Memory that is new at each call takes longer than the conversion."""
     kept: Array = getattr(_of_thread, "array", numpy.empty(0, numpy.int32))
-    if kept.size < size:
-        _of_thread.array = kept = numpy.empty(size, numpy.int32)
-    return kept[:size]
+    if kept.size >= size:
+        return kept[:size]
+    try:
+        array = numpy.empty(size, numpy.int32)
+    except (MemoryError, ValueError):
+        raise EplbError(
+            Status.OUT_OF_MEMORY, f"no memory for log2phy, {4 * size} bytes: is num_replicas right?"
+        ) from None
+    if size <= _MOST_KEPT:
+        _of_thread.array = array
+    return array
 
 
 def replicas_of(phy2log: Array, num_experts: int) -> tuple[Array, Array, Array]:

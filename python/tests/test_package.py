@@ -30,7 +30,9 @@ ENUMS = {
     eplb.KeepReason: "KEEP_REASON",
     eplb.TransferKind: "TRANSFER_KIND",
 }
-HEADERS = "".join((recordings.ROOT / "include" / name).read_text() for name in ("eplb.h", "eplb_tools.h", "eplb_live.h"))
+HEADERS = "".join(
+    (recordings.ROOT / "include" / name).read_text() for name in ("eplb.h", "eplb_tools.h", "eplb_live.h")
+)
 MODULES = (eplb, eplb.vllm, eplb.sglang, eplb.vllm_ascend)
 # Arguments and fields that hold an array, by the words of their type.
 ARRAY = re.compile(r"Array|Loads|expert_ids|slot_ids|rank_counts")
@@ -58,11 +60,15 @@ def entries(text, heading):
 
 class Documentation(unittest.TestCase):
     def test_constants_are_those_of_the_headers(self):
-        self.assertEqual({item for _, item in public() if inspect.isclass(item) and issubclass(item, enum.Enum)}, set(ENUMS))
+        self.assertEqual(
+            {item for _, item in public() if inspect.isclass(item) and issubclass(item, enum.Enum)}, set(ENUMS)
+        )
         for kind, prefix in ENUMS.items():
             found = re.findall(rf"^  EPLB_{prefix}_(\w+) = (\d+),", HEADERS, re.MULTILINE)
             self.assertTrue(found, prefix)
-            self.assertEqual({member.name: int(member) for member in kind}, {name: int(number) for name, number in found})
+            self.assertEqual(
+                {member.name: int(member) for member in kind}, {name: int(number) for name, number in found}
+            )
         self.assertEqual((eplb.DEVICE_HOST, eplb.DEVICE_CURRENT), (-1, -2))
         for name in ("HOST", "CURRENT"):
             self.assertIn(f"#define EPLB_DEVICE_{name} ({getattr(eplb, f'DEVICE_{name}')})", HEADERS)
@@ -84,7 +90,9 @@ class Documentation(unittest.TestCase):
                 continue
             said = entries(text, "Args")
             parameters = {
-                key: parameter for key, parameter in inspect.signature(function).parameters.items() if key not in ("self", "cls")
+                key: parameter
+                for key, parameter in inspect.signature(function).parameters.items()
+                if key not in ("self", "cls")
             }
             self.assertEqual(list(said), list(parameters), name)
             for key, parameter in parameters.items():

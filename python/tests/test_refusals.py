@@ -81,6 +81,14 @@ class Loads(Raises):
         self.refused("", eplb.solve, numpy.full((1, 8), numpy.nan), 2, status=eplb.Status.INVALID_LOADS)
         self.refused("", eplb.rebalance_experts, LOADS, 9, 1, 1, 2, status=eplb.Status.INVALID_SHAPE)
 
+    def test_numbers_of_slots_without_memory(self):
+        loads = recordings.zipf(16, 64)
+        for num_slots in (2**30, 2**32 - 64):
+            with self.assertRaises(eplb.EplbError):
+                eplb.rebalance_experts(loads, num_slots, 8, 4, 8)
+            with self.assertRaises(eplb.EplbError):
+                eplb.rebalance_experts(loads, num_slots, 1, 1, 8)
+
     def test_numbers_and_constants(self):
         self.refused("-1", eplb.solve, LOADS, -1)
         self.refused("num_slots is 4294967296", eplb.solve, LOADS, 2, 2**32)
