@@ -1,7 +1,7 @@
 """Times the Python package: above the C call, and beside the functions of vLLM and SGLang, in one run: bench_wheel.py [DUMP].
 
 58 layers x 256 experts, 288 slots on 32 ranks, all on one thread. The functions take turns, and the time of each is the median of
-its runs. The first table is from NumPy to NumPy, the second from tensor to tensor. DUMP, one iteration of one rank, adds its loads.
+its runs: CPU time, which other work on the machine disturbs less. The first table is from NumPy to NumPy, the second from tensor to tensor. DUMP, one iteration of one rank, adds its loads.
 Without the packages of scripts/peers_packages.sh on the PYTHONPATH only the first table is printed.
 """
 
@@ -31,13 +31,13 @@ def zipf(exponent):
 
 
 def medians(calls, rounds):
-    """Milliseconds of each call, which take turns."""
+    """Milliseconds of CPU time of each call, which take turns."""
     times = {name: [] for name in calls}
     for _ in range(rounds):
         for name, call in calls.items():
-            start = time.perf_counter()
+            start = time.process_time()
             call()
-            times[name].append(time.perf_counter() - start)
+            times[name].append(time.process_time() - start)
     return {name: 1e3 * statistics.median(values) for name, values in times.items()}
 
 
