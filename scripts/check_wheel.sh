@@ -1,7 +1,7 @@
 #!/bin/sh
 # Makes the wheel, installs it in a fresh environment of each PYTHON, with nothing but cffi and numpy, and runs its tests there:
 # check_wheel.sh [PYTHON ...], python3 by default. --all: also Python 3.9, the oldest, and the newest that is on the PATH or of
-# pyenv. Checks platform tag, types and bytes, too.
+# pyenv, with the newest cffi and NumPy that they take. Checks platform tag, types and bytes, too.
 set -eu
 cd "$(dirname "$0")/.."
 
@@ -14,7 +14,9 @@ find_python() { # MINOR
         fi
     done
 }
+pinned="cffi==2.0.0 numpy==2.4.6;python_version>='3.11'"
 if [ "${1:-}" = --all ]; then
+    pinned=
     set -- python3
     oldest=$(find_python 9)
     if [ -n "$oldest" ]; then
@@ -68,7 +70,8 @@ for python in "$@"; do
     venv=$work/$("$python" -c 'import sys; print("python%d.%d" % sys.version_info[:2])')
     rm -rf "$venv"
     "$python" -m venv "$venv"
-    "$venv/bin/pip" install --quiet --disable-pip-version-check "$wheel"
+    echo "$pinned" | tr ' ' '\n' >"$work/constraints.txt"
+    "$venv/bin/pip" install --quiet --disable-pip-version-check --constraint "$work/constraints.txt" "$wheel"
     packages=$("$venv/bin/pip" list --disable-pip-version-check --format freeze | grep -vE '^(pip|setuptools)=' | tr '\n' ' ')
     echo "${venv##*/}: $packages"
     PYTHONDONTWRITEBYTECODE=1 "$venv/bin/python" -m unittest discover -s python/tests
@@ -80,5 +83,5 @@ for python in "$@"; do
         }
     done
     echo "tests of CUDA over fake_cuda: $(grep '^Ran' "$work/log")"
-    "$tools" -m mypy --strict --python-executable "$venv/bin/python" python/tests/typed_sample.py
+    "$tools" -m mypy --strict --cache-dir "$work/mypy" --python-executable "$venv/bin/python" python/tests/typed_sample.py
 done
