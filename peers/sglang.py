@@ -188,6 +188,10 @@ with tempfile.TemporaryDirectory() as name:
               (ours[2] == theirs[2]).all() and [t.dtype for t in ours] == [t.dtype for t in theirs]
               and ours[0].shape == theirs[0].shape and ours[2].shape == theirs[2].shape)
 
+    rounded = package.rebalance_experts(weight.bfloat16(), SLOTS, 1, 1, 8)
+    theirs = algorithm.rebalance_experts(weight.bfloat16(), SLOTS, 1, 1, 8, False)
+    check("it takes a tensor of bfloat16 as the planner does", (rounded[2] == theirs[2]).all())
+
     logical = folder / "logical_count.json"
     eplb("convert", DUMP, logical, "--to", "sglang-count")
     planned = load(logical)

@@ -25,11 +25,19 @@ def device_type(value: Any) -> int | None:
         return None
 
 
-def is_on_gpu(value: Any) -> bool:
+def cuda_interface(value: Any, name: str) -> Any:
+    """Returns __cuda_array_interface__; None if the object has none."""
+    try:
+        return getattr(value, "__cuda_array_interface__", None)
+    except Exception as error:  # as of a tensor that requires a gradient
+        raise refuse(f"{name} cannot be exported: {error}") from None
+
+
+def is_on_gpu(value: Any, name: str) -> bool:
     """Returns whether an object is an array in memory of a GPU or another accelerator."""
     if isinstance(value, numpy.ndarray):
         return False
-    if getattr(value, "__cuda_array_interface__", None) is not None:
+    if cuda_interface(value, name) is not None:
         return True
     return hasattr(value, "__dlpack__") and device_type(value) not in HOST_DEVICES
 
@@ -38,8 +46,10 @@ def host(value: HostArray, name: str) -> Array:
     """Returns an array in host memory as NumPy's, without a copy where there is one."""
     if type(value) is numpy.ndarray:
         return value
-    if is_on_gpu(value):
-        raise refuse(f"{name} is on a GPU: copy it to the host first, by .cpu() of PyTorch or .get() of CuPy")
+    if is_on_gpu(value, name):
+        raise refuse(
+            f"{name} is on a GPU or another device: copy it to the host first, by .cpu() of PyTorch or .get() of CuPy"
+        )
     if isinstance(value, numpy.ma.MaskedArray):
         raise refuse(f"{name} is a masked array: say what its masked values are, by .filled(0)")
     try:

@@ -169,7 +169,7 @@ class Dispatch(Handle):
             layer: the layer's number
             expert_ids: [tokens][experts_per_token], int32 or int64, the router's choice; -1 is padding
             slot_ids: [tokens][experts_per_token], int32 or int64, receives the slots; may be expert_ids. On the host
-                None makes a new array of expert_ids' type
+                None makes a new array of NumPy, of expert_ids' dtype
             num_valid: valid tokens; on a CUDA device an int32 array there. None: all
             stream: on a CUDA device, the stream to order the work on: a cudaStream_t as a number, or a stream of
                 PyTorch, CuPy or Numba. None: the legacy default stream

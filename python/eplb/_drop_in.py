@@ -56,7 +56,13 @@ def rebalance_experts(
         replicas]: the slots of each expert, padded with -1. logcnt, int64 [layers][experts]: the replicas of each
         expert. Tensors of PyTorch if weight is one, otherwise arrays of NumPy.
     """
-    loads = _arrays.loads(weight, "weight", "[layers][experts]")
+    torch: Any = sys.modules.get("torch")
+    array: Any = weight
+    is_tensor = torch is not None and isinstance(array, torch.Tensor)
+    if is_tensor and array.dtype == torch.bfloat16:
+        # NumPy has no such type. eplb.py, too, plans in float32.
+        array = array.float()
+    loads = _arrays.loads(array, "weight", "[layers][experts]")
     if loads.shape[0] == 0:
         raise refuse("weight has no layer")
     chosen: Any = policy if policy == "deepseek" else constant(Policy, policy, "policy")
@@ -80,8 +86,7 @@ def rebalance_experts(
             off_node_price=math.inf if keeps_groups and chosen in (Policy.DEFAULT, Policy.SEARCH) else 0.0,
         ) as placement:
             arrays = replicas_of(placement.slot_experts, loads.shape[1])
-    torch = sys.modules.get("torch")
-    if torch is not None and isinstance(weight, torch.Tensor):
+    if is_tensor:
         return torch.from_numpy(arrays[0]), torch.from_numpy(arrays[1]), torch.from_numpy(arrays[2])
     return arrays
 

@@ -174,6 +174,6 @@ def generate(
     report = Struct("eplb_generate_report")
     status = lib.eplb_generate(config.pointer, stats_options.pointer, options.pointer, report.pointer)
     if raised:
-        raise raised[0]
+        raise raised.pop()
     check(status)
     return GenerateReport(*(getattr(report, field) for field in GenerateReport._fields))

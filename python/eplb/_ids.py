@@ -70,10 +70,10 @@ def packed(shape: Sequence[int]) -> tuple[int, ...]:
 def buffer(value: Any, name: str) -> Buffer:
     """Returns an array of NumPy, __cuda_array_interface__ or DLPack as it lies in memory."""
     if not isinstance(value, numpy.ndarray):
-        interface = getattr(value, "__cuda_array_interface__", None)
+        interface = _arrays.cuda_interface(value, name)
         if interface is not None:
             return _of_interface(value, interface, name)
-        if _arrays.is_on_gpu(value):
+        if _arrays.is_on_gpu(value, name):
             return _of_capsule(value, name)
         if isinstance(value, (list, tuple)):
             raise refuse(f"{name} is a {type(value).__name__}; pass an array, such as numpy.array(..., numpy.int32)")

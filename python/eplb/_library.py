@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import os
 import pathlib
-from typing import Any, Union
+from typing import Any, TypeVar, Union
 
 import numpy
 
@@ -104,6 +104,9 @@ def address(array: numpy.ndarray[Any, Any]) -> Any:
     return ffi.from_buffer(_C_ARRAYS[array.dtype.str], array)
 
 
+Self = TypeVar("Self", bound="Handle")
+
+
 class Handle:
     """An object of the library. `destroy()`, leaving a `with` block, or the last reference releases it."""
 
@@ -121,7 +124,7 @@ class Handle:
         """Releases this object; later calls on it raise. Arrays that it returned stay valid until they are dropped."""
         self._owned = None
 
-    def __enter__(self) -> Any:
+    def __enter__(self: Self) -> Self:
         return self
 
     def __exit__(self, *_: object) -> None:

