@@ -46,6 +46,11 @@ def host(value: HostArray, name: str) -> Array:
     """Returns an array in host memory as NumPy's, without a copy where there is one."""
     if type(value) is numpy.ndarray:
         return value
+    if getattr(value, "is_cpu", None) is True:  # a tensor of PyTorch, for which the ways below take longer
+        try:
+            return cast(Array, cast(Any, value).numpy())
+        except Exception as error:
+            raise refuse(f"{name} is no array: {error}") from None
     if is_on_gpu(value, name):
         raise refuse(
             f"{name} is on a GPU or another device: copy it to the host first, by .cpu() of PyTorch or .get() of CuPy"

@@ -34,7 +34,7 @@ def rebalance_experts(
     num_gpus: int,
     policy: Policy | str = "deepseek",
     *,
-    num_threads: int = 0,
+    num_threads: int = 1,
 ) -> tuple[Any, Any, Any]:
     """Plans as DeepSeek's eplb.py does, with its arguments and its three results.
 
@@ -49,7 +49,8 @@ def rebalance_experts(
         num_nodes: nodes of consecutive ranks, of equal size
         num_gpus: ranks of the expert-parallel group
         policy: "deepseek", "search", "trtllm", "deepseek-global" or "deepseek-hierarchical"
-        num_threads: threads, which solve layers in parallel; 0: one a core, at most 8
+        num_threads: threads, which solve layers in parallel; 0: one a core, at most 8. A thread takes about as long to
+            start as "deepseek" takes to plan
 
     Returns:
         phy2log, int64 [layers][num_replicas]: the expert of each slot. log2phy, int64 [layers][experts][most
@@ -128,14 +129,18 @@ def _deepseek(
 def _most_replicas(loads: Array, num_slots: int) -> int:
     """A bound on the replicas of an expert. The narrower log2phy is, the less memory is written.
 
-    An expert of load w with n replicas got the last one for w / (n - 1), the largest load per replica. All other
-    replicas have at most that in the end, so the sum of loads is at most num_slots * w / (n - 1).
+    An expert of load w got its last of n replicas as it had the largest load per replica, w / (n - 1). No replica of
+    another expert has more in the end. So an expert of load v has at least v * (n - 1) / w slots, and at least one.
+    The bound takes the one for loads below the mean of a slot, the other for those above.
     """
     sums = loads.sum(axis=1)
     if not sums.min() > 0:
         return num_slots
+    hot = loads >= (sums / num_slots)[:, None]
+    slots_of_hot = num_slots - loads.shape[1] + hot.sum(axis=1)
+    most = (loads.max(axis=1) * slots_of_hot / numpy.where(hot, loads, 0).sum(axis=1)).max()
     # One more for rounding in float32.
-    return int(min((loads.max(axis=1) / sums).max() * num_slots, num_slots)) + 2
+    return int(min(most, num_slots)) + 2
 
 
 def _scratch(size: int) -> Array:
