@@ -34,7 +34,7 @@ def rebalance_experts(
     num_gpus: int,
     policy: Policy | str = "deepseek",
     *,
-    num_threads: int = 1,
+    num_threads: int = 0,
 ) -> tuple[Any, Any, Any]:
     """Plans as DeepSeek's eplb.py does, with its arguments and its three results.
 
@@ -49,8 +49,7 @@ def rebalance_experts(
         num_nodes: nodes of consecutive ranks, of equal size
         num_gpus: ranks of the expert-parallel group
         policy: "deepseek", "search", "trtllm", "deepseek-global" or "deepseek-hierarchical"
-        num_threads: threads, which solve layers in parallel; 0: one a core, at most 8. A thread takes about as long to
-            start as "deepseek" takes to plan
+        num_threads: threads, which solve layers in parallel; 0: one a core, at most 8
 
     Returns:
         phy2log, int64 [layers][num_replicas]: the expert of each slot. log2phy, int64 [layers][experts][most
@@ -131,16 +130,19 @@ def _most_replicas(loads: Array, num_slots: int) -> int:
 
     An expert of load w got its last of n replicas as it had the largest load per replica, w / (n - 1). No replica of
     another expert has more in the end. So an expert of load v has at least v * (n - 1) / w slots, and at least one.
-    The bound takes the one for loads below the mean of a slot, the other for those above.
     """
-    sums = loads.sum(axis=1)
-    if not sums.min() > 0:
-        return num_slots
-    hot = loads >= (sums / num_slots)[:, None]
-    slots_of_hot = num_slots - loads.shape[1] + hot.sum(axis=1)
-    most = (loads.max(axis=1) * slots_of_hot / numpy.where(hot, loads, 0).sum(axis=1)).max()
-    # One more for rounding in float32.
-    return int(min(most, num_slots)) + 2
+    with numpy.errstate(all="ignore"):
+        sums, largest = loads.sum(axis=1), loads.max(axis=1)
+        if not sums.all():
+            return num_slots
+        most = (largest / sums).max() * num_slots
+        if most > 16:
+            # Takes the one slot for loads below the mean of a slot, the other bound for those above.
+            hot = loads >= (sums / num_slots)[:, None]
+            slots_of_hot = num_slots - loads.shape[1] + hot.sum(axis=1)
+            most = (largest * slots_of_hot / numpy.where(hot, loads, 0).sum(axis=1)).max()
+    # One more for rounding in float32. Not a number if the loads are none, which the library refuses.
+    return int(most) + 2 if 0 < most < num_slots else num_slots
 
 
 def _scratch(size: int) -> Array:

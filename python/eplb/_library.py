@@ -65,27 +65,30 @@ class Struct:
     """
 
     def __init__(self, name: str, **fields: Any) -> None:
-        self.pointer = ffi.new(f"{name} *")
-        self.pointer.struct_size = ffi.sizeof(name)
-        self._kept: list[Any] = []
-        for field, value in {**DEFAULTS.get(name, {}), **fields}.items():
-            if value is not None:
-                self._set(field, value)
-
-    def _set(self, field: str, value: Any) -> None:
-        taken = value
-        if isinstance(value, (str, os.PathLike)):
-            taken = ffi.new("char[]", encoded(value))
-        elif isinstance(value, numpy.ndarray):
-            taken = address(value)
-        self._kept.append(taken)
+        # Keeps alive what the struct points to.
+        self._taken = {field: _taken(value) for field, value in fields.items() if value is not None}
+        size = ffi.sizeof(name)
         try:
-            setattr(self.pointer, field, taken)
-        except (TypeError, OverflowError) as error:
-            raise refuse(f"{field} is {value!r}: {error}") from None
+            self.pointer = ffi.new(f"{name} *", {"struct_size": size, **DEFAULTS.get(name, {}), **self._taken})
+        except (TypeError, OverflowError):
+            for field, value in self._taken.items():
+                try:
+                    ffi.new(f"{name} *", {field: value})
+                except (TypeError, OverflowError) as error:
+                    raise refuse(f"{field} is {fields[field]!r}: {error}") from None
+            raise
 
     def __getattr__(self, field: str) -> Any:
         return getattr(self.pointer, field)
+
+
+def _taken(value: Any) -> Any:
+    """What a field of a struct is set to."""
+    if isinstance(value, numpy.ndarray):
+        return address(value)
+    if isinstance(value, (str, os.PathLike)):
+        return ffi.new("char[]", encoded(value))
+    return value
 
 
 def encoded(path: Path) -> bytes:

@@ -93,6 +93,21 @@ class Loads(Raises):
         self.refused("-1", eplb.solve, -numpy.ones((1, 8)), 2, status=eplb.Status.INVALID_LOADS)
         self.refused("", eplb.solve, numpy.full((1, 8), numpy.nan), 2, status=eplb.Status.INVALID_LOADS)
         self.refused("", eplb.rebalance_experts, LOADS, 9, 1, 1, 2, status=eplb.Status.INVALID_SHAPE)
+        for wrong in (numpy.nan, numpy.inf, -1.0):
+            loads = numpy.ones((2, 8))
+            loads[1, 3] = wrong
+            for policy in ("deepseek", "search"):
+                self.refused(
+                    "layer 1|expert 3",
+                    eplb.rebalance_experts,
+                    loads,
+                    10,
+                    1,
+                    1,
+                    2,
+                    policy,
+                    status=eplb.Status.INVALID_LOADS,
+                )
 
     def test_numbers_of_slots_without_memory(self):
         loads = recordings.zipf(16, 64)
