@@ -1,6 +1,6 @@
 """Times the Python package: above the C call, and beside the functions of vLLM and SGLang, in one run: bench_wheel.py [DUMP].
 
-58 layers x 256 experts, 288 slots on 32 ranks. The functions take turns, and the time of each is the shortest of its runs, on one
+58 layers x 256 experts, 288 slots on 32 ranks. The functions take turns of five runs, and the time of each is the shortest, on one
 thread: CPU time, which other work on the machine disturbs least. The first table is from NumPy to NumPy, the second from tensor to
 tensor. There eplb is also as it is by default, on all cores, by the clock on the wall. DUMP, one iteration of one rank, adds its
 loads. Without the packages of scripts/peers_packages.sh on the PYTHONPATH only the first table is printed.
@@ -20,7 +20,7 @@ import numpy
 from eplb import _drop_in
 from eplb._library import Struct, address, ffi, lib
 
-LAYERS, EXPERTS, SLOTS, RANKS, ROUNDS, PEER_ROUNDS = 58, 256, 288, 32, 101, 25
+LAYERS, EXPERTS, SLOTS, RANKS, TURN, ROUNDS, PEER_ROUNDS = 58, 256, 288, 32, 5, 20, 5
 
 ALL_CORES = f", {os.cpu_count()} cores"
 
@@ -38,9 +38,10 @@ def shortest(calls, rounds):
     for _ in range(rounds):
         for name, call in calls.items():
             clock = time.perf_counter if ALL_CORES in name else time.process_time
-            start = clock()
-            call()
-            times[name].append(clock() - start)
+            for _ in range(TURN):
+                start = clock()
+                call()
+                times[name].append(clock() - start)
     return {name: 1e3 * min(values) for name, values in times.items()}
 
 
@@ -130,7 +131,7 @@ def main():
         )
 
     print(
-        f"{LAYERS} x {EXPERTS} -> {SLOTS} / {RANKS}, one thread, shortest of {ROUNDS}, milliseconds\n"
+        f"{LAYERS} x {EXPERTS} -> {SLOTS} / {RANKS}, one thread, shortest of {ROUNDS * TURN}, milliseconds\n"
     )
     print("| loads | function | C | NumPy to NumPy | above |\n|---|---|---|---|---|")
     for name, loads in cases:
@@ -166,7 +167,7 @@ def main():
         )
         return
     print(
-        f"\nrebalance_experts() from tensor to tensor, shortest of {PEER_ROUNDS}, milliseconds\n"
+        f"\nrebalance_experts() from tensor to tensor, shortest of {PEER_ROUNDS * TURN}, milliseconds\n"
     )
     print(
         "| loads | function | time | vLLM's is | SGLang's is |\n|---|---|---|---|---|"
