@@ -35,7 +35,8 @@ if [ "${1:-}" = --all ]; then
     fi
 fi
 [ $# -gt 0 ] || set -- python3
-scripts/need.sh cmake:cmake g++:g++ libgtest-dev:/usr/include/gtest/gtest.h valgrind:valgrind
+scripts/need.sh cmake:cmake g++:g++ libgtest-dev:/usr/include/gtest/gtest.h valgrind:valgrind \
+    nlohmann-json3-dev:/usr/include/nlohmann/json.hpp openmpi-bin:mpirun libopenmpi-dev:mpicxx
 scripts/wheel.sh
 wheel=$(echo "$PWD"/build/wheel/eplb-*.whl)
 tools=$(scripts/wheel_tools.sh)
