@@ -18,6 +18,8 @@ __all__ = ["EplbPolicy"]
 class EplbPolicy:
     """A policy in place of vLLM's own, of the interface of its AbstractEplbPolicy.
 
+    vLLM plans on every rank: equal loads give equal plans, on any number of threads.
+
     vLLM has one policy, and no option for another. Put this one in its place before the engine is made, as in a plugin:
 
         import vllm.distributed.eplb.policy
