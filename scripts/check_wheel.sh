@@ -63,9 +63,9 @@ tar -C "$work" -xzf build/wheel/eplb-*.tar.gz
 cmp "$wheel" "$work/$(basename "$wheel")"
 echo "the sdist makes the same wheel"
 
-# A driver over host memory, for the tests of CUDA. `make test` builds it in the same place.
-cmake -S cpp_tests -B build/cpp_tests -Wno-dev >/dev/null
-cmake --build build/cpp_tests --target fake_cuda >/dev/null
+# A driver over host memory, for the tests of CUDA.
+cmake -S cpp_tests -B build/wheel/cpp -Wno-dev -DEPLB_VALGRIND=OFF -DEPLB_MPI=OFF >/dev/null
+cmake --build build/wheel/cpp --target fake_cuda >/dev/null
 
 for python in "$@"; do
     venv=$work/$("$python" -c 'import sys; print("python%d.%d" % sys.version_info[:2])')
@@ -78,7 +78,7 @@ for python in "$@"; do
     PYTHONDONTWRITEBYTECODE=1 "$venv/bin/python" -m unittest discover -s python/tests
     for streams in immediate deferred; do
         PYTHONDONTWRITEBYTECODE=1 EPLB_TEST_DEVICE=cuda EPLB_FAKE_CUDA=$streams \
-            LD_LIBRARY_PATH=$PWD/build/cpp_tests/fake_cuda/lib "$venv/bin/python" python/tests/test_cuda.py 2>"$work/log" || {
+            LD_LIBRARY_PATH=$PWD/build/wheel/cpp/fake_cuda/lib "$venv/bin/python" python/tests/test_cuda.py 2>"$work/log" || {
             cat "$work/log" >&2
             exit 1
         }
