@@ -6,7 +6,7 @@ use std::hint::black_box;
 use std::path::Path;
 use std::time::Instant;
 
-use eplb::live::{Gates, LayerPlan, Limits, Plan, PlanOptions, Rebalancer, RebalancerConfig};
+use eplb::live::{Gates, KeepReason, LayerPlan, Limits, Plan, PlanOptions, Rebalancer, RebalancerConfig};
 use eplb::placement::{Placement, Shape};
 use eplb::report::{average, score};
 use eplb::solve::{Loads, Policy, SolveConfig, solve};
@@ -183,49 +183,63 @@ fn drifted(num_samples: usize, seed: u64) -> Vec<f64> {
     loads
 }
 
-fn median(mut run: impl FnMut() -> f64) -> f64 {
-    let mut times: Vec<f64> = (0..9).map(|_| run()).collect();
-    times.sort_unstable_by(f64::total_cmp);
-    times[times.len() / 2]
+/// The time of a plan that keeps the placement, for a reason.
+fn time_of_keep(rebalancer: &mut Rebalancer, limits: &Limits, reason: KeepReason) -> f64 {
+    let start = Instant::now();
+    let plan = rebalancer.plan(limits).unwrap();
+    let time = start.elapsed().as_secs_f64();
+    assert_eq!(plan.keep_reason(), Some(reason));
+    time
 }
 
-/// Times of a plan beside those of a search from scratch of the same samples, on one thread.
+/// Times of a plan beside those of a search from scratch of the same samples, on one thread, and of plans that keep the placement:
+/// by the trigger, since sampling noise would gain as much, and since the same loads moved nothing before.
 fn times() {
     let shape = Shape::new(256, 288, 32).unwrap();
-    println!("\n| samples | search | plan, 8 moves a layer | ratio | nothing to do |\n|---|---|---|---|---|");
+    println!("\n| samples | search | plan, 8 moves a layer | ratio | balanced | noise | the same loads |");
+    println!("|---|---|---|---|---|---|---|");
     for num_samples in [1, 8] {
         let placement = search(shape, &drifted(num_samples, 1), num_samples);
         let loads = drifted(num_samples, 2);
         let observed = counts(&loads, num_samples, 256);
-        let (mut of_search, mut of_nothing) = (Vec::new(), Vec::new());
-        let of_plan = median(|| {
+        let planned = counts(&drifted(num_samples, 1), num_samples, 256);
+        let mut times: [Vec<f64>; 5] = Default::default();
+        // Prices above all gains: the layers are searched once.
+        let dear = Limits { node_price: 1e9, ..limited(Some(8)) };
+        for _ in 0..15 {
             let start = Instant::now();
             black_box(search(shape, &loads, num_samples));
-            of_search.push(start.elapsed().as_secs_f64());
+            times[0].push(start.elapsed().as_secs_f64());
             let mut moving = rebalancer(placement.clone(), None, Gates::OFF);
             moving.observe(&observed, num_samples, 1, Some(0)).unwrap();
             let start = Instant::now();
             let plan = moving.plan(&limited(Some(8))).unwrap();
-            let time = start.elapsed().as_secs_f64();
+            times[1].push(start.elapsed().as_secs_f64());
             assert!(plan.layers().iter().map(LayerPlan::num_moves).all(|moves| moves <= 8));
-            let mut still = rebalancer(placement.clone(), None, Gates { trigger: 0.1, ..Gates::OFF });
-            still.observe(&observed, num_samples, 1, Some(0)).unwrap();
-            let start = Instant::now();
-            assert_eq!(still.plan(&limited(Some(8))).unwrap().num_moves(), 0);
-            of_nothing.push(start.elapsed().as_secs_f64());
-            time
-        });
-        let middle = |times: &mut Vec<f64>| {
+
+            let mut even = rebalancer(placement.clone(), None, Gates { trigger: 0.1, ..Gates::OFF });
+            even.observe(&observed, num_samples, 1, Some(0)).unwrap();
+            times[2].push(time_of_keep(&mut even, &limited(Some(8)), KeepReason::Balanced));
+            let mut noisy = rebalancer(placement.clone(), None, Gates { noise: 1e6, ..Gates::OFF });
+            noisy.observe(&planned, num_samples, 1, Some(0)).unwrap();
+            times[3].push(time_of_keep(&mut noisy, &limited(Some(8)), KeepReason::Noise));
+            let mut same = rebalancer(placement.clone(), None, Gates::OFF);
+            for _ in 0..2 {
+                same.observe(&observed, num_samples, 1, Some(0)).unwrap();
+                let time = time_of_keep(&mut same, &dear, KeepReason::NoMove);
+                times[4].push(time);
+            }
+            // The first one of the two searches.
+            let searched = times[4].len() - 2;
+            times[4].swap_remove(searched);
+        }
+        let [of_search, of_plan, balanced, noise, same] = times.map(|mut times| {
             times.sort_unstable_by(f64::total_cmp);
-            times[times.len() / 2]
-        };
-        let (of_search, of_nothing) = (middle(&mut of_search), middle(&mut of_nothing));
+            times[times.len() / 2] * 1e3
+        });
         println!(
-            "| {num_samples} | {:.1} ms | {:.1} ms | {:.2} | {:.3} ms |",
-            of_search * 1e3,
-            of_plan * 1e3,
-            of_plan / of_search,
-            of_nothing * 1e3
+            "| {num_samples} | {of_search:.1} ms | {of_plan:.1} ms | {:.2} | {balanced:.3} ms | {noise:.3} ms | {same:.3} ms |",
+            of_plan / of_search
         );
     }
 }

@@ -31,6 +31,13 @@ impl Hash {
         }
     }
 
+    /// The hash of a sequence of values.
+    pub fn of_values(values: &[u32]) -> u64 {
+        let mut hash = Hash::new();
+        hash.add_values(values);
+        hash.0
+    }
+
     /// The hash, which is neither [`DISAGREE`] nor its complement.
     pub fn word(self) -> u64 {
         match self.0 {

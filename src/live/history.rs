@@ -3,6 +3,7 @@
 use std::collections::VecDeque;
 
 use super::agreement::Hash;
+use super::layer_loads::{Measure, Sample};
 use crate::error::{Error, Result};
 
 /// The largest sum of the counts of a layer in a window. Up to it, counts are exact as f64.
@@ -55,8 +56,10 @@ struct Window {
     num_samples: usize,
     /// `[layers][samples][experts]`: whole numbers. Samples without counts are left out.
     loads: Vec<f64>,
-    /// The mean over samples of mean / max of a layer in the placement in force, `[layers]`.
-    balance: Vec<f64>,
+    /// A hash of each row of `loads`, `[layers][samples]`.
+    hashes: Vec<u64>,
+    /// In the placement in force, `[layers]`.
+    measures: Vec<Measure>,
     hash: u64,
 }
 
@@ -64,15 +67,11 @@ impl Window {
     fn layer(&self, layer: usize, num_experts: usize) -> &[f64] {
         &self.loads[layer * self.num_samples * num_experts..][..self.num_samples * num_experts]
     }
-}
 
-/// One sample of a layer.
-#[derive(Debug, Clone, Copy)]
-pub(super) struct Sample<'a> {
-    /// `[experts]`
-    pub loads: &'a [f64],
-    /// The weights of all samples sum up to 1.
-    pub weight: f64,
+    /// The mean over layers of mean / max.
+    fn balance(&self) -> f64 {
+        self.measures.iter().map(|measure| measure.balance).sum::<f64>() / self.measures.len() as f64
+    }
 }
 
 /// The windows of all phases.
@@ -133,7 +132,7 @@ impl History {
         num_tokens: u64,
         phase: usize,
         layer_ids: &[u32],
-        balance_of: impl Fn(usize, &[f64]) -> f64,
+        measure_of: impl Fn(usize, &[f64]) -> Measure,
     ) -> Result<()> {
         let (layers, experts) = (self.num_layers, self.num_experts);
         for (index, row) in counts.chunks_exact(experts).enumerate() {
@@ -151,21 +150,27 @@ impl History {
         if samples.is_empty() {
             return Ok(());
         }
-        let mut loads = Vec::with_capacity(samples.len() * layers * experts);
+        let of_row = |row: &[i64]| {
+            let mut hash = Hash::new();
+            hash.add_all(row.iter().map(|&count| count as u64));
+            hash.word()
+        };
+        let mut hash = Hash::new();
+        hash.add_all([number, num_tokens, phase as u64, num_samples as u64]);
+        hash.add_all(samples.iter().map(|&sample| sample as u64));
+        let (mut loads, mut hashes) = (Vec::with_capacity(samples.len() * layers * experts), Vec::new());
         for layer in 0..layers {
             for sample in &samples {
                 let row = &counts[(sample * layers + layer) * experts..][..experts];
                 loads.extend(row.iter().map(|&count| count as f64));
+                hashes.push(of_row(row));
             }
         }
-        let mut hash = Hash::new();
-        hash.add_all([number, num_tokens, phase as u64]);
-        hash.add_all(counts.iter().map(|&count| count as u64));
-        let num_samples = samples.len();
+        hash.add_all(hashes.iter().copied());
+        let (num_samples, hash) = (samples.len(), hash.word());
         let mut window =
-            Window { number, num_tokens, num_samples, loads, balance: Vec::new(), hash: hash.word() };
-        window.balance =
-            (0..layers).map(|layer| mean_balance(&window, layer, experts, &balance_of)).collect();
+            Window { number, num_tokens, num_samples, loads, hashes, measures: Vec::new(), hash };
+        window.measures = (0..layers).map(|layer| measure_of(layer, window.layer(layer, experts))).collect();
         let ring = &mut self.phases[phase];
         if ring.len() == self.num_windows {
             ring.pop_front();
@@ -175,10 +180,10 @@ impl History {
     }
 
     /// Measures a layer again, whose slots have changed.
-    pub fn measure(&mut self, layer: usize, balance_of: impl Fn(usize, &[f64]) -> f64) {
+    pub fn measure(&mut self, layer: usize, measure_of: impl Fn(&[f64]) -> Measure) {
         let experts = self.num_experts;
         for window in self.phases.iter_mut().flatten() {
-            window.balance[layer] = mean_balance(window, layer, experts, &balance_of);
+            window.measures[layer] = measure_of(window.layer(layer, experts));
         }
     }
 
@@ -196,26 +201,21 @@ impl History {
         decay(self.now - 1 - window.number, self.half_life)
     }
 
-    /// The samples of a layer, oldest first in each phase.
-    pub fn samples(&self, layer: usize) -> Vec<Sample<'_>> {
+    /// The windows with their weights, which sum up to 1.
+    pub fn weighted(&self) -> Weighted<'_> {
         let sum: u64 = self.weighed().map(|(_, weight)| weight).sum();
-        let mut samples = Vec::new();
-        for (window, weight) in self.weighed() {
-            let weight = weight as f64 / sum as f64 / window.num_samples as f64;
-            let rows = window.layer(layer, self.num_experts).chunks_exact(self.num_experts);
-            samples.extend(rows.map(|loads| Sample { loads, weight }));
-        }
-        samples
+        let windows = self.weighed().map(|(window, weight)| (window, weight as f64 / sum as f64)).collect();
+        Weighted { windows, num_experts: self.num_experts }
     }
 
     /// The weighted mean over windows of the layers' balancedness; 0 without counts.
     pub fn balance(&self) -> f64 {
-        self.mean(|window| window.balance.iter().sum::<f64>() / window.balance.len() as f64)
+        self.mean(Window::balance)
     }
 
     /// As [`History::balance`], of one layer.
     pub fn layer_balance(&self, layer: usize) -> f64 {
-        self.mean(|window| window.balance[layer])
+        self.mean(|window| window.measures[layer].balance)
     }
 
     fn mean(&self, of: impl Fn(&Window) -> f64) -> f64 {
@@ -229,8 +229,7 @@ impl History {
 
     /// The balancedness of the last window in the placement in force; 0 before the first.
     pub fn last_balance(&self) -> f64 {
-        let last = self.windows().max_by_key(|window| window.number);
-        last.map_or(0.0, |window| window.balance.iter().sum::<f64>() / window.balance.len() as f64)
+        self.windows().max_by_key(|window| window.number).map_or(0.0, Window::balance)
     }
 
     /// Adds all that a plan depends on.
@@ -240,14 +239,63 @@ impl History {
     }
 }
 
-fn mean_balance(
-    window: &Window,
-    layer: usize,
+/// The windows that have a weight, oldest first in each phase, with their parts of all weights.
+pub(super) struct Weighted<'a> {
+    windows: Vec<(&'a Window, f64)>,
     num_experts: usize,
-    balance_of: &impl Fn(usize, &[f64]) -> f64,
-) -> f64 {
-    let rows = window.layer(layer, num_experts).chunks_exact(num_experts);
-    rows.map(|loads| balance_of(layer, loads)).sum::<f64>() / window.num_samples as f64
+}
+
+impl<'a> Weighted<'a> {
+    /// The samples of a layer. Equal ones are one, so that a load that stays gives the same as before.
+    pub fn samples(&self, layer: usize) -> Vec<Sample<'a>> {
+        let mut samples: Vec<Sample> = Vec::new();
+        for &(window, weight) in &self.windows {
+            let weight = weight / window.num_samples as f64;
+            let rows = window.layer(layer, self.num_experts).chunks_exact(self.num_experts);
+            let hashes = &window.hashes[layer * window.num_samples..];
+            for (loads, &hash) in rows.zip(hashes) {
+                match samples.iter().position(|other| other.hash == hash && other.loads == loads) {
+                    Some(same) => samples[same].weight += weight,
+                    None => samples.push(Sample { loads, weight, hash }),
+                }
+            }
+        }
+        samples
+    }
+
+    /// The hash and the weight of each of the samples.
+    pub fn hashes(&self, layer: usize) -> Vec<(u64, f64)> {
+        let mut hashes: Vec<(u64, f64)> = Vec::new();
+        for &(window, weight) in &self.windows {
+            let weight = weight / window.num_samples as f64;
+            for &hash in &window.hashes[layer * window.num_samples..][..window.num_samples] {
+                match hashes.iter_mut().find(|(other, _)| *other == hash) {
+                    Some((_, sum)) => *sum += weight,
+                    None => hashes.push((hash, weight)),
+                }
+            }
+        }
+        hashes
+    }
+
+    /// Whether a layer has one sample, with load. The mean of its max / mean is then one over that of its mean / max.
+    pub fn is_one_sample(&self, layer: usize) -> bool {
+        match self.windows[..] {
+            [(window, _)] if window.num_samples == 1 => {
+                window.layer(layer, self.num_experts).iter().any(|&load| load > 0.0)
+            }
+            _ => false,
+        }
+    }
+
+    /// How even a layer is in the placement in force. `None` without windows.
+    pub fn measure(&self, layer: usize) -> Option<Measure> {
+        let mut measure = Measure::default();
+        for &(window, weight) in &self.windows {
+            measure.add(weight, &window.measures[layer]);
+        }
+        (!self.windows.is_empty()).then_some(measure)
+    }
 }
 
 /// Returns the first expert whose count is wrong, and why.
@@ -288,12 +336,12 @@ mod tests {
     fn a_ring_forgets_its_oldest_window_and_no_other_phases() {
         let mut history = history();
         for (counts, phase) in [([1, 0], 0), ([2, 0], 1), ([3, 0], 0), ([4, 0], 0)] {
-            history.observe(&counts, 1, 10, phase, &[0], |_, _| 1.0).unwrap();
+            history.observe(&counts, 1, 10, phase, &[0], |_, _| Measure::default()).unwrap();
         }
-        let loads: Vec<f64> = history.samples(0).iter().map(|sample| sample.loads[0]).collect();
+        let loads: Vec<f64> = history.weighted().samples(0).iter().map(|sample| sample.loads[0]).collect();
         assert_eq!((loads, history.num_tokens()), (vec![3.0, 4.0, 2.0], 30));
         // Ages 1, 0 and 2: 1/2, 1 and 1/4 of 7/4.
-        let weights: Vec<f64> = history.samples(0).iter().map(|sample| sample.weight).collect();
+        let weights: Vec<f64> = history.weighted().samples(0).iter().map(|sample| sample.weight).collect();
         for (weight, expected) in weights.iter().zip([2.0 / 7.0, 4.0 / 7.0, 1.0 / 7.0]) {
             assert!((weight - expected).abs() < 1e-9);
         }
@@ -302,9 +350,9 @@ mod tests {
     #[test]
     fn samples_without_counts_are_left_out() {
         let mut history = history();
-        history.observe(&[0, 5, 0, 0], 2, 10, 0, &[0], |_, _| 1.0).unwrap();
-        assert_eq!(history.samples(0).len(), 1);
-        history.observe(&[0, 0], 1, 10, 0, &[0], |_, _| 1.0).unwrap();
+        history.observe(&[0, 5, 0, 0], 2, 10, 0, &[0], |_, _| Measure::default()).unwrap();
+        assert_eq!(history.weighted().samples(0).len(), 1);
+        history.observe(&[0, 0], 1, 10, 0, &[0], |_, _| Measure::default()).unwrap();
         assert_eq!((history.num_windows(), history.now()), (1, 2));
     }
 
@@ -312,7 +360,8 @@ mod tests {
     fn wrong_counts_are_named_and_change_nothing() {
         let mut history = history();
         let mut refused = |counts: [i64; 4]| {
-            let error = history.observe(&counts, 2, 1, 0, &[7], |_, _| 1.0).unwrap_err().to_string();
+            let error =
+                history.observe(&counts, 2, 1, 0, &[7], |_, _| Measure::default()).unwrap_err().to_string();
             assert_eq!(history.now(), 0);
             error
         };

@@ -12,6 +12,13 @@ pub(super) fn keep_slots(shape: Shape, from: &[u32], to: &[u32], fixed: impl Fn(
     let index = |expert: u32| (expert as usize).min(shape.num_experts());
     for rank in 0..shape.num_ranks() {
         let slots = rank * width..(rank + 1) * width;
+        // Usually all that stays is in its slot.
+        let held = &from[slots.clone()];
+        let is_in_place = |slot: usize| from[slot] == to[slot] || !fixed(slot) && !held.contains(&to[slot]);
+        if slots.clone().all(is_in_place) {
+            kept[slots.clone()].copy_from_slice(&to[slots]);
+            continue;
+        }
         slots.clone().for_each(|slot| left[index(to[slot])] += 1);
         let mut take = |expert: u32| {
             let left = &mut left[index(expert)];

@@ -185,7 +185,7 @@ fn in_rounds(fabric: &Fabric, layer: u32, copies: &[Copy]) -> (Vec<Transfer>, u3
 
 /// The most slots of one rank that receive an expert.
 fn most_of_a_rank(fabric: &Fabric, copies: &[Copy]) -> u32 {
-    let mut of_rank = vec![0; fabric.shape.num_ranks()];
-    copies.iter().for_each(|copy| of_rank[fabric.shape.rank_of(copy.dst)] += 1);
+    let (mut of_rank, width) = (vec![0; fabric.shape.num_ranks()], fabric.shape.slots_per_rank());
+    copies.iter().for_each(|copy| of_rank[copy.dst / width] += 1);
     of_rank.into_iter().max().unwrap_or(0)
 }

@@ -55,6 +55,11 @@ impl Limits {
         Ok(())
     }
 
+    /// Whether no slot may change.
+    pub(super) fn forbid_moves(&self) -> bool {
+        [self.max_layer_moves, self.max_moves, self.max_rank_moves, self.max_layers].contains(&Some(0))
+    }
+
     /// Whether layers depend on each other.
     pub(super) fn are_shared(&self) -> bool {
         let shared = [self.max_moves, self.max_rank_moves, self.max_pair_moves, self.max_layers];

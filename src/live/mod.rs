@@ -19,6 +19,7 @@ mod rebalancer;
 #[cfg(test)]
 mod rebalancer_tests;
 mod rounds;
+mod searched;
 mod select;
 mod sources;
 mod transfer;
@@ -59,6 +60,12 @@ impl Fabric<'_> {
     fn num_active(&self) -> usize {
         let all = self.shape.num_ranks();
         self.active.map_or(all, |active| active.iter().filter(|&&active| active).count())
+    }
+
+    /// The slots of active ranks.
+    fn num_slots(&self, rank_num_slots: &[u32]) -> usize {
+        let of_ranks = rank_num_slots.iter().enumerate();
+        of_ranks.filter(|&(rank, _)| self.is_active(rank)).map(|(_, &slots)| slots as usize).sum()
     }
 
     fn is_active(&self, rank: usize) -> bool {

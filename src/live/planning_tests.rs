@@ -4,7 +4,7 @@ use super::cluster_tests::{Random, random_shape, random_slots};
 use super::rebalancer_tests::{commit_all, in_order, rebalancer, skewed_counts, unlimited};
 use super::*;
 use crate::placement::replica_counts;
-use crate::solve::{Loads, SolveConfig, solve};
+use crate::solve::{Loads, SolveConfig, names_of_vectors, solve};
 
 /// At most 4 ranks of 3 slots.
 fn small_shape(random: &mut Random) -> Shape {
@@ -198,7 +198,8 @@ fn the_gain_grows_with_moves_up_to_that_of_a_fresh_solve() {
         let loads: Vec<f64> = counts.iter().map(|&count| count as f64).collect();
         let fabric = Fabric { shape, nodes: None, active: None };
         let slots = solved(shape, &loads);
-        let balances = loads.chunks_exact(64).map(|loads| layer_loads::balance(&fabric, &slots, loads));
+        let balances =
+            loads.chunks_exact(64).map(|loads| layer_loads::Measure::new(&fabric, 72, &slots, loads).balance);
         let fresh = balances.sum::<f64>() / num_samples as f64;
         let mut last = 0.0;
         for limit in [Some(1), Some(2), Some(4), Some(8), Some(16), Some(32), None] {
@@ -211,4 +212,94 @@ fn the_gain_grows_with_moves_up_to_that_of_a_fresh_solve() {
         }
         assert!(last >= fresh - 1e-3, "{last}, a fresh solve has {fresh}");
     }
+}
+
+/// The test that the child processes run again.
+const OF_PROCESSES: &str =
+    "live::planning_tests::plans_are_the_same_in_every_process_with_any_threads_and_instructions";
+
+/// All bytes of plans of three layers, with and without limits, samples and shared limits.
+fn all_plans(num_threads: usize) -> String {
+    let (shape, mut random) = (Shape::new(40, 60, 20).unwrap(), Random(53));
+    let slots: Vec<u32> =
+        (0..3).flat_map(|_| random_slots(shape, &[true; 20], &mut random).unwrap()).collect();
+    let layers: Vec<u32> = (0..3).collect();
+    let placement = Placement::with_empty_slots(shape, None, &layers, &slots).unwrap();
+    let mut all = String::new();
+    for num_samples in [1, 3] {
+        for limits in [
+            Limits { max_layer_moves: Some(6), ..unlimited() },
+            Limits { max_moves: Some(10), max_rank_moves: Some(2), max_pair_moves: Some(2), ..unlimited() },
+            Limits { node_price: 10.0, remote_price: 20.0, buffering: Buffering::Drain, ..unlimited() },
+            unlimited(),
+        ] {
+            let config = RebalancerConfig {
+                gates: Gates::OFF,
+                num_threads,
+                rank_to_node: Some((0..20).map(|rank| rank / 8).collect()),
+                ..RebalancerConfig::new(40, 2)
+            };
+            let mut rebalancer = Rebalancer::new(config, placement.clone()).unwrap();
+            for _ in 0..2 {
+                let counts: Vec<i64> =
+                    (0..3 * num_samples).flat_map(|_| skewed_counts(40, &mut random)).collect();
+                rebalancer.observe(&counts, num_samples, 100, Some(0)).unwrap();
+            }
+            let plan = rebalancer.plan(&limits).unwrap();
+            assert!(plan.num_moves() > 0);
+            all += &format!("{:?} {:?} {:?}|", plan.agreement_words(), plan.balance(), plan.layers());
+        }
+    }
+    all
+}
+
+#[test]
+fn plans_are_the_same_in_every_process_with_any_threads_and_instructions() {
+    // A child prints a hash of its plans, which the parent compares with its own.
+    let hash = |plans: &str| {
+        let mut hash = agreement::Hash::new();
+        hash.add_values(&plans.bytes().map(u32::from).collect::<Vec<_>>());
+        format!("plans {:016x}", hash.word())
+    };
+    if let Ok(threads) = std::env::var("EPLB_TEST_THREADS") {
+        println!("{}", hash(&all_plans(threads.parse().unwrap())));
+        return;
+    }
+    let expected = hash(&all_plans(1));
+    for (vectors, threads) in
+        names_of_vectors().into_iter().flat_map(|vectors| [(vectors.clone(), "1"), (vectors, "64")])
+    {
+        let child = std::process::Command::new(std::env::current_exe().unwrap())
+            .args([OF_PROCESSES, "--exact", "--nocapture"])
+            .env("EPLB_TEST_VECTORS", &vectors)
+            .env("EPLB_TEST_THREADS", threads)
+            .output()
+            .unwrap();
+        let printed = String::from_utf8_lossy(&child.stdout);
+        assert!(child.status.success() && printed.contains(&expected), "{vectors}, {threads}: {printed}");
+    }
+}
+
+#[test]
+fn a_search_that_moved_nothing_is_repeated_when_anything_changes() {
+    let shape = Shape::new(8, 8, 4).unwrap();
+    let mut rebalancer = rebalancer(shape, &[in_order(shape)], Gates::OFF);
+    let hot = [90, 90, 1, 1, 1, 1, 1, 1];
+    let mut moves = |counts: &[i64], limits: Limits| {
+        rebalancer.observe(counts, 1, 100, Some(0)).unwrap();
+        let plan = rebalancer.plan(&limits).unwrap();
+        rebalancer.abort(None).unwrap();
+        plan.num_moves()
+    };
+    let dear = Limits { node_price: 1000.0, ..unlimited() };
+    // The same load, and again: then other limits, another load, and the first load.
+    assert_eq!([moves(&hot, dear), moves(&hot, dear)], [0, 0]);
+    assert_eq!([moves(&hot, unlimited()), moves(&hot, dear)], [2, 0]);
+    let even = [10; 8];
+    for _ in 0..40 {
+        assert_eq!(moves(&even, dear), 0);
+    }
+    // Old windows weigh 2^-10 and less.
+    assert_eq!(moves(&even, unlimited()), 0);
+    assert_eq!((0..8).map(|_| moves(&hot, unlimited())).collect::<Vec<_>>(), [2; 8]);
 }

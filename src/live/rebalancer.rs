@@ -4,15 +4,17 @@ use std::sync::Arc;
 
 use super::Fabric;
 use super::agreement::Hash;
+use super::candidates::{must_change, num_lost};
 use super::config::RebalancerConfig;
 use super::history::History;
-use super::layer_loads::balance;
+use super::layer_loads::Measure;
 use super::layer_plan::PlannedBalance;
 use super::limits::Limits;
 use super::plan::{KeepReason, Plan};
 use super::planning::{Planned, Planning};
+use super::searched::Searched;
 use crate::error::{Error, Result};
-use crate::placement::{NO_EXPERT, Placement, Shape, held_slots, replica_counts};
+use crate::placement::{NO_EXPERT, Placement, Shape, replica_counts};
 
 /// Numbers of a rebalancer, for logs and metrics.
 #[derive(Debug, Clone, Copy, Default, PartialEq)]
@@ -59,11 +61,17 @@ pub struct Rebalancer {
     placement: Placement,
     /// The expert of each slot in force, by layer.
     slots: Vec<Vec<u32>>,
+    /// A hash of the slots of each layer.
+    slot_hashes: Vec<u64>,
     generations: Vec<u64>,
     /// Slots that the planner does not change, `[layers][slots]`: pinned ones, and those that were empty at the start.
     is_fixed: Vec<Vec<bool>>,
     active: Vec<bool>,
+    /// Whether a rank was inactive since the start, so that experts may have no replica.
+    had_inactive: bool,
     history: History,
+    /// The last search of each layer that moved nothing, for the slots in force.
+    searched: Vec<Option<Searched>>,
     /// Whether balancedness fell below the trigger and has not reached the release.
     is_triggered: bool,
     /// The observation at which the last plan ended.
@@ -88,10 +96,13 @@ impl Rebalancer {
         );
         let mut rebalancer = Rebalancer {
             slots: Vec::new(),
+            slot_hashes: Vec::new(),
             generations: Vec::new(),
             is_fixed: Vec::new(),
             active: vec![true; shape.num_ranks()],
+            had_inactive: false,
             history,
+            searched: Vec::new(),
             is_triggered: false,
             last_end: None,
             in_flight: None,
@@ -107,6 +118,7 @@ impl Rebalancer {
     /// Starts from the placement. An empty slot of a layer, by its index, stays empty if `stays_empty`.
     fn take_placement(&mut self, stays_empty: impl Fn(usize, usize) -> bool) {
         self.slots = self.placement.iter().map(|(_, experts)| experts.to_vec()).collect();
+        self.slot_hashes = self.slots.iter().map(|slots| Hash::of_values(slots)).collect();
         self.generations = vec![1; self.slots.len()];
         let pinned = self.config.pinned_slots.as_deref();
         let of_layer = |(index, slots): (usize, &Vec<u32>)| -> Vec<bool> {
@@ -118,6 +130,8 @@ impl Rebalancer {
         };
         self.is_fixed = self.slots.iter().enumerate().map(of_layer).collect();
         self.active.fill(true);
+        self.had_inactive = false;
+        self.searched = self.slots.iter().map(|_| None).collect();
         self.is_triggered = false;
         self.last_end = None;
         self.in_flight = None;
@@ -185,9 +199,11 @@ impl Rebalancer {
             )));
         }
         let fabric = fabric(&self.placement, &self.config, &self.active);
-        let balance_of = |layer: usize, loads: &[f64]| balance(&fabric, &self.slots[layer], loads);
+        let num_slots = fabric.num_slots(self.placement.rank_num_slots());
+        let measure_of =
+            |layer: usize, loads: &[f64]| Measure::new(&fabric, num_slots, &self.slots[layer], loads);
         let layers = self.placement.layers();
-        self.history.observe(counts, num_samples, num_tokens, phase, layers, balance_of)
+        self.history.observe(counts, num_samples, num_tokens, phase, layers, measure_of)
     }
 
     /// Plans the moves that gain most from the placement in force, within `limits`. A plan that keeps the placement has its
@@ -198,16 +214,16 @@ impl Rebalancer {
         let max_layers = limits.max_layers.or((default_layers > 0).then_some(default_layers));
         let limits = Limits { max_layers, ..*limits };
         let hash = self.hash(&limits);
-        let before = self.history.balance();
+        let (shape, before) = (self.shape(), self.history.balance());
         let keep = |reason: KeepReason, message: String| {
             let balance = PlannedBalance { before, after: before, bound: 0.0 };
-            Plan::new(self.shape(), Some((reason, message)), Vec::new(), balance, hash)
+            Plan::new(shape, Some((reason, message)), Vec::new(), balance, hash)
         };
         let plan = match self.gate(before) {
             Some((reason, message)) => keep(reason, message),
             None => match self.planned(&limits)? {
                 Err(reason) => keep(reason, reason.text().to_owned()),
-                Ok(Planned { layers, balance }) => Plan::new(self.shape(), None, layers, balance, hash),
+                Ok(Planned { layers, balance }) => Plan::new(shape, None, layers, balance, hash),
             },
         };
         Ok(self.start(plan))
@@ -271,11 +287,11 @@ impl Rebalancer {
 
     /// Whether an inactive rank is still in a table, or an expert has no replica.
     fn must_change(&self) -> bool {
-        let is_dead = |(slot, _): (usize, u32)| !self.active[self.shape().rank_of(slot)];
-        self.active.contains(&false) && self.slots.iter().any(|slots| held_slots(slots).any(is_dead))
+        let fabric = fabric(&self.placement, &self.config, &self.active);
+        self.had_inactive && self.slots.iter().any(|slots| must_change(&fabric, slots))
     }
 
-    fn planned(&self, limits: &Limits) -> Result<std::result::Result<Planned, KeepReason>> {
+    fn planned(&mut self, limits: &Limits) -> Result<std::result::Result<Planned, KeepReason>> {
         let planning = Planning {
             config: &self.config,
             fabric: &fabric(&self.placement, &self.config, &self.active),
@@ -283,16 +299,17 @@ impl Rebalancer {
             slots: &self.slots,
             generations: &self.generations,
             is_fixed: &self.is_fixed,
+            had_inactive: self.had_inactive,
             history: &self.history,
             limits,
         };
-        planning.run()
+        planning.run(&mut self.searched)
     }
 
     /// What a plan depends on.
     fn hash(&self, limits: &Limits) -> Hash {
         let mut hash = Hash::new();
-        self.slots.iter().for_each(|slots| hash.add_values(slots));
+        hash.add_all(self.slot_hashes.iter().copied());
         hash.add_all(self.generations.iter().copied());
         hash.add_all(self.active.iter().map(|&active| u64::from(active)));
         hash.add_all(limits.words());
@@ -341,10 +358,13 @@ impl Rebalancer {
         Ok(())
     }
 
+    /// Measures a layer anew, whose slots or ranks have changed.
     fn measure(&mut self, index: usize) {
         let fabric = fabric(&self.placement, &self.config, &self.active);
-        let slots = &self.slots[index];
-        self.history.measure(index, |_, loads| balance(&fabric, slots, loads));
+        let (slots, num_slots) = (&self.slots[index], fabric.num_slots(self.placement.rank_num_slots()));
+        self.history.measure(index, |loads| Measure::new(&fabric, num_slots, slots, loads));
+        self.slot_hashes[index] = Hash::of_values(slots);
+        self.searched[index] = None;
     }
 
     fn end(&mut self) {
@@ -410,6 +430,7 @@ impl Rebalancer {
             return Ok(());
         }
         self.active.copy_from_slice(active);
+        self.had_inactive |= active.contains(&false);
         self.in_flight = None;
         let empty = |slots: &Vec<u32>| -> Vec<u32> {
             let expert = |(slot, &expert): (usize, &u32)| {
@@ -432,14 +453,8 @@ impl Rebalancer {
 
     /// Numbers for logs and metrics.
     pub fn info(&self) -> RebalancerInfo {
-        let shape = self.shape();
-        let lost = |slots: &Vec<u32>| {
-            let mut is_held = vec![false; shape.num_experts()];
-            for (slot, expert) in held_slots(slots) {
-                is_held[expert as usize] |= self.active[shape.rank_of(slot)];
-            }
-            is_held.iter().filter(|&&is_held| !is_held).count()
-        };
+        let fabric = fabric(&self.placement, &self.config, &self.active);
+        let lost = |slots: &Vec<u32>| num_lost(&fabric, slots);
         RebalancerInfo {
             observations: self.history.now(),
             num_windows: self.history.num_windows(),

@@ -333,6 +333,22 @@ fn dead_ranks_lose_their_slots_and_lost_experts_are_loaded() {
 }
 
 #[test]
+fn lost_experts_are_loaded_by_one_plan_after_the_other_whatever_the_gates() {
+    let shape = Shape::new(4, 6, 3).unwrap();
+    let mut rebalancer = rebalancer(shape, &[vec![0, 1, 2, 3, 0, 1]], Gates::of_model(4, 1));
+    rebalancer.set_active_ranks(&[true, false, true]).unwrap();
+    let one = Limits { max_layer_moves: Some(1), ..unlimited() };
+    for num_lost in [2, 1] {
+        assert_eq!(rebalancer.info().num_lost_experts, num_lost);
+        let plan = rebalancer.plan(&one).unwrap();
+        assert_eq!(plan.num_moves(), 1, "{:?}", plan.message());
+        commit_all(&mut rebalancer, &plan);
+    }
+    assert_eq!(rebalancer.info().num_lost_experts, 0);
+    assert_eq!(rebalancer.plan(&one).unwrap().keep_reason(), Some(KeepReason::NoCounts));
+}
+
+#[test]
 fn pinned_and_empty_slots_stay() {
     let mut random = Random(41);
     for _ in 0..300 {

@@ -17,8 +17,17 @@ pub(super) struct Choice<'a> {
     pub candidates: Candidates,
 }
 
-/// Returns the index and the plan of each layer that changes, by falling gain a move.
-pub(super) fn select(fabric: &Fabric, limits: &Limits, choices: &[Choice]) -> Vec<(usize, LayerPlan)> {
+/// A layer that changes.
+pub(super) struct Selected {
+    /// Of the layer.
+    pub index: usize,
+    pub plan: LayerPlan,
+    /// Of the candidate.
+    pub cost: f64,
+}
+
+/// Returns the layers that change, by falling gain a move.
+pub(super) fn select(fabric: &Fabric, limits: &Limits, choices: &[Choice]) -> Vec<Selected> {
     let mut chosen: Vec<Option<usize>> = match limits.are_shared() {
         false => choices.iter().map(|choice| choice.candidates.list.len().checked_sub(1)).collect(),
         true => Vec::new(),
@@ -35,10 +44,11 @@ pub(super) fn select(fabric: &Fabric, limits: &Limits, choices: &[Choice]) -> Ve
         let plan = planned[index].take();
         let plan =
             plan.or_else(|| choice.plan(fabric, limits.buffering, &choice.slots_of(fabric, taken), None));
-        plans.extend(plan.map(|plan| (choice.rate(None, taken), index, plan)));
+        let selected = |plan| Selected { index, plan, cost: choice.candidate(taken).cost };
+        plans.extend(plan.map(|plan| (choice.rate(None, taken), selected(plan))));
     }
-    plans.sort_by(|one, other| other.0.total_cmp(&one.0).then(one.1.cmp(&other.1)));
-    plans.into_iter().map(|(_, index, plan)| (index, plan)).collect()
+    plans.sort_by(|(one, at), (other, after)| other.total_cmp(one).then(at.index.cmp(&after.index)));
+    plans.into_iter().map(|(_, selected)| selected).collect()
 }
 
 impl Choice<'_> {
@@ -60,7 +70,7 @@ impl Choice<'_> {
 
     /// The slots of a candidate, where each expert that stays on a rank keeps its slot.
     fn slots_of(&self, fabric: &Fabric, index: usize) -> Vec<u32> {
-        keep_slots(fabric.shape, self.slots, &self.candidate(index).slots, |slot| self.is_fixed[slot])
+        keep_slots(fabric.shape, self.slots, &self.candidates.slots(index), |slot| self.is_fixed[slot])
     }
 
     fn plan(

@@ -29,7 +29,7 @@ pub(super) fn copies(
     to: &[u32],
     pairs_left: PairsLeft,
 ) -> Option<Vec<Copy>> {
-    let shape = fabric.shape;
+    let (shape, width) = (fabric.shape, fabric.shape.slots_per_rank());
     let changed: Vec<(usize, u32)> = held_slots(to).filter(|&(slot, expert)| from[slot] != expert).collect();
     if changed.is_empty() {
         return Some(Vec::new());
@@ -39,30 +39,30 @@ pub(super) fn copies(
     let mut read = vec![0u32; shape.num_slots()];
     let mut copies: Vec<Copy> = Vec::with_capacity(changed.len());
     for &(dst, expert) in &changed {
-        let rank = shape.rank_of(dst);
-        let received = copies.iter().rev().take_while(|copy| shape.rank_of(copy.dst) == rank);
-        let held_here = holders.of(expert).iter().any(|&slot| shape.rank_of(slot) == rank);
+        let rank = dst / width;
+        let received = copies.iter().rev().take_while(|copy| copy.dst / width == rank);
+        let held_here = holders.of(expert).any(|slot| slot / width == rank);
         if let Some(first) = received.filter(|copy| copy.expert == expert && !held_here).last() {
             let src = Some(first.dst);
             copies.push(Copy { expert, src, dst, kind: TransferKind::Local, of_received: true });
             continue;
         }
-        if holders.of(expert).is_empty() {
+        if holders.of(expert).next().is_none() {
             copies.push(Copy { expert, src: None, dst, kind: TransferKind::Host, of_received: false });
             continue;
         }
-        let pair = |copy: &Copy| (copy.src.map(|src| shape.rank_of(src)), shape.rank_of(copy.dst));
-        let allowed = |&&slot: &&usize| {
-            let source = shape.rank_of(slot);
+        let pair = |copy: &Copy| (copy.src.map(|src| src / width), copy.dst / width);
+        let allowed = |&slot: &usize| {
+            let source = slot / width;
             let used = || copies.iter().filter(|copy| pair(copy) == (Some(source), rank)).count();
             source == rank || pairs_left.is_none_or(|left| used() < left(source, rank))
         };
         let is_overwritten = |slot: usize| buffering == Buffering::InPlace && to[slot] != from[slot];
-        let &src = holders.of(expert).iter().filter(allowed).min_by_key(|&&slot| {
-            let source = shape.rank_of(slot);
+        let src = holders.of(expert).filter(allowed).min_by_key(|&slot| {
+            let source = slot / width;
             (fabric.kind(source, rank), is_overwritten(slot), sent[source], read[slot], slot)
         })?;
-        let (source, kind) = (shape.rank_of(src), fabric.kind(shape.rank_of(src), rank));
+        let (source, kind) = (src / width, fabric.kind(src / width, rank));
         read[src] += 1;
         if kind != TransferKind::Local {
             sent[source] += 1;
@@ -72,12 +72,16 @@ pub(super) fn copies(
     Some(copies)
 }
 
-/// The slots that may be read of each expert that a slot receives.
+/// The slots that may be read of each expert that a slot receives, as lists by rising slot.
 struct Holders {
-    /// `[experts]`: an index of `slots`, or `usize::MAX`.
-    index: Vec<usize>,
-    slots: Vec<Vec<usize>>,
+    /// `[experts]`: the first slot, [`NONE`], or [`NOT_RECEIVED`].
+    first: Vec<u32>,
+    /// `[slots]`
+    next: Vec<u32>,
 }
+
+const NONE: u32 = u32::MAX;
+const NOT_RECEIVED: u32 = u32::MAX - 1;
 
 impl Holders {
     fn new(
@@ -87,24 +91,25 @@ impl Holders {
         to: &[u32],
         changed: &[(usize, u32)],
     ) -> Self {
-        let mut holders = Holders { index: vec![usize::MAX; fabric.shape.num_experts()], slots: Vec::new() };
-        for &(_, expert) in changed {
-            if holders.index[expert as usize] == usize::MAX {
-                holders.index[expert as usize] = holders.slots.len();
-                holders.slots.push(Vec::new());
-            }
-        }
-        for (slot, expert) in held_slots(from) {
+        let mut first = vec![NOT_RECEIVED; fabric.shape.num_experts()];
+        changed.iter().for_each(|&(_, expert)| first[expert as usize] = NONE);
+        let mut holders = Holders { first, next: vec![NONE; from.len()] };
+        for (slot, &expert) in from.iter().enumerate().rev() {
+            // An empty slot has no expert.
+            let Some(first) = holders.first.get_mut(expert as usize).filter(|first| **first != NOT_RECEIVED)
+            else {
+                continue;
+            };
             let is_readable = buffering != Buffering::Drain || to[slot] == expert || to[slot] == NO_EXPERT;
-            let index = holders.index[expert as usize];
-            if index != usize::MAX && is_readable && fabric.is_active(fabric.shape.rank_of(slot)) {
-                holders.slots[index].push(slot);
+            if is_readable && fabric.is_active(fabric.shape.rank_of(slot)) {
+                holders.next[slot] = std::mem::replace(first, slot as u32);
             }
         }
         holders
     }
 
-    fn of(&self, expert: u32) -> &[usize] {
-        &self.slots[self.index[expert as usize]]
+    fn of(&self, expert: u32) -> impl Iterator<Item = usize> {
+        let some = |slot: u32| (slot < NOT_RECEIVED).then_some(slot as usize);
+        std::iter::successors(some(self.first[expert as usize]), move |&slot| some(self.next[slot]))
     }
 }

@@ -277,8 +277,9 @@ pub(super) trait Kernel {
 }
 
 /// What the processor can do.
-#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+#[derive(Debug, Clone, Copy, Default, PartialEq, Eq)]
 pub(super) enum Vectors {
+    #[default]
     Baseline,
     #[cfg(target_arch = "x86_64")]
     Avx2,
@@ -286,9 +287,29 @@ pub(super) enum Vectors {
     Avx512,
 }
 
+/// The names of the kinds that this processor has, for EPLB_TEST_VECTORS.
+#[cfg(test)]
+pub(crate) fn names_of_vectors() -> Vec<String> {
+    ALL_VECTORS.iter().filter(|vectors| vectors.is_present()).map(|vectors| format!("{vectors:?}")).collect()
+}
+
+/// Every kind of this architecture.
+#[cfg(test)]
+pub(super) const ALL_VECTORS: &[Vectors] = &[
+    Vectors::Baseline,
+    #[cfg(target_arch = "x86_64")]
+    Vectors::Avx2,
+    #[cfg(target_arch = "x86_64")]
+    Vectors::Avx512,
+];
+
 impl Vectors {
     /// Returns the widest kind of this processor.
     pub fn detect() -> Vectors {
+        #[cfg(test)]
+        if let Some(vectors) = Vectors::of_test() {
+            return vectors;
+        }
         #[cfg(target_arch = "x86_64")]
         for vectors in [Vectors::Avx512, Vectors::Avx2] {
             if vectors.is_present() {
@@ -296,6 +317,16 @@ impl Vectors {
             }
         }
         Vectors::Baseline
+    }
+
+    /// Returns the kind that EPLB_TEST_VECTORS names, for tests that compare processes.
+    #[cfg(test)]
+    fn of_test() -> Option<Vectors> {
+        let name = std::env::var("EPLB_TEST_VECTORS").ok()?;
+        let named = |vectors: &&Vectors| format!("{vectors:?}") == name;
+        let vectors = ALL_VECTORS.iter().find(named).copied().expect("EPLB_TEST_VECTORS names a kind");
+        assert!(vectors.is_present(), "this processor has no {name}");
+        Some(vectors)
     }
 
     /// Returns whether this processor has the kind.

@@ -34,7 +34,9 @@ use std::sync::Arc;
 use self::descent::Descent;
 use self::effort::{Effort, perturb};
 pub(crate) use self::home_node::Nodes;
-pub(crate) use self::improvement::{ChangeLimits, ChangePrice, Improvement};
+pub(crate) use self::improvement::{ChangeLimits, ChangePrice, Improvement, Step, Workspace};
+#[cfg(test)]
+pub(crate) use self::lanes::names_of_vectors;
 use self::listing::Listing;
 pub(super) use self::measure::Measure;
 pub(super) use self::nodes::PricedNodes;

@@ -12,17 +12,27 @@ pub(super) struct Replacement {
 }
 
 /// The experts that ranks received and lost. An expert that returns is neither.
-#[derive(Debug, Clone)]
+#[derive(Debug, Default)]
 pub(super) struct Changes {
-    /// `[ranks]`
-    received: Vec<Vec<u32>>,
-    lost: Vec<Vec<u32>>,
+    width: usize,
+    received: Rows,
+    lost: Rows,
     total: usize,
 }
 
 impl Changes {
-    pub fn new(num_ranks: usize) -> Self {
-        Changes { received: vec![Vec::new(); num_ranks], lost: vec![Vec::new(); num_ranks], total: 0 }
+    pub fn new(num_ranks: usize, width: usize) -> Self {
+        Changes { width, received: Rows::new(num_ranks, width), lost: Rows::new(num_ranks, width), total: 0 }
+    }
+
+    /// Starts again without changes.
+    pub fn restart(&mut self, num_ranks: usize, width: usize) {
+        if (self.received.lengths.len(), self.width) != (num_ranks, width) {
+            *self = Changes::new(num_ranks, width);
+        }
+        self.received.lengths.fill(0);
+        self.lost.lengths.fill(0);
+        self.total = 0;
     }
 
     /// The number of changed slots.
@@ -31,38 +41,48 @@ impl Changes {
     }
 
     /// The number of changed slots of a rank.
+    #[inline(always)]
     pub fn of_rank(&self, rank: usize) -> usize {
-        self.received[rank].len()
+        self.received.lengths[rank] as usize
+    }
+
+    /// Sets the numbers of ranks: one for those without changed slots, and one for others.
+    #[inline(always)]
+    pub fn mark(&self, numbers: &mut [f32], unchanged: f32, changed: f32) {
+        for (number, &length) in numbers.iter_mut().zip(&self.received.lengths) {
+            *number = if length > 0 { changed } else { unchanged };
+        }
+    }
+
+    /// As [`Changes::mark`], where ranks without changed slots keep their numbers.
+    #[inline(always)]
+    pub fn mark_more(&self, numbers: &mut [f32], changed: f32) {
+        for (number, &length) in numbers.iter_mut().zip(&self.received.lengths) {
+            *number = if length > 0 { changed } else { *number };
+        }
     }
 
     pub fn is_lost(&self, rank: usize, expert: u32) -> bool {
-        self.lost[rank].contains(&expert)
+        self.lost.of(rank, self.width).contains(&expert)
     }
 
     pub fn is_received(&self, rank: usize, expert: u32) -> bool {
-        self.received[rank].contains(&expert)
+        self.received.of(rank, self.width).contains(&expert)
     }
 
     /// Returns by how much a replacement raises the number of changed slots: -1 to 1.
     pub fn added(&self, Replacement { rank, out, taken }: Replacement) -> isize {
-        isize::from(!self.lost[rank].contains(&taken)) - isize::from(self.is_received(rank, out))
+        isize::from(!self.is_lost(rank, taken)) - isize::from(self.is_received(rank, out))
     }
 
     pub fn add(&mut self, replacement: Replacement) {
         let Replacement { rank, out, taken } = replacement;
         self.total = self.total.saturating_add_signed(self.added(replacement));
-        let remove = |experts: &mut Vec<u32>, expert: u32| {
-            experts
-                .iter()
-                .position(|&other| other == expert)
-                .map(|place| experts.swap_remove(place))
-                .is_some()
-        };
-        if !remove(&mut self.lost[rank], taken) {
-            self.received[rank].push(taken);
+        if !self.lost.remove(rank, self.width, taken) {
+            self.received.push(rank, self.width, taken);
         }
-        if out != NO_EXPERT && !remove(&mut self.received[rank], out) {
-            self.lost[rank].push(out);
+        if out != NO_EXPERT && !self.received.remove(rank, self.width, out) {
+            self.lost.push(rank, self.width, out);
         }
     }
 
@@ -71,17 +91,74 @@ impl Changes {
         if prices.are_zero {
             return 0.0;
         }
-        (0..self.received.len()).map(|rank| self.price_of_rank(prices, rank)).sum()
+        (0..self.received.lengths.len()).map(|rank| self.price_of_rank(prices, rank)).sum()
     }
 
     /// Returns the price of a rank's changed slots.
     pub fn price_of_rank(&self, prices: &Prices, rank: usize) -> f64 {
-        self.received[rank].iter().map(|&expert| prices.of(rank, expert)).sum()
+        self.received.of(rank, self.width).iter().map(|&expert| prices.of(rank, expert)).sum()
+    }
+}
+
+/// Up to as many experts of each rank as it has slots.
+#[derive(Debug, Default)]
+struct Rows {
+    /// `[ranks][slots of a rank]`, of which the first ones are used.
+    experts: Vec<u32>,
+    lengths: Vec<u32>,
+}
+
+impl Rows {
+    fn new(num_ranks: usize, width: usize) -> Self {
+        // A replacement may add an expert before it removes one.
+        Rows { experts: vec![0; num_ranks * (width + 1)], lengths: vec![0; num_ranks] }
+    }
+
+    #[inline(always)]
+    fn of(&self, rank: usize, width: usize) -> &[u32] {
+        &self.experts[rank * (width + 1)..][..self.lengths[rank] as usize]
+    }
+
+    fn push(&mut self, rank: usize, width: usize, expert: u32) {
+        self.experts[rank * (width + 1) + self.lengths[rank] as usize] = expert;
+        self.lengths[rank] += 1;
+    }
+
+    fn remove(&mut self, rank: usize, width: usize, expert: u32) -> bool {
+        let Some(place) = self.of(rank, width).iter().position(|&other| other == expert) else {
+            return false;
+        };
+        let first = rank * (width + 1);
+        self.lengths[rank] -= 1;
+        self.experts[first + place] = self.experts[first + self.lengths[rank] as usize];
+        true
+    }
+}
+
+/// The slots that a step changes, with their new experts: at most four.
+#[derive(Debug, Clone, Copy, Default, PartialEq)]
+pub(crate) struct SlotChanges {
+    changes: [(u32, u32); 4],
+    length: usize,
+}
+
+impl SlotChanges {
+    pub(super) fn push(&mut self, slot: usize, expert: u32) {
+        self.changes[self.length] = (slot as u32, expert);
+        self.length += 1;
+    }
+}
+
+impl std::ops::Deref for SlotChanges {
+    type Target = [(u32, u32)];
+
+    fn deref(&self) -> &[(u32, u32)] {
+        &self.changes[..self.length]
     }
 }
 
 /// Slots where each expert that stays on a rank keeps the slot of the start.
-#[derive(Debug, Clone)]
+#[derive(Debug, Default)]
 pub(super) struct Arrangement {
     width: usize,
     start: Vec<u32>,
@@ -89,8 +166,13 @@ pub(super) struct Arrangement {
 }
 
 impl Arrangement {
-    pub fn new(width: usize, start: Vec<u32>) -> Self {
-        Arrangement { width, slots: start.clone(), start }
+    /// Starts with other slots, without those that `empty` empties.
+    pub fn start(&mut self, width: usize, start: &[u32], empty: impl FnOnce(&mut [u32])) {
+        self.width = width;
+        self.start.clear();
+        self.start.extend_from_slice(start);
+        empty(&mut self.start);
+        self.slots.clone_from(&self.start);
     }
 
     pub fn slots(&self) -> &[u32] {
@@ -102,18 +184,20 @@ impl Arrangement {
         self.slots.copy_from_slice(&self.start);
     }
 
-    /// Gives `taken` to a rank in place of `out`, or in an empty slot. Returns the changed slots with their experts.
-    pub fn replace(&mut self, replacement: Replacement) -> impl Iterator<Item = (u32, u32)> {
+    /// Gives `taken` to a rank in place of `out`, or in an empty slot. Adds the changed slots with their experts.
+    pub fn replace(&mut self, replacement: Replacement, changes: &mut SlotChanges) {
         let Replacement { rank, out, taken } = replacement;
-        let slots = rank * self.width..(rank + 1) * self.width;
-        let slot = slots.clone().find(|&slot| self.slots[slot] == out).expect("the rank gives what it holds");
-        let is_home = |&slot: &usize| self.start[slot] == taken && self.slots[slot] != taken;
-        let home = slots.clone().find(is_home).unwrap_or(slot);
-        let moved = std::mem::replace(&mut self.slots[home], taken);
+        let first = rank * self.width;
+        let (start, slots) = (&self.start[first..][..self.width], &mut self.slots[first..][..self.width]);
+        let slot = slots.iter().position(|&held| held == out).expect("the rank gives what it holds");
+        let is_home = |place: &usize| start[*place] == taken && slots[*place] != taken;
+        let home = (0..start.len()).find(is_home).unwrap_or(slot);
+        let moved = std::mem::replace(&mut slots[home], taken);
+        changes.push(first + home, taken);
         if home != slot {
-            self.slots[slot] = moved;
+            slots[slot] = moved;
+            changes.push(first + slot, moved);
         }
-        [Some((home as u32, taken)), (home != slot).then_some((slot as u32, moved))].into_iter().flatten()
     }
 }
 
@@ -192,7 +276,7 @@ impl Prices {
         if self.are_zero {
             return 0.0;
         }
-        let paid = if changes.lost[rank].contains(&taken) { 0.0 } else { self.of(rank, taken) };
+        let paid = if changes.is_lost(rank, taken) { 0.0 } else { self.of(rank, taken) };
         paid - if changes.is_received(rank, out) { self.of(rank, out) } else { 0.0 }
     }
 }

@@ -7,6 +7,7 @@ use crate::placement::NO_EXPERT;
 use crate::solve::search::lanes::{LANES, Lanes, Vector};
 
 /// The best exchanges of pairs of ranks.
+#[derive(Default)]
 pub(super) struct Exchanges {
     /// The ranks, rounded up to whole vectors.
     lanes: usize,
@@ -14,8 +15,7 @@ pub(super) struct Exchanges {
     /// symmetric.
     scores: Vec<f32>,
     computed: Vec<u32>,
-    /// Older scores do not keep all rules.
-    rules_since: u32,
+    /// How many steps were refused, and how many slots may change, where the scores were computed.
     rules: (usize, usize),
     /// The scores of one rank's exchanges, `[lanes]`. At first a bound.
     of_rank: Vec<f32>,
@@ -32,44 +32,47 @@ pub(super) struct Exchanges {
 }
 
 impl Exchanges {
-    pub fn new(costs: &LayerCosts<'_>) -> Self {
+    /// Takes another layer, whose clock has not been seen.
+    pub fn start(&mut self, costs: &LayerCosts) {
         let (lanes, num_ranks, row) = (costs.rank_lanes, costs.num_ranks, costs.row);
         let widest = costs.num_slots.iter().copied().max().unwrap_or(0);
-        Exchanges {
-            lanes,
-            scores: vec![0.0; num_ranks * lanes],
-            computed: vec![0; num_ranks * lanes],
-            rules_since: 0,
-            rules: (0, 2),
-            of_rank: vec![0.0; lanes],
-            credits: vec![0.0; lanes],
-            shares: vec![0.0; lanes],
-            of_slots: vec![0.0; widest * row],
-            prices: [vec![0.0; row], vec![0.0; row]],
-            undone: [vec![0.0; row], vec![0.0; row]],
+        if self.lanes != lanes || self.computed.len() != num_ranks * lanes {
+            self.lanes = lanes;
+            self.computed = vec![0; num_ranks * lanes];
+            self.scores = vec![0.0; num_ranks * lanes];
         }
+        self.rules = (0, 2);
+        for numbers in [&mut self.of_rank, &mut self.credits, &mut self.shares] {
+            numbers.clear();
+            numbers.resize(lanes, 0.0);
+        }
+        self.of_slots.resize(widest * row, 0.0);
+        self.prices.iter_mut().chain(&mut self.undone).for_each(|numbers| numbers.resize(row, 0.0));
     }
 
     /// Finds the best exchange of one of the `hot` ranks.
     #[inline(always)]
     pub fn find<V: Vector, const SQUARINGS: usize>(
         &mut self,
-        costs: &LayerCosts<'_>,
+        costs: &LayerCosts,
         rules: &Rules<'_>,
         hot: &[usize],
         best: &mut Best,
     ) {
         let rules_now = (rules.refused.len(), rules.left().min(2));
         if self.rules != rules_now {
-            (self.rules, self.rules_since) = (rules_now, costs.clock + 1);
+            self.rules = rules_now;
+            self.computed.fill(0);
         }
-        let exponent = (1 << SQUARINGS) as f32;
-        let unchanged = -exponent * rules.prices.least() as f32;
-        for rank in 0..costs.num_ranks {
-            (self.shares[rank], self.credits[rank]) = match rules.is_changed(rank) {
-                true => (1.0, exponent * rules.refund_of_rank(rank)),
-                false => (0.5, unchanged),
-            };
+        rules.changes.mark(&mut self.shares, 0.5, 1.0);
+        rules.since_start.mark_more(&mut self.shares, 1.0);
+        if !rules.prices.are_zero() {
+            let exponent = (1 << SQUARINGS) as f32;
+            let unchanged = -exponent * rules.prices.least() as f32;
+            for (rank, credit) in self.credits[..costs.num_ranks].iter_mut().enumerate() {
+                let is_changed = rules.is_changed(rank);
+                *credit = if is_changed { exponent * rules.refund_of_rank(rank) } else { unchanged };
+            }
         }
         let mut found = None;
         for &one in hot {
@@ -80,15 +83,17 @@ impl Exchanges {
                     break;
                 }
                 let (pair, reverse) = (one * self.lanes + other, other * self.lanes + one);
-                if self.is_computed(costs, one, other) {
-                    (best.score, found) = (score, Some([one, other]));
+                if !self.is_computed(costs, one, other) {
+                    let score = self.best_of_pair::<V, SQUARINGS>(costs, rules, [one, other], false).0;
+                    (self.scores[pair], self.scores[reverse]) = (score, score);
+                    (self.computed[pair], self.computed[reverse]) = (costs.clock, costs.clock);
+                }
+                // The score takes the place of its bound, and is the best if it stays in front.
+                if self.scores[pair] >= score {
+                    (best.score, found) = (self.scores[pair], Some([one, other]));
                     break;
                 }
-                let score = self.best_of_pair::<V, SQUARINGS>(costs, rules, [one, other], false).0;
-                (self.scores[pair], self.scores[reverse]) = (score, score);
-                let clock = costs.clock.max(self.rules_since);
-                (self.computed[pair], self.computed[reverse]) = (clock, clock);
-                self.of_rank[other] = score;
+                self.of_rank[other] = self.scores[pair];
             }
         }
         if let Some(ranks) = found {
@@ -97,16 +102,16 @@ impl Exchanges {
     }
 
     #[inline(always)]
-    fn is_computed(&self, costs: &LayerCosts<'_>, one: usize, other: usize) -> bool {
+    fn is_computed(&self, costs: &LayerCosts, one: usize, other: usize) -> bool {
         let computed = self.computed[one * self.lanes + other];
-        computed >= costs.versions[one] && computed >= costs.versions[other] && computed >= self.rules_since
+        computed >= costs.versions[one] && computed >= costs.versions[other]
     }
 
-    /// Bounds the scores of the exchanges of a rank, where they are not computed.
+    /// Bounds the scores of the exchanges of a rank.
     ///
     /// The cost is convex. So two ranks gain at most what even loads would gain.
     #[inline(always)]
-    fn bound_rank<V: Vector, const SQUARINGS: usize>(&mut self, costs: &LayerCosts<'_>, rank: usize) {
+    fn bound_rank<V: Vector, const SQUARINGS: usize>(&mut self, costs: &LayerCosts, rank: usize) {
         let lanes = self.lanes;
         let credit = V::splat(self.credits[rank] + costs.costs[rank]);
         let share = V::splat(self.shares[rank]);
@@ -125,18 +130,13 @@ impl Exchanges {
         }
         self.of_rank[costs.num_ranks..].fill(0.0);
         self.of_rank[rank] = 0.0;
-        for other in (0..costs.num_ranks).filter(|&other| other != rank) {
-            if self.is_computed(costs, rank, other) {
-                self.of_rank[other] = self.scores[rank * lanes + other];
-            }
-        }
     }
 
     /// Prepares the slots of one of two ranks, to move to the other. Returns whether a change would be undone.
     #[inline(always)]
     fn prepare<const SQUARINGS: usize>(
         &mut self,
-        costs: &LayerCosts<'_>,
+        costs: &LayerCosts,
         rules: &Rules<'_>,
         [from, to]: [usize; 2],
         side: usize,
@@ -151,7 +151,7 @@ impl Exchanges {
             let expert = costs.experts[cell];
             if expert == NO_EXPERT
                 || costs.holds(to, expert)
-                || has_rules && (rules.is_pinned(costs.slot_of(cell)) || rules.refuses(to, expert))
+                || has_rules && (rules.is_pinned(costs, cell) || rules.refuses(to, expert))
             {
                 continue;
             }
@@ -172,7 +172,7 @@ impl Exchanges {
     #[inline(always)]
     fn best_of_pair<V: Vector, const SQUARINGS: usize>(
         &mut self,
-        costs: &LayerCosts<'_>,
+        costs: &LayerCosts,
         rules: &Rules<'_>,
         [one, other]: [usize; 2],
         wanted: bool,

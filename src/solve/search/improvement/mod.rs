@@ -10,19 +10,21 @@
 
 mod changes;
 mod costs;
+mod exact;
 mod exchanges;
 mod replacements;
 mod rules;
 mod steps;
 
-use self::changes::{Arrangement, Changes, Prices};
-use self::costs::{ExactLoads, LayerCosts};
+use self::changes::{Arrangement, Changes, Prices, SlotChanges};
+use self::costs::LayerCosts;
+use self::exact::ExactLoads;
 use self::exchanges::Exchanges;
 use self::replacements::Wanted;
 use self::rules::{FoundStep, Rules};
 use self::steps::BestStep;
 use super::lanes::Vectors;
-use crate::placement::{NO_EXPERT, Shape, held_slots};
+use crate::placement::{NO_EXPERT, Shape};
 
 /// The squarings of each exponent.
 const SQUARINGS: [u32; 3] = [3, 4, 6];
@@ -35,14 +37,37 @@ const FEW_RANKS: usize = 16;
 /// A placement is even if its cost is this part above 1.
 const TOLERANCE: f64 = 1.5e-4;
 
-/// A round that lowers the cost by less, in load relative to the mean, changes nothing.
-const LEAST_ROUND_GAIN: f64 = 1e-4;
-
 /// A step that gains less, in load relative to the mean, is none.
 const LEAST_STEP_GAIN: f32 = 1e-5;
 
 /// Steps of one exponent for each slot, at most. Far fewer are usual.
 const STEPS_PER_SLOT: usize = 8;
+
+/// Memory for one improvement after the other. No result depends on what was in it.
+#[derive(Default)]
+pub(crate) struct Workspace {
+    costs: LayerCosts,
+    exchanges: Exchanges,
+    wanted: Wanted,
+    hot: Vec<usize>,
+    /// The slots, by the start.
+    arrangement: Arrangement,
+    since_start: Changes,
+    since_round: Changes,
+}
+
+impl Workspace {
+    /// Updates that one improvement never reaches. The clock of all must not overflow.
+    const MOST_UPDATES: u32 = 1 << 31;
+
+    fn start(&mut self, improvement: &Improvement<'_>, vectors: Vectors) {
+        if self.costs.clock > Workspace::MOST_UPDATES {
+            *self = Workspace::default();
+        }
+        self.costs.start(improvement, vectors);
+        self.exchanges.start(&self.costs);
+    }
+}
 
 /// What to improve: one layer, with its limits. The result depends only on this and the start.
 pub(crate) struct Improvement<'a> {
@@ -93,10 +118,10 @@ pub(crate) struct ChangePrice<'a> {
 }
 
 /// One step of an improvement.
-#[derive(Debug, Clone, PartialEq)]
+#[derive(Debug, Clone, Copy, PartialEq)]
 pub(crate) struct Step {
-    /// Slots and their new experts, at most four: an expert that returns to a rank gets back its slot.
-    pub changes: Vec<(u32, u32)>,
+    /// Slots and their new experts. An expert that returns to a rank gets back its slot.
+    pub changes: SlotChanges,
     /// Changed slots so far: see [`ChangeLimits`].
     pub num_changed: usize,
     /// The exact cost after the step: see [`Improved`].
@@ -115,42 +140,53 @@ pub(crate) struct Improved {
 }
 
 impl Improvement<'_> {
+    /// Steps that lower the cost by no more are not taken.
+    pub const LEAST_GAIN: f64 = 1e-4;
+
     /// Improves `start`, the expert of each slot, `[num_slots]`, [`NO_EXPERT`] in empty ones.
     ///
     /// `keeps_limits` is called with the slots after each step that would be taken, and returns whether they
     /// keep the caller's further limits. It must be a pure function. The experts that ranks would receive by a
     /// refused step are not tried again.
-    pub fn run(&self, start: &[u32], keeps_limits: &dyn Fn(&[u32]) -> bool) -> Improved {
-        self.run_with(Vectors::detect(), start, keeps_limits)
+    pub fn run(
+        &self,
+        workspace: &mut Workspace,
+        start: &[u32],
+        keeps_limits: &dyn Fn(&[u32]) -> bool,
+    ) -> Improved {
+        self.run_with(Vectors::detect(), workspace, start, keeps_limits)
     }
 
-    fn run_with(&self, vectors: Vectors, start: &[u32], keeps_limits: &dyn Fn(&[u32]) -> bool) -> Improved {
-        let (start, exact) = (self.usable(start), ExactLoads::new(self));
-        let counts = self.counts(&start);
-        let cost = self.exact_cost(&exact, &start, &counts);
+    fn run_with(
+        &self,
+        vectors: Vectors,
+        workspace: &mut Workspace,
+        start: &[u32],
+        keeps_limits: &dyn Fn(&[u32]) -> bool,
+    ) -> Improved {
+        let (num_ranks, width) = (self.shape.num_ranks(), self.shape.slots_per_rank());
+        workspace.start(self, vectors);
+        workspace.arrangement.start(width, start, |slots| self.empty_unusable(slots));
+        workspace.costs.restart(workspace.arrangement.slots());
+        let (cost, exact) = (workspace.costs.exact_cost(), &workspace.costs.exact);
         let may_change = self.limits.of_layer > 0 && self.limits.of_rank > 0;
         // No changes gain more than what makes the ranks even.
         let is_too_dear = cost - exact.even() <= self.price.same_node.min(self.price.other);
-        let has_nothing_to_gain = is_even(cost, &exact) || is_too_dear;
-        if !may_change || has_nothing_to_gain && counts.iter().all(|&count| count > 0) {
+        let has_nothing_to_gain = is_even(cost, exact) || is_too_dear;
+        if !may_change || has_nothing_to_gain && !workspace.costs.counts.contains(&0) {
             return Improved { cost, steps: Vec::new() };
         }
         let is_pinned = |&expert: &u32| expert != NO_EXPERT;
-        let costs = LayerCosts::new(self, &exact, vectors);
-        let exchanges = Exchanges::new(&costs);
+        workspace.since_start.restart(num_ranks, width);
         let mut run = Run {
             improvement: self,
             keeps_limits,
-            exact: &exact,
-            costs,
             is_pinned: self.pinned_experts.unwrap_or_default().iter().map(is_pinned).collect(),
-            arrangement: Arrangement::new(self.shape.slots_per_rank(), start),
-            since_start: Changes::new(self.shape.num_ranks()),
-            exchanges,
-            wanted: Wanted::default(),
+            workspace,
             refused: Vec::new(),
-            steps: Vec::new(),
-            taken: Vec::new(),
+            steps: Vec::with_capacity(self.limits.of_layer.min(self.shape.num_slots())),
+            taken: Vec::with_capacity(self.limits.of_layer.min(self.shape.num_slots())),
+            is_behind: false,
         };
         run.restore_experts();
         while run.round() && !run.is_full() {}
@@ -158,24 +194,12 @@ impl Improvement<'_> {
     }
 
     /// Returns the exact cost of other slots: see [`Improved::cost`].
-    pub fn cost(&self, slots: &[u32]) -> f64 {
-        let slots = self.usable(slots);
-        self.exact_cost(&ExactLoads::new(self), &slots, &self.counts(&slots))
-    }
-
-    fn exact_cost(&self, exact: &ExactLoads, slots: &[u32], counts: &[u32]) -> f64 {
-        let replica_loads = exact.replica_loads(counts);
-        let mut rank_loads = vec![0.0; self.shape.num_ranks() * self.samples.len()];
-        for (rank, sums) in rank_loads.chunks_exact_mut(self.samples.len()).enumerate() {
-            exact.sum_rank(&slots[self.slots_of(rank)], &replica_loads, sums);
-        }
-        exact.cost(&rank_loads)
-    }
-
-    fn counts(&self, slots: &[u32]) -> Vec<u32> {
-        let mut counts = vec![0; self.shape.num_experts()];
-        held_slots(slots).for_each(|(_, expert)| counts[expert as usize] += 1);
-        counts
+    pub fn cost(&self, workspace: &mut Workspace, slots: &[u32]) -> f64 {
+        workspace.start(self, Vectors::detect());
+        let width = self.shape.slots_per_rank();
+        workspace.arrangement.start(width, slots, |slots| self.empty_unusable(slots));
+        workspace.costs.restart(workspace.arrangement.slots());
+        workspace.costs.exact_cost()
     }
 
     /// The slots that a rank may use.
@@ -188,13 +212,14 @@ impl Improvement<'_> {
         rank * width..rank * width + held
     }
 
-    /// Returns the slots with those emptied that no rank may use.
-    fn usable(&self, slots: &[u32]) -> Vec<u32> {
-        let mut usable = vec![NO_EXPERT; slots.len()];
-        for rank in 0..self.shape.num_ranks() {
-            usable[self.slots_of(rank)].copy_from_slice(&slots[self.slots_of(rank)]);
+    /// Empties the slots that no rank may use.
+    fn empty_unusable(&self, slots: &mut [u32]) {
+        if self.rank_num_slots.is_some() || self.active.is_some() {
+            let width = self.shape.slots_per_rank();
+            for (rank, slots) in slots.chunks_exact_mut(width).enumerate() {
+                slots[self.slots_of(rank).len()..].fill(NO_EXPERT);
+            }
         }
-        usable
     }
 }
 
@@ -206,20 +231,16 @@ fn is_even(cost: f64, exact: &ExactLoads) -> bool {
 struct Run<'r, 'a> {
     improvement: &'r Improvement<'a>,
     keeps_limits: &'r dyn Fn(&[u32]) -> bool,
-    exact: &'r ExactLoads,
-    costs: LayerCosts<'r>,
+    workspace: &'r mut Workspace,
     /// `[slots]`, or empty.
     is_pinned: Vec<bool>,
-    exchanges: Exchanges,
-    wanted: Wanted,
-    /// The slots, by the start.
-    arrangement: Arrangement,
-    since_start: Changes,
     /// Ranks and experts that they may not receive.
     refused: Vec<(usize, u32)>,
     steps: Vec<Step>,
     /// What each step replaced.
     taken: Vec<FoundStep>,
+    /// Whether the smooth costs are those before the last step.
+    is_behind: bool,
 }
 
 /// The point to which a round returns.
@@ -239,52 +260,63 @@ enum Outcome {
 }
 
 impl Run<'_, '_> {
-    /// Gives experts without a replica one each, as the limits allow.
+    /// Gives experts without a replica one each, as the limits allow. The costs have the start.
     fn restore_experts(&mut self) {
-        let counts = self.improvement.counts(self.arrangement.slots());
-        let without: Vec<usize> = (0..counts.len()).filter(|&expert| counts[expert] == 0).collect();
-        if without.is_empty() {
+        if !self.workspace.costs.counts.contains(&0) {
             return;
         }
-        self.costs.restart(self.arrangement.slots());
-        self.costs.rescale(SQUARINGS[0]);
-        let (prices, mut changes) = (Prices::NONE, Changes::new(self.improvement.shape.num_ranks()));
+        let of_layer = self.workspace.costs.counts.iter().enumerate();
+        let without: Vec<usize> =
+            of_layer.filter(|&(_, &count)| count == 0).map(|(expert, _)| expert).collect();
+        self.workspace.costs.rescale(SQUARINGS[0]);
+        self.is_behind = false;
+        self.start_changes();
         for expert in without {
-            while let Outcome::Refused = self.step(&mut changes, &prices, Some(expert as u32)) {}
+            while let Outcome::Refused = self.step(&Prices::NONE, Some(expert as u32)) {}
         }
+        self.workspace.costs.restart(self.workspace.arrangement.slots());
     }
 
-    /// Descends from the present slots. Returns whether that lowered the cost.
+    fn start_changes(&mut self) {
+        let shape = self.improvement.shape;
+        self.workspace.since_round.restart(shape.num_ranks(), shape.slots_per_rank());
+    }
+
+    /// Descends from the present slots, which the costs have. Returns whether that lowered the cost.
     fn round(&mut self) -> bool {
-        let prices = Prices::new(self.improvement, self.arrangement.slots());
-        let mut changes = Changes::new(self.improvement.shape.num_ranks());
-        self.costs.restart(self.arrangement.slots());
-        let first = self.kept(self.costs.exact_cost());
+        let prices = Prices::new(self.improvement, self.workspace.arrangement.slots());
+        self.start_changes();
+        let first = self.kept(self.workspace.costs.exact_cost());
         let mut best = first;
         for (stage, &squarings) in self.squarings().iter().enumerate() {
             if stage > 0 && self.is_full() {
                 break;
             }
-            self.costs.rescale(squarings);
-            for _ in 0..STEPS_PER_SLOT * self.arrangement.slots().len() {
-                if is_even(best.cost, self.exact) {
+            self.workspace.costs.rescale(squarings);
+            self.is_behind = false;
+            for _ in 0..STEPS_PER_SLOT * self.improvement.shape.num_slots() {
+                if is_even(best.cost, &self.workspace.costs.exact) {
                     break;
                 }
-                match self.step(&mut changes, &prices, None) {
+                match self.step(&prices, None) {
                     Outcome::Nothing => break,
                     Outcome::Refused => continue,
                     Outcome::Taken => (),
                 }
-                let cost = self.steps.last().map_or(0.0, |step| step.cost) + changes.price(&prices);
+                let price = self.workspace.since_round.price(&prices);
+                let cost = self.steps.last().map_or(0.0, |step| step.cost) + price;
                 if cost < best.cost {
                     best = self.kept(cost);
                 }
             }
         }
-        let has_gained = first.cost - best.cost > LEAST_ROUND_GAIN;
+        let has_gained = first.cost - best.cost > Improvement::LEAST_GAIN;
         let kept = if has_gained { best } else { first };
         if kept.num_steps < self.steps.len() {
             self.return_to(kept);
+        }
+        if has_gained && !self.is_full() {
+            self.workspace.costs.restart(self.workspace.arrangement.slots());
         }
         has_gained
     }
@@ -298,7 +330,7 @@ impl Run<'_, '_> {
 
     /// Returns whether the limit of the layer leaves no exchange.
     fn is_full(&self) -> bool {
-        self.since_start.total() >= self.improvement.limits.of_layer.saturating_sub(1)
+        self.workspace.since_start.total() >= self.improvement.limits.of_layer.saturating_sub(1)
     }
 
     fn kept(&self, cost: f64) -> Kept {
@@ -309,49 +341,53 @@ impl Run<'_, '_> {
     fn return_to(&mut self, kept: Kept) {
         self.steps.truncate(kept.num_steps);
         self.taken.truncate(kept.num_steps);
-        self.arrangement.restart();
-        self.since_start = Changes::new(self.improvement.shape.num_ranks());
+        let shape = self.improvement.shape;
+        let Workspace { arrangement, since_start, .. } = &mut *self.workspace;
+        arrangement.restart();
+        since_start.restart(shape.num_ranks(), shape.slots_per_rank());
         for &replacement in self.taken.iter().flat_map(FoundStep::replacements) {
-            self.arrangement.replace(replacement).for_each(drop);
-            self.since_start.add(replacement);
+            arrangement.replace(replacement, &mut SlotChanges::default());
+            since_start.add(replacement);
         }
     }
 
     /// Takes the best step, if there is one.
-    fn step(&mut self, changes: &mut Changes, prices: &Prices, restored: Option<u32>) -> Outcome {
+    fn step(&mut self, prices: &Prices, restored: Option<u32>) -> Outcome {
+        let Workspace { costs, exchanges, wanted, hot, arrangement, since_start, since_round, .. } =
+            &mut *self.workspace;
         let rules = Rules {
             limits: self.improvement.limits,
             is_pinned: &self.is_pinned,
-            since_start: &self.since_start,
-            changes,
+            since_start,
+            changes: since_round,
             prices,
             refused: &self.refused,
         };
-        let (costs, exchanges) = (&self.costs, &mut self.exchanges);
-        let wanted = &mut self.wanted;
-        let found = costs.run(BestStep { costs, rules: &rules, exchanges, wanted, restored });
-        let Some(found) = found else { return Outcome::Nothing };
-        let mut slot_changes = Vec::new();
-        for &replacement in found.replacements() {
-            slot_changes.extend(self.arrangement.replace(replacement));
+        if self.is_behind {
+            costs.follow();
+            self.is_behind = false;
         }
-        if !(self.keeps_limits)(self.arrangement.slots()) {
+        let found = costs.run(BestStep { costs, rules: &rules, exchanges, wanted, hot, restored });
+        let Some(found) = found else { return Outcome::Nothing };
+        let mut changes = SlotChanges::default();
+        for &replacement in found.replacements() {
+            arrangement.replace(replacement, &mut changes);
+        }
+        if !(self.keeps_limits)(arrangement.slots()) {
             self.refused
                 .extend(found.replacements().iter().map(|replacement| (replacement.rank, replacement.taken)));
             self.return_to(self.kept(0.0));
             return Outcome::Refused;
         }
         for &replacement in found.replacements() {
-            changes.add(replacement);
-            self.since_start.add(replacement);
+            since_round.add(replacement);
+            since_start.add(replacement);
         }
-        self.costs.replace(found.replacements());
+        costs.replace(found.replacements());
+        self.is_behind = true;
+        let (num_changed, cost) = (since_start.total(), costs.exact_cost());
         self.taken.push(found);
-        self.steps.push(Step {
-            changes: slot_changes,
-            num_changed: self.since_start.total(),
-            cost: self.costs.exact_cost(),
-        });
+        self.steps.push(Step { changes, num_changed, cost });
         Outcome::Taken
     }
 }

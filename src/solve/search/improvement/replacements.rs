@@ -3,6 +3,7 @@
 use super::changes::Replacement;
 use super::costs::LayerCosts;
 use super::rules::{Best, FoundStep, Rules};
+use crate::placement::NO_EXPERT;
 use crate::solve::search::lanes::{LANES, Lanes, Vector};
 
 /// Experts that may get one more replica.
@@ -14,9 +15,9 @@ use crate::solve::search::lanes::{LANES, Lanes, Vector};
 pub(super) struct Wanted {
     experts: Vec<u32>,
     gained: Vec<f32>,
-    /// The loads of the new replicas, `[samples][experts]`.
+    /// The loads of the new replicas, `[samples][cells]`.
     loads: Vec<f32>,
-    /// The most that each vector of all experts gains.
+    /// The most that each vector of them gains.
     most_of_blocks: Vec<f32>,
 }
 
@@ -25,39 +26,40 @@ impl Wanted {
     #[inline(always)]
     pub fn find<V: Vector, const SQUARINGS: usize>(
         &mut self,
-        costs: &LayerCosts<'_>,
+        costs: &LayerCosts,
         rules: &Rules<'_>,
         hot: &[usize],
         best: &mut Best,
     ) {
         if hot.len() < costs.num_ranks {
             let exponent = (1 << SQUARINGS) as f32;
-            let mut most_given = f32::NEG_INFINITY;
-            for (rank, &given) in costs.most_given.iter().enumerate() {
-                let given = given + exponent * rules.refund_of_rank(rank);
-                most_given = if given > most_given { given } else { most_given };
+            let mut most_given = most_of(&costs.most_given);
+            if !rules.prices.are_zero() {
+                for (rank, &given) in costs.most_given.iter().enumerate() {
+                    let given = given + exponent * rules.refund_of_rank(rank);
+                    most_given = if given > most_given { given } else { most_given };
+                }
             }
             self.clear();
-            for expert in costs.experts_of(hot) {
-                if costs.gained[expert as usize] + most_given > best.score
+            for cell in hot.iter().flat_map(|&rank| costs.cells_of(rank)) {
+                let expert = costs.experts[cell];
+                if costs.gained[cell] + most_given > best.score
+                    && expert != NO_EXPERT
                     && rules.may_grow(costs.counts[expert as usize])
                 {
-                    self.push(costs, expert);
+                    self.push(costs, expert, costs.gained[cell]);
                 }
             }
             if !self.experts.is_empty() {
                 self.try_slots::<V, SQUARINGS>(costs, rules, best);
             }
         }
-        self.most_of_blocks.clear();
-        self.most_of_blocks
-            .extend(costs.gained.as_chunks().0.iter().map(|gained| V::load(&Lanes(*gained)).most()));
-        let most_gained = most_of(&self.most_of_blocks);
+        let most_gained = most_of(&costs.most_gained);
         let all = Candidates {
-            experts: None,
+            experts: &costs.experts,
             gained: &costs.gained,
-            most_of_blocks: &self.most_of_blocks,
-            loads: &costs.of_more_replicas,
+            most_of_blocks: &costs.most_gained,
+            loads: &costs.more_loads,
         };
         for &rank in hot {
             all.try_rank::<V, SQUARINGS>(costs, rules, rank, most_gained, best);
@@ -68,23 +70,23 @@ impl Wanted {
         self.experts.clear();
     }
 
+    /// Adds an expert, which gains so much. One without a replica has no rank that would gain.
     #[inline(always)]
-    pub fn push(&mut self, costs: &LayerCosts<'_>, expert: u32) {
-        let lane = self.experts.len();
+    pub fn push(&mut self, costs: &LayerCosts, expert: u32, gained: f32) {
+        let (lane, num_cells) = (self.experts.len(), costs.experts.len());
         if lane == 0 {
-            self.gained.resize(costs.expert_lanes, 0.0);
-            self.loads.resize(costs.expert_lanes * costs.num_samples, 0.0);
+            self.gained.resize(num_cells, 0.0);
+            self.loads.resize(num_cells * costs.num_samples, 0.0);
         }
         if lane.is_multiple_of(LANES) {
             self.gained[lane..lane + LANES].copy_from_slice(&[f32::NEG_INFINITY; LANES]);
         }
         self.experts.push(expert);
-        // An expert without a replica has no rank that would gain.
-        let is_restored = costs.counts[expert as usize] == 0;
-        self.gained[lane] = if is_restored { 0.0 } else { costs.gained[expert as usize] };
+        self.gained[lane] = gained;
+        let part = 1.0 / (costs.counts[expert as usize] + 1) as f32;
         for sample in 0..costs.num_samples {
-            let first = sample * costs.expert_lanes;
-            self.loads[first + lane] = costs.of_more_replicas[first + expert as usize];
+            let load = costs.loads[sample * costs.expert_lanes + expert as usize];
+            self.loads[sample * num_cells + lane] = load * part;
         }
     }
 
@@ -92,7 +94,7 @@ impl Wanted {
     #[inline(always)]
     pub fn try_slots<V: Vector, const SQUARINGS: usize>(
         &mut self,
-        costs: &LayerCosts<'_>,
+        costs: &LayerCosts,
         rules: &Rules<'_>,
         best: &mut Best,
     ) {
@@ -102,13 +104,16 @@ impl Wanted {
         self.most_of_blocks.extend(gained.as_chunks().0.iter().map(|gained| V::load(&Lanes(*gained)).most()));
         let most_gained = most_of(&self.most_of_blocks);
         let candidates = Candidates {
-            experts: Some(&self.experts),
+            experts: &self.experts,
             gained,
             most_of_blocks: &self.most_of_blocks,
             loads: &self.loads,
         };
-        for rank in 0..costs.num_ranks {
-            candidates.try_rank::<V, SQUARINGS>(costs, rules, rank, most_gained, best);
+        let are_free = rules.prices.are_zero();
+        for (rank, &given) in costs.most_given.iter().enumerate() {
+            if most_gained + given > best.score || !are_free {
+                candidates.try_rank::<V, SQUARINGS>(costs, rules, rank, most_gained, best);
+            }
         }
     }
 }
@@ -119,11 +124,11 @@ fn most_of(numbers: &[f32]) -> f32 {
 
 /// Experts for a slot.
 struct Candidates<'w> {
-    /// `None`: all.
-    experts: Option<&'w [u32]>,
+    /// Of the first ones of whole vectors. Some are empty.
+    experts: &'w [u32],
     gained: &'w [f32],
     most_of_blocks: &'w [f32],
-    /// `[samples][experts]`
+    /// `[samples][cells]`
     loads: &'w [f32],
 }
 
@@ -131,7 +136,7 @@ impl Candidates<'_> {
     #[inline(always)]
     fn try_rank<V: Vector, const SQUARINGS: usize>(
         &self,
-        costs: &LayerCosts<'_>,
+        costs: &LayerCosts,
         rules: &Rules<'_>,
         rank: usize,
         most_gained: f32,
@@ -142,13 +147,19 @@ impl Candidates<'_> {
             return;
         }
         let is_full = rules.left() == 0;
-        for cell in costs.cells_of(rank) {
-            // Beyond the limit, a slot may change again.
-            if most_gained + costs.given[cell] + refund > best.score
-                && !rules.is_pinned(costs.slot_of(cell))
-                && (!is_full || rules.since_start.is_received(rank, costs.experts[cell]))
-            {
-                self.try_cell::<V, SQUARINGS>(costs, rules, rank, cell, best);
+        let blocks = costs.row / LANES;
+        for (block, &givers) in costs.givers[rank * blocks..][..blocks].iter().enumerate() {
+            let mut givers = givers;
+            while givers != 0 {
+                let cell = (rank * blocks + block) * LANES + givers.trailing_zeros() as usize;
+                givers &= givers - 1;
+                // Beyond the limit, a slot may change again.
+                if most_gained + costs.given[cell] + refund > best.score
+                    && !rules.is_pinned(costs, cell)
+                    && (!is_full || rules.since_start.is_received(rank, costs.experts[cell]))
+                {
+                    self.try_cell::<V, SQUARINGS>(costs, rules, rank, cell, best);
+                }
             }
         }
     }
@@ -156,7 +167,7 @@ impl Candidates<'_> {
     #[inline(always)]
     fn try_cell<V: Vector, const SQUARINGS: usize>(
         &self,
-        costs: &LayerCosts<'_>,
+        costs: &LayerCosts,
         rules: &Rules<'_>,
         rank: usize,
         cell: usize,
@@ -172,7 +183,7 @@ impl Candidates<'_> {
                 continue;
             }
             let mut cost = V::zero();
-            for (sample, loads) in self.loads.chunks_exact(costs.expert_lanes).enumerate() {
+            for (sample, loads) in self.loads.chunks_exact(num_cells).enumerate() {
                 let without = costs.rank_loads[sample * costs.rank_lanes + rank]
                     - costs.replica_loads[sample * num_cells + cell];
                 let added = V::of(&loads[block * LANES..][..LANES]);
@@ -188,15 +199,18 @@ impl Candidates<'_> {
                 if gain <= best.score {
                     continue;
                 }
-                let expert = block * LANES + lane;
-                let taken = self.experts.map_or(expert as u32, |experts| experts[expert]);
+                let taken = self.experts[block * LANES + lane];
                 let replacement = Replacement { rank, out, taken };
-                let is_new = self.experts.is_some() || rules.may_grow(costs.counts[taken as usize]);
-                if !is_new || costs.holds(rank, taken) || !rules.allow(&[replacement]) {
+                // One without a replica is restored.
+                let may_grow = |count: u32| count == 0 || rules.may_grow(count);
+                if taken == NO_EXPERT
+                    || costs.holds(rank, taken)
+                    || !may_grow(costs.counts[taken as usize])
+                    || !rules.allow(&[replacement])
+                {
                     continue;
                 }
-                let (_, price) = rules.cost_of(&[replacement]);
-                let score = gain - refund - exponent * price;
+                let score = gain - refund - exponent * rules.price_of(replacement);
                 if score > best.score {
                     *best = Best { score, step: Some(FoundStep::Replace(replacement)) };
                 }

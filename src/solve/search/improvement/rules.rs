@@ -2,6 +2,7 @@
 
 use super::ChangeLimits;
 use super::changes::{Changes, Prices, Replacement};
+use super::costs::LayerCosts;
 
 /// Which steps are allowed and what they cost.
 pub(super) struct Rules<'r> {
@@ -18,8 +19,9 @@ pub(super) struct Rules<'r> {
 }
 
 impl Rules<'_> {
-    pub fn is_pinned(&self, slot: usize) -> bool {
-        self.is_pinned.get(slot).is_some_and(|&is_pinned| is_pinned)
+    #[inline(always)]
+    pub fn is_pinned(&self, costs: &LayerCosts, cell: usize) -> bool {
+        !self.is_pinned.is_empty() && self.is_pinned[costs.slot_of(cell)]
     }
 
     /// Returns whether a rank may change at all. Where the limit of the layer is reached, only ranks with
@@ -55,7 +57,14 @@ impl Rules<'_> {
     }
 
     /// Returns whether replacements of different ranks keep the limits.
+    #[inline(always)]
     pub fn allow(&self, replacements: &[Replacement]) -> bool {
+        let may_receive = |replacement: &Replacement| self.may_receive(replacement.rank);
+        let has_room = self.refused.is_empty() && self.left() >= replacements.len();
+        has_room && replacements.iter().all(may_receive) || self.allow_exactly(replacements)
+    }
+
+    fn allow_exactly(&self, replacements: &[Replacement]) -> bool {
         let mut added = 0;
         for &replacement in replacements {
             let of_rank = self.since_start.added(replacement);
@@ -70,6 +79,7 @@ impl Rules<'_> {
     }
 
     /// Returns the price that a rank gets back for an expert.
+    #[inline(always)]
     pub fn refund(&self, rank: usize, expert: u32) -> f32 {
         match !self.prices.are_zero() && self.changes.is_received(rank, expert) {
             true => self.prices.of(rank, expert) as f32,
@@ -86,12 +96,13 @@ impl Rules<'_> {
         }
     }
 
-    /// Returns the number of changed slots that replacements add, at least 1, and their price.
-    pub fn cost_of(&self, replacements: &[Replacement]) -> (f32, f32) {
-        let added: isize = replacements.iter().map(|&replacement| self.changes.added(replacement)).sum();
-        let price: f64 =
-            replacements.iter().map(|&replacement| self.prices.added(self.changes, replacement)).sum();
-        (added.max(1) as f32, price as f32)
+    /// Returns the price of a replacement.
+    #[inline(always)]
+    pub fn price_of(&self, replacement: Replacement) -> f32 {
+        match self.prices.are_zero() {
+            true => 0.0,
+            false => self.prices.added(self.changes, replacement) as f32,
+        }
     }
 }
 

@@ -7,45 +7,49 @@ use super::replacements::Wanted;
 use super::rules::{Best, FoundStep, Rules};
 use crate::solve::search::lanes::{Kernel, Vector};
 
-/// Ranks are hot if their cost is at least this part of the most, for the exponent 8 and for higher ones. A step must
-/// take load off a hot rank, where one gains. With higher exponents, the last change of a layer is no exchange, and
-/// must take load off a hot rank.
-const HOT: [f32; 2] = [0.5, 0.9];
+/// Ranks are hot if their cost is at least this part of the most: for the exponent 8, for higher ones, and for higher
+/// ones with one sample. A step must take load off a hot rank, where one gains. With higher exponents, the last change
+/// of a layer is no exchange, and must take load off a hot rank.
+const HOT: [f32; 3] = [0.5, 0.9, 1.0];
 
 /// Finds the step with the best gain per changed slot, of those that take load off a hot rank.
-pub(super) struct BestStep<'s, 'a> {
-    pub costs: &'s LayerCosts<'a>,
+pub(super) struct BestStep<'s> {
+    pub costs: &'s LayerCosts,
     pub rules: &'s Rules<'s>,
     pub exchanges: &'s mut Exchanges,
     pub wanted: &'s mut Wanted,
+    /// Memory for the hot ranks.
+    pub hot: &'s mut Vec<usize>,
     /// An expert without a replica, which gets one at any cost. `None`: all steps that gain.
     pub restored: Option<u32>,
 }
 
-impl Kernel for BestStep<'_, '_> {
+impl Kernel for BestStep<'_> {
     type Output = Option<FoundStep>;
 
     #[inline(always)]
     fn run<V: Vector, const SQUARINGS: usize>(self) -> Self::Output {
-        let BestStep { costs, rules, exchanges, wanted, restored } = self;
+        let BestStep { costs, rules, exchanges, wanted, hot, restored } = self;
         let exponent = (1 << SQUARINGS) as f32;
         if let Some(expert) = restored {
             let mut best = Best { score: f32::NEG_INFINITY, step: None };
             wanted.clear();
-            wanted.push(costs, expert);
+            wanted.push(costs, expert, 0.0);
             wanted.try_slots::<V, SQUARINGS>(costs, rules, &mut best);
             return best.step;
         }
         let mut best = Best { score: LEAST_STEP_GAIN * exponent, step: None };
-        let hottest = costs.costs.iter().copied().fold(0.0, f32::max);
+        let hottest = costs.costs.iter().fold(0.0, |most, &cost| if cost > most { cost } else { most });
         let is_sharp = SQUARINGS > 3;
         let may_exchange = !is_sharp || rules.left() >= 2;
-        for part in [HOT[usize::from(is_sharp)], 0.0] {
-            let hot: Vec<usize> =
-                (0..costs.num_ranks).filter(|&rank| costs.costs[rank] >= part * hottest).collect();
-            wanted.find::<V, SQUARINGS>(costs, rules, &hot, &mut best);
+        let hot_part = HOT[usize::from(is_sharp) + usize::from(is_sharp && costs.num_samples == 1)];
+        for part in [hot_part, 0.0] {
+            hot.clear();
+            let costs_of_ranks = costs.costs[..costs.num_ranks].iter().enumerate();
+            hot.extend(costs_of_ranks.filter(|&(_, &cost)| cost >= part * hottest).map(|(rank, _)| rank));
+            wanted.find::<V, SQUARINGS>(costs, rules, hot, &mut best);
             if may_exchange {
-                exchanges.find::<V, SQUARINGS>(costs, rules, &hot, &mut best);
+                exchanges.find::<V, SQUARINGS>(costs, rules, hot, &mut best);
             }
             if best.step.is_some() || !may_exchange {
                 break;

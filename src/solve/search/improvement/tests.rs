@@ -1,13 +1,7 @@
+use super::super::lanes::ALL_VECTORS;
 use super::super::random::Random;
 use super::*;
-
-const ALL_VECTORS: &[Vectors] = &[
-    Vectors::Baseline,
-    #[cfg(target_arch = "x86_64")]
-    Vectors::Avx2,
-    #[cfg(target_arch = "x86_64")]
-    Vectors::Avx512,
-];
+use crate::placement::held_slots;
 
 /// Random loads and a start: each expert a slot, then random spares without duplicates.
 fn instance(random: &mut Random, shape: Shape, num_samples: usize) -> (Vec<Vec<f64>>, Vec<u32>) {
@@ -102,7 +96,8 @@ fn first_step_is_the_best_that_takes_load_off_a_hot_rank() {
         let (samples, start) = instance(&mut random, shape, num_samples);
         let references: Vec<&[f64]> = samples.iter().map(Vec::as_slice).collect();
         let weights = vec![1.0 / num_samples as f64; num_samples];
-        let improved = improvement(shape, &references, &weights).run(&start, &|_| true);
+        let improved =
+            improvement(shape, &references, &weights).run(&mut Workspace::default(), &start, &|_| true);
         let smooth = |slots: &[u32]| norm(shape, &samples, slots, 8.0);
         // One sample: the logarithm of the sum of powers orders as its norm. Several: the gain of each sample's sum
         // of powers, as a part of it, times its norm.
@@ -175,7 +170,7 @@ fn steps_keep_every_limit_and_end_where_nothing_helps() {
         }
         let mut of = improvement(shape, &references, &weights);
         (of.limits, of.pinned_experts) = (limits, Some(&pinned[..]));
-        let improved = of.run(&start, &|_| true);
+        let improved = of.run(&mut Workspace::default(), &start, &|_| true);
         assert!((improved.cost - norm(shape, &samples, &start, f64::INFINITY)).abs() < 1e-9);
         for num_steps in 1..=improved.steps.len() {
             let slots = after(&start, &improved.steps[..num_steps]);
@@ -199,7 +194,7 @@ fn steps_keep_every_limit_and_end_where_nothing_helps() {
         assert!(cost <= improved.cost);
         most_changed = most_changed.max(improved.steps.last().map_or(0, |step| step.num_changed));
         if case % 4 == 0 {
-            let again = of.run(&after(&start, &improved.steps), &|_| true);
+            let again = of.run(&mut Workspace::default(), &after(&start, &improved.steps), &|_| true);
             assert_eq!(again.steps, [], "{case}");
         }
     }
@@ -215,14 +210,14 @@ fn experts_of_inactive_ranks_are_restored_and_refused_steps_are_not_taken() {
     let start = [0, 1, 0, 2, 1, 3];
     let mut of = improvement(shape, &samples, &weights);
     of.active = Some(&[true, true, false]);
-    let improved = of.run(&start, &|_| true);
+    let improved = of.run(&mut Workspace::default(), &start, &|_| true);
     let slots = after(&[0, 1, 0, 2, NO_EXPERT, NO_EXPERT], &improved.steps);
     // Two ranks of four slots: 4 + 1 and 3 + 2 are even.
     assert_eq!(improved.steps.last().unwrap().cost, 1.0);
-    assert_eq!(of.cost(&slots), 1.0);
+    assert_eq!(of.cost(&mut Workspace::default(), &slots), 1.0);
     assert_eq!(slots[4..], [NO_EXPERT; 2]);
     // Rank 0 may not receive expert 3.
-    let improved = of.run(&start, &|slots| !slots[..2].contains(&3));
+    let improved = of.run(&mut Workspace::default(), &start, &|slots| !slots[..2].contains(&3));
     let slots = after(&[0, 1, 0, 2, NO_EXPERT, NO_EXPERT], &improved.steps);
     assert!(slots[2..4].contains(&3) && !slots[..2].contains(&3), "{slots:?}");
 }
@@ -237,7 +232,7 @@ fn price_of_a_changed_slot_must_be_gained() {
     let steps = |price: f64| {
         let mut of = improvement(shape, &samples, &weights);
         of.price = ChangePrice { same_node: price, other: price, rank_to_node: None };
-        of.run(&[0, 1, 2, 3], &|_| true).steps.len()
+        of.run(&mut Workspace::default(), &[0, 1, 2, 3], &|_| true).steps.len()
     };
     assert_eq!((steps(0.0), steps(0.05), steps(0.25)), (1, 1, 0));
 }
@@ -253,11 +248,11 @@ fn steps_are_the_same_on_every_processor_and_thread() {
         for of_layer in [5, usize::MAX] {
             let mut of = improvement(shape, &references, &weights);
             of.limits.of_layer = of_layer;
-            let expected = of.run_with(Vectors::Baseline, &start, &|_| true);
+            let expected = of.run_with(Vectors::Baseline, &mut Workspace::default(), &start, &|_| true);
             assert!(expected.steps.len() >= 2);
             for &vectors in ALL_VECTORS.iter().filter(|vectors| vectors.is_present()) {
                 std::thread::scope(|scope| {
-                    let run = || of.run_with(vectors, &start, &|_| true);
+                    let run = || of.run_with(vectors, &mut Workspace::default(), &start, &|_| true);
                     let runs = [scope.spawn(run), scope.spawn(run)];
                     for run in runs {
                         assert_eq!(run.join().unwrap(), expected, "{vectors:?}");
@@ -278,7 +273,7 @@ fn more_changes_gain_more() {
         let cost = |of_layer: usize| {
             let mut of = improvement(shape, &references, &weights);
             of.limits.of_layer = of_layer;
-            let improved = of.run(&start, &|_| true);
+            let improved = of.run(&mut Workspace::default(), &start, &|_| true);
             let steps = improved.steps.last();
             assert!(steps.map_or(0, |step| step.num_changed) <= of_layer);
             steps.map_or(improved.cost, |step| step.cost)
@@ -299,6 +294,9 @@ fn no_change_is_allowed_by_a_limit_of_zero() {
     for limits in [ChangeLimits { of_layer: 0, ..none }, ChangeLimits { of_rank: 0, ..none }] {
         let improved = Improvement { limits, ..improvement(shape, &samples, &weights) };
         // 7 of a mean of 5.
-        assert_eq!(improved.run(&[0, 1, 2, 3], &|_| true), Improved { cost: 1.4, steps: Vec::new() });
+        assert_eq!(
+            improved.run(&mut Workspace::default(), &[0, 1, 2, 3], &|_| true),
+            Improved { cost: 1.4, steps: Vec::new() }
+        );
     }
 }
