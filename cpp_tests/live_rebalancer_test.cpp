@@ -112,6 +112,15 @@ TEST(LiveRebalancer, WrongConfigsAreRefused) {
               EPLB_STATUS_INVALID_SHAPE);
 }
 
+TEST(LiveRebalancer, ReleaseIsAtLeastTheTriggerByDefault) {
+    eplb::rebalancer_config config;
+    config.experts_per_token = 1;
+    for (const double trigger : {-1.0, .99, .5}) {
+        config.trigger = trigger;
+        EXPECT_NO_THROW(eplb::rebalancer::create(config, a_placement())) << trigger;
+    }
+}
+
 TEST(LiveRebalancer, DefaultGatesHoldPlansBack) {
     eplb::rebalancer_config config;
     config.experts_per_token = 1;

@@ -330,7 +330,7 @@ typedef struct eplb_rebalancer_config {
   size_t struct_size; /**< Set by EPLB_REBALANCER_CONFIG_INIT. */
   uint32_t experts_per_token; /**< Experts that the router chooses for each token. Required. */
   uint32_t num_windows; /**< Windows that each phase keeps; 0: 8. They are not cleared by an update. */
-  uint32_t half_life; /**< Observations after which a window counts half; 0: 4. */
+  uint32_t half_life; /**< Observations after which a window counts half; 0: 6. */
   uint32_t num_phases; /**< Phases, such as prefill and decode, each with windows of its own; 0: 1. */
   uint32_t max_replicas; /**< Most replicas of an expert, as in eplb_dispatch_config; 0: no limit. */
   uint32_t num_threads; /**< Threads that plan layers; 0: one a core, at most 8. Plans do not depend on it. */
@@ -343,7 +343,8 @@ typedef struct eplb_rebalancer_config {
   int64_t min_tokens;
   int64_t cooldown; /**< Observations from the end of a plan to the next plan; 0: 1. */
   double trigger; /**< Plans start where the balancedness (mean / max) is below this; 0: .95. */
-  double release; /**< Plans go on until the balancedness has reached this; 0: .98. */
+  /** Plans go on until the balancedness has reached this; 0: .98, or trigger if that is more. */
+  double release;
   double min_gain; /**< What a layer must gain, in max / mean; 0: .005. */
   double min_relative_gain; /**< What a layer must gain, as a share of its max / mean - 1; 0: .05. */
   /** By how many standard deviations a layer's gain must exceed what sampling noise gains; 0: 3. */

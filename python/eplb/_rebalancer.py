@@ -62,7 +62,7 @@ class Rebalancer(Handle):
         placement: the placement in force; may be destroyed afterwards
         experts_per_token: experts that the router chooses for each token
         num_windows: windows that each phase keeps; 0: 8
-        half_life: observations after which a window counts half; 0: 4
+        half_life: observations after which a window counts half; 0: 6
         num_phases: phases, such as prefill and decode, each with windows of its own; 0: 1
         max_replicas: most replicas of an expert; 0: no limit
         num_threads: threads that plan layers; 0: one a core, at most 8
@@ -72,7 +72,7 @@ class Rebalancer(Handle):
         min_tokens: tokens that all windows must have together; 0: 100 * experts / experts_per_token; negative: any
         cooldown: observations from the end of a plan to the next plan; 0: 1; negative: none
         trigger: plans start where the balancedness (mean / max) is below this; 0: .95; negative: always
-        release: plans go on until the balancedness has reached this; 0: .98; negative: no limit
+        release: plans go on until the balancedness has reached this; 0: .98, or trigger if that is more; negative: no limit
         min_gain: what a layer must gain, in max / mean; 0: .005; negative: anything
         min_relative_gain: what a layer must gain, as a share of its max / mean - 1; 0: .05; negative: anything
         noise: by how many standard deviations a gain must exceed that of noise; 0: 3; negative: none

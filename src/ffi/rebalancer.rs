@@ -30,7 +30,7 @@ pub struct eplb_rebalancer_config {
     pub experts_per_token: u32,
     /// Windows that each phase keeps; 0: 8. They are not cleared by an update.
     pub num_windows: u32,
-    /// Observations after which a window counts half; 0: 4.
+    /// Observations after which a window counts half; 0: 6.
     pub half_life: u32,
     /// Phases, such as prefill and decode, each with windows of its own; 0: 1.
     pub num_phases: u32,
@@ -52,7 +52,7 @@ pub struct eplb_rebalancer_config {
     pub cooldown: i64,
     /// Plans start where the balancedness (mean / max) is below this; 0: .95.
     pub trigger: f64,
-    /// Plans go on until the balancedness has reached this; 0: .98.
+    /// Plans go on until the balancedness has reached this; 0: .98, or trigger if that is more.
     pub release: f64,
     /// What a layer must gain, in max / mean; 0: .005.
     pub min_gain: f64,
@@ -183,6 +183,7 @@ impl eplb_rebalancer_config {
         };
         let defaults = RebalancerConfig::new(shape.num_experts(), self.experts_per_token as usize);
         let (gates, off) = (defaults.gates, Gates::OFF);
+        let trigger = gate(self.trigger, gates.trigger, off.trigger);
         let or = |value: u32, default: usize| if value == 0 { default } else { value as usize };
         Ok(RebalancerConfig {
             num_windows: or(self.num_windows, defaults.num_windows),
@@ -194,8 +195,8 @@ impl eplb_rebalancer_config {
             num_threads: self.num_threads as usize,
             objective: objective(self.objective, "config->objective")?,
             gates: Gates {
-                trigger: gate(self.trigger, gates.trigger, off.trigger),
-                release: gate(self.release, gates.release, off.release),
+                trigger,
+                release: gate(self.release, gates.release.max(trigger), off.release),
                 cooldown: whole_gate(self.cooldown, gates.cooldown),
                 min_tokens: whole_gate(self.min_tokens, gates.min_tokens),
                 min_gain: gate(self.min_gain, gates.min_gain, off.min_gain),

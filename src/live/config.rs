@@ -36,7 +36,7 @@ impl RebalancerConfig {
     pub fn new(num_experts: usize, experts_per_token: usize) -> Self {
         RebalancerConfig {
             num_windows: 8,
-            half_life: 4,
+            half_life: 6,
             num_phases: 1,
             rank_to_node: None,
             pinned_slots: None,

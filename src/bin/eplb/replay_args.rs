@@ -177,7 +177,7 @@ struct GateArgs {
     #[arg(long, value_name = "DEVIATIONS")]
     noise: Option<f64>,
 
-    /// Iterations after which one counts half in a live plan [default: half of the window]
+    /// Iterations after which one counts half in a live plan [default: 3/4 of the window]
     #[arg(long = "half_life", alias = "half-life", value_name = "ITERS")]
     half_life: Option<u64>,
 }

@@ -36,7 +36,7 @@ pub struct ReplayConfig<'a> {
     pub limits: Limits,
     /// When a live plan is made.
     pub gates: Gates,
-    /// Iterations after which one counts half in live plans. `None`: half of the window.
+    /// Iterations after which one counts half in live plans. `None`: three quarters of the window.
     pub half_life: Option<u64>,
     /// Most replicas of an expert in live plans. `None`: no limit.
     pub max_replicas: Option<u32>,

@@ -181,7 +181,7 @@ fn rebalancer_config(config: &ReplayConfig<'_>) -> RebalancerConfig {
         num_windows: config.window,
         half_life: config
             .half_life
-            .unwrap_or((config.window as u64 / 2).clamp(1, RebalancerConfig::MAX_HALF_LIFE)),
+            .unwrap_or((config.window as u64 * 3 / 4).clamp(1, RebalancerConfig::MAX_HALF_LIFE)),
         rank_to_node: config.rank_to_node.map(<[i32]>::to_vec),
         max_replicas: config.max_replicas,
         gates: config.gates,
