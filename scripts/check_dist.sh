@@ -13,6 +13,12 @@ tar -C "$work" -xzf build/dist/eplb-*.tar.gz
 tree=$(echo "$work"/eplb-*)
 
 scripts/check_glibc.sh "$tree/lib/libeplb.so" "$tree/bin/eplb"
+for file in lib/libeplb.so lib/libeplb.a bin/eplb; do
+    if grep -qF -e "${CARGO_HOME:-$HOME/.cargo}/" -e "$(rustc --print sysroot)/" -e "$PWD/" "$tree/$file"; then
+        echo "$file has a path of this machine" >&2
+        exit 1
+    fi
+done
 if scripts/check_glibc.sh target/release/libeplb.so 2>"$work/log"; then
     echo "check_glibc.sh accepts a library that is built for $(getconf GNU_LIBC_VERSION)" >&2
     exit 1

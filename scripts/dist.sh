@@ -9,6 +9,10 @@ name=eplb-$version-linux-$machine
 dist=$PWD/build/dist
 built=target/dist/$machine-unknown-linux-gnu/release
 
+# Messages of panics name source files. Paths of this machine would give other bytes on another one.
+std=$(rustc --print sysroot)/lib/rustlib/src/rust
+RUSTFLAGS="--remap-path-prefix=${CARGO_HOME:-$HOME/.cargo}=/cargo --remap-path-prefix=$std=/rustc/$(rustc -vV | sed -n 's/^commit-hash: //p')"
+export RUSTFLAGS
 path=$(scripts/zig.sh):$PATH
 PATH=$path XDG_CACHE_HOME=$PWD/build/zig/cache cargo zigbuild --quiet --locked --release --features cli --lib --bin eplb \
     --target "$machine-unknown-linux-gnu.2.17" --target-dir target/dist
