@@ -45,9 +45,9 @@ heading "Without a configuration file: questions, then other text from iteration
 # shellcheck disable=SC2086
 show "$engine" $live --texts "$texts" --report "$out/never.json" --outputs "$out/outputs-never"
 
-heading "Live: the same, and every 4 iterations a plan moves experts while the engine answers"
+heading "Live: the same, and every 4 iterations a plan moves experts while the engine answers, at most 32 a layer"
 # shellcheck disable=SC2086
-show "$engine" $live --texts "$texts" --rebalance 4 --report "$out/live.json" --outputs "$out/outputs-live"
+show "$engine" $live --texts "$texts" --rebalance 4 --max_moves 32 --report "$out/live.json" --outputs "$out/outputs-live"
 
 heading "Over time"
 "$1/over_time" "$out/never.json" "$out/live.json" 4 24
