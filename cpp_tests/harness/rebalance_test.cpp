@@ -102,9 +102,10 @@ TEST_F(Rebalance, NoNumberOfRanksChangesTheOutputs) {
 
 #ifdef HAS_MPI
 TEST_F(Rebalance, ProcessesMatchTheOutputsOfThreads) {
-    for (const int ranks : {4, 8, 12}) {
+    const std::pair<int, const char *> runs[] = {
+        {4, "round-robin"}, {8, "nearest"}, {8, "least-loaded"}, {12, "token-hash"}};
+    for (const auto &[ranks, rule] : runs) {
         const flags asked = questions(ranks, 8), slots = {"--num_slots", "264"};
-        const std::string rule = ranks == 4 ? "round-robin" : ranks == 8 ? "nearest" : "token-hash";
         const std::string expected = plain(threads(ranks).with(slots), asked);
         const json report =
             unchanged(mpi(ranks).with(slots).with(asked).with(every(3)).with({"--route", rule}), expected);
