@@ -57,7 +57,7 @@ fn recorder(layers: &[u32]) -> Recorder {
     Recorder::create(&config, None).unwrap()
 }
 
-/// Ids of tokens of which half choose one expert.
+/// Ids of tokens. Half of them choose one expert.
 fn ids(hot: usize) -> Vec<i32> {
     (0..NUM_TOKENS).map(|token| if token % 2 == 0 { hot } else { token / 2 % NUM_EXPERTS } as i32).collect()
 }

@@ -24,10 +24,9 @@ pub use split::best_split;
 
 use self::deepseek::Hierarchy;
 use self::pinned::Pins;
-pub(crate) use self::search::Nodes;
 #[cfg(test)]
 pub(crate) use self::search::names_of_vectors;
-pub(crate) use self::search::{ChangeLimits, ChangePrice, Improvement, Step, Workspace};
+pub(crate) use self::search::{ChangeLimits, ChangePrice, Improvement, Nodes, Step, Workspace};
 use self::search::{Measure, PricedNodes, Search};
 use crate::error::{Error, Result, try_zeroed};
 use crate::placement::{NO_EXPERT, Placement, Shape, check_rank_num_slots};

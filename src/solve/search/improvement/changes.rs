@@ -103,7 +103,7 @@ impl Changes {
 /// Up to as many experts of each rank as it has slots.
 #[derive(Debug, Default)]
 struct Rows {
-    /// `[ranks][slots of a rank]`, of which the first ones are used.
+    /// `[ranks][slots of a rank]`. The first ones are used.
     experts: Vec<u32>,
     lengths: Vec<u32>,
 }
