@@ -128,10 +128,10 @@ impl Layer<'_> {
     fn improve(&self, samples: &[Sample], workspace: &mut Workspace, found: &mut Candidates) {
         let loads: Vec<&[f64]> = samples.iter().map(|sample| sample.loads).collect();
         let weights: Vec<f64> = samples.iter().map(|sample| sample.weight).collect();
-        let pinned: Option<Vec<u32>> = self
-            .is_fixed
-            .contains(&true)
-            .then(|| self.is_fixed.iter().map(|&is_fixed| if is_fixed { 0 } else { NO_EXPERT }).collect());
+        let pinned: Option<Vec<u32>> =
+            self.is_fixed.iter().fold(false, |any, &is_fixed| any | is_fixed).then(|| {
+                self.is_fixed.iter().map(|&is_fixed| if is_fixed { 0 } else { NO_EXPERT }).collect()
+            });
         let moves = |limit: Option<u32>| limit.map_or(usize::MAX, |limit| limit as usize);
         let has_price = self.limits.node_price + self.limits.remote_price > 0.0;
         let mean = if has_price { self.mean_load(samples) } else { 0.0 };
@@ -196,7 +196,7 @@ impl Layer<'_> {
             }
         }
         if let Some((slots, cost)) = self.fresh(&improvement, workspace, best.1) {
-            let kept = keep_slots(self.fabric.shape, self.slots, &slots, |slot| self.is_fixed[slot]);
+            let kept = keep_slots(self.fabric.shape, self.slots, slots, |slot| self.is_fixed[slot]);
             let num_moves = held_slots(&kept).filter(|&(slot, expert)| self.slots[slot] != expert).count();
             found.list.push(Candidate { num_steps: None, num_moves, num_lost: 0, cost });
             found.fresh = kept;

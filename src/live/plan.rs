@@ -119,7 +119,7 @@ impl Plan {
         fabric.check(to)?;
         let mut layers = Vec::new();
         for ((layer, from), (_, to)) in from.iter().zip(to.iter()) {
-            let to = keep_slots(shape, from, to, |_| false);
+            let to = keep_slots(shape, from, to.to_vec(), |_| false);
             if to != from {
                 let update = LayerUpdate { layer, generation: 0, from, to: &to };
                 layers.extend(LayerPlan::new(&fabric, options.buffering, update, None));
@@ -167,7 +167,16 @@ impl Plan {
         hash.add(self.keep.map_or(0, |reason| 1 + reason as u64));
         for plan in &self.layers {
             hash.add_all([u64::from(plan.layer), plan.generation, plan.buffering as u64]);
-            plan.tables.iter().for_each(|table| hash.add_values(table));
+            for table in &plan.tables {
+                let mut num_changed = 0;
+                for (slot, (&to, &from)) in table.iter().zip(&plan.from).enumerate() {
+                    if to != from {
+                        hash.add((slot as u64) << 32 | u64::from(to));
+                        num_changed += 1;
+                    }
+                }
+                hash.add(num_changed);
+            }
             for transfer in &plan.transfers {
                 let values = [
                     transfer.round,

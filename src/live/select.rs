@@ -70,7 +70,7 @@ impl Choice<'_> {
 
     /// The slots of a candidate, where each expert that stays on a rank keeps its slot.
     fn slots_of(&self, fabric: &Fabric, index: usize) -> Vec<u32> {
-        keep_slots(fabric.shape, self.slots, &self.candidates.slots(index), |slot| self.is_fixed[slot])
+        keep_slots(fabric.shape, self.slots, self.candidates.slots(index), |slot| self.is_fixed[slot])
     }
 
     fn plan(

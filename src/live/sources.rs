@@ -30,7 +30,14 @@ pub(super) fn copies(
     pairs_left: PairsLeft,
 ) -> Option<Vec<Copy>> {
     let (shape, width) = (fabric.shape, fabric.shape.slots_per_rank());
-    let changed: Vec<(usize, u32)> = held_slots(to).filter(|&(slot, expert)| from[slot] != expert).collect();
+    let mut changed: Vec<(usize, u32)> = Vec::new();
+    for rank in 0..shape.num_ranks() {
+        let (first, slots) = (rank * width, rank * width..(rank + 1) * width);
+        if from[slots.clone()] != to[slots.clone()] {
+            let received = held_slots(&to[slots]).map(|(place, expert)| (first + place, expert));
+            changed.extend(received.filter(|&(slot, expert)| from[slot] != expert));
+        }
+    }
     if changed.is_empty() {
         return Some(Vec::new());
     }

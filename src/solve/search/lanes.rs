@@ -30,6 +30,8 @@ pub(super) trait Vector: Copy {
     fn max(self, other: Self) -> Self;
     /// Adds lane i and i + 8, then i + 4, i + 2 and i + 1.
     fn sum(self) -> f32;
+    /// One bit for each lane with a number above `bound`, the first lane's lowest.
+    fn above(self, bound: f32) -> u16;
 
     #[inline(always)]
     fn zero() -> Self {
@@ -148,6 +150,11 @@ impl Vector for Array {
         }
         sums[0]
     }
+
+    #[inline(always)]
+    fn above(self, bound: f32) -> u16 {
+        self.0.iter().rev().fold(0, |bits, &number| bits << 1 | u16::from(number > bound))
+    }
 }
 
 /// Implements [`Vector`] with registers of one width.
@@ -166,7 +173,7 @@ macro_rules! registers {
         )*
     };
     ($name:ident, $register:ty, $count:literal, $splat:ident, $add:ident, $sub:ident, $mul:ident, $min:ident, $max:ident,
-     $sum:expr) => {
+     $sum:expr, $above:expr) => {
         #[derive(Clone, Copy)]
         #[repr(transparent)]
         struct $name([$register; $count]);
@@ -199,6 +206,16 @@ macro_rules! registers {
                 // SAFETY: as above.
                 unsafe { $sum(self.0) }
             }
+
+            #[inline(always)]
+            fn above(self, bound: f32) -> u16 {
+                // SAFETY: as above.
+                let bits = |register: $register| unsafe { $above(register, $splat(bound)) };
+                self.0.into_iter().rev().fold(0, |above, register| {
+                    // A single register has all lanes.
+                    above.unbounded_shl((LANES / $count) as u32) | bits(register)
+                })
+            }
         }
     };
 }
@@ -214,7 +231,8 @@ registers!(
     _mm_mul_ps,
     _mm_min_ps,
     _mm_max_ps,
-    |[a, b, c, d]: [__m128; 4]| { sum_of_four(_mm_add_ps(_mm_add_ps(a, c), _mm_add_ps(b, d))) }
+    |[a, b, c, d]: [__m128; 4]| { sum_of_four(_mm_add_ps(_mm_add_ps(a, c), _mm_add_ps(b, d))) },
+    |numbers, bound| _mm_movemask_ps(_mm_cmpgt_ps(numbers, bound)) as u16
 );
 
 #[cfg(target_arch = "x86_64")]
@@ -228,7 +246,8 @@ registers!(
     _mm256_mul_ps,
     _mm256_min_ps,
     _mm256_max_ps,
-    |[a, b]: [__m256; 2]| sum_of_eight(_mm256_add_ps(a, b))
+    |[a, b]: [__m256; 2]| sum_of_eight(_mm256_add_ps(a, b)),
+    |numbers, bound| _mm256_movemask_ps(_mm256_cmp_ps::<_CMP_GT_OQ>(numbers, bound)) as u16
 );
 
 #[cfg(target_arch = "x86_64")]
@@ -245,7 +264,8 @@ registers!(
     |[a]: [__m512; 1]| {
         let high = _mm256_castpd_ps(_mm512_extractf64x4_pd::<1>(_mm512_castps_pd(a)));
         sum_of_eight(_mm256_add_ps(_mm512_castps512_ps256(a), high))
-    }
+    },
+    |numbers, bound| _mm512_cmp_ps_mask::<_CMP_GT_OQ>(numbers, bound)
 );
 
 /// # Safety
@@ -403,6 +423,7 @@ mod tests {
                 sum.store(&mut stored);
                 bits.extend(stored.0.map(f32::to_bits));
                 bits.push(sum.sum().to_bits());
+                bits.push(sum.above(stored.0[3]).into());
                 bits.push(dot::<V>(pair, &self.0[..2]).to_bits());
             }
             bits

@@ -118,7 +118,8 @@ impl Exchanges {
         for block in 0..lanes / LANES {
             let at = block * LANES..(block + 1) * LANES;
             let mut even = V::zero();
-            for loads in costs.rank_loads.chunks_exact(lanes) {
+            for sample in 0..costs.num_samples {
+                let loads = &costs.rank_loads[sample * lanes..][..lanes];
                 let sum = V::of(&loads[at.clone()]).add(V::splat(loads[rank]));
                 even = even.add(sum.mul(V::splat(0.5)).power::<SQUARINGS>());
             }
@@ -193,9 +194,9 @@ impl Exchanges {
             for (block, scores) in scores.as_chunks_mut::<LANES>().0.iter_mut().enumerate() {
                 let at = block * LANES..(block + 1) * LANES;
                 let mut cost = V::of(&self.prices[1][at.clone()]).sub(V::splat(base - price));
-                for (replica_loads, rank_loads) in
-                    costs.replica_loads.chunks_exact(num_cells).zip(costs.rank_loads.chunks_exact(self.lanes))
-                {
+                for sample in 0..costs.num_samples {
+                    let replica_loads = &costs.replica_loads[sample * num_cells..][..num_cells];
+                    let rank_loads = &costs.rank_loads[sample * self.lanes..][..self.lanes];
                     let load = replica_loads[cell];
                     let moved = V::of(&replica_loads[other * row..][at.clone()]);
                     let of_one = V::splat(rank_loads[one] - load).add(moved);

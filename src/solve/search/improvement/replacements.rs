@@ -18,7 +18,7 @@ pub(super) struct Wanted {
     /// The loads of the new replicas, `[samples][cells]`.
     loads: Vec<f32>,
     /// The most that each vector of them gains.
-    most_of_blocks: Vec<f32>,
+    most_of_vectors: Vec<f32>,
 }
 
 impl Wanted {
@@ -32,14 +32,8 @@ impl Wanted {
         best: &mut Best,
     ) {
         if hot.len() < costs.num_ranks {
-            let exponent = (1 << SQUARINGS) as f32;
-            let mut most_given = most_of(&costs.most_given);
-            if !rules.prices.are_zero() {
-                for (rank, &given) in costs.most_given.iter().enumerate() {
-                    let given = given + exponent * rules.refund_of_rank(rank);
-                    most_given = if given > most_given { given } else { most_given };
-                }
-            }
+            let most_refunded = rules.most_refunded(costs.num_ranks);
+            let most_given = most_of::<V>(&costs.most_given) + (1 << SQUARINGS) as f32 * most_refunded;
             self.clear();
             for cell in hot.iter().flat_map(|&rank| costs.cells_of(rank)) {
                 let expert = costs.experts[cell];
@@ -54,15 +48,21 @@ impl Wanted {
                 self.try_slots::<V, SQUARINGS>(costs, rules, best);
             }
         }
-        let most_gained = most_of(&costs.most_gained);
-        let all = Candidates {
-            experts: &costs.experts,
-            gained: &costs.gained,
-            most_of_blocks: &costs.most_gained,
-            loads: &costs.more_loads,
-        };
+        let most_gained = most_of::<V>(&costs.most_gained);
         for &rank in hot {
-            all.try_rank::<V, SQUARINGS>(costs, rules, rank, most_gained, best);
+            let mut all = Candidates {
+                costs,
+                rules,
+                experts: &costs.experts,
+                gained: &costs.gained,
+                most_of_vectors: &costs.most_gained,
+                most_gained,
+                loads: &costs.more_loads,
+                best,
+            };
+            for vector in rank * costs.row / LANES..(rank + 1) * costs.row / LANES {
+                all.try_vector::<V, SQUARINGS>(vector);
+            }
         }
     }
 
@@ -98,122 +98,158 @@ impl Wanted {
         rules: &Rules<'_>,
         best: &mut Best,
     ) {
-        let lanes = self.experts.len().next_multiple_of(LANES);
-        let gained = &self.gained[..lanes];
-        self.most_of_blocks.clear();
-        self.most_of_blocks.extend(gained.as_chunks().0.iter().map(|gained| V::load(&Lanes(*gained)).most()));
-        let most_gained = most_of(&self.most_of_blocks);
-        let candidates = Candidates {
+        let gained = &self.gained[..self.experts.len().next_multiple_of(LANES)];
+        self.most_of_vectors.clear();
+        self.most_of_vectors
+            .extend(gained.as_chunks().0.iter().map(|gained| V::load(&Lanes(*gained)).most()));
+        let most_gained = self.most_of_vectors.iter().copied().fold(f32::NEG_INFINITY, f32::max);
+        let mut wanted = Candidates {
+            costs,
+            rules,
             experts: &self.experts,
             gained,
-            most_of_blocks: &self.most_of_blocks,
+            most_of_vectors: &self.most_of_vectors,
+            most_gained,
             loads: &self.loads,
+            best,
         };
-        let are_free = rules.prices.are_zero();
-        for (rank, &given) in costs.most_given.iter().enumerate() {
-            if most_gained + given > best.score || !are_free {
-                candidates.try_rank::<V, SQUARINGS>(costs, rules, rank, most_gained, best);
-            }
-        }
+        wanted.try_all::<V, SQUARINGS>();
     }
 }
 
-fn most_of(numbers: &[f32]) -> f32 {
-    numbers.iter().fold(f32::NEG_INFINITY, |most, &number| if number > most { number } else { most })
+/// Returns the largest number of whole vectors.
+#[inline(always)]
+pub(super) fn most_of<V: Vector>(numbers: &[f32]) -> f32 {
+    let (first, others) = numbers.split_at(LANES);
+    others.chunks_exact(LANES).fold(V::of(first), |most, block| most.max(V::of(block))).most()
 }
 
-/// Experts for a slot.
-struct Candidates<'w> {
+/// Returns the first lane with the largest number, of those with a bit.
+#[inline(always)]
+fn largest_of(numbers: &Lanes, mut lanes: u16) -> Option<(usize, f32)> {
+    let mut largest = None;
+    while lanes != 0 {
+        let lane = lanes.trailing_zeros() as usize;
+        lanes &= lanes - 1;
+        if largest.is_none_or(|(_, most)| numbers.0[lane] > most) {
+            largest = Some((lane, numbers.0[lane]));
+        }
+    }
+    largest
+}
+
+/// Experts for the slots of ranks.
+struct Candidates<'c> {
+    costs: &'c LayerCosts,
+    rules: &'c Rules<'c>,
     /// Of the first ones of whole vectors. Some are empty.
-    experts: &'w [u32],
-    gained: &'w [f32],
-    most_of_blocks: &'w [f32],
+    experts: &'c [u32],
+    gained: &'c [f32],
+    most_of_vectors: &'c [f32],
+    most_gained: f32,
     /// `[samples][cells]`
-    loads: &'w [f32],
+    loads: &'c [f32],
+    best: &'c mut Best,
 }
 
 impl Candidates<'_> {
+    /// Tries the slots of all ranks.
     #[inline(always)]
-    fn try_rank<V: Vector, const SQUARINGS: usize>(
-        &self,
-        costs: &LayerCosts,
-        rules: &Rules<'_>,
-        rank: usize,
-        most_gained: f32,
-        best: &mut Best,
-    ) {
-        let refund = (1 << SQUARINGS) as f32 * rules.refund_of_rank(rank);
-        if most_gained + costs.most_given[rank] + refund <= best.score || !rules.may_change(rank) {
-            return;
-        }
-        let is_full = rules.left() == 0;
-        let blocks = costs.row / LANES;
-        for (block, &givers) in costs.givers[rank * blocks..][..blocks].iter().enumerate() {
-            let mut givers = givers;
-            while givers != 0 {
-                let cell = (rank * blocks + block) * LANES + givers.trailing_zeros() as usize;
-                givers &= givers - 1;
-                // Beyond the limit, a slot may change again.
-                if most_gained + costs.given[cell] + refund > best.score
-                    && !rules.is_pinned(costs, cell)
-                    && (!is_full || rules.since_start.is_received(rank, costs.experts[cell]))
-                {
-                    self.try_cell::<V, SQUARINGS>(costs, rules, rank, cell, best);
-                }
+    fn try_all<V: Vector, const SQUARINGS: usize>(&mut self) {
+        let (costs, rules) = (self.costs, self.rules);
+        let refund = (1 << SQUARINGS) as f32 * rules.most_refunded(costs.num_ranks);
+        for (block, most_given) in costs.most_given.as_chunks().0.iter().enumerate() {
+            let most = V::load(&Lanes(*most_given)).add(V::splat(self.most_gained + refund));
+            let mut above = most.above(self.best.score);
+            while above != 0 {
+                self.try_vector::<V, SQUARINGS>(block * LANES + above.trailing_zeros() as usize);
+                above &= above - 1;
             }
         }
     }
 
+    /// Tries a vector of slots.
     #[inline(always)]
-    fn try_cell<V: Vector, const SQUARINGS: usize>(
-        &self,
-        costs: &LayerCosts,
-        rules: &Rules<'_>,
-        rank: usize,
-        cell: usize,
-        best: &mut Best,
-    ) {
-        let exponent = (1 << SQUARINGS) as f32;
-        let (num_cells, out) = (costs.experts.len(), costs.experts[cell]);
-        let refund = exponent * rules.refund(rank, out);
+    fn try_vector<V: Vector, const SQUARINGS: usize>(&mut self, vector: usize) {
+        let (costs, rules, first) = (self.costs, self.rules, vector * LANES);
+        let refund = (1 << SQUARINGS) as f32 * rules.refund_of_rank(costs.rank_of(first));
+        let most = self.most_gained + refund;
+        let mut above = V::of(&costs.given[first..][..LANES]).add(V::splat(most)).above(self.best.score);
+        while above != 0 {
+            let cell = first + above.trailing_zeros() as usize;
+            above &= above - 1;
+            let all_may_change = rules.left() > 0 && rules.is_pinned.is_empty();
+            // The score rises meanwhile.
+            if costs.given[cell] + most > self.best.score && (all_may_change || self.may_change(cell)) {
+                self.try_cell::<V, SQUARINGS>(cell);
+            }
+        }
+    }
+
+    /// Returns whether a slot may take another expert. Beyond the limit, a slot may change again.
+    #[inline(never)]
+    fn may_change(&self, cell: usize) -> bool {
+        let Candidates { costs, rules, .. } = self;
+        let (rank, expert) = (costs.rank_of(cell), costs.experts[cell]);
+        let may_change = rules.left() > 0
+            || rules.since_start.of_rank(rank) > 0 && rules.since_start.is_received(rank, expert);
+        may_change && !rules.is_pinned(costs, cell)
+    }
+
+    #[inline(always)]
+    fn try_cell<V: Vector, const SQUARINGS: usize>(&mut self, cell: usize) {
+        let Candidates { costs, rules, gained, most_of_vectors, loads, .. } = *self;
+        let (rank, num_cells) = (costs.rank_of(cell), costs.experts.len());
+        let refund = (1 << SQUARINGS) as f32 * rules.refund(rank, costs.experts[cell]);
         let base = V::splat(costs.costs[rank] - costs.others_lose[cell] + refund);
         let most_given = costs.given[cell] + refund;
-        for (block, gained) in self.gained.as_chunks().0.iter().enumerate() {
-            if self.most_of_blocks[block] + most_given <= best.score {
+        for (vector, &most_gained) in most_of_vectors.iter().enumerate() {
+            if most_gained + most_given <= self.best.score {
                 continue;
             }
             let mut cost = V::zero();
-            for (sample, loads) in self.loads.chunks_exact(num_cells).enumerate() {
+            for sample in 0..costs.num_samples {
                 let without = costs.rank_loads[sample * costs.rank_lanes + rank]
                     - costs.replica_loads[sample * num_cells + cell];
-                let added = V::of(&loads[block * LANES..][..LANES]);
+                let added = V::of(&loads[sample * num_cells + vector * LANES..][..LANES]);
                 cost = cost.add(V::splat(without).add(added).power::<SQUARINGS>());
             }
-            let gains = V::load(&Lanes(*gained)).add(base.sub(cost));
-            if gains.most() <= best.score {
+            let gains = V::of(&gained[vector * LANES..][..LANES]).add(base.sub(cost));
+            let above = gains.above(self.best.score);
+            if above != 0 {
+                let mut lanes = Lanes::ZERO;
+                gains.store(&mut lanes);
+                self.try_experts(rank, cell, &self.experts[vector * LANES..], &lanes, above);
+            }
+        }
+    }
+
+    /// Tries experts with their gains, of which those with a bit in `above` may be the best.
+    ///
+    /// No vector stays in a register over this call, and few steps come here.
+    #[inline(never)]
+    fn try_experts(&mut self, rank: usize, cell: usize, experts: &[u32], gains: &Lanes, mut above: u16) {
+        let (costs, rules) = (self.costs, self.rules);
+        let (exponent, out) = (costs.exponent(), costs.experts[cell]);
+        // The best ones first: the others rarely beat them.
+        while let Some((lane, gain)) = largest_of(gains, above) {
+            above &= !(1 << lane);
+            if gain <= self.best.score {
+                break;
+            }
+            let replacement = Replacement { rank, out, taken: experts[lane] };
+            // One without a replica is restored.
+            let may_grow = |count: u32| count == 0 || rules.may_grow(count);
+            if replacement.taken == NO_EXPERT
+                || costs.holds(rank, replacement.taken)
+                || !may_grow(costs.counts[replacement.taken as usize])
+                || !rules.allow(&[replacement])
+            {
                 continue;
             }
-            let mut lanes = Lanes::ZERO;
-            gains.store(&mut lanes);
-            for (lane, &gain) in lanes.0.iter().enumerate() {
-                if gain <= best.score {
-                    continue;
-                }
-                let taken = self.experts[block * LANES + lane];
-                let replacement = Replacement { rank, out, taken };
-                // One without a replica is restored.
-                let may_grow = |count: u32| count == 0 || rules.may_grow(count);
-                if taken == NO_EXPERT
-                    || costs.holds(rank, taken)
-                    || !may_grow(costs.counts[taken as usize])
-                    || !rules.allow(&[replacement])
-                {
-                    continue;
-                }
-                let score = gain - refund - exponent * rules.price_of(replacement);
-                if score > best.score {
-                    *best = Best { score, step: Some(FoundStep::Replace(replacement)) };
-                }
+            let score = gain - exponent * (rules.refund(rank, out) + rules.price_of(replacement));
+            if score > self.best.score {
+                *self.best = Best { score, step: Some(FoundStep::Replace(replacement)) };
             }
         }
     }

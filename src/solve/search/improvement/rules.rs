@@ -24,13 +24,6 @@ impl Rules<'_> {
         !self.is_pinned.is_empty() && self.is_pinned[costs.slot_of(cell)]
     }
 
-    /// Returns whether a rank may change at all. Where the limit of the layer is reached, only ranks with
-    /// changed slots may.
-    #[inline(always)]
-    pub fn may_change(&self, rank: usize) -> bool {
-        self.since_start.total() < self.limits.of_layer || self.since_start.of_rank(rank) > 0
-    }
-
     /// Returns whether a rank has changed.
     pub fn is_changed(&self, rank: usize) -> bool {
         self.changes.of_rank(rank) > 0 || self.since_start.of_rank(rank) > 0
@@ -93,6 +86,14 @@ impl Rules<'_> {
         match self.prices.are_zero() {
             true => 0.0,
             false => self.changes.price_of_rank(self.prices, rank) as f32,
+        }
+    }
+
+    /// Returns the most that a rank gets back.
+    pub fn most_refunded(&self, num_ranks: usize) -> f32 {
+        match self.prices.are_zero() {
+            true => 0.0,
+            false => (0..num_ranks).map(|rank| self.refund_of_rank(rank)).fold(0.0, f32::max),
         }
     }
 

@@ -3,9 +3,9 @@
 use super::LEAST_STEP_GAIN;
 use super::costs::LayerCosts;
 use super::exchanges::Exchanges;
-use super::replacements::Wanted;
+use super::replacements::{Wanted, most_of};
 use super::rules::{Best, FoundStep, Rules};
-use crate::solve::search::lanes::{Kernel, Vector};
+use crate::solve::search::lanes::{Kernel, LANES, Lanes, Vector};
 
 /// Ranks are hot if their cost is at least this part of the most: for the exponent 8, for higher ones, and for higher
 /// ones with one sample. A step must take load off a hot rank, where one gains. With higher exponents, the last change
@@ -39,14 +39,21 @@ impl Kernel for BestStep<'_> {
             return best.step;
         }
         let mut best = Best { score: LEAST_STEP_GAIN * exponent, step: None };
-        let hottest = costs.costs.iter().fold(0.0, |most, &cost| if cost > most { cost } else { most });
+        let hottest = most_of::<V>(&costs.costs);
         let is_sharp = SQUARINGS > 3;
         let may_exchange = !is_sharp || rules.left() >= 2;
         let hot_part = HOT[usize::from(is_sharp) + usize::from(is_sharp && costs.num_samples == 1)];
         for part in [hot_part, 0.0] {
             hot.clear();
-            let costs_of_ranks = costs.costs[..costs.num_ranks].iter().enumerate();
-            hot.extend(costs_of_ranks.filter(|&(_, &cost)| cost >= part * hottest).map(|(rank, _)| rank));
+            let bound = (part * hottest).next_down();
+            for (block, of_block) in costs.costs.as_chunks().0.iter().enumerate() {
+                let mut above = V::load(&Lanes(*of_block)).above(bound);
+                while above != 0 {
+                    hot.push(block * LANES + above.trailing_zeros() as usize);
+                    above &= above - 1;
+                }
+            }
+            hot.truncate(hot.partition_point(|&rank| rank < costs.num_ranks));
             wanted.find::<V, SQUARINGS>(costs, rules, hot, &mut best);
             if may_exchange {
                 exchanges.find::<V, SQUARINGS>(costs, rules, hot, &mut best);

@@ -9,7 +9,7 @@ use super::exact::ExactLoads;
 use crate::placement::NO_EXPERT;
 use crate::solve::search::lanes::{Kernel, LANES, Vectors};
 
-/// Ends the list of an expert's replicas.
+/// The cell of an expert without a replica.
 const END: u32 = u32::MAX;
 
 /// A placement with its smooth costs.
@@ -34,10 +34,13 @@ pub(super) struct LayerCosts {
     pub expert_lanes: usize,
     /// The slots that each rank may use.
     pub num_slots: Vec<usize>,
+    /// The rank of each vector of cells.
+    rank_of_vectors: Vec<usize>,
     /// `[ranks][cells]`: the expert of each cell.
     pub experts: Vec<u32>,
     pub counts: Vec<u32>,
-    /// The cells of each expert's replicas, as lists: `[experts]`, `[ranks][cells]`.
+    /// The cells of each expert's replicas, as circles: a cell of each expert, `[experts]`, and the next one of each
+    /// cell, `[ranks][cells]`.
     first: Vec<u32>,
     next: Vec<u32>,
     /// `[experts][samples]` and `[ranks][samples]`
@@ -68,22 +71,22 @@ pub(super) struct LayerCosts {
     pub thinner: Vec<f32>,
     pub thicker: Vec<f32>,
     /// The sum of `thinner` over all replicas of a cell's expert, and the most of each vector: `[ranks][cells]` and
-    /// `[ranks][vectors]`.
+    /// `[ranks][vectors]`, rounded up to whole vectors.
     pub gained: Vec<f32>,
     pub most_gained: Vec<f32>,
     /// What the ranks of an expert's other replicas lose without that of the cell, infinite where it is the only
     /// one: `[ranks][cells]`. A difference of sums would be rounding where the cell's own part is large.
     pub others_lose: Vec<f32>,
-    /// What a cell gains at most by the expert that it gives, `[ranks][cells]`, and the most of each rank.
+    /// What a cell gains at most by the expert that it gives, and the most of each vector, likewise.
     pub given: Vec<f32>,
     pub most_given: Vec<f32>,
     /// The update that computed the gains of an expert's replicas, `[experts]`.
     expert_versions: Vec<u32>,
-    /// The cells of an expert.
-    cells: Vec<usize>,
-    /// Ranks to update, and those with other gains: the latter also as `[ranks]`.
+    /// The cells of an expert, with what those before lose.
+    passed: Vec<(usize, f32)>,
+    /// Ranks to update, and vectors of cells with other gains: the latter also as `[ranks][vectors]`.
     changed_ranks: Vec<usize>,
-    gaining_ranks: Vec<usize>,
+    gaining: Vec<usize>,
     is_gaining: Vec<bool>,
 }
 
@@ -114,10 +117,14 @@ impl LayerCosts {
         refill(&mut self.replica_loads, num_samples * num_cells, 0.0);
         refill(&mut self.more_loads, num_samples * num_cells, f32::INFINITY);
         self.gained.resize(num_cells, 0.0);
-        self.most_gained.resize(num_cells / LANES, 0.0);
-        refill(&mut self.others_lose, num_cells, f32::INFINITY);
-        refill(&mut self.given, num_cells, f32::NEG_INFINITY);
-        refill(&mut self.most_given, num_ranks, f32::NEG_INFINITY);
+        let num_vectors = num_cells / LANES;
+        self.rank_of_vectors.clear();
+        self.rank_of_vectors.extend((0..num_vectors).map(|vector| vector * LANES / self.row));
+        for most in [&mut self.most_gained, &mut self.most_given] {
+            refill(most, num_vectors.next_multiple_of(LANES), f32::NEG_INFINITY);
+        }
+        self.others_lose.resize(num_cells, 0.0);
+        self.given.resize(num_cells, 0.0);
         // What follows is computed before it is read.
         self.first.resize(num_experts, END);
         self.next.resize(num_cells, END);
@@ -131,8 +138,8 @@ impl LayerCosts {
         for numbers in [&mut self.removed, &mut self.thinner, &mut self.thicker] {
             numbers.resize(num_cells, 0.0);
         }
-        self.gaining_ranks.clear();
-        refill(&mut self.is_gaining, num_ranks, false);
+        self.gaining.clear();
+        refill(&mut self.is_gaining, num_vectors, false);
         // The clock runs on, so what was computed before is old.
         self.versions.resize(num_ranks, 0);
         self.expert_versions.resize(num_experts, 0);
@@ -163,6 +170,8 @@ impl LayerCosts {
         self.part.fill(1.0);
         self.thin.fill(0.5);
         self.thick.fill(0.0);
+        self.others_lose.fill(f32::INFINITY);
+        self.given.fill(f32::NEG_INFINITY);
         for expert in 0..self.counts.len() {
             if self.counts[expert] > 1 {
                 self.set_exact(expert);
@@ -174,33 +183,36 @@ impl LayerCosts {
 
     /// Takes over the number of an expert's replicas.
     fn set_count(&mut self, expert: usize) {
+        let parts = self.parts(expert);
         let mut next = self.first[expert];
         while next != END {
-            self.set_cell(next as usize);
+            self.set_cell(next as usize, parts);
             next = self.next[next as usize];
         }
     }
 
-    /// Takes over the expert of a cell and its number of replicas.
-    fn set_cell(&mut self, cell: usize) {
+    /// One over the number of an expert's replicas, over one more, and over one fewer or 0.
+    fn parts(&self, expert: usize) -> [f32; 3] {
+        let count = self.counts[expert] as f32;
+        let over_fewer = if count > 1.0 { 1.0 / (count - 1.0) } else { 0.0 };
+        [1.0 / count, 1.0 / (count + 1.0), over_fewer]
+    }
+
+    /// Takes over the expert of a cell, of which a replica serves these parts.
+    fn set_cell(&mut self, cell: usize, [part, thin, thick]: [f32; 3]) {
         let (expert, bit) = (self.experts[cell] as usize, 1 << (cell % LANES));
-        let count = self.counts[expert];
-        if count > 1 {
-            let count = count as f32;
-            self.part[cell] = 1.0 / count;
-            self.thin[cell] = 1.0 / (count + 1.0);
-            self.thick[cell] = 1.0 / (count - 1.0);
+        (self.part[cell], self.thin[cell], self.thick[cell]) = (part, thin, thick);
+        if thick > 0.0 {
             self.givers[cell / LANES] |= bit;
         } else {
-            (self.part[cell], self.thin[cell], self.thick[cell]) = (1.0, 0.5, 0.0);
             self.givers[cell / LANES] &= !bit;
             self.set_given(cell, f32::INFINITY, f32::NEG_INFINITY);
         }
         let num_cells = self.experts.len();
         for sample in 0..self.num_samples {
             let load = self.loads[sample * self.expert_lanes + expert];
-            self.replica_loads[sample * num_cells + cell] = load * self.part[cell];
-            self.more_loads[sample * num_cells + cell] = load * self.thin[cell];
+            self.replica_loads[sample * num_cells + cell] = load * part;
+            self.more_loads[sample * num_cells + cell] = load * thin;
         }
     }
 
@@ -224,13 +236,21 @@ impl LayerCosts {
 
     #[inline(always)]
     pub fn holds(&self, rank: usize, expert: u32) -> bool {
-        self.experts[rank * self.row..][..self.row].contains(&expert)
+        // Compares all cells, which vectors do at once.
+        self.experts[rank * self.row..][..self.row]
+            .iter()
+            .fold(false, |holds, &held| holds | (held == expert))
     }
 
     /// The cells of the slots that a rank may use.
     #[inline(always)]
     pub fn cells_of(&self, rank: usize) -> std::ops::Range<usize> {
         rank * self.row..rank * self.row + self.num_slots[rank]
+    }
+
+    #[inline(always)]
+    pub fn rank_of(&self, cell: usize) -> usize {
+        self.rank_of_vectors[cell / LANES]
     }
 
     /// The slot of a cell.
@@ -241,6 +261,10 @@ impl LayerCosts {
     /// The exact cost.
     pub fn exact_cost(&self) -> f64 {
         self.exact.cost(&self.exact_rank_loads)
+    }
+
+    pub fn exponent(&self) -> f32 {
+        (1 << self.squarings) as f32
     }
 
     /// Runs a kernel with the present exponent.
@@ -326,13 +350,13 @@ impl LayerCosts {
         if replacements.len() > 1 {
             for &Replacement { rank, taken, .. } in replacements {
                 let cell = self.cells_of(rank).find(|&cell| self.experts[cell] == taken);
-                self.set_cell(cell.expect("the rank has taken it"));
+                self.set_cell(cell.expect("the rank has taken it"), self.parts(taken as usize));
             }
         } else if let &[Replacement { out, taken, .. }] = replacements {
             for expert in [out, taken].into_iter().filter(|&expert| expert != NO_EXPERT) {
                 self.set_exact(expert as usize);
                 self.set_count(expert as usize);
-                ranks.extend(self.replicas(expert).map(|cell| cell / self.row));
+                ranks.extend(self.replicas(expert).map(|cell| self.rank_of(cell)));
             }
         }
         ranks.sort_unstable();
@@ -361,11 +385,11 @@ impl LayerCosts {
         self.clock += 1;
         for &rank in &ranks {
             self.versions[rank] = self.clock;
-            self.set_gaining(rank);
-            for block in 0..self.row / LANES {
-                let mut givers = self.givers[rank * self.row / LANES + block];
+            for vector in rank * self.row / LANES..(rank + 1) * self.row / LANES {
+                self.set_gaining(vector);
+                let mut givers = self.givers[vector];
                 while givers != 0 {
-                    let cell = rank * self.row + block * LANES + givers.trailing_zeros() as usize;
+                    let cell = vector * LANES + givers.trailing_zeros() as usize;
                     givers &= givers - 1;
                     let expert = self.experts[cell] as usize;
                     if self.experts[cell] == NO_EXPERT {
@@ -378,48 +402,41 @@ impl LayerCosts {
             }
         }
         self.changed_ranks = ranks;
-        let mut gaining = std::mem::take(&mut self.gaining_ranks);
-        vectors.run(squarings, UpdateMost { costs: self, ranks: &gaining });
-        gaining.drain(..).for_each(|rank| self.is_gaining[rank] = false);
-        self.gaining_ranks = gaining;
+        let mut gaining = std::mem::take(&mut self.gaining);
+        vectors.run(squarings, UpdateMost { costs: self, vectors: &gaining });
+        gaining.drain(..).for_each(|vector| self.is_gaining[vector] = false);
+        self.gaining = gaining;
     }
 
-    fn set_gaining(&mut self, rank: usize) {
-        if !self.is_gaining[rank] {
-            self.is_gaining[rank] = true;
-            self.gaining_ranks.push(rank);
+    fn set_gaining(&mut self, vector: usize) {
+        if !self.is_gaining[vector] {
+            self.is_gaining[vector] = true;
+            self.gaining.push(vector);
         }
     }
 
     /// Computes what the replicas of an expert gain and lose by another number of replicas.
     fn update_given(&mut self, expert: u32) {
-        // Most have two.
-        let one = self.first[expert as usize] as usize;
-        let other = self.next[one] as usize;
-        if self.counts[expert as usize] == 2 {
-            let gained = self.thinner[one] + self.thinner[other];
-            (self.gained[one], self.gained[other]) = (gained, gained);
-            for (cell, other) in [(one, other), (other, one)] {
-                let others_lose = self.thicker[other];
-                self.set_given(cell, others_lose, self.removed[cell] - others_lose);
-            }
-            return;
+        let mut passed = std::mem::take(&mut self.passed);
+        passed.clear();
+        let (mut gained, mut lost) = (0.0, 0.0);
+        for cell in self.replicas(expert) {
+            passed.push((cell, lost));
+            gained += self.thinner[cell];
+            lost += self.thicker[cell];
         }
-        let mut cells = std::mem::take(&mut self.cells);
-        cells.clear();
-        cells.extend(self.replicas(expert));
-        let gained = cells.iter().map(|&cell| self.thinner[cell]).sum();
-        for &cell in &cells {
+        let mut lost = 0.0;
+        for &(cell, lost_before) in passed.iter().rev() {
             self.gained[cell] = gained;
-            let others = cells.iter().filter(|&&other| other != cell);
-            let others_lose: f32 = others.map(|&other| self.thicker[other]).sum();
+            let others_lose = lost_before + lost;
             self.set_given(cell, others_lose, self.removed[cell] - others_lose);
+            lost += self.thicker[cell];
         }
-        self.cells = cells;
+        self.passed = passed;
     }
 
     fn set_given(&mut self, cell: usize, others_lose: f32, given: f32) {
         (self.others_lose[cell], self.given[cell]) = (others_lose, given);
-        self.set_gaining(cell / self.row);
+        self.set_gaining(cell / LANES);
     }
 }

@@ -57,10 +57,10 @@ impl Kernel for UpdateRanks<'_> {
     }
 }
 
-/// Computes the most that the slots of ranks gain and give.
+/// Computes the most that the cells of vectors gain and give.
 pub(super) struct UpdateMost<'c> {
     pub costs: &'c mut LayerCosts,
-    pub ranks: &'c [usize],
+    pub vectors: &'c [usize],
 }
 
 impl Kernel for UpdateMost<'_> {
@@ -68,16 +68,11 @@ impl Kernel for UpdateMost<'_> {
 
     #[inline(always)]
     fn run<V: Vector, const SQUARINGS: usize>(self) {
-        let UpdateMost { costs, ranks } = self;
-        let (row, blocks) = (costs.row, costs.row / LANES);
-        for &rank in ranks {
-            let mut most = V::splat(f32::NEG_INFINITY);
-            for block in 0..blocks {
-                let at = rank * row + block * LANES..rank * row + (block + 1) * LANES;
-                costs.most_gained[rank * blocks + block] = V::of(&costs.gained[at.clone()]).most();
-                most = most.max(V::of(&costs.given[at]));
-            }
-            costs.most_given[rank] = most.most();
+        let UpdateMost { costs, vectors } = self;
+        for &vector in vectors {
+            let at = vector * LANES..(vector + 1) * LANES;
+            costs.most_gained[vector] = V::of(&costs.gained[at.clone()]).most();
+            costs.most_given[vector] = V::of(&costs.given[at]).most();
         }
     }
 }
