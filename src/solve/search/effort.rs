@@ -1,14 +1,19 @@
 //! Exchanges and replica count changes of one sample, within an effort.
 
+use super::columns::Columns;
 use super::moves::{
     DuplicateRemoval, duplicate_removal, exchange, exchange_of_samples, exchange_two, replica_count_changes,
 };
 use super::random::Random;
 use super::state::State;
+use super::{FAR, LEAST_SLOTS};
 use crate::placement::NO_EXPERT;
 
 /// A smaller relative gain is no improvement.
 const LEAST_GAIN: f64 = 1e-10;
+
+/// Exchanges in a row that may fail to lower the cost.
+const FRUITLESS: usize = 4;
 
 /// Replica count changes to try, cheapest first.
 const REPLICA_COUNT_CHANGES: usize = 6;
@@ -39,12 +44,22 @@ impl Effort {
 
     /// Exchanges slots and changes replica counts while that helps.
     pub fn improve(&mut self, state: &mut State) {
-        self.exchange_slots(state);
-        while self.change_replica_counts(state, REPLICA_COUNT_CHANGE_DEPTH) {}
+        self.exchange_slots(state, FRUITLESS);
+        while !self.is_near(state) && self.change_replica_counts(state, REPLICA_COUNT_CHANGE_DEPTH) {}
     }
 
-    /// Exchanges slots of one sample while that helps.
-    fn exchange_slots(&mut self, state: &mut State) {
+    /// Returns whether replica count changes are not worth their time.
+    fn is_near(&self, state: &State) -> bool {
+        let is_large = Columns::fit(state) && state.num_slots() > LEAST_SLOTS;
+        is_large && state.cost() <= self.target * (1.0 + FAR)
+    }
+
+    /// Exchanges slots of one sample while that helps. With few slots on each rank, up to `most_fruitless` exchanges
+    /// in a row may not help.
+    fn exchange_slots(&mut self, state: &mut State, most_fruitless: usize) {
+        if Columns::fit(state) && !self.is_over(state) {
+            return Columns::new(state).improve(state, self.target, &mut self.left, most_fruitless);
+        }
         while !self.is_over(state) {
             let found = self.spend(|evaluated| {
                 let of_one = |evaluated: &mut usize| {
@@ -73,7 +88,7 @@ impl Effort {
         {
             let mut changed = state.clone();
             changed.set_expert(change.slot, change.to);
-            self.exchange_slots(&mut changed);
+            self.exchange_slots(&mut changed, 0);
             if changed.cost() < to_beat {
                 *state = changed;
                 return true;

@@ -11,6 +11,7 @@
 //! It stops at the target, slightly above the lower bound, when no step helps, or when the effort is spent.
 //! Effort counts evaluated exchanges, not time, so that results repeat.
 
+mod columns;
 mod descent;
 mod drift;
 mod effort;

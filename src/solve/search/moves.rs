@@ -4,7 +4,7 @@ use super::state::State;
 use crate::placement::held_slots;
 
 /// A smaller gain is rounding.
-const LEAST_GAIN: f64 = 1e-10;
+pub(super) const LEAST_GAIN: f64 = 1e-10;
 
 /// If an exchange takes this part of the excess over the mean from the most loaded rank, no better partner is
 /// sought.
@@ -22,6 +22,10 @@ impl Exchange {
         &self.pairs[..self.len]
     }
 
+    pub fn new(pairs: [(usize, usize); 2], len: usize) -> Self {
+        Exchange { pairs, len }
+    }
+
     fn one(pair: (usize, usize)) -> Self {
         Exchange { pairs: [pair; 2], len: 1 }
     }
@@ -29,7 +33,7 @@ impl Exchange {
 
 /// Returns whether the exchange adds no duplicate to either rank, or duplicates are allowed, and takes no pinned
 /// slot.
-fn is_allowed(state: &State, exchange: &Exchange) -> bool {
+pub(super) fn is_allowed(state: &State, exchange: &Exchange) -> bool {
     let takes = |&(one, other): &(usize, usize)| {
         state.may_take(state.rank_of(other), state.expert(one))
             && state.may_take(state.rank_of(one), state.expert(other))
@@ -292,7 +296,7 @@ pub(super) fn replica_count_changes(
     evaluated: &mut usize,
 ) -> Vec<ReplicaCountChange> {
     const COLD_RANKS: usize = 16;
-    let replica_ranks = ReplicaRanks::of(state);
+    let mut replica_ranks = ReplicaRanks::of(state);
     let mut hot: Vec<usize> =
         (0..state.num_samples()).map(|sample| Top::of(state, sample).ranks[0]).collect();
     hot.sort_unstable();
@@ -364,35 +368,55 @@ impl Cheapest {
     }
 }
 
-/// The ranks that hold each expert, one entry for each replica.
-struct ReplicaRanks(Vec<Vec<usize>>);
+/// The ranks that hold each expert, and the loads of all ranks.
+struct ReplicaRanks {
+    /// One entry for each replica, `[experts]`.
+    of: Vec<Vec<usize>>,
+    loads: Vec<f64>,
+}
 
 impl ReplicaRanks {
     fn of(state: &State) -> Self {
-        let mut replica_ranks = vec![Vec::new(); state.num_experts()];
+        let mut of = vec![Vec::new(); state.num_experts()];
         for (slot, expert) in held_slots(state.slots()) {
-            replica_ranks[expert as usize].push(state.rank_of(slot));
+            of[expert as usize].push(state.rank_of(slot));
         }
-        ReplicaRanks(replica_ranks)
+        ReplicaRanks { of, loads: state.all_rank_loads().to_vec() }
     }
 
     /// Returns the cost after a slot has taken another expert.
-    fn cost_of(&self, state: &State, slot: usize, to: u32) -> f64 {
+    fn cost_of(&mut self, state: &State, slot: usize, to: u32) -> f64 {
         let from = state.expert(slot);
         let (fewer, more) = (f64::from(state.count(from) - 1), f64::from(state.count(to) + 1));
-        let mut loads = state.all_rank_loads().to_vec();
+        let ReplicaRanks { of, loads } = self;
         let samples = state.num_samples();
         for sample in 0..samples {
             let mut add = |rank: usize, by: f64| loads[rank * samples + sample] += by;
             let (was, is) = (state.replica_loads(from)[sample], state.load(from)[sample] / fewer);
-            self.0[from as usize].iter().for_each(|&rank| add(rank, is - was));
+            of[from as usize].iter().for_each(|&rank| add(rank, is - was));
             add(state.rank_of(slot), -is);
             let (was, is) = (state.replica_loads(to)[sample], state.load(to)[sample] / more);
-            self.0[to as usize].iter().for_each(|&rank| add(rank, is - was));
+            of[to as usize].iter().for_each(|&rank| add(rank, is - was));
             add(state.rank_of(slot), is);
         }
-        let max = |sample| loads[sample..].iter().step_by(samples).copied().fold(0.0, f64::max);
-        let cost = state.measure().of((0..samples).map(max));
+        let changed =
+            || of[from as usize].iter().chain(&of[to as usize]).copied().chain([state.rank_of(slot)]);
+        let before = state.all_rank_loads();
+        let cost = match samples {
+            1 => {
+                let unchanged = state.order().iter().rev().map(|&rank| rank as usize);
+                let unchanged = unchanged.map(|rank| (loads[rank], before[rank])).find(|(is, was)| is == was);
+                changed().map(|rank| loads[rank]).fold(unchanged.map_or(0.0, |(load, _)| load), f64::max)
+            }
+            _ => {
+                let max = |sample| loads[sample..].iter().step_by(samples).copied().fold(0.0, f64::max);
+                state.measure().of((0..samples).map(max))
+            }
+        };
+        for rank in changed() {
+            let of_rank = rank * samples..(rank + 1) * samples;
+            loads[of_rank.clone()].copy_from_slice(&before[of_rank]);
+        }
         if state.has_home_nodes() { cost + self.off_node_cost_after(state, slot, to) } else { cost }
     }
 
@@ -404,13 +428,13 @@ impl ReplicaRanks {
             replicas.map(|rank| state.load_off_node_cost(expert, rank, load)).sum()
         };
         let before =
-            |expert: u32| of(expert, &mut self.0[expert as usize].iter().copied(), state.count(expert));
-        let mut held = self.0[from as usize].clone();
+            |expert: u32| of(expert, &mut self.of[expert as usize].iter().copied(), state.count(expert));
+        let mut held = self.of[from as usize].clone();
         if let Some(place) = held.iter().position(|&other| other == rank) {
             held.swap_remove(place);
         }
         let of_from = of(from, &mut held.into_iter(), state.count(from) - 1);
-        let mut with = self.0[to as usize].iter().copied().chain([rank]);
+        let mut with = self.of[to as usize].iter().copied().chain([rank]);
         let of_to = of(to, &mut with, state.count(to) + 1);
         state.off_node_cost() - before(from) - before(to) + of_from + of_to
     }
@@ -434,7 +458,7 @@ pub(super) fn duplicate_removal(
         return None;
     }
     *evaluated += state.num_slots();
-    let (rank, replica_ranks) = (state.rank_of(slot), ReplicaRanks::of(state));
+    let (rank, mut replica_ranks) = (state.rank_of(slot), ReplicaRanks::of(state));
     let mut cheapest = Cheapest { max_len: 1, found: Vec::new() };
     for to in (0..state.num_experts() as u32).filter(|&to| !state.holds(rank, to)) {
         *evaluated += state.num_ranks();

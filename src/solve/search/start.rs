@@ -94,7 +94,7 @@ pub(super) fn pack(state: &mut State, replica_loads: &[f64]) {
     let mut lightest = Tournament::new((0..num_ranks).map(|rank| numbered(0, rank)), OUT);
     let (mut taken, mut left) = (Vec::new(), Vec::new());
     for expert in experts.into_iter().map(number) {
-        for _ in 0..state.count(expert as u32) {
+        for replicas_left in (0..state.count(expert as u32)).rev() {
             if lightest.next() == OUT {
                 left.push(expert as u32);
                 continue;
@@ -103,8 +103,13 @@ pub(super) fn pack(state: &mut State, replica_loads: &[f64]) {
             state.place(free[rank], expert as u32);
             free[rank] += 1;
             totals[rank] += replica_loads[expert];
+            let has_room = free[rank] < state.slots_of(rank).end;
+            if has_room && replicas_left == 0 {
+                lightest.set(rank, numbered(key(totals[rank]), rank));
+                continue;
+            }
             lightest.set(rank, OUT);
-            if free[rank] < state.slots_of(rank).end {
+            if has_room {
                 taken.push(rank);
             }
         }

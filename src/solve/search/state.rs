@@ -271,7 +271,8 @@ impl State {
         self.update_all();
     }
 
-    fn sort_ranks(&mut self) {
+    /// Sorts the ranks by load.
+    pub fn sort_ranks(&mut self) {
         let Self { rank_loads, order, num_samples, .. } = self;
         let load_of = |rank: u32| rank_loads[rank as usize * *num_samples];
         order.sort_unstable_by(|&a, &b| load_of(a).total_cmp(&load_of(b)).then(a.cmp(&b)));
@@ -281,10 +282,14 @@ impl State {
         let (range, slots) = (self.samples(rank), self.slots_of(rank));
         let loads = &mut self.rank_loads[range];
         loads.fill(0.0);
-        for slot in slots {
-            let held = self.slots[slot] as usize * self.num_samples;
-            let replica_loads = &self.replica_loads[held..held + self.num_samples];
-            self.slot_loads[slot] = replica_loads[0];
+        for (&expert, slot_load) in self.slots[slots.clone()].iter().zip(&mut self.slot_loads[slots]) {
+            let first = expert as usize * self.num_samples;
+            *slot_load = self.replica_loads[first];
+            if let [load] = loads {
+                *load += *slot_load;
+                continue;
+            }
+            let replica_loads = &self.replica_loads[first..first + self.num_samples];
             loads.iter_mut().zip(replica_loads).for_each(|(load, replica_load)| *load += replica_load);
         }
         if self.home_nodes.is_some() {
@@ -335,6 +340,18 @@ impl State {
         let (one, other) = pairs[0];
         self.update_rank(self.rank_of(one));
         self.update_rank(self.rank_of(other));
+    }
+
+    /// Like [`State::swap`]. The order is invalid until [`State::sort_ranks`].
+    pub fn swap_unordered(&mut self, pairs: &[(usize, usize)]) {
+        for &(one, other) in pairs {
+            self.slots.swap(one, other);
+        }
+        let (one, other) = pairs[0];
+        for rank in [self.rank_of(one), self.rank_of(other)] {
+            self.sum_rank(rank);
+            self.sort_slots(rank);
+        }
     }
 
     /// Gives a slot another expert.
