@@ -24,6 +24,8 @@ mod moves;
 mod node_relief;
 mod nodes;
 mod random;
+mod relief_scan;
+mod relief_steps;
 mod replica_graph;
 mod smooth;
 mod start;

@@ -48,14 +48,15 @@ impl Search<'_> {
         let group_loads: Vec<f64> = loads.chunks_exact(group_len).map(|group| group.iter().sum()).collect();
         let all_home_nodes =
             nodes.home_nodes(self.shape, &group_loads, hard, self.scaled_effort(HOME_NODE_EFFORT));
+        let without_nodes = if hard { None } else { Some(self.place(others)) };
         // Placements with their cost.
         let mut found: Vec<(f64, Vec<u32>)> = Vec::new();
         let priced = PricedNodes { nodes, price };
         for home_nodes in &all_home_nodes {
             // Pins may be off their home nodes, so the start is one without nodes.
-            let start = match nodes.fit(self.shape) && self.pins.is_none() {
-                true => self.place_on_home_nodes(nodes, home_nodes, hard)?,
-                false => self.place(others),
+            let start = match &without_nodes {
+                Some(slots) if self.pins.is_some() || !nodes.fit(self.shape) => slots.clone(),
+                _ => self.place_on_home_nodes(nodes, home_nodes, hard)?,
             };
             found.push(match hard {
                 true => (self.cost(&loads, &start), start),
@@ -76,9 +77,7 @@ impl Search<'_> {
         {
             references.push(deepseek::slot_experts(&self.sums(), hierarchy));
         }
-        if !hard {
-            references.push(self.place(others));
-        }
+        references.extend(without_nodes);
         for slots in references {
             let cost = match hard {
                 true => self.cost(&loads, &slots),
@@ -102,8 +101,7 @@ impl Search<'_> {
         start: Vec<u32>,
         home_nodes: &Arc<HomeNodes>,
     ) -> (f64, Vec<u32>) {
-        let mut state = self.state_at(loads, &start, home_nodes.clone());
-        let to_beat = state.cost();
+        let from = self.state_at(loads, &start, home_nodes.clone());
         let least = self.least_costs(scales, priced, home_nodes);
         let bound = match **self.measure {
             Measure::Mean => least.iter().map(|least| least.cost).sum(),
@@ -111,9 +109,17 @@ impl Search<'_> {
             Measure::Quantile { .. } => self.bound(scales),
         };
         let max_loads: Vec<f64> = least.iter().map(|least| least.max_load).collect();
-        node_relief::relieve_nodes(&mut state, home_nodes, &max_loads, self.scaled_effort(RELIEF_EFFORT));
-        self.improve(&mut state, bound * (1.0 + TOLERANCE));
-        if state.cost() < to_beat { (state.cost(), state.slots().to_vec()) } else { (to_beat, start) }
+        let effort = self.scaled_effort(RELIEF_EFFORT);
+        let mut best = (from.cost(), start);
+        for excess_costs in node_relief::excess_costs(&from) {
+            let mut state = from.clone();
+            node_relief::relieve_nodes(&mut state, home_nodes, &max_loads, excess_costs, effort);
+            self.improve(&mut state, bound * (1.0 + TOLERANCE));
+            if state.cost() < best.0 {
+                best = (state.cost(), state.slots().to_vec());
+            }
+        }
+        best
     }
 
     fn state_at(&self, loads: &[f64], slots: &[u32], home_nodes: Arc<HomeNodes>) -> State {
