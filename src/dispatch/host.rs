@@ -128,15 +128,15 @@ impl HostRouter {
         unsafe {
             let valid = routing.valid_ids_on_host();
             if let HostRule::LeastLoaded(rule) = &mut self.rule {
-                rule.begin_count();
-                for part in block(0, valid) {
+                rule.begin(valid, rank_counts.is_none());
+                for part in block(0, valid).filter(|_| rank_counts.is_none()) {
                     let ids = &mut ids[..part.len()];
                     routing.ids().copy_to(columns, part.start, ids);
                     rule.count(ids);
                 }
                 rule.plan(valid, &self.tables, rank_counts.as_ref());
             } else if let HostRule::RoundRobin(rule) = &mut self.rule {
-                rule.begin(&self.tables);
+                rule.begin();
             }
             for (turn, part) in block(0, valid).enumerate() {
                 let (ids, slots) = (&mut ids[..part.len()], &mut slots[..part.len()]);
@@ -198,7 +198,7 @@ impl HostRouter {
         rank_counts: Option<impl Fn(usize) -> u64>,
     ) {
         match &mut self.rule {
-            HostRule::RoundRobin(rule) => rule.route(ids, &self.tables),
+            HostRule::RoundRobin(rule) => rule.route(ids),
             HostRule::TokenHash(rule) => rule.route(ids, experts_per_token),
             HostRule::Nearest(rule) => rule.route(ids, &self.tables),
             HostRule::LeastLoaded(rule) => rule.route(ids, &self.tables, rank_counts.as_ref()),

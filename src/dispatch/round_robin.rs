@@ -22,19 +22,19 @@ pub(super) fn launch(call: Call<'_>) -> Result<()> {
 /// The rule on the host.
 #[derive(Debug)]
 pub(super) struct RoundRobin {
-    /// Added to a block's index.
-    offset: u32,
     replicated: Vec<u32>,
+    /// The slots of the replicated experts that begin a batch.
+    begins: Vec<u32>,
     /// The slot after each in its expert's turn, `[num_slots + 1]`. The invalid slot follows itself.
     after: Vec<u32>,
     /// The next slot of each expert, and at last the invalid slot.
     next: Vec<u32>,
-    /// The slots that begin the block, of the replicated experts.
+    /// The same of the next block.
     first: Vec<u32>,
 }
 
 impl RoundRobin {
-    /// Routes by the tables of a layer.
+    /// Routes by the tables of a layer. `offset` is added to a block's index.
     pub fn new(shape: Shape, tables: &LayerTables, offset: u32) -> Self {
         let mut after: Vec<u32> = (0..=shape.num_slots() as u32).collect();
         for expert in 0..shape.num_experts() {
@@ -44,26 +44,28 @@ impl RoundRobin {
             }
         }
         let replicated: Vec<u32> = tables.replicated().map(|expert| expert as u32).collect();
+        let begin = |&expert: &u32| {
+            let slots = tables.slots_of(expert as usize);
+            slots[offset as usize % slots.len()]
+        };
+        let begins: Vec<u32> = replicated.iter().map(begin).collect();
         let next = tables.first_slots(shape);
-        RoundRobin { offset, first: vec![0; replicated.len()], replicated, after, next }
+        RoundRobin { replicated, first: begins.clone(), begins, after, next }
     }
 
     /// Replaces ids by their slots.
     // On its own, its loop keeps everything in registers.
     #[inline(never)]
-    pub fn route<I: Id>(&mut self, ids: &mut [I], tables: &LayerTables) {
-        self.begin(tables);
+    pub fn route<I: Id>(&mut self, ids: &mut [I]) {
+        self.begin();
         for block in ids.chunks_mut(BLOCK_IDS) {
             self.route_block(block);
         }
     }
 
     /// Begins a batch, of blocks by [`RoundRobin::route_block`].
-    pub fn begin(&mut self, tables: &LayerTables) {
-        for (first, &expert) in self.first.iter_mut().zip(&self.replicated) {
-            let slots = tables.slots_of(expert as usize);
-            *first = slots[self.offset as usize % slots.len()];
-        }
+    pub fn begin(&mut self) {
+        self.first.copy_from_slice(&self.begins);
     }
 
     /// Replaces the ids of the next block by their slots.

@@ -3,6 +3,8 @@
 mod batch_counts;
 mod edges;
 mod kernel;
+#[cfg_attr(not(target_arch = "x86_64"), path = "no_lanes.rs")]
+mod lanes;
 mod plan;
 mod small_batch;
 mod splitter;
@@ -14,6 +16,7 @@ pub(crate) use splitter::Splitter;
 use std::ops::Range;
 
 use self::batch_counts::BatchCounts;
+use self::lanes::Lanes;
 use self::plan::RankTokens;
 use self::small_batch::SmallBatch;
 use super::tables::LayerTables;
@@ -43,8 +46,19 @@ pub(super) struct LeastLoaded {
     /// The run of each expert's next token, and at last of the invalid slot.
     current: Vec<Run>,
     small: SmallBatch,
-    /// Whether the slots of the batch are laid out in `small`.
-    is_small: bool,
+    /// Where small batches can be routed by it.
+    lanes: Option<Lanes>,
+    way: Way,
+}
+
+/// How a batch is routed.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+enum Way {
+    /// By lanes alone.
+    Lanes,
+    /// Its slots are laid out, in lanes where there are some.
+    Small,
+    Runs,
 }
 
 /// Consecutive tokens of an expert that go to one slot.
@@ -60,6 +74,7 @@ impl LeastLoaded {
     pub fn new(shape: Shape, tables: &LayerTables, plan: SplitPlan, rank: usize) -> Self {
         let (num_experts, num_slots) = (shape.num_experts(), shape.num_slots());
         let small = SmallBatch::new(shape, tables, &plan);
+        let lanes = Lanes::new(shape, tables, &plan);
         let endless = |slot| Run { slot, left: u32::MAX };
         LeastLoaded {
             shape,
@@ -75,7 +90,8 @@ impl LeastLoaded {
             next: vec![0..0; num_experts],
             current: tables.first_slots(shape).into_iter().map(endless).collect(),
             small,
-            is_small: false,
+            lanes,
+            way: Way::Runs,
         }
     }
 
@@ -86,66 +102,87 @@ impl LeastLoaded {
         tables: &LayerTables,
         rank_counts: Option<&impl Fn(usize) -> u64>,
     ) {
+        self.begin(ids.len(), rank_counts.is_none());
         if rank_counts.is_none() {
-            self.begin_count();
             self.count(ids);
         }
         self.plan(ids.len(), tables, rank_counts);
         self.assign(ids, tables);
     }
 
-    /// Begins a batch. Its parts are [counted](LeastLoaded::count), it is [planned](LeastLoaded::plan), and its parts are
-    /// [assigned](LeastLoaded::assign) in the same order.
-    pub fn begin_count(&mut self) {
-        self.counts.clear();
+    /// Begins a batch of `num_ids` valid ids. Its parts are [counted](LeastLoaded::count), unless there are counts of all ranks, it
+    /// is [planned](LeastLoaded::plan), and its parts are [assigned](LeastLoaded::assign) in the same order.
+    pub fn begin(&mut self, num_ids: usize, is_own: bool) {
+        self.way = match num_ids {
+            _ if !is_own => Way::Runs,
+            ..=Lanes::MAX_IDS if self.lanes.is_some() => Way::Lanes,
+            ..=small_batch::MAX_IDS => Way::Small,
+            _ => Way::Runs,
+        };
+        match &mut self.lanes {
+            Some(lanes) if self.way != Way::Runs => lanes.begin(),
+            _ => self.counts.clear(),
+        }
     }
 
     /// Counts a part of a batch.
     pub fn count<I: Id>(&mut self, ids: &[I]) {
-        self.counts.add(ids);
+        match &mut self.lanes {
+            Some(lanes) if self.way != Way::Runs => lanes.count(ids),
+            _ => self.counts.add(ids),
+        }
     }
 
-    /// Plans the slots of a batch of `num_ids` valid ids. They were counted, or there are counts of all ranks.
+    /// Plans the slots of a batch of `num_ids` valid ids.
     pub fn plan(
         &mut self,
         num_ids: usize,
         tables: &LayerTables,
         rank_counts: Option<&impl Fn(usize) -> u64>,
     ) {
-        self.is_small = rank_counts.is_none() && num_ids <= small_batch::MAX_IDS;
-        match rank_counts {
-            None => self.split_own(num_ids, tables),
-            Some(count) => self.split_all(count),
+        match (&mut self.lanes, rank_counts) {
+            (Some(lanes), _) if self.way != Way::Runs => {
+                lanes.split();
+                if self.way == Way::Lanes {
+                    lanes.plan();
+                } else {
+                    lanes.write_units(self.splitter.units_mut());
+                    self.small.lay_out_all(&self.plan, tables, self.splitter.units(), num_ids);
+                }
+            }
+            (_, None) => self.split_own(num_ids, tables),
+            (_, Some(count)) => self.split_all(count),
         }
-        if !self.is_small {
+        if self.way == Way::Runs {
             self.plan_runs(tables, rank_counts.is_none());
         }
     }
 
     /// Replaces the next ids of a batch by their slots.
     pub fn assign<I: Id>(&mut self, ids: &mut [I], tables: &LayerTables) {
-        if self.is_small {
-            self.small.route(ids);
-        } else {
-            self.route_by_runs(ids, tables);
+        match (&mut self.lanes, self.way) {
+            (Some(lanes), Way::Lanes) => lanes.assign(ids),
+            (_, Way::Small) => self.small.route(ids),
+            _ => self.route_by_runs(ids, tables),
         }
     }
 
     /// Splits the batch's tokens, of `num_ids` ids, and lays out a small one.
     fn split_own(&mut self, num_ids: usize, tables: &LayerTables) {
-        let Self { plan, splitter, counts, places, tokens, small, is_small, .. } = self;
+        let Self { plan, splitter, counts, places, tokens, small, way, .. } = self;
+        let is_small = *way == Way::Small;
         counts.end();
         match counts.seen() {
             // To find the experts with several slots takes as long as to split twice as many.
             Some(seen) if num_ids < plan.holders.len() / 2 => {
                 splitter.split_seen(plan, counts, seen, places);
-                if *is_small {
+                if is_small {
                     small.lay_out(plan, tables, places, splitter.units());
                 }
             }
             _ => {
                 splitter.split_all(plan, counts);
-                if *is_small {
+                if is_small {
                     small.lay_out_all(plan, tables, splitter.units(), num_ids);
                 } else {
                     places.clear();
@@ -153,7 +190,7 @@ impl LeastLoaded {
                 }
             }
         }
-        if !*is_small {
+        if !is_small {
             let own = |&place: &u32| u64::from(counts.counts()[plan.experts[place as usize] as usize]);
             tokens.clear();
             tokens.extend(places.iter().map(|place| RankTokens { before: 0, own: own(place) }));
@@ -253,4 +290,44 @@ fn next_run(
 /// The tokens of an expert on some ranks, by the counts of all ranks.
 fn sum_of_ranks(rank_count: &impl Fn(usize) -> u64, shape: Shape, ranks: Range<usize>, expert: usize) -> u64 {
     ranks.map(|rank| rank_count(rank * shape.num_experts() + expert)).sum()
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::placement::NO_EXPERT;
+    use proptest::prelude::*;
+
+    /// A layer on up to 9 ranks, some of whose slots are empty, and batches with invalid ids.
+    fn a_case() -> impl Strategy<Value = (Vec<u32>, usize, usize, Vec<Vec<i32>>)> {
+        (1usize..10, 1usize..60, 0usize..6).prop_flat_map(|(num_ranks, num_experts, spare)| {
+            let num_slots = (num_experts.div_ceil(num_ranks) + spare) * num_ranks;
+            let popular = (num_experts as u32).div_ceil(4);
+            let others = prop::collection::vec(0..popular + 1, num_slots - num_experts);
+            let slots = others.prop_map(move |others| {
+                let empty = |expert| if expert < popular { expert } else { NO_EXPERT };
+                (0..num_experts as u32).chain(others.into_iter().map(empty)).collect::<Vec<u32>>()
+            });
+            let id = prop_oneof![3 => 0..popular as i32, 3 => 0..num_experts as i32, 1 => -2..num_experts as i32 + 2];
+            let len = prop_oneof![Just(0usize), 1usize..30, 200usize..300, 500usize..5000];
+            let ids = len.prop_flat_map(move |len| prop::collection::vec(id.clone(), len));
+            (slots.prop_shuffle(), Just(num_experts), Just(num_ranks), prop::collection::vec(ids, 1..4))
+        })
+    }
+
+    proptest! {
+        #[test]
+        fn slots_are_the_same_without_lanes((slots, num_experts, num_ranks, batches) in a_case()) {
+            let shape = Shape::new(num_experts, slots.len(), num_ranks).unwrap();
+            let tables = LayerTables::new(shape, &slots);
+            let rule = || LeastLoaded::new(shape, &tables, SplitPlan::new(shape, &tables), 0);
+            let (mut rule, mut other) = (rule(), LeastLoaded { lanes: None, ..rule() });
+            for ids in batches {
+                let (mut found, mut expected) = (ids.clone(), ids);
+                rule.route(&mut found, &tables, None::<&fn(usize) -> u64>);
+                other.route(&mut expected, &tables, None::<&fn(usize) -> u64>);
+                prop_assert_eq!(found, expected);
+            }
+        }
+    }
 }

@@ -15,7 +15,7 @@ const BITS: u32 = 31;
 pub(crate) struct Splitter {
     /// Tokens are split in units of 2^down.
     down: u32,
-    /// The units of each rank, then those of each holder, and one that is not read. Those of experts that were not split are stale.
+    /// The units of each rank, then those of each holder, and [`SPARE`] ones. Those of experts that were not split are stale.
     cells: Vec<i32>,
     num_ranks: usize,
     /// The places of experts with tokens, and maybe the number of places.
@@ -25,13 +25,16 @@ pub(crate) struct Splitter {
     edges: Vec<Edge>,
 }
 
+/// Cells that are written and not read.
+const SPARE: usize = 8;
+
 impl Splitter {
     /// Prepares for the batches of a layer.
     pub fn new(plan: &SplitPlan, num_ranks: usize) -> Self {
         let num_edges = plan.steps.edges.len();
         Splitter {
             down: 0,
-            cells: vec![0; num_ranks + plan.holders.len() + 1],
+            cells: vec![0; num_ranks + plan.holders.len() + SPARE],
             num_ranks,
             places: Bits::new(plan.experts.len() + 1),
             active: Bits::new(num_edges),
@@ -128,7 +131,12 @@ impl Splitter {
 
     /// The units of each holder, which are tokens where a batch has fewer than 2^31.
     pub fn units(&self) -> &[i32] {
-        &self.cells[self.num_ranks..self.cells.len() - 1]
+        &self.cells[self.num_ranks..self.cells.len() - SPARE]
+    }
+
+    /// Those and the spare cells, for who splits in another way.
+    pub fn units_mut(&mut self) -> &mut [i32] {
+        &mut self.cells[self.num_ranks..]
     }
 
     /// Calls `with` with a rank and its tokens of an expert, for each expert and rank. `totals` were split.
@@ -148,7 +156,7 @@ impl Splitter {
 
 /// Which holders get the odd units, by the sum of each expert times its tokens. So batches that are alike, those of several ranks,
 /// do not give theirs to the same ranks.
-fn mix_of(sum: u32) -> u32 {
+pub fn mix_of(sum: u32) -> u32 {
     sum.wrapping_mul(GOLDEN_RATIO) >> 16
 }
 
@@ -223,24 +231,24 @@ fn split_ring(ring: Ring, total: u32, mix: u32, units: &mut [i32], ranks: &[u32]
 fn sweep(plan: &SplitPlan, edges: &[Edge], cells: &mut [i32], mix: u32, sweeps: u32) {
     assert!(plan.num_cells() <= cells.len());
     let cells = cells.as_mut_ptr();
-    for turn in i64::from(mix)..i64::from(mix + sweeps) {
+    for turn in mix as i32..(mix + sweeps) as i32 {
         for edge in edges {
             // SAFETY: a plan's edges are of its ranks and holders, and there are as many cells. Nobody else has a reference.
             let [one, other, load, other_load] = [edge.units[0], edge.units[1], edge.loads[0], edge.loads[1]]
                 .map(|index| unsafe { cells.add(index as usize) });
             // SAFETY: as above.
             unsafe {
-                let (units, other_units) = (i64::from(*one), i64::from(*other));
-                let (from, to) = (i64::from(*load), i64::from(*other_load));
+                let (units, other_units) = (*one, *other);
+                let difference = *load - *other_load;
                 // Half of an odd difference is rounded up or down, from edge to edge and from sweep to sweep.
-                let half = (from - to + ((units ^ other_units ^ turn) & 1)) >> 1;
+                let half = (difference >> 1) + (difference & (units ^ other_units ^ turn) & 1);
                 // Branches would be mispredicted.
                 let most = select_unpredictable(half < units, half, units);
                 let moved = select_unpredictable(most > -other_units, most, -other_units);
-                *one = (units - moved) as i32;
-                *other = (other_units + moved) as i32;
-                *load = (from - moved) as i32;
-                *other_load = (to + moved) as i32;
+                *one = units - moved;
+                *other = other_units + moved;
+                *load -= moved;
+                *other_load += moved;
             }
         }
     }

@@ -1,0 +1,42 @@
+//! In place of lanes, on processors that have none.
+
+use super::plan::SplitPlan;
+use crate::device::Id;
+use crate::dispatch::tables::LayerTables;
+use crate::placement::Shape;
+
+/// There are none.
+#[derive(Debug)]
+pub enum Lanes {}
+
+impl Lanes {
+    pub const MAX_IDS: usize = 0;
+
+    pub fn new(_: Shape, _: &LayerTables, _: &SplitPlan) -> Option<Self> {
+        None
+    }
+
+    pub fn begin(&mut self) {
+        match *self {}
+    }
+
+    pub fn count<I: Id>(&mut self, _: &[I]) {
+        match *self {}
+    }
+
+    pub fn split(&mut self) {
+        match *self {}
+    }
+
+    pub fn write_units(&self, _: &mut [i32]) {
+        match *self {}
+    }
+
+    pub fn plan(&mut self) {
+        match *self {}
+    }
+
+    pub fn assign<I: Id>(&mut self, _: &mut [I]) {
+        match *self {}
+    }
+}
