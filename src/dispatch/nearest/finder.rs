@@ -24,12 +24,11 @@ struct BucketRange {
 
 /// Consecutive points, in most buckets of one slot or two.
 #[derive(Debug, Clone, Copy)]
+#[repr(C, align(16))]
 struct Bucket {
-    /// The slot of the points up to `last`.
-    slot: u32,
+    /// The slot of the points up to `last`, and that of the others or [`SEVERAL`].
+    slots: [u32; 2],
     last: u32,
-    /// The slot of the other points, or [`SEVERAL`].
-    after: u32,
 }
 
 /// In place of a slot where the points go to several.
@@ -65,24 +64,28 @@ impl Finder {
         // As slices of one length, they are checked once.
         let ranges = &self.ranges[..points.len()];
         let buckets = &self.buckets[..];
-        for id in ids {
+        let mut route = |id: &mut I| {
             let expert = id.bin(usize::MAX);
             if expert >= points.len() {
                 *id = I::of_slot(self.invalid_slot);
-                continue;
+                return;
             }
             let point = points[expert];
             points[expert] = point.wrapping_add(step);
             let BucketRange { start, count } = ranges[expert];
             // A multiplication takes less than a shift by a variable.
             let bucket = start + ((u64::from(point) * u64::from(count)) >> 32) as u32;
-            let Bucket { slot, last, after } = buckets[bucket as usize];
-            let slot = match if point > last { after } else { slot } {
+            // SAFETY: less than `count` is added, and an expert has as many buckets.
+            let Bucket { slots, last } = unsafe { buckets.get_unchecked(bucket as usize) };
+            let slot = match slots[usize::from(point > *last)] {
                 SEVERAL => tables.replica_slots[replica_at(tables, &self.shares, expert, point)],
                 slot => slot,
             };
             *id = I::of_slot(slot);
-        }
+        };
+        let (four, rest) = ids.as_chunks_mut::<4>();
+        four.iter_mut().for_each(|ids| ids.iter_mut().for_each(&mut route));
+        rest.iter_mut().for_each(route);
     }
 }
 
@@ -92,10 +95,10 @@ fn bucket(tables: &LayerTables, shares: &[u32], expert: usize, first: u32, last:
     let (replica, last_replica) = (replica_at(first), replica_at(last));
     let [slot, last_slot] = [replica, last_replica].map(|replica| tables.replica_slots[replica]);
     if replica == last_replica {
-        return Bucket { slot, last, after: slot };
+        return Bucket { slots: [slot; 2], last };
     }
     let after = if replica_at(shares[replica]) == last_replica { last_slot } else { SEVERAL };
-    Bucket { slot, last: shares[replica] - 1, after }
+    Bucket { slots: [slot, after], last: shares[replica] - 1 }
 }
 
 /// The replica of an expert at a point, as an index in the table of slots.

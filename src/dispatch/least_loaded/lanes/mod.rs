@@ -67,7 +67,7 @@ const NOT_HELD: i32 = 1 << 30;
 
 impl Lanes {
     /// The most ids of a batch. In a larger one, most ends of runs are predicted.
-    pub const MAX_IDS: usize = 256;
+    pub const MAX_IDS: usize = 192;
 
     /// Prepares for the batches of a layer. `None` if there are too many ranks or experts, or a rank has several replicas of an
     /// expert, or the processor has no such registers.

@@ -92,8 +92,8 @@ fn take(step: &Step, read: __m256i, loads: __m256i, last: __m256i, turn: __m256i
     let others = load(&step.others);
     let other_units = _mm256_permutevar8x32_epi32(units, others);
     let difference = _mm256_sub_epi32(loads, _mm256_permutevar8x32_epi32(loads, others));
-    // Half of an odd difference is rounded up at one rank of an edge, and down at the other. A sum is as odd as the difference of all
-    // bits, and the compiler does not reorder both. So what is known last comes last.
+    // Half of an odd difference is rounded up at one rank of an edge, and down at the other. A sum is as odd as an exclusive or,
+    // and the compiler does not swap them. So what is known last comes last.
     let turn = _mm256_add_epi32(turn, load(&step.is_second));
     let is_up = _mm256_xor_si256(_mm256_add_epi32(turn, units), other_units);
     let up = _mm256_and_si256(_mm256_and_si256(difference, _mm256_set1_epi32(1)), is_up);
@@ -103,8 +103,8 @@ fn take(step: &Step, read: __m256i, loads: __m256i, last: __m256i, turn: __m256i
     (_mm256_sub_epi32(loads, moved), _mm256_sub_epi32(units, moved))
 }
 
-/// Where units are read: some lanes of some vectors at a time. Each vector is written once before it is read again, so no read waits
-/// for units that it does not need.
+/// Where units are read: some lanes of some vectors at a time. Each step writes a vector of its own, so no read waits for units
+/// that it does not need.
 #[derive(Debug, Default)]
 struct Reads {
     runs: Vec<Run>,
