@@ -261,18 +261,20 @@ impl Lanes {
 fn expert_at(plan: &SplitPlan, place: usize) -> Expert {
     let of_expert = &plan.holder_ranks[plan.range_of(place)];
     let num_ranks = of_expert.len() as i32;
-    let other = (0..LANES as u32).find(|rank| !of_expert.contains(rank)).unwrap_or(0);
     let mut expert = Expert {
         numbers: Vector([NOT_HELD; LANES]),
         held: ZERO,
         num_ranks: Vector([num_ranks; LANES]),
         inverse: Vector([(1 << 16) / num_ranks + i32::from((1 << 16) % num_ranks > 0); LANES]),
-        ranks: Vector([other as i32; LANES]),
+        ranks: ZERO,
     };
     for (number, &rank) in of_expert.iter().enumerate() {
         expert.numbers.0[rank as usize] = number as i32;
         expert.held.0[rank as usize] = -1;
         expert.ranks.0[number] = rank as i32;
+    }
+    if let Some(other) = expert.held.0.iter().position(|&held| held == 0) {
+        expert.ranks.0[of_expert.len()..].fill(other as i32);
     }
     expert
 }
