@@ -128,7 +128,7 @@ impl Reads {
         // The last step so far of each holder, in the sweep before and in this one.
         let mut before = vec![None; plan.holders.len()];
         let mut reads = [Reads::default(), Reads::default(), Reads::default()];
-        for sweep in 0..2 {
+        for of_sweep in &mut reads[..2] {
             let mut now = vec![None; plan.holders.len()];
             for (step, ends) in plan.steps.starts.windows(2).enumerate() {
                 let mut vectors = [None; LANES];
@@ -144,7 +144,7 @@ impl Reads {
                         now[holder] = Some(step);
                     }
                 }
-                reads[sweep].push(plan, vectors);
+                of_sweep.push(plan, vectors);
             }
             before = now;
         }
