@@ -30,7 +30,7 @@ pub(super) fn copies(
     pairs_left: PairsLeft,
 ) -> Option<Vec<Copy>> {
     let (shape, width) = (fabric.shape, fabric.shape.slots_per_rank());
-    let mut changed: Vec<(usize, u32)> = Vec::new();
+    let mut changed: Vec<(usize, u32)> = Vec::with_capacity(16);
     for rank in 0..shape.num_ranks() {
         let (first, slots) = (rank * width, rank * width..(rank + 1) * width);
         if from[slots.clone()] != to[slots.clone()] {

@@ -417,6 +417,17 @@ impl LayerCosts {
 
     /// Computes what the replicas of an expert gain and lose by another number of replicas.
     fn update_given(&mut self, expert: u32) {
+        if self.counts[expert as usize] == 2 {
+            let one = self.first[expert as usize] as usize;
+            let other = self.next[one] as usize;
+            let gained = self.thinner[one] + self.thinner[other];
+            (self.gained[one], self.gained[other]) = (gained, gained);
+            for (cell, other) in [(one, other), (other, one)] {
+                let others_lose = self.thicker[other];
+                self.set_given(cell, others_lose, self.removed[cell] - others_lose);
+            }
+            return;
+        }
         let mut passed = std::mem::take(&mut self.passed);
         passed.clear();
         let (mut gained, mut lost) = (0.0, 0.0);
