@@ -22,19 +22,23 @@ pub(super) struct Wanted {
 }
 
 impl Wanted {
-    /// Finds the best expert for a slot: for all slots an expert of a hot rank, and for slots of hot ranks any.
+    /// Finds the best expert for a slot: for all slots an expert of a hot rank, and for slots of hot ranks any. Where an
+    /// expert is to be restored, finds its best slot.
     #[inline(always)]
     pub fn find<V: Vector, const SQUARINGS: usize>(
         &mut self,
         costs: &LayerCosts,
         rules: &Rules<'_>,
+        restored: Option<u32>,
         hot: &[usize],
         best: &mut Best,
     ) {
-        if hot.len() < costs.num_ranks {
+        self.experts.clear();
+        if let Some(expert) = restored {
+            self.push(costs, expert, 0.0);
+        } else if hot.len() < costs.num_ranks {
             let most_refunded = rules.most_refunded(costs.num_ranks);
             let most_given = most_of::<V>(&costs.most_given) + (1 << SQUARINGS) as f32 * most_refunded;
-            self.clear();
             for cell in hot.iter().flat_map(|&rank| costs.cells_of(rank)) {
                 let expert = costs.experts[cell];
                 if costs.gained[cell] + most_given > best.score
@@ -44,12 +48,12 @@ impl Wanted {
                     self.push(costs, expert, costs.gained[cell]);
                 }
             }
-            if !self.experts.is_empty() {
-                self.try_slots::<V, SQUARINGS>(costs, rules, best);
-            }
+        }
+        if !self.experts.is_empty() {
+            self.try_slots::<V, SQUARINGS>(costs, rules, best);
         }
         let most_gained = most_of::<V>(&costs.most_gained);
-        for &rank in hot {
+        for &rank in hot.iter().take_while(|_| restored.is_none()) {
             let mut all = Candidates {
                 costs,
                 rules,
@@ -66,13 +70,8 @@ impl Wanted {
         }
     }
 
-    pub fn clear(&mut self) {
-        self.experts.clear();
-    }
-
     /// Adds an expert, which gains so much. One without a replica has no rank that would gain.
-    #[inline(always)]
-    pub fn push(&mut self, costs: &LayerCosts, expert: u32, gained: f32) {
+    fn push(&mut self, costs: &LayerCosts, expert: u32, gained: f32) {
         let (lane, num_cells) = (self.experts.len(), costs.experts.len());
         if lane == 0 {
             self.gained.resize(num_cells, 0.0);
@@ -92,7 +91,7 @@ impl Wanted {
 
     /// Tries the experts in all slots.
     #[inline(always)]
-    pub fn try_slots<V: Vector, const SQUARINGS: usize>(
+    fn try_slots<V: Vector, const SQUARINGS: usize>(
         &mut self,
         costs: &LayerCosts,
         rules: &Rules<'_>,

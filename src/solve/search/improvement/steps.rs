@@ -31,19 +31,13 @@ impl Kernel for BestStep<'_> {
     fn run<V: Vector, const SQUARINGS: usize>(self) -> Self::Output {
         let BestStep { costs, rules, exchanges, wanted, hot, restored } = self;
         let exponent = (1 << SQUARINGS) as f32;
-        if let Some(expert) = restored {
-            let mut best = Best { score: f32::NEG_INFINITY, step: None };
-            wanted.clear();
-            wanted.push(costs, expert, 0.0);
-            wanted.try_slots::<V, SQUARINGS>(costs, rules, &mut best);
-            return best.step;
-        }
-        let mut best = Best { score: LEAST_STEP_GAIN * exponent, step: None };
+        let least_score = if restored.is_some() { f32::NEG_INFINITY } else { LEAST_STEP_GAIN * exponent };
+        let mut best = Best { score: least_score, step: None };
         let hottest = most_of::<V>(&costs.costs);
         let is_sharp = SQUARINGS > 3;
-        let may_exchange = !is_sharp || rules.left() >= 2;
+        let may_exchange = restored.is_none() && (!is_sharp || rules.left() >= 2);
         let hot_part = HOT[usize::from(is_sharp) + usize::from(is_sharp && costs.num_samples == 1)];
-        for part in [hot_part, 0.0] {
+        for part in &[hot_part, 0.0][..1 + usize::from(may_exchange)] {
             hot.clear();
             let bound = (part * hottest).next_down();
             for (block, of_block) in costs.costs.as_chunks().0.iter().enumerate() {
@@ -54,11 +48,11 @@ impl Kernel for BestStep<'_> {
                 }
             }
             hot.truncate(hot.partition_point(|&rank| rank < costs.num_ranks));
-            wanted.find::<V, SQUARINGS>(costs, rules, hot, &mut best);
+            wanted.find::<V, SQUARINGS>(costs, rules, restored, hot, &mut best);
             if may_exchange {
                 exchanges.find::<V, SQUARINGS>(costs, rules, hot, &mut best);
             }
-            if best.step.is_some() || !may_exchange {
+            if best.step.is_some() {
                 break;
             }
         }
