@@ -37,9 +37,9 @@ pub(super) struct Columns {
 }
 
 impl Columns {
-    /// Returns whether the ranks have few slots, and nodes do not matter.
+    /// Returns whether there is one sample, the ranks have few slots, and nodes do not matter.
     pub fn fit(state: &State) -> bool {
-        state.width() <= MOST_SLOTS && !state.has_home_nodes()
+        state.num_samples() == 1 && state.width() <= MOST_SLOTS && !state.has_home_nodes()
     }
 
     pub fn new(state: &State) -> Columns {

@@ -1,16 +1,14 @@
 //! Exchanges and replica count changes of one sample, within an effort.
 
+use super::LEAST_SLOTS;
 use super::columns::Columns;
 use super::moves::{
-    DuplicateRemoval, duplicate_removal, exchange, exchange_of_samples, exchange_two, replica_count_changes,
+    DuplicateRemoval, LEAST_GAIN, duplicate_removal, exchange, exchange_of_samples, exchange_two,
+    replica_count_changes,
 };
 use super::random::Random;
 use super::state::State;
-use super::{FAR, LEAST_SLOTS};
 use crate::placement::NO_EXPERT;
-
-/// A smaller relative gain is no improvement.
-const LEAST_GAIN: f64 = 1e-10;
 
 /// Exchanges in a row that may fail to lower the cost.
 const FRUITLESS: usize = 4;
@@ -27,6 +25,8 @@ const CHANGES_PER_PERTURBATION: usize = 4;
 /// The remaining effort, and the cost at which to stop.
 pub(super) struct Effort {
     pub target: f64,
+    /// Where large placements have no more cost, replica count changes are not worth their time.
+    pub near: f64,
     pub left: usize,
 }
 
@@ -50,8 +50,7 @@ impl Effort {
 
     /// Returns whether replica count changes are not worth their time.
     fn is_near(&self, state: &State) -> bool {
-        let is_large = Columns::fit(state) && state.num_slots() > LEAST_SLOTS;
-        is_large && state.cost() <= self.target * (1.0 + FAR)
+        Columns::fit(state) && state.num_slots() > LEAST_SLOTS && state.cost() <= self.near
     }
 
     /// Exchanges slots of one sample while that helps. With few slots on each rank, up to `most_fruitless` exchanges

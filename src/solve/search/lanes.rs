@@ -1,4 +1,4 @@
-//! Loads of several samples side by side, and kernels over them in the widest vectors that the processor has.
+//! Numbers of several samples, slots or ranks side by side, and kernels over them in the widest vectors that the processor has.
 //!
 //! A kernel is compiled once for each kind of processor, from the same operations in the same order. None of
 //! them is fused or reordered, so every processor returns the same bits.
@@ -6,10 +6,10 @@
 #[cfg(target_arch = "x86_64")]
 use std::arch::x86_64::*;
 
-/// Samples in one vector.
+/// Numbers in one vector.
 pub(super) const LANES: usize = 16;
 
-/// A load in each of up to 16 samples.
+/// A number for each of up to 16 samples, slots or ranks.
 #[derive(Debug, Clone, Copy)]
 #[repr(align(64))]
 pub(super) struct Lanes(pub [f32; LANES]);

@@ -4,9 +4,10 @@
 //!
 //! Several samples: it starts from a placement without duplicates and descends on a smooth cost.
 //!
-//! One sample: it exchanges one or two slots of the most loaded rank with those of a less loaded one. If no
-//! exchange helps, a slot takes another expert, and exchanges follow. The change is kept if the most loaded rank
-//! carries less in the end. Far above the target it restarts with the same effort.
+//! One sample: it exchanges one or two slots of the most loaded rank with those of a less loaded one; where ranks
+//! have few slots, of the best of all ranks, and a few exchanges in a row may raise the maximum. If no exchange
+//! helps, a slot takes another expert, and exchanges follow. The change is kept if the most loaded rank carries
+//! less in the end. Far above the target it restarts with the same effort.
 //!
 //! It stops at the target, slightly above the lower bound, when no step helps, or when the effort is spent.
 //! Effort counts evaluated exchanges, not time, so that results repeat.
@@ -213,7 +214,7 @@ impl Search<'_> {
         let mut without = state.clone();
         without.allow_duplicates(false);
         self.effort(target).remove_duplicates(&mut without, f64::INFINITY);
-        self.improve(&mut without, target.min(to_beat));
+        self.improve_until(&mut without, target.min(to_beat), to_beat);
         let limit = to_beat * (1.0 + ROUNDING);
         let (short, mut random) = (Search { effort: self.effort / 8, ..*self }, Random::new(0));
         for _ in 0..if self.shape.num_slots() <= LEAST_SLOTS { PERTURBATIONS } else { 0 } {
@@ -222,7 +223,7 @@ impl Search<'_> {
             }
             let mut perturbed = without.clone();
             perturb(&mut perturbed, &mut random);
-            short.improve(&mut perturbed, target.min(to_beat));
+            short.improve_until(&mut perturbed, target.min(to_beat), to_beat);
             if perturbed.cost() <= without.cost() {
                 without = perturbed;
             }
@@ -367,17 +368,23 @@ impl Search<'_> {
 
     /// Improves a placement until its cost reaches `target` or no step helps.
     fn improve(&self, state: &mut State, target: f64) {
+        self.improve_until(state, target, f64::INFINITY);
+    }
+
+    /// Like [`Search::improve`], where replica counts may change as long as the cost is above `to_beat`.
+    fn improve_until(&self, state: &mut State, target: f64, to_beat: f64) {
         if state.num_samples() > 1 && state.cost() > target {
             let slots = Descent::new(state, self.num_steps()).run(target);
             state.replace(&slots);
             return;
         }
-        self.effort(target).improve(state);
+        let effort = self.effort(target);
+        Effort { near: effort.near.min(to_beat), ..effort }.improve(state);
         self.effort(target).remove_duplicates(state, state.cost() * (1.0 + ROUNDING));
     }
 
     fn effort(&self, target: f64) -> Effort {
-        Effort { target, left: self.num_steps() }
+        Effort { target, near: target * (1.0 + FAR), left: self.num_steps() }
     }
 }
 

@@ -110,7 +110,7 @@ pub(super) fn exchange_two(state: &State, evaluated: &mut usize) -> Option<Excha
             for &(sum, (a, b)) in &hot_pairs[next.saturating_sub(1)..hot_pairs.len().min(next + 1)] {
                 let moved = sum - other;
                 let reached = (load - moved).max(other_load + moved);
-                best.offer(state, reached, || Exchange { pairs: [(a, c), (b, d)], len: 2 });
+                best.offer(state, reached, || Exchange::new([(a, c), (b, d)], 2));
             }
         }
     }

@@ -29,23 +29,24 @@ const STILL_GOOD: f64 = 0.5;
 const STEPS_PER_ROUND: usize = 32;
 
 /// Lowers the load of nodes beyond `max_loads` per rank in each sample, and the load off its home node.
-/// Evaluates about `left` steps.
+/// Evaluates about `effort` steps for each of the costs, at least those of one scan.
 pub(super) fn relieve_nodes(
     state: &mut State,
     home_nodes: &HomeNodes,
     max_loads: &[f64],
     excess_costs: &[f64],
-    mut left: usize,
+    effort: usize,
 ) {
     let num_slots = state.num_slots();
     for &excess_cost in excess_costs {
         let mut relief = NodeRelief::new(state, home_nodes, max_loads, excess_cost);
+        let mut left = effort;
         // Each step gains much, so this limit is never reached.
         for _ in 0..2 * num_slots {
-            left = left.saturating_sub(relief.steps());
             if left == 0 || !take_steps(&mut relief) {
                 break;
             }
+            left = left.saturating_sub(relief.steps());
         }
     }
 }

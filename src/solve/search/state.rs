@@ -334,24 +334,26 @@ impl State {
 
     /// Exchanges the experts of slots of two ranks.
     pub fn swap(&mut self, pairs: &[(usize, usize)]) {
-        for &(one, other) in pairs {
-            self.slots.swap(one, other);
+        for rank in self.swap_slots(pairs) {
+            self.update_rank(rank);
         }
-        let (one, other) = pairs[0];
-        self.update_rank(self.rank_of(one));
-        self.update_rank(self.rank_of(other));
     }
 
     /// Like [`State::swap`]. The order is invalid until [`State::sort_ranks`].
     pub fn swap_unordered(&mut self, pairs: &[(usize, usize)]) {
+        for rank in self.swap_slots(pairs) {
+            self.sum_rank(rank);
+            self.sort_slots(rank);
+        }
+    }
+
+    /// Returns the two ranks.
+    fn swap_slots(&mut self, pairs: &[(usize, usize)]) -> [usize; 2] {
         for &(one, other) in pairs {
             self.slots.swap(one, other);
         }
         let (one, other) = pairs[0];
-        for rank in [self.rank_of(one), self.rank_of(other)] {
-            self.sum_rank(rank);
-            self.sort_slots(rank);
-        }
+        [self.rank_of(one), self.rank_of(other)]
     }
 
     /// Gives a slot another expert.

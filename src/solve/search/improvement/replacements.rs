@@ -53,7 +53,7 @@ impl Wanted {
             self.try_slots::<V, SQUARINGS>(costs, rules, best);
         }
         let most_gained = most_of::<V>(&costs.most_gained);
-        for &rank in hot.iter().take_while(|_| restored.is_none()) {
+        for &rank in hot {
             let mut all = Candidates {
                 costs,
                 rules,

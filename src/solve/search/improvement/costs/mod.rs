@@ -9,7 +9,7 @@ use super::exact::ExactLoads;
 use crate::placement::NO_EXPERT;
 use crate::solve::search::lanes::{Kernel, LANES, Vectors};
 
-/// The cell of an expert without a replica.
+/// Ends the list of an expert's replicas.
 const END: u32 = u32::MAX;
 
 /// A placement with its smooth costs.
@@ -39,8 +39,7 @@ pub(super) struct LayerCosts {
     /// `[ranks][cells]`: the expert of each cell.
     pub experts: Vec<u32>,
     pub counts: Vec<u32>,
-    /// The cells of each expert's replicas, as circles: a cell of each expert, `[experts]`, and the next one of each
-    /// cell, `[ranks][cells]`.
+    /// The cells of each expert's replicas, as lists: `[experts]`, `[ranks][cells]`.
     first: Vec<u32>,
     next: Vec<u32>,
     /// `[experts][samples]` and `[ranks][samples]`
@@ -116,7 +115,7 @@ impl LayerCosts {
         refill(&mut self.counts, num_experts, 0);
         refill(&mut self.replica_loads, num_samples * num_cells, 0.0);
         refill(&mut self.more_loads, num_samples * num_cells, f32::INFINITY);
-        self.gained.resize(num_cells, 0.0);
+        refill(&mut self.gained, num_cells, f32::NEG_INFINITY);
         let num_vectors = num_cells / LANES;
         self.rank_of_vectors.clear();
         self.rank_of_vectors.extend((0..num_vectors).map(|vector| vector * LANES / self.row));
