@@ -129,10 +129,12 @@ impl HostRouter {
             let valid = routing.valid_ids_on_host();
             if let HostRule::LeastLoaded(rule) = &mut self.rule {
                 rule.begin(valid, rank_counts.is_none());
-                for part in block(0, valid).filter(|_| rank_counts.is_none()) {
-                    let ids = &mut ids[..part.len()];
-                    routing.ids().copy_to(columns, part.start, ids);
-                    rule.count(ids);
+                if rank_counts.is_none() {
+                    for part in block(0, valid) {
+                        let ids = &mut ids[..part.len()];
+                        routing.ids().copy_to(columns, part.start, ids);
+                        rule.count(ids);
+                    }
                 }
                 rule.plan(valid, &self.tables, rank_counts.as_ref());
             } else if let HostRule::RoundRobin(rule) = &mut self.rule {

@@ -46,7 +46,7 @@ pub(super) struct LeastLoaded {
     /// The run of each expert's next token, and at last of the invalid slot.
     current: Vec<Run>,
     small: SmallBatch,
-    /// Where small batches can be routed by it.
+    /// Routes small batches, where the layer and the processor allow it.
     lanes: Option<Lanes>,
     way: Way,
 }
@@ -110,7 +110,7 @@ impl LeastLoaded {
         self.assign(ids, tables);
     }
 
-    /// Begins a batch of `num_ids` valid ids. Its parts are [counted](LeastLoaded::count), unless there are counts of all ranks, it
+    /// Begins a batch of `num_ids` valid ids, by its own counts or those of all ranks. Its parts are [counted](LeastLoaded::count), unless there are counts of all ranks, it
     /// is [planned](LeastLoaded::plan), and its parts are [assigned](LeastLoaded::assign) in the same order.
     pub fn begin(&mut self, num_ids: usize, is_own: bool) {
         self.way = match num_ids {

@@ -134,7 +134,7 @@ impl Splitter {
         &self.cells[self.num_ranks..self.cells.len() - SPARE]
     }
 
-    /// Those and the spare cells, for who splits in another way.
+    /// Those and the spare cells, for a caller that splits itself.
     pub fn units_mut(&mut self) -> &mut [i32] {
         &mut self.cells[self.num_ranks..]
     }

@@ -17,10 +17,10 @@ use crate::placement::Shape;
 /// The tables of a layer, and the batch.
 #[derive(Debug)]
 pub struct Lanes {
-    /// Where the tokens of each expert are counted, and at last invalid ids, as indexes of single numbers.
+    /// For each expert, then for invalid ids: the index of its count among the numbers of `counts`.
     places: Vec<u32>,
-    /// Less the tokens without a slot: first of the experts on several ranks, and of invalid ids. From `residents` on, of the
-    /// experts on one rank, in the lane of their rank.
+    /// Minus the tokens that have no slot yet: first of the experts on several ranks, and of invalid ids. From `residents` on,
+    /// of the experts on one rank, in the lane of their rank.
     counts: Vec<Vector>,
     residents: usize,
     /// The sum of each expert times its tokens, mod 2^32.
@@ -28,7 +28,7 @@ pub struct Lanes {
     /// The experts on several ranks.
     experts: Vec<Expert>,
     sweeps: Sweeps,
-    /// Less the tokens of each of the experts that come after those of each holder. At last zeros, of all others.
+    /// For each of the experts: minus the tokens of the holders after each holder. The last vector is zero, for all others.
     after: Vec<Vector>,
     /// Of each expert, and at last of invalid ids.
     finds: Vec<Find>,

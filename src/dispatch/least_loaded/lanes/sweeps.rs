@@ -67,19 +67,23 @@ impl Sweeps {
             let mut last = _mm256_setzero_si256();
             let mut steps = steps.iter().zip(*num_experts..);
             let reads = if sweep == 0 { &*first } else { &*next };
-            reads.for_each(units, |read| {
+            let take_next = |read| {
                 let Some((step, to)) = steps.next() else { return };
                 (loads, last) = take(step, read, loads, last, turn);
                 // SAFETY: there are units of each step.
                 store(unsafe { &mut *units.add(to) }, last);
-            });
+            };
+            // SAFETY: they are those of the same plan.
+            unsafe { reads.for_each(units, take_next) };
         }
         let mut places = 0..*num_experts;
-        end.for_each(units, |read| {
+        let write_next = |read| {
             let Some(place) = places.next() else { return };
             // SAFETY: there are units of each expert.
             store(unsafe { &mut *units.add(place) }, read);
-        });
+        };
+        // SAFETY: as above.
+        unsafe { end.for_each(units, write_next) };
     }
 }
 
@@ -187,28 +191,37 @@ impl Reads {
     }
 
     /// Calls `with` with the units of each read, one after the other.
+    ///
+    /// # Safety
+    /// `units` are those of the plan's [`Sweeps`].
     #[inline]
     #[target_feature(enable = "avx2")]
-    fn for_each(&self, units: *const Vector, mut with: impl FnMut(__m256i)) {
+    unsafe fn for_each(&self, units: *const Vector, mut with: impl FnMut(__m256i)) {
         let (mut masks, mut bytes) = (&self.masks[..], &self.bytes[..]);
         for run in &self.runs {
             let num = run.num_vectors * run.num_reads;
             let (of_run, bytes_of_run);
             (of_run, masks) = masks.split_at(num);
             (bytes_of_run, bytes) = bytes.split_at(num);
-            match run.num_vectors {
-                1 => read_each::<1>(units, of_run, bytes_of_run, &mut with),
-                4 => read_each::<4>(units, of_run, bytes_of_run, &mut with),
-                _ => read_each::<LANES>(units, of_run, bytes_of_run, &mut with),
+            // SAFETY: the caller's promise.
+            unsafe {
+                match run.num_vectors {
+                    1 => read_each::<1>(units, of_run, bytes_of_run, &mut with),
+                    4 => read_each::<4>(units, of_run, bytes_of_run, &mut with),
+                    _ => read_each::<LANES>(units, of_run, bytes_of_run, &mut with),
+                }
             }
         }
     }
 }
 
 /// The same, of `NUM` vectors each.
+///
+/// # Safety
+/// There is a vector after as many `bytes` of `units`.
 #[inline]
 #[target_feature(enable = "avx2")]
-fn read_each<const NUM: usize>(
+unsafe fn read_each<const NUM: usize>(
     units: *const Vector,
     masks: &[Vector],
     bytes: &[u32],
@@ -217,7 +230,7 @@ fn read_each<const NUM: usize>(
     for (masks, bytes) in masks.as_chunks::<NUM>().0.iter().zip(bytes.as_chunks::<NUM>().0) {
         let mut read = _mm256_setzero_si256();
         for (mask, &bytes) in masks.iter().zip(bytes) {
-            // SAFETY: there is a vector after as many bytes.
+            // SAFETY: the caller's promise.
             let part = load(unsafe { &*units.byte_add(bytes as usize) });
             read = _mm256_or_si256(read, _mm256_and_si256(part, load(mask)));
         }
