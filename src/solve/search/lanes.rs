@@ -350,6 +350,7 @@ impl Vectors {
     }
 
     /// Returns whether this processor has the kind.
+    #[cfg(any(test, target_arch = "x86_64"))]
     pub fn is_present(self) -> bool {
         match self {
             Vectors::Baseline => true,
