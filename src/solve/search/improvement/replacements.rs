@@ -223,7 +223,7 @@ impl Candidates<'_> {
         }
     }
 
-    /// Tries experts with their gains, of which those with a bit in `above` may be the best.
+    /// Tries the experts that have a bit in `above`: those that gain more than the best score.
     ///
     /// No vector stays in a register over this call, and few steps come here.
     #[inline(never)]

@@ -39,7 +39,7 @@ impl Kernel for BestStep<'_> {
         let hot_part = HOT[usize::from(is_sharp) + usize::from(is_sharp && costs.num_samples == 1)];
         for part in &[hot_part, 0.0][..1 + usize::from(may_exchange)] {
             hot.clear();
-            // Where an expert is to be restored, no rank is.
+            // No rank counts as hot where an expert is restored.
             let bound = if restored.is_some() { f32::INFINITY } else { (part * hottest).next_down() };
             for (block, of_block) in costs.costs.as_chunks().0.iter().enumerate() {
                 let mut above = V::load(&Lanes(*of_block)).above(bound);

@@ -197,7 +197,7 @@ impl LayerCosts {
         [1.0 / count, 1.0 / (count + 1.0), over_fewer]
     }
 
-    /// Takes over the expert of a cell, of which a replica serves these parts.
+    /// Sets what depends on the expert of a cell, from [`LayerCosts::parts`] of the expert.
     fn set_cell(&mut self, cell: usize, [part, thin, thick]: [f32; 3]) {
         let (expert, bit) = (self.experts[cell] as usize, 1 << (cell % LANES));
         (self.part[cell], self.thin[cell], self.thick[cell]) = (part, thin, thick);
@@ -247,6 +247,7 @@ impl LayerCosts {
         rank * self.row..rank * self.row + self.num_slots[rank]
     }
 
+    /// The rank of a cell.
     #[inline(always)]
     pub fn rank_of(&self, cell: usize) -> usize {
         self.rank_of_vectors[cell / LANES]
