@@ -6,15 +6,21 @@ use super::rules::{Best, FoundStep, Rules};
 use crate::placement::NO_EXPERT;
 use crate::solve::search::lanes::{LANES, Lanes, Vector};
 
+/// By how much a change of one of two ranks is taken to raise the score of their best exchange.
+const MOST_RISE: f32 = 1.25;
+
 /// The best exchanges of pairs of ranks.
 #[derive(Default)]
 pub(super) struct Exchanges {
     /// The ranks, rounded up to whole vectors.
     lanes: usize,
-    /// The score of the best exchange, its gain per changed slot, and when it was computed: `[ranks][lanes]`,
-    /// symmetric.
+    /// The score of the best exchange, its gain per changed slot, when it was computed, both symmetric, and the cell
+    /// that the first rank gives: `[ranks][lanes]`.
     scores: Vec<f32>,
     computed: Vec<u32>,
+    given: Vec<u32>,
+    /// The time from which scores are of the present exponent.
+    since: u32,
     /// How many steps were refused, and how many slots may change, where the scores were computed.
     rules: (usize, usize),
     /// The scores of one rank's exchanges, `[lanes]`. At first a bound.
@@ -40,6 +46,7 @@ impl Exchanges {
             self.lanes = lanes;
             self.computed = vec![0; num_ranks * lanes];
             self.scores = vec![0.0; num_ranks * lanes];
+            self.given = vec![0; num_ranks * lanes];
         }
         self.rules = (0, 2);
         for numbers in [&mut self.of_rank, &mut self.credits, &mut self.shares] {
@@ -50,13 +57,22 @@ impl Exchanges {
         self.prices.iter_mut().chain(&mut self.undone).for_each(|numbers| numbers.resize(row, 0.0));
     }
 
+    /// Forgets all scores: those of another exponent are computed from now on.
+    pub fn restart(&mut self, costs: &LayerCosts) {
+        self.since = costs.clock;
+    }
+
     /// Finds the best exchange of one of the `hot` ranks.
+    ///
+    /// With `by_old_scores`, ranks that have changed are compared again only where their last score, raised by [`MOST_RISE`],
+    /// would be the best. Few scores rise by more.
     #[inline(always)]
     pub fn find<V: Vector, const SQUARINGS: usize>(
         &mut self,
         costs: &LayerCosts,
         rules: &Rules<'_>,
         hot: &[usize],
+        by_old_scores: bool,
         best: &mut Best,
     ) {
         let rules_now = (rules.refused.len(), rules.left().min(2));
@@ -77,6 +93,9 @@ impl Exchanges {
         let mut found = None;
         for &one in hot {
             self.bound_rank::<V, SQUARINGS>(costs, one);
+            if by_old_scores {
+                self.bound_by_old_scores(costs, one);
+            }
             loop {
                 let (other, score) = largest::<V>(&self.of_rank);
                 if score <= best.score {
@@ -84,21 +103,21 @@ impl Exchanges {
                 }
                 let (pair, reverse) = (one * self.lanes + other, other * self.lanes + one);
                 if !self.is_computed(costs, one, other) {
-                    let score = self.best_of_pair::<V, SQUARINGS>(costs, rules, [one, other], false).0;
+                    let (score, cells) = self.best_of_pair::<V, SQUARINGS>(costs, rules, [one, other]);
                     (self.scores[pair], self.scores[reverse]) = (score, score);
                     (self.computed[pair], self.computed[reverse]) = (costs.clock, costs.clock);
+                    (self.given[pair], self.given[reverse]) = (cells[0] as u32, cells[1] as u32);
                 }
                 // The score takes the place of its bound, and is the best if it stays in front.
                 if self.scores[pair] >= score {
-                    (best.score, found) = (self.scores[pair], Some([one, other]));
+                    let given = [pair, reverse].map(|pair| costs.experts[self.given[pair] as usize]);
+                    (best.score, found) = (self.scores[pair], Some(exchange([one, other], given)));
                     break;
                 }
                 self.of_rank[other] = self.scores[pair];
             }
         }
-        if let Some(ranks) = found {
-            best.step = self.best_of_pair::<V, SQUARINGS>(costs, rules, ranks, true).1;
-        }
+        best.step = found.map(FoundStep::Exchange).or(best.step);
     }
 
     #[inline(always)]
@@ -131,6 +150,19 @@ impl Exchanges {
         }
         self.of_rank[costs.num_ranks..].fill(0.0);
         self.of_rank[rank] = 0.0;
+    }
+
+    /// Lowers the bounds of a rank's exchanges to their last scores, or somewhat more where a rank has changed since.
+    fn bound_by_old_scores(&mut self, costs: &LayerCosts, rank: usize) {
+        for (other, bound) in self.of_rank[..costs.num_ranks].iter_mut().enumerate() {
+            let (score, computed) =
+                (self.scores[rank * self.lanes + other], self.computed[rank * self.lanes + other]);
+            let is_old = computed < costs.versions[rank] || computed < costs.versions[other];
+            let likely = if is_old { score * MOST_RISE } else { score };
+            if computed >= self.since && likely < *bound {
+                *bound = likely;
+            }
+        }
     }
 
     /// Prepares the slots of one of two ranks, to move to the other. Returns whether a change would be undone.
@@ -169,15 +201,14 @@ impl Exchanges {
         }
     }
 
-    /// Returns the score of the best exchange of two ranks, 0 if none gains, and the exchange if it is `wanted`.
+    /// Returns the score of the best exchange of two ranks, 0 if none gains, and the cells.
     #[inline(always)]
     fn best_of_pair<V: Vector, const SQUARINGS: usize>(
         &mut self,
         costs: &LayerCosts,
         rules: &Rules<'_>,
         [one, other]: [usize; 2],
-        wanted: bool,
-    ) -> (f32, Option<FoundStep>) {
+    ) -> (f32, [usize; 2]) {
         self.prepare::<SQUARINGS>(costs, rules, [one, other], 0);
         self.prepare::<SQUARINGS>(costs, rules, [other, one], 1);
         let (row, num_cells, base) = (costs.row, costs.experts.len(), costs.costs[one] + costs.costs[other]);
@@ -215,27 +246,31 @@ impl Exchanges {
         }
         let most = most.most();
         let has_limit = rules.left() < 2 || !rules.may_receive(one) || !rules.may_receive(other);
-        if most == 0.0 || !has_limit && !wanted {
-            return (most, None);
-        }
         // Without a limit, the first exchange with the best score is allowed.
-        let mut best = Best { score: if has_limit { 0.0 } else { most.next_down() }, step: None };
+        let mut best = (0.0, [0; 2]);
+        let mut bound = if has_limit { 0.0 } else { most.next_down() };
         for (out, scores) in costs.cells_of(one).zip(self.of_slots.chunks_exact(row)) {
-            for (taken, &score) in costs.cells_of(other).zip(scores) {
-                if score > best.score {
-                    let (out, taken) = (costs.experts[out], costs.experts[taken]);
-                    let replacements = [
-                        Replacement { rank: one, out, taken },
-                        Replacement { rank: other, out: taken, taken: out },
-                    ];
-                    if rules.allow(&replacements) {
-                        best = Best { score, step: Some(FoundStep::Exchange(replacements)) };
+            for (block, scores) in scores.as_chunks().0.iter().enumerate() {
+                let mut above = V::load(&Lanes(*scores)).above(bound);
+                while above != 0 && most > 0.0 {
+                    let lane = above.trailing_zeros() as usize;
+                    above &= above - 1;
+                    let cells = [out, other * row + block * LANES + lane];
+                    let given = cells.map(|cell| costs.experts[cell]);
+                    if scores[lane] > bound && (!has_limit || rules.allow(&exchange([one, other], given))) {
+                        bound = scores[lane];
+                        best = (bound, cells);
                     }
                 }
             }
         }
-        (best.score, best.step)
+        best
     }
+}
+
+/// Two ranks give an expert each to the other.
+fn exchange([one, other]: [usize; 2], [out, taken]: [u32; 2]) -> [Replacement; 2] {
+    [Replacement { rank: one, out, taken }, Replacement { rank: other, out: taken, taken: out }]
 }
 
 /// Returns the first place with the largest number.

@@ -293,6 +293,7 @@ impl Run<'_, '_> {
                 break;
             }
             self.workspace.costs.rescale(squarings);
+            self.workspace.exchanges.restart(&self.workspace.costs);
             self.is_behind = false;
             for _ in 0..STEPS_PER_SLOT * self.improvement.shape.num_slots() {
                 if is_even(best.cost, &self.workspace.costs.exact) {

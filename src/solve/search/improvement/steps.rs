@@ -1,10 +1,10 @@
 //! The step with the best gain per changed slot.
 
-use super::LEAST_STEP_GAIN;
 use super::costs::LayerCosts;
 use super::exchanges::Exchanges;
 use super::replacements::{Wanted, most_of};
 use super::rules::{Best, FoundStep, Rules};
+use super::{LEAST_STEP_GAIN, SQUARINGS as EXPONENTS};
 use crate::solve::search::lanes::{Kernel, LANES, Lanes, Vector};
 
 /// Ranks are hot if their cost is at least this part of the most: for the exponent 8, for higher ones, and for higher
@@ -37,7 +37,10 @@ impl Kernel for BestStep<'_> {
         let is_sharp = SQUARINGS > 3;
         let may_exchange = restored.is_none() && (!is_sharp || rules.left() >= 2);
         let hot_part = HOT[usize::from(is_sharp) + usize::from(is_sharp && costs.num_samples == 1)];
-        for part in &[hot_part, 0.0][..1 + usize::from(may_exchange)] {
+        // The last exponent ends where no exchange of any ranks gains.
+        let is_last = SQUARINGS as u32 == EXPONENTS[EXPONENTS.len() - 1];
+        let passes = [(hot_part, true), (hot_part, false), (0.0, false)];
+        for (part, by_old_scores) in passes.into_iter().take(if may_exchange && is_last { 3 } else { 1 }) {
             hot.clear();
             // No rank counts as hot where an expert is restored.
             let bound = if restored.is_some() { f32::INFINITY } else { (part * hottest).next_down() };
@@ -51,7 +54,7 @@ impl Kernel for BestStep<'_> {
             hot.truncate(hot.partition_point(|&rank| rank < costs.num_ranks));
             wanted.find::<V, SQUARINGS>(costs, rules, restored, hot, &mut best);
             if may_exchange {
-                exchanges.find::<V, SQUARINGS>(costs, rules, hot, &mut best);
+                exchanges.find::<V, SQUARINGS>(costs, rules, hot, by_old_scores, &mut best);
             }
             if best.step.is_some() {
                 break;
