@@ -19,6 +19,19 @@ pub(super) struct Wanted {
     loads: Vec<f32>,
     /// The most that each vector of them gains.
     most_of_vectors: Vec<f32>,
+    slopes: Slopes,
+}
+
+/// Bounds what experts gain on one rank.
+///
+/// The cost is convex. So an expert in place of another adds at least what the slopes of the rank's costs say.
+#[derive(Default)]
+struct Slopes {
+    rank: Option<usize>,
+    /// `[samples]`
+    slopes: Vec<f32>,
+    /// The most of each vector of experts, less what it adds at least.
+    most_of_vectors: Vec<f32>,
 }
 
 impl Wanted {
@@ -54,7 +67,9 @@ impl Wanted {
         }
         let most_gained = most_of::<V>(&costs.most_gained);
         for &rank in hot {
+            self.slopes.rank = None;
             let mut all = Candidates {
+                slopes: &mut self.slopes,
                 costs,
                 rules,
                 experts: &costs.experts,
@@ -102,7 +117,9 @@ impl Wanted {
         self.most_of_vectors
             .extend(gained.as_chunks().0.iter().map(|gained| V::load(&Lanes(*gained)).most()));
         let most_gained = self.most_of_vectors.iter().copied().fold(f32::NEG_INFINITY, f32::max);
+        self.slopes.rank = None;
         let mut wanted = Candidates {
+            slopes: &mut self.slopes,
             costs,
             rules,
             experts: &self.experts,
@@ -148,6 +165,7 @@ struct Candidates<'c> {
     most_gained: f32,
     /// `[samples][cells]`
     loads: &'c [f32],
+    slopes: &'c mut Slopes,
     best: &'c mut Best,
 }
 
@@ -195,15 +213,48 @@ impl Candidates<'_> {
         may_change && !rules.is_pinned(costs, cell)
     }
 
+    /// Prepares the bounds of a rank.
+    #[inline(always)]
+    fn bound_rank<V: Vector, const SQUARINGS: usize>(&mut self, rank: usize) {
+        let Candidates { costs, gained, loads, slopes, .. } = self;
+        let num_cells = costs.experts.len();
+        slopes.rank = Some(rank);
+        slopes.slopes.clear();
+        slopes.slopes.extend((0..costs.num_samples).map(|sample| {
+            let load = costs.rank_loads[sample * costs.rank_lanes + rank];
+            let power = (0..SQUARINGS).fold(load, |power, _| power * power);
+            // An empty cell has an infinite load.
+            if load > 0.0 { power / load * costs.exponent() } else { f32::MIN_POSITIVE }
+        }));
+        slopes.most_of_vectors.clear();
+        for (vector, gained) in gained.as_chunks::<LANES>().0.iter().enumerate() {
+            let mut most = V::load(&Lanes(*gained));
+            for (sample, &slope) in slopes.slopes.iter().enumerate() {
+                let added = V::of(&loads[sample * num_cells + vector * LANES..][..LANES]);
+                most = most.sub(added.mul(V::splat(slope)));
+            }
+            slopes.most_of_vectors.push(most.most());
+        }
+    }
+
     #[inline(always)]
     fn try_cell<V: Vector, const SQUARINGS: usize>(&mut self, cell: usize) {
-        let Candidates { costs, rules, gained, most_of_vectors, loads, .. } = *self;
+        let (costs, rules) = (self.costs, self.rules);
         let (rank, num_cells) = (costs.rank_of(cell), costs.experts.len());
+        if self.slopes.rank != Some(rank) {
+            self.bound_rank::<V, SQUARINGS>(rank);
+        }
+        let Candidates { gained, most_of_vectors, loads, .. } = *self;
         let refund = (1 << SQUARINGS) as f32 * rules.refund(rank, costs.experts[cell]);
         let base = V::splat(costs.costs[rank] - costs.others_lose[cell] + refund);
         let most_given = costs.given[cell] + refund;
+        let removed = self.slopes.slopes.iter().enumerate();
+        let removed = removed.map(|(sample, slope)| slope * costs.replica_loads[sample * num_cells + cell]);
+        let most_by_slopes = removed.sum::<f32>() - costs.others_lose[cell] + refund;
         for (vector, &most_gained) in most_of_vectors.iter().enumerate() {
-            if most_gained + most_given <= self.best.score {
+            if most_gained + most_given <= self.best.score
+                || self.slopes.most_of_vectors[vector] + most_by_slopes <= self.best.score
+            {
                 continue;
             }
             let mut cost = V::zero();
