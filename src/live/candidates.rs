@@ -205,7 +205,8 @@ impl Layer<'_> {
         found.lowest_cost = best.1;
     }
 
-    /// Returns a placement by search, improved until nothing more helps, if there is no limit and it is clearly better.
+    /// Returns a placement by search, improved until nothing more helps, if there is no limit and it is clearly better. One that
+    /// costs more before that is not improved.
     fn fresh(
         &self,
         improvement: &Improvement,
@@ -233,6 +234,9 @@ impl Layer<'_> {
             ..SolveConfig::default()
         };
         let mut slots = solve(&config, shape, &loads, 1).ok()?.layer_experts(0).ok()?.to_vec();
+        if improvement.cost(workspace, &slots) >= cost {
+            return None;
+        }
         for step in improvement.run(workspace, &slots, &|_| true).steps {
             step.changes.iter().for_each(|&(slot, expert)| slots[slot as usize] = expert);
         }
