@@ -29,8 +29,6 @@ pub(super) struct Exchanges {
     /// one over the number of slots that change at least: `[lanes]`.
     credits: Vec<f32>,
     shares: Vec<f32>,
-    /// The scores of all exchanges of two ranks, `[slots][cells]`.
-    of_slots: Vec<f32>,
     /// For the slots of the two ranks, `[2][cells]`: what an exchange pays for them, infinite if they may not move,
     /// and how many changes it undoes.
     prices: [Vec<f32>; 2],
@@ -41,7 +39,6 @@ impl Exchanges {
     /// Takes another layer, whose clock has not been seen.
     pub fn start(&mut self, costs: &LayerCosts) {
         let (lanes, num_ranks, row) = (costs.rank_lanes, costs.num_ranks, costs.row);
-        let widest = costs.num_slots.iter().copied().max().unwrap_or(0);
         if self.lanes != lanes || self.computed.len() != num_ranks * lanes {
             self.lanes = lanes;
             self.computed = vec![0; num_ranks * lanes];
@@ -53,7 +50,6 @@ impl Exchanges {
             numbers.clear();
             numbers.resize(lanes, 0.0);
         }
-        self.of_slots.resize(widest * row, 0.0);
         self.prices.iter_mut().chain(&mut self.undone).for_each(|numbers| numbers.resize(row, 0.0));
     }
 
@@ -103,7 +99,8 @@ impl Exchanges {
                 }
                 let (pair, reverse) = (one * self.lanes + other, other * self.lanes + one);
                 if !self.is_computed(costs, one, other) {
-                    let (score, cells) = self.best_of_pair::<V, SQUARINGS>(costs, rules, [one, other]);
+                    let BestOfPair { score, cells, .. } =
+                        self.best_of_pair::<V, SQUARINGS>(costs, rules, [one, other]);
                     (self.scores[pair], self.scores[reverse]) = (score, score);
                     (self.computed[pair], self.computed[reverse]) = (costs.clock, costs.clock);
                     (self.given[pair], self.given[reverse]) = (cells[0] as u32, cells[1] as u32);
@@ -153,15 +150,18 @@ impl Exchanges {
     }
 
     /// Lowers the bounds of a rank's exchanges to their last scores, or somewhat more where a rank has changed since.
+    #[inline(always)]
     fn bound_by_old_scores(&mut self, costs: &LayerCosts, rank: usize) {
-        for (other, bound) in self.of_rank[..costs.num_ranks].iter_mut().enumerate() {
-            let (score, computed) =
-                (self.scores[rank * self.lanes + other], self.computed[rank * self.lanes + other]);
-            let is_old = computed < costs.versions[rank] || computed < costs.versions[other];
-            let likely = if is_old { score * MOST_RISE } else { score };
-            if computed >= self.since && likely < *bound {
-                *bound = likely;
-            }
+        let row = rank * self.lanes..rank * self.lanes + costs.num_ranks;
+        let (of_rank, since) = (costs.versions[rank], self.since);
+        let scores = self.scores[row.clone()].iter().zip(&self.computed[row]);
+        let bounds = self.of_rank[..costs.num_ranks].iter_mut().zip(&costs.versions);
+        // Without branches, so that vectors do it.
+        for ((bound, &of_other), (&score, &computed)) in bounds.zip(scores) {
+            let is_new = computed >= of_rank.max(of_other);
+            let likely = if is_new { score } else { score * MOST_RISE };
+            let likely = if computed >= since { likely } else { f32::INFINITY };
+            *bound = if likely < *bound { likely } else { *bound };
         }
     }
 
@@ -201,28 +201,31 @@ impl Exchanges {
         }
     }
 
-    /// Returns the score of the best exchange of two ranks, 0 if none gains, and the cells.
+    /// Returns the best exchange of two ranks.
     #[inline(always)]
     fn best_of_pair<V: Vector, const SQUARINGS: usize>(
         &mut self,
         costs: &LayerCosts,
         rules: &Rules<'_>,
         [one, other]: [usize; 2],
-    ) -> (f32, [usize; 2]) {
+    ) -> BestOfPair {
         self.prepare::<SQUARINGS>(costs, rules, [one, other], 0);
         self.prepare::<SQUARINGS>(costs, rules, [other, one], 1);
         let (row, num_cells, base) = (costs.row, costs.experts.len(), costs.costs[one] + costs.costs[other]);
-        let mut most = V::zero();
+        let mut best = BestOfPair {
+            score: 0.0,
+            cells: [0; 2],
+            ranks: [one, other],
+            has_limit: rules.left() < 2 || !rules.may_receive(one) || !rules.may_receive(other),
+        };
         for (place, cell) in costs.cells_of(one).enumerate() {
-            let scores = &mut self.of_slots[place * row..][..row];
             let price = self.prices[0][place];
             if price == f32::INFINITY {
-                scores.fill(0.0);
                 continue;
             }
             // One over the number of changed slots, at least 1.
             let rest = V::splat(2.0 - self.undone[0][place]);
-            for (block, scores) in scores.as_chunks_mut::<LANES>().0.iter_mut().enumerate() {
+            for block in 0..row / LANES {
                 let at = block * LANES..(block + 1) * LANES;
                 let mut cost = V::of(&self.prices[1][at.clone()]).sub(V::splat(base - price));
                 for sample in 0..costs.num_samples {
@@ -234,37 +237,54 @@ impl Exchanges {
                     let of_other = V::splat(rank_loads[other] + load).sub(moved);
                     cost = cost.add(of_one.power::<SQUARINGS>().add(of_other.power::<SQUARINGS>()));
                 }
-                let changed = rest.sub(V::of(&self.undone[1][at])).max(V::splat(1.0));
+                let changed = rest.sub(V::of(&self.undone[1][at.clone()])).max(V::splat(1.0));
                 // 1 or 2 slots change: 1.5 less half of them is one over them.
                 let share = V::splat(1.5).sub(changed.mul(V::splat(0.5)));
-                let score = V::zero().sub(cost).mul(share).max(V::zero());
-                most = most.max(score);
-                let mut lanes = Lanes::ZERO;
-                score.store(&mut lanes);
-                *scores = lanes.0;
-            }
-        }
-        let most = most.most();
-        let has_limit = rules.left() < 2 || !rules.may_receive(one) || !rules.may_receive(other);
-        // Without a limit, the first exchange with the best score is allowed.
-        let mut best = (0.0, [0; 2]);
-        let mut bound = if has_limit { 0.0 } else { most.next_down() };
-        for (out, scores) in costs.cells_of(one).zip(self.of_slots.chunks_exact(row)) {
-            for (block, scores) in scores.as_chunks().0.iter().enumerate() {
-                let mut above = V::load(&Lanes(*scores)).above(bound);
-                while above != 0 && most > 0.0 {
-                    let lane = above.trailing_zeros() as usize;
-                    above &= above - 1;
-                    let cells = [out, other * row + block * LANES + lane];
-                    let given = cells.map(|cell| costs.experts[cell]);
-                    if scores[lane] > bound && (!has_limit || rules.allow(&exchange([one, other], given))) {
-                        bound = scores[lane];
-                        best = (bound, cells);
-                    }
+                let scores = V::zero().sub(cost).mul(share);
+                let above = scores.above(best.score);
+                if above != 0 {
+                    let mut lanes = Lanes::ZERO;
+                    scores.store(&mut lanes);
+                    best.take(costs, rules, [cell, other * row + at.start], &lanes, above);
                 }
             }
         }
         best
+    }
+}
+
+/// The best exchange of two ranks.
+struct BestOfPair {
+    /// 0 if none gains.
+    score: f32,
+    /// What each rank gives.
+    cells: [usize; 2],
+    ranks: [usize; 2],
+    /// Whether limits may refuse an exchange.
+    has_limit: bool,
+}
+
+impl BestOfPair {
+    /// Takes the best of the lanes that have a bit in `above`. The second cell is that of the first lane.
+    // Few vectors come here.
+    #[inline(never)]
+    fn take(
+        &mut self,
+        costs: &LayerCosts,
+        rules: &Rules<'_>,
+        [out, first]: [usize; 2],
+        scores: &Lanes,
+        mut above: u16,
+    ) {
+        while above != 0 {
+            let lane = above.trailing_zeros() as usize;
+            above &= above - 1;
+            let cells = [out, first + lane];
+            let given = cells.map(|cell| costs.experts[cell]);
+            if scores.0[lane] > self.score && (!self.has_limit || rules.allow(&exchange(self.ranks, given))) {
+                (self.score, self.cells) = (scores.0[lane], cells);
+            }
+        }
     }
 }
 

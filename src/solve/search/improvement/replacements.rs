@@ -241,19 +241,24 @@ impl Candidates<'_> {
     fn try_cell<V: Vector, const SQUARINGS: usize>(&mut self, cell: usize) {
         let (costs, rules) = (self.costs, self.rules);
         let (rank, num_cells) = (costs.rank_of(cell), costs.experts.len());
-        if self.slopes.rank != Some(rank) {
+        // With one sample, bounds take as long as what they save.
+        let has_slopes = costs.num_samples > 1;
+        if has_slopes && self.slopes.rank != Some(rank) {
             self.bound_rank::<V, SQUARINGS>(rank);
         }
         let Candidates { gained, most_of_vectors, loads, .. } = *self;
         let refund = (1 << SQUARINGS) as f32 * rules.refund(rank, costs.experts[cell]);
         let base = V::splat(costs.costs[rank] - costs.others_lose[cell] + refund);
         let most_given = costs.given[cell] + refund;
-        let removed = self.slopes.slopes.iter().enumerate();
-        let removed = removed.map(|(sample, slope)| slope * costs.replica_loads[sample * num_cells + cell]);
-        let most_by_slopes = removed.sum::<f32>() - costs.others_lose[cell] + refund;
+        let mut most_by_slopes = refund - costs.others_lose[cell];
+        if has_slopes {
+            for (sample, slope) in self.slopes.slopes.iter().enumerate() {
+                most_by_slopes += slope * costs.replica_loads[sample * num_cells + cell];
+            }
+        }
         for (vector, &most_gained) in most_of_vectors.iter().enumerate() {
             if most_gained + most_given <= self.best.score
-                || self.slopes.most_of_vectors[vector] + most_by_slopes <= self.best.score
+                || has_slopes && self.slopes.most_of_vectors[vector] + most_by_slopes <= self.best.score
             {
                 continue;
             }

@@ -101,15 +101,22 @@ impl LayerCosts {
         self.exact.start(improvement);
         let shape = improvement.shape;
         let (num_samples, num_experts) = (self.exact.num_samples, shape.num_experts());
-        self.vectors = vectors;
-        self.squarings = 0;
+        (self.vectors, self.squarings) = (vectors, 0);
+        let num_slots = (0..shape.num_ranks()).map(|rank| improvement.slots_of(rank).len());
+        // Another layer of the same shape uses the same cells, and computes each before it is read.
+        let is_same = (self.num_samples, self.counts.len()) == (num_samples, num_experts)
+            && self.width == shape.slots_per_rank()
+            && self.num_slots.iter().copied().eq(num_slots.clone());
+        if is_same {
+            return;
+        }
+        self.num_slots.clear();
+        self.num_slots.extend(num_slots);
         (self.num_samples, self.num_ranks) = (num_samples, shape.num_ranks());
         self.width = shape.slots_per_rank();
         self.row = self.width.next_multiple_of(LANES);
         self.rank_lanes = self.num_ranks.next_multiple_of(LANES);
         self.expert_lanes = num_experts.next_multiple_of(LANES);
-        self.num_slots.clear();
-        self.num_slots.extend((0..self.num_ranks).map(|rank| improvement.slots_of(rank).len()));
         let (num_ranks, num_cells) = (self.num_ranks, self.num_ranks * self.row);
         refill(&mut self.experts, num_cells, NO_EXPERT);
         refill(&mut self.counts, num_experts, 0);
