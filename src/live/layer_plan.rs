@@ -183,9 +183,9 @@ fn in_rounds(fabric: &Fabric, layer: u32, copies: &[Copy]) -> (Vec<Transfer>, u3
     (transfers, num_rounds.max(u32::from(!copies.is_empty())))
 }
 
-/// The most slots of one rank that receive an expert.
+/// The most slots of one rank that receive an expert. Copies are in the order of slots.
 fn most_of_a_rank(fabric: &Fabric, copies: &[Copy]) -> u32 {
-    let (mut of_rank, width) = (vec![0; fabric.shape.num_ranks()], fabric.shape.slots_per_rank());
-    copies.iter().for_each(|copy| of_rank[copy.dst / width] += 1);
-    of_rank.into_iter().max().unwrap_or(0)
+    let rank = |copy: &Copy| fabric.shape.rank_of(copy.dst);
+    let of_ranks = copies.chunk_by(|one, next| rank(one) == rank(next));
+    of_ranks.map(|copies| copies.len() as u32).max().unwrap_or(0)
 }

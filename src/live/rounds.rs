@@ -5,31 +5,34 @@
 
 /// Returns the round of each pair (sender, receiver), and the number of rounds: the most that a rank sends or receives.
 pub(super) fn rounds(num_ranks: usize, pairs: &[(usize, usize)]) -> (Vec<u32>, u32) {
-    let (mut sent, mut received) = (vec![0usize; num_ranks], vec![0usize; num_ranks]);
+    // Sent, then received.
+    let mut of_rank = vec![0usize; 2 * num_ranks];
     for &(from, to) in pairs {
-        sent[from] += 1;
-        received[to] += 1;
+        of_rank[from] += 1;
+        of_rank[num_ranks + to] += 1;
     }
-    let num_rounds = sent.iter().chain(&received).copied().max().unwrap_or(0);
+    let num_rounds = of_rank.into_iter().max().unwrap_or(0);
     let mut colouring = Colouring {
+        num_ranks,
         num_rounds,
         pairs,
-        round: vec![NONE; pairs.len()],
-        at: [vec![NONE; num_ranks * num_rounds], vec![NONE; num_ranks * num_rounds]],
+        round: vec![0; pairs.len()],
+        at: vec![NONE; 2 * num_ranks * num_rounds],
     };
     (0..pairs.len()).for_each(|pair| colouring.add(pair));
-    (colouring.round.iter().map(|&round| round as u32).collect(), num_rounds as u32)
+    (colouring.round, num_rounds as u32)
 }
 
 const NONE: usize = usize::MAX;
 
 struct Colouring<'a> {
+    num_ranks: usize,
     num_rounds: usize,
     pairs: &'a [(usize, usize)],
-    /// The round of each pair, or `NONE`.
-    round: Vec<usize>,
-    /// For senders and for receivers, `[ranks][rounds]`: the pair, or `NONE`.
-    at: [Vec<usize>; 2],
+    /// The round of each pair, once it has one.
+    round: Vec<u32>,
+    /// The pair of each rank in each round, or `NONE`: `[senders, receivers][ranks][rounds]`.
+    at: Vec<usize>,
 }
 
 impl Colouring<'_> {
@@ -41,9 +44,13 @@ impl Colouring<'_> {
         self.set(pair, free_from);
     }
 
+    fn index(&self, side: usize, rank: usize, round: usize) -> usize {
+        (side * self.num_ranks + rank) * self.num_rounds + round
+    }
+
     /// The first round in which a rank does nothing on this side.
     fn free(&self, side: usize, rank: usize) -> usize {
-        let row = &self.at[side][rank * self.num_rounds..][..self.num_rounds];
+        let row = &self.at[self.index(side, rank, 0)..][..self.num_rounds];
         row.iter().position(|&pair| pair == NONE).expect("a rank has no more pairs than there are rounds")
     }
 
@@ -53,7 +60,7 @@ impl Colouring<'_> {
         let (mut side, mut rank, mut round) = (1, rank, a);
         let mut path = Vec::new();
         loop {
-            let pair = self.at[side][rank * self.num_rounds + round];
+            let pair = self.at[self.index(side, rank, round)];
             if pair == NONE {
                 break;
             }
@@ -64,19 +71,20 @@ impl Colouring<'_> {
         }
         for &pair in &path {
             let (from, to) = self.pairs[pair];
-            self.at[0][from * self.num_rounds + self.round[pair]] = NONE;
-            self.at[1][to * self.num_rounds + self.round[pair]] = NONE;
+            let round = self.round[pair] as usize;
+            let places = [self.index(0, from, round), self.index(1, to, round)];
+            places.into_iter().for_each(|place| self.at[place] = NONE);
         }
         for pair in path {
-            self.set(pair, if self.round[pair] == a { b } else { a });
+            self.set(pair, if self.round[pair] as usize == a { b } else { a });
         }
     }
 
     fn set(&mut self, pair: usize, round: usize) {
         let (from, to) = self.pairs[pair];
-        self.round[pair] = round;
-        self.at[0][from * self.num_rounds + round] = pair;
-        self.at[1][to * self.num_rounds + round] = pair;
+        self.round[pair] = round as u32;
+        let places = [self.index(0, from, round), self.index(1, to, round)];
+        places.into_iter().for_each(|place| self.at[place] = pair);
     }
 }
 
