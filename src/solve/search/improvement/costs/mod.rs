@@ -74,15 +74,13 @@ pub(super) struct LayerCosts {
     pub gained: Vec<f32>,
     pub most_gained: Vec<f32>,
     /// What the ranks of an expert's other replicas lose without that of the cell, infinite where it is the only
-    /// one: `[ranks][cells]`. A difference of sums would be rounding where the cell's own part is large.
+    /// one: `[ranks][cells]`.
     pub others_lose: Vec<f32>,
     /// What a cell gains at most by the expert that it gives, and the most of each vector, likewise.
     pub given: Vec<f32>,
     pub most_given: Vec<f32>,
     /// The update that computed the gains of an expert's replicas, `[experts]`.
     expert_versions: Vec<u32>,
-    /// The cells of an expert, with what those before lose.
-    passed: Vec<(usize, f32)>,
     /// Ranks to update, and vectors of cells with other gains: the latter also as `[ranks][vectors]`.
     changed_ranks: Vec<usize>,
     gaining: Vec<usize>,
@@ -424,33 +422,20 @@ impl LayerCosts {
 
     /// Computes what the replicas of an expert gain and lose by another number of replicas.
     fn update_given(&mut self, expert: u32) {
-        if self.counts[expert as usize] == 2 {
-            let one = self.first[expert as usize] as usize;
-            let other = self.next[one] as usize;
-            let gained = self.thinner[one] + self.thinner[other];
-            (self.gained[one], self.gained[other]) = (gained, gained);
-            for (cell, other) in [(one, other), (other, one)] {
-                let others_lose = self.thicker[other];
-                self.set_given(cell, others_lose, self.removed[cell] - others_lose);
-            }
-            return;
-        }
-        let mut passed = std::mem::take(&mut self.passed);
-        passed.clear();
+        // In double precision, the difference of the sum and a part of it is exact enough.
         let (mut gained, mut lost) = (0.0, 0.0);
         for cell in self.replicas(expert) {
-            passed.push((cell, lost));
             gained += self.thinner[cell];
-            lost += self.thicker[cell];
+            lost += f64::from(self.thicker[cell]);
         }
-        let mut lost = 0.0;
-        for &(cell, lost_before) in passed.iter().rev() {
+        let mut next = self.first[expert as usize];
+        while next != END {
+            let cell = next as usize;
+            next = self.next[cell];
+            let others_lose = (lost - f64::from(self.thicker[cell])) as f32;
             self.gained[cell] = gained;
-            let others_lose = lost_before + lost;
             self.set_given(cell, others_lose, self.removed[cell] - others_lose);
-            lost += self.thicker[cell];
         }
-        self.passed = passed;
     }
 
     fn set_given(&mut self, cell: usize, others_lose: f32, given: f32) {
