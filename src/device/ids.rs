@@ -62,7 +62,7 @@ impl Ids {
         if row_stride == 0 || row_stride >= columns {
             return Ok(());
         }
-        Err(Error::invalid_argument(|| {
+        Err(Error::invalid_argument(move || {
             format!(
                 "{name}->row_stride is {row_stride}; at least experts_per_token, {columns}, or 0 expected"
             )

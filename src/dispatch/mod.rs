@@ -68,18 +68,32 @@ pub struct Dispatch {
 #[derive(Debug)]
 struct Layer {
     tables: TableAddresses,
-    /// The registered counts of all ranks.
-    rank_counts: Mutex<Option<RankCounts>>,
     router: Router,
 }
 
-/// What routes a layer's ids, by the kind of the device.
+/// What routes a layer's ids, by the kind of the device, and the registered counts of all ranks.
 #[derive(Debug)]
 enum Router {
     /// The calling thread. Calls take turns.
-    Host(Mutex<HostRouter>),
+    Host(Mutex<HostLayer>),
     /// Kernels.
-    Cuda(KernelRouter),
+    Cuda(KernelRouter, Mutex<Option<RankCounts>>),
+}
+
+#[derive(Debug)]
+struct HostLayer {
+    router: HostRouter,
+    rank_counts: Option<RankCounts>,
+}
+
+impl Router {
+    /// Calls `with` with the registered counts of all ranks.
+    fn with_rank_counts<T>(&self, with: impl FnOnce(&mut Option<RankCounts>) -> T) -> T {
+        match self {
+            Router::Host(layer) => with(&mut lock(layer).rank_counts),
+            Router::Cuda(_, rank_counts) => with(&mut lock(rank_counts)),
+        }
+    }
 }
 
 /// The addresses of a layer's tables on the device, int32: [`Dispatch::tables`].
@@ -127,12 +141,15 @@ impl Dispatch {
                     slot_ids: memory.at(parts.replica_slots),
                     dense: space.dense.map_or(0, |dense| memory.at(dense)),
                 },
-                rank_counts: Mutex::new(None),
                 router: match &device {
-                    Device::Host => Router::Host(Mutex::new(HostRouter::new(shape, tables, rule, config))),
+                    Device::Host => {
+                        let router = HostRouter::new(shape, tables, rule, config);
+                        Router::Host(Mutex::new(HostLayer { router, rank_counts: None }))
+                    }
                     Device::Cuda(cuda) => {
                         let parts = (&parts, layout.shared());
-                        Router::Cuda(KernelRouter::new(cuda, shape, config, &memory, parts))
+                        let router = KernelRouter::new(cuda, shape, config, &memory, parts);
+                        Router::Cuda(router, Mutex::new(None))
                     }
                 },
             };
@@ -206,7 +223,8 @@ impl Dispatch {
 
     /// Layers with registered counts of all ranks: [`Dispatch::register_rank_counts`].
     pub fn num_layers_with_rank_counts(&self) -> usize {
-        self.layers.iter().filter(|(_, layer)| lock(&layer.rank_counts).is_some()).count()
+        let is_some = |counts: &mut Option<_>| counts.is_some();
+        self.layers.iter().filter(|(_, layer)| layer.router.with_rank_counts(is_some)).count()
     }
 
     /// Bytes held on the device.
@@ -226,7 +244,7 @@ impl Dispatch {
 
     /// Registers the counts of all ranks for a layer, or removes them.
     pub fn register_rank_counts(&self, layer: u32, counts: Option<RankCounts>) -> Result<()> {
-        let registered = &self.layer(layer)?.rank_counts;
+        let router = &self.layer(layer)?.router;
         if self.rule != Rule::LeastLoaded {
             return Err(Error::InvalidArgument(
                 "only EPLB_RULE_LEAST_LOADED uses the counts of all ranks".into(),
@@ -241,7 +259,7 @@ impl Dispatch {
         if let Some(counts) = &counts {
             self.device.check_address(counts.address(), "rank_counts", Access::Read)?;
         }
-        *lock(registered) = counts;
+        router.with_rank_counts(|registered| *registered = counts);
         Ok(())
     }
 
@@ -283,32 +301,42 @@ impl Dispatch {
         count: Option<(&BatchCount, bool)>,
         stream: Stream,
     ) -> Result<()> {
-        // Other rules have none, and a lock takes as long as some ten ids.
-        let rank_counts = match self.rule {
-            Rule::LeastLoaded => *lock(&layer.rank_counts),
-            _ => None,
-        };
         match &layer.router {
-            Router::Cuda(router) => router.route(routing, rank_counts.as_ref(), count, stream),
-            Router::Host(router) => {
+            Router::Cuda(router, rank_counts) => {
+                let rank_counts = match self.rule {
+                    Rule::LeastLoaded => *lock(rank_counts),
+                    _ => None,
+                };
+                router.route(routing, rank_counts.as_ref(), count, stream)
+            }
+            Router::Host(layer) => {
                 // Routing in place overwrites the experts, so they are counted before.
                 if let Some((count, false)) = count {
                     count.run(&self.device, stream)?;
                 }
+                let slot_count = count.filter(|&(_, counts_slots)| counts_slots).map(|(count, _)| count);
+                let mut layer = lock(layer);
+                let HostLayer { router, rank_counts } = &mut *layer;
                 // SAFETY: counts of all ranks and experts, on the host, by the promise of the value's maker.
                 let rank_counts = rank_counts.map(|counts| move |index| unsafe { counts.get_on_host(index) });
-                let slot_count = count.filter(|&(_, counts_slots)| counts_slots).map(|(count, _)| count);
                 // SAFETY: ids and slots are on the host, by the promise of the value's maker. The recorder's lock keeps calls apart.
-                unsafe { lock(router).run(routing, rank_counts, slot_count) };
+                unsafe { router.run(routing, rank_counts, slot_count) };
                 Ok(())
             }
         }
     }
 
+    #[inline]
     fn layer(&self, layer: u32) -> Result<&Layer> {
-        Ok(&self.layers[self.index_of(layer)?].1)
+        // Where the numbers have no gaps, a search would be slower.
+        let first = self.layers.first().map_or(0, |&(first, _)| first);
+        match self.layers.get(layer.wrapping_sub(first) as usize) {
+            Some((number, found)) if *number == layer => Ok(found),
+            _ => Ok(&self.layers[self.index_of(layer)?].1),
+        }
     }
 
+    #[inline(never)]
     fn index_of(&self, layer: u32) -> Result<usize> {
         match self.layers.binary_search_by_key(&layer, |&(number, _)| number) {
             Ok(place) => Ok(place),

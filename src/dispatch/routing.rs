@@ -18,35 +18,41 @@ impl Routing {
     ///
     /// # Safety
     /// As for [`Ids::at`]. Whenever work that was given this value runs, `slots` is memory of its device that nobody else uses.
+    #[inline(always)]
     pub unsafe fn at(ids: Ids, slots: Ids, num_tokens: u32, experts_per_token: u32) -> Result<Self> {
-        let refuse = |what: String| Err(Error::InvalidArgument(what));
+        let refuse = |what: &'static str| Err(Error::invalid_argument(move || what.to_owned()));
         let num_ids = u64::from(num_tokens) * u64::from(experts_per_token);
         if i32::try_from(num_ids).is_err() {
-            return refuse(format!(
-                "{num_tokens} tokens of {experts_per_token} ids are more than the {} ids of a call: route them in parts",
-                i32::MAX
-            ));
+            return Err(Error::invalid_argument(move || {
+                format!(
+                    "{num_tokens} tokens of {experts_per_token} ids are more than the {} ids of a call: route them in parts",
+                    i32::MAX
+                )
+            }));
         }
         for (name, array) in [("expert_ids", &ids), ("slot_ids", &slots)] {
             array.check_stride(experts_per_token, name)?;
         }
         if slots.address() == 0 && num_ids != 0 {
-            return refuse("slot_ids->data is NULL".to_owned());
+            return refuse("slot_ids->data is NULL");
         }
-        if !slots.address().is_multiple_of(slots.kind().size() as u64) {
-            return refuse(format!("slot_ids is not aligned to its {} bytes", slots.kind().size()));
+        let bytes = slots.kind().size();
+        if !slots.address().is_multiple_of(bytes as u64) {
+            return Err(Error::invalid_argument(move || {
+                format!("slot_ids is not aligned to its {bytes} bytes")
+            }));
         }
         let [of_ids, of_slots] = [&ids, &slots].map(|array| array.extent(num_tokens, experts_per_token));
         let end = |start: u64, bytes: u64| start.saturating_add(bytes);
         let apart =
             end(ids.address(), of_ids) <= slots.address() || end(slots.address(), of_slots) <= ids.address();
         if slots.address() != ids.address() && !apart {
-            return refuse("slot_ids overlaps expert_ids: pass the same array, or separate ones".to_owned());
+            return refuse("slot_ids overlaps expert_ids: pass the same array, or separate ones");
         }
         let stride = |array: &Ids| array.stride(experts_per_token);
         if !apart && (slots.kind(), stride(&slots)) != (ids.kind(), stride(&ids)) {
             return refuse(
-                "slot_ids is expert_ids with another dtype or row_stride: pass equal ones, or separate arrays".to_owned(),
+                "slot_ids is expert_ids with another dtype or row_stride: pass equal ones, or separate arrays",
             );
         }
         Ok(Routing { ids, slots: slots.with_valid_of(&ids), num_tokens, experts_per_token })

@@ -303,7 +303,7 @@ macro_rules! choice {
     ($value:expr, $name:expr, { $($constant:path => $meaning:expr),* $(,)? }) => {
         match $value {
             $($constant => Ok($meaning),)*
-            unknown => Err(crate::error::Error::invalid_argument(|| {
+            unknown => Err(crate::error::Error::invalid_argument(move || {
                 let choices = [$(format!("{} ({})", stringify!($constant), $constant)),*].join(", ");
                 format!("{} is {unknown}; expected {choices}", $name)
             })),
@@ -315,10 +315,10 @@ pub(super) use choice;
 #[inline]
 fn check_pointer<T>(pointer: *const T, name: &str) -> Result<()> {
     if pointer.is_null() {
-        return Err(Error::invalid_argument(|| format!("{name} is NULL")));
+        return Err(refused(name, "NULL"));
     }
     if !pointer.is_aligned() {
-        return Err(Error::invalid_argument(|| format!("{name} is not aligned")));
+        return Err(refused(name, "not aligned"));
     }
     Ok(())
 }
@@ -330,8 +330,21 @@ fn checked_len<T>(len: Option<usize>, name: &str) -> Result<usize> {
 }
 
 /// Converts `value` to another integer type.
+#[inline]
 pub(super) fn number<A: Copy + std::fmt::Display, B: TryFrom<A>>(value: A, name: &str) -> Result<B> {
-    B::try_from(value).map_err(|_| Error::InvalidArgument(format!("{name} is {value}")))
+    B::try_from(value).map_err(|_| refused_number(name, &value))
+}
+
+#[cold]
+#[inline(never)]
+fn refused(name: &str, what: &str) -> Error {
+    Error::InvalidArgument(format!("{name} is {what}"))
+}
+
+#[cold]
+#[inline(never)]
+fn refused_number(name: &str, value: &dyn std::fmt::Display) -> Error {
+    Error::InvalidArgument(format!("{name} is {value}"))
 }
 
 /// Layer numbers as the library stores them.

@@ -82,7 +82,8 @@ pub(super) fn place(device: i32) -> Result<Place> {
 ///
 /// # Safety
 /// `expert_ids` is NULL or a live struct; what it points to is as [`Ids::at`] requires.
-#[inline]
+// Inlined, the result stays in registers. A copy of it through memory would wait for its parts.
+#[inline(always)]
 pub(super) unsafe fn ids(
     expert_ids: *const eplb_expert_ids,
     num_tokens: u32,
@@ -92,7 +93,7 @@ pub(super) unsafe fn ids(
     // SAFETY: the caller's promise.
     let expert_ids = unsafe { borrowed(expert_ids, "expert_ids") }?;
     let data = expert_ids.data;
-    let refuse = |what: &str| Err(Error::invalid_argument(|| what.to_owned()));
+    let refuse = |what: &'static str| Err(Error::invalid_argument(move || what.to_owned()));
     let kind = id_type(data, expert_ids.dtype, ("expert_ids->data", "expert_ids->dtype"))?;
     if data.is_null() && num_tokens != 0 {
         return refuse("expert_ids->data is NULL");
@@ -112,6 +113,8 @@ pub(super) unsafe fn ids(
 ///
 /// # Safety
 /// `slot_ids` is NULL or a live struct; what it points to is as [`Ids::at`] requires.
+// As above.
+#[inline(always)]
 pub(super) unsafe fn slot_ids(slot_ids: *const eplb_slot_ids) -> Result<Ids> {
     // SAFETY: the caller's promise.
     let &eplb_slot_ids { data, dtype, row_stride } = unsafe { borrowed(slot_ids, "slot_ids") }?;
@@ -121,7 +124,7 @@ pub(super) unsafe fn slot_ids(slot_ids: *const eplb_slot_ids) -> Result<Ids> {
 }
 
 /// The type of an array's elements, to which it must be aligned. The names are for errors.
-#[inline]
+#[inline(always)]
 pub(super) fn id_type(
     array: *const c_void,
     dtype: eplb_dtype,
@@ -132,7 +135,7 @@ pub(super) fn id_type(
         EPLB_DTYPE_INT64 => IdType::Int64,
     })?;
     if !(array as usize).is_multiple_of(kind.size()) {
-        return Err(Error::invalid_argument(|| {
+        return Err(Error::invalid_argument(move || {
             format!("{name} is not aligned to its {} bytes", kind.size())
         }));
     }

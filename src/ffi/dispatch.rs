@@ -419,6 +419,7 @@ pub unsafe extern "C" fn eplb_dispatch_destroy(dispatch: *mut eplb_dispatch) {
 ///
 /// # Safety
 /// The structs are NULL or live, and what they point to is as the header requires.
+#[inline(always)]
 unsafe fn routing(
     dispatch: &Dispatch,
     expert_ids: *const eplb_expert_ids,

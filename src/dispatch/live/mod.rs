@@ -386,10 +386,10 @@ impl Dispatch {
             return Err(Error::Internal("staged tables without a router".into()));
         };
         let part = self.live()?.layout.layer(index)?.all_tables();
-        let mut routing = lock(routing);
+        let routing = &mut lock(routing).router;
         self.device.write(&self.memory, part, words)?;
         // The old one is freed by the next update, not here.
-        std::mem::swap(&mut *routing, &mut **next);
+        std::mem::swap(routing, &mut **next);
         Ok(())
     }
 
