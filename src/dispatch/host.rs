@@ -1,5 +1,6 @@
 //! Routing on the host, with the same slots as the kernels.
 
+use super::batch::Batch;
 use super::config::{DispatchConfig, check};
 use super::least_loaded::LeastLoaded;
 use super::nearest::Nearest;
@@ -95,13 +96,13 @@ impl HostRouter {
         match routing.ids().kind() {
             IdType::Int32 => {
                 // SAFETY: the caller's promise, and the ids are of this type.
-                let (ids, valid) = unsafe { routing.copied_ids_on_host::<i32>() };
-                self.route(ids, valid, choices, rank_counts);
+                let (valid, padding) = unsafe { routing.batch_on_host::<i32>() };
+                self.route(valid, padding, choices, rank_counts);
             }
             IdType::Int64 => {
                 // SAFETY: as above.
-                let (ids, valid) = unsafe { routing.copied_ids_on_host::<i64>() };
-                self.route(ids, valid, choices, rank_counts);
+                let (valid, padding) = unsafe { routing.batch_on_host::<i64>() };
+                self.route(valid, padding, choices, rank_counts);
             }
         }
     }
@@ -145,10 +146,10 @@ impl HostRouter {
                 routing.ids().copy_to(columns, part.start, ids);
                 slots.copy_from_slice(ids);
                 match &mut self.rule {
-                    HostRule::RoundRobin(rule) => rule.route_block(slots),
+                    HostRule::RoundRobin(rule) => rule.route_block(Batch::in_place(slots)),
                     HostRule::TokenHash(rule) => rule.route_part(slots, part.start, columns as usize),
                     HostRule::Nearest(rule) => rule.route_block(slots, turn as u32, &self.tables),
-                    HostRule::LeastLoaded(rule) => rule.assign(slots, &self.tables),
+                    HostRule::LeastLoaded(rule) => rule.assign(&mut Batch::in_place(slots), &self.tables),
                 }
                 self.find_slots_without_expert(ids, slots);
                 routing.slots().copy_from(columns, part.start, slots);
@@ -175,36 +176,27 @@ impl HostRouter {
         }
     }
 
-    /// Replaces ids by their slots. The first `valid` ids are of valid tokens.
+    /// Writes the slots of valid tokens, and those of padding.
     fn route<I: Id>(
         &mut self,
-        ids: &mut [I],
-        valid: usize,
+        mut valid: Batch<I>,
+        mut padding: Batch<I>,
         experts_per_token: usize,
         rank_counts: Option<impl Fn(usize) -> u64>,
     ) {
-        let (ids, padding) = ids.split_at_mut(valid);
-        padding.fill(I::of_invalid_slot(self.invalid_slot));
-        self.route_valid(ids, experts_per_token, rank_counts);
-        let num_slots = self.shape.num_slots();
-        if self.invalid_slot != num_slots as i32 {
-            let (given, invalid) = (I::of_slot(num_slots as u32), I::of_invalid_slot(self.invalid_slot));
-            ids.iter_mut().for_each(|slot| *slot = if *slot == given { invalid } else { *slot });
-        }
-    }
-
-    fn route_valid<I: Id>(
-        &mut self,
-        ids: &mut [I],
-        experts_per_token: usize,
-        rank_counts: Option<impl Fn(usize) -> u64>,
-    ) {
+        let batch = &mut valid;
         match &mut self.rule {
-            HostRule::RoundRobin(rule) => rule.route(ids),
-            HostRule::TokenHash(rule) => rule.route(ids, experts_per_token),
-            HostRule::Nearest(rule) => rule.route(ids, &self.tables),
-            HostRule::LeastLoaded(rule) => rule.route(ids, &self.tables, rank_counts.as_ref()),
+            HostRule::RoundRobin(rule) => rule.route(batch),
+            HostRule::TokenHash(rule) => rule.route(batch.copied(), experts_per_token),
+            HostRule::Nearest(rule) => rule.route(batch.copied(), &self.tables),
+            HostRule::LeastLoaded(rule) => rule.route(batch, &self.tables, rank_counts.as_ref()),
         }
+        let (num_slots, invalid) = (self.shape.num_slots(), I::of_invalid_slot(self.invalid_slot));
+        if self.invalid_slot != num_slots as i32 {
+            let given = I::of_slot(num_slots as u32);
+            valid.slots().iter_mut().for_each(|slot| *slot = if *slot == given { invalid } else { *slot });
+        }
+        padding.slots().fill(invalid);
     }
 }
 
@@ -229,9 +221,9 @@ pub(crate) fn route_batches<I: Id>(
         let config = of_rank(rank);
         let rule = RuleTables::new(shape, &tables, &config);
         let mut router = HostRouter::new(shape, tables.clone(), rule, &config);
-        let valid = ids.len();
         let rank_counts = rank_counts.map(|counts| |index: usize| counts[index]);
-        router.route(ids, valid, config.experts_per_token, rank_counts);
+        let none = Batch::in_place(&mut []);
+        router.route(Batch::in_place(ids), none, config.experts_per_token, rank_counts);
     }
     Ok(())
 }

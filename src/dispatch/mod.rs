@@ -3,6 +3,7 @@
 //! Each rule has a module with its host implementation, its kernels' names and its tables: `round_robin`, `token_hash`,
 //! `nearest` and `least_loaded`.
 
+mod batch;
 mod config;
 mod host;
 mod image;

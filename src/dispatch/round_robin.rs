@@ -1,5 +1,6 @@
 //! Round robin: an expert's replicas in turn within each block of ids.
 
+use super::batch::Batch;
 use super::kernel::{Call, Kernels};
 use super::rule::BLOCK_IDS;
 use super::tables::LayerTables;
@@ -53,12 +54,10 @@ impl RoundRobin {
         RoundRobin { replicated, first: begins.clone(), begins, after, next }
     }
 
-    /// Replaces ids by their slots.
-    // On its own, its loop keeps everything in registers.
-    #[inline(never)]
-    pub fn route<I: Id>(&mut self, ids: &mut [I]) {
+    /// Writes the slots of a batch.
+    pub fn route<I: Id>(&mut self, batch: &mut Batch<I>) {
         self.begin();
-        for block in ids.chunks_mut(BLOCK_IDS) {
+        for block in batch.parts(BLOCK_IDS) {
             self.route_block(block);
         }
     }
@@ -68,9 +67,10 @@ impl RoundRobin {
         self.first.copy_from_slice(&self.begins);
     }
 
-    /// Replaces the ids of the next block by their slots.
-    #[inline(always)]
-    pub fn route_block<I: Id>(&mut self, ids: &mut [I]) {
+    /// Writes the slots of the next block.
+    // On its own, its loop keeps everything in registers.
+    #[inline(never)]
+    pub fn route_block<I: Id>(&mut self, mut block: Batch<I>) {
         let Self { replicated, after, next, first, .. } = self;
         for (first, &expert) in first.iter_mut().zip(&*replicated) {
             next[expert as usize] = *first;
@@ -79,10 +79,9 @@ impl RoundRobin {
         // As slices, they stay in registers. A vector would be read anew after each id, whose store might have changed it.
         let (next, after) = (&mut next[..], &after[..]);
         let num_experts = next.len() - 1;
-        for id in ids {
+        block.route(|id| {
             let next = &mut next[id.bin(num_experts)];
-            *id = I::of_slot(*next);
-            *next = after[*next as usize];
-        }
+            std::mem::replace(next, after[*next as usize])
+        });
     }
 }

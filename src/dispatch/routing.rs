@@ -1,5 +1,6 @@
 //! The arguments of a routing call.
 
+use super::batch::Batch;
 use crate::device::{Id, IdType, Ids};
 use crate::error::{Error, Result};
 use crate::stats::BatchCount;
@@ -108,20 +109,15 @@ impl Routing {
         unsafe { BatchCount::count_none(&self.ids, self.num_tokens, self.experts_per_token) }
     }
 
-    /// Copies the ids to where their slots go, unless they are there. Returns them, and how many are of valid tokens.
+    /// The ids and slots of valid tokens, and those of padding.
     ///
     /// # Safety
     /// There are ids, and [`Routing::is_plain`]. They are of type `I` and, as their slots, in host memory that nobody else uses
     /// while `'a` lasts.
-    pub(super) unsafe fn copied_ids_on_host<'a, I: Id>(&self) -> (&'a mut [I], usize) {
-        let (to, num_ids) = (self.slots.address() as *mut I, self.num_ids());
+    pub(super) unsafe fn batch_on_host<'a, I: Id>(&self) -> (Batch<'a, I>, Batch<'a, I>) {
+        let (ids, slots) = (self.ids.address() as *const I, self.slots.address() as *mut I);
         // SAFETY: as many ids and slots, the same or apart, by the promise of this value's maker.
-        unsafe {
-            if self.slots.address() != self.ids.address() {
-                to.copy_from_nonoverlapping(self.ids.address() as *const I, num_ids);
-            }
-            (std::slice::from_raw_parts_mut(to, num_ids), self.valid_ids_on_host())
-        }
+        unsafe { Batch::at(ids, slots, self.num_ids()).split_at(self.valid_ids_on_host()) }
     }
 }
 

@@ -19,6 +19,7 @@ use self::batch_counts::BatchCounts;
 use self::lanes::Lanes;
 use self::plan::RankTokens;
 use self::small_batch::SmallBatch;
+use super::batch::Batch;
 use super::tables::LayerTables;
 use crate::device::Id;
 use crate::placement::Shape;
@@ -95,23 +96,24 @@ impl LeastLoaded {
         }
     }
 
-    /// Replaces ids by their slots. `rank_counts` returns the counts of all ranks by index in `[num_ranks][num_experts]`.
+    /// Writes the slots of a batch. `rank_counts` returns the counts of all ranks by index in `[num_ranks][num_experts]`.
     pub fn route<I: Id>(
         &mut self,
-        ids: &mut [I],
+        batch: &mut Batch<I>,
         tables: &LayerTables,
         rank_counts: Option<&impl Fn(usize) -> u64>,
     ) {
-        self.begin(ids.len(), rank_counts.is_none());
+        self.begin(batch.len(), rank_counts.is_none());
         if rank_counts.is_none() {
-            self.count(ids);
+            self.count(batch.ids());
         }
-        self.plan(ids.len(), tables, rank_counts);
-        self.assign(ids, tables);
+        self.plan(batch.len(), tables, rank_counts);
+        self.assign(batch, tables);
     }
 
-    /// Begins a batch of `num_ids` valid ids, by its own counts or those of all ranks. Its parts are [counted](LeastLoaded::count), unless there are counts of all ranks, it
-    /// is [planned](LeastLoaded::plan), and its parts are [assigned](LeastLoaded::assign) in the same order.
+    /// Begins a batch of `num_ids` valid ids, by its own counts or those of all ranks. Its parts are
+    /// [counted](LeastLoaded::count), unless there are counts of all ranks, it is [planned](LeastLoaded::plan), and its parts are
+    /// [assigned](LeastLoaded::assign) in the same order.
     pub fn begin(&mut self, num_ids: usize, is_own: bool) {
         self.way = match num_ids {
             _ if !is_own => Way::Runs,
@@ -158,12 +160,12 @@ impl LeastLoaded {
         }
     }
 
-    /// Replaces the next ids of a batch by their slots.
-    pub fn assign<I: Id>(&mut self, ids: &mut [I], tables: &LayerTables) {
+    /// Writes the next slots of a batch.
+    pub fn assign<I: Id>(&mut self, part: &mut Batch<I>, tables: &LayerTables) {
         match (&mut self.lanes, self.way) {
-            (Some(lanes), Way::Lanes) => lanes.assign(ids),
-            (_, Way::Small) => self.small.route(ids),
-            _ => self.route_by_runs(ids, tables),
+            (Some(lanes), Way::Lanes) => lanes.assign(part),
+            (_, Way::Small) => self.small.route(part),
+            _ => self.route_by_runs(part, tables),
         }
     }
 
@@ -224,20 +226,21 @@ impl LeastLoaded {
 
     // On its own, its loop keeps everything in registers.
     #[inline(never)]
-    fn route_by_runs<I: Id>(&mut self, ids: &mut [I], tables: &LayerTables) {
+    fn route_by_runs<I: Id>(&mut self, part: &mut Batch<I>, tables: &LayerTables) {
         // Borrowed one by one, they stay in registers in the loop.
         let Self { beyond, runs, next, current, .. } = self;
         let num_experts = current.len() - 1;
-        for id in ids {
+        part.route(|id| {
             let expert = id.bin(num_experts);
             let run = &mut current[expert];
-            *id = I::of_slot(run.slot);
+            let slot = run.slot;
             // The run of an expert with one slot is longer than a batch.
             run.left -= 1;
             if run.left == 0 {
                 *run = next_run(expert, next, runs, beyond, tables);
             }
-        }
+            slot
+        });
     }
 
     /// Writes the runs of the expert at a place. Where they cover all tokens, none comes after them.
@@ -324,8 +327,8 @@ mod tests {
             let (mut rule, mut other) = (rule(), LeastLoaded { lanes: None, ..rule() });
             for ids in batches {
                 let (mut found, mut expected) = (ids.clone(), ids);
-                rule.route(&mut found, &tables, None::<&fn(usize) -> u64>);
-                other.route(&mut expected, &tables, None::<&fn(usize) -> u64>);
+                rule.route(&mut Batch::in_place(&mut found), &tables, None::<&fn(usize) -> u64>);
+                other.route(&mut Batch::in_place(&mut expected), &tables, None::<&fn(usize) -> u64>);
                 prop_assert_eq!(found, expected);
             }
         }

@@ -2,6 +2,7 @@
 
 use super::plan::SplitPlan;
 use crate::device::Id;
+use crate::dispatch::batch::Batch;
 use crate::dispatch::tables::LayerTables;
 use crate::placement::Shape;
 
@@ -36,7 +37,7 @@ impl Lanes {
         match *self {}
     }
 
-    pub fn assign<I: Id>(&mut self, _: &mut [I]) {
+    pub fn assign<I: Id>(&mut self, _: &mut Batch<I>) {
         match *self {}
     }
 }

@@ -2,6 +2,7 @@
 
 use super::plan::SplitPlan;
 use crate::device::Id;
+use crate::dispatch::batch::Batch;
 use crate::dispatch::tables::{Holder, LayerTables};
 use crate::placement::Shape;
 
@@ -98,22 +99,20 @@ impl SmallBatch {
         }
     }
 
-    /// Replaces ids by their slots.
+    /// Writes the next slots of a batch.
     // Inlined, the loop would take two more instructions an id.
     #[inline(never)]
-    pub fn route<I: Id>(&mut self, ids: &mut [I]) {
+    pub fn route<I: Id>(&mut self, part: &mut Batch<I>) {
         let Self { slots, next, .. } = self;
         let (slots, next) = (&slots[..], &mut next[..]);
         let Some((invalid, next)) = next.split_last_mut() else { return };
-        let mut route = |id: &mut I| {
+        part.route_by_four(|id| {
             // The check of the id is that of the index.
             let Next { index, step } = next.get_mut(id.bin(usize::MAX)).unwrap_or(invalid);
-            *id = I::of_slot(slots[*index as usize]);
+            let slot = slots[*index as usize];
             *index += *step;
-        };
-        let (four, rest) = ids.as_chunks_mut::<4>();
-        four.iter_mut().for_each(|ids| ids.iter_mut().for_each(&mut route));
-        rest.iter_mut().for_each(route);
+            slot
+        });
     }
 }
 

@@ -11,6 +11,7 @@ use self::vector::{Flattened, LANES, Vector, ZERO, load, store};
 use super::plan::SplitPlan;
 use super::splitter::mix_of;
 use crate::device::Id;
+use crate::dispatch::batch::Batch;
 use crate::dispatch::tables::LayerTables;
 use crate::placement::Shape;
 
@@ -165,10 +166,10 @@ impl Lanes {
         unsafe { self.sum_up() }
     }
 
-    /// Replaces the next ids of a batch by their slots.
-    pub fn assign<I: Id>(&mut self, ids: &mut [I]) {
+    /// Writes the next slots of a batch.
+    pub fn assign<I: Id>(&mut self, part: &mut Batch<I>) {
         // SAFETY: there are lanes only where the processor has these.
-        unsafe { self.find_slots(ids) }
+        unsafe { self.find_slots(part) }
     }
 
     /// Gives all ranks of each expert as many tokens, or some one more. Returns the ranks' loads.
@@ -231,12 +232,12 @@ impl Lanes {
 
     #[inline(never)]
     #[target_feature(enable = "avx2,popcnt")]
-    fn find_slots<I: Id>(&mut self, ids: &mut [I]) {
+    fn find_slots<I: Id>(&mut self, part: &mut Batch<I>) {
         let Self { places, counts, after, finds, slots, .. } = self;
         let (places, counts, slots) = (&places[..], counts.as_flattened_mut(), &slots[..]);
         let (finds, after) = (&finds[..], after.as_ptr());
         let invalid = places.len() - 1;
-        let mut find = |id: &mut I| {
+        part.route_by_four(|id| {
             let expert = id.bin(invalid);
             // SAFETY: as where they are counted.
             let left = unsafe { counts.get_unchecked_mut(*places.get_unchecked(expert) as usize) };
@@ -249,11 +250,8 @@ impl Lanes {
             let is_before = _mm256_cmpgt_epi32(_mm256_set1_epi32(*left), after);
             let holder = _mm256_movemask_ps(_mm256_castsi256_ps(is_before)).count_ones();
             // SAFETY: at least 8 slots follow each first one.
-            *id = I::of_slot(unsafe { *slots.get_unchecked((slot + holder) as usize) });
-        };
-        let (four, rest) = ids.as_chunks_mut::<4>();
-        four.iter_mut().for_each(|ids| ids.iter_mut().for_each(&mut find));
-        rest.iter_mut().for_each(find);
+            unsafe { *slots.get_unchecked((slot + holder) as usize) }
+        });
     }
 }
 
