@@ -1,5 +1,7 @@
 //! The edges of a placement: which pairs of ranks even out their loads with an expert's tokens, and in which step.
 
+use std::hint::select_unpredictable;
+
 /// Two ranks that hold an expert, by indexes in the loads of all ranks and the units of all holders behind them.
 #[derive(Debug, Clone, Copy, Default, PartialEq, Eq)]
 pub struct Edge {
@@ -7,6 +9,33 @@ pub struct Edge {
     pub units: [u32; 2],
     /// The loads of the ranks, which have their numbers.
     pub loads: [u32; 2],
+}
+
+impl Edge {
+    /// Evens out the loads of both ranks. `turn` is that of the sweep, with `mix`.
+    ///
+    /// # Safety
+    /// There are cells at all indexes of this edge. Nobody else uses them.
+    #[inline(always)]
+    pub unsafe fn even_out(&self, cells: *mut i32, turn: i32) {
+        let [one, other, load, other_load] = [self.units[0], self.units[1], self.loads[0], self.loads[1]]
+            // SAFETY: the caller's promise.
+            .map(|index| unsafe { cells.add(index as usize) });
+        // SAFETY: as above.
+        unsafe {
+            let (units, other_units) = (*one, *other);
+            let difference = *load - *other_load;
+            // Half of an odd difference is rounded up or down, from edge to edge and from sweep to sweep.
+            let half = (difference >> 1) + (difference & (units ^ other_units ^ turn) & 1);
+            // Branches would be mispredicted.
+            let most = select_unpredictable(half < units, half, units);
+            let moved = select_unpredictable(most > -other_units, most, -other_units);
+            *one = units - moved;
+            *other = other_units + moved;
+            *load -= moved;
+            *other_load += moved;
+        }
+    }
 }
 
 /// Edges in steps. Those of one step share no rank, so their order does not matter.

@@ -149,7 +149,7 @@ impl LeastLoaded {
                     lanes.plan();
                 } else {
                     lanes.write_units(self.splitter.units_mut());
-                    self.small.lay_out_all(&self.plan, tables, self.splitter.units(), num_ids);
+                    self.small.lay_out_all(&self.plan, tables, self.splitter.units(), num_ids, None);
                 }
             }
             (_, None) => self.split_own(num_ids, tables),
@@ -175,8 +175,8 @@ impl LeastLoaded {
         let is_small = *way == Way::Small;
         counts.end();
         match counts.seen() {
-            // To find the experts with several slots takes as long as to split twice as many.
-            Some(seen) if num_ids < plan.holders.len() / 2 => {
+            // To find the batch's experts and edges takes as long as to split many times as many.
+            Some(seen) if num_ids < plan.holders.len() / 16 => {
                 splitter.split_seen(plan, counts, seen, places);
                 if is_small {
                     small.lay_out(plan, tables, places, splitter.units());
@@ -185,7 +185,8 @@ impl LeastLoaded {
             _ => {
                 splitter.split_all(plan, counts);
                 if is_small {
-                    small.lay_out_all(plan, tables, splitter.units(), num_ids);
+                    let totals = Some(splitter.totals());
+                    small.lay_out_all(plan, tables, splitter.units(), num_ids, totals);
                 } else {
                     places.clear();
                     places.extend(0..plan.experts.len() as u32);

@@ -10,6 +10,20 @@ use crate::placement::Shape;
 #[derive(Debug)]
 pub enum Lanes {}
 
+/// As above.
+#[derive(Debug)]
+pub enum Fours {}
+
+impl Fours {
+    pub fn new(_: &SplitPlan) -> Option<Self> {
+        None
+    }
+
+    pub fn sweep(&self, _: &mut [i32], _: u32, _: u32) {
+        match *self {}
+    }
+}
+
 impl Lanes {
     pub const MAX_IDS: usize = 0;
 

@@ -4,6 +4,7 @@ use std::cmp::Reverse;
 use std::ops::Range;
 
 use super::edges::{Edge, Steps};
+use crate::dispatch::rule::GOLDEN_RATIO;
 use crate::dispatch::tables::{Holder, LayerTables};
 use crate::placement::Shape;
 
@@ -30,11 +31,12 @@ pub(crate) struct SplitPlan {
     pub sweeps: u32,
     /// Where each expert is, and at last nowhere.
     pub locations: Vec<Location>,
-    /// The experts on one rank, by rank.
-    pub residents: Vec<u32>,
-    /// The ranks with such experts, ascending, and how many there are.
-    pub resident_ranks: Vec<(u32, u32)>,
+    /// The experts on one rank, and their ranks: first one of each rank, then another one of each, and so on.
+    pub residents: Vec<(u32, u32)>,
 }
+
+/// Cells after those of a plan, whose numbers mean nothing.
+pub const SPARE: usize = 8;
 
 /// Where an expert is.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -100,7 +102,7 @@ impl SplitPlan {
             plan.holder_start.push(plan.holders.len() as u32);
         }
         let num_ranks = shape.num_ranks();
-        plan.set_residents(num_ranks as u32);
+        plan.set_residents(num_ranks);
         let rings = (0..plan.num_split).flat_map(|place| plan.ring(place, num_ranks));
         plan.steps = Steps::new(rings, num_ranks);
         plan.sweeps = sweeps_of(plan.steps.edges.len());
@@ -112,14 +114,19 @@ impl SplitPlan {
         plan
     }
 
-    fn set_residents(&mut self, num_ranks: u32) {
-        let rank_of = |expert: &u32| self.locations[*expert as usize].rank;
-        let experts = 0..self.locations.len() as u32 - 1;
-        let mut residents: Vec<u32> = experts.filter(|expert| rank_of(expert) < num_ranks).collect();
-        residents.sort_by_key(rank_of);
-        let of_rank = |experts: &[u32]| (rank_of(&experts[0]), experts.len() as u32);
-        self.resident_ranks = residents.chunk_by(|a, b| rank_of(a) == rank_of(b)).map(of_rank).collect();
-        self.residents = residents;
+    fn set_residents(&mut self, num_ranks: usize) {
+        let mut of_rank = vec![vec![]; num_ranks];
+        for (expert, location) in (0u32..).zip(&self.locations) {
+            if let Some(of_rank) = of_rank.get_mut(location.rank as usize) {
+                of_rank.push(expert);
+            }
+        }
+        let most = of_rank.iter().map(Vec::len).max().unwrap_or(0);
+        for number in 0..most {
+            let residents = (0u32..).zip(&of_rank);
+            self.residents
+                .extend(residents.filter_map(|(rank, experts)| Some((*experts.get(number)?, rank))));
+        }
     }
 
     /// Each holder of the expert at a place with the next, and where there are more than two, the last with the first.
@@ -199,6 +206,12 @@ fn sweeps_of(num_edges: usize) -> u32 {
     }
 }
 
+/// Which holders get the odd units, by the sum of each expert times its tokens. So batches that are alike, those of several ranks,
+/// do not give theirs to the same ranks.
+pub fn mix_of(sum: u32) -> u32 {
+    sum.wrapping_mul(GOLDEN_RATIO) >> 16
+}
+
 /// The tokens that one rank has of an expert.
 #[derive(Debug, Clone, Copy, Default)]
 pub struct RankTokens {
@@ -221,10 +234,7 @@ mod tests {
         let locations = [(0, 2), (3, 1), (1, 3), (3, 0), (2, 3), (3, 3)];
         assert_eq!(plan.locations, locations.map(|(rank, place)| Location { rank, place }));
         assert_eq!(plan.num_cells(), 3 + 6);
-        assert_eq!(
-            (&plan.residents[..], &plan.resident_ranks[..]),
-            (&[0, 2, 4][..], &[(0, 1), (1, 1), (2, 1)][..])
-        );
+        assert_eq!(plan.residents, [(0, 0), (2, 1), (4, 2)]);
         // Expert 3 has the holders 0, 1 and 2, expert 1 the holders 3 and 4 on ranks 1 and 2.
         let edges: Vec<[u32; 2]> = plan.steps.edges.iter().map(|edge| edge.units).collect();
         assert_eq!(edges, [[0, 1], [1, 2], [2, 0], [3, 4]].map(|holders| holders.map(|holder| 3 + holder)));

@@ -1,11 +1,11 @@
 //! Splits the tokens of experts on several ranks: evenly, then by sweeps over the edges. docs/routing.md defines each step.
 
-use std::hint::select_unpredictable;
+use std::ops::Range;
 
 use super::batch_counts::{BatchCounts, sum_of_products};
 use super::edges::Edge;
-use super::plan::{Location, Ring, SplitPlan};
-use crate::dispatch::rule::GOLDEN_RATIO;
+use super::lanes::Fours;
+use super::plan::{Location, Ring, SPARE, SplitPlan, mix_of};
 
 /// The most bits of all tokens that are split one by one: `EPLB_SPLIT_BITS` of the kernels.
 const BITS: u32 = 31;
@@ -23,10 +23,10 @@ pub(crate) struct Splitter {
     /// The edges of these experts.
     active: Bits,
     edges: Vec<Edge>,
+    /// The units of each expert with several slots, by place.
+    totals: Vec<u32>,
+    fours: Option<Fours>,
 }
-
-/// Cells that are written and not read.
-const SPARE: usize = 8;
 
 impl Splitter {
     /// Prepares for the batches of a layer.
@@ -39,6 +39,8 @@ impl Splitter {
             places: Bits::new(plan.experts.len() + 1),
             active: Bits::new(num_edges),
             edges: Vec::with_capacity(num_edges),
+            totals: vec![0; plan.experts.len()],
+            fours: Fours::new(plan),
         }
     }
 
@@ -46,20 +48,39 @@ impl Splitter {
     #[inline(always)]
     pub fn split_all(&mut self, plan: &SplitPlan, batch: &BatchCounts) {
         let counts = batch.counts();
+        self.down = 0;
         match batch.seen() {
             Some(seen) => self.begin_seen(plan, counts, seen),
             None => self.begin_all(plan, |expert| counts[expert as usize]),
         }
-        let mix = mix_of(batch.sum());
-        let (loads, units) = self.cells.split_at_mut(self.num_ranks);
-        split_all_evenly(plan, |expert| counts[expert as usize], mix, units, loads);
-        sweep(plan, &plan.steps.edges, &mut self.cells, mix, plan.sweeps);
+        for (total, &expert) in self.totals.iter_mut().zip(&plan.experts) {
+            *total = counts[expert as usize];
+        }
+        self.split_and_sweep(plan, mix_of(batch.sum()), plan.sweeps);
+    }
+
+    /// The units of each expert with several slots, by place, if all were split.
+    pub fn totals(&self) -> &[u32] {
+        &self.totals
+    }
+
+    /// Splits the units of all experts by place, after those of experts on one rank were added to the loads.
+    fn split_and_sweep(&mut self, plan: &SplitPlan, mix: u32, sweeps: u32) {
+        let Self { cells, num_ranks, totals, .. } = self;
+        let (loads, units) = cells.split_at_mut(*num_ranks);
+        split_all_evenly(plan, totals, mix, units);
+        add_loads(plan, 0..plan.holder_start[plan.num_split] as usize, units, loads);
+        match &self.fours {
+            Some(fours) => fours.sweep(cells, mix, sweeps),
+            None => sweep(plan, &plan.steps.edges, cells, mix, sweeps),
+        }
     }
 
     /// The same, but only of the experts in `seen`, those of the batch. Their places are written to `places`, ascending.
     #[inline(always)]
     pub fn split_seen(&mut self, plan: &SplitPlan, batch: &BatchCounts, seen: &[u32], places: &mut Vec<u32>) {
         let (counts, mix) = (batch.counts(), mix_of(batch.sum()));
+        self.down = 0;
         self.begin_seen(plan, counts, seen);
         seen.iter().for_each(|&expert| self.places.add(plan.locations[expert as usize].place));
         places.clear();
@@ -80,20 +101,16 @@ impl Splitter {
     /// Adds the tokens of the experts on one rank to its load. `count` returns those of an expert.
     #[inline(always)]
     fn begin_all(&mut self, plan: &SplitPlan, count: impl Fn(u32) -> u32) {
-        self.down = 0;
-        self.cells[..self.num_ranks].fill(0);
-        let mut residents = &plan.residents[..];
-        for &(rank, num_experts) in &plan.resident_ranks {
-            let of_rank;
-            (of_rank, residents) = residents.split_at(num_experts as usize);
-            self.cells[rank as usize] = of_rank.iter().map(|&expert| count(expert) as i32).sum();
+        let loads = &mut self.cells[..self.num_ranks];
+        loads.fill(0);
+        for &(expert, rank) in &plan.residents {
+            loads[rank as usize] += count(expert) as i32;
         }
     }
 
     /// The same, but only of the experts in `seen`.
     #[inline(always)]
     fn begin_seen(&mut self, plan: &SplitPlan, counts: &[u32], seen: &[u32]) {
-        self.down = 0;
         // For an expert on several ranks, it is the cell after the ranks', which is written later.
         let (loads, locations) = (&mut self.cells[..=self.num_ranks], &plan.locations[..counts.len()]);
         loads.fill(0);
@@ -106,13 +123,13 @@ impl Splitter {
     pub fn split_totals(&mut self, plan: &SplitPlan, totals: &[u64], is_own: bool) {
         let total: u64 = totals.iter().sum();
         let down = (u64::BITS - total.leading_zeros()).saturating_sub(BITS);
-        self.begin_all(plan, |expert| (totals[expert as usize] >> down) as u32);
         self.down = down;
+        self.begin_all(plan, |expert| (totals[expert as usize] >> down) as u32);
+        for (total, &expert) in self.totals.iter_mut().zip(&plan.experts) {
+            *total = (totals[expert as usize] >> down) as u32;
+        }
         let mix = mix_of(sum_of_products(totals.iter().map(|&total| total as u32)));
-        let (loads, units) = self.cells.split_at_mut(self.num_ranks);
-        split_all_evenly(plan, |expert| (totals[expert as usize] >> down) as u32, mix, units, loads);
-        let sweeps = if is_own { plan.sweeps } else { 2 * plan.sweeps };
-        sweep(plan, &plan.steps.edges, &mut self.cells, mix, sweeps);
+        self.split_and_sweep(plan, mix, if is_own { plan.sweeps } else { 2 * plan.sweeps });
     }
 
     /// The quotas of the expert at a place, which has `total` tokens: those of its holders.
@@ -154,74 +171,71 @@ impl Splitter {
     }
 }
 
-/// Which holders get the odd units, by the sum of each expert times its tokens. So batches that are alike, those of several ranks,
-/// do not give theirs to the same ranks.
-pub fn mix_of(sum: u32) -> u32 {
-    sum.wrapping_mul(GOLDEN_RATIO) >> 16
-}
-
-/// Gives all holders of each expert as many units, or some one more. `count` returns the units of an expert.
+/// Gives all holders of each expert as many units, or some one more.
 #[inline(always)]
-fn split_all_evenly(
-    plan: &SplitPlan,
-    count: impl Fn(u32) -> u32,
-    mix: u32,
-    units: &mut [i32],
-    loads: &mut [i32],
-) {
-    let (rings, others) = plan.experts.split_at(plan.rings.len());
-    let (pairs, ones) = others.split_at(plan.num_split - rings.len());
-    let (ring_units, units) = units.split_at_mut(plan.holder_start[rings.len()] as usize);
-    let (ring_ranks, ranks) = plan.holder_ranks.split_at(ring_units.len());
-    let (mut ring_units, mut ring_ranks) = (ring_units, ring_ranks);
-    for (&expert, ring) in rings.iter().zip(&plan.rings) {
-        let (units, ranks);
-        (units, ring_units) = ring_units.split_at_mut(ring.count as usize);
-        (ranks, ring_ranks) = ring_ranks.split_at(ring.count as usize);
-        split_ring(*ring, count(expert), mix, units, ranks, loads);
+fn split_all_evenly(plan: &SplitPlan, totals: &[u32], mix: u32, units: &mut [i32]) {
+    let (of_rings, totals) = totals.split_at(plan.rings.len());
+    let (of_pairs, of_ones) = totals.split_at(plan.num_split - plan.rings.len());
+    for ((&total, &start), &ring) in of_rings.iter().zip(&plan.holder_start).zip(&plan.rings) {
+        split_ring(ring, total, mix, &mut units[start as usize..]);
     }
-    let (pair_units, one_units) = units.split_at_mut(2 * pairs.len());
-    let (pair_units, pair_ranks) = (pair_units.as_chunks_mut().0, ranks.as_chunks().0);
-    for ((&expert, units), ranks) in pairs.iter().zip(pair_units).zip(pair_ranks) {
-        split_pair(count(expert), mix, units, ranks, loads);
+    let first_pair = plan.holder_start[plan.rings.len()] as usize;
+    let (pair_units, one_units) = units[first_pair..].split_at_mut(2 * of_pairs.len());
+    for (&total, units) in of_pairs.iter().zip(pair_units.as_chunks_mut().0) {
+        *units = split_pair(total, mix);
     }
-    for (&expert, units) in ones.iter().zip(one_units) {
-        *units = count(expert) as i32;
+    for (&total, units) in of_ones.iter().zip(one_units) {
+        *units = total as i32;
     }
 }
 
-/// The same of the expert at a place.
+/// Adds the units of a plan's holders to the loads of their ranks.
+#[inline(always)]
+fn add_loads(plan: &SplitPlan, holders: Range<usize>, units: &[i32], loads: &mut [i32]) {
+    assert!(plan.num_ranks() <= loads.len());
+    let ranks = &plan.holder_ranks[holders];
+    let mut add = |(&units, &rank): (&i32, &u32)| {
+        // SAFETY: a holder's rank is one of the plan, and each has a load.
+        unsafe { *loads.get_unchecked_mut(rank as usize) += units };
+    };
+    let (units, ranks) = (units[..ranks.len()].as_chunks::<4>(), ranks.as_chunks::<4>());
+    units.0.iter().zip(ranks.0).for_each(|(units, ranks)| units.iter().zip(ranks).for_each(&mut add));
+    units.1.iter().zip(ranks.1).for_each(add);
+}
+
+/// The same of the expert at a place. Adds its units to the loads.
 #[inline(always)]
 fn split_evenly(plan: &SplitPlan, place: usize, total: u32, mix: u32, units: &mut [i32], loads: &mut [i32]) {
     let range = plan.range_of(place);
-    match (&mut units[range.clone()], &plan.holder_ranks[range]) {
+    let units = &mut units[range.start..];
+    match range.len() {
         // Its rank has its tokens already.
-        ([one], _) => *one = total as i32,
-        ([one, other], [rank, other_rank]) => {
-            let mut units = [*one, *other];
-            split_pair(total, mix, &mut units, &[*rank, *other_rank], loads);
-            [*one, *other] = units;
+        1 => {
+            units[0] = total as i32;
+            return;
         }
-        (units, ranks) => split_ring(plan.rings[place], total, mix, units, ranks, loads),
+        2 => units[..2].copy_from_slice(&split_pair(total, mix)),
+        _ => split_ring(plan.rings[place], total, mix, units),
     }
+    add_loads(plan, range, units, loads);
 }
 
 #[inline(always)]
-fn split_pair(total: u32, mix: u32, units: &mut [i32; 2], ranks: &[u32; 2], loads: &mut [i32]) {
+fn split_pair(total: u32, mix: u32) -> [i32; 2] {
     let other = (total + (mix & 1)) / 2;
-    *units = [(total - other) as i32, other as i32];
-    loads[ranks[0] as usize] += units[0];
-    loads[ranks[1] as usize] += units[1];
+    [(total - other) as i32, other as i32]
 }
 
+/// Writes the units of an expert, and up to three more numbers, which belong to later experts or nobody.
 #[inline(always)]
-fn split_ring(ring: Ring, total: u32, mix: u32, units: &mut [i32], ranks: &[u32], loads: &mut [i32]) {
+fn split_ring(ring: Ring, total: u32, mix: u32, units: &mut [i32]) {
     let ((each, rest), (_, first)) = (ring.divide(total), ring.divide(mix));
-    for (x, (units, &rank)) in (0..).zip(units.iter_mut().zip(ranks)) {
-        // Counted from the first on.
-        let number = if x < first { x + ring.count - first } else { x - first };
-        *units = (each + u32::from(number < rest)) as i32;
-        loads[rank as usize] += *units;
+    let [each, rest, first, count] = [each, rest, first, ring.count].map(|number| number as i32);
+    // Counted from the first on, below 0 up to it.
+    let mut numbers = [0, 1, 2, 3].map(|x| x - first);
+    for four in units[..(ring.count as usize).next_multiple_of(4)].as_chunks_mut::<4>().0 {
+        *four = numbers.map(|number| each + i32::from(number + (count & (number >> 31)) < rest));
+        numbers = numbers.map(|number| number + 4);
     }
 }
 
@@ -233,23 +247,8 @@ fn sweep(plan: &SplitPlan, edges: &[Edge], cells: &mut [i32], mix: u32, sweeps: 
     let cells = cells.as_mut_ptr();
     for turn in mix as i32..(mix + sweeps) as i32 {
         for edge in edges {
-            // SAFETY: a plan's edges are of its ranks and holders, and there are as many cells. Nobody else has a reference.
-            let [one, other, load, other_load] = [edge.units[0], edge.units[1], edge.loads[0], edge.loads[1]]
-                .map(|index| unsafe { cells.add(index as usize) });
-            // SAFETY: as above.
-            unsafe {
-                let (units, other_units) = (*one, *other);
-                let difference = *load - *other_load;
-                // Half of an odd difference is rounded up or down, from edge to edge and from sweep to sweep.
-                let half = (difference >> 1) + (difference & (units ^ other_units ^ turn) & 1);
-                // Branches would be mispredicted.
-                let most = select_unpredictable(half < units, half, units);
-                let moved = select_unpredictable(most > -other_units, most, -other_units);
-                *one = units - moved;
-                *other = other_units + moved;
-                *load -= moved;
-                *other_load += moved;
-            }
+            // SAFETY: a plan's edges are of its ranks and holders, and there are as many cells.
+            unsafe { edge.even_out(cells, turn) };
         }
     }
 }

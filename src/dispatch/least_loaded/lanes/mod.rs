@@ -1,15 +1,16 @@
 //! Routes small batches to at most 8 ranks, with a lane of a register for each rank. So loads do not go through memory from edge
 //! to edge, and no branch depends on a count.
 
+mod fours;
 mod sweeps;
 mod vector;
 
 use std::arch::x86_64::*;
 
+pub use self::fours::Fours;
 use self::sweeps::Sweeps;
 use self::vector::{Flattened, LANES, Vector, ZERO, load, store};
-use super::plan::SplitPlan;
-use super::splitter::mix_of;
+use super::plan::{SplitPlan, mix_of};
 use crate::device::Id;
 use crate::dispatch::batch::Batch;
 use crate::dispatch::tables::LayerTables;
