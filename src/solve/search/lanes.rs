@@ -30,6 +30,8 @@ pub(super) trait Vector: Copy {
     fn max(self, other: Self) -> Self;
     /// Adds lane i and i + 8, then i + 4, i + 2 and i + 1.
     fn sum(self) -> f32;
+    /// Returns the largest number.
+    fn most(self) -> f32;
     /// One bit for each lane with a number above `bound`, the first lane's lowest.
     fn above(self, bound: f32) -> u16;
 
@@ -44,22 +46,6 @@ pub(super) trait Vector: Copy {
         let mut lanes = Lanes::ZERO;
         lanes.0.copy_from_slice(numbers);
         Self::load(&lanes)
-    }
-
-    /// Returns the largest number.
-    #[inline(always)]
-    fn most(self) -> f32 {
-        let mut lanes = Lanes::ZERO;
-        self.store(&mut lanes);
-        let mut most = lanes.0;
-        let mut half = LANES / 2;
-        while half > 0 {
-            for lane in 0..half {
-                most[lane] = if most[lane + half] > most[lane] { most[lane + half] } else { most[lane] };
-            }
-            half /= 2;
-        }
-        most[0]
     }
 
     /// Returns the power 2^SQUARINGS of each lane.
@@ -152,6 +138,11 @@ impl Vector for Array {
     }
 
     #[inline(always)]
+    fn most(self) -> f32 {
+        self.0.into_iter().reduce(|a, b| if a > b { a } else { b }).unwrap_or(f32::NEG_INFINITY)
+    }
+
+    #[inline(always)]
     fn above(self, bound: f32) -> u16 {
         self.0.iter().rev().fold(0, |bits, &number| bits << 1 | u16::from(number > bound))
     }
@@ -173,7 +164,7 @@ macro_rules! registers {
         )*
     };
     ($name:ident, $register:ty, $count:literal, $splat:ident, $add:ident, $sub:ident, $mul:ident, $min:ident, $max:ident,
-     $sum:expr, $above:expr) => {
+     $sum:expr, $most:expr, $above:expr) => {
         #[derive(Clone, Copy)]
         #[repr(transparent)]
         struct $name([$register; $count]);
@@ -208,6 +199,12 @@ macro_rules! registers {
             }
 
             #[inline(always)]
+            fn most(self) -> f32 {
+                // SAFETY: as above.
+                unsafe { $most(self.0) }
+            }
+
+            #[inline(always)]
             fn above(self, bound: f32) -> u16 {
                 // SAFETY: as above.
                 let bits = |register: $register| unsafe { $above(register, $splat(bound)) };
@@ -232,6 +229,7 @@ registers!(
     _mm_min_ps,
     _mm_max_ps,
     |[a, b, c, d]: [__m128; 4]| { sum_of_four(_mm_add_ps(_mm_add_ps(a, c), _mm_add_ps(b, d))) },
+    |[a, b, c, d]: [__m128; 4]| { most_of_four(_mm_max_ps(_mm_max_ps(a, c), _mm_max_ps(b, d))) },
     |numbers, bound| _mm_movemask_ps(_mm_cmpgt_ps(numbers, bound)) as u16
 );
 
@@ -247,6 +245,7 @@ registers!(
     _mm256_min_ps,
     _mm256_max_ps,
     |[a, b]: [__m256; 2]| sum_of_eight(_mm256_add_ps(a, b)),
+    |[a, b]: [__m256; 2]| most_of_eight(_mm256_max_ps(a, b)),
     |numbers, bound| _mm256_movemask_ps(_mm256_cmp_ps::<_CMP_GT_OQ>(numbers, bound)) as u16
 );
 
@@ -261,12 +260,19 @@ registers!(
     _mm512_mul_ps,
     _mm512_min_ps,
     _mm512_max_ps,
-    |[a]: [__m512; 1]| {
-        let high = _mm256_castpd_ps(_mm512_extractf64x4_pd::<1>(_mm512_castps_pd(a)));
-        sum_of_eight(_mm256_add_ps(_mm512_castps512_ps256(a), high))
-    },
+    |[a]: [__m512; 1]| sum_of_eight(_mm256_add_ps(_mm512_castps512_ps256(a), high_half(a))),
+    |[a]: [__m512; 1]| most_of_eight(_mm256_max_ps(_mm512_castps512_ps256(a), high_half(a))),
     |numbers, bound| _mm512_cmp_ps_mask::<_CMP_GT_OQ>(numbers, bound)
 );
+
+/// # Safety
+/// The processor has AVX-512.
+#[cfg(target_arch = "x86_64")]
+#[inline(always)]
+unsafe fn high_half(numbers: __m512) -> __m256 {
+    // SAFETY: the caller's promise.
+    unsafe { _mm256_castpd_ps(_mm512_extractf64x4_pd::<1>(_mm512_castps_pd(numbers))) }
+}
 
 /// # Safety
 /// The processor has AVX.
@@ -286,6 +292,27 @@ unsafe fn sum_of_four(numbers: __m128) -> f32 {
     unsafe {
         let two = _mm_add_ps(numbers, _mm_movehl_ps(numbers, numbers));
         _mm_cvtss_f32(_mm_add_ss(two, _mm_shuffle_ps::<1>(two, two)))
+    }
+}
+
+/// # Safety
+/// The processor has AVX.
+#[cfg(target_arch = "x86_64")]
+#[inline(always)]
+unsafe fn most_of_eight(numbers: __m256) -> f32 {
+    // SAFETY: the caller's promise.
+    unsafe { most_of_four(_mm_max_ps(_mm256_castps256_ps128(numbers), _mm256_extractf128_ps::<1>(numbers))) }
+}
+
+/// # Safety
+/// The processor has SSE, as every x86-64 processor does.
+#[cfg(target_arch = "x86_64")]
+#[inline(always)]
+unsafe fn most_of_four(numbers: __m128) -> f32 {
+    // SAFETY: the caller's promise.
+    unsafe {
+        let two = _mm_max_ps(numbers, _mm_movehl_ps(numbers, numbers));
+        _mm_cvtss_f32(_mm_max_ss(two, _mm_shuffle_ps::<1>(two, two)))
     }
 }
 
