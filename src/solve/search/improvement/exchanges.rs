@@ -1,4 +1,4 @@
-//! The best exchange of each two ranks, kept until one of them changes.
+//! The best exchange of each two ranks. Its score is kept until one of them changes, and then says whether to compare them again.
 
 use super::changes::Replacement;
 use super::costs::LayerCosts;
@@ -14,10 +14,11 @@ const MOST_RISE: f32 = 1.25;
 pub(super) struct Exchanges {
     /// The ranks, rounded up to whole vectors.
     lanes: usize,
-    /// The score of the best exchange, its gain per changed slot, when it was computed, both symmetric, and the cell
-    /// that the first rank gives: `[ranks][lanes]`.
+    /// The score of the best exchange, its gain per changed slot: `[ranks][lanes]`, symmetric.
     scores: Vec<f32>,
+    /// When it was computed, likewise.
     computed: Vec<u32>,
+    /// The cell that the first rank gives, `[ranks][lanes]`.
     given: Vec<u32>,
     /// The time from which scores are of the present exponent.
     since: u32,
@@ -53,7 +54,7 @@ impl Exchanges {
         self.prices.iter_mut().chain(&mut self.undone).for_each(|numbers| numbers.resize(row, 0.0));
     }
 
-    /// Forgets all scores: those of another exponent are computed from now on.
+    /// Starts another exponent: old scores are those from now on.
     pub fn restart(&mut self, costs: &LayerCosts) {
         self.since = costs.clock;
     }
@@ -149,7 +150,8 @@ impl Exchanges {
         self.of_rank[rank] = 0.0;
     }
 
-    /// Lowers the bounds of a rank's exchanges to their last scores, or somewhat more where a rank has changed since.
+    /// Replaces the bounds of a rank's exchanges by their last scores, or by estimates of [`MOST_RISE`] times those where a rank
+    /// has changed since.
     #[inline(always)]
     fn bound_by_old_scores(&mut self, costs: &LayerCosts, rank: usize) {
         let row = rank * self.lanes..rank * self.lanes + costs.num_ranks;
@@ -165,7 +167,7 @@ impl Exchanges {
         }
     }
 
-    /// Prepares the slots of one of two ranks, to move to the other. Returns whether a change would be undone.
+    /// Prepares the slots of one of two ranks, to move to the other.
     #[inline(always)]
     fn prepare<const SQUARINGS: usize>(
         &mut self,
@@ -178,7 +180,7 @@ impl Exchanges {
         let (prices, undone) = (&mut self.prices[side], &mut self.undone[side]);
         prices.fill(f32::INFINITY);
         undone.fill(0.0);
-        let has_changes = rules.changes.of_rank(from) + rules.changes.of_rank(to) > 0;
+        let has_changed = [from, to].map(|rank| rules.changes.of_rank(rank) > 0);
         let has_rules = !rules.is_pinned.is_empty() || !rules.refused.is_empty();
         for (place, cell) in costs.cells_of(from).enumerate() {
             let expert = costs.experts[cell];
@@ -189,9 +191,11 @@ impl Exchanges {
                 continue;
             }
             prices[place] = 0.0;
-            if has_changes {
-                let undoes = [rules.changes.is_received(from, expert), rules.changes.is_lost(to, expert)];
-                undone[place] = undoes.map(|undoes| if undoes { 1.0 } else { 0.0 }).iter().sum();
+            if has_changed[0] && rules.changes.is_received(from, expert) {
+                undone[place] += 1.0;
+            }
+            if has_changed[1] && rules.changes.is_lost(to, expert) {
+                undone[place] += 1.0;
             }
             if !rules.prices.are_zero() {
                 let moved = Replacement { rank: to, out: NO_EXPERT, taken: expert };

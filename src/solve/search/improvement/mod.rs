@@ -2,7 +2,7 @@
 //!
 //! Each step gives a slot another expert or exchanges two slots of two ranks. It is the step with the best gain
 //! per changed slot in the smooth cost, the sum over samples and ranks of (load / mean)^p, of those that take
-//! load off a hot rank. The exponent rises as no step helps: 8, 16, 64. At the end the steps after the lowest
+//! load off a hot rank and are tried: exchanges are tried by their last scores. The exponent rises as no step helps: 8, 16, 64. At the end the steps after the lowest
 //! exact cost are dropped.
 //!
 //! Where no limit is met, the descent runs again from the result, as if that were in force, until a round gains
@@ -27,7 +27,8 @@ use super::lanes::Vectors;
 use crate::placement::{NO_EXPERT, Shape};
 
 /// The squarings of each exponent.
-const SQUARINGS: [u32; 3] = [3, 4, 6];
+const SQUARINGS: [u32; 3] = [3, 4, LAST_SQUARINGS as u32];
+const LAST_SQUARINGS: usize = 6;
 
 /// Where a layer may change less than this part of its slots, and has more than this number of ranks, the first
 /// exponent is left out: few steps lower the most loaded ranks only.

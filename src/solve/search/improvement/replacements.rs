@@ -48,7 +48,9 @@ impl Wanted {
     ) {
         self.experts.clear();
         if let Some(expert) = restored {
-            self.push(costs, expert, 0.0);
+            // No rank would gain.
+            let load = |sample: usize| costs.loads[sample * costs.expert_lanes + expert as usize];
+            self.push(costs, expert, 0.0, load);
         } else if hot.len() < costs.num_ranks {
             let most_refunded = rules.most_refunded(costs.num_ranks);
             let most_given = most_of::<V>(&costs.most_given) + (1 << SQUARINGS) as f32 * most_refunded;
@@ -58,7 +60,8 @@ impl Wanted {
                     && expert != NO_EXPERT
                     && rules.may_grow(costs.counts[expert as usize])
                 {
-                    self.push(costs, expert, costs.gained[cell]);
+                    let load = |sample: usize| costs.more_loads[sample * costs.experts.len() + cell];
+                    self.push(costs, expert, costs.gained[cell], load);
                 }
             }
         }
@@ -85,8 +88,9 @@ impl Wanted {
         }
     }
 
-    /// Adds an expert, which gains so much. One without a replica has no rank that would gain.
-    fn push(&mut self, costs: &LayerCosts, expert: u32, gained: f32) {
+    /// Adds an expert, which gains so much. `load` returns what a new replica takes of a sample.
+    #[inline(always)]
+    fn push(&mut self, costs: &LayerCosts, expert: u32, gained: f32, load: impl Fn(usize) -> f32) {
         let (lane, num_cells) = (self.experts.len(), costs.experts.len());
         if lane == 0 {
             self.gained.resize(num_cells, 0.0);
@@ -97,10 +101,8 @@ impl Wanted {
         }
         self.experts.push(expert);
         self.gained[lane] = gained;
-        let part = 1.0 / (costs.counts[expert as usize] + 1) as f32;
         for sample in 0..costs.num_samples {
-            let load = costs.loads[sample * costs.expert_lanes + expert as usize];
-            self.loads[sample * num_cells + lane] = load * part;
+            self.loads[sample * num_cells + lane] = load(sample);
         }
     }
 
@@ -192,10 +194,10 @@ impl Candidates<'_> {
         let refund = (1 << SQUARINGS) as f32 * rules.refund_of_rank(costs.rank_of(first));
         let most = self.most_gained + refund;
         let mut above = V::of(&costs.given[first..][..LANES]).add(V::splat(most)).above(self.best.score);
+        let all_may_change = rules.left() > 0 && rules.is_pinned.is_empty();
         while above != 0 {
             let cell = first + above.trailing_zeros() as usize;
             above &= above - 1;
-            let all_may_change = rules.left() > 0 && rules.is_pinned.is_empty();
             // The score rises meanwhile.
             if costs.given[cell] + most > self.best.score && (all_may_change || self.may_change(cell)) {
                 self.try_cell::<V, SQUARINGS>(cell);
@@ -223,8 +225,9 @@ impl Candidates<'_> {
         slopes.slopes.extend((0..costs.num_samples).map(|sample| {
             let load = costs.rank_loads[sample * costs.rank_lanes + rank];
             let power = (0..SQUARINGS).fold(load, |power, _| power * power);
-            // An empty cell has an infinite load.
-            if load > 0.0 { power / load * costs.exponent() } else { f32::MIN_POSITIVE }
+            let slope = if load > 0.0 { power / load * costs.exponent() } else { 0.0 };
+            // Above 0, since empty cells have infinite loads.
+            slope.max(f32::MIN_POSITIVE)
         }));
         slopes.most_of_vectors.clear();
         for (vector, gained) in gained.as_chunks::<LANES>().0.iter().enumerate() {

@@ -1,10 +1,10 @@
-//! The step with the best gain per changed slot.
+//! The step with the best gain per changed slot, of those that are tried.
 
 use super::costs::LayerCosts;
 use super::exchanges::Exchanges;
 use super::replacements::{Wanted, most_of};
 use super::rules::{Best, FoundStep, Rules};
-use super::{LEAST_STEP_GAIN, SQUARINGS as EXPONENTS};
+use super::{LAST_SQUARINGS, LEAST_STEP_GAIN};
 use crate::solve::search::lanes::{Kernel, LANES, Lanes, Vector};
 
 /// Ranks are hot if their cost is at least this part of the most: for the exponent 8, for higher ones, and for higher
@@ -12,7 +12,8 @@ use crate::solve::search::lanes::{Kernel, LANES, Lanes, Vector};
 /// of a layer is no exchange, and must take load off a hot rank.
 const HOT: [f32; 3] = [0.5, 0.9, 1.0];
 
-/// Finds the step with the best gain per changed slot, of those that take load off a hot rank.
+/// Finds the step with the best gain per changed slot, of those that take load off a hot rank. Exchanges of ranks whose last
+/// score says that they gain less are left out until nothing else gains with the last exponent.
 pub(super) struct BestStep<'s> {
     pub costs: &'s LayerCosts,
     pub rules: &'s Rules<'s>,
@@ -38,9 +39,8 @@ impl Kernel for BestStep<'_> {
         let may_exchange = restored.is_none() && (!is_sharp || rules.left() >= 2);
         let hot_part = HOT[usize::from(is_sharp) + usize::from(is_sharp && costs.num_samples == 1)];
         // The last exponent ends where no exchange of any ranks gains.
-        let is_last = SQUARINGS as u32 == EXPONENTS[EXPONENTS.len() - 1];
-        let passes = [(hot_part, true), (hot_part, false), (0.0, false)];
-        for (part, by_old_scores) in passes.into_iter().take(if may_exchange && is_last { 3 } else { 1 }) {
+        let num_passes = if may_exchange && SQUARINGS == LAST_SQUARINGS { 3 } else { 1 };
+        for (pass, part) in [hot_part, hot_part, 0.0].into_iter().take(num_passes).enumerate() {
             hot.clear();
             // No rank counts as hot where an expert is restored.
             let bound = if restored.is_some() { f32::INFINITY } else { (part * hottest).next_down() };
@@ -52,9 +52,12 @@ impl Kernel for BestStep<'_> {
                 }
             }
             hot.truncate(hot.partition_point(|&rank| rank < costs.num_ranks));
-            wanted.find::<V, SQUARINGS>(costs, rules, restored, hot, &mut best);
+            // The second pass has the hot ranks of the first, and so its replacements.
+            if pass != 1 {
+                wanted.find::<V, SQUARINGS>(costs, rules, restored, hot, &mut best);
+            }
             if may_exchange {
-                exchanges.find::<V, SQUARINGS>(costs, rules, hot, by_old_scores, &mut best);
+                exchanges.find::<V, SQUARINGS>(costs, rules, hot, pass == 0, &mut best);
             }
             if best.step.is_some() {
                 break;

@@ -101,7 +101,8 @@ impl LayerCosts {
         let (num_samples, num_experts) = (self.exact.num_samples, shape.num_experts());
         (self.vectors, self.squarings) = (vectors, 0);
         let num_slots = (0..shape.num_ranks()).map(|rank| improvement.slots_of(rank).len());
-        // Another layer of the same shape uses the same cells, and computes each before it is read.
+        // Another layer of the same shape uses the same cells, and computes each before it is read. Those beyond a rank's slots
+        // keep what is set here.
         let is_same = (self.num_samples, self.counts.len()) == (num_samples, num_experts)
             && self.width == shape.slots_per_rank()
             && self.num_slots.iter().copied().eq(num_slots.clone());
@@ -179,7 +180,12 @@ impl LayerCosts {
         for expert in 0..self.counts.len() {
             if self.counts[expert] > 1 {
                 self.set_exact(expert);
-                self.set_count(expert);
+                let parts = self.parts(expert);
+                let mut next = self.first[expert];
+                while next != END {
+                    self.set_parts(next as usize, parts);
+                    next = self.next[next as usize];
+                }
             }
         }
         (0..self.num_ranks).for_each(|rank| self.sum_exactly(rank));
@@ -204,20 +210,23 @@ impl LayerCosts {
 
     /// Sets what depends on the expert of a cell, from [`LayerCosts::parts`] of the expert.
     fn set_cell(&mut self, cell: usize, [part, thin, thick]: [f32; 3]) {
-        let (expert, bit) = (self.experts[cell] as usize, 1 << (cell % LANES));
-        (self.part[cell], self.thin[cell], self.thick[cell]) = (part, thin, thick);
-        if thick > 0.0 {
-            self.givers[cell / LANES] |= bit;
-        } else {
-            self.givers[cell / LANES] &= !bit;
+        self.set_parts(cell, [part, thin, thick]);
+        if thick == 0.0 {
             self.set_given(cell, f32::INFINITY, f32::NEG_INFINITY);
         }
-        let num_cells = self.experts.len();
+        let (expert, num_cells) = (self.experts[cell] as usize, self.experts.len());
         for sample in 0..self.num_samples {
             let load = self.loads[sample * self.expert_lanes + expert];
             self.replica_loads[sample * num_cells + cell] = load * part;
             self.more_loads[sample * num_cells + cell] = load * thin;
         }
+    }
+
+    /// Sets the parts of a cell, and whether it can give its expert.
+    fn set_parts(&mut self, cell: usize, [part, thin, thick]: [f32; 3]) {
+        (self.part[cell], self.thin[cell], self.thick[cell]) = (part, thin, thick);
+        let (givers, bit) = (&mut self.givers[cell / LANES], 1 << (cell % LANES));
+        *givers = if thick > 0.0 { *givers | bit } else { *givers & !bit };
     }
 
     /// Counts the replica of a cell.
