@@ -238,7 +238,7 @@ fn times() {
             times[times.len() / 2] * 1e3
         });
         println!(
-            "| {num_samples} | {of_search:.1} ms | {of_plan:.1} ms | {:.2} | {balanced:.3} ms | {noise:.3} ms | {same:.3} ms |",
+            "| {num_samples} | {of_search:.1} ms | {of_plan:.1} ms | {:.3} | {balanced:.3} ms | {noise:.3} ms | {same:.3} ms |",
             of_plan / of_search
         );
     }
