@@ -39,7 +39,7 @@ impl<'a, I: Id> Batch<'a, I> {
         unsafe { slice::from_raw_parts(self.ids, self.len) }
     }
 
-    /// The slots, after routing.
+    /// The slots, once all were written.
     pub fn slots(&mut self) -> &mut [I] {
         // SAFETY: as many slots, which nobody else uses.
         unsafe { slice::from_raw_parts_mut(self.slots, self.len) }
@@ -56,21 +56,29 @@ impl<'a, I: Id> Batch<'a, I> {
 
     /// The first ids, and the others.
     pub fn split_at(self, first: usize) -> (Self, Self) {
-        let others = self.part(first, self.len);
-        (self.part(0, first), others)
+        // SAFETY: both are apart, and this value is gone.
+        unsafe { (self.part(0, first), self.part(first, self.len)) }
     }
 
     /// Parts of `len` ids, the last one of up to as many.
     pub fn parts(&mut self, len: usize) -> impl Iterator<Item = Batch<'_, I>> {
-        (0..self.len).step_by(len).map(move |first| self.part(first, self.len.min(first + len)))
+        // SAFETY: parts are apart, and this value is borrowed while there are any.
+        (0..self.len).step_by(len).map(move |first| unsafe { self.part(first, self.len.min(first + len)) })
     }
 
-    /// Callers make one of each part.
-    fn part(&self, first: usize, end: usize) -> Batch<'a, I> {
+    /// # Safety
+    /// Parts that are used at the same time are apart, and this value is not used meanwhile.
+    unsafe fn part(&self, first: usize, end: usize) -> Batch<'a, I> {
         assert!(first <= end && end <= self.len);
         // SAFETY: there are as many ids and slots.
         let (ids, slots) = unsafe { (self.ids.add(first), self.slots.add(first)) };
         Batch { ids, slots, len: end - first, _memory: PhantomData }
+    }
+
+    /// Writes the same slot for all ids.
+    pub fn fill(&mut self, slot: I) {
+        // SAFETY: room for as many slots, which need not have been written before.
+        (0..self.len).for_each(|index| unsafe { self.slots.add(index).write(slot) });
     }
 
     /// Writes the slot of each id, one after the other.
@@ -81,7 +89,7 @@ impl<'a, I: Id> Batch<'a, I> {
         }
     }
 
-    /// The same, four in a row.
+    /// As [`Batch::route`], four ids in a row.
     #[inline(always)]
     pub fn route_by_four(&mut self, mut slot: impl FnMut(I) -> u32) {
         let in_fours = self.len / 4 * 4;

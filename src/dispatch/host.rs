@@ -196,7 +196,7 @@ impl HostRouter {
             let given = I::of_slot(num_slots as u32);
             valid.slots().iter_mut().for_each(|slot| *slot = if *slot == given { invalid } else { *slot });
         }
-        padding.slots().fill(invalid);
+        padding.fill(invalid);
     }
 }
 

@@ -35,7 +35,8 @@ pub(crate) struct SplitPlan {
     pub residents: Vec<(u32, u32)>,
 }
 
-/// Cells after those of a plan, whose numbers mean nothing.
+/// Cells after those of a plan, whose numbers mean nothing: up to three for the units of an expert, up to seven for units that are
+/// written eight at once, and the last four for edges that are none. One of these at a time uses them.
 pub const SPARE: usize = 8;
 
 /// Where an expert is.

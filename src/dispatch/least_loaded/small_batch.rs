@@ -152,7 +152,7 @@ impl SmallBatch {
             next[plan.experts[place] as usize].index = end;
             for holder in plan.range_of(place) {
                 let (slot, quota) = (holder_slots[holder], quotas[holder] as u32);
-                end = lay_out_holder::<8>(tokens, end, plan, tables, holder, slot, quota);
+                end = lay_out_holder(tokens, end, plan, tables, holder, slot, quota);
             }
         }
     }
@@ -224,7 +224,7 @@ fn lay_out_others<const AT_ONCE: usize>(
 
 /// Writes the slots of a holder's tokens from `begin` on, and returns their end.
 #[inline(always)]
-fn lay_out_holder<const AT_ONCE: usize>(
+fn lay_out_holder(
     slots: &mut [u32; TOKENS],
     begin: u32,
     plan: &SplitPlan,
@@ -236,10 +236,10 @@ fn lay_out_holder<const AT_ONCE: usize>(
     if slot == SEVERAL {
         return lay_out_replicas(slots, begin, &plan.holders[holder], tables, quota);
     }
-    lay_out_slot::<AT_ONCE>(slots, begin, slot, quota)
+    lay_out_slot::<8>(slots, begin, slot, quota)
 }
 
-/// The same for a holder with one replica.
+/// Writes the slot of a holder with one replica `quota` times from `begin` on, and returns the end.
 #[inline(always)]
 fn lay_out_slot<const AT_ONCE: usize>(slots: &mut [u32; TOKENS], begin: u32, slot: u32, quota: u32) -> u32 {
     let start = begin as usize;
@@ -250,14 +250,14 @@ fn lay_out_slot<const AT_ONCE: usize>(slots: &mut [u32; TOKENS], begin: u32, slo
     begin + quota
 }
 
-/// On its own, it leaves more registers to the loop over holders.
+/// Writes a slot `tokens` times. On its own, it leaves more registers to the loop over holders.
 #[cold]
 #[inline(never)]
 fn fill(slots: &mut [u32; TOKENS], start: usize, tokens: usize, slot: u32) {
     slots[start..start + tokens].fill(slot);
 }
 
-/// The same for several holders.
+/// Writes the slots of several holders' tokens from `begin` on, and returns their end.
 #[cold]
 #[inline(never)]
 fn lay_out_holders(
@@ -273,7 +273,7 @@ fn lay_out_holders(
         .fold(begin, |end, (holder, &quota)| lay_out_replicas(slots, end, holder, tables, quota as u32))
 }
 
-/// The same for a holder with several replicas.
+/// Writes the slots of a holder with several replicas from `begin` on, and returns their end.
 #[cold]
 fn lay_out_replicas(
     slots: &mut [u32; TOKENS],

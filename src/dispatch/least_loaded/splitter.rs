@@ -76,7 +76,7 @@ impl Splitter {
         }
     }
 
-    /// The same, but only of the experts in `seen`, those of the batch. Their places are written to `places`, ascending.
+    /// Splits the tokens of the experts in `seen` only, those of the batch. Their places are written to `places`, ascending.
     #[inline(always)]
     pub fn split_seen(&mut self, plan: &SplitPlan, batch: &BatchCounts, seen: &[u32], places: &mut Vec<u32>) {
         let (counts, mix) = (batch.counts(), mix_of(batch.sum()));
@@ -108,7 +108,7 @@ impl Splitter {
         }
     }
 
-    /// The same, but only of the experts in `seen`.
+    /// Adds the tokens of the experts in `seen` that are on one rank to its load.
     #[inline(always)]
     fn begin_seen(&mut self, plan: &SplitPlan, counts: &[u32], seen: &[u32]) {
         // For an expert on several ranks, it is the cell after the ranks', which is written later.
@@ -203,7 +203,7 @@ fn add_loads(plan: &SplitPlan, holders: Range<usize>, units: &[i32], loads: &mut
     units.1.iter().zip(ranks.1).for_each(add);
 }
 
-/// The same of the expert at a place. Adds its units to the loads.
+/// Gives the holders of the expert at a place as many units each, or some one more. Adds them to the loads.
 #[inline(always)]
 fn split_evenly(plan: &SplitPlan, place: usize, total: u32, mix: u32, units: &mut [i32], loads: &mut [i32]) {
     let range = plan.range_of(place);

@@ -35,12 +35,13 @@ struct Four {
 const LEAST: usize = 16;
 
 impl Fours {
-    /// Prepares for the batches of a layer. `None` if its steps have few edges, or the processor has no such registers.
+    /// Prepares for the batches of a layer. `None` if its steps have few edges, or the processor lacks AVX2.
     pub fn new(plan: &SplitPlan) -> Option<Self> {
         let starts = &plan.steps.starts;
         if plan.steps.edges.len() < LEAST * (starts.len() - 1).max(1) || !is_x86_feature_detected!("avx2") {
             return None;
         }
+        // Four of the spare cells: two units and two loads.
         let spare = plan.num_cells() as u32 + 4;
         let mut found =
             Fours { steps: vec![], fours: vec![], others: vec![], num_cells: plan.num_cells() + SPARE };
@@ -150,10 +151,11 @@ impl Four {
         };
         // SAFETY: as above.
         unsafe {
-            _mm_storel_pd(cell(a).cast(), _mm_castsi128_pd(low));
-            _mm_storeh_pd(cell(b).cast(), _mm_castsi128_pd(low));
-            _mm_storel_pd(cell(c).cast(), _mm_castsi128_pd(high));
-            _mm_storeh_pd(cell(d).cast(), _mm_castsi128_pd(high));
+            // Cells are aligned to 4 bytes only, which this store allows.
+            _mm_storel_epi64(cell(a).cast(), low);
+            _mm_storel_epi64(cell(b).cast(), _mm_unpackhi_epi64(low, low));
+            _mm_storel_epi64(cell(c).cast(), high);
+            _mm_storel_epi64(cell(d).cast(), _mm_unpackhi_epi64(high, high));
         }
         store_loads(self.loads[0], _mm_sub_epi32(loads, moved));
         store_loads(self.loads[1], _mm_add_epi32(other_loads, moved));
