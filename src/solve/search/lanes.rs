@@ -69,6 +69,22 @@ pub(super) fn dot<V: Vector>(one: &[Lanes], other: &[Lanes]) -> f32 {
     sum.sum()
 }
 
+/// Returns the largest number of whole vectors.
+#[inline(always)]
+pub(super) fn most_of<V: Vector>(numbers: &[f32]) -> f32 {
+    // Four chains of comparisons at once.
+    let (fours, rest) = numbers.as_chunks::<{ 4 * LANES }>();
+    let mut most = [V::splat(f32::NEG_INFINITY); 4];
+    for four in fours {
+        for (most, block) in most.iter_mut().zip(four.as_chunks().0) {
+            *most = most.max(V::load(&Lanes(*block)));
+        }
+    }
+    let [one, two, three, four] = most;
+    let most = one.max(two).max(three.max(four));
+    rest.as_chunks().0.iter().fold(most, |most, block| most.max(V::load(&Lanes(*block)))).most()
+}
+
 /// Registers where the compiler chooses them.
 #[cfg(any(test, not(target_arch = "x86_64")))]
 #[derive(Clone, Copy)]

@@ -168,15 +168,10 @@ impl Exchanges {
     }
 
     /// Prepares the slots of one of two ranks, to move to the other.
-    #[inline(always)]
-    fn prepare<const SQUARINGS: usize>(
-        &mut self,
-        costs: &LayerCosts,
-        rules: &Rules<'_>,
-        [from, to]: [usize; 2],
-        side: usize,
-    ) {
-        let exponent = (1 << SQUARINGS) as f32;
+    // Once in the program, since it has few vectors.
+    #[inline(never)]
+    fn prepare(&mut self, costs: &LayerCosts, rules: &Rules<'_>, [from, to]: [usize; 2], side: usize) {
+        let exponent = costs.exponent();
         let (prices, undone) = (&mut self.prices[side], &mut self.undone[side]);
         prices.fill(f32::INFINITY);
         undone.fill(0.0);
@@ -213,8 +208,8 @@ impl Exchanges {
         rules: &Rules<'_>,
         [one, other]: [usize; 2],
     ) -> BestOfPair {
-        self.prepare::<SQUARINGS>(costs, rules, [one, other], 0);
-        self.prepare::<SQUARINGS>(costs, rules, [other, one], 1);
+        self.prepare(costs, rules, [one, other], 0);
+        self.prepare(costs, rules, [other, one], 1);
         let (row, num_cells, base) = (costs.row, costs.experts.len(), costs.costs[one] + costs.costs[other]);
         let mut best = BestOfPair {
             score: 0.0,

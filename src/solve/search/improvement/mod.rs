@@ -12,6 +12,7 @@ mod changes;
 mod costs;
 mod exact;
 mod exchanges;
+mod matrix;
 mod replacements;
 mod rules;
 mod steps;

@@ -1,10 +1,10 @@
 //! The best expert for a slot.
 
-use super::changes::Replacement;
 use super::costs::LayerCosts;
-use super::rules::{Best, FoundStep, Rules};
+use super::matrix::{Added, Matrix};
+use super::rules::{Best, Rules};
 use crate::placement::NO_EXPERT;
-use crate::solve::search::lanes::{LANES, Lanes, Vector};
+use crate::solve::search::lanes::{LANES, Lanes, Vector, most_of};
 
 /// Experts that may get one more replica.
 ///
@@ -17,9 +17,8 @@ pub(super) struct Wanted {
     gained: Vec<f32>,
     /// The loads of the new replicas, `[samples][cells]`.
     loads: Vec<f32>,
-    /// The most that each vector of them gains.
-    most_of_vectors: Vec<f32>,
     slopes: Slopes,
+    matrix: Matrix,
 }
 
 /// Bounds what experts gain on one rank.
@@ -53,7 +52,7 @@ impl Wanted {
             self.push(costs, expert, 0.0, load);
         } else if hot.len() < costs.num_ranks {
             let most_refunded = rules.most_refunded(costs.num_ranks);
-            let most_given = most_of::<V>(&costs.most_given) + (1 << SQUARINGS) as f32 * most_refunded;
+            let most_given = most_of::<V>(&costs.givers.given) + (1 << SQUARINGS) as f32 * most_refunded;
             for cell in hot.iter().flat_map(|&rank| costs.cells_of(rank)) {
                 let expert = costs.experts[cell];
                 if costs.gained[cell] + most_given > best.score
@@ -65,26 +64,30 @@ impl Wanted {
                 }
             }
         }
-        if !self.experts.is_empty() {
-            self.try_slots::<V, SQUARINGS>(costs, rules, best);
+        let givers = &costs.givers;
+        let gained = &self.gained[..self.experts.len().next_multiple_of(LANES)];
+        let is_one_sample = costs.num_samples == 1;
+        if is_one_sample && !self.experts.is_empty() {
+            let holder = if let (None, &[rank]) = (restored, hot) { Some(rank) } else { None };
+            let most_gained = most_of::<V>(gained);
+            let added = Added { experts: &self.experts, gained, most_gained, loads: &self.loads };
+            self.matrix.find::<V, SQUARINGS>(costs, rules, &added, holder, best);
         }
-        let most_gained = most_of::<V>(&costs.most_gained);
-        for &rank in hot {
+        // In all slots, otherwise those experts. Then all experts in the slots of each hot rank. One loop has the code once.
+        let all_slots = (!is_one_sample && !self.experts.is_empty()).then_some(None);
+        for hot in all_slots.into_iter().chain(hot.iter().map(Some)) {
             self.slopes.rank = None;
-            let mut all = Candidates {
-                slopes: &mut self.slopes,
-                costs,
-                rules,
-                experts: &costs.experts,
-                gained: &costs.gained,
-                most_of_vectors: &costs.most_gained,
-                most_gained,
-                loads: &costs.more_loads,
-                best,
+            let (experts, gained, loads, lanes) = match hot {
+                None => (&*self.experts, gained, &*self.loads, 0..givers.cells.len()),
+                Some(&rank) => {
+                    let lanes = givers.lanes_of(costs.cells_of(rank));
+                    (&*costs.experts, &*costs.gained, &*costs.more_loads, lanes)
+                }
             };
-            for vector in rank * costs.row / LANES..(rank + 1) * costs.row / LANES {
-                all.try_vector::<V, SQUARINGS>(vector);
-            }
+            let (most_gained, slopes) = (most_of::<V>(gained), &mut self.slopes);
+            let mut candidates =
+                Candidates { costs, rules, experts, gained, most_gained, loads, slopes, best: &mut *best };
+            candidates.try_lanes::<V, SQUARINGS>(lanes);
         }
     }
 
@@ -105,41 +108,6 @@ impl Wanted {
             self.loads[sample * num_cells + lane] = load(sample);
         }
     }
-
-    /// Tries the experts in all slots.
-    #[inline(always)]
-    fn try_slots<V: Vector, const SQUARINGS: usize>(
-        &mut self,
-        costs: &LayerCosts,
-        rules: &Rules<'_>,
-        best: &mut Best,
-    ) {
-        let gained = &self.gained[..self.experts.len().next_multiple_of(LANES)];
-        self.most_of_vectors.clear();
-        self.most_of_vectors
-            .extend(gained.as_chunks().0.iter().map(|gained| V::load(&Lanes(*gained)).most()));
-        let most_gained = self.most_of_vectors.iter().copied().fold(f32::NEG_INFINITY, f32::max);
-        self.slopes.rank = None;
-        let mut wanted = Candidates {
-            slopes: &mut self.slopes,
-            costs,
-            rules,
-            experts: &self.experts,
-            gained,
-            most_of_vectors: &self.most_of_vectors,
-            most_gained,
-            loads: &self.loads,
-            best,
-        };
-        wanted.try_all::<V, SQUARINGS>();
-    }
-}
-
-/// Returns the largest number of whole vectors.
-#[inline(always)]
-pub(super) fn most_of<V: Vector>(numbers: &[f32]) -> f32 {
-    let (first, others) = numbers.split_at(LANES);
-    others.chunks_exact(LANES).fold(V::of(first), |most, block| most.max(V::of(block))).most()
 }
 
 /// Returns the first lane with the largest number, of those with a bit.
@@ -163,7 +131,6 @@ struct Candidates<'c> {
     /// Of the first ones of whole vectors. Some are empty.
     experts: &'c [u32],
     gained: &'c [f32],
-    most_of_vectors: &'c [f32],
     most_gained: f32,
     /// `[samples][cells]`
     loads: &'c [f32],
@@ -172,47 +139,21 @@ struct Candidates<'c> {
 }
 
 impl Candidates<'_> {
-    /// Tries the slots of all ranks.
+    /// Tries some of the slots that may give what they hold.
     #[inline(always)]
-    fn try_all<V: Vector, const SQUARINGS: usize>(&mut self) {
+    fn try_lanes<V: Vector, const SQUARINGS: usize>(&mut self, lanes: std::ops::Range<usize>) {
         let (costs, rules) = (self.costs, self.rules);
-        let refund = (1 << SQUARINGS) as f32 * rules.most_refunded(costs.num_ranks);
-        for (block, most_given) in costs.most_given.as_chunks().0.iter().enumerate() {
-            let most = V::load(&Lanes(*most_given)).add(V::splat(self.most_gained + refund));
-            let mut above = most.above(self.best.score);
-            while above != 0 {
-                self.try_vector::<V, SQUARINGS>(block * LANES + above.trailing_zeros() as usize);
-                above &= above - 1;
+        let all_may_change = rules.all_may_change();
+        for lane in lanes {
+            let cell = costs.givers.cells[lane] as usize;
+            let refund = (1 << SQUARINGS) as f32 * rules.refund(costs.rank_of(cell), costs.experts[cell]);
+            let most_given = costs.givers.given[lane] + refund;
+            if self.most_gained + most_given > self.best.score
+                && (all_may_change || rules.may_change(costs, cell))
+            {
+                self.try_slot::<V, SQUARINGS>(lane, refund);
             }
         }
-    }
-
-    /// Tries a vector of slots.
-    #[inline(always)]
-    fn try_vector<V: Vector, const SQUARINGS: usize>(&mut self, vector: usize) {
-        let (costs, rules, first) = (self.costs, self.rules, vector * LANES);
-        let refund = (1 << SQUARINGS) as f32 * rules.refund_of_rank(costs.rank_of(first));
-        let most = self.most_gained + refund;
-        let mut above = V::of(&costs.given[first..][..LANES]).add(V::splat(most)).above(self.best.score);
-        let all_may_change = rules.left() > 0 && rules.is_pinned.is_empty();
-        while above != 0 {
-            let cell = first + above.trailing_zeros() as usize;
-            above &= above - 1;
-            // The score rises meanwhile.
-            if costs.given[cell] + most > self.best.score && (all_may_change || self.may_change(cell)) {
-                self.try_cell::<V, SQUARINGS>(cell);
-            }
-        }
-    }
-
-    /// Returns whether a slot may take another expert. Beyond the limit, a slot may change again.
-    #[inline(never)]
-    fn may_change(&self, cell: usize) -> bool {
-        let Candidates { costs, rules, .. } = self;
-        let (rank, expert) = (costs.rank_of(cell), costs.experts[cell]);
-        let may_change = rules.left() > 0
-            || rules.since_start.of_rank(rank) > 0 && rules.since_start.is_received(rank, expert);
-        may_change && !rules.is_pinned(costs, cell)
     }
 
     /// Prepares the bounds of a rank.
@@ -241,26 +182,39 @@ impl Candidates<'_> {
     }
 
     #[inline(always)]
-    fn try_cell<V: Vector, const SQUARINGS: usize>(&mut self, cell: usize) {
-        let (costs, rules) = (self.costs, self.rules);
-        let (rank, num_cells) = (costs.rank_of(cell), costs.experts.len());
+    fn try_slot<V: Vector, const SQUARINGS: usize>(&mut self, lane: usize, refund: f32) {
+        let (costs, num_cells) = (self.costs, self.costs.experts.len());
+        let cell = costs.givers.cells[lane] as usize;
+        let (rank, others_lose) = (costs.rank_of(cell), costs.givers.others_lose[lane]);
         // With one sample, bounds take as long as what they save.
         let has_slopes = costs.num_samples > 1;
         if has_slopes && self.slopes.rank != Some(rank) {
             self.bound_rank::<V, SQUARINGS>(rank);
         }
-        let Candidates { gained, most_of_vectors, loads, .. } = *self;
-        let refund = (1 << SQUARINGS) as f32 * rules.refund(rank, costs.experts[cell]);
-        let base = V::splat(costs.costs[rank] - costs.others_lose[cell] + refund);
-        let most_given = costs.given[cell] + refund;
-        let mut most_by_slopes = refund - costs.others_lose[cell];
+        let Candidates { gained, loads, .. } = *self;
+        let base = V::splat(costs.costs[rank] - others_lose + refund);
+        let most_given = V::splat(costs.givers.given[lane] + refund);
+        let mut most_by_slopes = refund - others_lose;
         if has_slopes {
             for (sample, slope) in self.slopes.slopes.iter().enumerate() {
                 most_by_slopes += slope * costs.replica_loads[sample * num_cells + cell];
             }
         }
-        for (vector, &most_gained) in most_of_vectors.iter().enumerate() {
-            if most_gained + most_given <= self.best.score
+        if costs.num_samples == 1 {
+            // Most slots end here, without a branch for each vector.
+            let without = V::splat(costs.givers.without[lane]);
+            let mut most = V::splat(f32::NEG_INFINITY);
+            for (gained, added) in gained.as_chunks().0.iter().zip(loads.as_chunks().0) {
+                let cost = without.add(V::load(&Lanes(*added))).power::<SQUARINGS>();
+                most = most.max(V::load(&Lanes(*gained)).add(base.sub(cost)));
+            }
+            if most.above(self.best.score) == 0 {
+                return;
+            }
+        }
+        for (vector, gained) in gained.as_chunks().0.iter().enumerate() {
+            let gained = V::load(&Lanes(*gained));
+            if gained.add(most_given).above(self.best.score) == 0
                 || has_slopes && self.slopes.most_of_vectors[vector] + most_by_slopes <= self.best.score
             {
                 continue;
@@ -272,12 +226,12 @@ impl Candidates<'_> {
                 let added = V::of(&loads[sample * num_cells + vector * LANES..][..LANES]);
                 cost = cost.add(V::splat(without).add(added).power::<SQUARINGS>());
             }
-            let gains = V::of(&gained[vector * LANES..][..LANES]).add(base.sub(cost));
+            let gains = gained.add(base.sub(cost));
             let above = gains.above(self.best.score);
             if above != 0 {
                 let mut lanes = Lanes::ZERO;
                 gains.store(&mut lanes);
-                self.try_experts(rank, cell, &self.experts[vector * LANES..], &lanes, above);
+                self.try_experts(cell, &self.experts[vector * LANES..], &lanes, above);
             }
         }
     }
@@ -286,29 +240,14 @@ impl Candidates<'_> {
     ///
     /// No vector stays in a register over this call, and few steps come here.
     #[inline(never)]
-    fn try_experts(&mut self, rank: usize, cell: usize, experts: &[u32], gains: &Lanes, mut above: u16) {
-        let (costs, rules) = (self.costs, self.rules);
-        let (exponent, out) = (costs.exponent(), costs.experts[cell]);
+    fn try_experts(&mut self, cell: usize, experts: &[u32], gains: &Lanes, mut above: u16) {
         // The best ones first: the others rarely beat them.
         while let Some((lane, gain)) = largest_of(gains, above) {
             above &= !(1 << lane);
             if gain <= self.best.score {
                 break;
             }
-            let replacement = Replacement { rank, out, taken: experts[lane] };
-            // One without a replica is restored.
-            let may_grow = |count: u32| count == 0 || rules.may_grow(count);
-            if replacement.taken == NO_EXPERT
-                || costs.holds(rank, replacement.taken)
-                || !may_grow(costs.counts[replacement.taken as usize])
-                || !rules.allow(&[replacement])
-            {
-                continue;
-            }
-            let score = gain - exponent * (rules.refund(rank, out) + rules.price_of(replacement));
-            if score > self.best.score {
-                *self.best = Best { score, step: Some(FoundStep::Replace(replacement)) };
-            }
+            self.best.try_replacement(self.costs, self.rules, cell, experts[lane], gain);
         }
     }
 }

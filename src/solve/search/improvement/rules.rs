@@ -3,6 +3,7 @@
 use super::ChangeLimits;
 use super::changes::{Changes, Prices, Replacement};
 use super::costs::LayerCosts;
+use crate::placement::NO_EXPERT;
 
 /// Which steps are allowed and what they cost.
 pub(super) struct Rules<'r> {
@@ -42,6 +43,21 @@ impl Rules<'_> {
     /// Returns how many more slots of the layer may change.
     pub fn left(&self) -> usize {
         self.limits.of_layer.saturating_sub(self.since_start.total())
+    }
+
+    /// Returns whether every slot may take another expert.
+    #[inline(always)]
+    pub fn all_may_change(&self) -> bool {
+        self.left() > 0 && self.is_pinned.is_empty()
+    }
+
+    /// Returns whether a slot may take another expert. Beyond the limit, a slot may change again.
+    #[inline(always)]
+    pub fn may_change(&self, costs: &LayerCosts, cell: usize) -> bool {
+        let rank = costs.rank_of(cell);
+        let may_change = self.left() > 0
+            || self.since_start.of_rank(rank) > 0 && self.since_start.is_received(rank, costs.experts[cell]);
+        may_change && !self.is_pinned(costs, cell)
     }
 
     /// Returns whether steps may add a replica to an expert with `count`.
@@ -128,4 +144,35 @@ pub(super) struct Best {
     /// The gain per changed slot.
     pub score: f32,
     pub step: Option<FoundStep>,
+}
+
+impl Best {
+    /// Takes an expert in place of another if that is allowed and better. `gain` is without prices, but with what the rank gets
+    /// back.
+    // No vector stays in a register over this call, and few steps come here.
+    #[inline(never)]
+    pub fn try_replacement(
+        &mut self,
+        costs: &LayerCosts,
+        rules: &Rules<'_>,
+        cell: usize,
+        taken: u32,
+        gain: f32,
+    ) {
+        let (rank, out) = (costs.rank_of(cell), costs.experts[cell]);
+        let replacement = Replacement { rank, out, taken };
+        // One without a replica is restored.
+        let may_grow = |count: u32| count == 0 || rules.may_grow(count);
+        if taken == NO_EXPERT
+            || costs.holds(rank, taken)
+            || !may_grow(costs.counts[taken as usize])
+            || !rules.allow(&[replacement])
+        {
+            return;
+        }
+        let score = gain - costs.exponent() * (rules.refund(rank, out) + rules.price_of(replacement));
+        if score > self.score {
+            *self = Best { score, step: Some(FoundStep::Replace(replacement)) };
+        }
+    }
 }

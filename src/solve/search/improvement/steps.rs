@@ -2,10 +2,10 @@
 
 use super::costs::LayerCosts;
 use super::exchanges::Exchanges;
-use super::replacements::{Wanted, most_of};
+use super::replacements::Wanted;
 use super::rules::{Best, FoundStep, Rules};
 use super::{LAST_SQUARINGS, LEAST_STEP_GAIN};
-use crate::solve::search::lanes::{Kernel, LANES, Lanes, Vector};
+use crate::solve::search::lanes::{Kernel, LANES, Lanes, Vector, most_of};
 
 /// Ranks are hot if their cost is at least this part of the most: for the exponent 8, for higher ones, and for higher
 /// ones with one sample. A step must take load off a hot rank, where one gains. With higher exponents, the last change

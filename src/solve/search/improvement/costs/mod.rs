@@ -1,8 +1,10 @@
 //! The exact cost and the smooth cost of a placement, with what each slot and expert would gain.
 
+mod givers;
 mod ranks;
 
-use self::ranks::{UpdateMost, UpdateRanks};
+use self::givers::{Gains, Givers};
+use self::ranks::UpdateRanks;
 use super::Improvement;
 use super::changes::Replacement;
 use super::exact::ExactLoads;
@@ -48,6 +50,7 @@ pub(super) struct LayerCosts {
     /// `[samples][experts]`
     pub loads: Vec<f32>,
     /// One over the number of replicas of each cell's expert, over one more, and over one fewer or 0: `[ranks][cells]`.
+    /// The last is 1 in empty cells. Where it is above 0, the cell may take another expert.
     part: Vec<f32>,
     pub thin: Vec<f32>,
     pub thick: Vec<f32>,
@@ -55,8 +58,7 @@ pub(super) struct LayerCosts {
     /// `[samples][ranks][cells]`.
     pub replica_loads: Vec<f32>,
     pub more_loads: Vec<f32>,
-    /// One bit for each cell that is empty or whose expert has several replicas, `[ranks][vectors]`.
-    pub givers: Vec<u16>,
+    pub givers: Givers,
     /// `[samples][ranks]`
     pub rank_loads: Vec<f32>,
     /// `[ranks]`
@@ -66,25 +68,15 @@ pub(super) struct LayerCosts {
     pub versions: Vec<u32>,
     /// What the rank of each cell would gain without the replica, `[ranks][cells]`.
     pub removed: Vec<f32>,
+    /// The load of the rank without it, which is read with one sample only, and the cost of the rank.
+    without: Vec<f32>,
+    rank_costs: Vec<f32>,
     /// What the rank would gain if the expert had a replica more elsewhere, and lose if it had one fewer.
     pub thinner: Vec<f32>,
     pub thicker: Vec<f32>,
-    /// The sum of `thinner` over all replicas of a cell's expert, and the most of each vector: `[ranks][cells]` and
-    /// `[ranks][vectors]`, rounded up to whole vectors.
+    /// The sum of `thinner` over all replicas of a cell's expert, `[ranks][cells]`.
     pub gained: Vec<f32>,
-    pub most_gained: Vec<f32>,
-    /// What the ranks of an expert's other replicas lose without that of the cell, infinite where it is the only
-    /// one: `[ranks][cells]`.
-    pub others_lose: Vec<f32>,
-    /// What a cell gains at most by the expert that it gives, and the most of each vector, likewise.
-    pub given: Vec<f32>,
-    pub most_given: Vec<f32>,
-    /// The update that computed the gains of an expert's replicas, `[experts]`.
-    expert_versions: Vec<u32>,
-    /// Ranks to update, and vectors of cells with other gains: the latter also as `[ranks][vectors]`.
     changed_ranks: Vec<usize>,
-    gaining: Vec<usize>,
-    is_gaining: Vec<bool>,
 }
 
 /// Sets the length, with the same number everywhere.
@@ -125,11 +117,6 @@ impl LayerCosts {
         let num_vectors = num_cells / LANES;
         self.rank_of_vectors.clear();
         self.rank_of_vectors.extend((0..num_vectors).map(|vector| vector * LANES / self.row));
-        for most in [&mut self.most_gained, &mut self.most_given] {
-            refill(most, num_vectors.next_multiple_of(LANES), f32::NEG_INFINITY);
-        }
-        self.others_lose.resize(num_cells, 0.0);
-        self.given.resize(num_cells, 0.0);
         // What follows is computed before it is read.
         self.first.resize(num_experts, END);
         self.next.resize(num_cells, END);
@@ -140,21 +127,24 @@ impl LayerCosts {
         self.loads.resize(num_samples * self.expert_lanes, 0.0);
         refill(&mut self.rank_loads, num_samples * self.rank_lanes, 0.0);
         refill(&mut self.costs, self.rank_lanes, 0.0);
-        for numbers in [&mut self.removed, &mut self.thinner, &mut self.thicker] {
+        for numbers in [&mut self.removed, &mut self.without, &mut self.rank_costs] {
             numbers.resize(num_cells, 0.0);
         }
-        self.gaining.clear();
-        refill(&mut self.is_gaining, num_vectors, false);
+        for numbers in [&mut self.thinner, &mut self.thicker] {
+            numbers.resize(num_cells, 0.0);
+        }
         // The clock runs on, so what was computed before is old.
         self.versions.resize(num_ranks, 0);
-        self.expert_versions.resize(num_experts, 0);
     }
 
     /// Sets the slots. [`LayerCosts::rescale`] must follow.
     pub fn restart(&mut self, slots: &[u32]) {
         self.counts.fill(0);
         self.first.fill(END);
-        refill(&mut self.givers, self.num_ranks * self.row / LANES, 0);
+        // Most experts have one replica.
+        self.part.fill(1.0);
+        self.thin.fill(0.5);
+        self.thick.fill(0.0);
         for rank in 0..self.num_ranks {
             let (first, num_slots) = (rank * self.row, self.num_slots[rank]);
             let held = &slots[rank * self.width..][..num_slots];
@@ -166,17 +156,11 @@ impl LayerCosts {
                     self.counts[expert as usize] += 1;
                     *next = std::mem::replace(first, cell as u32);
                 } else {
-                    self.givers[cell / LANES] |= 1 << (cell % LANES);
+                    self.thick[cell] = 1.0;
                 }
             }
         }
         self.exact_replica_loads.clone_from(&self.exact.loads);
-        // Most experts have one replica.
-        self.part.fill(1.0);
-        self.thin.fill(0.5);
-        self.thick.fill(0.0);
-        self.others_lose.fill(f32::INFINITY);
-        self.given.fill(f32::NEG_INFINITY);
         for expert in 0..self.counts.len() {
             if self.counts[expert] > 1 {
                 self.set_exact(expert);
@@ -188,6 +172,7 @@ impl LayerCosts {
                 }
             }
         }
+        self.givers.restart(self.counts.len(), &self.thick, self.row, &self.num_slots);
         (0..self.num_ranks).for_each(|rank| self.sum_exactly(rank));
     }
 
@@ -210,10 +195,10 @@ impl LayerCosts {
 
     /// Sets what depends on the expert of a cell, from [`LayerCosts::parts`] of the expert.
     fn set_cell(&mut self, cell: usize, [part, thin, thick]: [f32; 3]) {
-        self.set_parts(cell, [part, thin, thick]);
-        if thick == 0.0 {
-            self.set_given(cell, f32::INFINITY, f32::NEG_INFINITY);
+        if (self.thick[cell] > 0.0) != (thick > 0.0) {
+            self.givers.toggle(cell);
         }
+        self.set_parts(cell, [part, thin, thick]);
         let (expert, num_cells) = (self.experts[cell] as usize, self.experts.len());
         for sample in 0..self.num_samples {
             let load = self.loads[sample * self.expert_lanes + expert];
@@ -222,11 +207,8 @@ impl LayerCosts {
         }
     }
 
-    /// Sets the parts of a cell, and whether it can give its expert.
     fn set_parts(&mut self, cell: usize, [part, thin, thick]: [f32; 3]) {
         (self.part[cell], self.thin[cell], self.thick[cell]) = (part, thin, thick);
-        let (givers, bit) = (&mut self.givers[cell / LANES], 1 << (cell % LANES));
-        *givers = if thick > 0.0 { *givers | bit } else { *givers & !bit };
     }
 
     /// Counts the replica of a cell.
@@ -397,58 +379,9 @@ impl LayerCosts {
         let ranks = std::mem::take(&mut self.changed_ranks);
         vectors.run(squarings, UpdateRanks { costs: self, ranks: &ranks });
         self.clock += 1;
-        for &rank in &ranks {
-            self.versions[rank] = self.clock;
-            for vector in rank * self.row / LANES..(rank + 1) * self.row / LANES {
-                self.set_gaining(vector);
-                let mut givers = self.givers[vector];
-                while givers != 0 {
-                    let cell = vector * LANES + givers.trailing_zeros() as usize;
-                    givers &= givers - 1;
-                    let expert = self.experts[cell] as usize;
-                    if self.experts[cell] == NO_EXPERT {
-                        self.set_given(cell, 0.0, 0.0);
-                    } else if self.expert_versions[expert] != self.clock {
-                        self.expert_versions[expert] = self.clock;
-                        self.update_given(expert as u32);
-                    }
-                }
-            }
-        }
+        ranks.iter().for_each(|&rank| self.versions[rank] = self.clock);
         self.changed_ranks = ranks;
-        let mut gaining = std::mem::take(&mut self.gaining);
-        vectors.run(squarings, UpdateMost { costs: self, vectors: &gaining });
-        gaining.drain(..).for_each(|vector| self.is_gaining[vector] = false);
-        self.gaining = gaining;
-    }
-
-    fn set_gaining(&mut self, vector: usize) {
-        if !self.is_gaining[vector] {
-            self.is_gaining[vector] = true;
-            self.gaining.push(vector);
-        }
-    }
-
-    /// Computes what the replicas of an expert gain and lose by another number of replicas.
-    fn update_given(&mut self, expert: u32) {
-        // In double precision, the difference of the sum and a part of it is exact enough.
-        let (mut gained, mut lost) = (0.0, 0.0);
-        for cell in self.replicas(expert) {
-            gained += self.thinner[cell];
-            lost += f64::from(self.thicker[cell]);
-        }
-        let mut next = self.first[expert as usize];
-        while next != END {
-            let cell = next as usize;
-            next = self.next[cell];
-            let others_lose = (lost - f64::from(self.thicker[cell])) as f32;
-            self.gained[cell] = gained;
-            self.set_given(cell, others_lose, self.removed[cell] - others_lose);
-        }
-    }
-
-    fn set_given(&mut self, cell: usize, others_lose: f32, given: f32) {
-        (self.others_lose[cell], self.given[cell]) = (others_lose, given);
-        self.set_gaining(cell / LANES);
+        let LayerCosts { givers, experts, removed, without, rank_costs, thinner, thicker, gained, .. } = self;
+        givers.update(Gains { experts, removed, without, rank_costs, thinner, thicker, gained });
     }
 }

@@ -31,13 +31,14 @@ impl Kernel for UpdateRanks<'_> {
             }
             costs.costs[rank] = cost;
             for block in 0..costs.num_slots[rank].div_ceil(LANES) {
-                let (mut removed, mut thinner, mut thicker) = (V::zero(), V::zero(), V::zero());
+                let [mut removed, mut thinner, mut thicker, mut without] = [V::zero(); 4];
                 let at = rank * row + block * LANES..rank * row + (block + 1) * LANES;
                 let (thin, thick) = (V::of(&costs.thin[at.clone()]), V::of(&costs.thick[at.clone()]));
                 for sample in 0..costs.num_samples {
                     let rank_load = V::splat(costs.rank_loads[sample * costs.rank_lanes + rank]);
                     let load = V::of(&costs.replica_loads[sample * num_cells..][at.clone()]);
-                    removed = removed.add(rank_load.sub(load).power::<SQUARINGS>());
+                    without = rank_load.sub(load);
+                    removed = removed.add(without.power::<SQUARINGS>());
                     thinner = thinner.add(rank_load.sub(load.mul(thin)).power::<SQUARINGS>());
                     thicker = thicker.add(rank_load.add(load.mul(thick)).power::<SQUARINGS>());
                 }
@@ -48,31 +49,13 @@ impl Kernel for UpdateRanks<'_> {
                     numbers[at.clone()].copy_from_slice(&lanes.0);
                 };
                 store(&mut costs.removed, cost.sub(removed));
+                store(&mut costs.without, without);
+                store(&mut costs.rank_costs, cost);
                 // That of experts with several replicas follows.
                 store(&mut costs.gained, cost.sub(thinner));
                 store(&mut costs.thinner, cost.sub(thinner));
                 store(&mut costs.thicker, thicker.sub(cost));
             }
-        }
-    }
-}
-
-/// Computes the most that the cells of vectors gain and give.
-pub(super) struct UpdateMost<'c> {
-    pub costs: &'c mut LayerCosts,
-    pub vectors: &'c [usize],
-}
-
-impl Kernel for UpdateMost<'_> {
-    type Output = ();
-
-    #[inline(always)]
-    fn run<V: Vector, const SQUARINGS: usize>(self) {
-        let UpdateMost { costs, vectors } = self;
-        for &vector in vectors {
-            let at = vector * LANES..(vector + 1) * LANES;
-            costs.most_gained[vector] = V::of(&costs.gained[at.clone()]).most();
-            costs.most_given[vector] = V::of(&costs.given[at]).most();
         }
     }
 }
