@@ -3,7 +3,7 @@
 use super::keep_slots::keep_slots;
 use super::layer_loads::{Measure, Sample};
 use super::limits::{Gates, Limits};
-use super::sources::copies;
+use super::sources::{Memory, copies};
 use super::{Fabric, KeepReason};
 use crate::placement::{NO_EXPERT, held_slots, replica_counts};
 use crate::solve::{ChangeLimits, ChangePrice, Improvement, Loads, SolveConfig, Step, Workspace, solve};
@@ -50,8 +50,8 @@ pub(super) struct Candidates {
     pub reason: KeepReason,
     /// The lowest cost that a search found; that in force without a search.
     pub lowest_cost: f64,
-    /// The slots in force, without those of inactive ranks.
-    start: Vec<u32>,
+    /// The slots in force without those of inactive ranks, where some are.
+    start: Option<Vec<u32>>,
     steps: Vec<Step>,
     /// A placement by search.
     fresh: Vec<u32>,
@@ -66,16 +66,16 @@ impl Candidates {
             list: Vec::new(),
             reason,
             lowest_cost: cost,
-            start: Vec::new(),
+            start: None,
             steps: Vec::new(),
             fresh: Vec::new(),
         }
     }
 
-    /// The slots of a candidate, in any order within a rank.
-    pub fn slots(&self, index: usize) -> Vec<u32> {
+    /// The slots of a candidate, in any order within a rank, from those in force.
+    pub fn slots(&self, index: usize, in_force: &[u32]) -> Vec<u32> {
         let Some(num_steps) = self.list[index].num_steps else { return self.fresh.clone() };
-        let mut slots = self.start.clone();
+        let mut slots = self.start.as_deref().unwrap_or(in_force).to_vec();
         for &(slot, expert) in self.steps[..num_steps].iter().flat_map(|step| step.changes.iter()) {
             slots[slot as usize] = expert;
         }
@@ -158,20 +158,24 @@ impl Layer<'_> {
         let pairs_left = |_: usize, _: usize| most_of_pair;
         let doubles = if pinned.is_some() { self.doubles_of_fixed() } else { Vec::new() };
         let keeps_limits = |slots: &[u32]| {
-            let copies = || copies(self.fabric, self.limits.buffering, self.slots, slots, Some(&pairs_left));
+            let copies = || {
+                let (buffering, mut memory) = (self.limits.buffering, Memory::default());
+                copies(self.fabric, buffering, self.slots, slots, Some(&pairs_left), &mut memory)
+            };
             doubles.iter().all(|&fixed| self.holds(slots, fixed))
                 && (most_of_pair == usize::MAX || copies().is_some())
         };
-        found.start = if self.fabric.active.is_some() { self.usable() } else { self.slots.to_vec() };
+        found.start = self.fabric.active.is_some().then(|| self.usable());
+        let start = found.start.as_deref().unwrap_or(self.slots);
         found.list.reserve(usize::min(8, improvement.limits.of_layer));
-        let improved = improvement.run(workspace, &found.start, &keeps_limits);
+        let improved = improvement.run(workspace, start, &keeps_limits);
         found.steps = improved.steps;
         let (mut num_moves, mut num_lost) = (0, found.num_lost);
         let mut best = (num_lost, improved.cost);
         if self.must_change {
             found.list.push(Candidate { num_steps: Some(0), num_moves, num_lost, cost: improved.cost });
         }
-        let mut slots = if num_lost > 0 { found.start.clone() } else { Vec::new() };
+        let mut slots = if num_lost > 0 { start.to_vec() } else { Vec::new() };
         for (index, step) in found.steps.iter().enumerate() {
             // A step takes no last replica.
             if num_lost > 0 {

@@ -2,7 +2,7 @@
 
 use super::in_place::{in_place, transfer};
 use super::rounds::rounds;
-use super::sources::{Copy, PairsLeft, copies};
+use super::sources::{Copy, Memory, PairsLeft, copies};
 use super::transfer::{Transfer, TransferKind};
 use super::{Buffering, Fabric};
 use crate::error::{Error, Result};
@@ -40,15 +40,16 @@ impl LayerPlan {
     pub(super) fn new(
         fabric: &Fabric,
         buffering: Buffering,
-        update: LayerUpdate,
+        (layer, generation): (u32, u64),
+        (from, to): (&[u32], Vec<u32>),
         pairs_left: PairsLeft,
+        memory: &mut Memory,
     ) -> Option<Self> {
-        let LayerUpdate { layer, generation, from, to } = update;
         let buffering = match buffering {
-            Buffering::Drain if !can_drain(fabric, from, to) => Buffering::Staged,
+            Buffering::Drain if !can_drain(fabric, from, &to) => Buffering::Staged,
             other => other,
         };
-        let copies = copies(fabric, buffering, from, to, pairs_left)?;
+        let copies = copies(fabric, buffering, from, &to, pairs_left, memory)?;
         let (transfers, num_rounds) = match buffering {
             Buffering::InPlace => in_place(fabric, layer, &copies),
             Buffering::Staged | Buffering::Drain => in_rounds(fabric, layer, &copies),
@@ -58,13 +59,14 @@ impl LayerPlan {
             Buffering::InPlace => u32::from(transfers.len() > copies.len()),
             Buffering::Drain => 0,
         };
-        let mut tables = vec![to.to_vec()];
+        let mut tables = Vec::with_capacity(1);
         if buffering == Buffering::Drain {
-            let drained = drained(from, to);
+            let drained = drained(from, &to);
             if drained != from && drained != to {
-                tables.insert(0, drained);
+                tables.push(drained);
             }
         }
+        tables.push(to);
         Some(LayerPlan {
             layer,
             generation,
@@ -171,13 +173,19 @@ fn in_rounds(fabric: &Fabric, layer: u32, copies: &[Copy]) -> (Vec<Transfer>, u3
     let pair = |copy: &Copy| copy.src.map(|src| (shape.rank_of(src), shape.rank_of(copy.dst)));
     let pairs: Vec<(usize, usize)> = copies.iter().filter(is_sent).filter_map(pair).collect();
     let (of_sent, num_rounds) = rounds(shape.num_ranks(), &pairs);
-    let mut of_slot = vec![0; shape.num_slots()];
-    copies.iter().filter(is_sent).zip(of_sent).for_each(|(copy, round)| of_slot[copy.dst] = round);
-    let round = |copy: &Copy| match copy.src {
-        Some(src) if copy.of_received => of_slot[src],
-        _ => of_slot[copy.dst],
-    };
-    let mut transfers: Vec<Transfer> = copies.iter().map(|copy| transfer(layer, round(copy), copy)).collect();
+    let mut of_sent = of_sent.into_iter();
+    let mut transfers: Vec<Transfer> = Vec::with_capacity(copies.len());
+    for copy in copies {
+        let round = match copy.src {
+            // The source is an earlier copy's slot, which has a transfer by now. They are in the order of slots until the end.
+            Some(src) if copy.of_received => transfers
+                .binary_search_by_key(&(src as u32), |transfer| transfer.dst_slot)
+                .map_or(0, |first| transfers[first].round),
+            _ if is_sent(&copy) => of_sent.next().unwrap_or_default(),
+            _ => 0,
+        };
+        transfers.push(transfer(layer, round, copy));
+    }
     transfers
         .sort_by_key(|transfer| (transfer.round, transfer.kind == TransferKind::Local, transfer.dst_slot));
     (transfers, num_rounds.max(u32::from(!copies.is_empty())))

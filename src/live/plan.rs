@@ -6,6 +6,7 @@ use std::sync::Arc;
 use super::agreement::Hash;
 use super::keep_slots::keep_slots;
 use super::layer_plan::{LayerPlan, PlannedBalance};
+use super::sources::Memory;
 use super::transfer::Transfer;
 use super::{Buffering, Fabric};
 use crate::error::{Error, Result};
@@ -117,12 +118,18 @@ impl Plan {
         check_same_shape(from, to)?;
         let fabric = Fabric { shape, nodes: options.rank_to_node, active: options.active };
         fabric.check(to)?;
-        let mut layers = Vec::new();
+        let (mut layers, mut memory) = (Vec::new(), Memory::default());
         for ((layer, from), (_, to)) in from.iter().zip(to.iter()) {
             let to = keep_slots(shape, from, to.to_vec(), |_| false);
             if to != from {
-                let update = LayerUpdate { layer, generation: 0, from, to: &to };
-                layers.extend(LayerPlan::new(&fabric, options.buffering, update, None));
+                layers.extend(LayerPlan::new(
+                    &fabric,
+                    options.buffering,
+                    (layer, 0),
+                    (from, to),
+                    None,
+                    &mut memory,
+                ));
             }
         }
         let keep = layers.is_empty().then(|| (KeepReason::Same, KeepReason::Same.text().to_owned()));

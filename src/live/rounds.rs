@@ -23,7 +23,7 @@ pub(super) fn rounds(num_ranks: usize, pairs: &[(usize, usize)]) -> (Vec<u32>, u
     (colouring.round, num_rounds as u32)
 }
 
-const NONE: usize = usize::MAX;
+const NONE: u32 = u32::MAX;
 
 struct Colouring<'a> {
     num_ranks: usize,
@@ -32,7 +32,7 @@ struct Colouring<'a> {
     /// The round of each pair, once it has one.
     round: Vec<u32>,
     /// The pair of each rank in each round, or `NONE`: `[senders, receivers][ranks][rounds]`.
-    at: Vec<usize>,
+    at: Vec<u32>,
 }
 
 impl Colouring<'_> {
@@ -64,6 +64,7 @@ impl Colouring<'_> {
             if pair == NONE {
                 break;
             }
+            let pair = pair as usize;
             path.push(pair);
             side = 1 - side;
             rank = if side == 0 { self.pairs[pair].0 } else { self.pairs[pair].1 };
@@ -84,7 +85,7 @@ impl Colouring<'_> {
         let (from, to) = self.pairs[pair];
         self.round[pair] = round as u32;
         let places = [self.index(0, from, round), self.index(1, to, round)];
-        places.into_iter().for_each(|place| self.at[place] = pair);
+        places.into_iter().for_each(|place| self.at[place] = pair as u32);
     }
 }
 

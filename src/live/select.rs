@@ -4,8 +4,9 @@ use super::candidates::{Candidate, Candidates};
 use super::keep_slots::keep_slots;
 use super::layer_plan::LayerPlan;
 use super::limits::Limits;
+use super::sources::{Memory, PairsLeft};
 use super::{Buffering, Fabric};
-use crate::placement::{LayerUpdate, held_slots};
+use crate::placement::held_slots;
 
 /// A layer with what it may become.
 pub(super) struct Choice<'a> {
@@ -38,12 +39,13 @@ pub(super) fn select(fabric: &Fabric, limits: &Limits, choices: &[Choice]) -> Ve
         while shared.take_best() {}
         (chosen, planned) = (shared.taken, shared.plans);
     }
-    let mut plans = Vec::new();
+    let (mut plans, mut memory) = (Vec::new(), Memory::default());
     for (index, (choice, taken)) in choices.iter().zip(chosen).enumerate() {
         let Some(taken) = taken else { continue };
         let plan = planned[index].take();
-        let plan =
-            plan.or_else(|| choice.plan(fabric, limits.buffering, &choice.slots_of(fabric, taken), None));
+        let plan = plan.or_else(|| {
+            choice.plan(fabric, limits.buffering, choice.slots_of(fabric, taken), None, &mut memory)
+        });
         let selected = |plan| Selected { index, plan, cost: choice.candidate(taken).cost };
         plans.extend(plan.map(|plan| (choice.rate(None, taken), selected(plan))));
     }
@@ -70,18 +72,21 @@ impl Choice<'_> {
 
     /// The slots of a candidate, where each expert that stays on a rank keeps its slot.
     fn slots_of(&self, fabric: &Fabric, index: usize) -> Vec<u32> {
-        keep_slots(fabric.shape, self.slots, self.candidates.slots(index), |slot| self.is_fixed[slot])
+        keep_slots(fabric.shape, self.slots, self.candidates.slots(index, self.slots), |slot| {
+            self.is_fixed[slot]
+        })
     }
 
     fn plan(
         &self,
         fabric: &Fabric,
         buffering: Buffering,
-        to: &[u32],
-        pairs_left: super::sources::PairsLeft,
+        to: Vec<u32>,
+        pairs_left: PairsLeft,
+        memory: &mut Memory,
     ) -> Option<LayerPlan> {
-        let (layer, generation, from) = (self.layer, self.generation, self.slots);
-        LayerPlan::new(fabric, buffering, LayerUpdate { layer, generation, from, to }, pairs_left)
+        let of_layer = (self.layer, self.generation);
+        LayerPlan::new(fabric, buffering, of_layer, (self.slots, to), pairs_left, memory)
     }
 
     /// The slots of each rank that receive an expert.
@@ -111,6 +116,7 @@ struct Shared<'a> {
     received_of: Vec<Vec<usize>>,
     /// `[ranks][ranks]`, empty without a limit of pairs.
     pairs: Vec<usize>,
+    memory: Memory,
 }
 
 impl<'a> Shared<'a> {
@@ -129,6 +135,7 @@ impl<'a> Shared<'a> {
             received: vec![0; num_ranks],
             received_of: vec![Vec::new(); choices.len()],
             pairs: vec![0; num_pairs],
+            memory: Memory::default(),
         }
     }
 
@@ -175,7 +182,8 @@ impl<'a> Shared<'a> {
             }
             let num_ranks = self.fabric.shape.num_ranks();
             let left = |from: usize, to: usize| (limit as usize).saturating_sub(pairs[from * num_ranks + to]);
-            let Some(plan) = choice.plan(self.fabric, self.limits.buffering, &to, Some(&left)) else {
+            let (buffering, memory) = (self.limits.buffering, &mut self.memory);
+            let Some(plan) = choice.plan(self.fabric, buffering, to, Some(&left), memory) else {
                 return false;
             };
             self.pairs_of(&plan).for_each(|pair| pairs[pair] += 1);

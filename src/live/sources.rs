@@ -28,6 +28,7 @@ pub(super) fn copies(
     from: &[u32],
     to: &[u32],
     pairs_left: PairsLeft,
+    memory: &mut Memory,
 ) -> Option<Vec<Copy>> {
     let (shape, width) = (fabric.shape, fabric.shape.slots_per_rank());
     let mut changed: Vec<(usize, u32)> = Vec::with_capacity(16);
@@ -41,9 +42,12 @@ pub(super) fn copies(
     if changed.is_empty() {
         return Some(Vec::new());
     }
-    let holders = Holders::new(fabric, buffering, from, to, &changed);
-    let mut sent = vec![0u32; shape.num_ranks()];
-    let mut read = vec![0u32; shape.num_slots()];
+    let Memory { holders, sent, read } = memory;
+    holders.set(fabric, buffering, from, to, &changed);
+    for (numbers, length) in [(&mut *sent, shape.num_ranks()), (&mut *read, shape.num_slots())] {
+        numbers.clear();
+        numbers.resize(length, 0u32);
+    }
     let mut copies: Vec<Copy> = Vec::with_capacity(changed.len());
     for &(dst, expert) in &changed {
         let rank = dst / width;
@@ -79,11 +83,21 @@ pub(super) fn copies(
     Some(copies)
 }
 
+/// Memory for the copies of one layer after the other. No result depends on what was in it.
+#[derive(Default)]
+pub(super) struct Memory {
+    holders: Holders,
+    /// How often each rank sends and each slot is read: `[ranks]`, `[slots]`.
+    sent: Vec<u32>,
+    read: Vec<u32>,
+}
+
 /// The slots that may be read of each expert that a slot receives, as lists by rising slot.
+#[derive(Default)]
 struct Holders {
     /// `[experts]`: the first slot, [`NONE`], or [`NOT_RECEIVED`].
     first: Vec<u32>,
-    /// `[slots]`
+    /// `[slots]`, of slots that are in a list.
     next: Vec<u32>,
 }
 
@@ -91,28 +105,29 @@ const NONE: u32 = u32::MAX;
 const NOT_RECEIVED: u32 = u32::MAX - 1;
 
 impl Holders {
-    fn new(
+    fn set(
+        &mut self,
         fabric: &Fabric,
         buffering: Buffering,
         from: &[u32],
         to: &[u32],
         changed: &[(usize, u32)],
-    ) -> Self {
-        let mut first = vec![NOT_RECEIVED; fabric.shape.num_experts()];
-        changed.iter().for_each(|&(_, expert)| first[expert as usize] = NONE);
-        let mut holders = Holders { first, next: vec![NONE; from.len()] };
+    ) {
+        self.first.clear();
+        self.first.resize(fabric.shape.num_experts(), NOT_RECEIVED);
+        self.next.resize(from.len(), NONE);
+        changed.iter().for_each(|&(_, expert)| self.first[expert as usize] = NONE);
         for (slot, &expert) in from.iter().enumerate().rev() {
             // An empty slot has no expert.
-            let Some(first) = holders.first.get_mut(expert as usize).filter(|first| **first != NOT_RECEIVED)
+            let Some(first) = self.first.get_mut(expert as usize).filter(|first| **first != NOT_RECEIVED)
             else {
                 continue;
             };
             let is_readable = buffering != Buffering::Drain || to[slot] == expert || to[slot] == NO_EXPERT;
             if is_readable && fabric.is_active(fabric.shape.rank_of(slot)) {
-                holders.next[slot] = std::mem::replace(first, slot as u32);
+                self.next[slot] = std::mem::replace(first, slot as u32);
             }
         }
-        holders
     }
 
     fn of(&self, expert: u32) -> impl Iterator<Item = usize> {
