@@ -145,7 +145,13 @@ fn drifting() {
     row("none", measure(&mut |_, placement| (placement.clone(), 0)));
     row("`trtllm` of the sum", measure(&mut |index, from| anew(trtllm(shape, &window(index), 8), from)));
     row("`search` of 8 samples", measure(&mut |index, from| anew(search(shape, &window(index), 8), from)));
-    for (name, half_life) in [("half-life 6", None), ("equal weights", Some(1024))] {
+    let half_lives = [
+        ("half-life 4", Some(4)),
+        ("half-life 6", None),
+        ("half-life 8", Some(8)),
+        ("equal weights", Some(1024)),
+    ];
+    for (name, half_life) in half_lives {
         for limit in [Some(1), Some(2), Some(4), Some(8), None] {
             let mut rebalancer = rebalancer(first.clone(), half_life, Gates::OFF);
             let mut observed = 0;
