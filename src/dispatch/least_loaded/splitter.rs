@@ -69,7 +69,9 @@ impl Splitter {
         let Self { cells, num_ranks, totals, .. } = self;
         let (loads, units) = cells.split_at_mut(*num_ranks);
         split_all_evenly(plan, totals, mix, units);
-        add_loads(plan, 0..plan.holder_start[plan.num_split] as usize, units, loads);
+        if !self.fours.as_ref().is_some_and(Fours::are_sums) {
+            add_loads(plan, 0..plan.holder_start[plan.num_split] as usize, units, loads);
+        }
         match &self.fours {
             Some(fours) => fours.sweep(cells, mix, sweeps),
             None => sweep(plan, &plan.steps.edges, cells, mix, sweeps),
@@ -248,7 +250,7 @@ fn sweep(plan: &SplitPlan, edges: &[Edge], cells: &mut [i32], mix: u32, sweeps: 
     for turn in mix as i32..(mix + sweeps) as i32 {
         for edge in edges {
             // SAFETY: a plan's edges are of its ranks and holders, and there are as many cells.
-            unsafe { edge.even_out(cells, turn) };
+            unsafe { edge.even_out::<false>(cells, turn) };
         }
     }
 }

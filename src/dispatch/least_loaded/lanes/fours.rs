@@ -13,6 +13,9 @@ pub struct Fours {
     /// The edges from an expert's last holder to its first.
     others: Vec<Edge>,
     num_cells: usize,
+    /// Whether the loads are sums of two cells each, of which an edge changes one. Then there are no cells of loads: those that an
+    /// edge names as loads are the other cells of its ranks.
+    are_sums: bool,
 }
 
 /// How many of [`Fours::fours`] and of [`Fours::others`] a step has.
@@ -43,15 +46,25 @@ impl Fours {
         }
         // Four of the spare cells: two units and two loads.
         let spare = plan.num_cells() as u32 + 4;
-        let mut found =
-            Fours { steps: vec![], fours: vec![], others: vec![], num_cells: plan.num_cells() + SPARE };
+        let beside = cells_beside(plan);
+        let mut found = Fours {
+            steps: vec![],
+            fours: vec![],
+            others: vec![],
+            num_cells: plan.num_cells() + SPARE,
+            are_sums: beside.is_some(),
+        };
         for ends in starts.windows(2) {
             let (num_fours, num_others) = (found.fours.len(), found.others.len());
             // Of the last four edges.
             let mut taken = 4;
             for edge in &plan.steps.edges[ends[0] as usize..ends[1] as usize] {
+                let mut edge = *edge;
+                if let Some(beside) = &beside {
+                    edge.loads = edge.units.map(|cell| beside[cell as usize]);
+                }
                 if edge.units[0] + 1 != edge.units[1] {
-                    found.others.push(*edge);
+                    found.others.push(edge);
                     continue;
                 }
                 if taken == 4 {
@@ -72,19 +85,29 @@ impl Fours {
         Some(found)
     }
 
+    /// Whether [`Fours::sweep`] takes the loads of experts on one rank instead of all, and leaves them.
+    pub fn are_sums(&self) -> bool {
+        self.are_sums
+    }
+
     /// Evens out the loads of all ranks, step by step. `cells` are the loads, the units and [`SPARE`] ones.
     pub fn sweep(&self, cells: &mut [i32], mix: u32, sweeps: u32) {
         assert!(self.num_cells <= cells.len());
         for turn in mix as i32..(mix + sweeps) as i32 {
             // SAFETY: there are fours only where the processor has AVX2. There are cells at all of their indexes.
-            unsafe { self.sweep_once(cells.as_mut_ptr(), turn) };
+            unsafe {
+                match self.are_sums {
+                    true => self.sweep_once::<true>(cells.as_mut_ptr(), turn),
+                    false => self.sweep_once::<false>(cells.as_mut_ptr(), turn),
+                }
+            }
         }
     }
 
     /// # Safety
     /// There are [`Fours::num_cells`] cells. Nobody else uses them.
     #[target_feature(enable = "avx2")]
-    unsafe fn sweep_once(&self, cells: *mut i32, turn: i32) {
+    unsafe fn sweep_once<const SUMS: bool>(&self, cells: *mut i32, turn: i32) {
         let turns = _mm_set1_epi32(turn);
         let (mut fours, mut others) = (&self.fours[..], &self.others[..]);
         for step in &self.steps {
@@ -93,8 +116,8 @@ impl Fours {
             (others_of_step, others) = others.split_at(step.num_others);
             // SAFETY: the caller's promise.
             unsafe {
-                of_step.iter().for_each(|four| four.even_out(cells, turns));
-                others_of_step.iter().for_each(|edge| edge.even_out(cells, turn));
+                of_step.iter().for_each(|four| four.even_out::<SUMS>(cells, turns));
+                others_of_step.iter().for_each(|edge| edge.even_out::<SUMS>(cells, turn));
             }
         }
     }
@@ -107,38 +130,49 @@ impl Four {
     /// As for [`Edge::even_out`].
     #[inline]
     #[target_feature(enable = "avx2")]
-    unsafe fn even_out(&self, cells: *mut i32, turns: __m128i) {
+    unsafe fn even_out<const SUMS: bool>(&self, cells: *mut i32, turns: __m128i) {
         let cell = |index: u32| {
             // SAFETY: the caller's promise.
             unsafe { cells.add(index as usize) }
         };
-        // SAFETY: as above. The second holder's units follow the first one's.
-        let two = |[one, other]: [u32; 2]| unsafe {
-            _mm_castsi128_ps(_mm_unpacklo_epi64(
-                _mm_loadl_epi64(cell(one).cast()),
-                _mm_loadl_epi64(cell(other).cast()),
-            ))
+        // The second holder's units follow the first one's.
+        let two = |[one, other]: [u32; 2]| {
+            // SAFETY: as above. Cells are aligned to 4 bytes only, which these loads allow.
+            unsafe { _mm_loadh_pd(_mm_load_sd(cell(one).cast()), cell(other).cast()) }
         };
-        // SAFETY: as above.
-        let loads_of = |indexes: [u32; 4]| unsafe {
-            let [a, b, c, d] = indexes.map(|index| *cell(index));
+        let loads_of = |indexes: [u32; 4]| {
+            // SAFETY: as above.
+            let [a, b, c, d] = indexes.map(|index| unsafe { *cell(index) });
             _mm_setr_epi32(a, b, c, d)
         };
         let [a, b, c, d] = self.units;
-        let (low, high) = (two([a, b]), two([c, d]));
+        let (low, high) = (_mm_castpd_ps(two([a, b])), _mm_castpd_ps(two([c, d])));
         let units = _mm_castps_si128(_mm_shuffle_ps::<0b10_00_10_00>(low, high));
-        let both = _mm_add_epi32(units, _mm_castps_si128(_mm_shuffle_ps::<0b11_01_11_01>(low, high)));
+        let both = _mm_hadd_epi32(_mm_castps_si128(low), _mm_castps_si128(high));
         let (loads, other_loads) = (loads_of(self.loads[0]), loads_of(self.loads[1]));
 
-        let difference = _mm_sub_epi32(loads, other_loads);
-        let is_up = _mm_and_si128(_mm_add_epi32(both, turns), _mm_set1_epi32(1));
-        let half = _mm_add_epi32(_mm_srai_epi32::<1>(difference), _mm_and_si128(difference, is_up));
-        let left = _mm_max_epi32(_mm_sub_epi32(units, half), _mm_setzero_si128());
-        let left = _mm_min_epi32(left, both);
-        let moved = _mm_sub_epi32(units, left);
+        // As in `Edge::even_out`.
+        let most = if SUMS { both } else { _mm_add_epi32(units, units) };
+        let twice = _mm_add_epi32(most, _mm_sub_epi32(other_loads, loads));
+        let is_down = _mm_andnot_si128(_mm_add_epi32(both, turns), _mm_set1_epi32(1));
+        let left = _mm_add_epi32(_mm_srai_epi32::<1>(twice), _mm_and_si128(twice, is_down));
+        let left = _mm_min_epi32(_mm_max_epi32(left, _mm_setzero_si128()), both);
 
         let other_left = _mm_sub_epi32(both, left);
-        let (low, high) = (_mm_unpacklo_epi32(left, other_left), _mm_unpackhi_epi32(left, other_left));
+        let store_two = |[one, other]: [u32; 2], units: __m128i| {
+            let units = _mm_castsi128_pd(units);
+            // SAFETY: as above, also of these stores.
+            unsafe {
+                _mm_storel_pd(cell(one).cast(), units);
+                _mm_storeh_pd(cell(other).cast(), units);
+            }
+        };
+        store_two([a, b], _mm_unpacklo_epi32(left, other_left));
+        store_two([c, d], _mm_unpackhi_epi32(left, other_left));
+        if SUMS {
+            return;
+        }
+        let moved = _mm_sub_epi32(units, left);
         let store_loads = |indexes: [u32; 4], loads: __m128i| {
             let loads = [
                 _mm_extract_epi32::<0>(loads),
@@ -149,17 +183,32 @@ impl Four {
             // SAFETY: as above.
             indexes.into_iter().zip(loads).for_each(|(index, load)| unsafe { *cell(index) = load });
         };
-        // SAFETY: as above.
-        unsafe {
-            // Cells are aligned to 4 bytes only, which this store allows.
-            _mm_storel_epi64(cell(a).cast(), low);
-            _mm_storel_epi64(cell(b).cast(), _mm_unpackhi_epi64(low, low));
-            _mm_storel_epi64(cell(c).cast(), high);
-            _mm_storel_epi64(cell(d).cast(), _mm_unpackhi_epi64(high, high));
-        }
         store_loads(self.loads[0], _mm_sub_epi32(loads, moved));
         store_loads(self.loads[1], _mm_add_epi32(other_loads, moved));
     }
+}
+
+/// For the cell of each holder, the other one of its rank: of the rank's other holder, or of the experts that it alone holds. Their
+/// sum is its load. `None` where a rank has more than two.
+fn cells_beside(plan: &SplitPlan) -> Option<Vec<u32>> {
+    let num_ranks = plan.num_ranks();
+    let mut beside = vec![u32::MAX; num_ranks + plan.holders.len()];
+    // The first holder of each rank.
+    let mut first = vec![None; num_ranks];
+    let mut is_shared: Vec<bool> = vec![false; num_ranks];
+    plan.residents.iter().for_each(|&(_, rank)| is_shared[rank as usize] = true);
+    let num_split = plan.holder_start[plan.num_split] as usize;
+    for (cell, &rank) in (num_ranks..).zip(&plan.holder_ranks[..num_split]) {
+        match first[rank as usize].replace(cell) {
+            None => beside[cell] = rank,
+            Some(other) if !is_shared[rank as usize] => {
+                (beside[cell], beside[other]) = (other as u32, cell as u32);
+                is_shared[rank as usize] = true;
+            }
+            Some(_) => return None,
+        }
+    }
+    Some(beside)
 }
 
 #[cfg(test)]
@@ -198,7 +247,7 @@ mod tests {
             fours.sweep(&mut found, mix, 2);
             for turn in mix as i32..mix as i32 + 2 {
                 // SAFETY: there are as many cells.
-                plan.steps.edges.iter().for_each(|edge| unsafe { edge.even_out(expected.as_mut_ptr(), turn) });
+                plan.steps.edges.iter().for_each(|edge| unsafe { edge.even_out::<false>(expected.as_mut_ptr(), turn) });
             }
             prop_assert_eq!(&found[..plan.num_cells()], &expected[..plan.num_cells()]);
         }
