@@ -148,8 +148,11 @@ impl LeastLoaded {
                 if self.way == Way::Lanes {
                     lanes.plan();
                 } else {
-                    lanes.write_units(self.splitter.units_mut());
-                    self.small.lay_out_all(&self.plan, tables, self.splitter.units(), num_ids, None);
+                    let (units, totals) = self.splitter.of_caller();
+                    lanes.write_units(units, totals);
+                    let (units, totals) = (self.splitter.units(), self.splitter.totals());
+                    // SAFETY:
+                    unsafe { self.small.lay_out_all(&self.plan, tables, units, totals, num_ids) };
                 }
             }
             (_, None) => self.split_own(num_ids, tables),
@@ -185,8 +188,8 @@ impl LeastLoaded {
             _ => {
                 splitter.split_all(plan, counts);
                 if is_small {
-                    let totals = Some(splitter.totals());
-                    small.lay_out_all(plan, tables, splitter.units(), num_ids, totals);
+                    // SAFETY:
+                    unsafe { small.lay_out_all(plan, tables, splitter.units(), splitter.totals(), num_ids) };
                 } else {
                     places.clear();
                     places.extend(0..plan.experts.len() as u32);

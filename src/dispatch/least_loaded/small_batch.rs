@@ -1,5 +1,6 @@
 //! Lays out the slots of a small batch by token. Its runs are short, so their ends would be mispredicted.
 
+use super::lanes::Avx2;
 use super::plan::SplitPlan;
 use crate::device::Id;
 use crate::dispatch::batch::Batch;
@@ -22,13 +23,11 @@ pub struct SmallBatch {
     next: Vec<Next>,
     /// The slot of each holder with one replica, otherwise [`SEVERAL`].
     holder_slots: Vec<u32>,
-    /// Where the tokens of each holder of an expert on three ranks or more begin.
-    begins: Vec<u32>,
-    /// Those of these holders that have several replicas.
+    /// The same of the experts on two ranks.
+    pairs: Vec<[u32; 2]>,
+    /// The places of experts with [`SEVERAL`] slots on a rank.
     several: Vec<u32>,
-    /// All other experts with several slots, by place, and which of them have tokens.
-    others: Vec<Other>,
-    used: Vec<u32>,
+    avx2: Option<Avx2>,
 }
 
 /// Slots of tokens, with room for what is written beyond the last.
@@ -36,14 +35,6 @@ const TOKENS: usize = MAX_IDS + WRITTEN_AT_ONCE;
 
 /// In place of the slot of a holder with several.
 const SEVERAL: u32 = u32::MAX;
-
-/// An expert with several slots on one or two ranks.
-#[derive(Debug)]
-struct Other {
-    expert: u32,
-    /// The slots of its holders, or [`SEVERAL`].
-    slots: [u32; 2],
-}
 
 /// Where the slot of an expert's next token is.
 #[derive(Debug, Clone, Copy)]
@@ -63,84 +54,75 @@ impl SmallBatch {
             1 => tables.replica_slots[holder.first as usize],
             _ => SEVERAL,
         };
-        let num_ring_holders = plan.holder_start[plan.rings.len()] as usize;
-        let several = (0..num_ring_holders as u32).filter(|&holder| plan.holders[holder as usize].size > 1);
-        let other = |place: usize| {
-            let mut slots = [SEVERAL; 2];
-            slots
-                .iter_mut()
-                .zip(&plan.holders[plan.range_of(place)])
-                .for_each(|(slot, holder)| *slot = slot_of(holder));
-            Other { expert: plan.experts[place], slots }
+        let has_several = |&place: &u32| {
+            let holders = &plan.holders[plan.range_of(place as usize)];
+            holders.iter().any(|holder| holder.size > 1)
+        };
+        let holder_slots: Vec<u32> = plan.holders.iter().map(slot_of).collect();
+        let pair = |place: usize| {
+            let first = plan.holder_start[place] as usize;
+            [holder_slots[first], holder_slots[first + 1]]
         };
         SmallBatch {
             slots,
             next: (TOKENS as u32..).zip(steps).map(|(index, step)| Next { index, step }).collect(),
-            holder_slots: plan.holders.iter().map(slot_of).collect(),
-            begins: vec![0; num_ring_holders],
-            several: several.collect(),
-            used: vec![0; plan.experts.len() - plan.rings.len()],
-            others: (plan.rings.len()..plan.experts.len()).map(other).collect(),
+            pairs: (plan.rings.len()..plan.num_split).map(pair).collect(),
+            holder_slots,
+            several: (0..plan.experts.len() as u32).filter(has_several).collect(),
+            avx2: Avx2::new(),
         }
     }
 
-    /// Lays out the tokens of all experts with several slots, by the quotas of all holders. The batch has `num_ids` ids. `totals`
-    /// are the experts' tokens by place, where they are known.
-    pub fn lay_out_all(
+    /// Lays out the tokens of all experts with several slots, by the quotas of all holders. `totals` are the experts' tokens by
+    /// place. The batch has `num_ids` ids.
+    ///
+    /// # Safety
+    /// No quota is negative. Those of an expert add up to its tokens, and these to at most [`MAX_IDS`].
+    pub unsafe fn lay_out_all(
         &mut self,
         plan: &SplitPlan,
         tables: &LayerTables,
         quotas: &[i32],
+        totals: &[u32],
         num_ids: usize,
-        totals: Option<&[u32]>,
     ) {
-        let (used, mut num_used) = (&mut self.used[..], 0);
-        match totals {
-            None => {
-                (0..).zip(&mut *used).for_each(|(number, used)| *used = number);
-                num_used = used.len();
-            }
-            // Without a branch, which would be mispredicted.
-            Some(totals) => (0..).zip(&totals[plan.rings.len()..]).for_each(|(number, &total)| {
-                used[num_used] = number;
-                num_used += usize::from(total > 0);
-            }),
-        }
         // A store takes time whether or not its slots are read, and a quota beyond what is written at once is mispredicted.
-        if num_ids <= 4 * plan.num_ranks() {
-            self.lay_out_by::<4>(plan, tables, quotas, num_used);
-        } else if num_ids <= 2 * quotas.len() {
-            self.lay_out_by::<8>(plan, tables, quotas, num_used);
-        } else {
-            self.lay_out_by::<WRITTEN_AT_ONCE>(plan, tables, quotas, num_used);
+        let is_short = num_ids <= 2 * quotas.len();
+        // SAFETY: the caller's promise.
+        unsafe {
+            match self.avx2 {
+                Some(avx2) => avx2.run(|| self.lay_out_by(plan, quotas, totals, is_short)),
+                None => self.lay_out_by(plan, quotas, totals, is_short),
+            }
         }
-        let Self { slots, next, begins, several, .. } = self;
-        for &holder in &*several {
-            let (begin, holder) = (begins[holder as usize], holder as usize);
-            lay_out_replicas(tokens_of(slots), begin, &plan.holders[holder], tables, quotas[holder] as u32);
-        }
-        for ((&expert, &first), _) in plan.experts.iter().zip(&plan.holder_start).zip(&plan.rings) {
-            next[expert as usize].index = begins[first as usize];
+        let Self { slots, next, several, .. } = self;
+        for &place in &*several {
+            let (range, slots) = (plan.range_of(place as usize), tokens_of(slots));
+            plan.holders[range.clone()].iter().zip(&quotas[range]).fold(
+                next[plan.experts[place as usize] as usize].index,
+                |end, (holder, &quota)| lay_out_replicas(slots, end, holder, tables, quota as u32),
+            );
         }
     }
 
-    fn lay_out_by<const AT_ONCE: usize>(
-        &mut self,
-        plan: &SplitPlan,
-        tables: &LayerTables,
-        quotas: &[i32],
-        num_used: usize,
-    ) {
-        let Self { slots, next, holder_slots, begins, others, used, .. } = self;
+    /// # Safety
+    /// As for [`SmallBatch::lay_out_all`].
+    #[inline(always)]
+    unsafe fn lay_out_by(&mut self, plan: &SplitPlan, quotas: &[i32], totals: &[u32], is_short: bool) {
+        let Self { slots, next, holder_slots, pairs, .. } = self;
         let tokens = tokens_of(slots);
-        let (ring_quotas, other_quotas) = quotas.split_at(begins.len());
-        let end = lay_out_rings::<AT_ONCE>(tokens, holder_slots, ring_quotas, begins);
-        let lay_out_replicas = |tokens: &mut [u32; TOKENS], end, number: u32| {
-            let holders = plan.range_of(plan.rings.len() + number as usize);
-            lay_out_holders(tokens, end, &plan.holders[holders.clone()], tables, &quotas[holders])
-        };
-        let quotas = other_quotas.as_chunks().0;
-        lay_out_others::<AT_ONCE>(tokens, end, next, (others, &used[..num_used]), quotas, &lay_out_replicas);
+        let quotas = &quotas[..plan.holder_start[plan.num_split] as usize];
+        // SAFETY: the caller's promise. Each of the experts has a next one.
+        unsafe {
+            if is_short {
+                let (quotas, of_pairs) = quotas.split_at(quotas.len() - 2 * pairs.len());
+                let end = lay_out_holders::<8>(tokens, holder_slots, quotas);
+                lay_out_pairs(tokens, end, pairs, of_pairs.as_chunks().0);
+            } else {
+                lay_out_holders::<WRITTEN_AT_ONCE>(tokens, holder_slots, quotas);
+            }
+            begin_all(next, &plan.experts, totals);
+        }
     }
 
     /// Lays out the tokens of the experts at some places.
@@ -179,47 +161,71 @@ fn tokens_of(slots: &mut [u32]) -> &mut [u32; TOKENS] {
     slots.first_chunk_mut().expect("the first slots are those of tokens")
 }
 
-/// Writes the slots of all tokens of experts on three ranks or more, and where those of each holder begin. Returns their end.
-// One loop over all holders, since the ends of those over an expert's would be mispredicted. On its own, it keeps everything in
-// registers.
-#[inline(never)]
-fn lay_out_rings<const AT_ONCE: usize>(
+/// Writes the slots of all tokens of holders, and returns their end.
+///
+/// # Safety
+/// No quota is negative, and they add up to at most [`MAX_IDS`].
+// One loop over all holders, since the ends of those over an expert's would be mispredicted.
+#[inline(always)]
+unsafe fn lay_out_holders<const AT_ONCE: usize>(
     tokens: &mut [u32; TOKENS],
     slots: &[u32],
     quotas: &[i32],
-    begins: &mut [u32],
-) -> u32 {
+) -> usize {
     let mut end = 0;
-    for ((&slot, &quota), begin) in slots.iter().zip(quotas).zip(begins) {
-        *begin = end;
-        end = lay_out_slot::<AT_ONCE>(tokens, end, slot, quota as u32);
+    let (fours, rest) = quotas.as_chunks::<4>();
+    for (slots, quotas) in slots.as_chunks::<4>().0.iter().zip(fours) {
+        for (slot, quota) in slots.iter().zip(quotas) {
+            // SAFETY: the caller's promise.
+            end = unsafe { lay_out_slot::<AT_ONCE>(tokens, end, slot, quota) };
+        }
+    }
+    for (slot, quota) in slots[quotas.len() - rest.len()..].iter().zip(rest) {
+        // SAFETY: as above.
+        end = unsafe { lay_out_slot::<AT_ONCE>(tokens, end, slot, quota) };
     }
     end
 }
 
-/// Writes the slots of all tokens of the other experts with tokens, from `end` on. `quotas` are those of pairs of holders, which
-/// come first. `lay_out_replicas` does it for an expert with several replicas on a rank.
-// As above.
-#[inline(never)]
-fn lay_out_others<const AT_ONCE: usize>(
-    tokens: &mut [u32; TOKENS],
-    mut end: u32,
-    next: &mut [Next],
-    (others, used): (&[Other], &[u32]),
-    quotas: &[[i32; 2]],
-    lay_out_replicas: &dyn Fn(&mut [u32; TOKENS], u32, u32) -> u32,
-) {
-    for &number in used {
-        let Other { expert, slots } = &others[number as usize];
-        next[*expert as usize].index = end;
-        match quotas.get(number as usize) {
-            Some(&[quota, other]) if !slots.contains(&SEVERAL) => {
-                end = lay_out_slot::<AT_ONCE>(tokens, end, slots[0], quota as u32);
-                end = lay_out_slot::<AT_ONCE>(tokens, end, slots[1], other as u32);
-            }
-            _ => end = lay_out_replicas(tokens, end, number),
+/// Writes the slots of all tokens of pairs of holders, from `end` on.
+///
+/// # Safety
+/// As for [`lay_out_holders`], with those before.
+#[inline(always)]
+unsafe fn lay_out_pairs(tokens: &mut [u32; TOKENS], mut end: usize, pairs: &[[u32; 2]], quotas: &[[i32; 2]]) {
+    const AT_ONCE: usize = 8;
+    for (slots, quotas) in pairs.iter().zip(quotas) {
+        let (quota, [slot, other]) = (quotas[0], *slots);
+        let found: [u32; AT_ONCE] =
+            std::array::from_fn(|token| if (token as i32) < quota { slot } else { other });
+        // SAFETY: the caller's promise.
+        unsafe { tokens.get_unchecked_mut(end..end + AT_ONCE) }.copy_from_slice(&found);
+        let total = (quotas[0] + quotas[1]) as usize;
+        if total > AT_ONCE {
+            fill(tokens, end, &slots[0], &quotas[0]);
+            fill(tokens, end + quotas[0] as usize, &slots[1], &quotas[1]);
         }
+        end += total;
     }
+}
+
+/// Begins with the first token of each expert. `totals` are those of each.
+///
+/// # Safety
+/// There is a next one of each expert.
+#[inline(always)]
+unsafe fn begin_all(next: &mut [Next], experts: &[u32], totals: &[u32]) {
+    let mut end = 0;
+    let mut begin = |(&expert, &total): (&u32, &u32)| {
+        // SAFETY: the caller's promise.
+        unsafe { next.get_unchecked_mut(expert as usize) }.index = end;
+        end += total;
+    };
+    let (experts, totals) = (experts.as_chunks::<4>(), totals.as_chunks::<4>());
+    for (experts, totals) in experts.0.iter().zip(totals.0) {
+        experts.iter().zip(totals).for_each(&mut begin);
+    }
+    experts.1.iter().zip(totals.1).for_each(begin);
 }
 
 /// Writes the slots of a holder's tokens from `begin` on, and returns their end.
@@ -236,41 +242,34 @@ fn lay_out_holder(
     if slot == SEVERAL {
         return lay_out_replicas(slots, begin, &plan.holders[holder], tables, quota);
     }
-    lay_out_slot::<8>(slots, begin, slot, quota)
+    // SAFETY: as above.
+    unsafe { lay_out_slot::<8>(slots, begin as usize, &slot, &(quota as i32)) as u32 }
 }
 
 /// Writes the slot of a holder with one replica `quota` times from `begin` on, and returns the end.
+///
+/// # Safety
+/// `begin` is at most [`MAX_IDS`].
 #[inline(always)]
-fn lay_out_slot<const AT_ONCE: usize>(slots: &mut [u32; TOKENS], begin: u32, slot: u32, quota: u32) -> u32 {
-    let start = begin as usize;
-    slots[start..start + AT_ONCE].copy_from_slice(&[slot; AT_ONCE]);
-    if quota as usize > AT_ONCE {
-        fill(slots, start, quota as usize, slot);
+unsafe fn lay_out_slot<const AT_ONCE: usize>(
+    slots: &mut [u32; TOKENS],
+    begin: usize,
+    slot: &u32,
+    quota: &i32,
+) -> usize {
+    // SAFETY: there are as many slots after the caller's most.
+    unsafe { slots.get_unchecked_mut(begin..begin + AT_ONCE) }.copy_from_slice(&[*slot; AT_ONCE]);
+    if *quota as usize > AT_ONCE {
+        fill(slots, begin, slot, quota);
     }
-    begin + quota
+    begin + *quota as usize
 }
 
 /// Writes a slot `tokens` times. On its own, it leaves more registers to the loop over holders.
 #[cold]
 #[inline(never)]
-fn fill(slots: &mut [u32; TOKENS], start: usize, tokens: usize, slot: u32) {
-    slots[start..start + tokens].fill(slot);
-}
-
-/// Writes the slots of several holders' tokens from `begin` on, and returns their end.
-#[cold]
-#[inline(never)]
-fn lay_out_holders(
-    slots: &mut [u32; TOKENS],
-    begin: u32,
-    holders: &[Holder],
-    tables: &LayerTables,
-    quotas: &[i32],
-) -> u32 {
-    holders
-        .iter()
-        .zip(quotas)
-        .fold(begin, |end, (holder, &quota)| lay_out_replicas(slots, end, holder, tables, quota as u32))
+fn fill(slots: &mut [u32; TOKENS], start: usize, slot: &u32, tokens: &i32) {
+    slots[start..start + *tokens as usize].fill(*slot);
 }
 
 /// Writes the slots of a holder with several replicas from `begin` on, and returns their end.

@@ -153,9 +153,9 @@ impl Splitter {
         &self.cells[self.num_ranks..self.cells.len() - SPARE]
     }
 
-    /// Those and the spare cells, for a caller that splits itself.
-    pub fn units_mut(&mut self) -> &mut [i32] {
-        &mut self.cells[self.num_ranks..]
+    /// The units of each holder with the spare cells, and those of each expert by place, for a caller that splits itself.
+    pub fn of_caller(&mut self) -> (&mut [i32], &mut [u32]) {
+        (&mut self.cells[self.num_ranks..], &mut self.totals)
     }
 
     /// Calls `with` with a rank and its tokens of an expert, for each expert and rank. `totals` were split.

@@ -67,6 +67,28 @@ const MAX_EXPERTS: usize = 1024;
 /// More than any number of tokens.
 const NOT_HELD: i32 = 1 << 30;
 
+/// A processor with AVX2.
+#[derive(Debug, Clone, Copy)]
+pub struct Avx2(());
+
+impl Avx2 {
+    /// The processor, if it has AVX2.
+    pub fn new() -> Option<Self> {
+        is_x86_feature_detected!("avx2").then_some(Avx2(()))
+    }
+
+    /// Runs what is inlined here with AVX2.
+    pub fn run<T>(self, work: impl FnOnce() -> T) -> T {
+        #[inline(never)]
+        #[target_feature(enable = "avx2")]
+        fn run<T>(work: impl FnOnce() -> T) -> T {
+            work()
+        }
+        // SAFETY: the processor has it.
+        unsafe { run(work) }
+    }
+}
+
 impl Lanes {
     /// The most ids of a batch. In a larger one, most ends of runs are predicted.
     pub const MAX_IDS: usize = 192;
@@ -155,8 +177,10 @@ impl Lanes {
         }
     }
 
-    /// Writes the units of each holder, and up to 7 numbers behind the last.
-    pub fn write_units(&self, units: &mut [i32]) {
+    /// Writes the units of each holder, and up to 7 numbers behind the last, and those of each expert on several ranks.
+    pub fn write_units(&self, units: &mut [i32], totals: &mut [u32]) {
+        let counts = self.counts.as_flattened();
+        totals.iter_mut().zip(&counts[..self.experts.len()]).for_each(|(total, &count)| *total = -count as u32);
         // SAFETY: as above.
         unsafe { self.write_by_holder(units) }
     }
