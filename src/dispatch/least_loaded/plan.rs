@@ -160,6 +160,12 @@ impl SplitPlan {
         self.num_ranks() + self.holders.len()
     }
 
+    /// The experts of the layer.
+    #[inline(always)]
+    pub fn num_experts(&self) -> usize {
+        self.locations.len().saturating_sub(1)
+    }
+
     /// The ranks of the layer.
     #[inline(always)]
     pub fn num_ranks(&self) -> usize {

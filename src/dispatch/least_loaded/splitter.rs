@@ -4,7 +4,7 @@ use std::ops::Range;
 
 use super::batch_counts::{BatchCounts, sum_of_products};
 use super::edges::Edge;
-use super::lanes::Fours;
+use super::lanes::{Avx2, Fours};
 use super::plan::{Location, Ring, SPARE, SplitPlan, mix_of};
 
 /// The most bits of all tokens that are split one by one: `EPLB_SPLIT_BITS` of the kernels.
@@ -26,6 +26,7 @@ pub(crate) struct Splitter {
     /// The units of each expert with several slots, by place.
     totals: Vec<u32>,
     fours: Option<Fours>,
+    avx2: Option<Avx2>,
 }
 
 impl Splitter {
@@ -41,6 +42,7 @@ impl Splitter {
             edges: Vec::with_capacity(num_edges),
             totals: vec![0; plan.experts.len()],
             fours: Fours::new(plan),
+            avx2: Avx2::new(),
         }
     }
 
@@ -49,13 +51,18 @@ impl Splitter {
     pub fn split_all(&mut self, plan: &SplitPlan, batch: &BatchCounts) {
         let counts = batch.counts();
         self.down = 0;
+        assert!(plan.num_experts() <= counts.len());
+        // SAFETY: experts are those of the plan.
+        let count = |&expert: &u32| unsafe { *counts.get_unchecked(expert as usize) };
         match batch.seen() {
             Some(seen) => self.begin_seen(plan, counts, seen),
-            None => self.begin_all(plan, |expert| counts[expert as usize]),
+            None => self.begin_all(plan, |expert| count(&expert)),
         }
-        for (total, &expert) in self.totals.iter_mut().zip(&plan.experts) {
-            *total = counts[expert as usize];
+        let (totals, experts) = (self.totals.as_chunks_mut::<4>(), plan.experts.as_chunks::<4>());
+        for (totals, experts) in totals.0.iter_mut().zip(experts.0) {
+            *totals = experts.each_ref().map(count);
         }
+        totals.1.iter_mut().zip(experts.1).for_each(|(total, expert)| *total = count(expert));
         self.split_and_sweep(plan, mix_of(batch.sum()), plan.sweeps);
     }
 
@@ -68,7 +75,18 @@ impl Splitter {
     fn split_and_sweep(&mut self, plan: &SplitPlan, mix: u32, sweeps: u32) {
         let Self { cells, num_ranks, totals, .. } = self;
         let (loads, units) = cells.split_at_mut(*num_ranks);
-        split_all_evenly(plan, totals, mix, units);
+        match self.avx2 {
+            Some(avx2) => {
+                avx2.split_rings(plan, totals, mix, units);
+                avx2.run(|| split_others(plan, totals, units, mix));
+            }
+            None => {
+                for ((&ring, &total), &start) in plan.rings.iter().zip(&*totals).zip(&plan.holder_start) {
+                    split_ring(ring, total, mix, &mut units[start as usize..]);
+                }
+                split_others(plan, totals, units, mix);
+            }
+        }
         if !self.fours.as_ref().is_some_and(Fours::are_sums) {
             add_loads(plan, 0..plan.holder_start[plan.num_split] as usize, units, loads);
         }
@@ -105,8 +123,10 @@ impl Splitter {
     fn begin_all(&mut self, plan: &SplitPlan, count: impl Fn(u32) -> u32) {
         let loads = &mut self.cells[..self.num_ranks];
         loads.fill(0);
+        assert!(plan.num_ranks() <= loads.len());
         for &(expert, rank) in &plan.residents {
-            loads[rank as usize] += count(expert) as i32;
+            // SAFETY: a rank is one of the plan.
+            unsafe { *loads.get_unchecked_mut(rank as usize) += count(expert) as i32 };
         }
     }
 
@@ -173,14 +193,10 @@ impl Splitter {
     }
 }
 
-/// Gives all holders of each expert as many units, or some one more.
+/// Gives the holders of each expert on one or two ranks as many units, or one of them one more.
 #[inline(always)]
-fn split_all_evenly(plan: &SplitPlan, totals: &[u32], mix: u32, units: &mut [i32]) {
-    let (of_rings, totals) = totals.split_at(plan.rings.len());
-    let (of_pairs, of_ones) = totals.split_at(plan.num_split - plan.rings.len());
-    for ((&total, &start), &ring) in of_rings.iter().zip(&plan.holder_start).zip(&plan.rings) {
-        split_ring(ring, total, mix, &mut units[start as usize..]);
-    }
+fn split_others(plan: &SplitPlan, totals: &[u32], units: &mut [i32], mix: u32) {
+    let (of_pairs, of_ones) = totals[plan.rings.len()..].split_at(plan.num_split - plan.rings.len());
     let first_pair = plan.holder_start[plan.rings.len()] as usize;
     let (pair_units, one_units) = units[first_pair..].split_at_mut(2 * of_pairs.len());
     for (&total, units) in of_pairs.iter().zip(pair_units.as_chunks_mut().0) {

@@ -1,12 +1,14 @@
 //! Routes small batches to at most 8 ranks, with a lane of a register for each rank. So loads do not go through memory from edge
 //! to edge, and no branch depends on a count.
 
+mod avx2;
 mod fours;
 mod sweeps;
 mod vector;
 
 use std::arch::x86_64::*;
 
+pub use self::avx2::Avx2;
 pub use self::fours::Fours;
 use self::sweeps::Sweeps;
 use self::vector::{Flattened, LANES, Vector, ZERO, load, store};
@@ -66,28 +68,6 @@ const MAX_EXPERTS: usize = 1024;
 
 /// More than any number of tokens.
 const NOT_HELD: i32 = 1 << 30;
-
-/// A processor with AVX2.
-#[derive(Debug, Clone, Copy)]
-pub struct Avx2(());
-
-impl Avx2 {
-    /// The processor, if it has AVX2.
-    pub fn new() -> Option<Self> {
-        is_x86_feature_detected!("avx2").then_some(Avx2(()))
-    }
-
-    /// Runs what is inlined here with AVX2.
-    pub fn run<T>(self, work: impl FnOnce() -> T) -> T {
-        #[inline(never)]
-        #[target_feature(enable = "avx2")]
-        fn run<T>(work: impl FnOnce() -> T) -> T {
-            work()
-        }
-        // SAFETY: the processor has it.
-        unsafe { run(work) }
-    }
-}
 
 impl Lanes {
     /// The most ids of a batch. In a larger one, most ends of runs are predicted.
