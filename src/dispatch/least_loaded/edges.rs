@@ -12,32 +12,28 @@ pub struct Edge {
 }
 
 impl Edge {
-    /// Evens out the loads of both ranks. `turn` is that of the sweep, with `mix`. With `SUMS`, the load of a rank is the sum of two
-    /// cells, the expert's units and what is at the index of the load, which stays.
+    /// Evens out the loads of both ranks. `turn` is that of the sweep, with `mix`.
     ///
     /// # Safety
     /// There are cells at all indexes of this edge. Nobody else uses them.
     #[inline(always)]
-    pub unsafe fn even_out<const SUMS: bool>(&self, cells: *mut i32, turn: i32) {
+    pub unsafe fn even_out(&self, cells: *mut i32, turn: i32) {
         let [one, other, load, other_load] = [self.units[0], self.units[1], self.loads[0], self.loads[1]]
             // SAFETY: the caller's promise.
             .map(|index| unsafe { cells.add(index as usize) });
         // SAFETY: as above.
         unsafe {
-            let (units, both) = (*one, *one + *other);
-            // Twice the units that the first rank keeps: all units, and by how much more else the other rank has.
-            let twice = if SUMS { both + (*other_load - *load) } else { units + (units - *load) + *other_load };
-            // Half of an odd number is rounded up or down, from edge to edge and from sweep to sweep.
-            let left = (twice >> 1) + (twice & !(both ^ turn) & 1);
+            let (units, other_units) = (*one, *other);
+            let difference = *load - *other_load;
+            // Half of an odd difference is rounded up or down, from edge to edge and from sweep to sweep.
+            let half = (difference >> 1) + (difference & (units ^ other_units ^ turn) & 1);
             // Branches would be mispredicted.
-            let left = select_unpredictable(left > 0, left, 0);
-            let left = select_unpredictable(left < both, left, both);
-            *one = left;
-            *other = both - left;
-            if !SUMS {
-                *load -= units - left;
-                *other_load += units - left;
-            }
+            let most = select_unpredictable(half < units, half, units);
+            let moved = select_unpredictable(most > -other_units, most, -other_units);
+            *one = units - moved;
+            *other = other_units + moved;
+            *load -= moved;
+            *other_load += moved;
         }
     }
 }

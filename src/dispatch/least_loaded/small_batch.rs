@@ -18,7 +18,7 @@ const WRITTEN_AT_ONCE: usize = 16;
 pub struct SmallBatch {
     /// First [`TOKENS`] slots of the tokens of experts with several slots. Then the slot of each expert with one slot, and at last
     /// the invalid slot.
-    slots: Vec<u32>,
+    slots: Slots,
     /// Of each expert, and at last of the invalid slot.
     next: Vec<Next>,
     /// The slot of each holder with one replica, otherwise [`SEVERAL`].
@@ -36,6 +36,34 @@ const TOKENS: usize = MAX_IDS + WRITTEN_AT_ONCE;
 /// In place of the slot of a holder with several.
 const SEVERAL: u32 = u32::MAX;
 
+/// The slots of tokens, and others behind them.
+#[derive(Debug)]
+struct Slots {
+    slots: Vec<u32>,
+    /// The first of them.
+    start: usize,
+}
+
+impl Slots {
+    fn new(others: &[u32]) -> Self {
+        // The first of tokens is at the start of a page: a store to two pages takes long.
+        const PAGE: usize = 4096;
+        let mut slots = vec![0; PAGE / size_of::<u32>() + TOKENS + others.len()];
+        let start = slots.as_ptr().align_offset(PAGE).min(PAGE / size_of::<u32>());
+        slots[start + TOKENS..][..others.len()].copy_from_slice(others);
+        Slots { slots, start }
+    }
+
+    fn get(&self) -> &[u32] {
+        &self.slots[self.start..]
+    }
+
+    /// Those of tokens, as many as the compiler knows.
+    fn of_tokens(&mut self) -> &mut [u32; TOKENS] {
+        self.slots[self.start..].first_chunk_mut().expect("the first slots are those of tokens")
+    }
+}
+
 /// Where the slot of an expert's next token is.
 #[derive(Debug, Clone, Copy)]
 struct Next {
@@ -47,8 +75,6 @@ struct Next {
 impl SmallBatch {
     /// Prepares for the batches of a layer.
     pub fn new(shape: Shape, tables: &LayerTables, plan: &SplitPlan) -> Self {
-        let mut slots = vec![0; TOKENS];
-        slots.extend(tables.first_slots(shape));
         let steps = tables.replica_count.iter().map(|&count| u32::from(count > 1)).chain([0]);
         let slot_of = |holder: &Holder| match holder.size {
             1 => tables.replica_slots[holder.first as usize],
@@ -64,7 +90,7 @@ impl SmallBatch {
             [holder_slots[first], holder_slots[first + 1]]
         };
         SmallBatch {
-            slots,
+            slots: Slots::new(&tables.first_slots(shape)),
             next: (TOKENS as u32..).zip(steps).map(|(index, step)| Next { index, step }).collect(),
             pairs: (plan.rings.len()..plan.num_split).map(pair).collect(),
             holder_slots,
@@ -97,7 +123,7 @@ impl SmallBatch {
         }
         let Self { slots, next, several, .. } = self;
         for &place in &*several {
-            let (range, slots) = (plan.range_of(place as usize), tokens_of(slots));
+            let (range, slots) = (plan.range_of(place as usize), slots.of_tokens());
             plan.holders[range.clone()].iter().zip(&quotas[range]).fold(
                 next[plan.experts[place as usize] as usize].index,
                 |end, (holder, &quota)| lay_out_replicas(slots, end, holder, tables, quota as u32),
@@ -110,7 +136,7 @@ impl SmallBatch {
     #[inline(always)]
     unsafe fn lay_out_by(&mut self, plan: &SplitPlan, quotas: &[i32], totals: &[u32], is_short: bool) {
         let Self { slots, next, holder_slots, pairs, .. } = self;
-        let tokens = tokens_of(slots);
+        let tokens = slots.of_tokens();
         let quotas = &quotas[..plan.holder_start[plan.num_split] as usize];
         // SAFETY: the caller's promise. Each of the experts has a next one.
         unsafe {
@@ -128,7 +154,7 @@ impl SmallBatch {
     /// Lays out the tokens of the experts at some places.
     pub fn lay_out(&mut self, plan: &SplitPlan, tables: &LayerTables, places: &[u32], quotas: &[i32]) {
         let Self { slots, next, holder_slots, .. } = self;
-        let (tokens, mut end) = (tokens_of(slots), 0);
+        let (tokens, mut end) = (slots.of_tokens(), 0);
         for &place in places {
             let place = place as usize;
             next[plan.experts[place] as usize].index = end;
@@ -144,7 +170,7 @@ impl SmallBatch {
     #[inline(never)]
     pub fn route<I: Id>(&mut self, part: &mut Batch<I>) {
         let Self { slots, next, .. } = self;
-        let (slots, next) = (&slots[..], &mut next[..]);
+        let (slots, next) = (slots.get(), &mut next[..]);
         let num_experts = next.len() - 1;
         part.route_by_four(|id| {
             // SAFETY: at most the last one.
@@ -154,11 +180,6 @@ impl SmallBatch {
             slot
         });
     }
-}
-
-/// The slots of tokens, of as many as the compiler knows.
-fn tokens_of(slots: &mut [u32]) -> &mut [u32; TOKENS] {
-    slots.first_chunk_mut().expect("the first slots are those of tokens")
 }
 
 /// Writes the slots of all tokens of holders, and returns their end.

@@ -266,7 +266,7 @@ fn sweep(plan: &SplitPlan, edges: &[Edge], cells: &mut [i32], mix: u32, sweeps: 
     for turn in mix as i32..(mix + sweeps) as i32 {
         for edge in edges {
             // SAFETY: a plan's edges are of its ranks and holders, and there are as many cells.
-            unsafe { edge.even_out::<false>(cells, turn) };
+            unsafe { edge.even_out(cells, turn) };
         }
     }
 }

@@ -44,8 +44,7 @@ fn split_rings(plan: &SplitPlan, totals: &[u32], mix: u32, units: &mut [i32]) {
         let [each, rest, first, count] =
             [each, rest, first, ring.count].map(|number| _mm256_set1_epi32(number as i32));
         let mut numbers = _mm256_sub_epi32(one_by_one, first);
-        let len = (ring.count as usize).next_multiple_of(LANES);
-        for eight in units[start as usize..][..len].as_chunks_mut::<LANES>().0 {
+        for eight in units[start as usize..].as_chunks_mut::<LANES>().0.iter_mut().take((ring.count as usize).div_ceil(LANES)) {
             // Counted from the first on. Below 0 is more than any number without a sign.
             let from_first = _mm256_min_epu32(numbers, _mm256_add_epi32(numbers, count));
             let split = _mm256_sub_epi32(each, _mm256_cmpgt_epi32(rest, from_first));

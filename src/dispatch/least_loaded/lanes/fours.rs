@@ -9,28 +9,28 @@ use crate::dispatch::least_loaded::plan::{SPARE, SplitPlan};
 #[derive(Debug)]
 pub struct Fours {
     steps: Vec<Step>,
+    /// Those from a holder to the next.
     fours: Vec<Four>,
-    /// The edges from an expert's last holder to its first.
-    others: Vec<Edge>,
+    /// Those from an expert's last holder to its first.
+    apart: Vec<Four>,
     num_cells: usize,
-    /// Whether the loads are sums of two cells each, of which an edge changes one. Then there are no cells of loads: those that an
-    /// edge names as loads are the other cells of its ranks.
+    /// Whether no rank has more than two cells. See [`cells_beside`].
     are_sums: bool,
 }
 
-/// How many of [`Fours::fours`] and of [`Fours::others`] a step has.
+/// How many of [`Fours::fours`] and of [`Fours::apart`] a step has.
 #[derive(Debug)]
 struct Step {
     num_fours: usize,
-    num_others: usize,
+    num_apart: usize,
 }
 
-/// Four edges from a holder to the next. Some may be of spare cells.
+/// Four edges of a step. Some may be of spare cells.
 #[derive(Debug)]
 struct Four {
-    /// The cells of the first holders.
-    units: [u32; 4],
-    /// The cells of the loads of both ranks.
+    /// The cells of both holders.
+    units: [[u32; 4]; 2],
+    /// The cells of the loads of both ranks. Where loads are sums, the cells beside those of the holders.
     loads: [[u32; 4]; 2],
 }
 
@@ -44,48 +44,30 @@ impl Fours {
         if plan.steps.edges.len() < LEAST * (starts.len() - 1).max(1) || !is_x86_feature_detected!("avx2") {
             return None;
         }
-        // Four of the spare cells: two units and two loads.
-        let spare = plan.num_cells() as u32 + 4;
         let beside = cells_beside(plan);
+        let with_beside = |edge: &Edge| match &beside {
+            Some(beside) => Edge { loads: edge.units.map(|cell| beside[cell as usize]), ..*edge },
+            None => *edge,
+        };
         let mut found = Fours {
             steps: vec![],
             fours: vec![],
-            others: vec![],
+            apart: vec![],
             num_cells: plan.num_cells() + SPARE,
             are_sums: beside.is_some(),
         };
         for ends in starts.windows(2) {
-            let (num_fours, num_others) = (found.fours.len(), found.others.len());
-            // Of the last four edges.
-            let mut taken = 4;
-            for edge in &plan.steps.edges[ends[0] as usize..ends[1] as usize] {
-                let mut edge = *edge;
-                if let Some(beside) = &beside {
-                    edge.loads = edge.units.map(|cell| beside[cell as usize]);
-                }
-                if edge.units[0] + 1 != edge.units[1] {
-                    found.others.push(edge);
-                    continue;
-                }
-                if taken == 4 {
-                    found.fours.push(Four { units: [spare; 4], loads: [[spare + 2; 4], [spare + 3; 4]] });
-                    taken = 0;
-                }
-                if let Some(four) = found.fours.last_mut() {
-                    four.units[taken] = edge.units[0];
-                    (four.loads[0][taken], four.loads[1][taken]) = (edge.loads[0], edge.loads[1]);
-                }
-                taken += 1;
-            }
-            found.steps.push(Step {
-                num_fours: found.fours.len() - num_fours,
-                num_others: found.others.len() - num_others,
-            });
+            let edges = plan.steps.edges[ends[0] as usize..ends[1] as usize].iter().map(with_beside);
+            let (near, apart): (Vec<Edge>, Vec<Edge>) =
+                edges.partition(|edge| edge.units[0] + 1 == edge.units[1]);
+            found.steps.push(Step { num_fours: near.len().div_ceil(4), num_apart: apart.len().div_ceil(4) });
+            found.fours.extend(near.chunks(4).map(|edges| Four::of(edges, plan)));
+            found.apart.extend(apart.chunks(4).map(|edges| Four::of(edges, plan)));
         }
         Some(found)
     }
 
-    /// Whether [`Fours::sweep`] takes the loads of experts on one rank instead of all, and leaves them.
+    /// Whether [`Fours::sweep`] needs the loads only of experts on one rank, and leaves them.
     pub fn are_sums(&self) -> bool {
         self.are_sums
     }
@@ -109,56 +91,75 @@ impl Fours {
     #[target_feature(enable = "avx2")]
     unsafe fn sweep_once<const SUMS: bool>(&self, cells: *mut i32, turn: i32) {
         let turns = _mm_set1_epi32(turn);
-        let (mut fours, mut others) = (&self.fours[..], &self.others[..]);
+        let (mut fours, mut apart) = (&self.fours[..], &self.apart[..]);
         for step in &self.steps {
-            let (of_step, others_of_step);
+            let (of_step, apart_of_step);
             (of_step, fours) = fours.split_at(step.num_fours);
-            (others_of_step, others) = others.split_at(step.num_others);
+            (apart_of_step, apart) = apart.split_at(step.num_apart);
             // SAFETY: the caller's promise.
             unsafe {
-                of_step.iter().for_each(|four| four.even_out::<SUMS>(cells, turns));
-                others_of_step.iter().for_each(|edge| edge.even_out::<SUMS>(cells, turn));
+                of_step.iter().for_each(|four| four.even_out::<SUMS, true>(cells, turns));
+                apart_of_step.iter().for_each(|four| four.even_out::<SUMS, false>(cells, turns));
             }
         }
     }
 }
 
 impl Four {
-    /// Evens out the loads along four edges, as [`Edge::even_out`] does along one.
+    /// Up to four edges.
+    fn of(edges: &[Edge], plan: &SplitPlan) -> Self {
+        let first = plan.num_cells() as u32 + 4;
+        let spare = Edge { units: [first, first + 1], loads: [first + 2, first + 3] };
+        let edge = |index: usize| *edges.get(index).unwrap_or(&spare);
+        let cells = |cell: fn(Edge) -> u32| std::array::from_fn(|index| cell(edge(index)));
+        Four {
+            units: [cells(|edge| edge.units[0]), cells(|edge| edge.units[1])],
+            loads: [cells(|edge| edge.loads[0]), cells(|edge| edge.loads[1])],
+        }
+    }
+
+    /// Evens out the loads along four edges, as [`Edge::even_out`] does along one. With `SUMS`, the load of a rank is the sum of a
+    /// holder's cell and the one beside. With `NEAR`, the second holders' cells follow the first ones'.
     ///
     /// # Safety
     /// As for [`Edge::even_out`].
     #[inline]
     #[target_feature(enable = "avx2")]
-    unsafe fn even_out<const SUMS: bool>(&self, cells: *mut i32, turns: __m128i) {
+    unsafe fn even_out<const SUMS: bool, const NEAR: bool>(&self, cells: *mut i32, turns: __m128i) {
         let cell = |index: u32| {
             // SAFETY: the caller's promise.
             unsafe { cells.add(index as usize) }
         };
-        // The second holder's units follow the first one's.
+        // Numbers that are one behind the other, aligned to 4 bytes only, which this load allows.
         let two = |[one, other]: [u32; 2]| {
-            // SAFETY: as above. Cells are aligned to 4 bytes only, which these loads allow.
-            unsafe { _mm_loadh_pd(_mm_load_sd(cell(one).cast()), cell(other).cast()) }
+            // SAFETY: as above.
+            let two = unsafe { _mm_loadh_pd(_mm_load_sd(cell(one).cast()), cell(other).cast()) };
+            _mm_castpd_ps(two)
         };
-        let loads_of = |indexes: [u32; 4]| {
+        let load = |indexes: [u32; 4]| {
             // SAFETY: as above.
             let [a, b, c, d] = indexes.map(|index| unsafe { *cell(index) });
             _mm_setr_epi32(a, b, c, d)
         };
-        let [a, b, c, d] = self.units;
-        let (low, high) = (_mm_castpd_ps(two([a, b])), _mm_castpd_ps(two([c, d])));
-        let units = _mm_castps_si128(_mm_shuffle_ps::<0b10_00_10_00>(low, high));
-        let both = _mm_hadd_epi32(_mm_castps_si128(low), _mm_castps_si128(high));
-        let (loads, other_loads) = (loads_of(self.loads[0]), loads_of(self.loads[1]));
+        let [a, b, c, d] = self.units[0];
+        let (units, both) = if NEAR {
+            let (low, high) = (two([a, b]), two([c, d]));
+            let units = _mm_castps_si128(_mm_shuffle_ps::<0b10_00_10_00>(low, high));
+            (units, _mm_hadd_epi32(_mm_castps_si128(low), _mm_castps_si128(high)))
+        } else {
+            let units = load(self.units[0]);
+            (units, _mm_add_epi32(units, load(self.units[1])))
+        };
+        let (loads, other_loads) = (load(self.loads[0]), load(self.loads[1]));
 
-        // As in `Edge::even_out`.
+        // What the first rank keeps of both is half of both, its own load apart, and by how much more else the other rank has.
         let most = if SUMS { both } else { _mm_add_epi32(units, units) };
         let twice = _mm_add_epi32(most, _mm_sub_epi32(other_loads, loads));
-        let is_down = _mm_andnot_si128(_mm_add_epi32(both, turns), _mm_set1_epi32(1));
-        let left = _mm_add_epi32(_mm_srai_epi32::<1>(twice), _mm_and_si128(twice, is_down));
+        let is_up = _mm_andnot_si128(_mm_add_epi32(both, turns), _mm_set1_epi32(1));
+        let left = _mm_add_epi32(_mm_srai_epi32::<1>(twice), _mm_and_si128(twice, is_up));
         let left = _mm_min_epi32(_mm_max_epi32(left, _mm_setzero_si128()), both);
-
         let other_left = _mm_sub_epi32(both, left);
+
         let store_two = |[one, other]: [u32; 2], units: __m128i| {
             let units = _mm_castsi128_pd(units);
             // SAFETY: as above, also of these stores.
@@ -167,24 +168,28 @@ impl Four {
                 _mm_storeh_pd(cell(other).cast(), units);
             }
         };
-        store_two([a, b], _mm_unpacklo_epi32(left, other_left));
-        store_two([c, d], _mm_unpackhi_epi32(left, other_left));
-        if SUMS {
-            return;
-        }
-        let moved = _mm_sub_epi32(units, left);
-        let store_loads = |indexes: [u32; 4], loads: __m128i| {
-            let loads = [
-                _mm_extract_epi32::<0>(loads),
-                _mm_extract_epi32::<1>(loads),
-                _mm_extract_epi32::<2>(loads),
-                _mm_extract_epi32::<3>(loads),
+        let store = |indexes: [u32; 4], numbers: __m128i| {
+            let numbers = [
+                _mm_extract_epi32::<0>(numbers),
+                _mm_extract_epi32::<1>(numbers),
+                _mm_extract_epi32::<2>(numbers),
+                _mm_extract_epi32::<3>(numbers),
             ];
             // SAFETY: as above.
-            indexes.into_iter().zip(loads).for_each(|(index, load)| unsafe { *cell(index) = load });
+            indexes.into_iter().zip(numbers).for_each(|(index, number)| unsafe { *cell(index) = number });
         };
-        store_loads(self.loads[0], _mm_sub_epi32(loads, moved));
-        store_loads(self.loads[1], _mm_add_epi32(other_loads, moved));
+        if NEAR {
+            store_two([a, b], _mm_unpacklo_epi32(left, other_left));
+            store_two([c, d], _mm_unpackhi_epi32(left, other_left));
+        } else {
+            store(self.units[0], left);
+            store(self.units[1], other_left);
+        }
+        if !SUMS {
+            let moved = _mm_sub_epi32(units, left);
+            store(self.loads[0], _mm_sub_epi32(loads, moved));
+            store(self.loads[1], _mm_add_epi32(other_loads, moved));
+        }
     }
 }
 
@@ -247,7 +252,7 @@ mod tests {
             fours.sweep(&mut found, mix, 2);
             for turn in mix as i32..mix as i32 + 2 {
                 // SAFETY: there are as many cells.
-                plan.steps.edges.iter().for_each(|edge| unsafe { edge.even_out::<false>(expected.as_mut_ptr(), turn) });
+                plan.steps.edges.iter().for_each(|edge| unsafe { edge.even_out(expected.as_mut_ptr(), turn) });
             }
             prop_assert_eq!(&found[..plan.num_cells()], &expected[..plan.num_cells()]);
         }
