@@ -38,19 +38,21 @@ impl Avx2 {
 
 #[target_feature(enable = "avx2")]
 fn split_rings(plan: &SplitPlan, totals: &[u32], mix: u32, units: &mut [i32]) {
+    assert!(plan.holders.len() + LANES - 1 <= units.len());
     let one_by_one = _mm256_setr_epi32(0, 1, 2, 3, 4, 5, 6, 7);
+    let eight = _mm256_set1_epi32(LANES as i32);
     for ((&ring, &total), &start) in plan.rings.iter().zip(totals).zip(&plan.holder_start) {
         let ((each, rest), (_, first)) = (ring.divide(total), ring.divide(mix));
         let [each, rest, first, count] =
             [each, rest, first, ring.count].map(|number| _mm256_set1_epi32(number as i32));
         let mut numbers = _mm256_sub_epi32(one_by_one, first);
-        for eight in units[start as usize..].as_chunks_mut::<LANES>().0.iter_mut().take((ring.count as usize).div_ceil(LANES)) {
+        for x in (0..ring.count as usize).step_by(LANES) {
             // Counted from the first on. Below 0 is more than any number without a sign.
             let from_first = _mm256_min_epu32(numbers, _mm256_add_epi32(numbers, count));
             let split = _mm256_sub_epi32(each, _mm256_cmpgt_epi32(rest, from_first));
-            // SAFETY: as many bytes.
-            unsafe { _mm256_storeu_si256(eight.as_mut_ptr().cast(), split) };
-            numbers = _mm256_add_epi32(numbers, _mm256_set1_epi32(LANES as i32));
+            // SAFETY: one of its holders is there, and as many units as after the last holder.
+            unsafe { _mm256_storeu_si256(units.as_mut_ptr().add(start as usize + x).cast(), split) };
+            numbers = _mm256_add_epi32(numbers, eight);
         }
     }
 }
