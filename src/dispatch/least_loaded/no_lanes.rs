@@ -14,9 +14,31 @@ pub enum Lanes {}
 #[derive(Debug)]
 pub enum Fours {}
 
+/// As above.
+#[derive(Debug, Clone, Copy)]
+pub enum Avx2 {}
+
+impl Avx2 {
+    pub fn new() -> Option<Self> {
+        None
+    }
+
+    pub fn run<T>(self, _: impl FnOnce() -> T) -> T {
+        match self {}
+    }
+
+    pub fn split_rings(self, _: &SplitPlan, _: &[u32], _: u32, _: &mut [i32]) {
+        match self {}
+    }
+}
+
 impl Fours {
     pub fn new(_: &SplitPlan) -> Option<Self> {
         None
+    }
+
+    pub fn are_sums(&self) -> bool {
+        match *self {}
     }
 
     pub fn sweep(&self, _: &mut [i32], _: u32, _: u32) {
@@ -43,7 +65,7 @@ impl Lanes {
         match *self {}
     }
 
-    pub fn write_units(&self, _: &mut [i32]) {
+    pub fn write_units(&self, _: &mut [i32], _: &mut [u32]) {
         match *self {}
     }
 
