@@ -50,6 +50,8 @@ pub(super) struct LeastLoaded {
     /// Routes small batches, where the layer and the processor allow it.
     lanes: Option<Lanes>,
     way: Way,
+    /// The ids of the batch that were counted.
+    num_counted: usize,
 }
 
 /// How a batch is routed.
@@ -93,6 +95,7 @@ impl LeastLoaded {
             small,
             lanes,
             way: Way::Runs,
+            num_counted: 0,
         }
     }
 
@@ -108,7 +111,8 @@ impl LeastLoaded {
             self.count(batch.ids());
         }
         self.plan(batch.len(), tables, rank_counts);
-        self.assign(batch, tables);
+        // SAFETY: the ids that were counted.
+        unsafe { self.assign(batch, tables) };
     }
 
     /// Begins a batch of `num_ids` valid ids, by its own counts or those of all ranks. Its parts are
@@ -121,6 +125,7 @@ impl LeastLoaded {
             ..=small_batch::MAX_IDS => Way::Small,
             _ => Way::Runs,
         };
+        self.num_counted = 0;
         match &mut self.lanes {
             Some(lanes) if self.way != Way::Runs => lanes.begin(),
             _ => self.counts.clear(),
@@ -129,6 +134,7 @@ impl LeastLoaded {
 
     /// Counts a part of a batch.
     pub fn count<I: Id>(&mut self, ids: &[I]) {
+        self.num_counted += ids.len();
         match &mut self.lanes {
             Some(lanes) if self.way != Way::Runs => lanes.count(ids),
             _ => self.counts.add(ids),
@@ -142,6 +148,7 @@ impl LeastLoaded {
         tables: &LayerTables,
         rank_counts: Option<&impl Fn(usize) -> u64>,
     ) {
+        assert!(self.num_counted <= num_ids);
         match (&mut self.lanes, rank_counts) {
             (Some(lanes), _) if self.way != Way::Runs => {
                 lanes.split();
@@ -151,7 +158,7 @@ impl LeastLoaded {
                     let (units, totals) = self.splitter.of_caller();
                     lanes.write_units(units, totals);
                     let (units, totals) = (self.splitter.units(), self.splitter.totals());
-                    // SAFETY:
+                    // SAFETY: the units are of the counted ids, which are as few.
                     unsafe { self.small.lay_out_all(&self.plan, tables, units, totals, num_ids) };
                 }
             }
@@ -164,10 +171,20 @@ impl LeastLoaded {
     }
 
     /// Writes the next slots of a batch.
-    pub fn assign<I: Id>(&mut self, part: &mut Batch<I>, tables: &LayerTables) {
+    ///
+    /// # Safety
+    /// Unless there are counts of all ranks, the ids are the next of those that were counted.
+    pub unsafe fn assign<I: Id>(&mut self, part: &mut Batch<I>, tables: &LayerTables) {
         match (&mut self.lanes, self.way) {
             (Some(lanes), Way::Lanes) => lanes.assign(part),
-            (_, Way::Small) => self.small.route(part),
+            (lanes, Way::Small) => {
+                let all_valid = match lanes {
+                    Some(lanes) => lanes.num_invalid() == 0,
+                    None => !self.counts.has_invalid(),
+                };
+                // SAFETY: all counted ids were laid out.
+                unsafe { self.small.route(part, all_valid) };
+            }
             _ => self.route_by_runs(part, tables),
         }
     }
@@ -182,13 +199,14 @@ impl LeastLoaded {
             Some(seen) if num_ids < plan.holders.len() / 16 => {
                 splitter.split_seen(plan, counts, seen, places);
                 if is_small {
-                    small.lay_out(plan, tables, places, splitter.units());
+                    // SAFETY: the units are of the counted ids, which are as few.
+                    unsafe { small.lay_out(plan, tables, places, splitter.units()) };
                 }
             }
             _ => {
                 splitter.split_all(plan, counts);
                 if is_small {
-                    // SAFETY:
+                    // SAFETY: as above.
                     unsafe { small.lay_out_all(plan, tables, splitter.units(), splitter.totals(), num_ids) };
                 } else {
                     places.clear();

@@ -61,6 +61,10 @@ impl Lanes {
         match *self {}
     }
 
+    pub fn num_invalid(&self) -> u32 {
+        match *self {}
+    }
+
     pub fn split(&mut self) {
         match *self {}
     }

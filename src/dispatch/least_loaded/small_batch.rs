@@ -124,10 +124,12 @@ impl SmallBatch {
         let Self { slots, next, several, .. } = self;
         for &place in &*several {
             let (range, slots) = (plan.range_of(place as usize), slots.of_tokens());
-            plan.holders[range.clone()].iter().zip(&quotas[range]).fold(
-                next[plan.experts[place as usize] as usize].index,
-                |end, (holder, &quota)| lay_out_replicas(slots, end, holder, tables, quota as u32),
-            );
+            plan.holders[range.clone()]
+                .iter()
+                .zip(&quotas[range])
+                .fold(next[plan.experts[place as usize] as usize].index, |end, (holder, &quota)| {
+                    lay_out_replicas(slots, end, holder, tables, quota as u32)
+                });
         }
     }
 
@@ -152,7 +154,10 @@ impl SmallBatch {
     }
 
     /// Lays out the tokens of the experts at some places.
-    pub fn lay_out(&mut self, plan: &SplitPlan, tables: &LayerTables, places: &[u32], quotas: &[i32]) {
+    ///
+    /// # Safety
+    /// The quotas of their holders are not negative, and add up to at most [`MAX_IDS`].
+    pub unsafe fn lay_out(&mut self, plan: &SplitPlan, tables: &LayerTables, places: &[u32], quotas: &[i32]) {
         let Self { slots, next, holder_slots, .. } = self;
         let (tokens, mut end) = (slots.of_tokens(), 0);
         for &place in places {
@@ -160,24 +165,42 @@ impl SmallBatch {
             next[plan.experts[place] as usize].index = end;
             for holder in plan.range_of(place) {
                 let (slot, quota) = (holder_slots[holder], quotas[holder] as u32);
-                end = lay_out_holder(tokens, end, plan, tables, holder, slot, quota);
+                // SAFETY: the caller's promise.
+                end = unsafe { lay_out_holder(tokens, end, plan, tables, holder, slot, quota) };
             }
         }
     }
 
     /// Writes the next slots of a batch.
+    ///
+    /// # Safety
+    /// The ids are the next of those that were laid out. With `all_valid`, none of them is invalid.
+    pub unsafe fn route<I: Id>(&mut self, part: &mut Batch<I>, all_valid: bool) {
+        // SAFETY: the caller's promise.
+        unsafe {
+            match all_valid {
+                true => self.route_part::<I, true>(part),
+                false => self.route_part::<I, false>(part),
+            }
+        }
+    }
+
+    /// # Safety
+    /// As for [`SmallBatch::route`].
     // Inlined, the loop would take two more instructions an id.
     #[inline(never)]
-    pub fn route<I: Id>(&mut self, part: &mut Batch<I>) {
+    unsafe fn route_part<I: Id, const ALL_VALID: bool>(&mut self, part: &mut Batch<I>) {
         let Self { slots, next, .. } = self;
         let (slots, next) = (slots.get(), &mut next[..]);
-        let num_experts = next.len() - 1;
+        let last = if ALL_VALID { usize::MAX } else { next.len() - 1 };
         part.route_by_four(|id| {
-            // SAFETY: at most the last one.
-            let Next { index, step } = unsafe { next.get_unchecked_mut(id.bin(num_experts)) };
-            let slot = slots[*index as usize];
-            *index += *step;
-            slot
+            // SAFETY: at most the last one, by the caller's promise. An expert's tokens are laid out up to the last.
+            unsafe {
+                let Next { index, step } = next.get_unchecked_mut(id.bin(last));
+                let slot = *slots.get_unchecked(*index as usize);
+                *index += *step;
+                slot
+            }
         });
     }
 }
@@ -250,8 +273,11 @@ unsafe fn begin_all(next: &mut [Next], experts: &[u32], totals: &[u32]) {
 }
 
 /// Writes the slots of a holder's tokens from `begin` on, and returns their end.
+///
+/// # Safety
+/// `begin` is at most [`MAX_IDS`].
 #[inline(always)]
-fn lay_out_holder(
+unsafe fn lay_out_holder(
     slots: &mut [u32; TOKENS],
     begin: u32,
     plan: &SplitPlan,
@@ -263,7 +289,7 @@ fn lay_out_holder(
     if slot == SEVERAL {
         return lay_out_replicas(slots, begin, &plan.holders[holder], tables, quota);
     }
-    // SAFETY: as above.
+    // SAFETY: the caller's promise.
     unsafe { lay_out_slot::<8>(slots, begin as usize, &slot, &(quota as i32)) as u32 }
 }
 
