@@ -148,7 +148,7 @@ impl LeastLoaded {
         tables: &LayerTables,
         rank_counts: Option<&impl Fn(usize) -> u64>,
     ) {
-        assert!(self.num_counted <= num_ids);
+        assert!(self.way == Way::Runs || self.num_counted <= small_batch::MAX_IDS);
         match (&mut self.lanes, rank_counts) {
             (Some(lanes), _) if self.way != Way::Runs => {
                 lanes.split();
@@ -323,9 +323,13 @@ mod tests {
     use crate::placement::NO_EXPERT;
     use proptest::prelude::*;
 
-    /// A layer on up to 9 ranks, some of whose slots are empty, and batches with invalid ids.
-    fn a_case() -> impl Strategy<Value = (Vec<u32>, usize, usize, Vec<Vec<i32>>)> {
-        (1usize..10, 1usize..60, 0usize..6).prop_flat_map(|(num_ranks, num_experts, spare)| {
+    /// A layer on some ranks, some of whose slots are empty, and batches with invalid ids.
+    fn a_case(
+        num_ranks: Range<usize>,
+        num_experts: Range<usize>,
+        spare: usize,
+    ) -> impl Strategy<Value = (Vec<u32>, usize, usize, Vec<Vec<i32>>)> {
+        (num_ranks, num_experts, 0..spare).prop_flat_map(|(num_ranks, num_experts, spare)| {
             let num_slots = (num_experts.div_ceil(num_ranks) + spare) * num_ranks;
             let popular = (num_experts as u32).div_ceil(4);
             let others = prop::collection::vec(0..popular + 1, num_slots - num_experts);
@@ -342,11 +346,29 @@ mod tests {
 
     proptest! {
         #[test]
-        fn slots_are_the_same_without_lanes((slots, num_experts, num_ranks, batches) in a_case()) {
+        fn slots_are_the_same_without_lanes((slots, num_experts, num_ranks, batches) in a_case(1..10, 1..60, 6)) {
             let shape = Shape::new(num_experts, slots.len(), num_ranks).unwrap();
             let tables = LayerTables::new(shape, &slots);
             let rule = || LeastLoaded::new(shape, &tables, SplitPlan::new(shape, &tables), 0);
             let (mut rule, mut other) = (rule(), LeastLoaded { lanes: None, ..rule() });
+            for ids in batches {
+                let (mut found, mut expected) = (ids.clone(), ids);
+                rule.route(&mut Batch::in_place(&mut found), &tables, None::<&fn(usize) -> u64>);
+                other.route(&mut Batch::in_place(&mut expected), &tables, None::<&fn(usize) -> u64>);
+                prop_assert_eq!(found, expected);
+            }
+        }
+
+        #[test]
+        fn slots_on_many_ranks_are_the_same_without_avx2(
+            (slots, num_experts, num_ranks, batches) in a_case(100..300, 100..300, 4),
+        ) {
+            let shape = Shape::new(num_experts, slots.len(), num_ranks).unwrap();
+            let tables = LayerTables::new(shape, &slots);
+            let rule = || LeastLoaded::new(shape, &tables, SplitPlan::new(shape, &tables), 0);
+            let (mut rule, other) = (rule(), rule());
+            let (splitter, small) = (other.splitter.without_avx2(), other.small.without_avx2());
+            let mut other = LeastLoaded { splitter, small, ..other };
             for ids in batches {
                 let (mut found, mut expected) = (ids.clone(), ids);
                 rule.route(&mut Batch::in_place(&mut found), &tables, None::<&fn(usize) -> u64>);

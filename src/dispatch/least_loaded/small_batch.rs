@@ -23,8 +23,6 @@ pub struct SmallBatch {
     next: Vec<Next>,
     /// The slot of each holder with one replica, otherwise [`SEVERAL`].
     holder_slots: Vec<u32>,
-    /// The same of the experts on two ranks.
-    pairs: Vec<[u32; 2]>,
     /// The places of experts with [`SEVERAL`] slots on a rank.
     several: Vec<u32>,
     avx2: Option<Avx2>,
@@ -84,16 +82,10 @@ impl SmallBatch {
             let holders = &plan.holders[plan.range_of(place as usize)];
             holders.iter().any(|holder| holder.size > 1)
         };
-        let holder_slots: Vec<u32> = plan.holders.iter().map(slot_of).collect();
-        let pair = |place: usize| {
-            let first = plan.holder_start[place] as usize;
-            [holder_slots[first], holder_slots[first + 1]]
-        };
         SmallBatch {
             slots: Slots::new(&tables.first_slots(shape)),
             next: (TOKENS as u32..).zip(steps).map(|(index, step)| Next { index, step }).collect(),
-            pairs: (plan.rings.len()..plan.num_split).map(pair).collect(),
-            holder_slots,
+            holder_slots: plan.holders.iter().map(slot_of).collect(),
             several: (0..plan.experts.len() as u32).filter(has_several).collect(),
             avx2: Avx2::new(),
         }
@@ -123,31 +115,36 @@ impl SmallBatch {
         }
         let Self { slots, next, several, .. } = self;
         for &place in &*several {
-            let (range, slots) = (plan.range_of(place as usize), slots.of_tokens());
-            plan.holders[range.clone()]
-                .iter()
-                .zip(&quotas[range])
-                .fold(next[plan.experts[place as usize] as usize].index, |end, (holder, &quota)| {
-                    lay_out_replicas(slots, end, holder, tables, quota as u32)
-                });
+            let (place, slots) = (place as usize, slots.of_tokens());
+            let mut end = next[plan.experts[place] as usize].index;
+            for holder in plan.range_of(place) {
+                end = lay_out_replicas(slots, end, &plan.holders[holder], tables, quotas[holder] as u32);
+            }
         }
+    }
+
+    /// As on a processor without AVX2.
+    #[cfg(test)]
+    pub fn without_avx2(self) -> Self {
+        SmallBatch { avx2: None, ..self }
     }
 
     /// # Safety
     /// As for [`SmallBatch::lay_out_all`].
     #[inline(always)]
     unsafe fn lay_out_by(&mut self, plan: &SplitPlan, quotas: &[i32], totals: &[u32], is_short: bool) {
-        let Self { slots, next, holder_slots, pairs, .. } = self;
+        let Self { slots, next, holder_slots, .. } = self;
         let tokens = slots.of_tokens();
-        let quotas = &quotas[..plan.holder_start[plan.num_split] as usize];
+        let [first_pair, end] =
+            [plan.rings.len(), plan.num_split].map(|place| plan.holder_start[place] as usize);
         // SAFETY: the caller's promise. Each of the experts has a next one.
         unsafe {
             if is_short {
-                let (quotas, of_pairs) = quotas.split_at(quotas.len() - 2 * pairs.len());
-                let end = lay_out_holders::<8>(tokens, holder_slots, quotas);
-                lay_out_pairs(tokens, end, pairs, of_pairs.as_chunks().0);
+                let end_of_rings = lay_out_holders::<8>(tokens, holder_slots, &quotas[..first_pair]);
+                let (slots, quotas) = (&holder_slots[first_pair..end], &quotas[first_pair..end]);
+                lay_out_pairs(tokens, end_of_rings, slots.as_chunks().0, quotas.as_chunks().0);
             } else {
-                lay_out_holders::<WRITTEN_AT_ONCE>(tokens, holder_slots, quotas);
+                lay_out_holders::<WRITTEN_AT_ONCE>(tokens, holder_slots, &quotas[..end]);
             }
             begin_all(next, &plan.experts, totals);
         }
@@ -231,7 +228,7 @@ unsafe fn lay_out_holders<const AT_ONCE: usize>(
     end
 }
 
-/// Writes the slots of all tokens of pairs of holders, from `end` on.
+/// Writes the slots of all tokens of pairs of holders, from `end` on, with one store where two would take longer.
 ///
 /// # Safety
 /// As for [`lay_out_holders`], with those before.

@@ -46,6 +46,12 @@ impl Splitter {
         }
     }
 
+    /// As on a processor without AVX2.
+    #[cfg(test)]
+    pub fn without_avx2(self) -> Self {
+        Splitter { fours: None, avx2: None, ..self }
+    }
+
     /// Splits the tokens of one rank, fewer than 2^31, of all experts with several slots.
     #[inline(always)]
     pub fn split_all(&mut self, plan: &SplitPlan, batch: &BatchCounts) {

@@ -223,19 +223,21 @@ mod tests {
     use crate::placement::Shape;
     use proptest::prelude::*;
 
-    /// A layer of two slots a rank, whose first experts have most replicas, and numbers for all cells.
+    /// A layer of two or three slots a rank, whose first experts have most replicas, and numbers for all cells.
     fn a_case() -> impl Strategy<Value = (usize, Vec<u32>, Vec<i32>, u32)> {
-        (150usize..250).prop_flat_map(|num_ranks| {
+        (150usize..250, 2usize..4).prop_flat_map(|(num_ranks, slots_per_rank)| {
             let num_experts = num_ranks;
-            let others = prop::collection::vec((0..num_experts as u32, 0..4u32), num_ranks);
+            let others =
+                prop::collection::vec((0..num_experts as u32, 0..4u32), num_ranks * (slots_per_rank - 1));
             let slots = others.prop_map(move |others| {
                 let spread = |(expert, times): (u32, u32)| expert >> (3 * times);
                 (0..num_experts as u32).chain(others.into_iter().map(spread)).collect::<Vec<u32>>()
             });
             // A load gets at most the tokens of all cells, fewer than 2^31.
-            let most = i32::MAX / (3 * num_ranks + SPARE) as i32;
+            let num_cells = (slots_per_rank + 1) * num_ranks + SPARE;
+            let most = i32::MAX / num_cells as i32;
             let cell = prop_oneof![2 => Just(0), 6 => 0..5, 1 => 0..5000, 1 => 0..most];
-            let cells = prop::collection::vec(cell, 3 * num_ranks + SPARE);
+            let cells = prop::collection::vec(cell, num_cells);
             (Just(num_ranks), slots.prop_shuffle(), cells, any::<u16>().prop_map(u32::from))
         })
     }
@@ -248,11 +250,28 @@ mod tests {
             prop_assume!(plan.steps.edges.len() >= LEAST * (plan.steps.starts.len() - 1));
             let Some(fours) = Fours::new(&plan) else { return Ok(()) };
             let mut found = cells[..plan.num_cells() + SPARE].to_vec();
-            let mut expected = found.clone();
+            // The loads are of all cells of each rank.
+            found[..num_ranks].fill(0);
+            plan.residents.iter().for_each(|&(expert, rank)| found[rank as usize] += cells[expert as usize]);
+            let with_units = |cells: &[i32]| {
+                let mut cells = cells.to_vec();
+                let num_split = plan.holder_start[plan.num_split] as usize;
+                for (cell, &rank) in (num_ranks..).zip(&plan.holder_ranks[..num_split]) {
+                    cells[rank as usize] += cells[cell];
+                }
+                cells
+            };
+            let mut expected = with_units(&found);
+            if !fours.are_sums() {
+                found.clone_from(&expected);
+            }
             fours.sweep(&mut found, mix, 2);
             for turn in mix as i32..mix as i32 + 2 {
                 // SAFETY: there are as many cells.
                 plan.steps.edges.iter().for_each(|edge| unsafe { edge.even_out(expected.as_mut_ptr(), turn) });
+            }
+            if fours.are_sums() {
+                found = with_units(&found);
             }
             prop_assert_eq!(&found[..plan.num_cells()], &expected[..plan.num_cells()]);
         }
