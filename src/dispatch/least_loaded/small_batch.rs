@@ -104,13 +104,11 @@ impl SmallBatch {
         totals: &[u32],
         num_ids: usize,
     ) {
-        // A store takes time whether or not its slots are read, and a quota beyond what is written at once is mispredicted.
-        let is_short = num_ids <= 2 * quotas.len();
         // SAFETY: the caller's promise.
         unsafe {
             match self.avx2 {
-                Some(avx2) => avx2.run(|| self.lay_out_by(plan, quotas, totals, is_short)),
-                None => self.lay_out_by(plan, quotas, totals, is_short),
+                Some(avx2) => avx2.run(|| self.lay_out_by::<true>(plan, quotas, totals, num_ids)),
+                None => self.lay_out_by::<false>(plan, quotas, totals, num_ids),
             }
         }
         let Self { slots, next, several, .. } = self;
@@ -132,19 +130,31 @@ impl SmallBatch {
     /// # Safety
     /// As for [`SmallBatch::lay_out_all`].
     #[inline(always)]
-    unsafe fn lay_out_by(&mut self, plan: &SplitPlan, quotas: &[i32], totals: &[u32], is_short: bool) {
+    unsafe fn lay_out_by<const AVX2: bool>(
+        &mut self,
+        plan: &SplitPlan,
+        quotas: &[i32],
+        totals: &[u32],
+        num_ids: usize,
+    ) {
         let Self { slots, next, holder_slots, .. } = self;
         let tokens = slots.of_tokens();
         let [first_pair, end] =
             [plan.rings.len(), plan.num_split].map(|place| plan.holder_start[place] as usize);
+        let is_short = num_ids <= 2 * quotas.len();
         // SAFETY: the caller's promise. Each of the experts has a next one.
         unsafe {
-            if is_short {
+            // A store takes time whether or not its slots are read, and a quota beyond what is written at once is mispredicted.
+            if !is_short {
+                lay_out_holders::<WRITTEN_AT_ONCE>(tokens, holder_slots, &quotas[..end]);
+            } else if AVX2 {
                 let end_of_rings = lay_out_holders::<8>(tokens, holder_slots, &quotas[..first_pair]);
                 let (slots, quotas) = (&holder_slots[first_pair..end], &quotas[first_pair..end]);
                 lay_out_pairs(tokens, end_of_rings, slots.as_chunks().0, quotas.as_chunks().0);
+            } else if num_ids > 4 * plan.num_ranks() {
+                lay_out_holders::<8>(tokens, holder_slots, &quotas[..end]);
             } else {
-                lay_out_holders::<WRITTEN_AT_ONCE>(tokens, holder_slots, &quotas[..end]);
+                lay_out_holders::<4>(tokens, holder_slots, &quotas[..end]);
             }
             begin_all(next, &plan.experts, totals);
         }
