@@ -16,8 +16,6 @@ pub struct BatchCounts {
     sum: u32,
     /// Whether it was summed while the ids were counted.
     is_summed: bool,
-    /// Whether any id is invalid.
-    has_invalid: bool,
 }
 
 /// Ids that are counted between two checks of the space in [`BatchCounts::seen`].
@@ -34,7 +32,6 @@ impl BatchCounts {
             is_dense: false,
             sum: 0,
             is_summed: true,
-            has_invalid: false,
         }
     }
 
@@ -47,7 +44,7 @@ impl BatchCounts {
         }
         *self.invalid() = 0;
         (self.num_seen, self.is_dense) = (0, false);
-        (self.sum, self.is_summed, self.has_invalid) = (0, true, false);
+        (self.sum, self.is_summed) = (0, true);
     }
 
     /// Counts ids.
@@ -58,11 +55,9 @@ impl BatchCounts {
             self.is_dense = true;
             let counts = &mut self.counts[..num_experts];
             if ids.len() < 4 * num_experts {
-                let (sum, invalid) = count_one_by_one(ids, counts);
-                self.sum = self.sum.wrapping_add(sum);
-                self.has_invalid |= invalid > 0;
+                self.sum = self.sum.wrapping_add(count_one_by_one(ids, counts));
             } else {
-                self.has_invalid |= histogram(ids, counts) > 0;
+                histogram(ids, counts);
                 self.is_summed = false;
             }
             return;
@@ -90,7 +85,6 @@ impl BatchCounts {
     /// Ends counting, until the counts are cleared.
     pub fn end(&mut self) {
         let invalid = *self.invalid();
-        self.has_invalid |= invalid > 0;
         if !self.is_summed {
             self.sum = sum_of_products(self.counts().iter().copied());
         } else if invalid > 0 {
@@ -116,11 +110,6 @@ impl BatchCounts {
         self.sum
     }
 
-    /// Whether any id is invalid, after [`BatchCounts::end`].
-    pub fn has_invalid(&self) -> bool {
-        self.has_invalid
-    }
-
     fn invalid(&mut self) -> &mut u32 {
         self.counts.last_mut().expect("there is a bin of invalid ids")
     }
@@ -136,25 +125,22 @@ impl BatchCounts {
     }
 }
 
-/// Counts ids, and returns their sum and how many are invalid.
+/// Counts ids, and returns their sum.
 // On its own, its loop keeps everything in registers.
 #[inline(never)]
-fn count_one_by_one<I: Id>(ids: &[I], counts: &mut [u32]) -> (u32, usize) {
-    let (mut sum, mut invalid) = (0u32, 0);
+fn count_one_by_one<I: Id>(ids: &[I], counts: &mut [u32]) -> u32 {
+    let mut sum = 0u32;
     let mut add = |id: &I| {
         let expert = id.bin(usize::MAX);
-        match counts.get_mut(expert) {
-            Some(count) => {
-                *count += 1;
-                sum = sum.wrapping_add(expert as u32);
-            }
-            None => invalid += 1,
+        if let Some(count) = counts.get_mut(expert) {
+            *count += 1;
+            sum = sum.wrapping_add(expert as u32);
         }
     };
     let (four, rest) = ids.as_chunks::<4>();
     four.iter().for_each(|ids| ids.iter().for_each(&mut add));
     rest.iter().for_each(add);
-    (sum, invalid)
+    sum
 }
 
 /// The sum of each expert times its tokens, mod 2^32.

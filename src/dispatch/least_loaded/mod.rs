@@ -111,8 +111,7 @@ impl LeastLoaded {
             self.count(batch.ids());
         }
         self.plan(batch.len(), tables, rank_counts);
-        // SAFETY: the ids that were counted.
-        unsafe { self.assign(batch, tables) };
+        self.assign(batch, tables);
     }
 
     /// Begins a batch of `num_ids` valid ids, by its own counts or those of all ranks. Its parts are
@@ -148,7 +147,10 @@ impl LeastLoaded {
         tables: &LayerTables,
         rank_counts: Option<&impl Fn(usize) -> u64>,
     ) {
-        assert!(self.way == Way::Runs || self.num_counted <= small_batch::MAX_IDS);
+        assert!(
+            self.way == Way::Runs || self.num_counted <= small_batch::MAX_IDS,
+            "more ids than the batch has"
+        );
         match (&mut self.lanes, rank_counts) {
             (Some(lanes), _) if self.way != Way::Runs => {
                 lanes.split();
@@ -171,20 +173,10 @@ impl LeastLoaded {
     }
 
     /// Writes the next slots of a batch.
-    ///
-    /// # Safety
-    /// Unless there are counts of all ranks, the ids are the next of those that were counted.
-    pub unsafe fn assign<I: Id>(&mut self, part: &mut Batch<I>, tables: &LayerTables) {
+    pub fn assign<I: Id>(&mut self, part: &mut Batch<I>, tables: &LayerTables) {
         match (&mut self.lanes, self.way) {
             (Some(lanes), Way::Lanes) => lanes.assign(part),
-            (lanes, Way::Small) => {
-                let all_valid = match lanes {
-                    Some(lanes) => lanes.num_invalid() == 0,
-                    None => !self.counts.has_invalid(),
-                };
-                // SAFETY: all counted ids were laid out.
-                unsafe { self.small.route(part, all_valid) };
-            }
+            (_, Way::Small) => self.small.route(part),
             _ => self.route_by_runs(part, tables),
         }
     }

@@ -61,10 +61,6 @@ impl Lanes {
         match *self {}
     }
 
-    pub fn num_invalid(&self) -> u32 {
-        match *self {}
-    }
-
     pub fn split(&mut self) {
         match *self {}
     }

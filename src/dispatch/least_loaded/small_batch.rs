@@ -178,36 +178,20 @@ impl SmallBatch {
         }
     }
 
-    /// Writes the next slots of a batch.
-    ///
-    /// # Safety
-    /// The ids are the next of those that were laid out. With `all_valid`, none of them is invalid.
-    pub unsafe fn route<I: Id>(&mut self, part: &mut Batch<I>, all_valid: bool) {
-        // SAFETY: the caller's promise.
-        unsafe {
-            match all_valid {
-                true => self.route_part::<I, true>(part),
-                false => self.route_part::<I, false>(part),
-            }
-        }
-    }
-
-    /// # Safety
-    /// As for [`SmallBatch::route`].
+    /// Writes the next slots of a batch: of ids that were laid out.
+    // The ids are read again, and a caller's mistake may have changed them. So neither index is taken for granted.
     // Inlined, the loop would take two more instructions an id.
     #[inline(never)]
-    unsafe fn route_part<I: Id, const ALL_VALID: bool>(&mut self, part: &mut Batch<I>) {
+    pub fn route<I: Id>(&mut self, part: &mut Batch<I>) {
         let Self { slots, next, .. } = self;
         let (slots, next) = (slots.get(), &mut next[..]);
-        let last = if ALL_VALID { usize::MAX } else { next.len() - 1 };
+        let num_experts = next.len() - 1;
         part.route_by_four(|id| {
-            // SAFETY: at most the last one, by the caller's promise. An expert's tokens are laid out up to the last.
-            unsafe {
-                let Next { index, step } = next.get_unchecked_mut(id.bin(last));
-                let slot = *slots.get_unchecked(*index as usize);
-                *index += *step;
-                slot
-            }
+            // SAFETY: at most the last one.
+            let Next { index, step } = unsafe { next.get_unchecked_mut(id.bin(num_experts)) };
+            let slot = slots[*index as usize];
+            *index += *step;
+            slot
         });
     }
 }

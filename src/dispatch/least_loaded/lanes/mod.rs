@@ -145,15 +145,11 @@ impl Lanes {
         self.sum = sum;
     }
 
-    /// How many ids are invalid, until slots are written.
-    pub fn num_invalid(&self) -> u32 {
-        self.places.last().map_or(0, |&place| self.counts.as_flattened()[place as usize].unsigned_abs())
-    }
-
     /// Splits the tokens of a batch.
     pub fn split(&mut self) {
-        let num_experts = self.places.len() as u32 - 1;
-        let mix = mix_of(self.sum.wrapping_sub(self.num_invalid().wrapping_mul(num_experts)));
+        let num_experts = self.places.len() - 1;
+        let num_invalid = self.counts.as_flattened()[self.places[num_experts] as usize].unsigned_abs();
+        let mix = mix_of(self.sum.wrapping_sub(num_invalid.wrapping_mul(num_experts as u32)));
         // SAFETY: there are lanes only where the processor has AVX2.
         unsafe {
             let loads = self.split_evenly(mix);
