@@ -130,11 +130,11 @@ impl Four {
             // SAFETY: the caller's promise.
             unsafe { cells.add(index as usize) }
         };
-        // Numbers that are one behind the other, aligned to 4 bytes only, which this load allows.
-        let two = |[one, other]: [u32; 2]| {
-            // SAFETY: as above.
-            let two = unsafe { _mm_loadh_pd(_mm_load_sd(cell(one).cast()), cell(other).cast()) };
-            _mm_castpd_ps(two)
+        // Two cells each, aligned to 4 bytes only.
+        let two = |indexes: [u32; 2]| {
+            // SAFETY: as above. There is a cell after each.
+            let [one, other] = indexes.map(|index| unsafe { cell(index).cast::<f64>().read_unaligned() });
+            _mm_castpd_ps(_mm_set_pd(other, one))
         };
         let load = |indexes: [u32; 4]| {
             // SAFETY: as above.
@@ -162,10 +162,10 @@ impl Four {
 
         let store_two = |[one, other]: [u32; 2], units: __m128i| {
             let units = _mm_castsi128_pd(units);
-            // SAFETY: as above, also of these stores.
+            // SAFETY: as above.
             unsafe {
-                _mm_storel_pd(cell(one).cast(), units);
-                _mm_storeh_pd(cell(other).cast(), units);
+                cell(one).cast::<f64>().write_unaligned(_mm_cvtsd_f64(units));
+                cell(other).cast::<f64>().write_unaligned(_mm_cvtsd_f64(_mm_unpackhi_pd(units, units)));
             }
         };
         let store = |indexes: [u32; 4], numbers: __m128i| {
