@@ -25,8 +25,9 @@ pub const EPLB_DTYPE_INT64: eplb_dtype = 1;
 
 /// Expert ids, as the router chose them: [num_tokens][experts_per_token] on the handle's device. Ids from
 /// num_experts on are those of shared experts, if there are any. -1 is padding. Other ids outside of
-/// [0, num_experts) are out of range. Neither is counted, and both are routed to invalid_slot. This struct
-/// and eplb_slot_ids have no struct_size: they never grow.
+/// [0, num_experts) are out of range. Neither is counted, and both are routed to invalid_slot. The ids must
+/// not change until the call has returned, on a device until its kernel has run: slots would be wrong. This
+/// struct and eplb_slot_ids have no struct_size: they never grow.
 #[repr(C)]
 #[derive(Clone, Copy)]
 pub struct eplb_expert_ids {

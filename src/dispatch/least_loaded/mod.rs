@@ -114,7 +114,7 @@ impl LeastLoaded {
         self.assign(batch, tables);
     }
 
-    /// Begins a batch of `num_ids` valid ids, by its own counts or those of all ranks. Its parts are
+    /// Begins a batch of `num_ids` ids of valid tokens, by its own counts or those of all ranks. Its parts are
     /// [counted](LeastLoaded::count), unless there are counts of all ranks, it is [planned](LeastLoaded::plan), and its parts are
     /// [assigned](LeastLoaded::assign) in the same order.
     pub fn begin(&mut self, num_ids: usize, is_own: bool) {
@@ -140,7 +140,7 @@ impl LeastLoaded {
         }
     }
 
-    /// Plans the slots of a batch of `num_ids` valid ids.
+    /// Plans the slots of a batch of `num_ids` ids of valid tokens.
     pub fn plan(
         &mut self,
         num_ids: usize,
@@ -348,6 +348,37 @@ mod tests {
                 rule.route(&mut Batch::in_place(&mut found), &tables, None::<&fn(usize) -> u64>);
                 other.route(&mut Batch::in_place(&mut expected), &tables, None::<&fn(usize) -> u64>);
                 prop_assert_eq!(found, expected);
+            }
+        }
+
+        /// Another thread may have changed the ids since they were counted, against the rules.
+        #[test]
+        fn other_ids_than_were_counted_get_a_slot_or_none(
+            (slots, num_experts, num_ranks, batches) in prop_oneof![a_case(1..10, 1..60, 6), a_case(100..300, 100..300, 4)],
+            seed in any::<u64>(),
+        ) {
+            let shape = Shape::new(num_experts, slots.len(), num_ranks).unwrap();
+            let tables = LayerTables::new(shape, &slots);
+            let rule = || LeastLoaded::new(shape, &tables, SplitPlan::new(shape, &tables), 0);
+            let (rule, other) = (rule(), LeastLoaded { lanes: None, ..rule() });
+            for mut rule in [rule, other] {
+                let mut state = seed;
+                // Also after others: what they left must not add up.
+                for mut ids in batches.iter().cycle().take(9).cloned() {
+                    rule.begin(ids.len(), true);
+                    rule.count(&ids);
+                    rule.plan(ids.len(), &tables, None::<&fn(usize) -> u64>);
+                    state = state.wrapping_mul(6_364_136_223_846_793_005).wrapping_add(1_442_695_040_888_963_407);
+                    // All the same, or some out of range.
+                    let same = (state >> 33) as i32 % (num_experts as i32 + 2);
+                    ids.iter_mut().step_by(1 + state as usize % 3).for_each(|id| *id = same);
+                    let routed = std::panic::catch_unwind(std::panic::AssertUnwindSafe(|| {
+                        rule.assign(&mut Batch::in_place(&mut ids), &tables);
+                    }));
+                    // An error is as good: the C interface makes one of a panic.
+                    let is_slot = |slot: &i32| (-1..=slots.len() as i32).contains(slot);
+                    prop_assert!(routed.is_err() || ids.iter().all(is_slot), "{ids:?}");
+                }
             }
         }
 

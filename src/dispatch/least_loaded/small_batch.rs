@@ -25,6 +25,10 @@ pub struct SmallBatch {
     holder_slots: Vec<u32>,
     /// The places of experts with [`SEVERAL`] slots on a rank.
     several: Vec<u32>,
+    /// Whether every expert's tokens were laid out.
+    are_all: bool,
+    /// How many more ids may be routed.
+    num_left: usize,
     avx2: Option<Avx2>,
 }
 
@@ -46,7 +50,9 @@ impl Slots {
     fn new(others: &[u32]) -> Self {
         // The first of tokens is at the start of a page: a store to two pages takes long.
         const PAGE: usize = 4096;
-        let mut slots = vec![0; PAGE / size_of::<u32>() + TOKENS + others.len()];
+        // With room for twice as many tokens: see `SmallBatch::route_part`.
+        let len = usize::max(TOKENS + others.len(), 2 * MAX_IDS);
+        let mut slots = vec![0; PAGE / size_of::<u32>() + len];
         let start = slots.as_ptr().align_offset(PAGE).min(PAGE / size_of::<u32>());
         slots[start + TOKENS..][..others.len()].copy_from_slice(others);
         Slots { slots, start }
@@ -78,6 +84,11 @@ impl SmallBatch {
             1 => tables.replica_slots[holder.first as usize],
             _ => SEVERAL,
         };
+        assert_eq!(
+            plan.experts.len(),
+            tables.replicated().count(),
+            "all experts with several slots are laid out"
+        );
         let has_several = |&place: &u32| {
             let holders = &plan.holders[plan.range_of(place as usize)];
             holders.iter().any(|holder| holder.size > 1)
@@ -87,6 +98,8 @@ impl SmallBatch {
             next: (TOKENS as u32..).zip(steps).map(|(index, step)| Next { index, step }).collect(),
             holder_slots: plan.holders.iter().map(slot_of).collect(),
             several: (0..plan.experts.len() as u32).filter(has_several).collect(),
+            are_all: false,
+            num_left: 0,
             avx2: Avx2::new(),
         }
     }
@@ -104,6 +117,7 @@ impl SmallBatch {
         totals: &[u32],
         num_ids: usize,
     ) {
+        (self.are_all, self.num_left) = (true, MAX_IDS);
         // SAFETY: the caller's promise.
         unsafe {
             match self.avx2 {
@@ -165,6 +179,7 @@ impl SmallBatch {
     /// # Safety
     /// The quotas of their holders are not negative, and add up to at most [`MAX_IDS`].
     pub unsafe fn lay_out(&mut self, plan: &SplitPlan, tables: &LayerTables, places: &[u32], quotas: &[i32]) {
+        (self.are_all, self.num_left) = (false, MAX_IDS);
         let Self { slots, next, holder_slots, .. } = self;
         let (tokens, mut end) = (slots.of_tokens(), 0);
         for &place in places {
@@ -179,17 +194,33 @@ impl SmallBatch {
     }
 
     /// Writes the next slots of a batch: of ids that were laid out.
-    // The ids are read again, and a caller's mistake may have changed them. So neither index is taken for granted.
+    pub fn route<I: Id>(&mut self, part: &mut Batch<I>) {
+        self.num_left = self.num_left.checked_sub(part.len()).expect("a small batch has no more ids");
+        match self.are_all {
+            true => self.route_part::<I, true>(part),
+            false => self.route_part::<I, false>(part),
+        }
+    }
+
+    /// With `ARE_ALL`, all experts were laid out.
+    ///
+    /// The ids are read again. Where another thread changes them meanwhile, against the rules, slots are wrong, but memory is not.
     // Inlined, the loop would take two more instructions an id.
     #[inline(never)]
-    pub fn route<I: Id>(&mut self, part: &mut Batch<I>) {
+    fn route_part<I: Id, const ARE_ALL: bool>(&mut self, part: &mut Batch<I>) {
         let Self { slots, next, .. } = self;
         let (slots, next) = (slots.get(), &mut next[..]);
         let num_experts = next.len() - 1;
+        assert!(slots.len() >= 2 * MAX_IDS);
         part.route_by_four(|id| {
             // SAFETY: at most the last one.
             let Next { index, step } = unsafe { next.get_unchecked_mut(id.bin(num_experts)) };
-            let slot = slots[*index as usize];
+            let slot = match ARE_ALL {
+                // SAFETY: tokens began at `MAX_IDS` at most, and since then, as many ids were routed at most. Other indexes do
+                // not change.
+                true => unsafe { *slots.get_unchecked(*index as usize) },
+                false => slots[*index as usize],
+            };
             *index += *step;
             slot
         });
