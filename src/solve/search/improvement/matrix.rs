@@ -71,7 +71,7 @@ impl Matrix {
         }
     }
 
-    /// Takes the best of all gains, of which the largest is `most`.
+    /// Takes the best allowed gain. `most` is the largest.
     #[inline(always)]
     fn take_best<V: Vector>(
         &self,

@@ -127,10 +127,8 @@ impl LayerCosts {
         self.loads.resize(num_samples * self.expert_lanes, 0.0);
         refill(&mut self.rank_loads, num_samples * self.rank_lanes, 0.0);
         refill(&mut self.costs, self.rank_lanes, 0.0);
-        for numbers in [&mut self.removed, &mut self.without, &mut self.rank_costs] {
-            numbers.resize(num_cells, 0.0);
-        }
-        for numbers in [&mut self.thinner, &mut self.thicker] {
+        let LayerCosts { removed, without, rank_costs, thinner, thicker, .. } = self;
+        for numbers in [removed, without, rank_costs, thinner, thicker] {
             numbers.resize(num_cells, 0.0);
         }
         // The clock runs on, so what was computed before is old.
