@@ -219,6 +219,35 @@ TYPED_TEST(DispatchRulesOf, LeastLoadedMatchesTheReferenceInAnyNumberOfBlocks) {
     }
 }
 
+TYPED_TEST(DispatchRulesOf, LeastLoadedSweepsLessWhereRingsShareNoRank) {
+    using Id = TypeParam;
+    // Expert 0 is on the first half of the ranks. The second half holds one of the last rank, or one of rank
+    // 0.
+    for (const uint32_t ranks : {8u, 24u}) {
+        for (const bool meet : {false, true}) {
+            layer_placement layer = {3 * ranks, ranks, {}};
+            const int32_t other = meet ? 1 : static_cast<int32_t>(layer.num_experts - 1);
+            for (uint32_t rank = 0; rank < ranks; rank++) {
+                const auto first = static_cast<int32_t>(3 * rank);
+                layer.experts.insert(layer.experts.end(),
+                                     {first, first + 1, first + 2, rank < ranks / 2 ? 0 : other});
+            }
+            const auto dispatch =
+                eplb::dispatch::create(placement_of(layer), a_config(layer, EPLB_RULE_LEAST_LOADED));
+            routing source(layer.num_experts, 1, ranks);
+            for (const size_t size : {size_t(60), size_t(400), size_t(3000)}) {
+                auto ids = source.ids<Id>(size);
+                // Enough tokens for the rings to even out any load.
+                for (size_t i = 0; i < ids.size(); i += 3) {
+                    ids[i] = i % 2 == 0 ? 0 : other;
+                }
+                EXPECT_EQ(routed(dispatch, ids, 1), least_loaded(layer, ids, ids.size()))
+                    << ranks << " ranks, " << size << " ids";
+            }
+        }
+    }
+}
+
 TEST(DispatchRules, LeastLoadedSumsRankCountsBeyond32Bits) {
     const auto layer = a_placement(24, 4, 3, 9);
     const auto placement = placement_of(layer);

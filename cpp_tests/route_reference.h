@@ -148,6 +148,21 @@ edge_steps(const std::map<uint32_t, std::vector<uint32_t>> &ranks) {
     return steps;
 }
 
+/// The sweeps of least loaded over the edges of `ranks` for the tokens of one rank.
+inline uint32_t own_sweeps(const std::map<uint32_t, std::vector<uint32_t>> &ranks) {
+    size_t edges = 0, holders = 0;
+    std::set<uint32_t> held_by_any;
+    for (const auto &[expert, held_by] : ranks) {
+        edges += held_by.size() == 2 ? 1 : held_by.size();
+        holders += held_by.size();
+        held_by_any.insert(held_by.begin(), held_by.end());
+    }
+    if (edges >= 256) {
+        return 1;
+    }
+    return edges >= 64 || held_by_any.size() == holders ? 2 : 4;
+}
+
 /// The quotas of least loaded: how many tokens of each expert each of its ranks serves. `is_own` tells that
 /// the totals are of one rank.
 inline std::vector<std::map<uint32_t, uint64_t>>
@@ -182,12 +197,8 @@ least_loaded_quotas(const layer_placement &layer, const std::vector<uint64_t> &t
         }
     }
     const auto steps = edge_steps(ranks);
-    size_t edges = 0;
-    for (const auto &step : steps) {
-        edges += step.size();
-    }
-    const int sweeps = (edges < 64 ? 4 : edges < 256 ? 2 : 1) * (is_own ? 1 : 2);
-    for (int sweep = 0; sweep < sweeps; sweep++) {
+    const uint32_t sweeps = own_sweeps(ranks) * (is_own ? 1 : 2);
+    for (uint32_t sweep = 0; sweep < sweeps; sweep++) {
         for (const auto &step : steps) {
             for (const auto &[expert, x, y] : step) {
                 int64_t &one = units[expert][x], &other = units[expert][y];

@@ -109,9 +109,7 @@ struct layer_memory {
         }
         row_start.push_back(static_cast<uint32_t>(edges.size() / 4));
         sizes = {static_cast<uint32_t>(holder_rank.size()), static_cast<uint32_t>(row_start.size() - 1),
-                 edges.size() / 4 < 64    ? 4u
-                 : edges.size() / 4 < 256 ? 2u
-                                          : 1u};
+                 own_sweeps(ranks)};
         memory.assign(memory_words(layer) / 2 + 1, 77);
     }
 

@@ -106,7 +106,7 @@ impl SplitPlan {
         plan.set_residents(num_ranks);
         let rings = (0..plan.num_split).flat_map(|place| plan.ring(place, num_ranks));
         plan.steps = Steps::new(rings, num_ranks);
-        plan.sweeps = sweeps_of(plan.steps.edges.len());
+        plan.sweeps = plan.num_sweeps();
         // An edge is at the first of its holders that is not yet taken by the edge before: x for (x, x + 1).
         plan.edges = vec![0; plan.holders.len()];
         for (index, edge) in (0..).zip(&plan.steps.edges) {
@@ -141,6 +141,20 @@ impl SplitPlan {
                 loads: holders.map(|holder| self.holders[holder].rank),
             }
         })
+    }
+
+    /// The sweeps for one rank's tokens. Where many edges meet, few sweeps even out as much, and where each rank is in one ring at
+    /// most, as well. Those of all ranks have twice as many.
+    fn num_sweeps(&self) -> u32 {
+        let mut taken = vec![false; self.num_ranks()];
+        let of_split = &self.holder_ranks[..self.holder_start[self.num_split] as usize];
+        let meet = of_split.iter().any(|&rank| std::mem::replace(&mut taken[rank as usize], true));
+        match self.steps.edges.len() {
+            256.. => 1,
+            64.. => 2,
+            _ if meet => 4,
+            _ => 2,
+        }
     }
 
     /// The edges of the expert at a place, as indexes in the steps' edges.
@@ -204,15 +218,6 @@ impl SplitPlan {
     }
 }
 
-/// The sweeps for one rank's tokens. Where many edges meet, few sweeps even out as much. Those of all ranks have twice as many.
-fn sweeps_of(num_edges: usize) -> u32 {
-    match num_edges {
-        ..64 => 4,
-        64..256 => 2,
-        _ => 1,
-    }
-}
-
 /// Which holders get the odd units, by the sum of each expert times its tokens. So batches that are alike, those of several ranks,
 /// do not give theirs to the same ranks.
 pub fn mix_of(sum: u32) -> u32 {
@@ -248,6 +253,28 @@ mod tests {
         assert_eq!(plan.steps.starts, [0, 1, 2, 3, 4]);
         assert_eq!((plan.edges_of(0), plan.edges_of(1)), (&[0, 1, 2][..], &[3][..]));
         assert!(plan.edges_of(2).is_empty());
+    }
+
+    #[test]
+    fn sweeps_are_fewer_with_many_edges_and_where_rings_share_no_rank() {
+        // The slots of each rank.
+        let sweeps = |ranks: &[&[u32]]| {
+            let slots = ranks.concat();
+            let num_experts = slots.iter().max().unwrap() + 1;
+            let shape = Shape::new(num_experts as usize, slots.len(), ranks.len()).unwrap();
+            SplitPlan::new(shape, &LayerTables::new(shape, &slots)).sweeps
+        };
+        assert_eq!(sweeps(&[&[0, 1, 2], &[0, 1, 3]]), 4);
+        assert_eq!(sweeps(&[&[0, 2, 2], &[0, 3, 3], &[1, 4, 5], &[1, 6, 7]]), 2);
+        // Each rank holds these experts: as many rings as experts, of as many edges as ranks.
+        let (few, some, many) = ([0, 1, 2], [0, 1, 2, 3], [0, 1, 2, 3, 4, 5, 6, 7]);
+        assert_eq!(sweeps(&[&few[..]; 21]), 4);
+        assert_eq!(sweeps(&[&some[..]; 16]), 2);
+        assert_eq!(sweeps(&[&some[..]; 63]), 2);
+        assert_eq!(sweeps(&[&many[..]; 32]), 1);
+        // A ring of 255 edges and one of 256.
+        assert_eq!(sweeps(&[&[0][..]; 255]), 2);
+        assert_eq!(sweeps(&[&[0][..]; 256]), 1);
     }
 
     #[test]
