@@ -65,7 +65,7 @@ inline engine_run mpi(int ranks = 8) {
     // As root and with more ranks than cores, as in CI.
     run.environment = {"OMPI_ALLOW_RUN_AS_ROOT=1", "OMPI_ALLOW_RUN_AS_ROOT_CONFIRM=1",
                        "OMPI_MCA_rmaps_base_oversubscribe=1", "OMPI_MCA_mpi_yield_when_idle=1"};
-    run.program = {"mpirun", "-n", std::to_string(ranks), MOE_ENGINE, "--transport", "mpi"};
+    run.program = {MPIRUN, std::to_string(ranks), MOE_ENGINE, "--transport", "mpi"};
     return run;
 }
 

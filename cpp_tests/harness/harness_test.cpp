@@ -298,11 +298,34 @@ TEST_F(FullFlow, RanksWithDifferentConfigurationsAreRefused) {
     engine_run differing = mpi().with({"--questions", "0-8"});
     const std::string each_its_own =
         "exec \"$0\" \"$@\" --moe_load_balancer " + path("differ") + "/$OMPI_COMM_WORLD_RANK.yaml";
-    differing.program = {"mpirun", "-n", "8", "sh", "-c", each_its_own, MOE_ENGINE, "--transport", "mpi"};
+    differing.program = {MPIRUN, "8", "sh", "-c", each_its_own, MOE_ENGINE, "--transport", "mpi"};
     const outcome outcome = differing.try_out();
     EXPECT_NE(outcome.status, 0);
     EXPECT_NE(outcome.output.find("the ranks have loaded different configuration files"), std::string::npos)
         << outcome.output;
+}
+
+TEST_F(FullFlow, MpirunThatOutlivesItsRanksIsKilled) {
+    const std::string folder = path("outlives");
+    std::filesystem::create_directories(folder);
+    // Starts the ranks and stays.
+    std::ofstream(folder + "/mpirun") << "#!/bin/sh\n"
+                                         "ranks=$2 rank=0\n"
+                                         "shift 2\n"
+                                         "while [ $rank -lt $ranks ]; do\n"
+                                         "    OMPI_COMM_WORLD_RANK=$rank \"$@\" &\n"
+                                         "    rank=$((rank + 1))\n"
+                                         "done\n"
+                                         "exec sleep 600\n";
+    std::filesystem::permissions(folder + "/mpirun", std::filesystem::perms::owner_all);
+    const std::vector<std::string> environment = {"MPIRUN_PATIENCE=1",
+                                                  "PATH=" + folder + ":" + std::getenv("PATH")};
+    for (const auto &[rank_main, fails] : {std::pair{"echo done", false}, {"echo done; exit 3", true}}) {
+        const outcome outcome = run(environment, {MPIRUN, "3", "sh", "-c", rank_main});
+        EXPECT_EQ(outcome.status != 0, fails) << outcome.output;
+        EXPECT_NE(outcome.output.find("done\ndone\ndone\n"), std::string::npos) << outcome.output;
+        EXPECT_NE(outcome.output.find("mpirun did not end"), std::string::npos) << outcome.output;
+    }
 }
 
 // ---- With the ids on a CUDA device ----
