@@ -247,7 +247,8 @@ mod tests {
     use super::super::lanes::ALL_VECTORS;
     use super::super::measure::Measure;
     use super::*;
-    use crate::placement::Shape;
+    use crate::placement::{NO_EXPERT, Shape, held_slots};
+    use crate::solve::pinned::Pins;
 
     /// Places experts of loads 1 / 1, 1 / 2 and so on in order, the first ones twice.
     fn placed(num_experts: usize, num_slots: usize, num_ranks: usize) -> State {
@@ -282,6 +283,89 @@ mod tests {
             after.swap(exchange.pairs());
             let both = [state.rank_of(one), state.rank_of(other)].map(|rank| after.rank_loads(rank)[0]);
             assert!((both[0].max(both[1]) - reached).abs() < 1e-12);
+        }
+    }
+
+    /// The least that the larger load of the two ranks of an exchange can be: every rank's pairs of slots are tried.
+    /// A rank takes no expert that it holds, and gives no expert of `pinned`.
+    fn least_of_all_exchanges(state: &State, hottest: usize, pinned: &[Vec<u32>]) -> f64 {
+        let experts = |rank: usize| state.slots()[state.slots_of(rank)].to_vec();
+        let sets = |rank: usize| {
+            let held = experts(rank);
+            let pairs = (0..held.len()).flat_map(|a| (a..held.len()).map(move |b| (a, b)));
+            let free = |expert: &u32| !pinned[rank].contains(expert);
+            let set = |(a, b): (usize, usize)| if a == b { vec![held[a]] } else { vec![held[a], held[b]] };
+            pairs.map(set).filter(|set| set.iter().all(free)).collect::<Vec<_>>()
+        };
+        let load = |set: &[u32]| set.iter().map(|&expert| state.replica_loads(expert)[0]).sum::<f64>();
+        let all = load(&experts(hottest));
+        let mut least = f64::INFINITY;
+        for other in (0..state.num_ranks()).filter(|&other| other != hottest) {
+            let (held, other_held) = (experts(hottest), experts(other));
+            let other_all = load(&other_held);
+            for given in sets(hottest).iter().filter(|set| set.iter().all(|one| !other_held.contains(one))) {
+                let is_taken =
+                    |set: &&Vec<u32>| set.len() == given.len() && set.iter().all(|one| !held.contains(one));
+                for taken in sets(other).iter().filter(is_taken) {
+                    let moved = load(given) - load(taken);
+                    least = least.min((all - moved).max(other_all + moved));
+                }
+            }
+        }
+        least
+    }
+
+    #[test]
+    fn best_exchange_is_the_best_of_all_with_unequal_ranks_and_pins() {
+        let shapes = [(6, 5), (17, 4), (33, 3), (40, 5), (9, 1)];
+        for ((num_ranks, width), seed) in
+            shapes.into_iter().flat_map(|shape| (1..=20u64).map(move |seed| (shape, seed)))
+        {
+            let mut random = seed * 7_919;
+            let mut next = |below: usize| {
+                random = (random * 16_807) % 2_147_483_647;
+                random as usize % below
+            };
+            let rank_num_slots: Vec<u32> = (0..num_ranks)
+                .map(|rank| if rank % 3 == 0 { 1 + next(width) } else { width } as u32)
+                .collect();
+            let num_slots: u32 = rank_num_slots.iter().sum();
+            let num_experts = num_slots as usize - num_ranks / 3;
+            let shape = Shape::new(num_experts, num_ranks * width, num_ranks).unwrap();
+            let loads: Vec<f64> = (0..num_experts).map(|_| (1 + next(1_000)) as f64).collect();
+            let mut counts = vec![1; num_experts];
+            counts[..num_slots as usize - num_experts].fill(2);
+            let mut slots = vec![NO_EXPERT; num_ranks * width];
+            let mut pins = slots.clone();
+            let mut expert = 0;
+            for rank in 0..num_ranks {
+                for slot in rank * width..rank * width + rank_num_slots[rank] as usize {
+                    slots[slot] = (expert % num_experts) as u32;
+                    expert += 1;
+                    if next(4) == 0 {
+                        pins[slot] = slots[slot];
+                    }
+                }
+            }
+            let pinned: Vec<Vec<u32>> =
+                pins.chunks_exact(width).map(|pins| held_slots(pins).map(|(_, pin)| pin).collect()).collect();
+            let pins = Arc::new(Pins::new(shape, &pins));
+            let mean = Arc::new(Measure::Mean);
+            let mut state = State::new(loads, mean, counts, shape, Some(&rank_num_slots), Some(pins));
+            slots.iter().enumerate().for_each(|(slot, &expert)| state.place(slot, expert));
+            state.update_all();
+            for vectors in ALL_VECTORS.iter().copied().filter(|vectors| vectors.is_present()) {
+                let mut columns = Columns { vectors, ..Columns::new(&state) };
+                for &hottest in state.order().iter().rev().take(3) {
+                    let expected = least_of_all_exchanges(&state, hottest as usize, &pinned);
+                    let found = columns.best_exchange(&state, hottest as usize, f64::INFINITY);
+                    let reached = found.map_or(f64::INFINITY, |(reached, _)| reached);
+                    assert!(
+                        reached == expected || (reached - expected).abs() < 1e-9 * expected,
+                        "{num_ranks} ranks of {width} slots, seed {seed}, rank {hottest}: {reached}, not {expected}"
+                    );
+                }
+            }
         }
     }
 
