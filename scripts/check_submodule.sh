@@ -30,6 +30,15 @@ chmod -R a-w "$source"
 listed() { (cd "$source" && find . -printf '%p %y %s %T@\n' | sort); }
 listed >"$work/before.txt"
 
+# A build for another machine must name it.
+if cmake -S "$work/engine" -B "$work/cross" -DCMAKE_SYSTEM_NAME=Linux >"$work/cross.log" 2>&1 ||
+    ! grep -q EPLB_CARGO_TARGET "$work/cross.log"; then
+    cat "$work/cross.log" >&2
+    echo "a cross build without EPLB_CARGO_TARGET is not refused" >&2
+    exit 1
+fi
+rm -r "$work/cross"
+
 # check_reproducible.sh compares the output with that of `make build`, so features and program are the same. Ninja reuses cargo's
 # output of the first build.
 built=$work/make/eplb/target
