@@ -338,8 +338,8 @@ mod tests {
             let mut slots = vec![NO_EXPERT; num_ranks * width];
             let mut pins = slots.clone();
             let mut expert = 0;
-            for rank in 0..num_ranks {
-                for slot in rank * width..rank * width + rank_num_slots[rank] as usize {
+            for (rank, &held) in rank_num_slots.iter().enumerate() {
+                for slot in rank * width..rank * width + held as usize {
                     slots[slot] = (expert % num_experts) as u32;
                     expert += 1;
                     if next(4) == 0 {
