@@ -99,7 +99,7 @@ def counts(**options):
 
 off = [counts(k=2, top2_2nd_expert_sampling=False) for _ in range(2)]
 on = [counts(k=2) for _ in range(2)]
-print("VERSION deepspeed 0.19.8 numpy", np.__version__, "default top2_2nd_expert_sampling", defaults["top2_2nd_expert_sampling"])
+print("VERSION deepspeed 0.19.8 numpy", np.__version__, "sampling by default:", defaults["top2_2nd_expert_sampling"])
 print("GUESS   tokens of expert 63 in two eval passes: %d and %d, others 64 each" % (TOKENS, TOKENS))
 print("SEEN    without sampling: %d and %d, others %d to %d" % (off[0][63], off[1][63], off[0][:63].min(), off[0][:63].max()))
 print("SEEN    by default:       %d and %d, others %d to %d" % (on[0][63], on[1][63], on[0][:63].min(), on[0][:63].max()))
