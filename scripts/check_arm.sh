@@ -40,8 +40,10 @@ there() {
 there --skip plans_are_the_same_in_every_process
 plans=live::planning_tests::plans_are_the_same_in_every_process_with_any_threads_and_instructions
 export EPLB_TEST_THREADS=1
-of_arm=$(there $plans --exact --nocapture | grep '^plans ')
-of_this=$(cargo test --quiet --locked --features cli --lib -- $plans --exact --nocapture | grep '^plans ')
+there $plans --exact --nocapture >"$build/plans_of_arm"
+cargo test --quiet --locked --features cli --lib -- $plans --exact --nocapture >"$build/plans_of_this"
+of_arm=$(grep '^plans ' "$build/plans_of_arm")
+of_this=$(grep '^plans ' "$build/plans_of_this")
 if [ "$of_arm" != "$of_this" ]; then
     echo "$of_arm on 64-bit Arm, $of_this here" >&2
     exit 1

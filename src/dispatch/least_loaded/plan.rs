@@ -143,8 +143,8 @@ impl SplitPlan {
         })
     }
 
-    /// The sweeps for one rank's tokens. Where many edges meet, few sweeps even out as much, and where each rank is in one ring at
-    /// most, as well. Those of all ranks have twice as many.
+    /// The sweeps for one rank's tokens: fewer with many edges, and if no rank has edges of two experts. With the counts of all ranks,
+    /// twice as many.
     fn num_sweeps(&self) -> u32 {
         let mut taken = vec![false; self.num_ranks()];
         let of_split = &self.holder_ranks[..self.holder_start[self.num_split] as usize];
